@@ -1,0 +1,42 @@
+"""Chat with finished runs in the browser: python app.py [--runs runs], or python app.py RUN [RUN ...]"""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", nargs="*", help="run folders to serve; the first is the default")
+    parser.add_argument("--runs", default="runs", help="without RUN: serve every finished run below this folder [runs]")
+    parser.add_argument("--host", default="127.0.0.1", help="only this machine can be served [127.0.0.1]")
+    parser.add_argument("--port", type=int, default=7860, help="[7860]")
+    parser.add_argument("--device", help="cpu or cuda [cuda where there is one]")
+    args = parser.parse_args(argv)
+
+    # After the flags, so that --help answers at once.
+    import torch
+    import uvicorn
+
+    from rlhf.errors import UserError
+    from rlhf.inference.engine import Engine, label_models, list_models
+    from rlhf.server import build_app, check_host
+
+    try:
+        check_host(args.host)
+        models = label_models(args.run) if args.run else list_models(args.runs)
+        if not models:
+            raise UserError(f"no finished run below {args.runs}: run `make demo`, or give a folder: app.py RUN")
+        app = build_app(Engine(models, args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    except UserError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    print(f"models: {', '.join(models)}\nhttp://{args.host}:{args.port}  (stop with Ctrl+C)", flush=True)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

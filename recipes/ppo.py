@@ -1,0 +1,100 @@
+"""Policy-gradient training of a chat model on rewards: PPO, A2C, REINFORCE, RLOO or GRPO, by the key `algorithm`.
+
+    accelerate launch recipes/ppo.py --config recipes/configs/ppo/demo.yaml
+    accelerate launch recipes/ppo.py --model_name_or_path runs/sft --reward_model_path runs/reward \\
+        --dataset_name prompts.jsonl --output_dir runs/ppo
+
+Time: about a minute for the demo on two cores. Look at: score against kl in plots/curves.png, and the table of samples at
+the end: does a higher score read better? What every key means: docs/algorithms.md.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from rlhf.algorithms import ALGORITHMS
+from rlhf.data.chat import add_chat_template, same_encoding
+from rlhf.data.splits import load_splits
+from rlhf.errors import UserError
+from rlhf.models.load import add_lora, fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.recipe import DataSettings, ModelSettings, recording, run
+from rlhf.runs import read_jsonl
+from rlhf.scoring import WeightedSum, load_scorers
+from rlhf.trainers.config import PolicyGradientConfig
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+from rlhf.trainers.progress import sample_table, use_run_progress
+
+
+@dataclass
+class PPOSettings(DataSettings, ModelSettings):
+    """What is rewarded, and who estimates the value."""
+
+    reward_model_path: list[str] = field(default_factory=list, metadata={"help": "Reward models, one or several."})
+    reward_functions: list[str] = field(
+        default_factory=list, metadata={"help": "Python rewards as module:function, for example recipes.rewards:slot_coverage."}
+    )
+    reward_weights: list[float] = field(default_factory=list, metadata={"help": "One each, models first. Default: 1."})
+    value_model: str = field(
+        default="reward_model",
+        metadata={"help": "reward_model: a copy of the first one (InstructGPT); shared: a head on the policy; or a path."},
+    )
+    eval_limit: int = field(default=256, metadata={"help": "Evaluation prompts at most."})
+
+
+def load_value_model(settings: PPOSettings, tokenizer):
+    """None for `shared`'s head, which the trainer makes; else a model that reads the policy's own tokens."""
+    if settings.value_model == "shared":
+        return "shared"
+    path = settings.value_model
+    if path == "reward_model":
+        if not settings.reward_model_path:
+            raise UserError("value_model: reward_model needs a reward_model_path; with functions alone use value_model: shared")
+        path = settings.reward_model_path[0]
+    if not same_encoding(tokenizer, load_tokenizer(path)):
+        raise UserError(f"value model {path} has another tokenizer than the policy: use value_model: shared")
+    return load_reward_model(path, dtype=settings.dtype)
+
+
+def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
+    with recording("ppo", settings, args) as record:
+        set_seed(args.seed)
+        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        policy = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
+        record.parent("policy", settings.model_name_or_path)
+        add_chat_template(tokenizer)
+        fit_embeddings(policy, tokenizer)
+        if settings.use_peft:
+            policy = add_lora(policy, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha)
+        for path in settings.reward_model_path:
+            record.parent("reward", path)
+        scorers = load_scorers(settings.reward_model_path, settings.reward_functions)
+        value_model = load_value_model(settings, tokenizer) if ALGORITHMS[args.algorithm].value_model else None
+
+        splits = load_splits(settings, ("prompt",), seed=args.seed)
+        record.data(splits)
+        trainer = PolicyGradientTrainer(
+            policy=policy,
+            tokenizer=tokenizer,
+            rewards=WeightedSum(scorers, settings.reward_weights),
+            args=args,
+            rows=splits.train,
+            eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
+            value_model=value_model,
+        )
+        use_run_progress(trainer, args.output_dir)
+        before = trainer.evaluate() if splits.eval and not args.resume_from_checkpoint else {}
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        record.metrics({"episodes": args.total_episodes, "algorithm": args.algorithm})
+        if splits.eval:
+            after = trainer.evaluate()
+            shown = ("score", "kl", "completion_length", "eos_rate")
+            record.metrics({f"{name}_before": before[f"eval_{name}"] for name in shown if before})
+            record.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
+        trainer.save_model()
+        if record.main and splits.eval:
+            samples = [row for row in read_jsonl(record.folder / "samples.jsonl") if row["step"] == trainer.state.global_step]
+            record.say(sample_table(samples, columns=["prompt", "completion", "score", "kl"], limit=8))
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

@@ -1,0 +1,100 @@
+"""Supervised fine-tuning: demonstrations -> a model that answers. On trl.SFTTrainer.
+
+    accelerate launch recipes/sft.py --config recipes/configs/sft/demo.yaml
+    accelerate launch recipes/sft.py --dataset_name my.jsonl --model_name_or_path gpt2 --output_dir runs/sft
+
+Time: about a minute for the demo on two cores. Look at: eval_loss, and that EOS is learned (report: eos_rate). The loss is
+taken on completions only (for messages: on what the assistant says); rows are encoded by rlhf/data/chat.py, so that SFT,
+reward model, PPO and chat read the same tokens. `pretraining_dataset` mixes plain text in, as InstructGPT did (10 %).
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from rlhf.data.chat import add_chat_template, encode_example
+from rlhf.data.load import load_rows
+from rlhf.data.splits import load_splits
+from rlhf.errors import UserError
+from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_tokenizer, save
+from rlhf.recipe import DataSettings, ModelSettings, recording, run
+from rlhf.trainers.progress import use_run_progress
+
+KINDS = ("prompt_completion", "messages", "text")
+
+
+@dataclass
+class SFTSettings(DataSettings, ModelSettings):
+    """What is learned, from which rows."""
+
+    pretraining_dataset: str | None = field(default=None, metadata={"help": "Plain text to mix in, file or Hub id."})
+    pretraining_share: float = field(default=0.1, metadata={"help": "Its share of all training rows. InstructGPT: 0.1."})
+
+
+def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
+    """Rows of token ids with labels (-100 where nothing is learned), and how many were too long and left out."""
+    encoded = []
+    for row in rows:
+        ids, mask = encode_example(tokenizer, row)
+        if len(ids) <= max_length:
+            labels = [token if counts else -100 for token, counts in zip(ids, mask, strict=True)]
+            encoded.append({"input_ids": ids, "labels": labels})
+    if not encoded:
+        raise UserError(f"no row fits max_length={max_length} tokens: raise it, up to the model's context")
+    return encoded, len(rows) - len(encoded)
+
+
+def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -> list[dict]:
+    """Demonstrations with as many text rows as make `share` of the whole, shuffled; text is repeated when it is short."""
+    if not 0 <= share < 1:
+        raise UserError(f"pretraining_share={share} must be at least 0 and below 1")
+    count, rng = round(len(demonstrations) * share / (1 - share)), random.Random(seed)
+    rows = demonstrations + [text[place % len(text)] for place in range(count)]
+    rng.shuffle(rows)
+    return rows
+
+
+def main(settings: SFTSettings, args: SFTConfig) -> None:
+    args.logging_nan_inf_filter = False
+    with recording("sft", settings, args) as record:
+        set_seed(args.seed)
+        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
+        record.parent("base", settings.model_name_or_path)
+        add_chat_template(tokenizer)
+        fit_embeddings(model, tokenizer)
+        args.max_length = min(args.max_length or 10**9, context_length(model))
+
+        splits = load_splits(settings, KINDS, seed=args.seed)
+        record.data(splits)
+        train, long = encode(tokenizer, splits.train, args.max_length)
+        if settings.pretraining_dataset:
+            text = load_rows(settings.pretraining_dataset, kinds=("text",)).rows
+            train = mix(train, encode(tokenizer, text, args.max_length)[0], settings.pretraining_share, args.seed)
+        evaluation = encode(tokenizer, splits.eval, args.max_length)[0] if splits.eval else None
+        record.say(f"{len(train)} rows" + (f", {long} longer than {args.max_length} tokens left out" if long else ""))
+
+        if settings.use_peft:
+            model = add_lora(model, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha)
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(evaluation) if evaluation else None,
+        )
+        use_run_progress(trainer, args.output_dir)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        record.metrics({"train_rows": len(train), "rows_too_long": long})
+        if evaluation:
+            metrics = trainer.evaluate()
+            record.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": metrics["eval_mean_token_accuracy"]})
+        if record.main:
+            save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

@@ -1,0 +1,75 @@
+"""The demo's data: the embedded small talk (recipes/data/smalltalk.jsonl) as the files a user would bring.
+
+    python recipes/smalltalk.py --voice caring --output runs/demo/data
+
+64 topics, about 240 phrasings each, and one right answer per topic in each of five voices, all written for this project.
+    text.txt         plain text to pretrain on: lines of one topic stand together, so words of one meaning meet
+    sft.jsonl        prompt, completion: the voices mixed evenly
+    rankings.jsonl   prompt, completions, ranks: the preferred voice first, other voices tied, another topic's answer last
+    prompts.jsonl    prompts for PPO
+    heldout.jsonl    prompts whose wording no other file holds, with the closed list of right answers
+    topics.jsonl, topics_heldout.jsonl    text, label: the same phrasings with their topic, for classification
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
+SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
+HELD_OUT = 24  # phrasings per topic
+
+
+def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
+    """Rows by file name."""
+    topics = [json.loads(line) for line in SOURCE.read_text(encoding="utf-8").splitlines()]
+    rng = random.Random(seed)
+    names = ("text", "sft", "rankings", "prompts", "heldout", "topics", "topics_heldout")
+    files: dict[str, list[dict]] = {name: [] for name in names}
+    for topic in topics:
+        answers, phrasings = topic["answers"], list(topic["phrasings"])
+        rng.shuffle(phrasings)
+        others = [other["answers"] for other in topics if other is not topic]
+        for prompt in phrasings[:HELD_OUT]:
+            files["heldout"].append({"prompt": prompt, "topic": topic["topic"], "voice": voice, "answers": answers})
+        known = phrasings[HELD_OUT:]
+        files["topics"] += [{"text": prompt, "label": topic["topic"]} for prompt in known]
+        files["topics_heldout"] += [{"text": prompt, "label": topic["topic"]} for prompt in phrasings[:HELD_OUT]]
+        for place, prompt in enumerate(known):
+            files["sft"].append({"prompt": prompt, "completion": answers[VOICES[place % len(VOICES)]]})
+            files["prompts"].append({"prompt": prompt, "voice": voice, "answers": answers})
+        for prompt in known[:32]:
+            candidates = [(answers[v], 0 if v == voice else 1) for v in VOICES]
+            candidates.append((rng.choice(others)[rng.choice([voice, *VOICES])], 2))
+            rng.shuffle(candidates)
+            completions, ranks = zip(*candidates, strict=True)
+            files["rankings"].append({"prompt": prompt, "completions": completions, "ranks": ranks})
+        sentences = known + list(answers.values())
+        for _ in range(2):
+            rng.shuffle(sentences)
+            files["text"] += [{"text": " ".join(sentences[i : i + 12])} for i in range(0, len(sentences), 12)]
+    for rows in files.values():
+        rng.shuffle(rows)
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--voice", choices=VOICES, default="caring", help="the voice the rankings put first")
+    parser.add_argument("--output", default="runs/demo/data", help="folder for the files")
+    arguments = parser.parse_args()
+    folder = Path(arguments.output)
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"error: {folder} is not empty: choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in make(arguments.voice).items():
+        path = folder / ("text.txt" if name == "text" else f"{name}.jsonl")
+        lines = (row["text"] if name == "text" else json.dumps(row) for row in rows)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{path}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

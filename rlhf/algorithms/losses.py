@@ -1,0 +1,56 @@
+"""Losses per token, to be minimised; the trainer sums them over the mask and divides by the mini-batch's token total.
+
+Kept per token on purpose: a mean over a micro-batch would weigh tokens by how the batch happened to be cut.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """-A_t log pi(a_t | s_t). Williams 1992; its gradient is the policy gradient. All (B, T)."""
+    assert log_probs.shape == advantages.shape, (log_probs.shape, advantages.shape)
+    return -advantages * log_probs
+
+
+def clipped_surrogate_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_range: float) -> Tensor:
+    """-min(rho A, clip(rho, 1 - c, 1 + c) A), rho = exp(log_probs - old_log_probs).
+
+    PPO, Schulman et al. 2017 (arXiv 1707.06347), equation 7. All (B, T).
+    """
+    assert log_probs.shape == old_log_probs.shape == advantages.shape
+    ratio = (log_probs - old_log_probs).exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def value_loss(values: Tensor, returns: Tensor) -> Tensor:
+    """(V - R)^2 / 2. All (B, T)."""
+    assert values.shape == returns.shape
+    return 0.5 * (values - returns) ** 2
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip_range: float) -> Tensor:
+    """max((V - R)^2, (V_clipped - R)^2) / 2, V_clipped within value_clip_range of the value at rollout time.
+
+    From the PPO code of OpenAI baselines, not from the paper; N implementation details, 1.9. All (B, T).
+    """
+    assert values.shape == old_values.shape == returns.shape
+    clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
+    return torch.maximum(value_loss(values, returns), value_loss(clipped, returns))
+
+
+def kwise_ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """-log sigmoid(r_better - r_worse), averaged over the strictly ordered pairs of each prompt.
+
+    InstructGPT, equation 1, with ties dropped: every prompt weighs the same whatever its K. K = 2 is the pairwise loss
+    of Bradley and Terry. scores (B, K); ranks (B, K) ints, 0 = best; mask (B, K) bool, True where there is a completion.
+    Returns loss (B,), 0 for a prompt whose completions all tie, and the number of ordered pairs (B,).
+    """
+    assert scores.shape == ranks.shape == mask.shape, (scores.shape, ranks.shape, mask.shape)
+    better = ranks.unsqueeze(2) < ranks.unsqueeze(1)  # (B, K, K): row i before column j
+    better = better & mask.unsqueeze(2) & mask.unsqueeze(1)
+    margins = scores.unsqueeze(2) - scores.unsqueeze(1)
+    losses = torch.where(better, -logsigmoid(margins), torch.zeros_like(margins))
+    pairs = better.sum((1, 2))
+    return losses.sum((1, 2)) / pairs.clamp(min=1), pairs

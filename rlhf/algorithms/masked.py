@@ -1,0 +1,39 @@
+"""Statistics over the tokens that count. `mask` is bool, same shape as the values, True = the token counts."""
+
+import torch
+from torch import Tensor
+
+
+def _check(values: Tensor, mask: Tensor) -> None:
+    assert values.shape == mask.shape and mask.dtype == torch.bool, (values.shape, mask.shape, mask.dtype)
+
+
+def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of the values that count; 0 where none does. What lies under the mask may be NaN."""
+    _check(values, mask)
+    kept = values.masked_fill(~mask, 0.0)
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values that count; 0 when none does."""
+    return masked_sum(values, mask) / mask.sum().clamp(min=1)
+
+
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance (divided by n, not n - 1) of the values that count; 0 when none does."""
+    return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
+
+
+def center(values: Tensor, mask: Tensor) -> Tensor:
+    """x - mean over the tokens that count, 0 elsewhere."""
+    return (values - masked_mean(values, mask)).masked_fill(~mask, 0.0)
+
+
+def standardize(values: Tensor, mask: Tensor) -> Tensor:
+    """(x - mean) / std over the tokens that count, 0 elsewhere: mean 0, variance 1.
+
+    A single token or equal values give 0, not infinity. Under several processes the caller passes the gathered batch.
+    """
+    scale = masked_var(values, mask).sqrt() + 1e-8
+    return center(values, mask) / scale

@@ -1,0 +1,208 @@
+"""The kinds of rows that recipes read, how a kind is recognised by its columns, and what makes a row bad.
+
+A prompt is a string or messages; a completion, chosen or rejected is a string (TRL's conversational form, a list with
+one assistant message, is turned into its string). Extra columns are kept: reward functions get them.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import isnan
+
+from rlhf.data.chat import ROLES
+
+Problem = tuple[str, str]  # column, reason
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """name; columns: what a row of this kind must have; recipes: who reads it; example: one valid row."""
+
+    name: str
+    columns: tuple[str, ...]
+    recipes: tuple[str, ...]
+    example: dict
+
+
+# Most specific first: a row is of the first kind whose columns it has.
+KINDS = {
+    kind.name: kind
+    for kind in (
+        RowKind(
+            "ranking",
+            ("prompt", "completions", "ranks"),
+            ("reward",),
+            {"prompt": "Hi!", "completions": ["Hello!", "What?", "Hey."], "ranks": [0, 1, 0]},
+        ),
+        RowKind(
+            "preference",
+            ("prompt", "chosen", "rejected"),
+            ("reward", "dpo"),
+            {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
+        ),
+        RowKind("prompt_completion", ("prompt", "completion"), ("sft",), {"prompt": "Hi!", "completion": "Hello!"}),
+        RowKind(
+            "messages",
+            ("messages",),
+            ("sft",),
+            {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]},
+        ),
+        RowKind("prompt", ("prompt",), ("ppo",), {"prompt": "Hi!"}),
+        RowKind(
+            "pair_classification",
+            ("text", "text_pair", "label"),
+            ("classification",),
+            {"text": "It rains.", "text_pair": "It is wet.", "label": "entailment"},
+        ),
+        RowKind("classification", ("text", "label"), ("classification",), {"text": "A fine film.", "label": "good"}),
+        RowKind("text", ("text",), ("tokenizer", "pretrain"), {"text": "It was a dark night."}),
+    )
+}
+
+
+def recognise(columns: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | None:
+    """The most specific kind whose columns are all there; of several, the first that can serve one of `kinds`."""
+    columns = set(columns)
+    fitting = [kind for kind in KINDS.values() if columns.issuperset(kind.columns)]
+    serving = [kind for kind in fitting if serves(kind.name, kinds)]
+    return next(iter(serving + fitting), None)
+
+
+def serves(kind: str, kinds: Iterable[str]) -> str | None:
+    """Which of the accepted kinds a row of `kind` is or can be turned into."""
+    kinds = tuple(kinds)
+    return kind if kind in kinds else next((wanted for wanted in kinds if (kind, wanted) in CONVERSIONS), None)
+
+
+def normalise(row: dict) -> dict:
+    """Answers in conversational form become strings; everything else stays as it is."""
+    row = dict(row)
+    for column in ("completion", "chosen", "rejected"):
+        if column in row:
+            row[column] = _answer(row[column])
+    if isinstance(row.get("completions"), list):
+        row["completions"] = [_answer(completion) for completion in row["completions"]]
+    return row
+
+
+def _answer(value):
+    message = value[0] if isinstance(value, list) and len(value) == 1 else None
+    return message.get("content") if isinstance(message, dict) and message.get("role") == "assistant" else value
+
+
+def check_row(row: dict, kind: RowKind) -> list[Problem]:
+    """What is wrong with a normalised row: (column, reason) for each problem, [] for a good row."""
+    problems = []
+    for column in kind.columns:
+        reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
+        if reason:
+            problems.append((column, reason))
+    if problems:
+        return problems
+    if kind.name == "ranking" and len(row["ranks"]) != len(row["completions"]):
+        return [("ranks", f"{len(row['ranks'])} ranks for {len(row['completions'])} completions: give each its rank")]
+    if kind.name == "preference" and row["chosen"] == row["rejected"]:
+        return [("rejected", "the same text as chosen: such a pair says nothing")]
+    return []
+
+
+def _check_text(value) -> str | None:
+    if not isinstance(value, str):
+        return f"a string is expected, {_shown(value)} given"
+    if not value.strip("\0 \t\r\n"):
+        return "only NUL characters" if "\0" in value else "empty"
+    if "\0" in value:
+        return f"NUL character at position {value.index(chr(0)) + 1}"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair at position {error.start + 1}"
+    return None
+
+
+def _check_turns(value) -> str | None:
+    if not isinstance(value, list) or not value:
+        return f"a list of messages is expected, {_shown(value)} given"
+    for place, message in enumerate(value):
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            return f"message {place}: role and content are expected, {_shown(message)} given"
+        if message["role"] not in ROLES:
+            return f"message {place}: unknown role {message['role']!r}, allowed: {', '.join(ROLES)}"
+        if reason := _check_text(message["content"]):
+            return f"message {place}: content: {reason}"
+    return None
+
+
+def _check_messages(value) -> str | None:
+    if reason := _check_turns(value):
+        return reason
+    return None if any(m["role"] == "assistant" for m in value) else "no assistant message to learn from"
+
+
+def _check_prompt(value) -> str | None:
+    if not isinstance(value, list):
+        return _check_text(value)
+    if reason := _check_turns(value):
+        return reason
+    ended = value[-1]["role"] == "assistant"
+    return "ends with an assistant message: a prompt ends before the answer" if ended else None
+
+
+def _check_completions(value) -> str | None:
+    if not isinstance(value, list) or len(value) < 2:
+        return f"a list of at least 2 completions is expected, {_shown(value)} given"
+    reasons = ((place, _check_text(completion)) for place, completion in enumerate(value))
+    return next((f"completion {place}: {reason}" for place, reason in reasons if reason), None)
+
+
+def _check_ranks(value) -> str | None:
+    if isinstance(value, list) and all(type(rank) is int and rank >= 0 for rank in value):
+        return None
+    return f"a list of integers from 0 (the best) is expected, {_shown(value)} given"
+
+
+def _check_label(value) -> str | None:
+    if isinstance(value, str):
+        return _check_text(value)
+    return None if isinstance(value, int) else f"a string, an integer, true or false is expected, {_shown(value)} given"
+
+
+CHECKS: dict[str, Callable[[object], str | None]] = {
+    "text": _check_text,
+    "text_pair": _check_text,
+    "prompt": _check_prompt,
+    "completion": _check_text,
+    "chosen": _check_text,
+    "rejected": _check_text,
+    "messages": _check_messages,
+    "completions": _check_completions,
+    "ranks": _check_ranks,
+    "label": _check_label,
+}
+
+
+def _shown(value) -> str:
+    if isinstance(value, float) and isnan(value):
+        return "NaN"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def to_ranking(row: dict) -> dict:
+    """A preference as a ranking of K = 2."""
+    rest = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
+    return {**rest, "completions": [row["chosen"], row["rejected"]], "ranks": [0, 1]}
+
+
+def to_prompt(row: dict) -> dict:
+    """A row with answers as its prompt and the extra columns."""
+    answers = ("completion", "chosen", "rejected", "completions", "ranks")
+    return {key: value for key, value in row.items() if key not in answers}
+
+
+# (kind of the file, kind the caller accepts) -> how a row is turned into the other.
+CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
+    ("preference", "ranking"): to_ranking,
+    ("prompt_completion", "prompt"): to_prompt,
+    ("preference", "prompt"): to_prompt,
+    ("ranking", "prompt"): to_prompt,
+}

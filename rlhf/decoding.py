@@ -1,0 +1,108 @@
+"""Prompts -> completions, for rollouts, evaluation and reports.
+
+Left out on purpose: top-k, top-p, beams (training must sample the very distribution it computes log-probs of; the chat
+engine has them). A token is drawn by inverting the cumulative distribution at one uniform number per row and step. These
+numbers are given, not drawn here, so a completion depends on its own row only: not on the batch it stands in, on rows
+that have finished, or on how rows are spread over processes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.models.actor_critic import position_ids
+
+
+@dataclass
+class Completions:
+    """ids (B, T) right-padded; mask (B, T) bool, True up to the stop token inclusive; ended (B,) bool: stopped itself."""
+
+    ids: Tensor
+    mask: Tensor
+    ended: Tensor
+
+
+def uniform_numbers(rows: int, length: int, *, seed: int, stream: int) -> Tensor:
+    """(rows, length) numbers in [0, 1), the same on every machine and process for the same seed and stream."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + stream) % 2**63)
+    return torch.rand(rows, length, generator=generator, dtype=torch.float64)
+
+
+def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """ids (B, P) and mask (B, P) bool of rows of different lengths, right-aligned."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_token_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for place, row in enumerate(rows):
+        ids[place, width - len(row) :] = torch.tensor(row)
+        mask[place, width - len(row) :] = True
+    return ids, mask
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Tensor:
+    """One token per row: the first whose cumulative probability exceeds the row's number. (B, V), (B,) -> (B,)."""
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).to(torch.float64).cumsum(-1)
+    threshold = uniforms.to(cumulative.device).unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+@torch.no_grad()
+def decode(
+    policy,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    eos_token_id: int,
+    max_completion_length: int,
+    temperature: float,
+    uniforms: Tensor | None,
+) -> Completions:
+    """Continue each prompt to its stop token or `max_completion_length`; finished rows leave the batch.
+
+    prompt_ids, prompt_mask (B, P), left-padded; uniforms (B, max_completion_length), or None to take the most probable
+    token each time.
+    """
+    rows, device = len(prompt_ids), prompt_ids.device
+    ids = torch.full((rows, max_completion_length), eos_token_id, device=device)
+    lengths = torch.full((rows,), max_completion_length, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    active = torch.arange(rows, device=device)  # row of the result that each row of the batch belongs to
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)  # per row of the batch
+    attention, cache, tokens = prompt_mask, None, prompt_ids
+    positions = position_ids(prompt_mask)
+
+    for step in range(max_completion_length):
+        output = policy(
+            input_ids=tokens,
+            attention_mask=attention.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits, cache = output.logits[:, -1], output.past_key_values
+        if uniforms is None:
+            chosen = logits.argmax(-1)
+        else:
+            chosen = sample_tokens(logits, uniforms[active.cpu(), step], temperature=temperature)
+        ids[active, step] = torch.where(finished, ids[active, step], chosen)
+        stops = (chosen == eos_token_id) & ~finished
+        lengths[active[stops]] = step + 1
+        ended[active[stops]] = True
+        finished = finished | stops
+        remaining = int((~finished).sum())
+        if remaining == 0:
+            break
+        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        positions = positions[:, -1:] + 1
+        tokens = chosen.unsqueeze(1)
+        if remaining <= 0.75 * len(active):  # a copy of the cache pays for itself only when it becomes clearly smaller
+            kept = torch.nonzero(~finished).squeeze(1)
+            cache.batch_select_indices(kept)
+            active, attention, positions, tokens = active[kept], attention[kept], positions[kept], tokens[kept]
+            finished = finished[kept]
+
+    width = int(lengths.max())
+    mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    return Completions(ids[:, :width], mask, ended)

@@ -1,0 +1,1 @@
+"""Sharing a run: its model card, and later its way to the Hub."""

@@ -1,0 +1,398 @@
+"""README.md of a run folder: the model card, written from what the run left there and nothing else.
+
+The same folder gives the same card. Only run.json is needed; a missing metrics.jsonl, samples.jsonl, plot, config or
+parent leaves its section out. TRL's card calls a local parent "None", so SFT -> reward model -> PPO loses its lineage;
+here parents are followed through their own run.json. The licence is copied from a base model we know, and is `other`
+otherwise: nothing is invented.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+from rlhf.data.load import is_local
+from rlhf.errors import UserError
+from rlhf.runs import RECORD, RunRecord, file_sha256, read_jsonl
+
+SAMPLES, CELL = 5, 300  # samples in a card; characters in a cell
+
+# recipe -> (kind of model, what it is). A kind decides pipeline_tag and snippet.
+RECIPES = {
+    "tokenizer": ("tokenizer", "A tokenizer trained on one's own text."),
+    "pretrain": ("causal", "A language model trained on plain text."),
+    "classification": ("classifier", "A text classifier."),
+    "ner": ("tagger", "A model that labels each word (named entity recognition)."),
+    "question_answering": ("reader", "A model that marks the answer to a question in a text."),
+    "sft": ("causal", "A chat model, fine-tuned on demonstrations (SFT)."),
+    "reward": ("reward", "A reward model: it gives an answer to a prompt one score, learned from human rankings."),
+    "ppo": ("causal", "A chat model trained by {algorithm} to raise the score of its answers."),
+    "dpo": ("causal", "A chat model trained on pairs of answers by direct preference optimisation (DPO)."),
+}
+ARCHITECTURES = {
+    "ForMaskedLM": "masked",
+    "ForPreTraining": "masked",
+    "LMHeadModel": "causal",
+    "ForCausalLM": "causal",
+    "ForSequenceClassification": "classifier",
+    "ForTokenClassification": "tagger",
+    "ForQuestionAnswering": "reader",
+}
+PIPELINES = {
+    "causal": "text-generation",
+    "chat": "text-generation",
+    "masked": "fill-mask",
+    "classifier": "text-classification",
+    "reward": "text-classification",
+    "tagger": "token-classification",
+    "reader": "question-answering",
+}
+LICENCES = {
+    "gpt2": "mit",
+    "openai-community/gpt2": "mit",
+    "openai-community/gpt2-medium": "mit",
+    "openai-community/gpt2-large": "mit",
+    "distilbert/distilgpt2": "apache-2.0",
+    "distilgpt2": "apache-2.0",
+    "bert-base-uncased": "apache-2.0",
+    "bert-base-cased": "apache-2.0",
+    "google-bert/bert-base-uncased": "apache-2.0",
+    "google-bert/bert-base-cased": "apache-2.0",
+    "google-bert/bert-base-multilingual-cased": "apache-2.0",
+}
+NOT_THE_ORIGIN = ("reward", "value", "ref", "tokenizer")  # parents by whose weights this run did not start
+
+# ---- snippets; {path} and {prompt} are Python literals -----------------------------------------------------------
+
+_LOAD = """from transformers import {auto}, AutoTokenizer
+
+path = {{path}}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = {auto}.from_pretrained(path)
+"""
+SNIPPETS = {
+    "chat": _LOAD.format(auto="AutoModelForCausalLM")
+    + """messages = [{{"role": "user", "content": {prompt}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=True, return_tensors="pt"
+)
+output = model.generate(**inputs, max_new_tokens={length}, do_sample=True)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+""",
+    "causal": _LOAD.format(auto="AutoModelForCausalLM")
+    + """inputs = tokenizer({prompt}, return_tensors="pt")
+output = model.generate(
+    input_ids=inputs["input_ids"],
+    attention_mask=inputs["attention_mask"],
+    max_new_tokens={length},
+    do_sample=True,
+)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+""",
+    "masked": _LOAD.format(auto="AutoModelForMaskedLM")
+    + """inputs = tokenizer("A " + tokenizer.mask_token + " day.", return_tensors="pt")
+place = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+print(tokenizer.decode(model(**inputs).logits[0, place].argmax()))
+""",
+    "classifier": _LOAD.format(auto="AutoModelForSequenceClassification")
+    + """inputs = tokenizer({prompt}, return_tensors="pt")  # a pair: tokenizer(text, text_pair, ...)
+probabilities = model(**inputs).logits.softmax(-1)[0]
+print(model.config.id2label[probabilities.argmax().item()], probabilities.max().item())
+""",
+    "tagger": _LOAD.format(auto="AutoModelForTokenClassification")
+    + """inputs = tokenizer({prompt}, return_tensors="pt")
+for token, label in zip(tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]), model(**inputs).logits[0].argmax(-1)):
+    print(token, model.config.id2label[int(label)])
+""",
+    "reader": _LOAD.format(auto="AutoModelForQuestionAnswering")
+    + """inputs = tokenizer("Who wrote the letter?", "The letter was written by Ada.", return_tensors="pt")
+output = model(**inputs)
+start, end = int(output.start_logits.argmax()), int(output.end_logits.argmax())
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
+""",
+    "reward": _LOAD.format(auto="AutoModelForSequenceClassification")
+    + """messages = [{{"role": "user", "content": {prompt}}}, {{"role": "assistant", "content": "Hello!"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, sanitize_control_tokens=True, return_dict=True, return_tensors="pt"
+)
+score = model(**inputs).logits[0, 0].item()  # higher is better; only differences between answers mean something
+print(score)
+""",
+    "tokenizer": """from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({path})
+ids = tokenizer({prompt})["input_ids"]
+print(tokenizer.convert_ids_to_tokens(ids), tokenizer.decode(ids))
+""",
+}
+
+# ---- the card ----------------------------------------------------------------------------------------------------
+
+
+def write_card(folder: str | os.PathLike, *, model_id: str | None = None) -> Path:
+    """Write README.md of a run folder and return its path. model_id: the name in the snippet, for a shared model."""
+    folder = Path(folder)
+    path = folder / "README.md"
+    path.write_text(card_text(folder, model_id=model_id), encoding="utf-8")
+    return path
+
+
+def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
+    """The card as Markdown with YAML front matter."""
+    folder = Path(folder)
+    record = _record(folder)
+    if record is None:
+        raise UserError(f"{folder}: no readable {RECORD}: a card needs the folder of a recipe's run")
+    kind, samples = kind_of(folder, record), read_jsonl(folder / "samples.jsonl")
+    model_id = model_id or record.config.get("hub_model_id") or _shown_path(folder, record)
+    title = model_id.rstrip("/").split("/")[-1]
+    sections = [
+        f"# {markdown_cell(title)}",
+        _sentence(folder, record, kind),
+        "" if record.status == "done" else f"**This run is not complete: its status is `{record.status}`.**",
+        _section("Results", _results(folder, record)),
+        _section("Samples", _samples(samples)),
+        _section("Use", fenced(_snippet(kind, folder, record, samples, model_id), "python")),
+        _section("Lineage", _lineage_table(folder, record)),
+        _section("Data", _data_table(record)),
+        _section("How it was made", _making(record)),
+        _section("Licence", _licence_note(folder, record)),
+    ]
+    front = yaml.safe_dump(front_matter(folder, record), sort_keys=False, allow_unicode=True)
+    text = f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)  # a token given as a flag is in the command
+
+
+def front_matter(folder: Path, record: RunRecord) -> dict:
+    """What the Hub reads."""
+    kind, base = kind_of(folder, record), base_model(folder, record)
+    content = {"library_name": "transformers", "license": LICENCES.get(base, "other")}
+    if base:
+        adapter = (folder / "adapter_config.json").is_file()
+        content |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    names = [str(entry.get("name", "")) for entry in record.data]
+    datasets = sorted({name for name in names if _is_hub_id(name) and not is_local(name)})
+    if datasets:
+        content["datasets"] = datasets
+    if kind in PIPELINES:
+        content["pipeline_tag"] = PIPELINES[kind]
+    tags = ["rlhf", record.recipe, record.config.get("algorithm"), "reward-model" if kind == "reward" else None]
+    content["tags"] = list(dict.fromkeys(str(tag) for tag in tags if tag))
+    return content
+
+
+def kind_of(folder: Path, record: RunRecord) -> str:
+    """A key of SNIPPETS: what the recipe says, or config.json where a recipe makes several kinds."""
+    kind = RECIPES.get(record.recipe, ("causal",))[0]
+    if record.recipe not in RECIPES or record.recipe == "pretrain":
+        for name in _json(folder / "config.json").get("architectures") or []:
+            kind = next((kind for end, kind in ARCHITECTURES.items() if name.endswith(end)), kind)
+    return "chat" if kind == "causal" and _has_chat_template(folder) else kind
+
+
+# ---- lineage -----------------------------------------------------------------------------------------------------
+
+
+def lineage(folder: Path, record: RunRecord) -> list[dict]:
+    """This run and all it came from, depth first: depth, role, name, recipe, sha256, code."""
+    weights = sorted(folder.glob("*.safetensors"))
+    own = {"depth": 0, "role": "this run", "name": _shown_path(folder, record), "recipe": record.recipe}
+    own |= {"sha256": file_sha256(weights[0]) if weights else "", "code": record.versions.get("code", "")}
+    return [own, *_ancestors(folder, record, 1, {folder.resolve()})]
+
+
+def _ancestors(folder: Path, record: RunRecord, depth: int, seen: set[Path]) -> list[dict]:
+    found = []
+    for role, entry in record.parents.items():
+        if not (isinstance(entry, dict) and entry.get("name")):
+            continue
+        home = _home(entry["name"], folder)
+        above = _record(home) if home else None
+        row = {"depth": depth, "role": role, "name": entry["name"], "recipe": entry.get("recipe", "")}
+        row |= {"sha256": entry.get("sha256", ""), "code": above.versions.get("code", "") if above else ""}
+        found.append(row)
+        if above and home.resolve() not in seen:
+            found += _ancestors(home, above, depth + 1, seen | {home.resolve()})
+    return found
+
+
+def base_model(folder: Path, record: RunRecord) -> str | None:
+    """The Hub model whose weights this run goes back to, through local runs; None for one trained from scratch."""
+    seen: set[Path] = set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        origins = [entry for role, entry in record.parents.items() if not any(n in role for n in NOT_THE_ORIGIN)]
+        origin = next((entry for entry in origins if isinstance(entry, dict) and entry.get("name")), {})
+        home = _home(origin.get("name", ""), folder)
+        above = _record(home) if home else None
+        if above is None:
+            local = home or not _is_hub_id(origin.get("name", "")) or origin.get("sha256") or origin.get("recipe")
+            return None if local else origin["name"]
+        folder, record = home, above
+    return None
+
+
+def _home(name: str, child: Path) -> Path | None:
+    """The folder of a parent: as it was named, or moved together with its child."""
+    if not name:
+        return None
+    places = [Path(name), child.parent / Path(name).name]
+    return next((place for place in places if place.is_dir() and place.resolve() != child.resolve()), None)
+
+
+# ---- sections ----------------------------------------------------------------------------------------------------
+
+
+def _sentence(folder: Path, record: RunRecord, kind: str) -> str:
+    text = RECIPES.get(record.recipe, ("", f"A model made by the recipe `{record.recipe}`."))[1]
+    if kind == "masked":
+        text = "A language model trained on plain text by filling in masked words."
+    text = text.format(algorithm=str(record.config.get("algorithm", "ppo")).upper())
+    base = base_model(folder, record)
+    return text + (f" It goes back to [{base}](https://huggingface.co/{base})." if base else "")
+
+
+def _results(folder: Path, record: RunRecord) -> str:
+    metrics, origin = record.metrics, ""
+    if not metrics:
+        rows = read_jsonl(folder / "metrics.jsonl")
+        metrics, origin = (rows[-1], "The last line of metrics.jsonl:\n\n") if rows else ({}, "")
+    numbers = [(name, _number(value)) for name, value in _flat(metrics)]
+    pictures = sorted((folder / "plots").glob("*.png"), key=lambda path: (path.name != "curves.png", path.name))
+    parts = [origin + markdown_table(["metric", "value"], numbers, right=1)] if numbers else []
+    parts += [f"![{path.stem}](plots/{path.name})" for path in pictures]
+    return "\n\n".join(parts)
+
+
+def _samples(samples: list[dict]) -> str:
+    samples = [sample for sample in samples if isinstance(sample, dict)]
+    if not samples:
+        return ""
+    last = [sample for sample in samples if sample.get("step") == samples[-1].get("step")][:SAMPLES]
+    columns = [name for name in last[0] if name != "step"]
+    return markdown_table(columns, [[_number(sample.get(name, "")) for name in columns] for sample in last])
+
+
+def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
+    prompts = [s.get("prompt") for s in samples if isinstance(s, dict)]
+    prompt = next((p for p in prompts if isinstance(p, str) and 0 < len(p) <= 80), "Hello, how are you?")
+    config = _json(folder / "config.json")
+    context = config.get("n_positions") or config.get("max_position_embeddings") or 1024
+    length = min(int(record.config.get("max_completion_length") or 64), max(1, context // 2))
+    if kind == "reward" and not _has_chat_template(folder):
+        kind = "classifier"
+    return SNIPPETS[kind].format(path=json.dumps(path, ensure_ascii=False), prompt=repr(prompt), length=length).rstrip()
+
+
+def _lineage_table(folder: Path, record: RunRecord) -> str:
+    rows = [
+        ("↳ " * row["depth"] + row["role"], row["name"], row["recipe"], row["code"], row["sha256"])
+        for row in lineage(folder, record)
+    ]
+    return markdown_table(["role", "model", "recipe", "code", "sha256 of the weights"], rows)
+
+
+def _data_table(record: RunRecord) -> str:
+    rows = [(entry.get("name", ""), _number(entry.get("rows", "")), entry.get("sha256", "")) for entry in record.data]
+    return markdown_table(["name", "rows", "sha256 of the rows"], rows) if rows else ""
+
+
+def _making(record: RunRecord) -> str:
+    config = {name: value for name, value in sorted(record.config.items()) if name != "hub_token"}
+    facts = [
+        f"seed {record.seed}",
+        f"{record.seconds:.0f} s" if record.seconds else "",
+        f"{record.peak_memory_gb:.2f} GB of memory at most" if record.peak_memory_gb else "",
+        f"{record.machine['cores']} cores" if record.machine.get("cores") else "",
+        f"begun {record.started}" if record.started else "",
+    ]
+    parts = [
+        fenced(record.command, "bash") if record.command else "",
+        ", ".join(fact for fact in facts if fact) + ".",
+        "Settings that differ from their defaults:\n\n"
+        + fenced(yaml.safe_dump(config, allow_unicode=True, width=1000).rstrip(), "yaml")
+        if config
+        else "",
+        markdown_table(["package", "version"], sorted(record.versions.items())) if record.versions else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _licence_note(folder: Path, record: RunRecord) -> str:
+    base = base_model(folder, record)
+    if base in LICENCES:
+        return f"`{LICENCES[base]}`, the licence of {base}. The training data may ask for more."
+    return "`other`: not known. Before sharing, set the licence that the base model and the training data allow."
+
+
+# ---- Markdown and files ------------------------------------------------------------------------------------------
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def markdown_table(header: list[str], rows, right: int | None = None) -> str:
+    rule = ["---:" if place == right else "---" for place in range(len(header))]
+    lines = [[markdown_cell(name) for name in header], rule, *([markdown_cell(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_cell(value) -> str:
+    """Any text as one Markdown table cell that shows it as it is."""
+    text = str(value)
+    text = text if len(text) <= CELL else text[: CELL - 1] + "…"
+    text = "".join(sign if sign.isprintable() or sign in "\n\r\t" else "\ufffd" for sign in text.strip())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", text)
+    return re.sub(r"\r\n|\r|\n", "<br>", text).replace("\t", " ")
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _flat(metrics: dict, prefix: str = ""):
+    """(name, number or text) of nested metrics; lists (curves, examples) are left to run.json."""
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, bool | int | float | str):
+            yield f"{prefix}{name}", value
+
+
+def _number(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name or "") is not None
+
+
+def _shown_path(folder: Path, record: RunRecord) -> str:
+    """The folder as the command named it; of an absolute path only its name, which tells a reader enough."""
+    path = Path(record.config.get("output_dir") or folder)
+    return folder.resolve().name if path.is_absolute() or path.name != folder.resolve().name else path.as_posix()
+
+
+def _record(folder: Path) -> RunRecord | None:
+    try:
+        return RunRecord.load(folder)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _has_chat_template(folder: Path) -> bool:
+    return (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")

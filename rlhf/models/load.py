@@ -1,0 +1,246 @@
+"""Loading models and tokenizers: the only caller of `from_pretrained`, so that safety and errors stand in one place.
+
+Weights are read from safetensors, remote code is never run. Works with transformers' tied weights: adding tokens resizes
+input and output embeddings together.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from rlhf.errors import UserError
+
+
+def load_tokenizer(path: str, *, revision: str | None = None):
+    """The tokenizer of a run folder or Hub id."""
+    return _from_pretrained(AutoTokenizer, path, revision=revision)
+
+
+def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model. A LoRA folder is merged into its base, which the adapter names itself."""
+    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+        from peft import AutoPeftModelForCausalLM
+
+        return _from_pretrained(AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype).merge_and_unload()
+    return _from_pretrained(AutoModelForCausalLM, path, revision=revision, dtype=dtype)
+
+
+def load_reward_model(
+    path: str, *, revision: str | None = None, dtype: str = "float32", new_head: bool = False
+) -> PreTrainedModel:
+    """A sequence classification model with one output. A head that is not in the weights is an error.
+
+    new_head=True is for training one: then the head is expected to be new, and starts at 0 so that every first score is 0.
+    """
+    model, info = _from_pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        revision=revision,
+        dtype=dtype,
+        num_labels=1,
+        output_loading_info=True,
+        ignore_mismatched_sizes=new_head,
+    )
+    head = score_head(model)
+    fresh = [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]
+    if new_head:
+        nn.init.zeros_(head.weight)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    elif fresh:
+        raise UserError(
+            f"{path} holds no reward head ({', '.join(fresh)} would be random): "
+            "train one with recipes/reward.py and give its run folder"
+        )
+    return model
+
+
+def load_classifier(
+    path: str, labels: list[str], *, revision: str | None = None, dtype: str = "float32"
+) -> PreTrainedModel:
+    """A sequence classification model whose output i is labels[i]; a head for another number of labels is made anew."""
+    id2label, label2id = _label_maps(labels)
+    return _from_pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        revision=revision,
+        dtype=dtype,
+        id2label=id2label,
+        label2id=label2id,
+        ignore_mismatched_sizes=True,
+    )
+
+
+def _label_maps(labels: list[str]) -> tuple[dict[int, str], dict[str, int]]:
+    return dict(enumerate(labels)), {label: place for place, label in enumerate(labels)}
+
+
+def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **options):
+    if dtype is not None:
+        options["dtype"] = getattr(torch, dtype)
+    if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
+        raise UserError(f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2")
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        known = os.path.isdir(path) and f"the folder holds {', '.join(sorted(os.listdir(path))[:12]) or 'nothing'}"
+        raise UserError(
+            f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n"
+            f"  {known or 'it is neither a folder here nor reachable on the Hub; check the name or the network'}"
+        ) from error
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
+    """Make room for tokens the tokenizer has gained, and tell the model its special tokens."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+            config.eos_token_id = tokenizer.eos_token_id
+            config.bos_token_id = tokenizer.bos_token_id
+
+
+def new_policy(tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int) -> PreTrainedModel:
+    """A GPT-2 class model with random weights, sized for `tokenizer`."""
+    config = _new_config(tokenizer, ("gpt2",), model_type, hidden_size, layers, heads, context)
+    model = AutoModelForCausalLM.from_config(config)
+    fit_embeddings(model, tokenizer)
+    return model
+
+
+def new_classifier(
+    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, labels: list[str]
+) -> PreTrainedModel:
+    """A BERT or GPT-2 class classifier with random weights, sized for `tokenizer`; output i is labels[i]."""
+    config = _new_config(tokenizer, ("bert", "gpt2"), model_type, hidden_size, layers, heads, context)
+    config.id2label, config.label2id = _label_maps(labels)
+    model = AutoModelForSequenceClassification.from_config(config)
+    fit_embeddings(model, tokenizer)
+    return model
+
+
+def _new_config(tokenizer, allowed: tuple[str, ...], model_type: str, hidden_size: int, layers: int, heads: int, context: int):
+    if hidden_size % heads:
+        valid = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
+        nearest = min(valid, key=lambda n: abs(n - heads))
+        raise UserError(f"hidden_size={hidden_size} is not a multiple of heads={heads}: use for example heads={nearest}")
+    if model_type not in allowed:
+        raise UserError(f"model_type={model_type!r}: use one of {', '.join(allowed)}")
+    names = {
+        "gpt2": dict(n_embd=hidden_size, n_layer=layers, n_head=heads, n_positions=context),
+        "bert": dict(
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden_size,
+            max_position_embeddings=context,
+        ),
+    }
+    return AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **names[model_type]
+    )
+
+
+def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
+    """Freeze a model and put trainable rank-`rank` matrices beside all its linear layers (arXiv 2106.09685).
+
+    task: CAUSAL_LM or SEQ_CLS; the head of the latter is trained in full and saved.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type=task,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        modules_to_save=["score"] if task == "SEQ_CLS" and hasattr(model, "score") else None,
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )
+    return get_peft_model(model, config)
+
+
+def disable_dropout(model: nn.Module) -> nn.Module:
+    """Set every dropout probability to 0, for train mode too; the config on disk keeps its values."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Evaluation mode, no gradients, no dropout: for reference and reward models."""
+    return disable_dropout(model).eval().requires_grad_(False)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The longest sequence, in tokens, that the model has positions for."""
+    return getattr(model.config, "max_position_embeddings", None) or 1_000_000
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """The layer that turns a hidden state into the score: the last linear layer of a classification model."""
+    model = getattr(model, "base_model", model).model if hasattr(model, "peft_config") else model
+    head = getattr(model, "score", None) or getattr(model, "classifier", None)
+    head = getattr(head, "modules_to_save", {}).get("default", head) if hasattr(head, "modules_to_save") else head
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1]
+
+
+def sequence_scores(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """One score per right-padded row, read at its last real token. Shapes (B, L), (B, L) bool -> (B,), fp32.
+
+    Decoders are read by length, never by searching the pad token, so that pad == EOS hides nothing.
+    """
+    if not hasattr(model, "score"):  # encoders pool the first token themselves
+        return model(input_ids=input_ids, attention_mask=mask.long()).logits.squeeze(-1).float()
+    trunk = getattr(model, model.base_model_prefix) if not hasattr(model, "peft_config") else _peft_trunk(model)
+    hidden = trunk(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state  # (B, L, H)
+    last = mask.sum(1) - 1
+    return model.score(hidden[torch.arange(len(hidden), device=hidden.device), last]).squeeze(-1).float()
+
+
+def _peft_trunk(model):
+    inner = model.get_base_model()
+    return getattr(inner, inner.base_model_prefix)
+
+
+@torch.no_grad()
+def shift_scores(model: PreTrainedModel, amount: float) -> None:
+    """Add `amount` to every score the model gives, inside its weights, so that any loader gets the same scores.
+
+    A head with a bias takes it. GPT-2's head has none: score = w . (LN(x) + b) there, so the shift goes into the bias b
+    of the final layer norm along w: b += amount * w / |w|^2. A model with neither is an error.
+    """
+    head = score_head(model)
+    if head.bias is not None:
+        head.bias += amount
+        return
+    trunk = getattr(model, model.base_model_prefix)
+    norms = [m for name, m in trunk.named_children() if isinstance(m, nn.LayerNorm) and m.bias is not None]
+    weight = head.weight[0]
+    if not norms or not weight.any():
+        raise UserError(f"{type(model).__name__} has no bias to store the centre of its scores in")
+    norms[-1].bias += amount * weight / weight.dot(weight)
+
+
+def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
+    """A plain `from_pretrained` folder: LoRA is merged, weights are safetensors, the tokenizer brings its template."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,147 @@
+"""Completions -> one score each: reward models, Python functions, and their weighted sum, each kept apart.
+
+A Python reward is `f(prompts, completions, **columns) -> list[float]`: prompts as they stand in the rows, completions as
+text, and every other column of the rows by name.
+"""
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlhf.data.chat import Prompt, encode_completion, encode_prompt, same_encoding
+from rlhf.errors import UserError
+from rlhf.models.load import context_length, freeze, load_reward_model, load_tokenizer, sequence_scores
+
+
+@dataclass
+class Completed:
+    """B prompts with one completion each. prompt_ids and completion_ids are what the policy read and wrote, if known."""
+
+    prompts: list[Prompt]
+    completions: list[str]
+    columns: dict[str, list] = field(default_factory=dict)
+    tokenizer: object | None = None
+    prompt_ids: list[list[int]] | None = None
+    completion_ids: list[list[int]] | None = None
+
+
+class RewardModelScorer:
+    """Scores by a reward model, at the last real token of prompt + completion, as it was trained.
+
+    The policy's own ids are scored when both tokenizers agree; else the text is tokenised again with the reward model's
+    template, which closes it with EOS.
+    """
+
+    def __init__(self, model, tokenizer, *, batch_size: int = 32):
+        self.model, self.tokenizer, self.batch_size = freeze(model), tokenizer, batch_size
+        self.limit = context_length(model)
+        self._same: dict[int, bool] = {}
+
+    @classmethod
+    def load(cls, path: str) -> "RewardModelScorer":
+        return cls(load_reward_model(path), load_tokenizer(path))
+
+    def _ids(self, batch: Completed) -> list[list[int]]:
+        if batch.completion_ids is not None:
+            key = id(batch.tokenizer)
+            if key not in self._same:
+                self._same[key] = same_encoding(batch.tokenizer, self.tokenizer)
+            if self._same[key]:
+                return [p + c for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
+        pairs = zip(batch.prompts, batch.completions, strict=True)
+        return [encode_prompt(self.tokenizer, p) + encode_completion(self.tokenizer, c) for p, c in pairs]
+
+    @torch.no_grad()
+    def __call__(self, batch: Completed) -> Tensor:
+        rows = self._ids(batch)
+        longest = max(map(len, rows))
+        if longest > self.limit:
+            raise UserError(
+                f"the reward model reads at most {self.limit} tokens, prompt + completion has {longest}: "
+                "shorten max_completion_length or the prompts"
+            )
+        device = next(self.model.parameters()).device
+        scores = torch.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            width = len(rows[places[-1]])
+            ids = torch.full((len(places), width), self.tokenizer.pad_token_id or 0)
+            lengths = torch.tensor([len(rows[place]) for place in places])
+            for line, place in enumerate(places):
+                ids[line, : len(rows[place])] = torch.tensor(rows[place])
+            mask = torch.arange(width) < lengths.unsqueeze(1)
+            scores[places] = sequence_scores(self.model, ids.to(device), mask.to(device)).cpu()
+        return scores
+
+
+class FunctionScorer:
+    """Scores by a Python function; what it returns is checked, and an error names the row."""
+
+    def __init__(self, function: Callable, name: str):
+        self.function, self.name = function, name
+
+    @classmethod
+    def load(cls, path: str) -> "FunctionScorer":
+        """path: "module:function"; modules of the working folder are found."""
+        module, _, function = path.partition(":")
+        if not function:
+            raise UserError(f"reward function {path!r}: write module:function, for example recipes.rewards:slot_coverage")
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            return cls(getattr(importlib.import_module(module), function), function)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"reward function {path!r}: {error}") from error
+
+    def __call__(self, batch: Completed) -> Tensor:
+        try:
+            scores = self.function(batch.prompts, batch.completions, **batch.columns)
+        except Exception as error:
+            raise UserError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
+        if len(scores) != len(batch.completions):
+            raise UserError(
+                f"reward function {self.name} returned {len(scores)} scores for {len(batch.completions)} completions"
+            )
+        bad = [place for place, score in enumerate(scores) if not math.isfinite(score)]
+        if bad:
+            shown = "; ".join(f"row {place}: {batch.completions[place][:60]!r} -> {scores[place]}" for place in bad[:5])
+            raise UserError(f"reward function {self.name}: {len(bad)} scores are not finite numbers: {shown}")
+        return torch.tensor([float(score) for score in scores])
+
+
+class WeightedSum:
+    """sum_i weight_i * score_i; `parts` of the last call hold each score before its weight."""
+
+    def __init__(self, scorers: dict[str, Callable[[Completed], Tensor]], weights: Sequence[float] | None = None):
+        weights = list(weights) if weights else [1.0] * len(scorers)
+        if not scorers:
+            raise UserError("no reward given: set reward_model_path, reward_functions, or both")
+        if len(weights) != len(scorers):
+            raise UserError(
+                f"reward_weights has {len(weights)} numbers for {len(scorers)} rewards ({', '.join(scorers)}): "
+                "give one each, reward models first"
+            )
+        self.scorers, self.weights = scorers, dict(zip(scorers, weights, strict=True))
+
+    def __call__(self, batch: Completed) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores (B,) and the parts by name, each (B,)."""
+        parts = {name: scorer(batch) for name, scorer in self.scorers.items()}
+        return sum(self.weights[name] * part for name, part in parts.items()), parts
+
+
+def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict[str, Callable]:
+    """Scorers by a short name each: `reward_model` (`reward_model_2`, ...), and the functions' own names."""
+    scorers: dict[str, Callable] = {}
+    for place, path in enumerate(reward_models):
+        scorers["reward_model" if place == 0 else f"reward_model_{place + 1}"] = RewardModelScorer.load(path)
+    for path in functions:
+        scorer = FunctionScorer.load(path)
+        scorers[scorer.name] = scorer
+    return scorers

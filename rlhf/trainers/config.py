@@ -1,0 +1,117 @@
+"""Settings of policy-gradient training: TrainingArguments and at most 25 fields of ours, each default with its source."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from rlhf.algorithms import ALGORITHMS
+from rlhf.errors import UserError
+
+
+def nearest_multiples(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else f"{divisor}"
+
+
+@dataclass
+class PolicyGradientConfig(TrainingArguments):
+    """TrainingArguments keep their meaning. One rollout = `rollout_batch_size` completions over all processes; one
+    optimiser step = per_device_train_batch_size x gradient_accumulation_steps x processes of them (a mini-batch).
+
+    Defaults that differ from TrainingArguments: adam_epsilon 1e-5 and a constant learning rate (PPO codes since
+    baselines; InstructGPT, appendix C.4), logging once per rollout.
+    """
+
+    algorithm: str = field(default="ppo", metadata={"help": f"One of {', '.join(ALGORITHMS)}."})
+    total_episodes: int = field(default=2048, metadata={"help": "Completions to sample in the whole run."})
+    rollout_batch_size: int = field(
+        default=64, metadata={"help": "Completions per rollout, over all processes. InstructGPT: 512."}
+    )
+    epochs_per_rollout: int | None = field(
+        default=None,
+        metadata={"help": "Passes over each rollout. Default: the algorithm's own (PPO 4, N implementation details; "
+                          "InstructGPT used 1; the others 1)."},
+    )  # fmt: skip
+    num_generations: int = field(default=1, metadata={"help": "Completions per prompt: 1, or >= 2 for rloo and grpo."})
+    max_prompt_length: int = field(default=512, metadata={"help": "Longest prompt in tokens."})
+    long_prompts: str = field(
+        default="drop", metadata={"help": "drop: leave longer prompts out; cut: keep their end. Both are counted."}
+    )
+    max_completion_length: int = field(default=64, metadata={"help": "Longest completion in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling and of all log-probs. InstructGPT: 1."})
+    kl_coef: float = field(default=0.02, metadata={"help": "Weight of the per-token KL penalty. InstructGPT: 0.02."})
+    kl_target: float | None = field(
+        default=None, metadata={"help": "KL per completion to steer to (Ziegler 2019: 6). Unset: kl_coef stays fixed."}
+    )
+    kl_horizon: int = field(default=10_000, metadata={"help": "Episodes over which kl_coef adapts. Ziegler 2019."})
+    clip_range: float = field(default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."})
+    value_clip_range: float | None = field(
+        default=0.2, metadata={"help": "How far a value may move per rollout; none: unclipped. baselines: 0.2."}
+    )
+    value_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss. Ziegler 2019: 0.1."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus. RLHF papers: none."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount. InstructGPT: 1."})
+    gae_lambda: float = field(default=0.95, metadata={"help": "Of GAE. Ziegler 2019: 0.95."})
+    missing_eos_penalty: float = field(
+        default=0.0, metadata={"help": "Subtracted from the score of a completion that was cut off. TL;DR code: 1."}
+    )
+    value_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the value model or head. Default: learning_rate. InstructGPT: 9e-6."}
+    )
+    eval_every: int = field(default=0, metadata={"help": "Rollouts between evaluations; 0: only at the end."})
+    save_every: int = field(default=0, metadata={"help": "Rollouts between checkpoints; 0: none."})
+
+    learning_rate: float = field(default=9e-6, metadata={"help": "InstructGPT's order; small models bear 1e-4."})
+    adam_epsilon: float = field(default=1e-5, metadata={"help": "PPO codes since baselines."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "InstructGPT: constant."})
+
+    def __post_init__(self):
+        if self.algorithm not in ALGORITHMS:
+            raise UserError(f"algorithm={self.algorithm!r}: use one of {', '.join(ALGORITHMS)}")
+        algorithm = ALGORITHMS[self.algorithm]
+        if self.epochs_per_rollout is None:
+            self.epochs_per_rollout = algorithm.epochs
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature} must be > 0: a greedy policy has no gradient; 1.0 is usual")
+        if algorithm.grouped and self.num_generations < 2:
+            raise UserError(f"num_generations={self.num_generations}: {self.algorithm} compares answers to one prompt, use >= 2")
+        if not algorithm.grouped and self.num_generations != 1:
+            raise UserError(f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1")
+        if self.long_prompts not in ("drop", "cut"):
+            raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
+        self.eval_strategy, self.save_strategy = "no", "no"  # placed on rollout boundaries below
+        self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False
+        self.ignore_data_skip = True
+        super().__post_init__()
+        self._place_on_rollouts()
+
+    @property
+    def mini_batch_size(self) -> int:
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def steps_per_rollout(self) -> int:
+        return self.epochs_per_rollout * self.rollout_batch_size // self.mini_batch_size
+
+    def _place_on_rollouts(self) -> None:
+        divisors = {
+            "rollout_batch_size": (self.rollout_batch_size, self.mini_batch_size,
+                f"per_device_train_batch_size {self.per_device_train_batch_size} x accumulation "
+                f"{self.gradient_accumulation_steps} x processes {self.world_size}"),
+            "rollout_batch_size ": (self.rollout_batch_size, self.num_generations * self.world_size,
+                f"num_generations {self.num_generations} x processes {self.world_size}"),
+            "total_episodes": (self.total_episodes, self.rollout_batch_size, "rollout_batch_size"),
+        }  # fmt: skip
+        for name, (value, divisor, meaning) in divisors.items():
+            if value < 1 or value % divisor:
+                raise UserError(
+                    f"{name.strip()}={value} must be a multiple of {divisor} ({meaning}): "
+                    f"use {nearest_multiples(value, divisor)}"
+                )
+        self.max_steps = self.total_episodes // self.rollout_batch_size * self.steps_per_rollout
+        self.logging_steps = self.steps_per_rollout
+        if self.save_every:
+            self.save_strategy, self.save_steps = "steps", self.save_every * self.steps_per_rollout
+        if self.eval_every:
+            self.eval_strategy, self.eval_steps = "steps", self.eval_every * self.steps_per_rollout

@@ -1,0 +1,96 @@
+import gzip
+
+import pytest
+
+from rlhf.data.files import read_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"text": "é"}\n\n{"text": "b"}', [(1, {"text": "é"}), (3, {"text": "b"})]),
+        ("bom.jsonl", '\ufeff{"text": "a"}\r\n', [(1, {"text": "a"})]),
+        ("a.jsonl.gz", '{"text": "a"}\n', [(1, {"text": "a"})]),
+        ("array.jsonl", '\ufeff [\n  {"text": "a"},\n  {"text":\n "b"}\n]\n', [(2, {"text": "a"}), (3, {"text": "b"})]),
+        ("data.json", '{"version": {"data": 1},\n "data": [{"text": "a"}], "x": 1}', [(2, {"text": "a"})]),
+        ("one_line.json", '{"data": [{"text": "a"}]}', [(1, {"text": "a"})]),
+        ("lines.json", '{"text": "a"}\n{"text": "b"}\n', [(1, {"text": "a"}), (2, {"text": "b"})]),
+        (
+            "a.csv",
+            'text,label\n"x,\ny",0\nz,1\n',
+            [(2, {"text": "x,\ny", "label": "0"}), (4, {"text": "z", "label": "1"})],
+        ),
+        ("a.tsv", 'text\tlabel\n"open\t1\n', [(2, {"text": '"open', "label": "1"})]),
+        ("a.txt", "one\n\n two \n", [(1, {"text": "one"}), (3, {"text": " two "})]),
+        ("u2028.jsonl", '{"text": "a\u2028b"}\n', [(1, {"text": "a\u2028b"})]),
+    ],
+)
+def test_every_form_of_file(write, name, content, expected):
+    assert list(read_rows(write(name, content))) == expected
+
+
+def test_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}, {"prompt": [], "completion": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert list(read_rows(tmp_path / "a.parquet")) == [(1, rows[0]), (2, rows[1])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", "", "empty.jsonl: no rows (0 bytes): the file is empty"),
+        ("blank.txt", "\n\n", "blank.txt: no rows (2 bytes): the file is empty"),
+        ("header.csv", "text,label\n", "header.csv: no rows (11 bytes)"),
+        ("array.json", "[]", "array.json: no rows (2 bytes)"),
+        (
+            "latin.jsonl",
+            b'{"text": "a"}\n{"text": "\xff"}\n',
+            "latin.jsonl:2: not UTF-8 (byte 0xff at column 11): save the file as UTF-8",
+        ),
+        ("latin.csv", b"text\nok\ncaf\xe9\n", "latin.csv:3: not UTF-8 (byte 0xe9 at column 4): save the file as UTF-8"),
+        (
+            "latin.json",
+            b'[\n{"text": "\xff"}]',
+            "latin.json:2: not UTF-8 (byte 0xff at column 11): save the file as UTF-8",
+        ),
+        ("utf16.txt", "a".encode("utf-16"), "utf16.txt:1: not UTF-8 (byte 0xff at column 1): save the file as UTF-8"),
+        (
+            "cut.jsonl",
+            '{"text": "a"}\n{"text": "b',
+            "cut.jsonl:2: not valid JSON (Unterminated string starting at, column 10): the line is cut off or damaged",
+        ),
+        (
+            "cut.json",
+            '[\n{"text": "a"},\n{"text"',
+            "cut.json:3: not valid JSON (Expecting ':' delimiter, column 8): cut off, damaged, or of another form",
+        ),
+        ("open.json", '[\n{"text": "a"}', "open.json:2: not valid JSON (, or ] expected, column 14): cut off"),
+        ("number.jsonl", "3\n", "number.jsonl:1: an object {...} is expected, 3 given"),
+        ("object.json", '{\n"text": "a"}', "object.json:2: not valid JSON (, expected, column 12): cut off"),
+        (
+            "quote.csv",
+            'text,label\na,0\n"b,1\nc,2\n',
+            "quote.csv:3: not a valid row (unexpected end of data): is a quote opened here and never closed?",
+        ),
+        ("header.csv", '"text,label\na,0\n', "header.csv:1: not a valid header (unexpected end of data)"),
+        ("wide.csv", "text,label\na,b,0\n", "wide.csv:2: 3 fields, but the header has 2: text, label"),
+        ("twice.csv", "text,text\na,b\n", "twice.csv:1: text: the header names this column twice"),
+        (
+            "rows.xlsx",
+            "x",
+            "rows.xlsx: unknown file type '.xlsx'; allowed: .jsonl, .json, .csv, .tsv, .parquet, .txt, each also",
+        ),
+        ("bad.parquet", "x", "bad.parquet: not a valid parquet file"),
+    ],
+)
+def test_files_that_cannot_be_read_say_where_and_why(write, name, content, message, refused):
+    assert message in refused(lambda: list(read_rows(write(name, content))))
+
+
+def test_truncated_gzip(write, tmp_path, refused):
+    data = gzip.compress(b'{"text": "some text"}\n' * 100)
+    (tmp_path / "a.txt.gz").write_bytes(data[:-20])
+    assert "a.txt.gz: damaged or truncated gzip file" in refused(lambda: list(read_rows(tmp_path / "a.txt.gz")))

@@ -1,0 +1,84 @@
+from types import SimpleNamespace
+
+from rlhf.data.load import load_rows
+from rlhf.data.splits import check_disjoint, load_splits, prompt_key, split_rows, to_dataset
+
+ANY = ("prompt_completion", "messages", "ranking", "classification", "text")
+
+
+def test_a_prompt_never_stands_on_both_sides_and_stays_where_it_is():
+    rows = [{"prompt": f"p{i % 50}", "completion": f"c{i}"} for i in range(200)]
+    train, test = split_rows(rows, 0.2, seed=3)
+    assert len(train) + len(test) == 200 and 0 < len({r["prompt"] for r in test}) < 25
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
+    more = rows + [{"prompt": f"new{i}", "completion": "c"} for i in range(50)]
+    assert [row for row in split_rows(more, 0.2, seed=3)[1] if row in rows] == test
+    assert split_rows(rows, 0.2, seed=4)[1] != test
+
+
+def test_splits_that_leave_a_side_empty_are_refused(refused):
+    rows = [{"prompt": "one", "completion": str(i)} for i in range(9)]
+    assert "eval_fraction=0.1 of 1 distinct prompts leaves the" in refused(split_rows, rows, 0.1, seed=0)
+    assert "eval_fraction=1.5 must lie between 0 and 1" in refused(split_rows, rows, 1.5, seed=0)
+
+
+def test_prompt_key():
+    asked = [{"role": "user", "content": "a b"}]
+    answered = [*asked, {"role": "assistant", "content": "c"}]
+    key = prompt_key({"prompt": " a\n b"})
+    assert key == prompt_key({"prompt": asked}) == prompt_key({"messages": answered}) == prompt_key({"text": "a b"})
+    assert key != prompt_key({"prompt": [{"role": "system", "content": "a b"}]})
+    assert key == prompt_key({"text": "a b", "prompt": 3, "messages": "an extra column"})
+
+
+def test_shared_prompts_are_named_and_counted(refused):
+    train = [{"text": "a"}, {"text": "b"}, {"text": "c"}]
+    check_disjoint(train, [{"text": "d"}])
+    message = refused(check_disjoint, train, [{"text": "b"}, {"text": " b"}, {"text": "a"}])
+    assert "2 prompts stand in both train and eval rows, the first: 'b'; 'a'" in message
+
+
+def test_to_dataset_joins_columns_and_prompt_forms(refused):
+    rows = [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}], "id": 1}]
+    dataset = to_dataset(rows)
+    assert dataset[0] == {"prompt": [{"role": "user", "content": "a"}], "id": None}
+    assert dataset[1] == rows[1]
+    assert "column id mixes types" in refused(to_dataset, [{"id": "a"}, {"id": 1}])
+
+
+def settings(name, **changes):
+    fields = {
+        "dataset_name": name,
+        "dataset_config": None,
+        "dataset_train_split": "train",
+        "dataset_test_split": "test",
+        "eval_dataset_name": None,
+        "eval_fraction": 0.0,
+        "columns": None,
+        "dataset_limit": None,
+        "skip_bad": False,
+    }
+    return SimpleNamespace(**(fields | changes))
+
+
+def test_load_splits(write, tmp_path, hub, refused):
+    rows = [{"prompt": f"p{i}", "completion": "c"} for i in range(40)]
+    path, other = write("all.jsonl", rows), write("other.jsonl", [{"prompt": "q", "completion": "c"}])
+    plain = load_splits(settings(path), ("prompt_completion",), seed=0)
+    assert (plain.train, plain.eval, plain.kind) == (rows, [], "prompt_completion")
+    assert plain.sources == [{"name": path, "rows": 40, "sha256": load_rows(path, kinds=ANY).sha256}]
+
+    parted = load_splits(settings(path, eval_fraction=0.25), ("prompt_completion",), seed=0)
+    assert parted.eval and sorted(parted.train + parted.eval, key=rows.index) == rows
+
+    named = load_splits(settings(path, eval_dataset_name=other, eval_fraction=0.25), ("prompt",), seed=0)
+    assert (len(named.train), named.eval, [s["rows"] for s in named.sources]) == (40, [{"prompt": "q"}], [40, 1])
+    assert "stand in both" in refused(load_splits, settings(path, eval_dataset_name=path), ("prompt",), seed=0)
+
+    write("set/train.jsonl", rows)
+    write("set/test.jsonl", [{"prompt": "q", "completion": "c"}])
+    folder = load_splits(settings(str(tmp_path / "set")), ("prompt_completion",), seed=0)
+    assert (len(folder.train), len(folder.eval)) == (40, 1)
+
+    found = load_splits(settings("user/films", skip_bad=True), ("text",), seed=0)
+    assert ([r["text"] for r in found.train], [r["text"] for r in found.eval]) == (["a", "b"], ["c"])

@@ -1,0 +1,75 @@
+import argparse
+
+import pytest
+
+from rlhf.data.validate import add_arguments, format_report, main, percentile, validate
+from rlhf.errors import UserError
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def test_nearest_rank_percentiles():
+    assert [percentile([40, 10, 20, 30], p) for p in (5, 50, 75, 76, 100)] == [10, 20, 30, 40, 40]
+    assert percentile([7], 5) == 7
+
+
+def test_report_on_rankings(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "two words", "completions": ["a", "bb", "ccc"], "ranks": [0, 1, 1]}\n'
+        '{"prompt": "two  words", "completions": ["a", "b"], "ranks": [0, 1]}\n'
+        '{"prompt": "three", "completions": ["a", "b"], "ranks": [0]}\n'
+        '{"prompt": "three", "comple\n'
+    )
+    report = validate(str(path))
+    assert (report.kind, report.total, report.kept, report.bad) == ("ranking", 4, 2, 2)
+    assert (report.duplicates, report.prompt_duplicates) == (0, 1)
+    assert report.lengths["prompt"] == {"characters": [9, 10], "words": [2, 2]}
+    assert report.lengths["completions"]["characters"] == [1, 2, 3, 1, 1]
+    assert (report.answers, report.tied, report.pairs) == ({3: 1, 2: 1}, 1, 4)
+    assert main(arguments(path)) == 2
+    out = capsys.readouterr().out
+    assert "rows        4 (2 good, 2 bad)" in out
+    assert "rankings    K = 2: 1, K = 3: 1; 1 of 4 pairs tie (25.0%)" in out
+    assert f"{path}:3: ranks: 1 ranks for 2 completions: give each its rank\n{path}:4: not valid JSON" in out
+
+
+def test_every_bad_row_is_listed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"good\n" + b"\xff\n" * 25)
+    assert format_report(validate(str(path))).count(": not UTF-8 (byte 0xff at column 1)") == 25
+
+
+def test_good_labels(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("sentence,class\na,x\nb,y\nb,y\n")
+    assert main(arguments(path, "--columns", "text=sentence,label=class")) == 0
+    out = capsys.readouterr().out
+    assert "classification rows" in out and "labels      2: y 2, x 1" in out
+    assert "duplicates  1 whole rows, 1 prompts or texts" in out
+
+
+def test_what_cannot_be_read_at_all_ends_with_2(tmp_path, capsys):
+    assert main(arguments(tmp_path / "none.csv")) == 2
+    assert "none.csv: no such file" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no tokenizer there"):
+        (tmp_path / "a.txt").write_text("a\n")
+        from rlhf.data.validate import _tokenizer
+
+        _tokenizer(str(tmp_path))
+
+
+def test_lengths_in_tokens(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = tmp_path / "a.txt"
+    path.write_text("a b a\nb\n")
+    report = validate(str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"))
+    assert report.lengths["text"] == {"characters": [5, 1], "words": [3, 1], "tokens": [3, 1]}

@@ -1,0 +1,261 @@
+"""The model card: its front matter, its tables, and snippets that run as they stand."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf.data.chat import add_chat_template
+from rlhf.errors import UserError
+from rlhf.hub.card import base_model, card_text, lineage, markdown_cell, write_card
+from rlhf.models.load import new_policy, save
+from rlhf.runs import RunRecord, file_sha256, parent
+from rlhf.scoring import Completed, RewardModelScorer
+
+TEXT = ["Hello, how are you?", "The letter was written by Ada.", "A fine day."] * 4
+
+
+@pytest.fixture(scope="module")
+def plain_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "[MASK]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    options = dict(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=300, **options))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], mask_token=special[1]
+    )
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(plain_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    plain_tokenizer.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    add_chat_template(tokenizer)
+    return tokenizer
+
+
+def tiny(tokenizer):
+    torch.manual_seed(0)
+    return new_policy(tokenizer, model_type="gpt2", hidden_size=32, layers=2, heads=2, context=64)
+
+
+def bert(cls, tokenizer, **options):
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    return cls(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **options))
+
+
+def reward_model(tokenizer):
+    torch.manual_seed(1)
+    model = tiny(tokenizer)
+    config = model.config
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    return GPT2ForSequenceClassification(config)
+
+
+def record(recipe: str, **fields) -> RunRecord:
+    return RunRecord(recipe=recipe, command=f"accelerate launch recipes/{recipe}.py", status="done", **fields)
+
+
+def front_and_body(card: str) -> tuple[dict, str]:
+    _, front, body = card.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def run_snippet(folder) -> dict:
+    """Executes the card's Python block with the path replaced, and returns its variables."""
+    card = write_card(folder).read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.M | re.S)
+    code, replaced = re.subn(
+        r'(path = |from_pretrained\()"[^"]*"', lambda m: m[1] + json.dumps(str(folder)), code, count=1
+    )
+    assert replaced == 1
+    variables = {}
+    exec(code, variables)
+    return variables
+
+
+def section(card: str, title: str) -> str:
+    return re.search(rf"^## {title}\n\n(.*?)(?=^## |\Z)", card, flags=re.M | re.S)[1]
+
+
+def test_full_card(tmp_path, chat_tokenizer, capsys):
+    base, sft, ppo = (tmp_path / name for name in ("base", "sft", "ppo"))
+    for folder in (base, sft, ppo):
+        save(tiny(chat_tokenizer), chat_tokenizer, folder)
+    record("pretrain", parents={"model": {"name": "openai-community/gpt2"}}).save(base)
+    record("sft", parents={"model": parent(str(base))}).save(sft)
+    record(
+        "ppo",
+        config={"algorithm": "ppo", "kl_coef": 0.05, "hub_token": "hf_" + "a" * 30, "max_completion_length": 16},
+        data=[{"name": "someone/prompts", "rows": 20, "sha256": "ab" * 32}, {"name": "recipes/a.jsonl", "rows": 3}],
+        parents={"policy": parent(str(sft)), "reward_model": {"name": "runs/gone", "sha256": "cd" * 32}},
+        metrics={"eval_score": 1.23456, "n": 20, "by": {"gap": 0.5}, "margins": [1.0, 2.0]},
+        versions={"torch": "2.9", "code": "abc"},
+        seconds=12.0,
+    ).save(ppo)
+    (ppo / "plots").mkdir()
+    (ppo / "plots" / "curves.png").write_bytes(b"")
+    samples = [{"step": step, "prompt": "Hi | <b>", "completion": f"no {step}", "score": 0.5} for step in (1, 2)]
+    (ppo / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
+
+    card = write_card(ppo).read_text(encoding="utf-8")
+    front, body = front_and_body(card)
+    assert front == {
+        "library_name": "transformers",
+        "license": "mit",
+        "base_model": "openai-community/gpt2",
+        "base_model_relation": "finetune",
+        "datasets": ["someone/prompts"],
+        "pipeline_tag": "text-generation",
+        "tags": ["rlhf", "ppo"],
+    }
+    assert "# ppo\n" in body and "trained by PPO" in body
+    assert "| eval\\_score | 1.235 |" in card and "| by.gap | 0.5 |" in card and "margins" not in card
+    assert "![curves](plots/curves.png)" in card
+    assert "| Hi \\| &lt;b&gt; | no 2 | 0.5 |" in section(card, "Samples") and "no 1" not in card
+    rows = section(card, "Lineage").splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows if row] == [
+        "| this run",
+        "| ↳ policy",
+        "| ↳ ↳ model",
+        "| ↳ ↳ ↳ model",
+        "| ↳ reward\\_model",
+    ]
+    assert file_sha256(base / "model.safetensors") in rows[2] and "cd" * 32 in rows[4]
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, flags=re.S)[1]) == {
+        "algorithm": "ppo",
+        "kl_coef": 0.05,
+        "max_completion_length": 16,
+    }
+    assert "hf_a" not in card
+    assert "| someone/prompts | 20 | " + "ab" * 32 in card and "| torch | 2.9 |" in card
+    assert "accelerate launch recipes/ppo.py" in card
+    assert card == card_text(ppo)  # the same folder, the same card
+    run_snippet(ppo)
+    assert capsys.readouterr().out
+
+
+def test_bare_records(tmp_path):
+    """Only run.json, of every recipe, and of one nobody knows."""
+    for recipe in ("tokenizer", "pretrain", "classification", "ner", "question_answering", "sft", "reward", "ppo", "x"):
+        RunRecord(recipe=recipe).save(tmp_path / recipe)
+        front, body = front_and_body(write_card(tmp_path / recipe).read_text(encoding="utf-8"))
+        assert front["license"] == "other" and "base_model" not in front
+        assert ("pipeline_tag" in front) == (recipe != "tokenizer")
+        assert "status is `running`" in body
+
+
+def test_no_record(tmp_path):
+    with pytest.raises(UserError, match="run.json"):
+        write_card(tmp_path)
+
+
+def test_torn_files_are_left_out(tmp_path):
+    record("sft", data=[{}], parents={"model": {}}).save(tmp_path)
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl", "tokenizer_config.json"):
+        (tmp_path / name).write_text('{"step": 1, ')
+    assert "## Use" in card_text(tmp_path)
+
+
+def test_last_log_stands_in_for_missing_metrics(tmp_path):
+    record("sft").save(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.5}\n')
+    assert "| loss | 2.5 |" in card_text(tmp_path)
+
+
+def test_local_parent_is_no_hub_id(tmp_path):
+    """A folder that is gone has the shape of a Hub id; its sha256 says that it was local."""
+    run = record("sft", parents={"model": {"name": "runs/gone", "sha256": "ab"}})
+    assert base_model(tmp_path, run) is None
+    run.parents["model"] = {"name": "someone/model"}
+    assert base_model(tmp_path, run) == "someone/model"
+
+
+def test_lineage_in_a_circle_ends(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    record("sft", parents={"model": {"name": str(second)}}).save(first)
+    record("sft", parents={"model": {"name": str(first)}}).save(second)
+    assert [row["depth"] for row in lineage(first, RunRecord.load(first))] == [0, 1, 2]
+    assert base_model(first, RunRecord.load(first)) is None
+
+
+def test_moved_folders_keep_their_lineage(tmp_path):
+    record("pretrain", parents={"model": {"name": "gpt2"}}).save(tmp_path / "base")
+    record("sft", parents={"model": {"name": "elsewhere/base"}}).save(tmp_path / "sft")
+    assert base_model(tmp_path / "sft", RunRecord.load(tmp_path / "sft")) == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("a|b\nc", "a\\|b<br>c"),
+        ("<img src=x>", "&lt;img src=x&gt;"),
+        ("[x](y) `z` *w*", "\\[x\\](y) \\`z\\` \\*w\\*"),
+        ("\x1b[31m", "\ufffd\\[31m"),
+        ("x" * 301, "x" * 299 + "…"),
+    ],
+)
+def test_cells_show_text_as_it_is(text, cell):
+    assert markdown_cell(text) == cell
+
+
+def test_a_fence_in_a_setting_does_not_end_the_block(tmp_path):
+    record("sft", config={"system": "```\n# not a title\n```"}).save(tmp_path)
+    assert "\n````yaml\n" in card_text(tmp_path)
+
+
+def test_snippet_of_a_shared_model_names_it(tmp_path):
+    record("sft").save(tmp_path)
+    assert 'path = "someone/model"' in card_text(tmp_path, model_id="someone/model")
+
+
+def test_tokenizer_snippet(tmp_path, plain_tokenizer):
+    plain_tokenizer.save_pretrained(tmp_path)
+    record("tokenizer").save(tmp_path)
+    assert run_snippet(tmp_path)["ids"] == plain_tokenizer("Hello, how are you?")["input_ids"]
+
+
+def test_reward_snippet_gives_the_score_that_training_saw(tmp_path, chat_tokenizer):
+    save(reward_model(chat_tokenizer), chat_tokenizer, tmp_path)
+    record("reward").save(tmp_path)
+    scorer = RewardModelScorer.load(str(tmp_path))
+    expected = scorer(Completed(prompts=["Hello, how are you?"], completions=["Hello!"]))
+    assert run_snippet(tmp_path)["score"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_snippet_of_a_model_without_chat_template(tmp_path, plain_tokenizer):
+    save(tiny(plain_tokenizer), plain_tokenizer, tmp_path)
+    record("pretrain").save(tmp_path)
+    assert "messages" not in run_snippet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cls", "tag"),
+    [
+        ("pretrain", BertForMaskedLM, "fill-mask"),
+        ("classification", BertForSequenceClassification, "text-classification"),
+        ("ner", BertForTokenClassification, "token-classification"),
+        ("question_answering", BertForQuestionAnswering, "question-answering"),
+    ],
+)
+def test_bert_snippets(tmp_path, plain_tokenizer, recipe, cls, tag):
+    save(bert(cls, plain_tokenizer), plain_tokenizer, tmp_path)
+    record(recipe).save(tmp_path)
+    run_snippet(tmp_path)
+    assert front_and_body(card_text(tmp_path))[0]["pipeline_tag"] == tag
