@@ -16,20 +16,14 @@ from rlhf.data.chat import add_chat_template, encode_example
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import fit_embeddings, load_policy, load_tokenizer, new_policy, save
-from rlhf.recipe import DataSettings, ModelSettings, recording, run
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
 from rlhf.trainers.progress import use_run_progress
 
 
 @dataclass
-class PretrainSettings(DataSettings, ModelSettings):
-    """What is learned, from which text. `from_scratch` builds the model from the sizes below."""
+class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
+    """What is learned, from which text."""
 
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights instead of model_name_or_path."})
-    model_type: str = field(default="gpt2", metadata={"help": "Architecture of a model from scratch."})
-    hidden_size: int = field(default=256, metadata={"help": "Width of a model from scratch."})
-    layers: int = field(default=4, metadata={"help": "Depth of a model from scratch."})
-    heads: int = field(default=4, metadata={"help": "Attention heads of a model from scratch."})
-    context: int = field(default=256, metadata={"help": "Positions of a model from scratch."})
     block_size: int = field(default=128, metadata={"help": "Tokens per training row."})
 
 
@@ -48,8 +42,7 @@ def main(settings: PretrainSettings, args: TrainingArguments) -> None:
         splits = load_splits(settings, ("text",), seed=args.seed)
         record.data(splits)
         if settings.from_scratch:
-            sizes = {key: getattr(settings, key) for key in ("model_type", "hidden_size", "layers", "heads", "context")}
-            model = new_policy(tokenizer, **sizes)
+            model = new_policy(tokenizer, **settings.sizes())
         else:
             model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
             record.parent("base", settings.model_name_or_path)

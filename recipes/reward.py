@@ -21,7 +21,6 @@ from rlhf.errors import UserError
 from rlhf.models.load import (
     add_lora,
     context_length,
-    disable_dropout,
     fit_embeddings,
     load_reward_model,
     load_tokenizer,
@@ -72,7 +71,6 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         evaluation, _ = encode_rankings(tokenizer, splits.eval, max_length=limit)
         record.say(f"{len(train)} rankings, {len(evaluation)} held out, {long} completions longer than {limit} left out")
 
-        disable_dropout(model)
         if settings.use_peft:
             model = add_lora(model, task="SEQ_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
         trainer = RewardTrainer(model=model, tokenizer=tokenizer, args=args, train_rows=train, eval_rows=evaluation)

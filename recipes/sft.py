@@ -19,15 +19,15 @@ from rlhf.data.chat import add_chat_template, encode_example
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_tokenizer, save
-from rlhf.recipe import DataSettings, ModelSettings, recording, run
+from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_tokenizer, new_policy, save
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
 from rlhf.trainers.progress import use_run_progress
 
 KINDS = ("prompt_completion", "messages", "text")
 
 
 @dataclass
-class SFTSettings(DataSettings, ModelSettings):
+class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     """What is learned, from which rows."""
 
     pretraining_dataset: str | None = field(default=None, metadata={"help": "Plain text to mix in, file or Hub id."})
@@ -62,9 +62,12 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
     with recording("sft", settings, args) as record:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
-        record.parent("base", settings.model_name_or_path)
         add_chat_template(tokenizer)
+        if settings.from_scratch:
+            model = new_policy(tokenizer, **settings.sizes())
+        else:
+            model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
+            record.parent("base", settings.model_name_or_path)
         fit_embeddings(model, tokenizer)
         args.max_length = min(args.max_length or 10**9, context_length(model))
 

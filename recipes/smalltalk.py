@@ -2,10 +2,10 @@
 
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
-64 topics, about 240 phrasings each, and one right answer per topic in each of five voices, all written for this project.
+64 topics, about 240 phrasings each, and one right answer per topic in each of five voices, written for this project.
     text.txt         plain text to pretrain on: lines of one topic stand together, so words of one meaning meet
     sft.jsonl        prompt, completion: the voices mixed evenly
-    rankings.jsonl   prompt, completions, ranks: the preferred voice first, other voices tied, another topic's answer last
+    rankings.jsonl   prompt, completions, ranks: the preferred voice first, others tied, another topic's answer last
     prompts.jsonl    prompts for PPO
     heldout.jsonl    prompts whose wording no other file holds, with the closed list of right answers
     topics.jsonl, topics_heldout.jsonl    text, label: the same phrasings with their topic, for classification

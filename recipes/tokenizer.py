@@ -5,12 +5,11 @@
 Time: 2 seconds for 1 MB. Look at: words per token on held-out text, and that no word is unknown.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from rlhf.data.chat import add_chat_template
+from rlhf.data.chat import add_chat_template, as_text
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.recipe import DataSettings, recording, run
@@ -28,7 +27,12 @@ class TokenizerSettings(DataSettings):
     chat: bool = field(default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."})
 
 
-def train(texts: Iterator[str], settings: TokenizerSettings) -> PreTrainedTokenizerFast:
+def texts(rows: list[dict]) -> list[str]:
+    """Plain text of each row; a demonstration's prompt and completion both count."""
+    return [row["text"] if "text" in row else f"{as_text(row['prompt'])}\n{row['completion']}" for row in rows]
+
+
+def train(corpus: list[str], settings: TokenizerSettings) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     if settings.tokenizer_type == "byte_bpe":
@@ -51,7 +55,7 @@ def train(texts: Iterator[str], settings: TokenizerSettings) -> PreTrainedTokeni
         names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         trainer = trainers.WordPieceTrainer(vocab_size=settings.vocab_size, special_tokens=names, show_progress=False)
         special = {f"{name[1:-1].lower()}_token": name for name in names}
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     if settings.tokenizer_type == "wordpiece":
         ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -60,14 +64,14 @@ def train(texts: Iterator[str], settings: TokenizerSettings) -> PreTrainedTokeni
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=settings.model_max_length, **special)
 
 
-def measure(tokenizer, texts: list[str]) -> dict[str, float]:
+def measure(tokenizer, corpus: list[str]) -> dict[str, float]:
     """Tokens per word and per character, and the share of unknown tokens."""
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(corpus, add_special_tokens=False)["input_ids"]
     tokens = sum(map(len, encoded))
     unknown = tokenizer.unk_token_id if tokenizer.unk_token != tokenizer.eos_token else None
     return {
-        "tokens_per_word": tokens / max(1, sum(len(text.split()) for text in texts)),
-        "tokens_per_character": tokens / max(1, sum(map(len, texts))),
+        "tokens_per_word": tokens / max(1, sum(len(text.split()) for text in corpus)),
+        "tokens_per_character": tokens / max(1, sum(map(len, corpus))),
         "unknown_rate": sum(ids.count(unknown) for ids in encoded) / max(1, tokens),
     }
 
@@ -78,18 +82,18 @@ def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
     if settings.vocab_size < 300:
         raise UserError(f"vocab_size={settings.vocab_size}: 256 bytes and the special tokens need at least 300")
     with recording("tokenizer", settings, args) as record:
-        splits = load_splits(settings, ("text",), seed=args.seed)
+        splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
         record.data(splits)
         if not record.main:
             return
-        tokenizer = train((row["text"] for row in splits.train), settings)
+        tokenizer = train(texts(splits.train), settings)
         if len(tokenizer) < settings.vocab_size - 4 * settings.chat:
             record.say(f"the text fills only {len(tokenizer)} of {settings.vocab_size} tokens")
         if settings.chat and settings.tokenizer_type == "byte_bpe":
             add_chat_template(tokenizer)
         tokenizer.save_pretrained(args.output_dir)
         record.metrics({"vocab_size": len(tokenizer)})
-        record.metrics(measure(tokenizer, [row["text"] for row in splits.eval or splits.train]))
+        record.metrics(measure(tokenizer, texts(splits.eval or splits.train)))
 
 
 if __name__ == "__main__":

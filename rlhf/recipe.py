@@ -52,6 +52,21 @@ class ModelSettings:
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: alpha / r."})  # fmt: skip
 
 
+@dataclass
+class ScratchSettings:
+    """Sizes of a model with random weights, in place of model_name_or_path."""
+
+    from_scratch: bool = field(default=False, metadata={"help": "Start from random weights of the sizes below."})
+    model_type: str = field(default="gpt2", metadata={"help": "Architecture."})
+    hidden_size: int = field(default=256, metadata={"help": "Width."})
+    layers: int = field(default=4, metadata={"help": "Depth."})
+    heads: int = field(default=4, metadata={"help": "Attention heads."})
+    context: int = field(default=256, metadata={"help": "Positions: the longest sequence in tokens."})
+
+    def sizes(self) -> dict:
+        return {name: getattr(self, name) for name in ("model_type", "hidden_size", "layers", "heads", "context")}
+
+
 # ---- settings ----------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +89,10 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
             name = flag[2:].split("=")[0].replace("-", "_")
             check_key(name.removeprefix("no_") if name not in names else name, names, "the command line")
     parser = TrlParser(classes)
+    if "use_cpu" in names:
+        import torch
+
+        parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # else bf16 is refused on a CPU
 
     def fail(message):
         raise UserError(f"{message}; --help lists the keys")
@@ -240,6 +259,11 @@ def recording(recipe: str, settings, args):
     check_world(args.world_size)
     check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
     run = Run(recipe, settings, args)
+    import datasets
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the training has the one bar
+    datasets.disable_progress_bars()
     threads = use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))) if args.device.type == "cpu" else 0
     where = f"{args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device.type}"
     run.say(f"{recipe}: {where}{f', {threads} threads each' if threads else ''} -> {run.folder}")

@@ -102,18 +102,25 @@ class FunctionScorer:
 
     def __call__(self, batch: Completed) -> Tensor:
         try:
-            scores = self.function(batch.prompts, batch.completions, **batch.columns)
+            scores = list(self.function(batch.prompts, batch.completions, **batch.columns))
         except Exception as error:
             raise UserError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
         if len(scores) != len(batch.completions):
             raise UserError(
                 f"reward function {self.name} returned {len(scores)} scores for {len(batch.completions)} completions"
             )
-        bad = [place for place, score in enumerate(scores) if not math.isfinite(score)]
+        bad = [place for place, score in enumerate(scores) if not _is_finite(score)]
         if bad:
             shown = "; ".join(f"row {place}: {batch.completions[place][:60]!r} -> {scores[place]}" for place in bad[:5])
             raise UserError(f"reward function {self.name}: {len(bad)} scores are not finite numbers: {shown}")
         return torch.tensor([float(score) for score in scores])
+
+
+def _is_finite(score) -> bool:
+    try:
+        return math.isfinite(score)
+    except TypeError:  # None, a string
+        return False
 
 
 class WeightedSum:
@@ -137,11 +144,15 @@ class WeightedSum:
 
 
 def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict[str, Callable]:
-    """Scorers by a short name each: `reward_model` (`reward_model_2`, ...), and the functions' own names."""
+    """Scorers by a short name each: `reward_model` (`reward_model_2`, ...), and the functions' own names, or their whole
+    path where the name is taken."""
     scorers: dict[str, Callable] = {}
     for place, path in enumerate(reward_models):
         scorers["reward_model" if place == 0 else f"reward_model_{place + 1}"] = RewardModelScorer.load(path)
     for path in functions:
         scorer = FunctionScorer.load(path)
-        scorers[scorer.name] = scorer
+        name = path if scorer.name in scorers else scorer.name
+        if name in scorers:
+            raise UserError(f"reward_functions names {path} twice: name it once and give it a weight")
+        scorers[name] = scorer
     return scorers

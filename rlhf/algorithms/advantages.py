@@ -46,6 +46,6 @@ def group_standardize(totals: Tensor, *, num_generations: int) -> Tensor:
 
     totals (B,), groups of `num_generations` (>= 2) next to each other. A group of equal scores gives 0. Returns (B,).
     """
-    groups = totals.view(-1, num_generations)
+    groups = totals.double().view(-1, num_generations)  # in fp32 a large mean would be rounded, and equal scores differ
     centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + 1e-4)).view(-1)
+    return (centred / (groups.std(1, keepdim=True) + 1e-4)).view(-1).to(totals.dtype)

@@ -33,7 +33,9 @@ def center(values: Tensor, mask: Tensor) -> Tensor:
 def standardize(values: Tensor, mask: Tensor) -> Tensor:
     """(x - mean) / std over the tokens that count, 0 elsewhere: mean 0, variance 1.
 
-    A single token or equal values give 0, not infinity. Under several processes the caller passes the gathered batch.
+    A single token or equal values give 0, not infinity: hence double, as in fp32 the rounding of the mean alone would be
+    scaled up to 1. Under several processes the caller passes the gathered batch.
     """
-    scale = masked_var(values, mask).sqrt() + 1e-8
-    return center(values, mask) / scale
+    exact = values.double()
+    scale = masked_var(exact, mask).sqrt() + 1e-8
+    return (center(exact, mask) / scale).to(values.dtype)

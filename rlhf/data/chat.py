@@ -1,11 +1,12 @@
 """Text -> token ids: the one place where a prompt and its completion are encoded, for SFT, reward, PPO, scoring, chat.
 
 What was left out and why: tools and images (GPT-2 class models have neither). A model that brings its own chat template
-keeps it; one without (GPT-2) gets CHAT_TEMPLATE, whose turns are opened by *added special tokens* and closed by the
-end-of-text token. Such tokens cannot be typed: `sanitize_control_tokens` encodes their spelling in a message as text.
+keeps it; one without (GPT-2) gets CHAT_TEMPLATE, whose turns are opened by *added special tokens* and closed by the end
+of text token. Such tokens cannot be typed: `sanitize_control_tokens` encodes their spelling in a message as text.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from rlhf.errors import UserError
 
@@ -75,20 +76,28 @@ def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
     return _apply(tokenizer, as_messages(prompt), generation_prompt=True)
 
 
+OPENING = [{"role": "user", "content": ""}]
+
+
+@lru_cache(maxsize=16)
+def _opening(tokenizer, chat_template: str) -> list[int]:
+    """Ids before the answer to OPENING; a third of the time of encoding a completion, hence kept."""
+    return _apply(tokenizer, OPENING, generation_prompt=True)
+
+
 def encode_completion(tokenizer, completion: str) -> list[int]:
     """Ids of a completion, closed by EOS exactly once. Control tokens spelled in it stay text."""
     if tokenizer.chat_template is None:
         return [*encode_text(tokenizer, completion), tokenizer.eos_token_id]
-    opening = [{"role": "user", "content": ""}]
-    before = _apply(tokenizer, opening, generation_prompt=True)
-    ids = _apply(tokenizer, [*opening, {"role": "assistant", "content": completion}], generation_prompt=False)
+    before = _opening(tokenizer, tokenizer.chat_template)
+    ids = _apply(tokenizer, [*OPENING, {"role": "assistant", "content": completion}], generation_prompt=False)
     if ids[: len(before)] != before:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path!r} writes an answer differently from its generation prompt; "
             "remove the template (ours is used then) or mend it"
         )
     ids = ids[len(before) :]
-    # Templates may write more after the turn (ChatML ends it with a newline): the model stops at EOS, so it is cut there.
+    # Templates may write more after the turn (ChatML ends it with a newline): the model stops at EOS, so cut there.
     if tokenizer.eos_token_id in ids:
         return ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
     return [*ids, tokenizer.eos_token_id]

@@ -64,7 +64,7 @@ class ActorCritic(nn.Module):
         )
         values = None
         if self.value_head is not None:
-            values = self.value_head(hidden).squeeze(-1)
+            values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)  # the trunk may be bf16
         elif self.value_model is not None:
             states = hidden_before(trunk_of(self.value_model), prompt_ids, prompt_mask, completion_ids, mask)
             values = self.value_model.score(states).squeeze(-1)

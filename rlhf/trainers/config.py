@@ -1,5 +1,6 @@
 """Settings of policy-gradient training: TrainingArguments and at most 25 fields of ours, each default with its source."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -96,17 +97,17 @@ class PolicyGradientConfig(TrainingArguments):
 
     def _place_on_rollouts(self) -> None:
         divisors = {
-            "rollout_batch_size": (self.rollout_batch_size, self.mini_batch_size,
+            "rollout_batch_size": (self.rollout_batch_size,
+                math.lcm(self.mini_batch_size, self.num_generations * self.world_size),
                 f"per_device_train_batch_size {self.per_device_train_batch_size} x accumulation "
-                f"{self.gradient_accumulation_steps} x processes {self.world_size}"),
-            "rollout_batch_size ": (self.rollout_batch_size, self.num_generations * self.world_size,
-                f"num_generations {self.num_generations} x processes {self.world_size}"),
+                f"{self.gradient_accumulation_steps} x processes {self.world_size}, and num_generations "
+                f"{self.num_generations} x processes"),
             "total_episodes": (self.total_episodes, self.rollout_batch_size, "rollout_batch_size"),
         }  # fmt: skip
         for name, (value, divisor, meaning) in divisors.items():
             if value < 1 or value % divisor:
                 raise UserError(
-                    f"{name.strip()}={value} must be a multiple of {divisor} ({meaning}): "
+                    f"{name}={value} must be a multiple of {divisor} ({meaning}): "
                     f"use {nearest_multiples(value, divisor)}"
                 )
         self.max_steps = self.total_episodes // self.rollout_batch_size * self.steps_per_rollout

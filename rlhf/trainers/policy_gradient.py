@@ -130,7 +130,8 @@ class PolicyGradientTrainer(Trainer):
         """Rollout `index` of the run, complete on every process; the KL controller moves after it."""
         args, started = self.args, time.time()
         size = args.rollout_batch_size
-        prompts = choose_rows(len(self.rows), size // args.num_generations, start=index * size, seed=args.seed)
+        count = size // args.num_generations
+        prompts = choose_rows(len(self.rows), count, start=index * count, seed=args.seed)
         prompts = [place for place in prompts for _ in range(args.num_generations)]
         rollout = self._collect(
             [self.rows[place] for place in prompts],
@@ -182,7 +183,8 @@ class PolicyGradientTrainer(Trainer):
     def _gathered(self, rollout: Rollout, count: int) -> Rollout:
         def whole(name: str, tensor: Tensor) -> Tensor:
             if tensor.dim() == 2:
-                tensor = self.accelerator.pad_across_processes(tensor, dim=1, pad_first=name.startswith("prompt"))
+                padded = self.accelerator.pad_across_processes(tensor, dim=1, pad_first=name.startswith("prompt"))
+                tensor = padded.to(tensor.dtype)  # a padded mask comes back as int64, an unpadded one as bool
             return gather(tensor)[:count]
 
         tensors = {name: whole(name, tensor) for name, tensor in rollout.tensors().items()}
@@ -270,6 +272,7 @@ class PolicyGradientTrainer(Trainer):
         if "loss" in logs and self._sums:
             logs |= self._rollout_statistics | self._averages()
             logs.pop("grad_norm", None)
+        self.state.epoch = self.state.global_step / self.args.max_steps  # the Trainer counts from where it resumed
         super().log(logs, start_time)
 
     def _averages(self) -> dict[str, float]:

@@ -1,0 +1,53 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+PORT ?= 7860
+VOICE ?= caring
+BIN := .venv/bin
+
+.PHONY: help install demo app test test-all style bench
+
+help:
+	@echo "make demo              train the demo (about 5 minutes on two cores), print its report, open the chat"
+	@echo "make demo APP=no       end after the report;  VOICE=witty make demo  prefers another voice"
+	@echo "make app               chat with the newest run at http://127.0.0.1:$(PORT)"
+	@echo "make test              tests that need no network;  make test-all  also the slow ones"
+	@echo "make install           only set up .venv;  make style  lint;  make bench  benchmarks"
+
+install: .venv/runtime
+
+.venv/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	# PyTorch's CPU build where the package index has one; a machine with a GPU installs its own build first.
+	$(BIN)/pip install --quiet torch==2.13.0
+	@touch $@
+
+.venv/runtime: .venv/python requirements.txt pyproject.toml
+	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/dev: .venv/runtime requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+demo: install
+	@PATH="$(CURDIR)/$(BIN):$$PATH" VOICE=$(VOICE) bash recipes/demo.sh
+ifneq ($(APP),no)
+	@$(MAKE) --no-print-directory app
+endif
+
+app: install
+	@$(BIN)/python app.py --runs runs --port $(PORT)
+
+test: .venv/dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/dev
+	$(BIN)/python -m pytest
+
+style: .venv/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/e2e/run.py

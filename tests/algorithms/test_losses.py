@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+
+from rlhf.algorithms.losses import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    kwise_ranking_loss,
+    policy_gradient_loss,
+    value_loss,
+)
+
+LOG_2 = math.log(2)
+
+
+def test_policy_gradient_by_hand():
+    log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    loss = policy_gradient_loss(log_probs, torch.tensor([[3.0, -0.5]]))
+    assert loss.tolist() == [[3.0, -1.0]]
+    loss.sum().backward()
+    assert log_probs.grad.tolist() == [[-3.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "gradient"),
+    [
+        (1.0, 2.0, -2.0, -2.0),
+        (1.1, 2.0, -2.2, -2.2),
+        (1.5, 2.0, -2.4, 0.0),  # A > 0 and already more likely than 1 + c: clipped, no gradient
+        (0.5, 2.0, -1.0, -1.0),  # A > 0 and less likely: the gradient brings it back
+        (0.5, -2.0, 1.6, 0.0),  # A < 0 and already less likely than 1 - c: clipped, no gradient
+        (1.5, -2.0, 3.0, 3.0),  # A < 0 and more likely: the gradient brings it back
+        (1.5, 0.0, 0.0, 0.0),
+    ],
+)
+def test_ppo_md_19_clipped_surrogate_by_hand(ratio, advantage, expected, gradient):
+    """d loss / d log_prob is -A x ratio where it is not clipped."""
+    log_probs = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
+    loss = clipped_surrogate_loss(log_probs, torch.tensor([[-1.0]]), torch.tensor([[advantage]]), clip_range=0.2)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.sum().backward()
+    assert log_probs.grad.item() == pytest.approx(gradient, abs=1e-6)
+
+
+def test_ppo_md_19_at_ratio_1_the_gradient_is_the_policy_gradient():
+    log_probs, advantages = torch.randn(3, 4), torch.randn(3, 4)
+    gradients = []
+    for loss in (
+        lambda x: clipped_surrogate_loss(x, log_probs, advantages, clip_range=0.2),
+        lambda x: policy_gradient_loss(x, advantages),
+    ):
+        variable = log_probs.clone().requires_grad_()
+        loss(variable).sum().backward()
+        gradients.append(variable.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "gradient"),
+    [  # old value 1, clip range 0.2
+        (1.1, 0.5 * 0.9**2, -0.9),  # return 2, inside
+        (1.5, 0.5 * 0.8**2, 0.0),  # moved towards the return by more than the range: clipped, no gradient
+        (0.5, 0.5 * 1.5**2, -1.5),  # moved away: the worse of the two counts, with its gradient
+    ],
+)
+def test_ppo_md_19_clipped_value_loss_by_hand(value, expected, gradient):
+    values = torch.tensor([[value]], requires_grad=True)
+    loss = clipped_value_loss(values, torch.tensor([[1.0]]), torch.tensor([[2.0]]), value_clip_range=0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.sum().backward()
+    assert values.grad.item() == pytest.approx(gradient, abs=1e-6)
+
+
+def test_ppo_md_19_value_loss_by_hand_and_wide_clipping_is_none():
+    values, returns = torch.tensor([[1.0, 4.0]]), torch.tensor([[3.0, 3.0]])
+    assert value_loss(values, returns).tolist() == [[2.0, 0.5]]
+    old = torch.tensor([[0.0, 0.0]])
+    assert clipped_value_loss(values, old, returns, value_clip_range=100.0).tolist() == [[2.0, 0.5]]
+
+
+def test_losses_at_padding_are_finite_and_have_no_gradient():
+    """Outside the mask log-probs, values, advantages and returns are all 0."""
+    zero = torch.zeros(1, 2)
+    for formula in (
+        lambda x: policy_gradient_loss(x, zero),
+        lambda x: clipped_surrogate_loss(x, zero, zero, clip_range=0.2),
+        lambda x: clipped_value_loss(x, zero, zero, value_clip_range=0.2),
+    ):
+        variable = zero.clone().requires_grad_()
+        loss = formula(variable)
+        loss.sum().backward()
+        assert not loss.any() and not variable.grad.any()
+
+
+# ---- K-wise ranking ----
+
+
+def test_ppo_md_33_by_hand():
+    """Scores 2, 1, 0 with ranks 0, 1, 1: two ordered pairs, margins 1 and 2; the tie is dropped."""
+    loss, pairs = kwise_ranking_loss(
+        torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool)
+    )
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, rel=1e-6)
+    assert pairs.tolist() == [2]
+
+
+def test_ppo_md_33_two_answers_are_the_pairwise_loss():
+    scores, ranks = torch.randn(6, 2), torch.tensor([[0, 1], [1, 0]] * 3)
+    loss, _ = kwise_ranking_loss(scores, ranks, torch.ones(6, 2, dtype=torch.bool))
+    better, worse = scores.gather(1, ranks.argsort(1)).T
+    torch.testing.assert_close(loss, -torch.log(torch.sigmoid(better - worse)))
+
+
+def test_ppo_md_33_every_prompt_weighs_the_same_whatever_its_k():
+    """With equal scores each pair costs log 2, and so does each prompt, from K = 2 to K = 9."""
+    for k in range(2, 10):
+        loss, pairs = kwise_ranking_loss(torch.zeros(1, k), torch.arange(k)[None], torch.ones(1, k, dtype=torch.bool))
+        assert loss.item() == pytest.approx(LOG_2, rel=1e-6)
+        assert pairs.item() == k * (k - 1) // 2
+
+
+def test_ppo_md_33_padding_changes_nothing():
+    scores, ranks = torch.tensor([[2.0, 1.0, 77.0]]), torch.tensor([[0, 1, 0]])
+    padded, pairs = kwise_ranking_loss(scores, ranks, torch.tensor([[True, True, False]]))
+    alone, _ = kwise_ranking_loss(scores[:, :2], ranks[:, :2], torch.ones(1, 2, dtype=torch.bool))
+    assert torch.equal(padded, alone) and pairs.tolist() == [1]
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_ppo_md_33_only_ties_or_nothing_at_all_gives_0_and_finite_gradients(mask):
+    scores = torch.tensor([[1000.0, -1000.0, 0.0]], requires_grad=True)
+    ranks = torch.zeros(1, 3, dtype=torch.long)
+    loss, pairs = kwise_ranking_loss(scores, ranks, torch.full((1, 3), mask))
+    loss.sum().backward()
+    assert loss.item() == 0 and pairs.item() == 0 and not scores.grad.any()
+
+
+def test_ppo_md_33_gradient_raises_the_better_and_lowers_the_worse():
+    scores = torch.zeros(1, 3, requires_grad=True)
+    kwise_ranking_loss(scores, torch.tensor([[1, 0, 2]]), torch.ones(1, 3, dtype=torch.bool))[0].sum().backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([[0.0, -1 / 3, 1 / 3]]))  # pairs of margin 0: 1/2 each, / 3

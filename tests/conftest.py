@@ -1,0 +1,186 @@
+"""Tiny tokenizers, models and trainers, made on the spot: no test needs the network, and each takes milliseconds."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import (  # noqa: E402
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf.data.chat import add_chat_template  # noqa: E402
+from rlhf.errors import UserError  # noqa: E402
+from rlhf.models.load import fit_embeddings, new_policy  # noqa: E402
+
+torch.set_num_threads(1)
+
+WORDS = "a b c d e f g h".split()
+
+
+def word_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """One token per letter a to h: 0 is EOS, 1 unknown, 2 "a", 3 "b", 4 "c"; then the role tokens and the pad token."""
+    vocabulary = {word: place for place, word in enumerate(["<eos>", "<unk>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"eos_token": "<eos>", "unk_token": "<unk>", "bos_token": "<eos>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    if chat:
+        add_chat_template(tokenizer)
+    return tokenizer
+
+
+def byte_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, GPT-2's kind, with a few merges."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(["a red bridge over a red river", "the river runs under the bridge"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    if chat:
+        add_chat_template(tokenizer)
+    return tokenizer
+
+
+@torch.no_grad()
+def enlarge(model, factor: float):
+    """Larger weights: a freshly initialised model hardly tells its inputs apart, and would hide a wrong position."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(factor)
+    return model
+
+
+def tiny_policy(tokenizer, *, seed: int = 0, factor: float = 10.0, hidden_size=16, layers=2, heads=2, context=48):
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=hidden_size, layers=layers, heads=heads, context=context)
+    return enlarge(new_policy(tokenizer, model_type="gpt2", **sizes), factor).eval()
+
+
+def tiny_llama(tokenizer, *, seed: int = 0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=48, tie_word_embeddings=False, attention_dropout=0.1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    fit_embeddings(model, tokenizer)
+    return enlarge(model, 10.0).eval()
+
+
+def tiny_reward_model(tokenizer, *, seed: int = 0):
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=48, num_labels=1)
+    model = GPT2ForSequenceClassification(config)
+    fit_embeddings(model, tokenizer)
+    return enlarge(model, 10.0).eval()
+
+
+def tiny_trainer(tokenizer, folder, *, score=None, policy=None, rows=None, eval_rows=None, models=None, **settings):
+    """A PolicyGradientTrainer on the eight one-letter prompts; settings are those of PolicyGradientConfig.
+
+    score: f(prompts, completions, **columns) -> numbers; models: value_model and ref_model of the trainer.
+    """
+    from rlhf.scoring import FunctionScorer, WeightedSum
+    from rlhf.trainers.config import PolicyGradientConfig
+    from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+    from rlhf.trainers.progress import use_run_progress
+
+    def say_c(prompts, completions, **columns):
+        return [sum(word == "c" for word in completion.split()) / 4 for completion in completions]
+
+    defaults = dict(
+        algorithm="ppo", total_episodes=32, rollout_batch_size=16, per_device_train_batch_size=4,
+        per_device_eval_batch_size=8, max_completion_length=6, learning_rate=1e-3, report_to="none", use_cpu=True,
+        disable_tqdm=True, seed=1,
+    )  # fmt: skip
+    args = PolicyGradientConfig(output_dir=str(folder), **defaults | settings)
+    trainer = PolicyGradientTrainer(
+        policy=policy if policy is not None else tiny_policy(tokenizer, factor=2.0, seed=1, context=32),
+        tokenizer=tokenizer,
+        rewards=WeightedSum({"score": FunctionScorer(score or say_c, "score")}),
+        args=args,
+        rows=rows or [{"prompt": word} for word in WORDS],
+        eval_rows=eval_rows,
+        **{"value_model": "shared"} | (models or {}),
+    )
+    use_run_progress(trainer, folder)
+    return trainer
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def bytes_tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def plain_tokenizer():
+    """Byte-level BPE without a chat template and without a pad token, as GPT-2's is."""
+    return byte_tokenizer(chat=False)
+
+
+@pytest.fixture
+def eos_is_pad():
+    """The word-level tokenizer with pad == EOS."""
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_policy():
+    return tiny_policy
+
+
+@pytest.fixture(scope="session")
+def make_llama():
+    return tiny_llama
+
+
+@pytest.fixture(scope="session")
+def make_reward_model():
+    return tiny_reward_model
+
+
+@pytest.fixture
+def make_trainer(tokenizer, tmp_path):
+    def make(folder="run", tokenizer=tokenizer, **settings):
+        return tiny_trainer(tokenizer, tmp_path / folder, **settings)
+
+    return make
+
+
+@pytest.fixture
+def refused():
+    """The message of the UserError that a call raises."""
+
+    def refused(call, *args, **kwargs):
+        with pytest.raises(UserError) as caught:
+            call(*args, **kwargs)
+        return str(caught.value)
+
+    return refused

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig
+
+from rlhf.models.actor_critic import ActorCritic, frozen_copy, position_ids, reference_log_probs
+from rlhf.models.load import disable_dropout, sequence_scores
+
+T, F = True, False
+PROMPTS = [[11, 2, 0, 12], [11, 5, 3, 7, 0, 12], [4]]  # the first two have an EOS (0) inside, as chat prompts do
+COMPLETIONS = [[3, 4, 0], [0], [5, 6, 7, 8]]
+
+
+def pad(prompts, completions, pad_token_id, left=0):
+    """A batch with `left` more columns of padding than it needs."""
+    width, length = max(map(len, prompts)) + left, max(map(len, completions))
+    return {
+        "prompt_ids": torch.tensor([[pad_token_id] * (width - len(row)) + row for row in prompts]),
+        "prompt_mask": torch.tensor([[F] * (width - len(row)) + [T] * len(row) for row in prompts]),
+        "completion_ids": torch.tensor([row + [pad_token_id] * (length - len(row)) for row in completions]),
+        "mask": torch.tensor([[T] * len(row) + [F] * (length - len(row)) for row in completions]),
+    }
+
+
+@torch.no_grad()
+def slow(policy, prompt, completion, temperature):
+    """Log-probs of one row by the model's own forward: no padding, no mask, positions as it makes them."""
+    logits = policy(input_ids=torch.tensor([prompt + completion])).logits[0] / temperature
+    chosen = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+    return chosen[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+@pytest.fixture(params=["gpt2 + shared head", "gpt2 + value model", "llama + shared head"])
+def model(request, tokenizer, make_policy, make_llama, make_reward_model):
+    policy = make_llama(tokenizer) if request.param.startswith("llama") else make_policy(tokenizer)
+    if "shared" in request.param:
+        model = ActorCritic(policy, "shared")
+        torch.nn.init.normal_(model.value_head.weight)
+    else:
+        model = ActorCritic(policy, make_reward_model(tokenizer, seed=1))
+    return model.eval()
+
+
+@pytest.mark.parametrize("pad_token_id", [13, 0], ids=["pad", "pad is eos"])
+@pytest.mark.parametrize("left", [0, 5])
+@torch.no_grad()
+def test_ppo_md_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, left, pad_token_id):
+    batch = pad(PROMPTS, COMPLETIONS, pad_token_id, left)
+    together = model(**batch, temperature=0.7)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        alone = model(**pad([prompt], [completion], pad_token_id), temperature=0.7)
+        count = len(completion)
+        expected = slow(model.policy, prompt, completion, 0.7)
+        for found in (alone.log_probs[0], together.log_probs[row, :count]):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.values[row, :count], alone.values[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.entropy[row, :count], alone.entropy[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_ppo_md_01_the_test_above_can_fail(make_policy, tokenizer):
+    """Absolute positions counted from the padding would move the log-probs by far more than 1e-5."""
+    policy = make_policy(tokenizer)
+    batch = pad([[4]], [[5, 6]], 13, left=5)
+    ids, mask = (
+        torch.cat([batch[a], batch[b]], 1) for a, b in (("prompt_ids", "completion_ids"), ("prompt_mask", "mask"))
+    )
+    wrong = policy(input_ids=ids, attention_mask=mask.long(), position_ids=torch.arange(8)[None]).logits[:, 5:7]
+    wrong = torch.log_softmax(wrong, -1)[0, torch.arange(2), torch.tensor([5, 6])]
+    assert (wrong - slow(policy, [4], [5, 6], 1.0)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_ppo_md_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
+    seen = model(**pad([PROMPTS[0], PROMPTS[2]], [[3, 0], [0]], 0), temperature=1.0)
+    assert (seen.log_probs[0, :2] < 0).all() and seen.log_probs[1, 0] < 0
+    assert seen.values[0, 1] != 0 and seen.values[1, 0] != 0
+    assert seen.log_probs[1, 1] == seen.values[1, 1] == seen.entropy[1, 1] == 0  # padding, although its id is EOS
+
+
+@torch.no_grad()
+def test_ppo_md_03_tokens_outside_the_mask_change_nothing(model):
+    batch = pad(PROMPTS, COMPLETIONS, 13, left=1)
+    before = model(**batch, temperature=1.0)
+    batch["completion_ids"] = torch.where(batch["mask"], batch["completion_ids"], 6)
+    batch["prompt_ids"] = torch.where(batch["prompt_mask"], batch["prompt_ids"], 9)
+    after = model(**batch, temperature=1.0)
+    for name in ("log_probs", "values", "entropy"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_ppo_md_07_temperature_reaches_policy_and_reference(tokenizer, make_policy):
+    policy = make_policy(tokenizer)
+    batch = pad(PROMPTS, COMPLETIONS, 13)
+    for temperature in (0.5, 1.0):
+        seen = ActorCritic(policy, None)(**batch, temperature=temperature)
+        reference = reference_log_probs(frozen_copy(policy), batch, temperature=temperature)
+        torch.testing.assert_close(reference, seen.log_probs)
+        expected = slow(policy, PROMPTS[2], COMPLETIONS[2], temperature)
+        torch.testing.assert_close(reference[2], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_ppo_md_22_first_values_of_the_reward_model_are_its_scores_of_the_text_so_far(
+    tokenizer, make_policy, make_reward_model
+):
+    reward_model = make_reward_model(tokenizer)
+    model = ActorCritic(make_policy(tokenizer), reward_model).eval()
+    values = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0).values
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        for t in range(len(completion)):
+            ids = torch.tensor([prompt + completion[:t]])
+            score = sequence_scores(reward_model, ids, torch.ones_like(ids).bool())
+            torch.testing.assert_close(values[row, t], score[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_shared_head_starts_at_0_and_no_critic_gives_no_values(tokenizer, make_policy):
+    batch = pad(PROMPTS, COMPLETIONS, 13)
+    assert not ActorCritic(make_policy(tokenizer), "shared")(**batch, temperature=1.0).values.any()
+    model = ActorCritic(make_policy(tokenizer), None)
+    assert model(**batch, temperature=1.0).values is None and model.value_parameters() == []
+
+
+@torch.no_grad()
+def test_ppo_md_11_a_bf16_policy_gives_fp32_log_probs_and_values(tokenizer, make_policy):
+    model = ActorCritic(make_policy(tokenizer).to(torch.bfloat16), "shared")
+    seen = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0)
+    assert seen.log_probs.dtype == seen.values.dtype == seen.entropy.dtype == torch.float32
+
+
+def test_ppo_md_10_dropout_is_off_in_train_mode_too(tokenizer, make_policy, make_llama, make_reward_model):
+    batch = pad(PROMPTS, COMPLETIONS, 13)
+    for policy in (make_policy(tokenizer), make_llama(tokenizer)):
+        model = ActorCritic(policy, make_reward_model(tokenizer)).train()
+        first, second = (model(**batch, temperature=1.0).log_probs for _ in range(2))
+        assert not torch.equal(first, second)  # these models do have dropout
+        disable_dropout(model).train()
+        first, second = (model(**batch, temperature=1.0) for _ in range(2))
+        assert torch.equal(first.log_probs, second.log_probs) and torch.equal(first.values, second.values)
+
+
+def test_policy_and_value_parameters_are_all_and_apart(model):
+    policy, value = model.policy_parameters(), model.value_parameters()
+    assert {id(p) for p in policy} | {id(p) for p in value} == {id(p) for p in model.parameters()}
+    assert not {id(p) for p in policy} & {id(p) for p in value}
+
+
+def test_an_encoder_cannot_be_a_value_model(tokenizer, make_policy, refused):
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    bert = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=20, num_labels=1, **sizes))
+    assert "value_model: shared" in refused(ActorCritic, make_policy(tokenizer), bert)
+
+
+def test_positions_by_hand():
+    mask = torch.tensor([[F, F, T, T, T], [T, T, T, F, F]])
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]

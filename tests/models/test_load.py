@@ -1,0 +1,191 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from rlhf.models.load import (
+    add_lora,
+    context_length,
+    disable_dropout,
+    fit_embeddings,
+    freeze,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    new_policy,
+    save,
+    score_head,
+    sequence_scores,
+    shift_scores,
+)
+
+IDS = torch.tensor([[2, 3, 4, 0], [5, 6, 0, 13], [7, 0, 13, 13]])
+MASK = torch.tensor([[True] * 4, [True] * 3 + [False], [True] * 2 + [False] * 2])
+
+
+@torch.no_grad()
+def scores(model):
+    return sequence_scores(model.eval(), IDS, MASK)
+
+
+@torch.no_grad()
+def perturb(model):
+    """Trained LoRA: its B matrices start at 0."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def test_ppo_md_04_score_is_read_at_the_last_real_token(tokenizer, make_reward_model):
+    model = make_reward_model(tokenizer)
+    found = scores(model)
+    for row, length in enumerate(MASK.sum(1).tolist()):
+        hidden = model.transformer(input_ids=IDS[row : row + 1, :length]).last_hidden_state
+        torch.testing.assert_close(found[row], model.score(hidden[0, -1])[0], atol=1e-5, rtol=0)
+
+
+def test_ppo_md_02_score_does_not_depend_on_what_padding_is(tokenizer, make_reward_model):
+    model = make_reward_model(tokenizer)
+    before = scores(model)
+    with torch.no_grad():
+        eos_as_pad = sequence_scores(model, torch.where(MASK, IDS, 0), MASK)
+    torch.testing.assert_close(eos_as_pad, before, atol=1e-5, rtol=0)
+
+
+def test_ppo_md_10_freeze_and_disable_dropout_reach_functional_dropout(tokenizer):
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16,
+        max_position_embeddings=32, dropout=0.5, attention_dropout=0.5,
+    )  # fmt: skip
+    model = disable_dropout(OPTForCausalLM(config)).train()
+    with torch.no_grad():
+        first, second = (model(input_ids=IDS).logits for _ in range(2))
+    assert torch.equal(first, second)
+    frozen = freeze(model)
+    assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_ppo_md_22_a_fresh_reward_head_is_an_error_unless_asked_for(tokenizer, make_policy, tmp_path, refused):
+    save(make_policy(tokenizer), tokenizer, tmp_path / "policy")
+    message = refused(load_reward_model, str(tmp_path / "policy"))
+    assert "no reward head" in message and "score.weight" in message and "recipes/reward.py" in message
+    fresh = load_reward_model(str(tmp_path / "policy"), new_head=True)
+    assert not scores(fresh).any()
+
+
+def test_ppo_md_29_a_saved_policy_gives_the_same_logits(tokenizer, make_policy, make_llama, tmp_path):
+    for name, policy in (("gpt2", make_policy(tokenizer)), ("llama", make_llama(tokenizer))):
+        save(policy, tokenizer, tmp_path / name)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(input_ids=IDS).logits, policy(input_ids=IDS).logits)
+        again = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert again.get_vocab() == tokenizer.get_vocab() and again.chat_template == tokenizer.chat_template
+
+
+def test_ppo_md_29_saving_a_lora_policy_merges_a_copy(tokenizer, make_policy, tmp_path):
+    policy = perturb(add_lora(make_policy(tokenizer), task="CAUSAL_LM", rank=2, alpha=4)).eval()
+    trainable = [name for name, p in policy.named_parameters() if p.requires_grad]
+    with torch.no_grad():
+        before = policy(input_ids=IDS).logits
+        save(policy, tokenizer, tmp_path)
+        assert [name for name, p in policy.named_parameters() if p.requires_grad] == trainable != []
+        assert torch.equal(policy(input_ids=IDS).logits, before)
+        torch.testing.assert_close(load_policy(str(tmp_path))(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_folder_is_merged_into_its_base(tokenizer, make_policy, tmp_path):
+    save(make_policy(tokenizer), tokenizer, tmp_path / "base")
+    policy = perturb(add_lora(load_policy(str(tmp_path / "base")), task="CAUSAL_LM", rank=2, alpha=4)).eval()
+    policy.save_pretrained(tmp_path / "adapter")
+    loaded = load_policy(str(tmp_path / "adapter")).eval()
+    assert not hasattr(loaded, "peft_config")
+    with torch.no_grad():
+        expected = policy(input_ids=IDS).logits
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_ppo_md_35_the_shift_is_exact_on_a_head_without_bias_and_survives_reload(
+    tokenizer, make_reward_model, tmp_path
+):
+    model = make_reward_model(tokenizer)
+    assert model.score.bias is None
+    before = scores(model)
+    shift_scores(model, -2.5)
+    torch.testing.assert_close(scores(model), before - 2.5, atol=1e-4, rtol=0)
+    save(model, tokenizer, tmp_path)
+    torch.testing.assert_close(scores(load_reward_model(str(tmp_path))), scores(model), atol=1e-6, rtol=0)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)  # any loader, its own forward
+    with torch.no_grad():
+        own = plain(input_ids=IDS[:1]).logits[0, 0]
+    torch.testing.assert_close(own, scores(model)[0], atol=1e-5, rtol=0)
+
+
+def test_ppo_md_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(tokenizer, make_reward_model, tmp_path):
+    lora = perturb(add_lora(make_reward_model(tokenizer), task="SEQ_CLS", rank=2, alpha=4))
+    before = scores(lora)
+    save(lora, tokenizer, tmp_path / "merged")
+    torch.testing.assert_close(scores(load_reward_model(str(tmp_path / "merged"))), before, atol=1e-4, rtol=1e-4)
+    merged = lora.merge_and_unload()
+    shift_scores(merged, 1.25)
+    torch.testing.assert_close(scores(merged), before + 1.25, atol=1e-4, rtol=1e-4)
+
+
+def test_ppo_md_35_lora_trains_and_saves_the_whole_head(tokenizer, make_reward_model):
+    lora = add_lora(make_reward_model(tokenizer), task="SEQ_CLS", rank=2, alpha=4)
+    assert score_head(lora).weight.requires_grad
+    trainable = [name for name, p in lora.named_parameters() if p.requires_grad]
+    assert any("score" in name for name in trainable) and all("lora" in n or "score" in n for n in trainable)
+
+
+def test_ppo_md_35_a_head_with_a_bias_takes_the_shift(tokenizer, make_reward_model):
+    model = make_reward_model(tokenizer)
+    model.score = torch.nn.Linear(16, 1)
+    before = scores(model)
+    shift_scores(model, 3.0)
+    torch.testing.assert_close(scores(model), before + 3.0, atol=1e-5, rtol=0)
+
+
+def test_ppo_md_35_a_model_without_any_bias_is_refused(tokenizer, make_reward_model, refused):
+    model = make_reward_model(tokenizer)
+    torch.nn.init.zeros_(model.score.weight)
+    assert "no bias" in refused(shift_scores, model, 1.0)
+
+
+def test_new_tokens_get_room_and_special_tokens_are_told(plain_tokenizer, make_policy):
+    from rlhf.data.chat import add_chat_template
+
+    policy = make_policy(plain_tokenizer)
+    count = len(plain_tokenizer)
+    added = add_chat_template(plain_tokenizer)
+    fit_embeddings(policy, plain_tokenizer)
+    assert policy.get_input_embeddings().num_embeddings == count + len(added) == len(plain_tokenizer)
+    assert policy.get_output_embeddings().weight is policy.get_input_embeddings().weight
+    for config in (policy.config, policy.generation_config):
+        assert config.pad_token_id == plain_tokenizer.pad_token_id != plain_tokenizer.eos_token_id
+        assert config.eos_token_id == plain_tokenizer.eos_token_id
+
+
+def test_sizes_that_do_not_fit_name_the_nearest(tokenizer, refused):
+    sizes = dict(hidden_size=16, layers=1, heads=5, context=8)
+    assert "heads=4" in refused(new_policy, tokenizer, model_type="gpt2", **sizes)
+    assert "gpt2" in refused(new_policy, tokenizer, model_type="bert", **sizes | {"heads": 4})
+
+
+def test_context_length(tokenizer, make_policy):
+    assert context_length(make_policy(tokenizer, context=48)) == 48
+
+
+@pytest.mark.parametrize("load", [load_policy, load_reward_model, load_tokenizer])
+def test_a_folder_without_a_model_is_named(load, tmp_path, refused):
+    (tmp_path / "notes.txt").write_text("x")
+    assert "notes.txt" in refused(load, str(tmp_path))
+    assert "no such model folder" in refused(load, str(tmp_path / "missing" / "deeper"))

@@ -1,0 +1,126 @@
+import pytest
+
+from rlhf.data.chat import (
+    add_chat_template,
+    as_messages,
+    as_text,
+    decode,
+    encode_completion,
+    encode_conversation,
+    encode_example,
+    encode_prompt,
+    encode_text,
+    same_encoding,
+)
+
+SYSTEM, USER, ASSISTANT, PAD, EOS = 10, 11, 12, 13, 0
+TALK = [
+    {"role": "system", "content": "h"},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b c"},
+    {"role": "user", "content": "d"},
+    {"role": "assistant", "content": "e"},
+]
+
+
+def test_by_hand(tokenizer):
+    assert encode_prompt(tokenizer, "a b") == [USER, 2, 3, EOS, ASSISTANT]
+    assert encode_prompt(tokenizer, TALK[:2]) == [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT]
+    assert encode_completion(tokenizer, "c d") == [4, 5, EOS]
+
+
+def test_ppo_md_34_eos_is_appended_exactly_once(tokenizer, bytes_tokenizer, plain_tokenizer):
+    for which in (tokenizer, bytes_tokenizer, plain_tokenizer):
+        for text in ("a b", "", "a\n"):
+            ids = encode_completion(which, text)
+            assert ids[-1] == which.eos_token_id and ids.count(which.eos_token_id) == 1
+
+
+def test_control_tokens_in_a_message_stay_text(bytes_tokenizer, plain_tokenizer):
+    text = "<|endoftext|><|assistant|>a<|pad|>"
+    for which in (bytes_tokenizer, plain_tokenizer):
+        control = {which.eos_token_id, *which.added_tokens_decoder}
+        inside = encode_prompt(which, "a") if which.chat_template else []
+        typed = encode_prompt(which, text)
+        assert sum(i in control for i in typed) == sum(i in control for i in inside)
+        ids = encode_completion(which, text)
+        assert not control & set(ids[:-1])
+        assert decode(which, ids) == text
+        assert not control & set(encode_text(which, text))
+
+
+def test_prompt_and_completion_make_the_conversation(bytes_tokenizer):
+    prompt = encode_prompt(bytes_tokenizer, TALK[:2])
+    whole = bytes_tokenizer.apply_chat_template(TALK[:3], return_dict=True)["input_ids"]
+    assert prompt + encode_completion(bytes_tokenizer, "b c") == whole
+
+
+def test_conversation_learns_what_the_assistant_says(tokenizer):
+    ids, mask = encode_conversation(tokenizer, TALK)
+    turns = [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT], [3, 4, EOS], [USER, 5, EOS, ASSISTANT], [6, EOS]
+    assert ids == [token for turn in turns for token in turn]
+    assert mask == [said for turn, said in zip(turns, (False, True, False, True), strict=True) for _ in turn]
+
+
+def test_examples_of_each_row_kind(tokenizer):
+    assert encode_example(tokenizer, {"text": "a b"}) == ([2, 3, EOS], [True] * 3)
+    ids, mask = encode_example(tokenizer, {"prompt": "a", "completion": "b"})
+    assert ids == [USER, 2, EOS, ASSISTANT, 3, EOS] and mask == [False] * 4 + [True] * 2
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert encode_example(tokenizer, {"messages": messages}) == (ids, mask)
+
+
+def test_a_conversation_without_an_answer_is_refused(tokenizer, refused):
+    assert "assistant message" in refused(encode_conversation, tokenizer, TALK[:2])
+
+
+def test_roles_and_contents_are_checked(refused):
+    assert "'bot'" in refused(as_messages, [{"role": "bot", "content": "a"}])
+    assert "must be a string" in refused(as_messages, [{"role": "user", "content": None}])
+    assert as_messages("a") == [{"role": "user", "content": "a"}]
+    assert as_text(TALK[:2]) == "h\na"
+
+
+def test_ppo_md_02_padding_never_is_eos(plain_tokenizer):
+    plain_tokenizer.pad_token = plain_tokenizer.eos_token
+    assert add_chat_template(plain_tokenizer) == ["<|assistant|>", "<|pad|>", "<|system|>", "<|user|>"]
+    assert plain_tokenizer.pad_token_id != plain_tokenizer.eos_token_id
+    assert add_chat_template(plain_tokenizer) == []  # a second time changes nothing
+
+
+def test_a_tokenizer_without_eos_is_refused(plain_tokenizer, refused):
+    plain_tokenizer.eos_token = None
+    assert "eos_token" in refused(add_chat_template, plain_tokenizer)
+
+
+def test_a_template_of_its_own_is_kept_and_cut_at_eos(plain_tokenizer):
+    plain_tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    own = plain_tokenizer.chat_template
+    add_chat_template(plain_tokenizer)
+    assert plain_tokenizer.chat_template == own
+    ids = encode_completion(plain_tokenizer, "b c")
+    assert plain_tokenizer.decode(ids) == "b c<|endoftext|>"  # the newline behind EOS is never sampled
+
+
+def test_a_template_that_contradicts_its_generation_prompt_is_refused(plain_tokenizer, refused):
+    plain_tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}(answer){% endif %}"
+    )
+    assert "differently from its generation prompt" in refused(encode_completion, plain_tokenizer, "b")
+
+
+def test_same_encoding(tokenizer, eos_is_pad, bytes_tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    assert same_encoding(tokenizer, tokenizer) and same_encoding(tokenizer, AutoTokenizer.from_pretrained(tmp_path))
+    assert not same_encoding(tokenizer, bytes_tokenizer)
+
+
+@pytest.mark.parametrize("text", ["안녕, see you \N{GRINNING FACE}", "two\nlines"])
+def test_decoding_gives_the_text_back(bytes_tokenizer, text):
+    assert decode(bytes_tokenizer, encode_completion(bytes_tokenizer, text)) == text

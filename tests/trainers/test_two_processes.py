@@ -1,0 +1,106 @@
+"""Two real processes over gloo give the run that one gives: same metrics, same weights, within float error."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from conftest import WORDS, tiny_trainer, word_tokenizer
+
+prompts = [" ".join(WORDS[: 1 + place % 3]) + " " + word for place, word in enumerate(WORDS)]
+results, weights = {}, {}
+processes = None
+for name, settings in {
+    "ppo": dict(kl_target=0.5, kl_horizon=50),
+    "grpo": dict(algorithm="grpo", num_generations=4, models={"value_model": None}),
+}.items():
+    import os
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = tiny_trainer(
+        word_tokenizer(), sys.argv[2] + "/" + name, rows=[{"prompt": p} for p in prompts], save_every=1,
+        eval_rows=[{"prompt": w} for w in WORDS[:3]], gradient_accumulation_steps=4 // processes,
+        per_device_train_batch_size=2, lr_scheduler_type="linear", warmup_steps=2, **settings,
+    )
+    first = trainer.make_rollout(0)
+    trainer.kl_coef = trainer.args.kl_coef
+    trainer.train()
+    evaluation = trainer.evaluate()
+    kept = [row for row in trainer.state.log_history if "policy_loss" in row]
+    results[name] = {
+        "processes": trainer.args.world_size, "logs": kept, "evaluation": evaluation,
+        "advantages": first.advantages.tolist(), "completions": first.completion_ids.tolist(),
+    }
+    weights[name] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+if trainer.is_world_process_zero():
+    json.dump(results, open(sys.argv[2] + "/results.json", "w"))
+    torch.save(weights, sys.argv[2] + "/weights.pt")
+import torch.distributed as dist
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+    found = []
+    for name, start in {"one": [sys.executable], "two": launch}.items():
+        (folder / name).mkdir()
+        command = [*start, str(folder / "script.py"), str(ROOT / "tests"), str(folder / name)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = json.loads((folder / name / "results.json").read_text())
+        found.append((results, torch.load(folder / name / "weights.pt"), folder / name))
+    assert [run[0]["ppo"]["processes"] for run in found] == [1, 2]
+    return found
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("algorithm", ["ppo", "grpo"])]
+
+
+def test_ppo_md_26_both_sample_the_same_completions(runs, algorithm):
+    one, two = (run[0][algorithm] for run in runs)
+    assert one["completions"] == two["completions"]
+
+
+def test_ppo_md_18_advantages_are_whitened_over_all_processes(runs, algorithm):
+    one, two = (torch.tensor(run[0][algorithm]["advantages"]) for run in runs)
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
+
+
+def test_ppo_md_20_23_26_metrics_and_schedule_are_the_same(runs, algorithm):
+    one, two = (run[0][algorithm]["logs"] for run in runs)
+    assert len(one) == len(two) == 2
+    for first, second in zip(one, two, strict=True):
+        for name in first:
+            if "seconds" not in name:
+                assert second[name] == pytest.approx(first[name], rel=1e-3, abs=2e-5), name
+
+
+def test_ppo_md_30_an_evaluation_set_that_does_not_divide(runs, algorithm):
+    one, two = (run[0][algorithm]["evaluation"] for run in runs)
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+    lines = [(run[2] / algorithm / "samples.jsonl").read_text().splitlines() for run in runs]
+    texts = [[(json.loads(line)["prompt"], json.loads(line)["completion"]) for line in part] for part in lines]
+    assert texts[0] == texts[1] and len(texts[0]) == 3
+
+
+def test_ppo_md_20_26_weights_are_the_same(runs, algorithm):
+    one, two = (run[1][algorithm] for run in runs)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert len(list((runs[1][2] / algorithm).glob("checkpoint-*/model.safetensors"))) == 2
