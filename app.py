@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     print(f"models: {', '.join(models)}\nhttp://{args.host}:{args.port}  (stop with Ctrl+C)", flush=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+    # Open pages keep a connection for ever: Ctrl+C does not wait for them.
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=2)
     return 0
 
 

@@ -15,4 +15,4 @@ launch sft --dataset_name "$RUN/data/sft.jsonl" --model_name_or_path "$RUN/base"
 launch reward --dataset_name "$RUN/data/rankings.jsonl" --model_name_or_path "$RUN/sft" --output_dir "$RUN/reward"
 launch ppo --dataset_name "$RUN/data/prompts.jsonl" --model_name_or_path "$RUN/sft" --reward_model_path "$RUN/reward" --output_dir "$RUN/ppo"
 python -m rlhf report "$RUN/base" "$RUN/sft" "$RUN/ppo" --prompts "$RUN/data/heldout.jsonl" --reward_model "$RUN/reward" \
-    --reward_functions recipes.rewards:on_topic recipes.rewards:preferred_voice --limit 512
+    --reward_functions recipes.rewards:on_topic recipes.rewards:preferred_voice --reward_weights 1 0 0 --limit 512

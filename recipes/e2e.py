@@ -6,7 +6,7 @@ FOLDER holds devel-fixed.no-ol.csv.gz (cleaned facts -> text, Dusek et al. 2019)
 kwise_naturalness.jsonl.gz (rankings by people of up to five systems per list of facts, Novikova et al. 2018; a row is
 prompt, completions, ranks). Licence CC BY-SA 4.0.
     demonstrations.jsonl  prompt (facts), completion (text)
-    prompts.jsonl         the facts of the demonstrations and of the training rankings, each once
+    prompts.jsonl         the facts of the training rankings, each once: PPO learns little from facts that SFT knows by heart
     {quality,naturalness}_{train,heldout}.jsonl   rankings; both hold out the same facts
     heldout.jsonl         the facts that no other file holds, to judge every stage on
 """
@@ -19,7 +19,7 @@ from rlhf.data.load import load_rows
 from rlhf.data.splits import split_rows
 from rlhf.errors import UserError
 
-HELD_OUT, SEED = 0.25, 0  # share of the ranked facts; the split is a hash of the facts, so it is the same in both files
+HELD_OUT, SEED = 0.2, 0  # share of the ranked facts; the split is a hash of the facts, so it is the same in both files
 
 
 def main() -> None:
@@ -44,14 +44,13 @@ def main() -> None:
     seen = {row["prompt"] for name in ("demonstrations", "quality_train", "naturalness_train") for row in files[name]}
     if facts & seen:
         raise UserError(f"{len(facts & seen)} held-out prompts are also trained on: the two rankings were split apart")
-    trained = sorted({row["prompt"] for name in ("demonstrations", "quality_train") for row in files[name]})
-    files["prompts"] = [{"prompt": prompt} for prompt in trained]
+    files["prompts"] = [{"prompt": prompt} for prompt in sorted({row["prompt"] for row in files["quality_train"]})]
     files["heldout"] = [{"prompt": prompt} for prompt in sorted(facts)]
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{output / name}.jsonl: {len(rows)} rows")
+        print(f"{output}/{name}.jsonl: {len(rows)} rows")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def main(settings: PretrainSettings, args: TrainingArguments) -> None:
         record.data(splits)
         if settings.from_scratch:
             model = new_policy(tokenizer, **settings.sizes())
+            record.parent("tokenizer", settings.tokenizer_name_or_path)
         else:
             model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
             record.parent("base", settings.model_name_or_path)

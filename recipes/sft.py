@@ -65,6 +65,7 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         add_chat_template(tokenizer)
         if settings.from_scratch:
             model = new_policy(tokenizer, **settings.sizes())
+            record.parent("tokenizer", settings.tokenizer_name_or_path)
         else:
             model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
             record.parent("base", settings.model_name_or_path)

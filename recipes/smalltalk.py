@@ -3,7 +3,8 @@
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
 64 topics, about 240 phrasings each, and one right answer per topic in each of five voices, written for this project.
-    text.txt         plain text to pretrain on: lines of one topic stand together, so words of one meaning meet
+    text.txt         plain text to pretrain on: small talk overheard, the lines of one topic together, so that words of one
+                     meaning meet
     sft.jsonl        prompt, completion: the voices mixed evenly
     rankings.jsonl   prompt, completions, ranks: the preferred voice first, others tied, another topic's answer last
     prompts.jsonl    prompts for PPO
@@ -19,7 +20,7 @@ from pathlib import Path
 
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
-HELD_OUT = 24  # phrasings per topic
+HELD_OUT = 12  # phrasings per topic
 
 
 def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
@@ -46,13 +47,18 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
             rng.shuffle(candidates)
             completions, ranks = zip(*candidates, strict=True)
             files["rankings"].append({"prompt": prompt, "completions": completions, "ranks": ranks})
-        sentences = known + list(answers.values())
-        for _ in range(2):
-            rng.shuffle(sentences)
-            files["text"] += [{"text": " ".join(sentences[i : i + 12])} for i in range(0, len(sentences), 12)]
+        for written in (str, careless):
+            rng.shuffle(known)
+            said = [f"{written(prompt)} {answers[rng.choice(VOICES)]}" for prompt in known]
+            files["text"] += [{"text": " ".join(said[i : i + 5])} for i in range(0, len(said), 5)]
     for rows in files.values():
         rng.shuffle(rows)
     return files
+
+
+def careless(prompt: str) -> str:
+    """As people type: no capitals, no stop at the end."""
+    return prompt.lower().rstrip(".?!")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from rlhf.runs import RECORD, RunRecord
 from rlhf.scoring import Completed, WeightedSum
 
 BATCH = 32  # rows per forward pass
+Z = 1.96  # 97.5 % quantile of the normal distribution
 
 
 @dataclass
@@ -89,20 +90,36 @@ class Report:
 # ---- numbers -----------------------------------------------------------------------------------------------------
 
 
-def estimate(values: Sequence[float], name: str = "value") -> Estimate:
-    """Mean with its 95 % interval: Wilson's where all values are 0 or 1, mean +- 1.96 s / sqrt(n) otherwise."""
-    n, bad = len(values), sum(not math.isfinite(value) for value in values)
-    if bad:
-        raise UserError(f"{name}: {bad} of {n} values are not finite numbers: do the weights of this run hold NaN?")
-    mean, z = sum(values) / n, 1.96
-    if set(values) <= {0.0, 1.0}:
-        centre, scale = mean + z * z / (2 * n), 1 + z * z / n
-        half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-        return Estimate(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """mean +- 1.96 s / sqrt(n): the normal approximation."""
+    n, mean = len(values), sum(values) / len(values)
     if n < 2:
         return Estimate(mean, None, None, n)
-    half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = Z * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def rate_estimate(values: Sequence[float]) -> Estimate:
+    """Share of ones among zeros and ones, p, with Wilson's interval (1927), which has a width at 0 and at 1 too:
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    """
+    n, p = len(values), sum(values) / len(values)
+    centre, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
+    half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return Estimate(p, max(0.0, min(p, (centre - half) / scale)), min(1.0, max(p, (centre + half) / scale)), n)
+
+
+def is_rate(values: Sequence[float]) -> bool:
+    return set(values) <= {0.0, 1.0}
+
+
+def check_finite(values: dict[str, list[float]], label: str) -> None:
+    for name, column in values.items():
+        if bad := sum(not math.isfinite(value) for value in column):
+            raise UserError(
+                f"{label}: {name}: {bad} of {len(column)} values are not finite numbers; do the weights hold NaN?"
+            )
 
 
 def win_rate(first: Sequence[float], second: Sequence[float]) -> list[float]:
@@ -144,7 +161,7 @@ def perplexity(run: ChatRun, rows: list[dict]) -> tuple[Estimate | None, int]:
     if n < 2:
         return Estimate(math.exp(rate), None, None, n), len(rows) - n
     spread = sum((loss - rate * len(target)) ** 2 for loss, target in zip(losses, targets, strict=True))
-    half = 1.96 * math.sqrt(spread * n / (n - 1)) / tokens
+    half = Z * math.sqrt(spread * n / (n - 1)) / tokens
     return Estimate(math.exp(rate), math.exp(rate - half), math.exp(rate + half), n), len(rows) - n
 
 
@@ -290,7 +307,8 @@ def build_report(
             answers = generate(run, kept, seed=seed, greedy=way == "greedy", **ways)
             compared = reference if way == "sampled" else None  # KL is an expectation over samples
             values = measure(run, answers, kept, rewards=rewards, reference=compared, temperature=temperature)
-            metrics = {name: estimate(column, f"{run.label}: {name}") for name, column in values.items()}
+            check_finite(values, run.label)
+            metrics = {}
             for n in (1, 2):
                 if (share := distinct(answers.texts, n)) is not None:
                     metrics[f"distinct_{n}"] = Estimate(share, None, None, len(kept))
@@ -301,14 +319,18 @@ def build_report(
                     notes.append(f"{run.label}: {long} of {len(known)} texts are too long for perplexity, left out")
             columns.append(Column(run.label, run.path, way, answers.texts, values, metrics))
     names = [name for name in columns[0].values if name.startswith("score")]
+    rates = [*(name for name in names if all(is_rate(column.values[name]) for column in columns)), "eos_rate"]
+    for column in columns:
+        for name, values in column.values.items():
+            column.metrics[name] = rate_estimate(values) if name in rates else mean_estimate(values)
     for way in ("sampled", "greedy"):
         last = [column for column in columns if column.decoding == way][-2:]
         for name in names if len(last) == 2 else ():
             wins = win_rate(last[1].values[name], last[0].values[name])
-            last[1].metrics[f"win_rate{name.removeprefix('score')}"] = estimate(wins)
-    rates = [name for name in names if all(set(column.values[name]) <= {0.0, 1.0} for column in columns)]
-    shown = sorted(random.Random(seed).sample(range(len(kept)), min(samples, len(kept))))
+            interval = rate_estimate if is_rate(wins) else mean_estimate  # ties are halves
+            last[1].metrics[f"win_rate{name.removeprefix('score')}"] = interval(wins)
+    shown = sorted(random.Random(seed).sample(range(len(kept)), max(0, min(samples, len(kept)))))
     settings = {"seed": seed, "prompts": len(kept), **ways, "weights": rewards.weights if rewards else {}}
     settings["reference"] = reference.label if reference else None
     titles = [as_text(row["prompt"]) for row in kept]
-    return Report(columns, titles, names, [*rates, "eos_rate"], shown, settings, notes)
+    return Report(columns, titles, names, rates, shown, settings, notes)

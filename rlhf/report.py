@@ -56,7 +56,7 @@ def metric_rows(report: Report) -> list[list[str]]:
     rows = []
     for name in metric_names(report):
         found = [column.metrics.get(name) for column in report.columns]
-        percent = is_rate(report, name)
+        percent = in_per_cent(report, name)
         unit = "%" if percent else UNITS.get(name)
         counts = sorted({number.n for number in found if number})
         rows.append(
@@ -69,7 +69,7 @@ def metric_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-def is_rate(report: Report, name: str) -> bool:
+def in_per_cent(report: Report, name: str) -> bool:
     return name in report.rates or name.startswith("win_rate")
 
 
@@ -149,7 +149,7 @@ def to_json(report: Report) -> str:
     """Everything but the completions that are not shown; values hold one number per prompt, for paired tests."""
     content = {
         "settings": report.settings,
-        "rates": [name for name in metric_names(report) if is_rate(report, name)],
+        "rates": [name for name in metric_names(report) if in_per_cent(report, name)],
         "notes": report.notes,
         "runs": [
             {
@@ -236,7 +236,7 @@ def draw_score_kl(report: Report, plt):
     if path := points(measured[-1].path, "kl", name):
         axis.plot(*zip(*path, strict=True), color="0.8", lw=1, zorder=1)
         dots = axis.scatter(*zip(*path, strict=True), c=range(1, len(path) + 1), cmap="cividis", s=14, zorder=2)
-        figure.colorbar(dots, label=f"log of {measured[-1].label}, first to last")
+        figure.colorbar(dots, label=f"rollout of {measured[-1].label}", ticks=sorted({1, len(path)}))
     for place, column in enumerate(measured):
         x, y = column.metrics["kl"], column.metrics[name]
         bars = [None if e.low is None else [[e.mean - e.low], [e.high - e.mean]] for e in (x, y)]
@@ -311,6 +311,8 @@ def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[di
 
 def main(args: argparse.Namespace) -> int:
     record = RunRecord.load(args.runs[-1]) if Path(args.runs[-1], RECORD).is_file() else None
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit} must be at least 1")
     length = args.max_completion_length or (record.config.get("max_completion_length") if record else None) or 64
     rows = held_out_rows(args, record)
     scorers = load_scorers(args.reward_model, args.reward_functions)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -71,10 +72,11 @@ class RunRecord:
 
 
 def command_line() -> str:
-    """The command as a person would type it: `accelerate launch` is not in sys.argv, so it is put back."""
+    """The command as a person would type it: `accelerate launch` is not in sys.argv, so it is put back; tokens are not."""
     script = os.path.relpath(sys.argv[0]) if sys.argv and os.path.exists(sys.argv[0]) else sys.argv[0]
     prefix = "accelerate launch" if "recipes" in Path(script).parts else "python"
-    return " ".join([prefix, script, *sys.argv[1:]])
+    secret = re.compile(r"(--\w*token)([= ])\S+")
+    return secret.sub(r"\1\2***", " ".join([prefix, script, *sys.argv[1:]]))
 
 
 def package_versions() -> dict[str, str]:

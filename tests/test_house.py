@@ -15,8 +15,8 @@ import rlhf
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# module: (what it may import from rlhf, third-party packages). A module may always import its own submodules, and all but
-# `algorithms` may import rlhf.errors.
+# module: (what it may import from rlhf, third-party packages). A module may always import its own submodules, and all
+# but `algorithms` may import rlhf.errors.
 HOUSE = {
     # layer 0: formulas
     "rlhf.algorithms": ("", "torch"),
@@ -52,7 +52,7 @@ HOUSE = {
         "torch transformers trl peft datasets tokenizers",
     ),
 }
-OPEN_TO_ALL = {"gradio": ("rlhf.ui", "rlhf.server"), "trl": ("recipes", "rlhf.recipe")}  # package: only these
+HOMES = {"gradio": ("rlhf.ui", "rlhf.server"), "trl": ("recipes", "rlhf.recipe")}  # package: only these
 
 
 def modules() -> dict[str, Path]:
@@ -97,10 +97,10 @@ def test_imports_point_down(module):
         assert any(within(name, package) for package in allowed), f"{module} ({own}) imports {name}"
 
 
-@pytest.mark.parametrize("package", OPEN_TO_ALL)
+@pytest.mark.parametrize("package", HOMES)
 def test_a_package_with_a_home_is_imported_nowhere_else(package):
     users = {module for module, path in modules().items() if any(within(name, package) for name in imports(path))}
-    assert users and all(any(within(user, home) for home in OPEN_TO_ALL[package]) for user in users), users
+    assert users and all(any(within(user, home) for home in HOMES[package]) for user in users), users
 
 
 def test_the_table_would_notice():

@@ -1,8 +1,10 @@
 """The report: numbers worked by hand, tiny models whose answers are known, and the command from end to end."""
 
 import argparse
+import inspect
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
-from rlhf.comparison import distinct, estimate, fitting, load_runs, perplexity, win_rate
+from rlhf.comparison import distinct, fitting, load_runs, mean_estimate, perplexity, rate_estimate, win_rate
 from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
 from rlhf.models.load import new_policy, save
@@ -27,8 +29,11 @@ from rlhf.report import (
     to_markdown,
     to_table,
 )
+from rlhf.rollout import Rollout, statistics
 from rlhf.runs import RunRecord
 from rlhf.scoring import FunctionScorer, WeightedSum
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+from rlhf.trainers.reward import ranking_report
 
 PROMPTS = ["Hello!", "Who are you?", "Is it late?", "What is a fox?"]
 ROWS = [{"prompt": p, "completion": "A fine day.", "answers": {"calm": "A fine day."}} for p in PROMPTS]
@@ -110,23 +115,29 @@ def rewards():
 
 def test_estimate_of_a_mean():
     """1, 2, 3, 4: mean 2.5, s^2 = 5/3, half = 1.96 sqrt(5/12) = 1.26517."""
-    found = estimate([1.0, 2.0, 3.0, 4.0])
+    found = mean_estimate([1.0, 2.0, 3.0, 4.0])
     assert (found.mean, found.n) == (2.5, 4)
     assert (found.low, found.high) == pytest.approx((1.234829, 3.765171), abs=1e-5)
 
 
 def test_estimate_of_a_rate():
     """Wilson, 8 of 10: centre (0.8 + 0.19208) / 1.38416, half 1.96 sqrt(0.016 + 0.009604) / 1.38416."""
-    found = estimate([1.0] * 8 + [0.0] * 2)
+    found = rate_estimate([1.0] * 8 + [0.0] * 2)
     assert (found.low, found.high) == pytest.approx((0.490157, 0.943318), abs=1e-5)
-    assert estimate([1.0] * 10).low == pytest.approx(10 / 13.8416, abs=1e-6)  # never a width of 0
-    assert estimate([1.0] * 10).high == pytest.approx(1.0)
+    assert rate_estimate([1.0] * 10).low == pytest.approx(10 / 13.8416, abs=1e-6)  # never a width of 0
+    assert rate_estimate([1.0] * 10).high == 1.0
 
 
-def test_estimate_of_one_or_of_nan():
-    assert (estimate([2.5]).low, estimate([2.5]).n) == (None, 1)
-    with pytest.raises(UserError, match="sft: kl: 1 of 2 values"):
-        estimate([1.0, math.nan], "sft: kl")
+def test_estimate_of_one_value():
+    assert (mean_estimate([2.5]).low, mean_estimate([2.5]).n) == (None, 1)
+
+
+def test_broken_weights_are_an_error(tokenizer, tmp_path):
+    model = tiny(tokenizer, 1)
+    model.transformer.ln_f.bias.data[0] = math.nan
+    run = put(tmp_path / "broken", model, tokenizer, "sft")
+    with pytest.raises(UserError, match="sft: kl: 4 of 4 values are not finite"):
+        build_report([run, run], ROWS, max_completion_length=2)
 
 
 def test_win_rate_counts_ties_half():
@@ -184,6 +195,7 @@ def test_a_run_against_itself(runs):
     assert [first.label, second.label] == ["sft", "sft 2"]
     assert first.completions == second.completions
     assert second.values["kl"] == [0.0] * 4
+    assert (second.metrics["kl"].low, second.metrics["kl"].high) == (0.0, 0.0)  # zeros are no rate here
     assert second.metrics["win_rate_letters"].mean == 0.5
 
 
@@ -318,3 +330,20 @@ def test_command_finds_the_prompts_that_were_held_out(tokenizer, tmp_path):
 def test_command_without_prompts(runs):
     with pytest.raises(UserError, match="--prompts"):
         command(*runs)
+
+
+# ---- the manual --------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_is_in_the_manual(report):
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`([a-z_0-9]+)`", page))
+    grid = torch.ones(1, 1)
+    rollout = Rollout(*[grid] * 2, grid, grid.bool(), grid.bool(), *[grid] * 3, torch.ones(1), {}, grid, grid, grid)
+    ranking = {"ranks": [0, 1], "lengths": [1, 2], "places": [0, 1], "row": {"prompt": "", "completions": ["", ""]}}
+    named = {*statistics(rollout), *ranking_report([[1.0, 0.0]], [ranking])}
+    named |= {name for column in report.columns for name in column.metrics if not re.search("_(letters|even)$", name)}
+    source = inspect.getsource(PolicyGradientTrainer)
+    logged = re.findall(r'(?:found|_sums|_statistics)\["(\w+)"\]', source)
+    assert "approx_kl" in logged
+    assert {*named, *logged} <= explained, {*named, *logged} - explained

@@ -70,21 +70,21 @@ def test_ppo_md_12_log_probs_are_those_of_the_tokens_that_were_sampled(rollout, 
         completion = rollout.completion_ids[row][rollout.mask[row]]
         logits = policy(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1] / 0.8
         expected = torch.log_softmax(logits, -1).gather(1, completion[:, None])[:, 0]
-        torch.testing.assert_close(rollout.log_probs[row][rollout.mask[row]], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(rollout.log_probs[row][rollout.mask[row]], expected, atol=1e-5, rtol=1e-4)
     assert rollout.mask.sum(1).unique().numel() > 1
 
 
 def test_ppo_md_01_how_rows_are_batched_changes_nothing(rollout, tokenizer, policy):
     other = gather(tokenizer, policy, batch_size=8)
     for name, tensor in rollout.tensors().items():
-        torch.testing.assert_close(getattr(other, name), tensor, atol=1e-5, rtol=0)
+        torch.testing.assert_close(getattr(other, name), tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_ppo_md_02_pad_equal_to_eos_changes_nothing(rollout, eos_is_pad, policy):
     other = gather(eos_is_pad, policy)
     for name, tensor in rollout.tensors().items():
         if name != "prompt_ids":  # its padding
-            torch.testing.assert_close(getattr(other, name), tensor, atol=1e-5, rtol=0)
+            torch.testing.assert_close(getattr(other, name), tensor, atol=1e-5, rtol=1e-4)
     last = other.mask.sum(1) - 1
     rows = torch.nonzero(other.ended).squeeze(1)
     assert (
@@ -100,7 +100,7 @@ def test_ppo_md_02_reward_model_scores_eos_too(eos_is_pad, policy, make_reward_m
     for row in range(len(found)):
         ids = torch.cat([found.prompt_ids[row][found.prompt_mask[row]], found.completion_ids[row][found.mask[row]]])
         hidden = scorer.model.transformer(input_ids=ids[None]).last_hidden_state[0, -1]
-        torch.testing.assert_close(found.scores[row], scorer.model.score(hidden)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.scores[row], scorer.model.score(hidden)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_ppo_md_05_missing_eos_is_judged_by_the_completion(rollout, tokenizer, policy):

@@ -124,10 +124,11 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
 
 
 def new_policy(
-    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int
+    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, dropout: float = 0.1
 ) -> PreTrainedModel:
     """A GPT-2 class model with random weights, sized for `tokenizer`."""
     config = _new_config(tokenizer, ("gpt2",), model_type, hidden_size, layers, heads, context)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     return _named_loss(AutoModelForCausalLM.from_config(config))
 
 

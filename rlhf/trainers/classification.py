@@ -78,8 +78,8 @@ def fit_tokenizer(tokenizer, model, *, pairs: bool) -> None:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single="$A", pair=["$A", eos[0], "$B"], special_tokens=[eos]
         )
-    # BERT was pretrained with token types, and a tokenizer made by hand gives none; GPT-2 takes them too, as *words* 0 and
-    # 1. So it follows the model, in this process and in the saved folder (init_kwargs).
+    # BERT was pretrained with token types, and a tokenizer made by hand gives none; GPT-2 takes them too, as *words* 0
+    # and 1. So it follows the model, in this process and in the saved folder (init_kwargs).
     typed = (getattr(model.config, "type_vocab_size", None) or 1) > 1
     tokenizer.model_input_names = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names

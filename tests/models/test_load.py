@@ -48,7 +48,7 @@ def test_ppo_md_04_score_is_read_at_the_last_real_token(tokenizer, make_reward_m
     found = scores(model)
     for row, length in enumerate(MASK.sum(1).tolist()):
         hidden = model.transformer(input_ids=IDS[row : row + 1, :length]).last_hidden_state
-        torch.testing.assert_close(found[row], model.score(hidden[0, -1])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[row], model.score(hidden[0, -1])[0], atol=1e-5, rtol=1e-4)
 
 
 def test_ppo_md_02_score_does_not_depend_on_what_padding_is(tokenizer, make_reward_model):
@@ -56,7 +56,7 @@ def test_ppo_md_02_score_does_not_depend_on_what_padding_is(tokenizer, make_rewa
     before = scores(model)
     with torch.no_grad():
         eos_as_pad = sequence_scores(model, torch.where(MASK, IDS, 0), MASK)
-    torch.testing.assert_close(eos_as_pad, before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(eos_as_pad, before, atol=1e-5, rtol=1e-4)
 
 
 def test_ppo_md_10_freeze_and_disable_dropout_reach_functional_dropout(tokenizer):
@@ -126,7 +126,7 @@ def test_ppo_md_35_the_shift_is_exact_on_a_head_without_bias_and_survives_reload
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)  # any loader, its own forward
     with torch.no_grad():
         own = plain(input_ids=IDS[:1]).logits[0, 0]
-    torch.testing.assert_close(own, scores(model)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(own, scores(model)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_ppo_md_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(tokenizer, make_reward_model, tmp_path):
@@ -151,7 +151,7 @@ def test_ppo_md_35_a_head_with_a_bias_takes_the_shift(tokenizer, make_reward_mod
     model.score = torch.nn.Linear(16, 1)
     before = scores(model)
     shift_scores(model, 3.0)
-    torch.testing.assert_close(scores(model), before + 3.0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores(model), before + 3.0, atol=1e-5, rtol=1e-4)
 
 
 def test_ppo_md_35_a_model_without_any_bias_is_refused(tokenizer, make_reward_model, refused):

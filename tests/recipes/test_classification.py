@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from importlib import util
@@ -248,6 +249,14 @@ def test_gpt2_pairs_learn_to_compare(train, write):
     assert RunRecord.load(folder).metrics["eval_rows"] > 0
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_the_loss_is_a_mean_whatever_the_accumulation(train, write, kind):
+    flags = ["--dataset_name", write("train.jsonl", colour_rows(240)), "--model_type", kind, "--max_steps", "1"]
+    folder = train(*flags, "--gradient_accumulation_steps", "4", "--logging_steps", "1", kind=kind)
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(3), abs=0.3)  # a guess among three, not four times it
+
+
 def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
     data = write("train.jsonl", colour_rows(30))
     other = write("other.jsonl", [{"text": "g g g", "label": "PINK"}])
@@ -287,6 +296,19 @@ torch.manual_seed(0)
 Trainer(model=Seeing(BertConfig(**size)), args=args, train_dataset=rows, data_collator=pad).train()
 json.dump(seen, open(f"{sys.argv[1]}/{args.process_index}.json", "w"))
 """
+
+
+@pytest.mark.slow
+def test_two_processes_report_the_mean_loss(tmp_path, write):
+    tokenizer("bert").save_pretrained(tmp_path / "bert")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+    flags = ["--dataset_name", write("train.jsonl", colour_rows(240)), "--max_steps", "2", "--logging_steps", "1"]
+    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run"), *TINY]
+    subprocess.run([*launch, *config, str(ROOT / "recipes" / "classification.py"), *flags], check=True, cwd=ROOT)
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert logs[0]["loss"] == pytest.approx(math.log(3), abs=0.3)
+    assert RunRecord.load(tmp_path / "run").metrics["eval_loss"] == pytest.approx(math.log(3), abs=0.3)
 
 
 @pytest.mark.slow

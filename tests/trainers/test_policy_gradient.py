@@ -363,7 +363,8 @@ def learner(make_trainer, tokenizer, algorithm, seed, **settings):
     policy = new_policy(tokenizer, model_type="gpt2", hidden_size=32, layers=1, heads=2, context=32)
     defaults = dict(
         total_episodes=64 * 15, rollout_batch_size=64, per_device_train_batch_size=16, learning_rate=1e-2, kl_coef=0.0,
-        num_generations=4 if algorithm in ("rloo", "grpo") else 1, per_device_eval_batch_size=64, max_completion_length=4,
+        num_generations=4 if algorithm in ("rloo", "grpo") else 1, per_device_eval_batch_size=64,
+        max_completion_length=4,
     )  # fmt: skip
     return make_trainer(policy=policy, eval_rows=PROMPTS * 4, algorithm=algorithm, seed=seed, **defaults | settings)
 

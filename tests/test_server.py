@@ -1,0 +1,103 @@
+"""The service as it runs: app.py's answers, a real server on a free port, and a client that streams one answer."""
+
+import runpy
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from gradio_client import Client
+
+from rlhf.errors import UserError
+from rlhf.inference.engine import Engine, list_models
+from rlhf.server import build_app, check_host
+
+ROOT = Path(__file__).parents[1]
+GREEDY = ("", 0, 1, 0, 30, 1, "")  # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("served")
+    runpy.run_path(str(ROOT / "tests" / "inference" / "conftest.py"))["make_runs"](root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(runs):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = build_app(Engine(list_models(runs)))
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(timeout=20)
+
+
+@pytest.fixture
+def app_exit(capsys):
+    """Exit code and error line of app.py with these arguments."""
+    main = runpy.run_path(str(ROOT / "app.py"))["main"]
+
+    def run(*args):
+        return main(list(args)), capsys.readouterr().err
+
+    return run
+
+
+def test_a_client_streams_an_answer(url):
+    client = Client(url, verbose=False)
+    job = client.submit("hi", [], "ppo · demo", *GREEDY, api_name="/send")
+    _, history, status = job.result(timeout=60)
+    answers = [out[1][-1]["content"][0]["text"] for out in job.outputs() if len(out[1]) == 2]
+    assert history[-1]["role"] == "assistant"
+    assert answers[-1] == "Hello \N{GRINNING FACE} friend"
+    assert len(set(answers)) > 2 and all(answers[-1].startswith(answer) for answer in answers)
+    assert "tokens/s" in status
+
+
+def test_the_conversation_goes_on_with_another_model(url):
+    client = Client(url, verbose=False)
+    turns = [("user", "hi"), ("assistant", "Hello")]
+    history = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    _, history, status = client.predict("bye", history, "base · demo", "", 0, 1, 0, 2, 1, "", api_name="/send")
+    assert [turn["role"] for turn in history[:3]] == ["user", "assistant", "user"] and "base · demo" in status
+
+
+def test_health_models_and_names(runs):
+    app = build_app(Engine(list_models(runs)))
+    client = TestClient(app, base_url="http://127.0.0.1:7860")
+    assert client.get("/health").json()["models"] == 2
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["ppo · demo", "base · demo"]
+    page = client.get("/")
+    assert page.status_code == 200 and "RLHF Chat" in page.text
+    assert "googleapis" not in page.text and "cdnjs" not in page.text
+    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_only_this_machine_is_served():
+    check_host("localhost")
+    with pytest.raises(UserError, match="--host 0.0.0.0"):
+        check_host("0.0.0.0")
+
+
+def test_app_without_runs_says_what_to_do(tmp_path, app_exit):
+    code, error = app_exit("--runs", str(tmp_path / "none"))
+    assert code == 2 and error.count("\n") == 1 and "make demo" in error
+    assert error.startswith(f"app.py: no finished run below {tmp_path / 'none'}")
+
+
+def test_app_refuses_other_machines_and_other_folders(runs, app_exit):
+    code, error = app_exit("--host", "0.0.0.0")
+    assert code == 2 and "ssh -L" in error
+    code, error = app_exit(str(runs / "demo" / "reward"))
+    assert code == 2 and "no causal language model" in error
