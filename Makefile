@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 7860
 VOICE ?= caring
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .PHONY: help install demo app test test-all style bench
@@ -13,21 +14,21 @@ help:
 	@echo "make test              tests that need no network;  make test-all  also the slow ones"
 	@echo "make install           only set up .venv;  make style  lint;  make bench  benchmarks"
 
-install: .venv/runtime
+install: .venv/.runtime
 
-.venv/python:
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.11')"
+# Pinned: a range would take the newest build, on Linux with gigabytes of CUDA. TORCH=... make install chooses another.
+.venv/.created:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	# PyTorch's CPU build where the package index has one; a machine with a GPU installs its own build first.
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(TORCH)
 	@touch $@
 
-.venv/runtime: .venv/python requirements.txt pyproject.toml
+.venv/.runtime: .venv/.created requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev: .venv/runtime requirements-dev.txt
+.venv/.dev: .venv/.runtime requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@
 
@@ -40,14 +41,14 @@ endif
 app: install
 	@$(BIN)/python app.py --runs runs --port $(PORT)
 
-test: .venv/dev
+test: .venv/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: .venv/dev
+test-all: .venv/.dev
 	$(BIN)/python -m pytest
 
-style: .venv/dev
+style: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-bench: .venv/dev
+bench: .venv/.dev
 	$(BIN)/python benchmarks/e2e/run.py

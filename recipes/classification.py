@@ -80,8 +80,8 @@ def main(settings: ClassificationSettings, args: ClassificationConfig) -> None:
         pairs = splits.kind == "pair_classification"
         fit_tokenizer(tokenizer, model, pairs=pairs)
         fit_embeddings(model, tokenizer)
-        # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales it
-        # so. It is the mean of one batch: it came out, and was clipped, as many times too large.
+        # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
+        # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
         model.accepts_loss_kwargs = False
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         train, train_cut = encode(tokenizer, splits.train, labels, pairs=pairs, max_length=limit)

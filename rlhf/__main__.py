@@ -1,6 +1,7 @@
 """`python -m rlhf COMMAND ...`: look at data and runs without writing code."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     module = import_module(COMMANDS[argv[0]][0])
     parser = argparse.ArgumentParser(prog=f"python -m rlhf {argv[0]}", description=COMMANDS[argv[0]][1])
     module.add_arguments(parser)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return module.main(parser.parse_args(argv[1:]))
     except UserError as error:

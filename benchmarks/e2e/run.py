@@ -55,7 +55,7 @@ def judge(runs: Path, sft: Path, policy: Path) -> dict:
         metrics = {k: v for k, v in column.metrics.items() if k not in ("score", "win_rate")}
         found[name] = {k: [round(x, 4) for x in (v.mean, v.low, v.high) if x is not None] for k, v in metrics.items()}
     found["samples"] = [
-        {"facts": report.prompts[i], "sft": report.columns[0].texts[i], "ppo": report.columns[1].texts[i]} for i in range(5)
+        {"facts": report.prompts[i], "sft": report.columns[0].completions[i], "ppo": report.columns[1].completions[i]} for i in range(5)
     ]
     return found
 

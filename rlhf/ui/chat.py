@@ -169,6 +169,7 @@ CSS = """
 #conversation .user.message {
   border-color: transparent; background: color-mix(in srgb, var(--primary-500) 16%, transparent);
 }
+#conversation .message-content .prose {opacity: 1;}
 #conversation .message-content .prose * {color: var(--body-text-color);}
 #conversation .bot.message, #conversation .user.message {border-radius: 16px; padding: 9px 15px;}
 #conversation .icon-button-wrapper {border: none; box-shadow: none; background: transparent; opacity: 0.6;}
@@ -317,13 +318,21 @@ def build_chat(engine: Engine) -> gr.Blocks:
         def stop(request: gr.Request) -> None:
             engine.cancel(request.session_hash)
 
+        def clear(request: gr.Request):
+            engine.cancel(request.session_hash)
+            return gr.update(submit_btn=True, stop_btn=False), ""
+
         streaming = {"outputs": outputs, "concurrency_limit": 16, "show_progress": "hidden"}
-        question.submit(send, [question, chatbot, *controls], api_name="send", **streaming)
-        chatbot.example_select(example, [chatbot, *controls], api_name="example", **streaming)
-        chatbot.retry(retry, [chatbot, *controls], api_name="retry", **streaming)
-        chatbot.edit(edit, [chatbot, *controls], api_name="edit", **streaming)
-        chatbot.undo(undo, [chatbot], outputs, api_name="undo", queue=False, show_progress="hidden")
-        chatbot.clear(lambda: "", None, [status], api_name="clear", queue=False, show_progress="hidden")
-        question.stop(stop, None, None, api_name="stop", queue=False, show_progress="hidden")
+        answers = [
+            question.submit(send, [question, chatbot, *controls], api_name="send", **streaming),
+            chatbot.example_select(example, [chatbot, *controls], api_name="example", **streaming),
+            chatbot.retry(retry, [chatbot, *controls], api_name="retry", **streaming),
+            chatbot.edit(edit, [chatbot, *controls], api_name="edit", **streaming),
+        ]
+        at_once = {"queue": False, "show_progress": "hidden"}
+        chatbot.undo(undo, [chatbot], outputs, api_name="undo", **at_once)
+        # An answer that is still growing would write the cleared conversation back: it is cancelled, not only stopped.
+        chatbot.clear(clear, None, [question, status], api_name="clear", cancels=answers, **at_once)
+        question.stop(stop, None, None, api_name="stop", **at_once)
         page.unload(stop)
     return page

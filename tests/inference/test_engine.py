@@ -6,7 +6,16 @@ import torch
 
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.errors import UserError
-from rlhf.inference.engine import Done, Engine, Limits, Piece, SamplingSettings, fit_prompt, label_models, list_models
+from rlhf.inference.engine import (
+    Done,
+    Engine,
+    Piece,
+    SamplingSettings,
+    fit_prompt,
+    generate,
+    label_models,
+    list_models,
+)
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.runs import RunRecord
 from rlhf.scoring import Completed, RewardModelScorer
@@ -120,21 +129,19 @@ def test_top_k_one_is_greedy(engine):
     assert text == "Hello \N{GRINNING FACE} friend"
 
 
-def test_draws_follow_the_model_at_temperature_one(engine, runs):
+def test_draws_follow_the_model(runs):
     """400 first tokens of one prompt: the most probable one comes as often as its probability says (4 sigma)."""
     folder = str(runs / "demo" / "ppo")
     policy, tokenizer = load_policy(folder).eval(), load_tokenizer(folder)
-    messages = [{"role": "user", "content": "hi bye you"}]
+    ids = encode_prompt(tokenizer, "hi bye you")
     with torch.no_grad():
-        logits = policy(torch.tensor([encode_prompt(tokenizer, messages)])).logits[0, -1]
-    probability, best = (logits / 3).softmax(-1).max(-1)
-    settings = dict(temperature=3.0, top_p=1.0, max_new_tokens=1)
-    engine = Engine({"ppo": folder}, limits=Limits(samples=400))
-    answers = engine.sample("ppo", messages, SamplingSettings(seed=0, **settings), 400)
-    engine.close()
-    hits = sum(answer.text == tokenizer.decode([int(best)], skip_special_tokens=True).strip() for answer in answers)
+        probability, best = (policy(torch.tensor([ids])).logits[0, -1] / 3).softmax(-1).max(-1)
+    settings = SamplingSettings(temperature=3.0, top_p=1.0, max_new_tokens=1)
+    answers = generate(policy, ids, settings, [(0, stream) for stream in range(400)], threading.Event())
+    hits = sum(tokens == [int(best)] for tokens, _ in answers)
     sigma = float(probability * (1 - probability) * 400) ** 0.5
     assert abs(hits - 400 * float(probability)) < 4 * sigma
+    assert 0.02 < probability < 0.98  # so that the count says something
 
 
 # ---- sample and score --------------------------------------------------------------------------------------------

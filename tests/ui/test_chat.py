@@ -74,7 +74,8 @@ def test_status_tells_of_stops_cuts_and_hostile_names():
 
 def test_gradio_parts_become_text():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert chat.to_messages([{"role": "user", "content": parts, "metadata": {}}], " ") == [{"role": "user", "content": "ab"}]
+    history = [{"role": "user", "content": parts, "metadata": {}}]
+    assert chat.to_messages(history, " ") == [{"role": "user", "content": "ab"}]
 
 
 def test_asked_before_finds_the_question_of_any_message():

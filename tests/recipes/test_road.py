@@ -1,0 +1,151 @@
+"""The whole road on a few rows: every recipe runs, not only imports; in one process here, in two by `make test-all`."""
+
+import json
+import subprocess
+import sys
+import typing
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl import SFTConfig, SFTTrainer
+
+from rlhf.__main__ import main as command
+from rlhf.recipe import parse
+from rlhf.runs import RunRecord, read_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = ["red", "green", "blue", "grey", "white", "black"]
+QUICK = "--report_to none --save_strategy no --logging_steps 1 --use_cpu true --per_device_train_batch_size 4".split()
+
+
+def load(name):
+    spec = util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def in_process(recipe, *argv):
+    module = load(recipe)
+    hints = typing.get_type_hints(module.main)
+    module.main(*parse([hints[name] for name in hints if name != "return"], "", [*QUICK, *map(str, argv)]))
+
+
+def in_two_processes(recipe, *argv):
+    layout = ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", layout, "--main_process_port", "0"]
+    run = subprocess.run(
+        [*map(str, launch), str(ROOT / "recipes" / f"{recipe}.py"), *QUICK, *map(str, argv)],
+        capture_output=True, text=True, cwd=ROOT, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert f"{recipe}: 2 processes on cpu" in run.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prompts = [f"what is a {a} and {b} {c} thing" for a in COLOURS for b in COLOURS[:3] for c in ("big", "small")]
+    files = {
+        "sft": [{"prompt": p, "completion": f"it is {p.split()[3]}"} for p in prompts],
+        "rankings": [
+            {"prompt": p, "completions": [f"it is {p.split()[3]}", "no", "who knows"], "ranks": [0, 1, 1]} for p in prompts
+        ],
+        "prompts": [{"prompt": p} for p in prompts],
+        "topics": [{"text": p, "label": p.split()[3]} for p in prompts],
+    }
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "text.txt").write_text("\n".join(f"{p} it is {p.split()[3]}" for p in prompts) + "\n")
+    return folder
+
+
+def walk(run, data, runs, batch):
+    """tokenizer -> pretrain -> sft -> reward -> ppo, and a classifier, each from the run before it."""
+    text = data / "text.txt"
+    small = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 64".split()
+    run("tokenizer", "--dataset_name", text, "--vocab_size", 320, "--output_dir", runs / "tokenizer")
+    tokenizer = ["--tokenizer_name_or_path", runs / "tokenizer"]
+    run("pretrain", "--dataset_name", text, *tokenizer, *small, "--block_size", 16, "--max_steps", 2, "--output_dir", runs / "base")
+    base, sft = ["--model_name_or_path", runs / "base"], ["--model_name_or_path", runs / "sft"]
+    run("sft", "--dataset_name", data / "sft.jsonl", *base, "--max_steps", 2, "--output_dir", runs / "sft")
+    run("reward", "--dataset_name", data / "rankings.jsonl", *sft, "--max_steps", 2, "--output_dir", runs / "reward")
+    run(
+        "ppo", "--dataset_name", data / "prompts.jsonl", *sft, "--reward_model_path", runs / "reward", "--output_dir", runs / "ppo",
+        "--total_episodes", 16, "--rollout_batch_size", 8, "--epochs_per_rollout", 1, "--max_completion_length", 6, *batch,
+    )  # fmt: skip
+    run(
+        "classification", "--dataset_name", data / "topics.jsonl", *tokenizer, *small, "--max_steps", 2,
+        "--output_dir", runs / "classifier",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    walk(in_process, data, folder, [])
+    return folder
+
+
+def test_every_run_folder_is_plain_and_complete(runs):
+    for name in ("base", "sft", "ppo"):
+        AutoModelForCausalLM.from_pretrained(runs / name)
+    for name in ("reward", "classifier"):
+        AutoModelForSequenceClassification.from_pretrained(runs / name)
+    assert (runs / "ppo" / "value_model" / "model.safetensors").is_file()
+    for name in ("base", "sft", "reward", "ppo", "classifier"):
+        record = RunRecord.load(runs / name)
+        assert record.status == "done" and record.data and record.seconds > 0, name
+        assert read_jsonl(runs / name / "metrics.jsonl"), name
+        assert (runs / name / "README.md").is_file(), name
+    assert RunRecord.load(runs / "ppo").parents["reward"]["name"] == str(runs / "reward")
+    assert {"prompt", "completion", "score", "kl"} <= set(read_jsonl(runs / "ppo" / "samples.jsonl")[0])
+
+
+def test_the_report_reads_the_runs(runs, data, capsys):
+    names = [str(runs / name) for name in ("base", "sft", "ppo")]
+    assert command(["report", *names, "--prompts", str(data / "sft.jsonl"), "--reward_model", str(runs / "reward"), "--limit", "6"]) == 0
+    report = json.loads((runs / "ppo" / "report" / "report.json").read_text())
+    assert [run["label"] for run in report["runs"]] == ["base", "sft", "ppo"]
+    assert "sft" in capsys.readouterr().out
+
+
+def test_lora_and_packing_run(runs, data, tmp_path):
+    lora = ["--model_name_or_path", runs / "base", "--use_peft", "true", "--lora_r", 2, "--max_steps", 2]
+    in_process(
+        "sft", "--dataset_name", data / "sft.jsonl", *lora, "--packing", "true", "--max_length", 48, "--output_dir", tmp_path / "sft"
+    )
+    AutoModelForCausalLM.from_pretrained(tmp_path / "sft")  # merged
+
+
+def test_packed_rows_do_not_see_each_other(runs, tmp_path):
+    """The loss of two rows in one packed sequence is the mean, by tokens, of their own losses."""
+    model = AutoModelForCausalLM.from_pretrained(runs / "sft")
+    from rlhf.models.load import load_tokenizer
+
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 10, 11], "labels": [-100, 10, 11]}]
+
+    def loss(rows, packing):
+        args = SFTConfig(
+            output_dir=str(tmp_path / f"{len(rows)}{packing}"), packing=packing, max_length=16, per_device_eval_batch_size=4,
+            report_to="none", use_cpu=True, gradient_checkpointing=False,
+        )  # fmt: skip
+        tokenizer = load_tokenizer(str(runs / "sft"))
+        dataset = Dataset.from_list(rows)
+        trainer = SFTTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=dataset, eval_dataset=dataset)
+        return trainer.evaluate()["eval_loss"]
+
+    apart = (3 * loss(rows[:1], False) + 2 * loss(rows[1:], False)) / 5
+    assert loss(rows, True) == pytest.approx(apart, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_every_recipe_runs_on_two_processes(data, tmp_path):
+    torch.set_num_threads(1)
+    walk(in_two_processes, data, tmp_path, ["--per_device_train_batch_size", "4"])
+    assert RunRecord.load(tmp_path / "ppo").status == "done"
