@@ -38,7 +38,9 @@ def demo(record: dict) -> str:
                 continue
             text = f"{value['mean'] * factor:.{1 if unit else 2}f}{unit}"
             if value["low"] is not None:
-                text += f" ({value['low'] * factor:.{1 if unit else 2}f} to {value['high'] * factor:.{1 if unit else 2}f})"
+                text += (
+                    f" ({value['low'] * factor:.{1 if unit else 2}f} to {value['high'] * factor:.{1 if unit else 2}f})"
+                )
             cells.append(text)
         lines.append(f"| {title} | {' | '.join(cells)} |")
     settings = record["settings"]
@@ -79,11 +81,18 @@ def e2e(record: dict) -> str:
     ]
     for name, title in titles.items():
         sft = record["sft"].get(name)
-        row = [title, f"{sft[0]:.2f}" if sft else "0", cell(record["ppo_reward_model_alone"][name]), cell(record["ppo_both"][name])]
+        row = [
+            title,
+            f"{sft[0]:.2f}" if sft else "0",
+            cell(record["ppo_reward_model_alone"][name]),
+            cell(record["ppo_both"][name]),
+        ]
         lines.append(f"| {' | '.join(row)} |")
     lines.append(
-        f"\nMean ± standard deviation over seeds {record['seeds']} (reward model alone: {record['seeds_alone']}), {record['prompts']} lists of facts x "
-        f"{record['samples_per_prompt']} samples. The lesson: what a reward model cannot see, PPO does not fix. Alone it makes "
+        f"\nMean ± standard deviation over seeds {record['seeds']} (reward model alone: {record['seeds_alone']}), "
+        f"{record['prompts']} lists of facts x "
+        f"{record['samples_per_prompt']} samples. The lesson: what a reward model cannot see, PPO does not fix. "
+        "Alone it makes "
         "the text fluent and well liked while facts go on missing; a Python function of eight lines beside it repairs that. "
         f"{source(record)} `python benchmarks/e2e/run.py --source FOLDER`"
     )

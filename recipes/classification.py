@@ -25,7 +25,7 @@ from rlhf.models.load import (
     new_classifier,
     save,
 )
-from rlhf.recipe import DataSettings, ModelSettings, recording, run
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
 from rlhf.trainers.classification import (
     ClassificationConfig,
     check_labels,
@@ -39,18 +39,13 @@ from rlhf.trainers.progress import sample_table, use_run_progress
 
 
 @dataclass
-class ClassificationSettings(DataSettings, ModelSettings):
-    """What is learned, from which rows. `from_scratch` builds the model from the sizes below."""
+class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
+    """What is learned, from which rows."""
 
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
     )
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights instead of model_name_or_path."})
     model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of a model from scratch."})
-    layers: int = field(default=2, metadata={"help": "Depth of a model from scratch."})
-    heads: int = field(default=4, metadata={"help": "Attention heads of a model from scratch."})
-    context: int = field(default=128, metadata={"help": "Positions of a model from scratch."})
 
 
 def load_model(settings: ClassificationSettings, tokenizer, labels: list[str]):
@@ -60,8 +55,7 @@ def load_model(settings: ClassificationSettings, tokenizer, labels: list[str]):
         return load_classifier(settings.model_name_or_path, labels, **options)
     if settings.use_peft:
         raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
-    sizes = {key: getattr(settings, key) for key in ("model_type", "hidden_size", "layers", "heads", "context")}
-    return new_classifier(tokenizer, **sizes, labels=labels)
+    return new_classifier(tokenizer, **settings.sizes(), labels=labels)
 
 
 def main(settings: ClassificationSettings, args: ClassificationConfig) -> None:

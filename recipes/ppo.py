@@ -31,12 +31,15 @@ class PPOSettings(DataSettings, ModelSettings):
 
     reward_model_path: list[str] = field(default_factory=list, metadata={"help": "Reward models, one or several."})
     reward_functions: list[str] = field(
-        default_factory=list, metadata={"help": "Python rewards as module:function, for example recipes.rewards:slot_coverage."}
+        default_factory=list,
+        metadata={"help": "Python rewards as module:function, for example recipes.rewards:slot_coverage."},
     )
     reward_weights: list[float] = field(default_factory=list, metadata={"help": "One each, models first. Default: 1."})
     value_model: str = field(
         default="reward_model",
-        metadata={"help": "reward_model: a copy of the first one (InstructGPT); shared: a head on the policy; or a path."},
+        metadata={
+            "help": "reward_model: a copy of the first one (InstructGPT); shared: a head on the policy; or a path."
+        },
     )
     eval_limit: int = field(default=256, metadata={"help": "Evaluation prompts at most."})
 
@@ -48,7 +51,9 @@ def load_value_model(settings: PPOSettings, tokenizer):
     path = settings.value_model
     if path == "reward_model":
         if not settings.reward_model_path:
-            raise UserError("value_model: reward_model needs a reward_model_path; with functions alone use value_model: shared")
+            raise UserError(
+                "value_model: reward_model needs a reward_model_path; with functions alone use value_model: shared"
+            )
         path = settings.reward_model_path[0]
     if not same_encoding(tokenizer, load_tokenizer(path)):
         raise UserError(f"value model {path} has another tokenizer than the policy: use value_model: shared")
@@ -92,7 +97,9 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
             record.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
         trainer.save_model()
         if record.main and splits.eval:
-            samples = [row for row in read_jsonl(record.folder / "samples.jsonl") if row["step"] == trainer.state.global_step]
+            samples = [
+                row for row in read_jsonl(record.folder / "samples.jsonl") if row["step"] == trainer.state.global_step
+            ]
             record.say(sample_table(samples, columns=["prompt", "completion", "score", "kl"], limit=8))
 
 

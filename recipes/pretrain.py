@@ -53,7 +53,9 @@ def main(settings: PretrainSettings, args: TrainingArguments) -> None:
         evaluation = blocks(tokenizer, splits.eval, settings.block_size) if splits.eval else None
         if not train:
             raise UserError(f"the text is shorter than one block of {settings.block_size} tokens: lower block_size")
-        record.say(f"{len(train)} blocks of {settings.block_size} tokens, {model.num_parameters() / 1e6:.1f} M parameters")
+        record.say(
+            f"{len(train)} blocks of {settings.block_size} tokens, {model.num_parameters() / 1e6:.1f} M parameters"
+        )
 
         trainer = Trainer(model=model, args=args, train_dataset=train, eval_dataset=evaluation or None)
         use_run_progress(trainer, args.output_dir)

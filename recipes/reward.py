@@ -38,7 +38,8 @@ class RewardSettings(DataSettings, ModelSettings):
     """What is learned, from which rankings."""
 
     demonstrations: str | None = field(
-        default=None, metadata={"help": "Rows prompt + completion whose mean score becomes 0. Default: rank 0 of the rankings."}
+        default=None,
+        metadata={"help": "Rows prompt + completion whose mean score becomes 0. Default: rank 0 of the rankings."},
     )
 
 
@@ -66,10 +67,14 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         splits = load_splits(settings, ("ranking",), seed=args.seed)
         record.data(splits)
         if not splits.eval:
-            raise UserError("a reward model is judged on prompts it has not seen: set eval_fraction or eval_dataset_name")
+            raise UserError(
+                "a reward model is judged on prompts it has not seen: set eval_fraction or eval_dataset_name"
+            )
         train, long = encode_rankings(tokenizer, splits.train, max_length=limit)
         evaluation, _ = encode_rankings(tokenizer, splits.eval, max_length=limit)
-        record.say(f"{len(train)} rankings, {len(evaluation)} held out, {long} completions longer than {limit} left out")
+        record.say(
+            f"{len(train)} rankings, {len(evaluation)} held out, {long} completions longer than {limit} left out"
+        )
 
         if settings.use_peft:
             model = add_lora(model, task="SEQ_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
@@ -85,7 +90,10 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model).model
         model = model.merge_and_unload() if settings.use_peft else model
         centre = RewardModelScorer(model, tokenizer)(demonstrations(settings, splits.train)).mean().item()
-        shift_scores(model, -centre)
+        try:
+            shift_scores(model, -centre)
+        except UserError as error:  # after hours of training no reason to lose the model
+            record.say(f"demonstrations score {centre:.3f} on average and not 0: {error}")
         save(model, tokenizer, args.output_dir)
         folder = Path(args.output_dir)
         (folder / "ranking.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -31,7 +31,9 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     """What is learned, from which rows."""
 
     pretraining_dataset: str | None = field(default=None, metadata={"help": "Plain text to mix in, file or Hub id."})
-    pretraining_share: float = field(default=0.1, metadata={"help": "Its share of all training rows. InstructGPT: 0.1."})
+    pretraining_share: float = field(
+        default=0.1, metadata={"help": "Its share of all training rows. InstructGPT: 0.1."}
+    )
 
 
 def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
@@ -59,6 +61,8 @@ def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -
 
 def main(settings: SFTSettings, args: SFTConfig) -> None:
     args.logging_nan_inf_filter = False
+    # With accelerate's seedable sampler, groups by length lose rows on two processes from the second epoch on.
+    args.accelerator_config.use_seedable_sampler = args.train_sampling_strategy != "group_by_length"
     with recording("sft", settings, args) as record:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)

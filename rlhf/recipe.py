@@ -28,15 +28,24 @@ from rlhf.runs import RECORD, RunRecord, parent
 class DataSettings:
     """Where the rows come from; see docs/data.md."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, a file (jsonl, json, csv, tsv, parquet, txt; .gz too), or a folder of feedback events."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, a file (jsonl, json, csv, tsv, parquet, txt; .gz too), or a folder of feedback events."
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split of a Hub data set to evaluate on."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "File or Hub id with the evaluation rows."})
-    eval_fraction: float = field(default=0.1, metadata={"help": "Share of the prompts held out when there is no evaluation set; 0: none."})
-    columns: dict[str, str] | str | None = field(default=None, metadata={"help": "Our column = their column: text=document,label=class, or a YAML map."})
+    eval_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the prompts held out when there is no evaluation set; 0: none."}
+    )
+    columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "Our column = their column: text=document,label=class, or a YAML map."}
+    )
     dataset_limit: int | None = field(default=None, metadata={"help": "Use the first N rows only."})
-    skip_bad: bool = field(default=False, metadata={"help": "Leave bad rows out and count them, instead of stopping."})  # fmt: skip
+    skip_bad: bool = field(default=False, metadata={"help": "Leave bad rows out and count them, instead of stopping."})
 
 
 @dataclass
@@ -46,10 +55,17 @@ class ModelSettings:
     model_name_or_path: str = field(default="gpt2", metadata={"help": "Run folder or Hub id to start from."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Default: the model's own."})
-    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32 or bfloat16. bf16: true keeps float32 weights and computes in bf16."})
-    use_peft: bool = field(default=False, metadata={"help": "Train LoRA matrices instead of all weights; merged when saved."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights: float32 or bfloat16. bf16: true keeps float32 weights and computes in bf16."
+        },
+    )
+    use_peft: bool = field(
+        default=False, metadata={"help": "Train LoRA matrices instead of all weights; merged when saved."}
+    )
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: alpha / r."})  # fmt: skip
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: alpha / r."})
 
 
 @dataclass
@@ -62,7 +78,9 @@ class ScratchSettings:
     layers: int = field(default=4, metadata={"help": "Depth."})
     heads: int = field(default=4, metadata={"help": "Attention heads."})
     context: int = field(default=256, metadata={"help": "Positions: the longest sequence in tokens."})
-    dropout: float = field(default=0.1, metadata={"help": "GPT-2: 0.1; 0 where a small model sees its data once or twice."})
+    dropout: float = field(
+        default=0.1, metadata={"help": "GPT-2: 0.1; 0 where a small model sees its data once or twice."}
+    )
 
     def sizes(self) -> dict:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(ScratchSettings) if f.name != "from_scratch"}
@@ -129,14 +147,20 @@ def check_config(path: str, names: list[str]) -> dict:
 def check_key(key: str, names: list[str], place: str) -> None:
     if key not in names and key != "env":
         near = difflib.get_close_matches(key, names, n=1)
-        raise UserError(f"{place}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "") + " (--help lists the keys)")
+        raise UserError(
+            f"{place}: unknown key {key!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + " (--help lists the keys)"
+        )
 
 
 def help_text(classes: list[type], description: str) -> str:
     """The recipe's docstring, then the keys we define; TrainingArguments' hundred keys are named, not repeated."""
     lines = [description.strip(), "", "Keys (YAML `key: value`, or flags `--key value`):"]
     for cls in classes:
-        inherited = {f.name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)}
+        inherited = {
+            f.name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)
+        }
         own = [f for f in dataclasses.fields(cls) if f.name not in inherited]
         own += [f for f in dataclasses.fields(cls) if f.name in inherited and not inherits_arguments(cls)]
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
@@ -277,7 +301,8 @@ def changed_settings(*objects) -> dict:
 def recording(recipe: str, settings, args):
     """Opens the run folder and keeps its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
-    check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
+    if args.process_index == 0:  # the others would meet what the first has written meanwhile
+        check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
     run = Run(recipe, settings, args)
     import datasets
     from transformers.utils.logging import disable_progress_bar
@@ -310,7 +335,11 @@ def recording(recipe: str, settings, args):
 
         plot_curves(run.folder)
         write_card(run.folder)
-        numbers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in run.record.metrics.items() if isinstance(v, int | float))
+        numbers = ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in run.record.metrics.items()
+            if isinstance(v, int | float)
+        )
         run.say(f"{recipe}: {run.record.seconds:.0f} s, {run.record.peak_memory_gb:.2f} GB; {numbers}")
 
 

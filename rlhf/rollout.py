@@ -182,5 +182,3 @@ def statistics(rollout: Rollout) -> dict[str, float]:
         result["return_mean"] = masked_mean(total, mask)
         result["explained_variance"] = 1 - unexplained / variance.clamp(min=1e-12)
     return {name: float(value) for name, value in result.items()}
-
-

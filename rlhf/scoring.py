@@ -92,7 +92,9 @@ class FunctionScorer:
         """path: "module:function"; modules of the working folder are found."""
         module, _, function = path.partition(":")
         if not function:
-            raise UserError(f"reward function {path!r}: write module:function, for example recipes.rewards:slot_coverage")
+            raise UserError(
+                f"reward function {path!r}: write module:function, for example recipes.rewards:slot_coverage"
+            )
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:

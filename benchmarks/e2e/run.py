@@ -31,10 +31,16 @@ LAUNCH = ["accelerate", "launch", "--quiet", "--config_file", "recipes/accelerat
 def stage(recipe: str, folder: Path, **keys) -> RunRecord:
     """Run a recipe with its e2e.yaml unless its folder is finished; returns its record."""
     if not (folder / "run.json").is_file() or RunRecord.load(folder).status != "done":
-        flags = [part for key, value in keys.items() for part in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))]
+        flags = [
+            part
+            for key, value in keys.items()
+            for part in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+        ]
         config = f"recipes/configs/{recipe}/e2e.yaml"
         subprocess.run(
-            [*LAUNCH, f"recipes/{recipe}.py", "--config", config, "--output_dir", str(folder), *flags], check=True, cwd=ROOT
+            [*LAUNCH, f"recipes/{recipe}.py", "--config", config, "--output_dir", str(folder), *flags],
+            check=True,
+            cwd=ROOT,
         )
     return RunRecord.load(folder)
 
@@ -55,14 +61,19 @@ def judge(runs: Path, sft: Path, policy: Path) -> dict:
         metrics = {k: v for k, v in column.metrics.items() if k not in ("score", "win_rate")}
         found[name] = {k: [round(x, 4) for x in (v.mean, v.low, v.high) if x is not None] for k, v in metrics.items()}
     found["samples"] = [
-        {"facts": report.prompts[i], "sft": report.columns[0].completions[i], "ppo": report.columns[1].completions[i]} for i in range(5)
+        {"facts": report.prompts[i], "sft": report.columns[0].completions[i], "ppo": report.columns[1].completions[i]}
+        for i in range(5)
     ]
     return found
 
 
 def spread(judged: list[dict], name: str) -> dict:
     values = [entry["policy"][name][0] for entry in judged]
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None, "values": values}
+    return {
+        "mean": statistics.mean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+    }
 
 
 def main() -> None:
@@ -70,12 +81,16 @@ def main() -> None:
     parser.add_argument("--source", default="data/e2e", help="folder with the E2E files, see recipes/e2e.py")
     parser.add_argument("--runs", default="runs/e2e", help="where the runs go, or already are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seeds_alone", type=int, nargs="*", default=[0], help="of the runs with the reward model alone")
+    parser.add_argument(
+        "--seeds_alone", type=int, nargs="*", default=[0], help="of the runs with the reward model alone"
+    )
     arguments = parser.parse_args()
     runs, data = Path(arguments.runs).resolve(), Path(arguments.runs).resolve() / "data"
     if not data.exists():
         source = str(Path(arguments.source).resolve())
-        subprocess.run([sys.executable, "recipes/e2e.py", "--source", source, "--output", str(data)], check=True, cwd=ROOT)
+        subprocess.run(
+            [sys.executable, "recipes/e2e.py", "--source", source, "--output", str(data)], check=True, cwd=ROOT
+        )
     sys.path.insert(0, str(ROOT))
 
     records = {
@@ -106,7 +121,15 @@ def main() -> None:
         records[folder.name] = stage("ppo", folder, **prompts, **models, seed=seed, reward_weights=[1.0, 0.0])
         alone.append(judge(runs, runs / "sft", folder))
 
-    names = ("score_slot_coverage", "score_quality", "score_naturalness", "kl", "completion_length", "eos_rate", "distinct_2")
+    names = (
+        "score_slot_coverage",
+        "score_quality",
+        "score_naturalness",
+        "kl",
+        "completion_length",
+        "eos_rate",
+        "distinct_2",
+    )
     result = {
         "question": __doc__.strip().splitlines()[0],
         "date": time.strftime("%Y-%m-%d"),
@@ -130,9 +153,10 @@ def main() -> None:
     path = HERE / "results" / f"{result['date']}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(ROOT)}")
+    ways = ("ppo_both", "ppo_reward_model_alone")
     for name in names:
         sft = result["sft"].get(name, [float("nan")])[0]
-        print(f"{name:<22} SFT {sft:8.3f}   both {result['ppo_both'][name]['mean']:8.3f}   alone {result['ppo_reward_model_alone'][name]['mean']:8.3f}")
+        print(f"{name:<22} SFT {sft:8.3f}" + "".join(f"   {k[4:]} {result[k][name]['mean']:8.3f}" for k in ways))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
 
 
 def leave_one_out(totals: Tensor, *, num_generations: int) -> Tensor:
-    """A_i = R_i - mean of the other R of its group, R the summed reward of a completion. RLOO, Ahmadian et al. 2024 (arXiv 2402.14740), eq. 8.
+    """A_i = R_i - mean of the other R of its group, R the summed reward of a completion.
+
+    RLOO, Ahmadian et al. 2024 (arXiv 2402.14740), equation 8.
 
     totals (B,), the `num_generations` (>= 2) completions of one prompt next to each other. Returns (B,).
     """

@@ -14,7 +14,9 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages * log_probs
 
 
-def clipped_surrogate_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_range: float) -> Tensor:
+def clipped_surrogate_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_range: float
+) -> Tensor:
     """-min(rho A, clip(rho, 1 - c, 1 + c) A), rho = exp(log_probs - old_log_probs).
 
     PPO, Schulman et al. 2017 (arXiv 1707.06347), equation 7. All (B, T).

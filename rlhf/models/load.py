@@ -34,11 +34,11 @@ def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32
         from peft import AutoPeftModelForCausalLM
 
         return _from_pretrained(AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype).merge_and_unload()
-    model, info = _from_pretrained(
-        AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True
-    )
+    model, info = _from_pretrained(AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
-        raise UserError(f"{path} is not a language model: {', '.join(sorted(info['missing_keys'])[:3])} would be random")
+        raise UserError(
+            f"{path} is not a language model: {', '.join(sorted(info['missing_keys'])[:3])} would be random"
+        )
     return _named_loss(model)
 
 
@@ -127,8 +127,7 @@ def new_policy(
     tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, dropout: float = 0.1
 ) -> PreTrainedModel:
     """A GPT-2 class model with random weights, sized for `tokenizer`."""
-    config = _new_config(tokenizer, ("gpt2",), model_type, hidden_size, layers, heads, context)
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
+    config = _new_config(tokenizer, ("gpt2",), model_type, hidden_size, layers, heads, context, dropout)
     return _named_loss(AutoModelForCausalLM.from_config(config))
 
 
@@ -138,17 +137,19 @@ def _named_loss(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def new_classifier(
-    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, labels: list[str]
-) -> PreTrainedModel:
+    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, labels: list[str],
+    dropout: float = 0.1,
+) -> PreTrainedModel:  # fmt: skip
     """A BERT or GPT-2 class classifier with random weights, sized for `tokenizer`; output i is labels[i]."""
-    config = _new_config(tokenizer, ("bert", "gpt2"), model_type, hidden_size, layers, heads, context)
+    config = _new_config(tokenizer, ("bert", "gpt2"), model_type, hidden_size, layers, heads, context, dropout)
     config.id2label, config.label2id = _label_maps(labels)
     return AutoModelForSequenceClassification.from_config(config)
 
 
 def _new_config(
-    tokenizer, allowed: tuple[str, ...], model_type: str, hidden_size: int, layers: int, heads: int, context: int
-) -> PretrainedConfig:
+    tokenizer, allowed: tuple[str, ...], model_type: str, hidden_size: int, layers: int, heads: int, context: int,
+    dropout: float,
+) -> PretrainedConfig:  # fmt: skip
     if hidden_size % heads:
         valid = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
         nearest = min(valid, key=lambda n: abs(n - heads))
@@ -156,13 +157,23 @@ def _new_config(
     if model_type not in allowed:
         raise UserError(f"model_type={model_type!r}: use one of {', '.join(allowed)}")
     names = {
-        "gpt2": dict(n_embd=hidden_size, n_layer=layers, n_head=heads, n_positions=context),
+        "gpt2": dict(
+            n_embd=hidden_size,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=context,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+        ),
         "bert": dict(
             hidden_size=hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=4 * hidden_size,
             max_position_embeddings=context,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
         ),
     }
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -264,6 +275,6 @@ def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
     """A plain `from_pretrained` folder: LoRA is merged, weights are safetensors, the tokenizer brings its template."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        model = copy.deepcopy(model).merge_and_unload()  # of a copy: merging would take the matrices out of the training
+        model = copy.deepcopy(model).merge_and_unload()  # of a copy: merging takes the matrices out of the training
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

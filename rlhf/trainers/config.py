@@ -73,9 +73,13 @@ class PolicyGradientConfig(TrainingArguments):
         if self.epochs_per_rollout is None:
             self.epochs_per_rollout = algorithm.epochs
         if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature} must be > 0: a greedy policy has no gradient; 1.0 is usual")
+            raise UserError(
+                f"temperature={self.temperature} must be > 0: a greedy policy has no gradient; 1.0 is usual"
+            )
         if algorithm.grouped and self.num_generations < 2:
-            raise UserError(f"num_generations={self.num_generations}: {self.algorithm} compares answers to one prompt, use >= 2")
+            raise UserError(
+                f"num_generations={self.num_generations}: {self.algorithm} compares answers to one prompt, use >= 2"
+            )
         if not algorithm.grouped and self.num_generations != 1:
             raise UserError(f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1")
         if self.long_prompts not in ("drop", "cut"):

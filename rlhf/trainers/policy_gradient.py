@@ -5,15 +5,13 @@ rollout is made over all processes, the loss of a micro-batch, what is logged, e
 """
 
 import json
-import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather, gather_object
+from accelerate.utils import gather
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
@@ -146,7 +144,9 @@ class PolicyGradientTrainer(Trainer):
             raise UserError(f"rollout {index}: a score is not a finite number; check the reward model")
         found = statistics(rollout)
         found |= {"kl_coef": self.kl_coef, "episodes": (index + 1) * size, "rollout_seconds": time.time() - started}
-        found["unique_completions"] = len({tuple(r[m].tolist()) for r, m in zip(rollout.completion_ids, rollout.mask)}) / size
+        found["unique_completions"] = (
+            len({tuple(r[m].tolist()) for r, m in zip(rollout.completion_ids, rollout.mask)}) / size
+        )
         self._rollout_statistics = found
         if args.kl_target is not None:
             self.kl_coef = adapt_kl_coef(

@@ -90,7 +90,16 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
     from rlhf.runs import read_jsonl
 
     rows = read_jsonl(Path(folder) / "metrics.jsonl")
-    skipped = ("step", "epoch", "total_flos", "runtime", "per_second", "num_tokens", "train_loss", "num_input_tokens_seen")
+    skipped = (
+        "step",
+        "epoch",
+        "total_flos",
+        "runtime",
+        "per_second",
+        "num_tokens",
+        "train_loss",
+        "num_input_tokens_seen",
+    )
     names = sorted({n.removeprefix("eval_") for row in rows for n in row if not any(s in n for s in skipped)})
     curves = {}
     for name in names:

@@ -14,17 +14,19 @@ from transformers import Trainer, TrainingArguments
 from rlhf.algorithms.losses import kwise_ranking_loss
 from rlhf.data.chat import as_text, encode_completion, encode_prompt
 from rlhf.errors import UserError
-from rlhf.models.load import context_length, save, sequence_scores
+from rlhf.models.load import save, sequence_scores
 
 
 @dataclass
 class RewardConfig(TrainingArguments):
     """TrainingArguments keep their meaning; a batch counts prompts, each with all its completions."""
 
-    max_length: int = field(default=1024, metadata={"help": "Longest prompt + completion in tokens; longer ones are left out and counted."})
+    max_length: int = field(
+        default=1024, metadata={"help": "Longest prompt + completion in tokens; longer ones are left out and counted."}
+    )
     learning_rate: float = field(default=9e-6, metadata={"help": "InstructGPT: 9e-6, cosine to 10 %."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "InstructGPT: 1; a second epoch overfits quickly."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Prompts per step. InstructGPT: 64."})  # fmt: skip
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Prompts per step. InstructGPT: 64."})
 
     def __post_init__(self):
         self.remove_unused_columns = False
@@ -66,7 +68,10 @@ def collate_rankings(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
     for place, ids in enumerate(flat):
         input_ids[place, : len(ids)] = torch.tensor(ids)
         mask[place, : len(ids)] = True
-    ranks, valid = torch.zeros((len(rows), widest), dtype=torch.long), torch.zeros((len(rows), widest), dtype=torch.bool)
+    ranks, valid = (
+        torch.zeros((len(rows), widest), dtype=torch.long),
+        torch.zeros((len(rows), widest), dtype=torch.bool),
+    )
     for place, row in enumerate(rows):
         ranks[place, : len(row["ranks"])] = torch.tensor(row["ranks"])
         valid[place, : len(row["ranks"])] = True
@@ -87,7 +92,16 @@ class ScoreModel(torch.nn.Module):
 class RewardTrainer(Trainer):
     """model: one-label sequence classification model, LoRA or not; train and eval rows as from `encode_rankings`."""
 
-    def __init__(self, *, model, tokenizer, args: RewardConfig, train_rows: list[dict], eval_rows: list[dict] | None, callbacks=None):
+    def __init__(
+        self,
+        *,
+        model,
+        tokenizer,
+        args: RewardConfig,
+        train_rows: list[dict],
+        eval_rows: list[dict] | None,
+        callbacks=None,
+    ):
         self.tokenizer = tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         super().__init__(
@@ -145,7 +159,9 @@ class RewardTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model).model
         save(model, self.tokenizer, folder)
         if _internal_call:
-            torch.save({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, f"{folder}/trainable.pt")
+            torch.save(
+                {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, f"{folder}/trainable.pt"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         parameters = dict(self.model.model.named_parameters())

@@ -68,8 +68,6 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def engine(runs):
     demo = runs / "demo"
-    engine = Engine(
-        {"ppo": demo / "ppo", "base": demo / "pretrain"}, "cpu", reward_runs={"reward": demo / "reward"}
-    )
+    engine = Engine({"ppo": demo / "ppo", "base": demo / "pretrain"}, "cpu", reward_runs={"reward": demo / "reward"})
     yield engine
     engine.close()

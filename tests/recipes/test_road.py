@@ -54,7 +54,8 @@ def data(tmp_path_factory):
     files = {
         "sft": [{"prompt": p, "completion": f"it is {p.split()[3]}"} for p in prompts],
         "rankings": [
-            {"prompt": p, "completions": [f"it is {p.split()[3]}", "no", "who knows"], "ranks": [0, 1, 1]} for p in prompts
+            {"prompt": p, "completions": [f"it is {p.split()[3]}", "no", "who knows"], "ranks": [0, 1, 1]}
+            for p in prompts
         ],
         "prompts": [{"prompt": p} for p in prompts],
         "topics": [{"text": p, "label": p.split()[3]} for p in prompts],
@@ -65,30 +66,29 @@ def data(tmp_path_factory):
     return folder
 
 
-def walk(run, data, runs, batch):
-    """tokenizer -> pretrain -> sft -> reward -> ppo, and a classifier, each from the run before it."""
-    text = data / "text.txt"
-    small = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 64".split()
-    run("tokenizer", "--dataset_name", text, "--vocab_size", 320, "--output_dir", runs / "tokenizer")
-    tokenizer = ["--tokenizer_name_or_path", runs / "tokenizer"]
-    run("pretrain", "--dataset_name", text, *tokenizer, *small, "--block_size", 16, "--max_steps", 2, "--output_dir", runs / "base")
-    base, sft = ["--model_name_or_path", runs / "base"], ["--model_name_or_path", runs / "sft"]
-    run("sft", "--dataset_name", data / "sft.jsonl", *base, "--max_steps", 2, "--output_dir", runs / "sft")
-    run("reward", "--dataset_name", data / "rankings.jsonl", *sft, "--max_steps", 2, "--output_dir", runs / "reward")
-    run(
-        "ppo", "--dataset_name", data / "prompts.jsonl", *sft, "--reward_model_path", runs / "reward", "--output_dir", runs / "ppo",
-        "--total_episodes", 16, "--rollout_batch_size", 8, "--epochs_per_rollout", 1, "--max_completion_length", 6, *batch,
-    )  # fmt: skip
-    run(
-        "classification", "--dataset_name", data / "topics.jsonl", *tokenizer, *small, "--max_steps", 2,
-        "--output_dir", runs / "classifier",
-    )  # fmt: skip
+SMALL = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 64"
+ROAD = f"""
+tokenizer --dataset_name DATA/text.txt --vocab_size 320 --output_dir RUNS/tokenizer
+pretrain --dataset_name DATA/text.txt --tokenizer_name_or_path RUNS/tokenizer {SMALL} --block_size 16 --max_steps 2 --output_dir RUNS/base
+sft --dataset_name DATA/sft.jsonl --model_name_or_path RUNS/base --max_steps 2 --output_dir RUNS/sft
+reward --dataset_name DATA/rankings.jsonl --model_name_or_path RUNS/sft --max_steps 2 --output_dir RUNS/reward
+ppo --dataset_name DATA/prompts.jsonl --model_name_or_path RUNS/sft --reward_model_path RUNS/reward --output_dir RUNS/ppo \
+    --total_episodes 16 --rollout_batch_size 8 --epochs_per_rollout 1 --max_completion_length 6
+classification --dataset_name DATA/topics.jsonl --tokenizer_name_or_path RUNS/tokenizer {SMALL} --max_steps 2 \
+    --output_dir RUNS/classifier
+"""
+
+
+def walk(run, data, runs):
+    """Each stage from the run before it."""
+    for line in ROAD.replace("DATA", str(data)).replace("RUNS", str(runs)).strip().splitlines():
+        run(*line.split())
 
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    walk(in_process, data, folder, [])
+    walk(in_process, data, folder)
     return folder
 
 
@@ -109,7 +109,21 @@ def test_every_run_folder_is_plain_and_complete(runs):
 
 def test_the_report_reads_the_runs(runs, data, capsys):
     names = [str(runs / name) for name in ("base", "sft", "ppo")]
-    assert command(["report", *names, "--prompts", str(data / "sft.jsonl"), "--reward_model", str(runs / "reward"), "--limit", "6"]) == 0
+    assert (
+        command(
+            [
+                "report",
+                *names,
+                "--prompts",
+                str(data / "sft.jsonl"),
+                "--reward_model",
+                str(runs / "reward"),
+                "--limit",
+                "6",
+            ]
+        )
+        == 0
+    )
     report = json.loads((runs / "ppo" / "report" / "report.json").read_text())
     assert [run["label"] for run in report["runs"]] == ["base", "sft", "ppo"]
     assert "sft" in capsys.readouterr().out
@@ -118,7 +132,16 @@ def test_the_report_reads_the_runs(runs, data, capsys):
 def test_lora_and_packing_run(runs, data, tmp_path):
     lora = ["--model_name_or_path", runs / "base", "--use_peft", "true", "--lora_r", 2, "--max_steps", 2]
     in_process(
-        "sft", "--dataset_name", data / "sft.jsonl", *lora, "--packing", "true", "--max_length", 48, "--output_dir", tmp_path / "sft"
+        "sft",
+        "--dataset_name",
+        data / "sft.jsonl",
+        *lora,
+        "--packing",
+        "true",
+        "--max_length",
+        48,
+        "--output_dir",
+        tmp_path / "sft",
     )
     AutoModelForCausalLM.from_pretrained(tmp_path / "sft")  # merged
 
@@ -128,7 +151,10 @@ def test_packed_rows_do_not_see_each_other(runs, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(runs / "sft")
     from rlhf.models.load import load_tokenizer
 
-    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 10, 11], "labels": [-100, 10, 11]}]
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]},
+        {"input_ids": [9, 10, 11], "labels": [-100, 10, 11]},
+    ]
 
     def loss(rows, packing):
         args = SFTConfig(
@@ -137,7 +163,9 @@ def test_packed_rows_do_not_see_each_other(runs, tmp_path):
         )  # fmt: skip
         tokenizer = load_tokenizer(str(runs / "sft"))
         dataset = Dataset.from_list(rows)
-        trainer = SFTTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=dataset, eval_dataset=dataset)
+        trainer = SFTTrainer(
+            model=model, args=args, processing_class=tokenizer, train_dataset=dataset, eval_dataset=dataset
+        )
         return trainer.evaluate()["eval_loss"]
 
     apart = (3 * loss(rows[:1], False) + 2 * loss(rows[1:], False)) / 5
@@ -147,5 +175,5 @@ def test_packed_rows_do_not_see_each_other(runs, tmp_path):
 @pytest.mark.slow
 def test_every_recipe_runs_on_two_processes(data, tmp_path):
     torch.set_num_threads(1)
-    walk(in_two_processes, data, tmp_path, ["--per_device_train_batch_size", "4"])
+    walk(in_two_processes, data, tmp_path)
     assert RunRecord.load(tmp_path / "ppo").status == "done"
