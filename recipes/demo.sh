@@ -11,8 +11,8 @@ launch() { accelerate launch --quiet --config_file recipes/accelerate/one_proces
 python recipes/smalltalk.py --voice "$VOICE" --output "$RUN/data"
 launch tokenizer --dataset_name "$RUN/data/text.txt" --output_dir "$RUN/tokenizer"
 launch pretrain --dataset_name "$RUN/data/text.txt" --tokenizer_name_or_path "$RUN/tokenizer" --output_dir "$RUN/base"
-launch sft --dataset_name "$RUN/data/sft.jsonl" --model_name_or_path "$RUN/base" --output_dir "$RUN/sft"
+launch sft --dataset_name "$RUN/data/sft.jsonl" --eval_dataset_name "$RUN/data/heldout.jsonl" --model_name_or_path "$RUN/base" --output_dir "$RUN/sft"
 launch reward --dataset_name "$RUN/data/rankings.jsonl" --model_name_or_path "$RUN/sft" --output_dir "$RUN/reward"
 launch ppo --dataset_name "$RUN/data/prompts.jsonl" --model_name_or_path "$RUN/sft" --reward_model_path "$RUN/reward" --output_dir "$RUN/ppo"
 python -m rlhf report "$RUN/base" "$RUN/sft" "$RUN/ppo" --prompts "$RUN/data/heldout.jsonl" --reward_model "$RUN/reward" \
-    --reward_functions recipes.rewards:on_topic recipes.rewards:preferred_voice --reward_weights 1 0 0 --limit 512
+    --reward_functions recipes.rewards:on_topic recipes.rewards:preferred_voice --reward_weights 1 0 0 --temperature 0.5 --greedy --limit 512

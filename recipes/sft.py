@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from rlhf.data.chat import add_chat_template, encode_example
+from rlhf.data.chat import add_chat_template, as_messages, encode_example
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
@@ -49,6 +49,12 @@ def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], in
     return encoded, len(rows) - len(encoded)
 
 
+def turns(row: dict) -> int:
+    """User messages of a row: how long a conversation the model learns to follow; the chat reads it."""
+    messages = row.get("messages") or as_messages(row.get("prompt", ""))
+    return sum(message["role"] == "user" for message in messages)
+
+
 def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -> list[dict]:
     """Demonstrations with as many text rows as make `share` of the whole, shuffled; text is repeated when it is short."""
     if not 0 <= share < 1:
@@ -78,6 +84,7 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
 
         splits = load_splits(settings, KINDS, seed=args.seed)
         record.data(splits)
+        model.config.trained_turns = max(map(turns, splits.train))
         train, long = encode(tokenizer, splits.train, args.max_length)
         if settings.pretraining_dataset:
             text = load_rows(settings.pretraining_dataset, kinds=("text",)).rows

@@ -5,8 +5,9 @@
 64 topics, about 240 phrasings each, and one right answer per topic in each of five voices, written for this project.
     text.txt         plain text to pretrain on: small talk overheard, the lines of one topic together, so that words of one
                      meaning meet
-    sft.jsonl        prompt, completion: the voices mixed evenly
-    rankings.jsonl   prompt, completions, ranks: the preferred voice first, others tied, another topic's answer last
+    sft.jsonl        prompt, completion: the voices mixed evenly; each phrasing twice, once carelessly typed
+    rankings.jsonl   prompt, completions, ranks: the preferred voice, another voice, and last two answers to other topics,
+                     one of them in the preferred voice, so that the voice alone never wins
     prompts.jsonl    prompts for PPO
     heldout.jsonl    prompts whose wording no other file holds, with the closed list of right answers
     topics.jsonl, topics_heldout.jsonl    text, label: the same phrasings with their topic, for classification
@@ -20,7 +21,7 @@ from pathlib import Path
 
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
-HELD_OUT = 12  # phrasings per topic
+HELD_OUT, RANKED = 12, 80  # phrasings per topic
 
 
 def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
@@ -33,17 +34,21 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
         answers, phrasings = topic["answers"], list(topic["phrasings"])
         rng.shuffle(phrasings)
         others = [other["answers"] for other in topics if other is not topic]
-        for prompt in phrasings[:HELD_OUT]:
-            files["heldout"].append({"prompt": prompt, "topic": topic["topic"], "voice": voice, "answers": answers})
+        for place, prompt in enumerate(phrasings[:HELD_OUT]):
+            row = {"prompt": prompt, "completion": answers[VOICES[place % len(VOICES)]], "topic": topic["topic"]}
+            files["heldout"].append(row | {"voice": voice, "answers": answers})
         known = phrasings[HELD_OUT:]
         files["topics"] += [{"text": prompt, "label": topic["topic"]} for prompt in known]
         files["topics_heldout"] += [{"text": prompt, "label": topic["topic"]} for prompt in phrasings[:HELD_OUT]]
-        for place, prompt in enumerate(known):
-            files["sft"].append({"prompt": prompt, "completion": answers[VOICES[place % len(VOICES)]]})
-            files["prompts"].append({"prompt": prompt, "voice": voice, "answers": answers})
-        for prompt in known[:32]:
-            candidates = [(answers[v], 0 if v == voice else 1) for v in VOICES]
-            candidates.append((rng.choice(others)[rng.choice([voice, *VOICES])], 2))
+        files["prompts"] += [{"prompt": prompt, "voice": voice, "answers": answers} for prompt in known]
+        for shift, written in enumerate((str, careless)):
+            spoken = [answers[VOICES[(place + shift) % len(VOICES)]] for place in range(len(known))]
+            pairs = zip(known, spoken, strict=True)
+            files["sft"] += [{"prompt": written(prompt), "completion": answer} for prompt, answer in pairs]
+        for prompt in known[:RANKED]:
+            other = rng.choice([name for name in VOICES if name != voice])
+            wrong = [rng.choice(others)[voice], rng.choice(others)[rng.choice(VOICES)]]
+            candidates = [(answers[voice], 0), (answers[other], 1), (wrong[0], 2), (wrong[1], 2)]
             rng.shuffle(candidates)
             completions, ranks = zip(*candidates, strict=True)
             files["rankings"].append({"prompt": prompt, "completions": completions, "ranks": ranks})

@@ -264,7 +264,9 @@ class Engine:
     def _stream(self, model, messages, settings, emit, stop) -> None:
         try:
             policy, tokenizer = self._policies[model]
-            ids, cut = fit_prompt(tokenizer, messages, context_length(policy), settings.max_new_tokens)
+            ids, cut = fit_prompt(
+                tokenizer, messages, context_length(policy), settings.max_new_tokens, trained_turns(policy)
+            )
             text = DecodeStream(skip_special_tokens=True)
 
             def on_token(token: int) -> None:
@@ -282,7 +284,7 @@ class Engine:
 
     def _sample(self, model, messages, settings, n, stop) -> list[Completion]:
         policy, tokenizer = self._policies[model]
-        ids, _ = fit_prompt(tokenizer, messages, context_length(policy), settings.max_new_tokens)
+        ids, _ = fit_prompt(tokenizer, messages, context_length(policy), settings.max_new_tokens, trained_turns(policy))
         seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         answers = generate(policy, ids, settings, [(seed, place) for place in range(n)], stop)
         return [Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers]
@@ -309,18 +311,28 @@ class _Recent:
         return self.values[name]
 
 
-def fit_prompt(tokenizer, messages: list[dict], context: int, max_new_tokens: int) -> tuple[list[int], int]:
+def trained_turns(policy) -> int | None:
+    """The most user messages in one of its demonstrations, written by recipes/sft.py; None where nobody counted."""
+    return getattr(policy.config, "trained_turns", None)
+
+
+def fit_prompt(
+    tokenizer, messages: list[dict], context: int, max_new_tokens: int, turns: int | None = None
+) -> tuple[list[int], int]:
     """Ids of the messages and how many of the oldest had to be left out, so that the answer has room.
 
-    The answer keeps max_new_tokens, but at most half of the context. The system message and the last message stay; what
+    At most `turns` user messages are read: what a model of single questions and answers says to more is noise. The answer keeps max_new_tokens, but at most half of the context. The system message and the last message stay; what
     is left begins with a user message, as the models were trained.
     """
     room = context - min(max_new_tokens, context // 2)
     first = 1 if messages[0]["role"] == "system" else 0
-    system, turns = messages[:first], messages[first:]
-    starts = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
-    for start in [0, *(place for place in starts if place > 0)]:
-        ids = encode_prompt(tokenizer, [*system, *turns[start:]])
+    system, rest = messages[:first], messages[first:]
+    asked = [place for place, message in enumerate(rest) if message["role"] == "user"]
+    starts = [0, *(place for place in asked if place > 0)]
+    if turns is not None and len(asked) > turns:
+        starts = asked[-turns:]
+    for start in starts:
+        ids = encode_prompt(tokenizer, [*system, *rest[start:]])
         if len(ids) <= room:
             return ids, start
     what = "your message and the system prompt have" if system else "your message has"

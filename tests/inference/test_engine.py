@@ -265,6 +265,19 @@ def test_oldest_turns_are_cut_and_counted(engine):
     assert done.messages_cut == 2
 
 
+def test_no_more_turns_are_read_than_were_trained(engine):
+    history = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    _, tokenizer = engine._worker.submit(lambda: engine._policies["ppo"]).result()
+    ids, cut = fit_prompt(tokenizer, history, 64, 20, turns=1)
+    assert (ids, cut) == (encode_prompt(tokenizer, [history[0], history[3]]), 2)
+    assert fit_prompt(tokenizer, history, 64, 20, turns=2) == (encode_prompt(tokenizer, history), 0)
+
+
 def test_a_last_message_that_does_not_fit_is_an_error(engine):
     events = engine.stream("ppo", [{"role": "user", "content": "q" * 100}], GREEDY)
     with pytest.raises(UserError, match="your message has 103 tokens; this model reads 64 and keeps 30"):

@@ -67,8 +67,8 @@ def test_an_empty_answer_leaves_no_bubble():
 def test_status_tells_of_stops_cuts_and_hostile_names():
     line = chat.status_line("<img src=x>", Done(1, 3.0, "cancelled", 2, 0))
     assert "&lt;img src=x&gt;" in line and "<img" not in line
-    assert "1 token<" in line and "stopped" in line and "2 oldest messages did not fit and were not read" in line
-    assert "1 oldest message did not fit and was not read" in chat.status_line("m", Done(1, 3.0, "length", 1, 0))
+    assert "1 token<" in line and "stopped" in line and "2 oldest messages were not read" in line
+    assert "1 oldest message was not read" in chat.status_line("m", Done(1, 3.0, "length", 1, 0))
     assert "length limit" in chat.status_line("m", Done(1, 3.0, "length", 0, 0))
 
 
