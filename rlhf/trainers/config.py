@@ -47,7 +47,11 @@ class PolicyGradientConfig(TrainingArguments):
     kl_horizon: int = field(default=10_000, metadata={"help": "Episodes over which kl_coef adapts. Ziegler 2019."})
     clip_range: float = field(default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."})
     value_clip_range: float | None = field(
-        default=0.2, metadata={"help": "How far a value may move per rollout; none: unclipped. baselines: 0.2."}
+        default=None,
+        metadata={
+            "help": "How far a value may move per rollout (baselines: 0.2). Unset: anywhere, since 0.2 suits only scores of "
+            "size 1: with scores of +-5 the demo's value model stood still and PPO learned nothing."
+        },
     )
     value_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss. Ziegler 2019: 0.1."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus. RLHF papers: none."})

@@ -145,10 +145,10 @@ def reply(
             yield update, shown, line
             update, idle = gr.skip(), {}
     except UserError as error:
-        gr.Warning(html.escape(str(error)), title="That did not work")
+        gr.Warning(html.escape(str(error)))
     except Exception:
         logger.exception("the answer of %s failed", model)
-        gr.Warning("The model failed while it was answering. The server's log says why.", title="Sorry")
+        gr.Warning("The model failed while it was answering. The server's log says why.")
     yield gr.update(submit_btn=True, stop_btn=False, **idle), shown, line
 
 
@@ -320,7 +320,7 @@ def build_chat(engine: Engine) -> gr.Blocks:
 
         def clear(request: gr.Request):
             engine.cancel(request.session_hash)
-            return gr.update(submit_btn=True, stop_btn=False), ""
+            return gr.update(submit_btn=True, stop_btn=False), [], ""
 
         streaming = {"outputs": outputs, "concurrency_limit": 16, "show_progress": "hidden"}
         answers = [
@@ -332,7 +332,7 @@ def build_chat(engine: Engine) -> gr.Blocks:
         at_once = {"queue": False, "show_progress": "hidden"}
         chatbot.undo(undo, [chatbot], outputs, api_name="undo", **at_once)
         # An answer that is still growing would write the cleared conversation back: it is cancelled, not only stopped.
-        chatbot.clear(clear, None, [question, status], api_name="clear", cancels=answers, **at_once)
+        chatbot.clear(clear, None, outputs, api_name="clear", cancels=answers, **at_once)
         question.stop(stop, None, None, api_name="stop", **at_once)
         page.unload(stop)
     return page
