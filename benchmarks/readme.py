@@ -19,10 +19,17 @@ def source(record: dict) -> str:
 
 
 def demo(record: dict) -> str:
-    runs = {run["label"]: run["metrics"] for run in record["runs"] if run["decoding"] == "sampled"}
+    runs, greedy = (
+        {run["label"]: run["metrics"] for run in record["runs"] if run["decoding"] == way}
+        for way in ("sampled", "greedy")
+    )
+    for label, metrics in greedy.items():
+        runs[label] |= {f"greedy_{name}": metrics[name] for name in ("score_on_topic", "score_preferred_voice")}
     names = {
         "score_on_topic": ("on-topic rate", 100, "%"),
         "score_preferred_voice": (f"preferred voice ({record['voice']})", 100, "%"),
+        "greedy_score_on_topic": ("on-topic rate, greedy", 100, "%"),
+        "greedy_score_preferred_voice": ("preferred voice, greedy", 100, "%"),
         "score_reward_model": ("reward model's score", 1, ""),
         "kl": ("KL to the SFT model, nats per answer", 1, ""),
         "distinct_2": ("distinct-2", 1, ""),
@@ -49,10 +56,11 @@ def demo(record: dict) -> str:
         f"\n{settings['prompts']} prompts in wordings that no stage saw, one sampled answer each at temperature "
         f"{settings['temperature']}, 95 % intervals; {timing}{record['peak_memory_gb']:.1f} GB. {source(record)}\n"
     )
-    labels = list(runs)
+    labels = [run["label"] if run["decoding"] == "sampled" else "" for run in record["runs"]]
+    labels = [label for label in labels if label]
     lines.append(f"| prompt | {' | '.join(labels[-2:])} |\n|---|---|---|")
     for sample in record["samples"][:6]:
-        answers = [sample["completions"][label] for label in labels[-2:]]
+        answers = [next(v for k, v in sample["completions"].items() if k.split()[0] == label) for label in labels[-2:]]
         lines.append(f"| {' | '.join(text.replace('|', '/') for text in [sample['prompt'], *answers])} |")
     return "\n".join(lines)
 

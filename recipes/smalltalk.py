@@ -21,7 +21,7 @@ from pathlib import Path
 
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
-HELD_OUT, RANKED = 12, 80  # phrasings per topic
+HELD_OUT, RANKED = 12, 48  # phrasings per topic
 
 
 def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
