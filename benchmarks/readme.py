@@ -51,7 +51,7 @@ def demo(record: dict) -> str:
             cells.append(text)
         lines.append(f"| {title} | {' | '.join(cells)} |")
     settings = record["settings"]
-    timing = f"{record['seconds']:.0f} s after installation, " if record["seconds"] else ""
+    timing = f"{record['seconds']:.0f} s after installation, "
     lines.append(
         f"\n{settings['prompts']} prompts in wordings that no stage saw, one sampled answer each at temperature "
         f"{settings['temperature']}, 95 % intervals; {timing}{record['peak_memory_gb']:.1f} GB. {source(record)}\n"

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rlhf.runs import RunRecord, code_version, package_versions
+from rlhf.runs import RunRecord
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -26,19 +26,19 @@ def main() -> None:
     parser.add_argument("--voice", default="caring")
     parser.add_argument("--folder", help="a finished run of recipes/demo.sh, instead of running it now")
     arguments = parser.parse_args()
-    folder, seconds = Path(arguments.folder or tempfile.mkdtemp()), None
+    folder = Path(arguments.folder or tempfile.mkdtemp() + "/demo")
     if not arguments.folder:
-        folder, started = folder / "demo", time.time()
         environment = os.environ | {"VOICE": arguments.voice, "RUN": str(folder)}
         subprocess.run(["bash", "recipes/demo.sh"], check=True, cwd=ROOT, env=environment)
-        seconds = round(time.time() - started, 1)
+    first, last = folder / "data" / "text.txt", folder / "ppo" / "report" / "report.json"
+    seconds = round(last.stat().st_mtime - first.stat().st_mtime, 1)
     records = {stage: RunRecord.load(folder / stage) for stage in STAGES}
     report = json.loads((folder / "ppo" / "report" / "report.json").read_text(encoding="utf-8"))
     result = {
         "question": __doc__.strip().splitlines()[0],
         "date": time.strftime("%Y-%m-%d"),
-        "commit": code_version(),
-        "versions": package_versions(),
+        "commit": records["ppo"].versions["code"],
+        "versions": records["ppo"].versions,
         "machine": records["sft"].machine,
         "voice": arguments.voice,
         "seed": records["ppo"].seed,

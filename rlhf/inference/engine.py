@@ -321,9 +321,9 @@ def fit_prompt(
 ) -> tuple[list[int], int]:
     """Ids of the messages and how many of the oldest had to be left out, so that the answer has room.
 
-    At most `turns` user messages are read: what a model of single questions and answers says to more is noise. The answer
-    keeps max_new_tokens, but at most half of the context. The system message and the last message stay; what is left
-    begins with a user message, as the models were trained.
+    At most `turns` user messages are read: what a model of single questions and answers says to more is noise. The
+    answer keeps max_new_tokens, but at most half of the context. The system message and the last message stay; what is
+    left begins with a user message, as the models were trained.
     """
     room = context - min(max_new_tokens, context // 2)
     first = 1 if messages[0]["role"] == "system" else 0

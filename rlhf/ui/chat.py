@@ -115,8 +115,8 @@ def status_line(model: str, done: Done, *, empty: bool = False) -> str:
     if done.messages_cut:
         plural = "s" * (done.messages_cut != 1)
         line += (
-            f"<div class='notice'>The {done.messages_cut} oldest message{plural} {'were' if plural else 'was'} not read: "
-            "longer than what this model was trained on.</div>"
+            f"<div class='notice'>The {done.messages_cut} oldest message{plural} {'were' if plural else 'was'} not "
+            "read: longer than what this model was trained on.</div>"
         )
     return f"<div class='status-line'>{line}</div>"
 
