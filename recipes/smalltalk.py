@@ -2,7 +2,7 @@
 
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
-64 topics, about 240 phrasings each, and one right answer per topic in each of five voices, written for this project.
+60 topics, about 240 phrasings each, and one right answer per topic in each of five voices, written for this project.
     text.txt         plain text to pretrain on: small talk overheard, the lines of one topic together, so that words of one
                      meaning meet
     sft.jsonl        prompt, completion: the voices mixed evenly; each phrasing twice, once carelessly typed
