@@ -160,7 +160,7 @@ def test_packed_rows_do_not_see_each_other(runs, tmp_path):
     def loss(rows, packing):
         args = SFTConfig(
             output_dir=str(tmp_path / f"{len(rows)}{packing}"), packing=packing, max_length=16, per_device_eval_batch_size=4,
-            report_to="none", use_cpu=True, gradient_checkpointing=False,
+            report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
         )  # fmt: skip
         tokenizer = load_tokenizer(str(runs / "sft"))
         dataset = Dataset.from_list(rows)
