@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The index of the house: every stage of the demo, one line each, in order. Two cores, about five minutes.
+# The index of the house: every stage of the demo, one line each, in order. Two cores, five to six minutes.
 #   VOICE=witty bash recipes/demo.sh      prefers another voice: plain, friendly, witty, caring, enthusiastic
 set -euo pipefail
 cd "$(dirname "$0")/.."
