@@ -25,4 +25,4 @@ def test_named_recipes_and_targets_exist():
     for recipe in re.findall(r"recipes/\w+\.(?:py|sh)", README):
         assert (ROOT / recipe).is_file(), recipe
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
-    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= set(targets)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M)) <= set(targets)
