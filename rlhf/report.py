@@ -227,8 +227,11 @@ def draw_curves(report: Report, plt):
 
 
 def draw_score_kl(report: Report, plt):
-    """Score against KL: the last run's rollouts while it trained, and every run's own point with its intervals."""
-    measured = [c for c in sampled(report) if "kl" in c.metrics]
+    """Score against KL: the last run's rollouts while it trained, and its own and its reference's point with intervals.
+
+    Runs before the reference are left out: a base model is hundreds of nats away and would squeeze the rest together.
+    """
+    measured = [c for c in sampled(report)[-2:] if "kl" in c.metrics]
     if not report.rewards or not measured:
         return None
     name = next(name for name in report.rewards if name != "score")  # rollouts log it by this name too
