@@ -171,7 +171,7 @@ class RewardTrainer(Trainer):
 
 
 def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
-    """How well scores order the completions (PPO.md 36): over all strictly ordered pairs of the rows.
+    """How well scores order the completions: over all strictly ordered pairs of the rows.
 
     accuracy with its 95 % interval over prompts (bootstrap), loss, accuracy by rank gap, margins, calibration (predicted
     against observed share of right pairs, ten bins), correlation of score with length, and the worst examples.
