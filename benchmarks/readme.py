@@ -54,7 +54,8 @@ def demo(record: dict) -> str:
     timing = f"{record['seconds']:.0f} s after installation, "
     lines.append(
         f"\n{settings['prompts']} prompts in wordings that no stage saw, one sampled answer each at temperature "
-        f"{settings['temperature']}, 95 % intervals; {timing}{record['peak_memory_gb']:.1f} GB. {source(record)}\n"
+        f"{settings['temperature']}, 95 % intervals; one seed. Settings and topics were chosen while looking at "
+        f"these wordings, so expect a little less on others; {timing}{record['peak_memory_gb']:.1f} GB. {source(record)}\n"
     )
     labels = [run["label"] if run["decoding"] == "sampled" else "" for run in record["runs"]]
     labels = [label for label in labels if label]
@@ -99,7 +100,7 @@ def e2e(record: dict) -> str:
     lines.append(
         f"\nMean ± standard deviation over seeds {record['seeds']} (reward model alone: {record['seeds_alone']}), "
         f"{record['prompts']} lists of facts x "
-        f"{record['samples_per_prompt']} samples. The lesson: what a reward model cannot see, PPO does not fix. "
+        f"{record['samples_per_prompt']} samples; settings were chosen while looking at these facts. The lesson: what a reward model cannot see, PPO does not fix. "
         "Alone it makes "
         "the text fluent and well liked while facts go on missing; a Python function of eight lines beside it repairs that. "
         f"{source(record)} `python benchmarks/e2e/run.py --source FOLDER`"
