@@ -100,7 +100,8 @@ def e2e(record: dict) -> str:
     lines.append(
         f"\nMean ± standard deviation over seeds {record['seeds']} (reward model alone: {record['seeds_alone']}), "
         f"{record['prompts']} lists of facts x "
-        f"{record['samples_per_prompt']} samples; settings were chosen while looking at these facts. The lesson: what a reward model cannot see, PPO does not fix. "
+        f"{record['samples_per_prompt']} samples; settings were chosen while looking at these facts. "
+        "The lesson: what a reward model cannot see, PPO does not fix. "
         "Alone it makes "
         "the text fluent and well liked while facts go on missing; a Python function of eight lines beside it repairs that. "
         f"{source(record)} `python benchmarks/e2e/run.py --source FOLDER`"
