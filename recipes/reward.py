@@ -27,6 +27,7 @@ from rlhf.models.load import (
     save,
     shift_scores,
 )
+from rlhf.models.one_trunk import save_adapter
 from rlhf.recipe import DataSettings, ModelSettings, recording, run
 from rlhf.scoring import Completed, RewardModelScorer
 from rlhf.trainers.progress import sample_table, use_run_progress
@@ -88,8 +89,10 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         if not record.main:
             return
         model = trainer.accelerator.unwrap_model(trainer.model).model
-        model = model.merge_and_unload() if settings.use_peft else model
         centre = RewardModelScorer(model, tokenizer)(demonstrations(settings, splits.train)).mean().item()
+        if settings.use_peft:
+            save_adapter(model, args.output_dir, centre=-centre)
+            model = model.merge_and_unload()
         try:
             shift_scores(model, -centre)
         except UserError as error:  # after hours of training no reason to lose the model

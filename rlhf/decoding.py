@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rlhf.models.actor_critic import position_ids
 
+BLOCK = 128  # tokens of the vocabulary summed up before the sampling search looks inside
+
 
 @dataclass
 class Completions:
@@ -40,11 +42,32 @@ def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def right_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """ids (B, L) and mask (B, L) bool of rows of different lengths, left-aligned."""
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    ids = torch.full(mask.shape, pad_token_id)
+    ids[mask] = torch.tensor([token for row in rows for token in row])
+    return ids, mask
+
+
 def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Tensor:
-    """One token per row: the first whose cumulative probability exceeds the row's number. (B, V), (B,) -> (B,)."""
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).to(torch.float64).cumsum(-1)
-    threshold = uniforms.to(cumulative.device).unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    """One token per row: the first whose cumulative probability exceeds the row's number. (B, V), (B,) -> (B,).
+
+    In two steps, the block of the vocabulary and the token inside it: cumulative sums in fp64 over all of it would take
+    longer than the model's own forward pass. A token of probability 0 is never drawn.
+    """
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    missing = -probabilities.shape[1] % BLOCK
+    blocks = torch.nn.functional.pad(probabilities, (0, missing)).view(len(logits), -1, BLOCK)
+    reached = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, V / BLOCK)
+    threshold = uniforms.to(reached.device).unsqueeze(1) * reached[:, -1:]
+    block = torch.searchsorted(reached, threshold, right=True).clamp(max=reached.shape[1] - 1)  # (B, 1)
+    before = torch.where(block > 0, reached.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks[torch.arange(len(blocks), device=block.device), block.squeeze(1)].to(torch.float64).cumsum(-1)
+    rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-12))  # the two sums round differently
+    token = torch.searchsorted(inside, rest, right=True)
+    return (block * BLOCK + token).squeeze(1)
 
 
 @torch.no_grad()

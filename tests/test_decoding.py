@@ -129,6 +129,20 @@ def test_ppo_md_07_sampling_follows_the_temperature_and_leaves_no_token_out():
     assert sample_tokens(logits, numbers, temperature=0.5).bincount().tolist() == [100, 400, 2500]
 
 
+def test_sampling_in_blocks_is_sampling_over_all():
+    """A vocabulary of several blocks, with impossible tokens: the token is that of one long cumulative sum."""
+    logits = 3 * torch.randn(200, 300)
+    logits[:, ::3] = -float("inf")
+    logits[:, 290:] = -float("inf")
+    numbers = torch.rand(200, dtype=torch.double)
+    numbers[0], numbers[1] = 0.0, 1 - 1e-16
+    cumulative = torch.softmax(logits, -1).double().cumsum(-1)
+    expected = [next(t for t, c in enumerate(row) if c > u * row[-1]) for row, u in zip(cumulative, numbers.tolist())]
+    chosen = sample_tokens(logits, numbers, temperature=1.0)
+    assert chosen.tolist()[2:] == expected[2:]
+    assert torch.isfinite(logits[torch.arange(200), chosen]).all()
+
+
 def test_uniform_numbers_depend_on_seed_and_stream_only():
     first = uniform_numbers(4, 3, seed=1, stream=0)
     torch.manual_seed(5)

@@ -23,7 +23,7 @@ HOUSE = {
     "rlhf.errors": ("", ""),
     # layer 1: rows, models, records
     "rlhf.data": ("", "datasets pyarrow transformers"),
-    "rlhf.models": ("algorithms", "torch transformers peft"),
+    "rlhf.models": ("algorithms", "torch transformers peft safetensors psutil"),
     "rlhf.runs": ("", ""),
     "rlhf.feedback": ("data.rows", ""),
     # layer 2: completions

@@ -256,7 +256,7 @@ def test_ppo_md_22_the_value_model_starts_from_the_reward_model(
     save(make_policy(tokenizer), tokenizer, tmp_path / "policy")
 
     def value_model(**settings):
-        return ppo.load_value_model(ppo.PPOSettings(**settings), tokenizer)
+        return ppo.load_value_model(ppo.PPOSettings(**settings), None, tokenizer)
 
     found = value_model(reward_model_path=[str(tmp_path / "reward")])  # the default of the recipe
     for name, parameter in make_reward_model(tokenizer).named_parameters():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf.algorithms.advantages import gae, group_standardize, leave_one_out, rewards_to_go
-from rlhf.algorithms.losses import clipped_surrogate_loss, policy_gradient_loss
+from rlhf.algorithms.losses import clipped_surrogate_loss, policy_gradient_loss, surrogate_loss
 from rlhf.algorithms.masked import center, standardize
 
 __all__ = ["ALGORITHMS", "Algorithm", "call"]
@@ -19,7 +19,8 @@ __all__ = ["ALGORITHMS", "Algorithm", "call"]
 class Algorithm:
     """advantages: a function of `advantages.py`; normalize: a function of `masked.py` applied to them, or None;
     policy_loss: a function of `losses.py`; value_model: whether a value function is learned; epochs: default passes over
-    a rollout; grouped: several completions per prompt are needed."""
+    a rollout; grouped: several completions per prompt are needed; trust_region: the policy makes one natural-gradient step
+    per rollout (`trust_region.py`) in place of the optimiser's, and the remaining epochs are the value function's."""
 
     advantages: Callable
     normalize: Callable | None
@@ -27,6 +28,7 @@ class Algorithm:
     value_model: bool
     epochs: int
     grouped: bool
+    trust_region: bool
 
 
 def call(formula: Callable, **available):
@@ -36,11 +38,12 @@ def call(formula: Callable, **available):
 
 # fmt: off
 ALGORITHMS = {
-    #                      advantages         normalize    policy loss             value  epochs  grouped
-    "reinforce": Algorithm(rewards_to_go,     center,      policy_gradient_loss,   False, 1,      False),
-    "a2c":       Algorithm(gae,               None,        policy_gradient_loss,   True,  1,      False),
-    "ppo":       Algorithm(gae,               standardize, clipped_surrogate_loss, True,  4,      False),
-    "rloo":      Algorithm(leave_one_out,     None,        policy_gradient_loss,   False, 1,      True),
-    "grpo":      Algorithm(group_standardize, None,        clipped_surrogate_loss, False, 1,      True),
+    #                      advantages         normalize    policy loss             value  epochs  grouped  trust region
+    "reinforce": Algorithm(rewards_to_go,     center,      policy_gradient_loss,   False, 1,      False,   False),
+    "a2c":       Algorithm(gae,               None,        policy_gradient_loss,   True,  1,      False,   False),
+    "trpo":      Algorithm(gae,               standardize, surrogate_loss,         True,  4,      False,   True),
+    "ppo":       Algorithm(gae,               standardize, clipped_surrogate_loss, True,  4,      False,   False),
+    "rloo":      Algorithm(leave_one_out,     None,        policy_gradient_loss,   False, 1,      True,    False),
+    "grpo":      Algorithm(group_standardize, None,        clipped_surrogate_loss, False, 1,      True,    False),
 }
 # fmt: on

@@ -14,6 +14,15 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages * log_probs
 
 
+def surrogate_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """-rho A, rho = exp(log_probs - old_log_probs). TRPO, Schulman et al. 2015 (arXiv 1502.05477), equation 14. All (B, T).
+
+    At rho = 1 its gradient is the policy gradient.
+    """
+    assert log_probs.shape == old_log_probs.shape == advantages.shape
+    return -advantages * (log_probs - old_log_probs).exp()
+
+
 def clipped_surrogate_loss(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_range: float
 ) -> Tensor:

@@ -193,6 +193,11 @@ class Loaded:
     layout: str = ""
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def sources(self) -> list[dict]:
+        """What a run's record keeps of it."""
+        return [{"name": self.name, "rows": len(self.rows), "sha256": self.sha256}]
+
 
 def load_rows(
     name: str,

@@ -125,7 +125,7 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int) -> Splits:
         check_disjoint(train_rows, eval_rows)
     elif settings.eval_fraction:
         train_rows, eval_rows = split_rows(train_rows, settings.eval_fraction, seed)
-    sources = [{"name": part.name, "rows": len(part.rows), "sha256": part.sha256} for part in loaded]
+    sources = [source for part in loaded for source in part.sources]
     return Splits(train_rows, eval_rows, train.kind, sources, [w for part in loaded for w in part.warnings])
 
 

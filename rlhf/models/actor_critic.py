@@ -1,8 +1,8 @@
 """Policy and value function as one module, so that one forward, one optimiser and one wrapper (DDP, ZeRO) serve both.
 
 Two forms: a value head on the policy's own trunk (`shared`: one forward for both), or a value model of its own, a
-sequence classification model such as the reward model. Both give V(s_t), the value of the state before token t, read at
-the position of the token before it.
+sequence classification model such as the reward model (with LoRA it may be an adapter of the policy's trunk). Both give
+V(s_t), the value of the state before token t, read at the position of the token before it.
 """
 
 import copy
@@ -11,19 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms.log_probs import masked_token_log_probs
+from rlhf.algorithms.log_probs import masked_token_log_probs, token_log_probs, token_log_probs_with_entropy
 from rlhf.errors import UserError
+from rlhf.models.load import trunk_of
+from rlhf.models.one_trunk import AdapterModel
 
 CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits are 0.4 GB
 
 
 @dataclass
 class Evaluation:
-    """What the models say of completions that exist: each (B, T), 0 outside the mask; values None without a critic."""
+    """What the models say of completions that exist: each (B, T), 0 outside the mask. values: None without a critic;
+    log_probs, entropy: None where only values were asked for; text_log_probs (N, L - 1): of the given plain text."""
 
-    log_probs: Tensor
-    entropy: Tensor
+    log_probs: Tensor | None
+    entropy: Tensor | None
     values: Tensor | None
+    text_log_probs: Tensor | None = None
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -31,53 +35,91 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def trunk_of(model: nn.Module) -> nn.Module:
-    """The transformer under a causal LM or classification head, LoRA or not."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(inner, inner.base_model_prefix)
-
-
 class ActorCritic(nn.Module):
-    """policy: causal LM; value_model: None (no critic), "shared", or a one-label sequence classification model."""
+    """policy: causal LM; value_model: None (no critic), "shared" (a head on the policy's trunk), or a one-label sequence
+    classification model, which may itself be an adapter of the policy's trunk (`one_trunk.AdapterModel`).
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module | str | None):
+    entropy_gradient: whether the entropy is differentiable; value_moves_trunk: whether a shared head's loss reaches the
+    policy's trunk, or trains the head alone.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        value_model: nn.Module | str | None,
+        *,
+        entropy_gradient: bool = False,
+        value_moves_trunk: bool = True,
+    ):
         super().__init__()
-        self.policy = policy
+        self.policy, self.value_moves_trunk = policy, value_moves_trunk
+        self.log_probs_formula = token_log_probs_with_entropy if entropy_gradient else token_log_probs
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
         self.value_head = None
         if value_model == "shared":
             self.value_head = nn.Linear(policy.config.hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)  # every first value is 0
             nn.init.zeros_(self.value_head.bias)
-        elif self.value_model is not None and not hasattr(value_model, "score"):
+        elif self.value_model is not None and not hasattr(self.value_model, "score"):
             raise UserError(
-                f"a {type(value_model).__name__} cannot be a value model: it reads text in both directions; "
-                "use value_model: shared, or a reward model of the policy's own kind"
+                f"the value model {type(self.value_model).__name__} is an encoder and cannot read half-written "
+                "completions; use value_model: shared, or a reward model of the policy's own kind"
             )
         self.config = policy.config  # read by the Trainer
 
-    def forward(self, prompt_ids, prompt_mask, completion_ids, mask, temperature: float) -> Evaluation:
-        """Shapes (B, P) left-padded, (B, P) bool, (B, T) right-padded, (B, T) bool."""
-        hidden = hidden_before(trunk_of(self.policy), prompt_ids, prompt_mask, completion_ids, mask)  # (B, T, H)
-        log_probs, entropy = masked_token_log_probs(
-            hidden, self.policy.get_output_embeddings(), completion_ids, mask, temperature=temperature, chunk_size=CHUNK
-        )
-        values = None
+    def forward(
+        self, prompt_ids, prompt_mask, completion_ids, mask, temperature: float, only_values: bool = False,
+        text_ids: Tensor | None = None, text_mask: Tensor | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """Shapes (B, P) left-padded, (B, P) bool, (B, T) right-padded, (B, T) bool; text (N, L) right-padded.
+
+        All in one call, since a wrapper (DDP) wants one forward pass for one backward pass.
+        """
+        batch = (prompt_ids, prompt_mask, completion_ids, mask)
+        log_probs = entropy = values = text = None
+        if not only_values or self.value_head is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not only_values):
+                hidden = hidden_before(trunk_of(self.policy), *batch)  # (B, T, H)
+        if not only_values:
+            log_probs, entropy = self._log_probs(hidden, completion_ids, mask, temperature)
+        if text_ids is not None:
+            trunk_output = trunk_of(self.policy)(
+                input_ids=text_ids,
+                attention_mask=text_mask.long(),
+                position_ids=position_ids(text_mask),
+                use_cache=False,
+            )
+            text, _ = self._log_probs(trunk_output.last_hidden_state[:, :-1], text_ids[:, 1:], text_mask[:, 1:], 1.0)
         if self.value_head is not None:
-            values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)  # the trunk may be bf16
+            states = hidden if self.value_moves_trunk else hidden.detach()
+            values = self.value_head(states.to(self.value_head.weight.dtype))  # the trunk may be bf16
         elif self.value_model is not None:
-            states = hidden_before(trunk_of(self.value_model), prompt_ids, prompt_mask, completion_ids, mask)
-            values = self.value_model.score(states).squeeze(-1)
+            values = self.value_model.score(hidden_before(trunk_of(self.value_model), *batch))
         if values is not None:
-            values = values.float().masked_fill(~mask, 0.0)
-        return Evaluation(log_probs, entropy, values)
+            values = values.squeeze(-1).float().masked_fill(~mask, 0.0)
+        return Evaluation(log_probs, entropy, values, text)
+
+    def _log_probs(self, hidden: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        return masked_token_log_probs(
+            hidden,
+            self.policy.get_output_embeddings(),
+            token_ids,
+            mask,
+            self.log_probs_formula,
+            temperature=temperature,
+            chunk_size=CHUNK,
+        )
 
     def value_parameters(self) -> list[nn.Parameter]:
         critic = self.value_head or self.value_model
-        return [] if critic is None else [p for p in critic.parameters() if p.requires_grad]
+        if critic is None:
+            return []
+        parameters = critic.adapter_parameters() if isinstance(critic, AdapterModel) else critic.parameters()
+        return [p for p in parameters if p.requires_grad]
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.policy.parameters() if p.requires_grad]
+        values = {id(p) for p in self.value_parameters()}  # a critic that is an adapter lives inside the policy
+        return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in values]
 
 
 def hidden_before(trunk: nn.Module, prompt_ids, prompt_mask, completion_ids, mask) -> Tensor:
@@ -99,6 +141,7 @@ def reference_log_probs(model: nn.Module, batch: dict, *, temperature: float) ->
         model.get_output_embeddings(),
         batch["completion_ids"],
         batch["mask"],
+        token_log_probs,
         temperature=temperature,
         chunk_size=CHUNK,
     )

@@ -241,14 +241,14 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> 
     """
     if not hasattr(model, "score"):  # encoders pool the first token themselves
         return model(input_ids=input_ids, attention_mask=mask.long()).logits.squeeze(-1).float()
-    trunk = getattr(model, model.base_model_prefix) if not hasattr(model, "peft_config") else _peft_trunk(model)
-    hidden = trunk(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state  # (B, L, H)
+    hidden = trunk_of(model)(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state  # (B, L, H)
     last = mask.sum(1) - 1
     return model.score(hidden[torch.arange(len(hidden), device=hidden.device), last]).squeeze(-1).float()
 
 
-def _peft_trunk(model):
-    inner = model.get_base_model()
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The transformer under a causal LM or classification head, LoRA or not."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
     return getattr(inner, inner.base_model_prefix)
 
 

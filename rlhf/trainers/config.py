@@ -1,4 +1,4 @@
-"""Settings of policy-gradient training: TrainingArguments and at most 25 fields of ours, each default with its source."""
+"""Settings of policy-gradient training: TrainingArguments and at most 28 fields of ours, each default with its source."""
 
 import math
 from dataclasses import dataclass, field
@@ -63,6 +63,24 @@ class PolicyGradientConfig(TrainingArguments):
     value_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the value model or head. Default: learning_rate. InstructGPT: 9e-6."}
     )
+    value_warmup_rollouts: int = field(
+        default=0,
+        metadata={"help": "First rollouts in which only the value model learns: for a new head."},
+    )
+    max_kl: float = field(
+        default=0.01, metadata={"help": "trpo: KL(old || new) per token of one step, at most. TRPO paper: 0.01."}
+    )
+    ptx_coef: float = field(
+        default=0.0, metadata={"help": "PPO-ptx: weight of the language-model loss on plain text. InstructGPT: 27.8."}
+    )
+    ptx_per_episode: int = field(default=1, metadata={"help": "Plain texts per completion. InstructGPT: 8."})
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Average the policy's weights after each rollout, saved in ema/. InstructGPT: 0.992."},
+    )
+    max_kl_stop: float | None = field(
+        default=None, metadata={"help": "End the run when a rollout's KL per completion is above this. Unset: never."}
+    )
     eval_every: int = field(default=0, metadata={"help": "Rollouts between evaluations; 0: only at the end."})
     save_every: int = field(default=0, metadata={"help": "Rollouts between checkpoints; 0: none."})
 
@@ -86,12 +104,27 @@ class PolicyGradientConfig(TrainingArguments):
             )
         if not algorithm.grouped and self.num_generations != 1:
             raise UserError(f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1")
+        if self.value_warmup_rollouts and not algorithm.value_model:
+            raise UserError(
+                f"value_warmup_rollouts={self.value_warmup_rollouts}: {self.algorithm} has no value model, set 0"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay} must be between 0 and 1; InstructGPT: 0.992")
+        if self.ptx_coef < 0 or self.ptx_per_episode < 1:
+            raise UserError(
+                f"ptx_coef={self.ptx_coef}, ptx_per_episode={self.ptx_per_episode}: use ptx_coef >= 0 (0: no plain text) "
+                "and ptx_per_episode >= 1"
+            )
+        if algorithm.trust_region and (self.ptx_coef or self.entropy_coef):
+            raise UserError(f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0")
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
         self.eval_strategy, self.save_strategy = "no", "no"  # placed on rollout boundaries below
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
         self.ignore_data_skip = True
+        if algorithm.trust_region or self.value_warmup_rollouts:
+            self.ddp_find_unused_parameters = True  # while only the value model learns the policy is not used
         super().__post_init__()
         self._place_on_rollouts()
 
@@ -103,7 +136,20 @@ class PolicyGradientConfig(TrainingArguments):
     def steps_per_rollout(self) -> int:
         return self.epochs_per_rollout * self.rollout_batch_size // self.mini_batch_size
 
+    def updates_policy(self, rollout: int, epoch: int) -> bool:
+        """Whether the policy learns in this pass over the rollout, or the value model alone."""
+        one_step = ALGORITHMS[self.algorithm].trust_region
+        return rollout >= self.value_warmup_rollouts and not (one_step and epoch > 0)
+
     def _place_on_rollouts(self) -> None:
+        if ALGORITHMS[self.algorithm].trust_region and self.mini_batch_size != self.rollout_batch_size:
+            per_step = self.per_device_train_batch_size * self.world_size
+            if self.rollout_batch_size % per_step:
+                raise UserError(
+                    f"rollout_batch_size={self.rollout_batch_size} must be a multiple of {per_step} "
+                    f"(per_device_train_batch_size x processes): use {nearest_multiples(self.rollout_batch_size, per_step)}"
+                )
+            self.gradient_accumulation_steps = self.rollout_batch_size // per_step  # one step sees the whole rollout
         divisors = {
             "rollout_batch_size": (self.rollout_batch_size,
                 math.lcm(self.mini_batch_size, self.num_generations * self.world_size),

@@ -4,15 +4,14 @@ Progress, accumulation, schedules, callbacks, DDP, FSDP and DeepSpeed come from 
 rollout is made over all processes, the loss of a micro-batch, what is logged, evaluated and saved.
 """
 
-import json
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -23,21 +22,28 @@ from rlhf.algorithms.masked import masked_sum
 from rlhf.data.chat import as_text, decode, encode_prompt
 from rlhf.decoding import uniform_numbers
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, frozen_copy, reference_log_probs
-from rlhf.models.load import context_length, disable_dropout, freeze, save
+from rlhf.models.actor_critic import CHUNK, ActorCritic, frozen_copy, reference_log_probs
+from rlhf.models.kernels import halve_frozen_matrices, use_fast_kernels
+from rlhf.models.load import context_length, disable_dropout, freeze
+from rlhf.models.memory import Memory, estimate_memory
+from rlhf.models.one_trunk import adapter
 from rlhf.rollout import Rollout, collect, estimate, statistics
 from rlhf.scoring import WeightedSum
+from rlhf.trainers import checkpoints
+from rlhf.trainers.averaging import WeightAverage
 from rlhf.trainers.config import PolicyGradientConfig
+from rlhf.trainers.guards import Guards, NonFinite, distinct_n, repetition
 from rlhf.trainers.loader import RolloutLoader, choose_rows
 from rlhf.trainers.progress import append_jsonl
+from rlhf.trainers.trust_region import TrustRegion
 
-STATE = "policy_gradient.json"
-WEIGHTS = "trainable.safetensors"
+SKIPPED_AT_MOST = 10  # steps in a row whose gradient was not finite
 
 
 class PolicyGradientTrainer(Trainer):
     """policy: causal LM (LoRA or not); rewards: WeightedSum; rows: [{"prompt", ...}]; ref_model: None (a frozen copy of
-    the policy, or the policy without its adapter), or a causal LM; value_model: None, "shared", or a reward model."""
+    the policy, or the policy without its adapter), or a causal LM; value_model: None, "shared", or a reward model;
+    texts: plain text as token ids, for ptx_coef."""
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class PolicyGradientTrainer(Trainer):
         eval_rows: list[dict] | None = None,
         value_model: nn.Module | str | None = None,
         ref_model: nn.Module | None = None,
+        texts: list[list[int]] | None = None,
         callbacks: list | None = None,
     ):
         self.algorithm = ALGORITHMS[args.algorithm]
@@ -64,25 +71,63 @@ class PolicyGradientTrainer(Trainer):
         self.rows, self.prompt_ids = self._encode(rows, args, "training")
         self.eval_rows, self.eval_prompt_ids = self._encode(eval_rows, args, "evaluation") if eval_rows else ([], [])
 
-        model = ActorCritic(policy, value_model if self.algorithm.value_model else None)
-        self.lora = hasattr(policy, "peft_config")
-        if ref_model is None and not self.lora:
+        if args.ptx_coef and not texts:
+            raise UserError(f"ptx_coef={args.ptx_coef} needs plain text: set ptx_dataset_name, or ptx_coef to 0")
+        self.texts = texts or []
+
+        model = ActorCritic(
+            policy,
+            value_model if self.algorithm.value_model else None,
+            entropy_gradient=args.entropy_coef > 0,
+            value_moves_trunk=not self.algorithm.trust_region,
+        )
+        if ref_model is None and not hasattr(policy, "peft_config"):
             ref_model = frozen_copy(policy)
         self.ref_model = freeze(ref_model) if ref_model is not None else None
         disable_dropout(model)
+        scoring = [s.model for s in rewards.scorers.values() if isinstance(getattr(s, "model", None), nn.Module)]
+        for each in (model.policy, model.value_model, self.ref_model, *scoring):
+            if each is not None:
+                use_fast_kernels(each, device=args.device, longest=self.prompt_limit + args.max_completion_length)
+        self.average = WeightAverage(model.policy_parameters(), args.ema_decay) if args.ema_decay is not None else None
+        self.nonfinite = NonFinite(SKIPPED_AT_MOST, args.output_dir)
         super().__init__(
             model=model, args=args, optimizers=(self._optimizer(model, args), None), callbacks=callbacks,
             data_collator=lambda batch: batch, eval_dataset=self.eval_rows or None,
         )  # fmt: skip
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the token total of the whole mini-batch
-        if self.ref_model is not None:
-            self.ref_model.to(self.args.device)
-        for scorer in rewards.scorers.values():
-            if isinstance(getattr(scorer, "model", None), nn.Module):
-                scorer.model.to(self.args.device)
-        self._sums: dict[str, Tensor] = {}
-        self._updates = 0
+        for each in (self.ref_model, *scoring):
+            if each is not None:
+                each.to(self.args.device)
+                if self.args.bf16:
+                    halve_frozen_matrices(each)
+        self.add_callback(Guards(max_kl_stop=args.max_kl_stop))
+        if self.average is not None:
+            self.add_callback(self.average)
+        self.trust_region = TrustRegion(self) if self.algorithm.trust_region else None
+        if self.trust_region is not None:
+            self.add_callback(self.trust_region)
+        self._sums: dict[str, Tensor] = {}  # of the updates since the last log
+        self._counts: Counter[str] = Counter()  # updates that each of these sums has seen
+        self._step_sums: dict[str, Tensor] = {}  # of the update under way
         self._rollout_statistics: dict[str, float] = {}
+
+    def memory(self) -> Memory:
+        """What this run will take, estimated before it starts."""
+        model = self.accelerator.unwrap_model(self.model)
+        scorers = {name: getattr(scorer, "model", None) for name, scorer in self.rewards.scorers.items()}
+        return estimate_memory(
+            {"policy": model.policy, "value model": model.value_head or model.value_model, "reference": self.ref_model}
+            | {name: each for name, each in scorers.items() if isinstance(each, nn.Module)},
+            trainable=[p for p in model.parameters() if p.requires_grad],
+            ema=self.average is not None,
+            micro_batch=self.args.per_device_train_batch_size,
+            rollout_batch=self.args.rollout_batch_size // self.args.world_size,
+            prompt_length=min(self.prompt_limit, max(map(len, self.prompt_ids))),
+            completion_length=self.args.max_completion_length,
+            chunk=CHUNK,
+            computes_in_16_bit=self.args.bf16 or self.args.fp16,
+        )
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 
@@ -113,6 +158,8 @@ class PolicyGradientTrainer(Trainer):
     def get_train_dataloader(self) -> RolloutLoader:
         return RolloutLoader(
             self.make_rollout,
+            texts=self._texts if self.args.ptx_coef else None,
+            pad_token_id=self.tokenizer.pad_token_id,
             epochs=self.args.epochs_per_rollout,
             mini_batch_size=self.args.mini_batch_size,
             micro_batch_size=self.args.per_device_train_batch_size,
@@ -144,15 +191,22 @@ class PolicyGradientTrainer(Trainer):
             raise UserError(f"rollout {index}: a score is not a finite number; check the reward model")
         found = statistics(rollout)
         found |= {"kl_coef": self.kl_coef, "episodes": (index + 1) * size, "rollout_seconds": time.time() - started}
-        found["unique_completions"] = (
-            len({tuple(r[m].tolist()) for r, m in zip(rollout.completion_ids, rollout.mask)}) / size
-        )
+        completions = [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids.cpu(), rollout.mask.cpu())]
+        found["unique_completions"] = len(set(map(tuple, completions))) / size
+        found["distinct_2"], found["repetition"] = distinct_n(completions, 2), repetition(completions)
         self._rollout_statistics = found
         if args.kl_target is not None:
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef, kl=found["kl"], target=args.kl_target, horizon=args.kl_horizon, episodes=size
             )
         return rollout
+
+    def _texts(self, place: int) -> list[list[int]]:
+        """The plain texts beside the completion at `place` of the whole run's stream."""
+        each = self.args.ptx_per_episode
+        return [
+            self.texts[row] for row in choose_rows(len(self.texts), each, start=place * each, seed=self.args.seed + 1)
+        ]
 
     def _collect(self, rows: list[dict], prompt_ids: list[list[int]], uniforms: Tensor | None) -> Rollout:
         """Each process completes its share of the rows; every process gets the whole rollout, in the order of the rows.
@@ -192,25 +246,32 @@ class PolicyGradientTrainer(Trainer):
 
     def _reference(self, batch: dict) -> Tensor:
         policy = self.accelerator.unwrap_model(self.model).policy
-        with policy.disable_adapter() if self.ref_model is None else nullcontext():
+        with adapter(policy, None) if self.ref_model is None else nullcontext():
             return reference_log_probs(self.ref_model or policy, batch, temperature=self.args.temperature)
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, mask, total = self.args, inputs["mask"], inputs["num_tokens"]
+        updates_policy = args.updates_policy(inputs["rollout"], inputs["epoch"])
         seen = model(
-            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask, temperature=args.temperature
-        )
-        policy_losses = call(
-            self.algorithm.policy_loss,
-            log_probs=seen.log_probs,
-            old_log_probs=inputs["log_probs"],
-            advantages=inputs["advantages"],
-            clip_range=args.clip_range,
-        )
-        found = {"policy_loss": masked_sum(policy_losses, mask), "entropy": masked_sum(seen.entropy, mask)}
-        loss = found["policy_loss"] - args.entropy_coef * found["entropy"]
+            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask, temperature=args.temperature,
+            only_values=not updates_policy, text_ids=inputs.get("text_ids"), text_mask=inputs.get("text_mask"),
+        )  # fmt: skip
+        found, loss = {}, 0.0
+        if updates_policy:
+            policy_losses = call(
+                self.algorithm.policy_loss,
+                log_probs=seen.log_probs,
+                old_log_probs=inputs["log_probs"],
+                advantages=inputs["advantages"],
+                clip_range=args.clip_range,
+            )
+            found = {"policy_loss": masked_sum(policy_losses, mask), "entropy": masked_sum(seen.entropy, mask)}
+            loss = found["policy_loss"] - args.entropy_coef * found["entropy"]
+            self._compare(seen.log_probs.detach(), inputs, found)
+            if self.trust_region is not None:
+                self.trust_region.batches.append(inputs)
         if seen.values is not None:
             if args.value_clip_range is None:
                 value_losses = value_loss(seen.values, inputs["returns"])
@@ -220,23 +281,30 @@ class PolicyGradientTrainer(Trainer):
                 )
             found["value_loss"] = masked_sum(value_losses, mask)
             loss = loss + args.value_coef * found["value_loss"]
-        with torch.no_grad():
-            log_ratio = inputs["log_probs"] - seen.log_probs
-            ratio = (-log_ratio).exp()
-            found["approx_kl"] = masked_sum(k3(log_ratio), mask)
-            found["ratio"] = masked_sum(ratio, mask)
-            found["clip_fraction"] = masked_sum(((ratio - 1).abs() > args.clip_range).float(), mask)
-            self._count({name: value.detach() / total for name, value in found.items()})
-            if inputs["first_update"]:
-                deviation = ((ratio - 1).abs() * mask).max()
-                self._sums["first_ratio_error"] = torch.maximum(
-                    self._sums.get("first_ratio_error", torch.zeros_like(deviation)), deviation
-                )
-        return loss / total * args.world_size  # DDP takes the mean over processes; ours is a sum
+        found, loss = {name: value.detach() / total for name, value in found.items()}, loss / total
+        if seen.text_log_probs is not None:
+            found["ptx_loss"] = -seen.text_log_probs.sum() / inputs["num_text_tokens"]
+            loss = loss + args.ptx_coef * found["ptx_loss"]
+        add_to(self._step_sums, found)
+        return loss * args.world_size  # DDP takes the mean over processes; ours is a sum
 
-    def _count(self, found: dict[str, Tensor]) -> None:
-        for name, value in found.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+    def _compare(self, log_probs: Tensor, inputs: dict, found: dict[str, Tensor]) -> None:
+        """How far the policy has moved from the one that sampled, into `found`; at the first update it must not have."""
+        mask, log_ratio = inputs["mask"], inputs["log_probs"] - log_probs
+        ratio = (-log_ratio).exp()
+        found["approx_kl"] = masked_sum(k3(log_ratio), mask)
+        found["ratio"] = masked_sum(ratio, mask)
+        found["clip_fraction"] = masked_sum(((ratio - 1).abs() > self.args.clip_range).float(), mask)
+        if inputs["epoch"] == inputs["update"] == 0:
+            deviation = ((ratio - 1).abs() * mask).max()
+            known = self._sums.get("first_ratio_error", torch.zeros_like(deviation))
+            self._sums["first_ratio_error"] = torch.maximum(known, deviation)
+
+    def count(self, found: dict[str, Tensor]) -> None:
+        """Add the numbers of an update, equal on all processes, to the means of the next log."""
+        found = {f"update_{name}": value for name, value in found.items()}
+        add_to(self._sums, found)
+        self._counts.update(found.keys())
 
     # ---- optimiser -----------------------------------------------------------------------------------------------
 
@@ -254,23 +322,36 @@ class PolicyGradientTrainer(Trainer):
         )
 
     def _clip_grad_norm(self, model):
-        """Policy and value parameters are clipped, and logged, apart: a wild critic must not still the policy."""
+        """Policy and value parameters are clipped, and logged, apart: a wild critic must not still the policy.
+
+        A step whose gradient is not finite is not taken: without gradients the optimiser leaves every weight alone.
+        """
         inner = self.accelerator.unwrap_model(model)
         parts = {"policy": inner.policy_parameters(), "value": inner.value_parameters()}
+        limits = {"policy": float("inf") if self.algorithm.trust_region else self.args.max_grad_norm}
         norms = {
-            name: self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            name: torch.as_tensor(
+                self.accelerator.clip_grad_norm_(parameters, limits.get(name, self.args.max_grad_norm))
+            ).detach().float()
             for name, parameters in parts.items()
             if parameters
-        }
-        self._updates += 1
-        self._count({f"grad_norm_{name}": torch.as_tensor(norm).detach().float() for name, norm in norms.items()})
+        }  # fmt: skip
+        finite = all(bool(norm.isfinite()) for norm in norms.values())
+        self.nonfinite.count(not finite)
+        if finite:
+            add_to(self._sums, self._step_sums)
+            self._counts.update(self._step_sums.keys())
+            self.count({f"grad_norm_{name}": norm for name, norm in norms.items()})
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+        self._step_sums = {}
         return norms["policy"]
 
     # ---- logging, evaluation, samples ----------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
-            logs |= self._rollout_statistics | self._averages()
+            logs |= self._rollout_statistics | self._averages() | {"nonfinite_steps": self.nonfinite.take()}
             logs.pop("grad_norm", None)
         self.state.epoch = self.state.global_step / self.args.max_steps  # the Trainer counts from where it resumed
         super().log(logs, start_time)
@@ -282,14 +363,14 @@ class PolicyGradientTrainer(Trainer):
         per_process = gather(sums.unsqueeze(0)) if self.args.world_size > 1 else sums.unsqueeze(0)
         found = {}
         for place, name in enumerate(names):
-            column, updates = per_process[:, place], max(self._updates, 1)
-            if name.startswith("grad_norm"):
-                found[name] = float(column[0]) / updates
+            column, updates = per_process[:, place], max(self._counts[name], 1)
+            if name.startswith("update_"):
+                found[name.removeprefix("update_")] = float(column[0]) / updates
             elif name == "first_ratio_error":
                 found[name] = float(column.max())
             else:
                 found[name] = float(column.sum()) / updates
-        self._sums, self._updates = {}, 0
+        self._sums, self._counts = {}, Counter()
         return found
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -325,33 +406,30 @@ class PolicyGradientTrainer(Trainer):
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The policy as a plain folder, its value function in `value_model/`; in checkpoints the raw weights beside them."""
+        """The policy as a plain folder, its value function in `value_model/`, the averaged weights in `ema/`; in
+        checkpoints what resuming needs beside them."""
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return
         model = self.accelerator.unwrap_model(self.model)
-        save(model.policy, self.tokenizer, folder)
-        if model.value_model is not None:
-            save(model.value_model, self.tokenizer, folder / "value_model")
-        elif model.value_head is not None:
-            (folder / "value_model").mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in model.value_head.state_dict().items()},
-                folder / "value_model" / "value_head.safetensors",
-            )
+        checkpoints.save_models(folder, model, self.tokenizer)
+        if self.average is not None:
+            with self.average.applied():
+                checkpoints.save_models(folder / "ema", model, self.tokenizer, value_model=False)
         if _internal_call:
-            state = {"kl_coef": self.kl_coef, "rollouts": self.state.global_step // self.args.steps_per_rollout}
-            (folder / STATE).write_text(json.dumps(state))
-            trainable = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-            save_file(trainable, folder / WEIGHTS)
+            state = {
+                "kl_coef": self.kl_coef,
+                "rollouts": self.state.global_step // self.args.steps_per_rollout,
+                "nonfinite_in_a_row": self.nonfinite.in_a_row,
+            }
+            checkpoints.save_state(folder, state, model, self.average)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        folder = Path(resume_from_checkpoint)
-        if not (folder / STATE).is_file():
-            raise UserError(f"{folder} is not a checkpoint of this trainer: {STATE} is missing")
-        state = json.loads((folder / STATE).read_text())
+        state = checkpoints.load_state(Path(resume_from_checkpoint), self.model, self.average)
         self.kl_coef, self._first_rollout = state["kl_coef"], state["rollouts"]
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in load_file(folder / WEIGHTS).items():
-                parameters[name].copy_(tensor)
+        self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
+
+
+def add_to(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name, value in found.items():
+        sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()

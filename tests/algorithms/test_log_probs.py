@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.algorithms.log_probs import chunked_token_log_probs, masked_token_log_probs, token_log_probs
+from rlhf.algorithms.log_probs import (
+    chunked_token_log_probs,
+    masked_token_log_probs,
+    token_log_probs,
+    token_log_probs_with_entropy,
+)
 
 
 def test_by_hand():
@@ -34,7 +39,8 @@ def test_ppo_md_11_log_softmax_is_fp32():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 7, 100])
-def test_ppo_md_11_chunks_equal_the_whole_forward_and_backward(chunk_size):
+@pytest.mark.parametrize("formula", [token_log_probs, token_log_probs_with_entropy])
+def test_ppo_md_11_chunks_equal_the_whole_forward_and_backward(chunk_size, formula):
     hidden, head, ids = torch.randn(7, 5), nn.Linear(5, 11, bias=False), torch.randint(11, (7,))
     weights = torch.randn(7)
     found = []
@@ -42,11 +48,16 @@ def test_ppo_md_11_chunks_equal_the_whole_forward_and_backward(chunk_size):
         states = hidden.clone().requires_grad_()
         head.zero_grad()
         if whole:
-            log_probs, entropy = token_log_probs(head(states), ids, temperature=0.8)
+            log_probs, entropy = formula(head(states), ids, temperature=0.8)
         else:
-            log_probs, entropy = chunked_token_log_probs(states, head, ids, temperature=0.8, chunk_size=chunk_size)
-        (log_probs * weights).sum().backward()
-        found.append((log_probs.detach(), entropy, states.grad, head.weight.grad.clone()))
+            log_probs, entropy = chunked_token_log_probs(
+                states, head, ids, formula, temperature=0.8, chunk_size=chunk_size
+            )
+        loss = (log_probs * weights).sum()
+        if formula is token_log_probs_with_entropy:
+            loss = loss + (entropy * weights).sum()
+        loss.backward()
+        found.append((log_probs.detach(), entropy.detach(), states.grad, head.weight.grad.clone()))
     for whole, chunked in zip(*found, strict=True):
         torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-5)
 
@@ -55,7 +66,7 @@ def test_only_masked_positions_are_computed():
     hidden, head, ids = torch.randn(2, 3, 5), nn.Linear(5, 11), torch.randint(11, (2, 3))
     mask = torch.tensor([[True, True, False], [True, False, False]])
     hidden[~mask] = float("nan")
-    log_probs, entropy = masked_token_log_probs(hidden, head, ids, mask, temperature=1.0, chunk_size=2)
+    log_probs, entropy = masked_token_log_probs(hidden, head, ids, mask, token_log_probs, temperature=1.0, chunk_size=2)
     assert log_probs[~mask].tolist() == entropy[~mask].tolist() == [0.0, 0.0, 0.0]
     expected = torch.log_softmax(head(hidden[1, 0]), -1)[ids[1, 0]]
     torch.testing.assert_close(log_probs[1, 0], expected)
@@ -64,7 +75,9 @@ def test_only_masked_positions_are_computed():
 def test_all_masked():
     mask = torch.zeros(2, 3, dtype=torch.bool)
     ids, head = torch.zeros(2, 3, dtype=torch.long), nn.Linear(5, 11)
-    log_probs, entropy = masked_token_log_probs(torch.randn(2, 3, 5), head, ids, mask, temperature=1.0, chunk_size=2)
+    log_probs, entropy = masked_token_log_probs(
+        torch.randn(2, 3, 5), head, ids, mask, token_log_probs, temperature=1.0, chunk_size=2
+    )
     assert not log_probs.any() and not entropy.any()
 
 
@@ -81,3 +94,17 @@ def test_gradient_is_that_of_the_plain_formula():
     logits = torch.tensor([[1.0, 2.0, 5.0]]).log().requires_grad_()
     token_log_probs(logits, torch.tensor([1]), temperature=1.0)[0].sum().backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[-1 / 8, 1 - 2 / 8, -5 / 8]]))
+
+
+def test_gradient_of_the_entropy_only_where_it_is_asked_for():
+    """d H / d logit_i = -p_i (log p_i + H); impossible tokens take no part."""
+    p = torch.tensor([1 / 8, 2 / 8, 5 / 8])
+    logits = torch.cat([p.log(), torch.tensor([-float("inf")])]).unsqueeze(0).requires_grad_()
+    log_probs, entropy = token_log_probs_with_entropy(logits, torch.tensor([1]), temperature=1.0)
+    entropy.sum().backward()
+    by_hand = -p * (p.log() - (p * p.log()).sum())
+    torch.testing.assert_close(logits.grad[0, :3], by_hand)
+    assert logits.grad[0, 3] == 0
+    plain = token_log_probs(logits, torch.tensor([1]), temperature=1.0)
+    assert not plain[1].requires_grad
+    torch.testing.assert_close(plain, (log_probs, entropy.detach()))

@@ -63,8 +63,8 @@ def test_ppo_md_23_defaults(config):
     assert (args.clip_range, args.kl_coef, args.temperature, args.gamma) == (0.2, 0.02, 1.0, 1.0)
 
 
-def test_at_most_25_fields_of_our_own_each_explained():
+def test_at_most_28_fields_of_our_own_each_explained():
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
     own = [f for f in dataclasses.fields(PolicyGradientConfig) if f.name not in inherited]
-    assert len(own) <= 25
+    assert len(own) <= 28
     assert all(f.metadata.get("help") for f in own)

@@ -65,7 +65,7 @@ def test_ppo_md_08_the_next_rollout_is_made_only_when_it_is_asked_for():
         batch = next(batches)
         assert made == list(range(place // 4 + 1))
         assert batch["values"].unique().tolist() == [place // 4]
-        assert bool(batch["first_update"]) == (place % 4 < 2)
+        assert (batch["epoch"] == batch["update"] == 0) == (place % 4 < 2)
 
 
 def test_ppo_md_27_a_later_rollout_is_the_same_whether_one_starts_there_or_not():

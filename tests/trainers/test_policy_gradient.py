@@ -192,8 +192,8 @@ def test_ppo_md_23_policy_and_value_gradients_are_clipped_and_logged_apart(make_
             parameter.grad = torch.zeros_like(parameter)
         parameters[0].grad.view(-1)[0] = size
     assert float(trainer._clip_grad_norm(inner)) == pytest.approx(3.0)
-    assert float(trainer._sums["grad_norm_policy"]) == pytest.approx(3.0)
-    assert float(trainer._sums["grad_norm_value"]) == pytest.approx(40.0)
+    assert float(trainer._sums["update_grad_norm_policy"]) == pytest.approx(3.0)
+    assert float(trainer._sums["update_grad_norm_value"]) == pytest.approx(40.0)
     for parameters in (inner.policy_parameters(), inner.value_parameters()):
         assert parameters[0].grad.view(-1)[0].item() == pytest.approx(0.5, rel=1e-4)
     trainer.train()
@@ -294,7 +294,9 @@ def test_ppo_md_29_the_saved_policy_gives_the_same_logits(make_trainer, tokenize
     ids = torch.tensor([[11, 2, 0, 12, 5]])
     with torch.no_grad():
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()(input_ids=ids).logits
-        assert torch.equal(loaded, trainer.model.policy.eval()(input_ids=ids).logits)
+        torch.testing.assert_close(
+            loaded, trainer.model.policy.eval()(input_ids=ids).logits
+        )  # other kernels, same weights
     head = load_file(tmp_path / "run" / "value_model" / "value_head.safetensors")
     assert torch.equal(head["weight"], trainer.model.value_head.weight)
 

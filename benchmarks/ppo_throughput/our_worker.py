@@ -1,0 +1,108 @@
+"""A few updates of PolicyGradientTrainer, built as recipes/ppo.py builds it: python our_worker.py JOB.json
+
+Prints one line of JSON: seconds per update and phase, peak memory.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from clock import Clock, peak_memory_gb
+from transformers import TrainerCallback, set_seed
+
+import rlhf.rollout
+import rlhf.trainers.policy_gradient
+from rlhf.data.chat import add_chat_template
+from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.recipe import keep_freed_memory, use_all_cores
+from rlhf.runs import package_versions
+from rlhf.scoring import WeightedSum, load_scorers
+from rlhf.trainers.config import PolicyGradientConfig
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+
+
+class EndOfUpdate(TrainerCallback):
+    def __init__(self, clock: Clock, steps: int):
+        self.clock, self.steps = clock, steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.clock.begin()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0:
+            self.clock.next_update()
+
+
+def watch(clock: Clock) -> None:
+    """Decoding is `decode`; scoring is all else in `collect`: reward, log-probs, values, reference."""
+    decode, collect = rlhf.rollout.decode, rlhf.trainers.policy_gradient.collect
+
+    def timed_decode(*args, **kwargs):
+        with clock.phase("decode"):
+            return decode(*args, **kwargs)
+
+    def timed_collect(*args, **kwargs):
+        before = clock.phases.get("decode", 0.0)
+        with clock.phase("score"):
+            rollout = collect(*args, **kwargs)
+        clock.add("score", before - clock.phases["decode"])
+        width = rollout.mask.shape[1]
+        assert rollout.mask.all() and not rollout.ended.any(), f"a completion ended before its {width} tokens"
+        return rollout
+
+    rlhf.rollout.decode, rlhf.trainers.policy_gradient.collect = timed_decode, timed_collect
+
+
+def main(job: dict) -> None:
+    imports, shape, folder = peak_memory_gb(), job["shape"], Path(job["folder"])
+    keep_freed_memory()
+    threads = use_all_cores(1)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    clock = Clock()
+    watch(clock)
+    with tempfile.TemporaryDirectory() as output:
+        args = PolicyGradientConfig(
+            output_dir=output,
+            total_episodes=shape["episodes"] * (1 + job["updates"]),
+            rollout_batch_size=shape["episodes"],
+            epochs_per_rollout=shape["epochs"],
+            per_device_train_batch_size=shape["micro_batch"],
+            gradient_accumulation_steps=shape["episodes"] // shape["micro_batch"],
+            max_prompt_length=shape["prompt"],
+            max_completion_length=shape["completion"],
+            use_cpu=not torch.accelerator.is_available(),
+            disable_tqdm=True,
+            **job["settings"],
+        )
+        set_seed(args.seed)
+        tokenizer = load_tokenizer(str(folder / "policy"))
+        policy = load_policy(str(folder / "policy"))
+        add_chat_template(tokenizer)
+        fit_embeddings(policy, tokenizer)
+        scorers = load_scorers([str(folder / "reward")], [])
+        value_model = "shared" if job["value_model"] == "shared" else load_reward_model(str(folder / "reward"))
+        trainer = PolicyGradientTrainer(
+            policy=policy,
+            tokenizer=tokenizer,
+            rewards=WeightedSum(scorers),
+            args=args,
+            rows=prompts["rows"],
+            value_model=value_model,
+            callbacks=[EndOfUpdate(clock, args.steps_per_rollout)],
+        )
+        trainer.train()
+    result = {
+        "updates": clock.updates,
+        "optimizer_steps": trainer.state.global_step,
+        "threads": threads,
+        "memory_gb": peak_memory_gb(),
+        "memory_of_imports_gb": imports,
+        "versions": package_versions(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,300 @@
+"""How long does one PPO update take, and how much memory, beside TRL's last PPOTrainer?
+
+    python benchmarks/ppo_parity/run.py                          # once: makes .venv-trl with TRL 1.12
+    python benchmarks/ppo_throughput/run.py [--record]
+
+The same model folders, prompts, lengths, episodes, epochs and micro-batches for every column; one optimiser step per epoch;
+no completion ends early, so both sides handle the same tokens. In each round every column runs once, in a process and an
+environment of its own; its first update is warm-up. The floor is the time that the floating-point operations of the work
+alone would take as large matrix products on this machine, measured in the same round. Look at cpu seconds when other
+programs had the cores meanwhile.
+
+`ours` takes its settings from --config, else bf16 and a value head on the policy's trunk. TRL always has a value model of
+its own. The columns between tell the two apart: `ours fp32 separate` does exactly the work of `trl fp32`. Its bf16
+is switched on as accelerate launch does, since its config's has no effect with this transformers; it covers the update
+only, decoding and scoring stay fp32.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf.runs import code_version, command_line
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    episodes: int
+    prompt: int
+    completion: int
+    epochs: int
+    micro_batch: int
+
+
+SHAPES = {
+    "small": Shape(4, 256, 4, 8192, episodes=64, prompt=32, completion=48, epochs=4, micro_batch=16),
+    "gpt2": Shape(12, 768, 12, 50257, episodes=16, prompt=32, completion=32, epochs=4, micro_batch=4),
+}
+SETTINGS = {"learning_rate": 1e-5, "kl_coef": 0.05, "adam_epsilon": 1e-5, "seed": 0}  # of both sides
+OURS = {"report_to": "none", "per_device_eval_batch_size": 32}
+SIDES = {  # column: worker, settings of its own, value model
+    "ours": ("our_worker.py", {"bf16": True}, "shared"),
+    "trl fp32": ("trl_worker.py", {"bf16": False}, "separate"),
+    "ours fp32": ("our_worker.py", {"bf16": False}, "shared"),
+    "trl bf16": ("trl_worker.py", {"bf16": True}, "separate"),
+    "ours separate": ("our_worker.py", {"bf16": True}, "separate"),
+    "ours fp32 separate": ("our_worker.py", {"bf16": False}, "separate"),
+}
+PHASES = ("decode", "score", "update")
+
+
+def flops(shape: Shape, *, epochs: int, shared_trunk: bool) -> dict[str, float]:
+    """Floating-point operations that one update needs, by phase: 2 per multiply-add, matrix products only.
+
+    Of one sequence, with width h, L layers, vocabulary V, P prompt and T completion tokens; n = P + T - 1 tokens have a
+    successor. A token's layer has 12 h^2 weights, and token i attends to i + 1 tokens in two products of width h:
+        body(n) = L (24 h^2 n + 4 h (1 + ... + n)),  head = 2 h V T   (logits where completion tokens are predicted)
+        decode  = body(n) + head        with a cache; its log-probs (and values, on a shared trunk) are the old ones
+        score   = body(n) + head (reference) + body(P + T) (reward) [+ body(n) (values of a separate value model)]
+        update  = 3 epochs (body(n) + head [+ body(n)])        forward 1, backward 2
+    """
+    h, tokens = shape.hidden, shape.prompt + shape.completion - 1
+
+    def body(n: int) -> float:
+        return shape.layers * (24 * h**2 * n + 4 * h * n * (n + 1) / 2)
+
+    head, value = 2 * h * shape.vocabulary * shape.completion, 0.0 if shared_trunk else body(tokens)
+    one = {
+        "decode": body(tokens) + head,
+        "score": body(tokens) + head + body(tokens + 1) + value,
+        "update": 3 * epochs * (body(tokens) + head + value),
+    }
+    return {name: shape.episodes * count for name, count in one.items()}
+
+
+def run_worker(python: str, script: str, job: dict | None = None) -> dict:
+    """The last line of a worker's output, as JSON; its complaints are shown when it fails."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": f"{HERE}:{ROOT}",
+    }  # fmt: skip
+    arguments = []
+    if job is not None:
+        path = Path(job["folder"]) / "job.json"
+        path.write_text(json.dumps(job))
+        arguments = [str(path)]
+    done = subprocess.run(
+        [python, str(HERE / script), *arguments], capture_output=True, text=True, env=environment, cwd=HERE
+    )
+    if done.returncode:
+        raise SystemExit(f"{script} {job}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def our_settings(config: str | None) -> tuple[dict, str | None]:
+    """Settings of ours from a YAML of recipes/configs/ppo, without those that the shape or the other side decides."""
+    if config is None:
+        return {}, None
+    import dataclasses
+
+    import yaml
+
+    from rlhf.trainers.config import PolicyGradientConfig
+
+    fixed = {
+        "output_dir", "total_episodes", "rollout_batch_size", "epochs_per_rollout", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "max_prompt_length", "max_completion_length", "eval_every", "save_every",
+        "missing_eos_penalty", *SETTINGS,
+    }  # fmt: skip
+    names = {f.name for f in dataclasses.fields(PolicyGradientConfig)} - fixed
+    content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key in names}, content.get("value_model")
+
+
+def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
+    """Rounds of one shape: each column once, in turn, and the matrix rate before them."""
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        # More prompts than the run takes, see trl_worker.py.
+        prompts = shape.episodes * (arguments.updates + 3)
+        made = run_worker(
+            sys.executable, "make_models.py", {"folder": folder, "shape": asdict(shape), "prompts": prompts}
+        )
+        for number in range(arguments.repeats):
+            found = {"matrix_gflops": run_worker(sys.executable, "matrix_rate.py"), "columns": {}}
+            for side, (worker, own, value_model) in sides.items():
+                python = sys.executable if worker == "our_worker.py" else arguments.trl_python
+                job = {
+                    "folder": folder, "shape": asdict(shape), "updates": arguments.updates, "value_model": value_model,
+                    "settings": SETTINGS | own,
+                }  # fmt: skip
+                result = run_worker(python, worker, job)
+                assert len(result["updates"]) == 1 + arguments.updates, result
+                assert result["optimizer_steps"] == shape.epochs * (1 + arguments.updates), result
+                counted = result["updates"][1:]
+                result["median"] = {
+                    key: statistics.median(update.get(key, 0.0) for update in counted)
+                    for key in ("seconds", "cpu_seconds", *PHASES)
+                }
+                found["columns"][side] = result
+                print(f"{name}, round {number + 1}, {side}: {result['median']['seconds']:.2f} s per update", flush=True)
+            rounds.append(found)
+    return {"shape": asdict(shape), "parameters": made["parameters"], "rounds": rounds}
+
+
+def spread(values) -> dict:
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summary(measured: dict, sides: dict) -> dict:
+    """Per column: seconds, episodes per second, phases, memory, floor; and TRL's columns over ours, round by round."""
+    shape, rounds = Shape(**measured["shape"]), measured["rounds"]
+    columns = {}
+    for side, (_, own, value_model) in sides.items():
+        runs = [found["columns"][side] for found in rounds]
+        work = flops(shape, epochs=shape.epochs, shared_trunk=value_model == "shared")
+        kind = "bf16" if own.get("bf16") else "fp32"
+        floors = [sum(work.values()) / 1e9 / found["matrix_gflops"][kind] for found in rounds]
+        columns[side] = {
+            "seconds_per_update": spread(run["median"]["seconds"] for run in runs),
+            "cpu_seconds_per_update": spread(run["median"]["cpu_seconds"] for run in runs),
+            "episodes_per_second": spread(shape.episodes / run["median"]["seconds"] for run in runs),
+            **{f"{phase}_seconds": spread(run["median"][phase] for run in runs) for phase in PHASES},
+            "memory_gb": spread(run["memory_gb"] for run in runs),
+            "memory_of_imports_gb": spread(run["memory_of_imports_gb"] for run in runs),
+            "gflop": {name: count / 1e9 for name, count in work.items()},
+            "floor_seconds": spread(floors),
+            "share_of_floor": spread(floor / run["median"]["seconds"] for floor, run in zip(floors, runs)),
+        }
+    ratios = {}
+    for theirs in (side for side in sides if side.startswith("trl")):
+        for ours in (side for side in sides if side.startswith("ours")):
+            pairs = [(found["columns"][theirs], found["columns"][ours]) for found in rounds]
+            ratios[f"{theirs} / {ours}"] = {
+                "seconds": spread(a["median"]["seconds"] / b["median"]["seconds"] for a, b in pairs),
+                "cpu_seconds": spread(a["median"]["cpu_seconds"] / b["median"]["cpu_seconds"] for a, b in pairs),
+                "memory": spread(a["memory_gb"] / b["memory_gb"] for a, b in pairs),
+            }
+    return {"columns": columns, "ratios": ratios}
+
+
+def table(name: str, found: dict) -> str:
+    columns = found["columns"]
+    width = max(map(len, columns)) + 2
+    lines = [f"\n{name:<24}" + "".join(f"{side:>{width}}" for side in columns)]
+    rows = {
+        "s per update": "seconds_per_update",
+        "  min": ("seconds_per_update", "min"),
+        "  max": ("seconds_per_update", "max"),
+        "  cpu s": "cpu_seconds_per_update",
+        "episodes per s": "episodes_per_second",
+        "decode s": "decode_seconds",
+        "score s": "score_seconds",
+        "update s": "update_seconds",
+        "peak memory GB": "memory_gb",
+        "  of imports": "memory_of_imports_gb",
+        "floor s": "floor_seconds",
+        "floor / measured": "share_of_floor",
+    }
+    for label, key in rows.items():
+        key, which = key if isinstance(key, tuple) else (key, "median")
+        lines.append(f"{label:<24}" + "".join(f"{column[key][which]:>{width}.2f}" for column in columns.values()))
+    for pair, ratio in found["ratios"].items():
+        seconds, memory = ratio["seconds"], ratio["memory"]
+        lines.append(
+            f"{pair:<30} seconds {seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})"
+            f"   memory {memory['median']:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="columns, in their order")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; each runs every column once")
+    parser.add_argument("--updates", type=int, default=3, help="per process, after one for warming up")
+    parser.add_argument("--config", help="a YAML of recipes/configs/ppo with the settings of the column `ours`")
+    parser.add_argument("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
+    parser.add_argument("--record", action="store_true", help="write results/<date>.json")
+    arguments = parser.parse_args()
+    arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
+    if not Path(arguments.trl_python).exists() and any(side.startswith("trl") for side in arguments.sides):
+        raise SystemExit(
+            f"{arguments.trl_venv} holds no Python: make it with\n"
+            f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
+        )
+    from_config, value_model = our_settings(arguments.config)
+    sides = {}
+    for side in arguments.sides:
+        worker, own, its_value_model = SIDES[side]
+        if worker == "our_worker.py":
+            if side == "ours" and arguments.config:  # as the YAML says
+                own, its_value_model = {}, "shared" if value_model == "shared" else "separate"
+            own = OURS | from_config | own
+        sides[side] = (worker, own, its_value_model)
+
+    shapes = {name: measure(name, SHAPES[name], arguments, sides) for name in arguments.shapes}
+    found = {name: summary(measured, sides) for name, measured in shapes.items()}
+    for name in shapes:
+        print(table(name, found[name]))
+    if not arguments.record:
+        return
+    every = [column for measured in shapes.values() for one in measured["rounds"] for column in one["columns"].items()]
+    result = {
+        "question": __doc__.strip().splitlines()[0],
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command_line(),
+        "commit": code_version(),
+        "versions": {side: column["versions"] for side, column in every if side in ("ours", "trl fp32")},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "threads": every[0][1]["threads"]},
+        "config": arguments.config,
+        "settings": {side: {**SETTINGS, **own, "value_model": model} for side, (_, own, model) in sides.items()},
+        "repeats": arguments.repeats,
+        "updates": arguments.updates,
+        "summary": found,
+        "measured": shapes,
+    }
+    for measured in shapes.values():
+        for one in measured["rounds"]:
+            for column in one["columns"].values():
+                del column["versions"]  # the same in every process of a side, and kept above
+    (HERE / "results").mkdir(exist_ok=True)
+    path = HERE / "results" / f"{result['date']}.json"
+    path.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def rounded(value):
+    """Four significant digits; timings have no more."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if abs(value) >= 1e-4 else value
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+if __name__ == "__main__":
+    main()
