@@ -17,7 +17,7 @@ from rlhf.data.chat import add_chat_template, encode_example, same_encoding
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import add_lora, fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_reward_model, load_tokenizer
 from rlhf.models.memory import free_memory
 from rlhf.models.one_trunk import add_adapter_model
 from rlhf.recipe import DataSettings, ModelSettings, recording, run
@@ -106,7 +106,10 @@ def load_value_model(settings: PPOSettings, policy, tokenizer):
     return load_reward_model(path, dtype=settings.dtype)
 
 
-def load_texts(settings: PPOSettings, tokenizer, record, limit: int) -> list[list[int]]:
+TEXT_LENGTH = 512  # tokens of a piece of plain text at most
+
+
+def load_texts(settings: PPOSettings, tokenizer, record, *, limit: int) -> list[list[int]]:
     """Plain text as token ids, in pieces of at most `limit`, each at least two long: one to read and one to predict."""
     if not settings.ptx_dataset_name:
         return []
@@ -142,7 +145,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
             rows=splits.train,
             eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
             value_model=value_model,
-            texts=load_texts(settings, tokenizer, record, args.max_prompt_length + args.max_completion_length),
+            texts=load_texts(settings, tokenizer, record, limit=min(context_length(policy), TEXT_LENGTH)),
         )
         memory = trainer.memory()
         record.say(memory.table())

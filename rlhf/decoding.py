@@ -67,7 +67,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     inside = blocks[torch.arange(len(blocks), device=block.device), block.squeeze(1)].to(torch.float64).cumsum(-1)
     rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-12))  # the two sums round differently
     token = torch.searchsorted(inside, rest, right=True)
-    return (block * BLOCK + token).squeeze(1)
+    return (block * BLOCK + token).squeeze(1).clamp(max=logits.shape[1] - 1)  # NaN leads nowhere; the caller sees it
 
 
 @torch.no_grad()

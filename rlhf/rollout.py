@@ -21,9 +21,9 @@ class Rollout:
     """B completions and what was thought of them when they were sampled. Fixed while the policy is updated.
 
     prompt_ids (B, P) left-padded, prompt_mask (B, P); completion_ids (B, T) right-padded; mask (B, T) bool, True from the
-    first completion token to EOS inclusive; ended (B,) bool. log_probs, ref_log_probs, values (B, T), 0 outside the mask:
-    of the policy that sampled, of the reference, of the value model (0 without one). scores (B,) before KL; parts: each
-    reward by itself, (B,). rewards, advantages, returns (B, T): filled by `estimate`.
+    first completion token to EOS inclusive; ended (B,) bool. log_probs and entropy of the policy that sampled,
+    ref_log_probs of the reference, values of the value model (0 without one): (B, T), 0 outside the mask. scores (B,)
+    before KL; parts: each reward by itself, (B,). rewards, advantages, returns (B, T): filled by `estimate`.
     """
 
     prompt_ids: Tensor
@@ -32,6 +32,7 @@ class Rollout:
     mask: Tensor
     ended: Tensor
     log_probs: Tensor
+    entropy: Tensor
     ref_log_probs: Tensor
     values: Tensor
     scores: Tensor
@@ -110,6 +111,7 @@ def collect(
         mask=done.mask,
         ended=done.ended,
         log_probs=empty.clone(),
+        entropy=empty.clone(),
         ref_log_probs=empty.clone(),
         values=empty.clone(),
         scores=missing_eos_penalty(scores.to(device), done.ended, penalty=eos_penalty),
@@ -119,8 +121,8 @@ def collect(
     for index in by_length.split(batch_size):
         batch = {key: value for key, value in rollout.rows(index).items() if key in FORWARD}
         width = batch["mask"].shape[1]
-        seen = model(**batch, temperature=temperature)
-        rollout.log_probs[index, :width] = seen.log_probs
+        seen = model(**batch, temperature=temperature, entropy=True)
+        rollout.log_probs[index, :width], rollout.entropy[index, :width] = seen.log_probs, seen.entropy
         rollout.ref_log_probs[index, :width] = reference(batch)
         if seen.values is not None:
             rollout.values[index, :width] = seen.values
@@ -171,6 +173,7 @@ def statistics(rollout: Rollout) -> dict[str, float]:
         "kl": masked_sum(log_ratio, mask, 1).mean(),
         "completion_length": mask.sum(1).float().mean(),
         "eos_rate": rollout.ended.float().mean(),
+        "entropy": masked_mean(rollout.entropy, mask),
         "surprise": -masked_mean(rollout.log_probs, mask),
         **{f"score_{name}": part.mean() for name, part in rollout.parts.items()},
     }

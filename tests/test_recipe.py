@@ -14,9 +14,11 @@ import yaml
 from transformers import TrainingArguments
 
 from rlhf import recipe
-from rlhf.models.load import save
+from rlhf.models.load import add_lora, load_policy, load_reward_model, save
+from rlhf.models.one_trunk import AdapterModel, save_adapter
 from rlhf.recipe import DataSettings, check_output_dir, parse
 from rlhf.runs import RunRecord
+from rlhf.scoring import Completed, RewardModelScorer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -265,3 +267,114 @@ def test_ppo_md_22_the_value_model_starts_from_the_reward_model(
     assert "value_model: shared" in refused(value_model)  # rewards by functions alone
     assert "another tokenizer" in refused(value_model, reward_model_path=[str(tmp_path / "other")])
     assert "no reward head" in refused(value_model, value_model=str(tmp_path / "policy"))
+
+
+# ---- ppo: what is rewarded, one trunk, plain text ----
+
+
+@pytest.fixture
+def trunk_folders(tokenizer, bytes_tokenizer, make_policy, tmp_path):
+    """An SFT run, a reward run with LoRA from it, and reward runs without adapters: the same vocabulary, and another."""
+    save(make_policy(tokenizer), tokenizer, tmp_path / "sft")
+    reward = add_lora(load_reward_model(str(tmp_path / "sft"), new_head=True), task="SEQ_CLS", rank=2, alpha=4)
+    save_adapter(reward, str(tmp_path / "reward"), centre=0.5)
+    save(reward, tokenizer, tmp_path / "reward")
+    for name, each in (("plain", tokenizer), ("other", bytes_tokenizer)):
+        save(load_reward_model(str(tmp_path / "sft"), new_head=True), each, tmp_path / name)
+    return tmp_path
+
+
+def rewards_of(folders, tokenizer, *, critic=True, peft=True, **settings):
+    """`load_rewards` for a policy of the SFT run."""
+    ppo = load("ppo")
+    policy = load_policy(str(folders / "sft"))
+    if peft:
+        policy = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4)
+    settings["reward_model_path"] = [str(folders / path) for path in settings.get("reward_model_path", [])]
+    settings = ppo.PPOSettings(use_peft=peft, **settings)
+    return ppo.load_rewards(settings, policy, tokenizer, value_model=critic)
+
+
+def test_one_trunk_gives_reward_and_value_as_adapters(trunk_folders, tokenizer):
+    settings = dict(share_trunk=True, reward_model_path=["reward"], reward_functions=["recipes.rewards:slot_coverage"])
+    rewards, value_model = rewards_of(trunk_folders, tokenizer, reward_weights=[2.0, 0.5], **settings)
+    reward = rewards.scorers["reward_model"].model
+    assert isinstance(reward, AdapterModel) and isinstance(value_model, AdapterModel)
+    assert reward.policy is value_model.policy and (reward.name, value_model.name) == ("reward", "value")
+    assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 0.5}
+    assert not any(p.requires_grad for p in reward.adapter_parameters())
+    assert all(p.requires_grad for p in value_model.adapter_parameters())
+    assert rewards_of(trunk_folders, tokenizer, critic=False, **settings)[1] is None
+    assert rewards_of(trunk_folders, tokenizer, value_model="shared", **settings)[1] == "shared"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(peft=False, reward_model_path=["reward"]), "needs use_peft: true"),
+        (dict(reward_model_path=["reward", "plain"]), "exactly one reward_model_path"),
+        (dict(reward_functions=["recipes.rewards:slot_coverage"]), "exactly one reward_model_path"),
+        (dict(reward_model_path=["other"]), "other has another vocabulary"),
+        (dict(reward_model_path=["plain"]), "plain holds no adapter/"),
+    ],
+    ids=["no LoRA", "several reward models", "functions alone", "another vocabulary", "no adapter"],
+)
+def test_one_trunk_is_refused_where_it_cannot_be_shared(trunk_folders, tokenizer, refused, settings, said):
+    message = refused(rewards_of, trunk_folders, tokenizer, share_trunk=True, **settings)
+    assert said in message and "share_trunk" in message
+
+
+@pytest.mark.parametrize("share", [False, True])
+@torch.no_grad()
+def test_a_watched_reward_model_is_a_part_of_weight_0(trunk_folders, tokenizer, make_reward_model, share):
+    save(make_reward_model(tokenizer, seed=5), tokenizer, trunk_folders / "watched")
+    rewards, _ = rewards_of(
+        trunk_folders, tokenizer, share_trunk=share, peft=share, reward_model_path=["reward"],
+        reward_functions=["recipes.rewards:slot_coverage"], reward_weights=[2.0, 1.0],
+        watch_reward_model_path=str(trunk_folders / "watched"),
+    )  # fmt: skip
+    assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 1.0, "watched": 0.0}
+    batch = Completed(prompts=["a", "b c"], completions=["c d", "e"], columns={"meaning": ["x", "y"]})
+    rewards.scorers["slot_coverage"] = lambda batch: torch.tensor([1.0, 3.0])
+    total, parts = rewards(batch)
+    torch.testing.assert_close(total, 2.0 * parts["reward_model"] + torch.tensor([1.0, 3.0]))
+    expected = RewardModelScorer(make_reward_model(tokenizer, seed=5), tokenizer)(batch)
+    torch.testing.assert_close(parts["watched"], expected)
+    assert expected.abs().max() > 0.1
+
+
+def test_ppo_md_24_plain_text_is_cut_into_pieces(tokenizer, tmp_path, refused):
+    ppo, read = load("ppo"), []
+    record = SimpleNamespace(data=read.append)
+    lines = ["a b c d e f g", "a b c d", "a", "a b c d e f g h a"]  # 8, 5, 2 and 10 tokens with EOS
+    (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    settings = ppo.PPOSettings(ptx_dataset_name=str(tmp_path / "text.jsonl"))
+    found = ppo.load_texts(settings, tokenizer, record, limit=4)
+    # letters are 2 to 9, EOS is 0; the fifth token of the second text would have nothing to predict
+    assert found == [[2, 3, 4, 5], [6, 7, 8, 0], [2, 3, 4, 5], [2, 0], [2, 3, 4, 5], [6, 7, 8, 9], [2, 0]]
+    assert len(read) == 1 and read[0].sources
+    assert ppo.load_texts(settings, tokenizer, record, limit=100)[0] == [2, 3, 4, 5, 6, 7, 8, 0]
+    assert ppo.load_texts(ppo.PPOSettings(), tokenizer, record, limit=4) == []
+
+
+def test_ppo_md_24_pieces_of_text_fit_the_models_context(trunk_folders, tokenizer, monkeypatch):
+    ppo, limits = load("ppo"), []
+
+    class Enough(Exception):
+        pass
+
+    def remember(settings, tokenizer, record, *, limit):
+        limits.append(limit)
+        raise Enough
+
+    monkeypatch.setattr(ppo, "load_texts", remember)
+    (trunk_folders / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    names = dict(dataset_name="prompts.jsonl", model_name_or_path="sft", ptx_dataset_name="text.jsonl")
+    settings = ppo.PPOSettings(
+        **{name: str(trunk_folders / path) for name, path in names.items()}, eval_fraction=0.0, value_model="shared",
+        reward_functions=["recipes.rewards:slot_coverage"],
+    )  # fmt: skip
+    args = ppo.PolicyGradientConfig(output_dir=str(trunk_folders / "run"), ptx_coef=1.0, report_to="none", use_cpu=True)
+    with pytest.raises(Enough):
+        ppo.main(settings, args)
+    assert limits[0] <= 48  # the context of these models; 512 + 64 are the defaults

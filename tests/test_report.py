@@ -339,7 +339,7 @@ def test_every_metric_is_in_the_manual(report):
     page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([a-z_0-9]+)`", page))
     grid = torch.ones(1, 1)
-    rollout = Rollout(*[grid] * 2, grid, grid.bool(), grid.bool(), *[grid] * 3, torch.ones(1), {}, grid, grid, grid)
+    rollout = Rollout(*[grid] * 2, grid, grid.bool(), grid.bool(), *[grid] * 4, torch.ones(1), {}, grid, grid, grid)
     ranking = {"ranks": [0, 1], "lengths": [1, 2], "places": [0, 1], "row": {"prompt": "", "completions": ["", ""]}}
     named = {*statistics(rollout), *ranking_report([[1.0, 0.0]], [ranking])}
     named |= {name for column in report.columns for name in column.metrics if not re.search("_(letters|even)$", name)}

@@ -54,7 +54,9 @@ def by_hand(mask, **tensors):
     """A rollout of which only what `estimate` and `statistics` read is filled in."""
     mask = torch.tensor(mask)
     zero = torch.zeros(mask.shape)
-    names = dict(log_probs=zero, ref_log_probs=zero, values=zero) | {k: torch.tensor(v) for k, v in tensors.items()}
+    names = dict(log_probs=zero, entropy=zero, ref_log_probs=zero, values=zero) | {
+        k: torch.tensor(v) for k, v in tensors.items()
+    }
     return Rollout(
         prompt_ids=torch.ones(len(mask), 1, dtype=torch.long), prompt_mask=torch.ones(len(mask), 1, dtype=torch.bool),
         completion_ids=torch.ones(mask.shape, dtype=torch.long), mask=mask,
@@ -227,6 +229,7 @@ def test_ppo_md_30_statistics_by_hand():
         values=[[1.0, 1.0], [1.0, 50.0]],
         scores=[4.0, 2.0],
         ended=[True, False],
+        entropy=[[0.5, 1.0], [3.0, 9.0]],
     )
     found.parts = {"length": torch.tensor([8.0, 4.0])}
     assert statistics(found) == pytest.approx(
@@ -234,6 +237,7 @@ def test_ppo_md_30_statistics_by_hand():
             "score": 3.0, "score_std": 1.0, "completion_length": 1.5, "eos_rate": 0.5, "score_length": 6.0,
             "kl": (1.5 - 1.0) / 2,  # 1 + 0.5 in the first row, -1 in the second
             "surprise": 2.0,  # (1 + 2 + 3) / 3
+            "entropy": 1.5,
         }
     )  # fmt: skip
     found = replace(found, returns=torch.tensor([[1.0, 2.0], [3.0, 99.0]]))

@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature)[token] and the entropy of that softmax, which has no gradient here.
+def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float) -> Tensor:
+    """log softmax(logits / temperature)[token].
 
-    logits (..., V), any dtype; token_ids (...), int64. Returns log_probs (...), entropy (...), fp32, entropy >= 0.
+    logits (..., V), any dtype; token_ids (...), int64. Returns (...), fp32.
     """
-    log_distribution = _log_distribution(logits, token_ids, temperature)
-    with torch.no_grad():
-        entropy = _entropy(log_distribution)
-    return _chosen(log_distribution, token_ids), entropy
+    return _chosen(_log_distribution(logits, token_ids, temperature), token_ids)
 
 
-def token_log_probs_with_entropy(logits: Tensor, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """`token_log_probs` whose entropy has a gradient, for an entropy bonus; it keeps one more (..., V) tensor."""
+def token_log_probs_and_entropy(logits: Tensor, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """`token_log_probs`, and the entropy (...) >= 0 of the distribution, both differentiable.
+
+    A function of its own: the entropy takes as long as the log-probs, and few passes need it.
+    """
     log_distribution = _log_distribution(logits, token_ids, temperature)
     return _chosen(log_distribution, token_ids), _entropy(log_distribution)
 
@@ -43,51 +43,51 @@ def _entropy(log_distribution: Tensor) -> Tensor:
     return -(log_distribution.exp() * possible).sum(-1).clamp(max=0.0)
 
 
-def chunked_token_log_probs(
+def chunked(
+    formula: Callable,
     hidden: Tensor,
     output_layer: torch.nn.Module,
     token_ids: Tensor,
-    formula: Callable,
     *,
     temperature: float,
     chunk_size: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """`formula` (one of the two above) of output_layer(hidden), `chunk_size` positions at a time.
 
-    hidden (N, H); output_layer maps H to V; token_ids (N,). Returns log_probs (N,), entropy (N,): equal to the full
-    computation, forward and backward.
+    hidden (N, H); output_layer maps H to V; token_ids (N,). Returns what the formula returns, as a tuple of (N,): equal to
+    the full computation, forward and backward.
     """
     assert hidden.dim() == 2 and token_ids.shape == hidden.shape[:1], (hidden.shape, token_ids.shape)
 
-    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return formula(output_layer(states), ids, temperature=temperature)
+    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        found = formula(output_layer(states), ids, temperature=temperature)
+        return found if isinstance(found, tuple) else (found,)
 
     if len(hidden) <= chunk_size:
         return part(hidden, token_ids)
     chunks = zip(hidden.split(chunk_size), token_ids.split(chunk_size), strict=True)
     recompute = torch.is_grad_enabled()
     parts = [checkpoint(part, *c, use_reentrant=False) if recompute else part(*c) for c in chunks]
-    log_probs, entropy = zip(*parts, strict=True)
-    return torch.cat(log_probs), torch.cat(entropy)
+    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
 
-def masked_token_log_probs(
+def masked(
+    formula: Callable,
     hidden: Tensor,
     output_layer: torch.nn.Module,
     token_ids: Tensor,
     mask: Tensor,
-    formula: Callable,
     *,
     temperature: float,
     chunk_size: int,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy where the mask counts, 0 elsewhere: no logits are made for padding.
+) -> tuple[Tensor, ...]:
+    """`chunked` where the mask counts, 0 elsewhere: no logits are made for padding.
 
-    hidden (B, T, H), token_ids (B, T), mask (B, T) bool. Returns two (B, T) tensors.
+    hidden (B, T, H), token_ids (B, T), mask (B, T) bool. Returns a tuple of (B, T) tensors.
     """
-    found, entropies = chunked_token_log_probs(
-        hidden[mask], output_layer, token_ids[mask], formula, temperature=temperature, chunk_size=chunk_size
+    found = chunked(
+        formula, hidden[mask], output_layer, token_ids[mask], temperature=temperature, chunk_size=chunk_size
     )
-    log_probs = torch.zeros(mask.shape, dtype=torch.float32, device=hidden.device).masked_scatter(mask, found)
-    entropy = torch.zeros_like(log_probs).masked_scatter(mask, entropies)
-    return log_probs, entropy
+    return tuple(
+        torch.zeros(mask.shape, dtype=part.dtype, device=mask.device).masked_scatter(mask, part) for part in found
+    )

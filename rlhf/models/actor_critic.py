@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms.log_probs import masked_token_log_probs, token_log_probs, token_log_probs_with_entropy
+from rlhf.algorithms.log_probs import masked, token_log_probs, token_log_probs_and_entropy
 from rlhf.errors import UserError
 from rlhf.models.load import trunk_of
 from rlhf.models.one_trunk import AdapterModel
@@ -21,8 +21,8 @@ CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits
 
 @dataclass
 class Evaluation:
-    """What the models say of completions that exist: each (B, T), 0 outside the mask. values: None without a critic;
-    log_probs, entropy: None where only values were asked for; text_log_probs (N, L - 1): of the given plain text."""
+    """What the models say of completions that exist: each (B, T), 0 outside the mask, None where it was not asked for or
+    there is no critic; text_log_probs (N, L - 1): of the given plain text."""
 
     log_probs: Tensor | None
     entropy: Tensor | None
@@ -39,7 +39,7 @@ class ActorCritic(nn.Module):
     """policy: causal LM; value_model: None (no critic), "shared" (a head on the policy's trunk), or a one-label sequence
     classification model, which may itself be an adapter of the policy's trunk (`one_trunk.AdapterModel`).
 
-    entropy_gradient: whether the entropy is differentiable; value_moves_trunk: whether a shared head's loss reaches the
+    value_moves_trunk: whether a shared head's loss reaches the
     policy's trunk, or trains the head alone.
     """
 
@@ -48,12 +48,10 @@ class ActorCritic(nn.Module):
         policy: nn.Module,
         value_model: nn.Module | str | None,
         *,
-        entropy_gradient: bool = False,
         value_moves_trunk: bool = True,
     ):
         super().__init__()
         self.policy, self.value_moves_trunk = policy, value_moves_trunk
-        self.log_probs_formula = token_log_probs_with_entropy if entropy_gradient else token_log_probs
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
         self.value_head = None
         if value_model == "shared":
@@ -69,19 +67,21 @@ class ActorCritic(nn.Module):
 
     def forward(
         self, prompt_ids, prompt_mask, completion_ids, mask, temperature: float, only_values: bool = False,
-        text_ids: Tensor | None = None, text_mask: Tensor | None = None,
+        entropy: bool = False, text_ids: Tensor | None = None, text_mask: Tensor | None = None,
     ) -> Evaluation:  # fmt: skip
         """Shapes (B, P) left-padded, (B, P) bool, (B, T) right-padded, (B, T) bool; text (N, L) right-padded.
 
         All in one call, since a wrapper (DDP) wants one forward pass for one backward pass.
         """
         batch = (prompt_ids, prompt_mask, completion_ids, mask)
-        log_probs = entropy = values = text = None
+        log_probs = found_entropy = values = text = None
         if not only_values or self.value_head is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not only_values):
                 hidden = hidden_before(trunk_of(self.policy), *batch)  # (B, T, H)
         if not only_values:
-            log_probs, entropy = self._log_probs(hidden, completion_ids, mask, temperature)
+            formula = token_log_probs_and_entropy if entropy else token_log_probs
+            log_probs, *rest = self._log_probs(formula, hidden, completion_ids, mask, temperature)
+            found_entropy = rest[0] if rest else None
         if text_ids is not None:
             trunk_output = trunk_of(self.policy)(
                 input_ids=text_ids,
@@ -89,7 +89,8 @@ class ActorCritic(nn.Module):
                 position_ids=position_ids(text_mask),
                 use_cache=False,
             )
-            text, _ = self._log_probs(trunk_output.last_hidden_state[:, :-1], text_ids[:, 1:], text_mask[:, 1:], 1.0)
+            states = trunk_output.last_hidden_state[:, :-1]
+            (text,) = self._log_probs(token_log_probs, states, text_ids[:, 1:], text_mask[:, 1:], 1.0)
         if self.value_head is not None:
             states = hidden if self.value_moves_trunk else hidden.detach()
             values = self.value_head(states.to(self.value_head.weight.dtype))  # the trunk may be bf16
@@ -97,18 +98,11 @@ class ActorCritic(nn.Module):
             values = self.value_model.score(hidden_before(trunk_of(self.value_model), *batch))
         if values is not None:
             values = values.squeeze(-1).float().masked_fill(~mask, 0.0)
-        return Evaluation(log_probs, entropy, values, text)
+        return Evaluation(log_probs, found_entropy, values, text)
 
-    def _log_probs(self, hidden: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        return masked_token_log_probs(
-            hidden,
-            self.policy.get_output_embeddings(),
-            token_ids,
-            mask,
-            self.log_probs_formula,
-            temperature=temperature,
-            chunk_size=CHUNK,
-        )
+    def _log_probs(self, formula, hidden, token_ids, mask, temperature: float) -> tuple[Tensor, ...]:
+        head = self.policy.get_output_embeddings()
+        return masked(formula, hidden, head, token_ids, mask, temperature=temperature, chunk_size=CHUNK)
 
     def value_parameters(self) -> list[nn.Parameter]:
         critic = self.value_head or self.value_model
@@ -135,16 +129,9 @@ def hidden_before(trunk: nn.Module, prompt_ids, prompt_mask, completion_ids, mas
 
 def reference_log_probs(model: nn.Module, batch: dict, *, temperature: float) -> Tensor:
     """Log-probs (B, T) of given completions under a frozen causal LM."""
-    hidden = hidden_before(trunk_of(model), **batch)
-    log_probs, _ = masked_token_log_probs(
-        hidden,
-        model.get_output_embeddings(),
-        batch["completion_ids"],
-        batch["mask"],
-        token_log_probs,
-        temperature=temperature,
-        chunk_size=CHUNK,
-    )
+    hidden, head = hidden_before(trunk_of(model), **batch), model.get_output_embeddings()
+    ids, mask = batch["completion_ids"], batch["mask"]
+    (log_probs,) = masked(token_log_probs, hidden, head, ids, mask, temperature=temperature, chunk_size=CHUNK)
     return log_probs
 
 

@@ -85,12 +85,16 @@ class AdapterModel(nn.Module):
             return trunk_of(self.policy)(**inputs)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        return [*(p for n, p in self.policy.named_parameters() if f".{self.name}." in n), *self.score.parameters()]
+        return [*self._matrices().values(), *self.score.parameters()]
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Tensors by name: the LoRA matrices and the head."""
-        matrices = {n: p for n, p in self.policy.named_parameters() if f".{self.name}." in n}
-        return {n: p.detach().contiguous() for n, p in (matrices | dict(self.score.named_parameters())).items()}
+        return {
+            n: p.detach().contiguous() for n, p in {**self._matrices(), **dict(self.score.named_parameters())}.items()
+        }
+
+    def _matrices(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.policy.named_parameters() if ".lora_" in n and n.endswith(f".{self.name}.weight")}
 
 
 def add_adapter_model(policy, run_folder: str, name: str, *, trainable: bool) -> AdapterModel:

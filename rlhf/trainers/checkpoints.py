@@ -18,6 +18,7 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.kernels import full_matrices
 from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.trainers.averaging import WeightAverage
@@ -26,7 +27,8 @@ STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "aver
 
 
 def save_models(folder: Path, model: ActorCritic, tokenizer, *, value_model: bool = True) -> None:
-    save(model.policy, tokenizer, folder)
+    with full_matrices(model.policy):
+        save(model.policy, tokenizer, folder)
     if not value_model:
         return
     critic = folder / "value_model"

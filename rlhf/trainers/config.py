@@ -119,6 +119,7 @@ class PolicyGradientConfig(TrainingArguments):
             raise UserError(f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0")
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
+        self.max_grad_norm = self.max_grad_norm or math.inf  # at 0 the Trainer would not look at gradients at all
         self.eval_strategy, self.save_strategy = "no", "no"  # placed on rollout boundaries below
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False

@@ -73,12 +73,11 @@ class PolicyGradientTrainer(Trainer):
 
         if args.ptx_coef and not texts:
             raise UserError(f"ptx_coef={args.ptx_coef} needs plain text: set ptx_dataset_name, or ptx_coef to 0")
-        self.texts = texts or []
+        self.texts = self._checked(texts or [], context_length(policy))
 
         model = ActorCritic(
             policy,
             value_model if self.algorithm.value_model else None,
-            entropy_gradient=args.entropy_coef > 0,
             value_moves_trunk=not self.algorithm.trust_region,
         )
         if ref_model is None and not hasattr(policy, "peft_config"):
@@ -101,6 +100,8 @@ class PolicyGradientTrainer(Trainer):
                 each.to(self.args.device)
                 if self.args.bf16:
                     halve_frozen_matrices(each)
+        if self.args.bf16 and not self.algorithm.trust_region:  # whose step is computed in full precision
+            halve_frozen_matrices(model.policy, keep=True)  # those beside LoRA
         self.add_callback(Guards(max_kl_stop=args.max_kl_stop))
         if self.average is not None:
             self.add_callback(self.average)
@@ -152,6 +153,16 @@ class PolicyGradientTrainer(Trainer):
                 f"{args.max_prompt_length}, context minus completion): raise max_prompt_length or set long_prompts: cut"
             )
         return kept, ids
+
+    @staticmethod
+    def _checked(texts: list[list[int]], limit: int) -> list[list[int]]:
+        for place, text in enumerate(texts):
+            if not 2 <= len(text) <= limit:
+                raise UserError(
+                    f"plain text {place} has {len(text)} tokens: between 2 (one to read, one to predict) and the "
+                    f"context's {limit} are needed; cut long texts"
+                )
+        return texts
 
     # ---- rollouts ------------------------------------------------------------------------------------------------
 
@@ -251,12 +262,19 @@ class PolicyGradientTrainer(Trainer):
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """The Trainer carries every loss over into its running mean, where one NaN would stay for good; `_clip_grad_norm`
+        has counted it."""
+        loss = super().training_step(*args, **kwargs)
+        return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, mask, total = self.args, inputs["mask"], inputs["num_tokens"]
         updates_policy = args.updates_policy(inputs["rollout"], inputs["epoch"])
         seen = model(
             inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask, temperature=args.temperature,
-            only_values=not updates_policy, text_ids=inputs.get("text_ids"), text_mask=inputs.get("text_mask"),
+            only_values=not updates_policy, entropy=args.entropy_coef > 0,
+            **{name: inputs[name] for name in ("text_ids", "text_mask") if name in inputs and updates_policy},
         )  # fmt: skip
         found, loss = {}, 0.0
         if updates_policy:
@@ -267,8 +285,11 @@ class PolicyGradientTrainer(Trainer):
                 advantages=inputs["advantages"],
                 clip_range=args.clip_range,
             )
-            found = {"policy_loss": masked_sum(policy_losses, mask), "entropy": masked_sum(seen.entropy, mask)}
-            loss = found["policy_loss"] - args.entropy_coef * found["entropy"]
+            loss = masked_sum(policy_losses, mask)
+            found = {"policy_loss": loss}
+            if seen.entropy is not None:
+                found["entropy_bonus"] = args.entropy_coef * masked_sum(seen.entropy, mask)
+                loss = loss - found["entropy_bonus"]
             self._compare(seen.log_probs.detach(), inputs, found)
             if self.trust_region is not None:
                 self.trust_region.batches.append(inputs)
@@ -319,6 +340,7 @@ class PolicyGradientTrainer(Trainer):
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
+            fused=True,  # a third of the time: one pass over the weights in place of ten
         )
 
     def _clip_grad_norm(self, model):
@@ -350,7 +372,7 @@ class PolicyGradientTrainer(Trainer):
     # ---- logging, evaluation, samples ----------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._sums:
+        if "loss" in logs and self._rollout_statistics:
             logs |= self._rollout_statistics | self._averages() | {"nonfinite_steps": self.nonfinite.take()}
             logs.pop("grad_norm", None)
         self.state.epoch = self.state.global_step / self.args.max_steps  # the Trainer counts from where it resumed
@@ -359,6 +381,8 @@ class PolicyGradientTrainer(Trainer):
     def _averages(self) -> dict[str, float]:
         """Means over the updates since the last log; sums of micro-batches are added over processes first."""
         names = sorted(self._sums)
+        if not names:  # every update was left out
+            return {}
         sums = torch.stack([self._sums[name].float() for name in names])
         per_process = gather(sums.unsqueeze(0)) if self.args.world_size > 1 else sums.unsqueeze(0)
         found = {}
@@ -375,12 +399,13 @@ class PolicyGradientTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample one completion per evaluation prompt, with the same random numbers every time, and score them."""
-        rows = self.eval_rows
+        rows, started = self.eval_rows, time.time()
         if not rows:
             raise UserError("there are no evaluation prompts: give eval_dataset_name or eval_fraction")
         uniforms = uniform_numbers(len(rows), self.args.max_completion_length, seed=self.args.seed, stream=2**40)
         rollout = self._collect(rows, self.eval_prompt_ids, uniforms)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in statistics(rollout).items()}
+        metrics[f"{metric_key_prefix}_seconds"] = time.time() - started
         self.log(metrics)
         if self.is_world_process_zero():
             for sample in self.samples(rollout, rows):

@@ -86,7 +86,7 @@ def test_the_rollout_holds_every_kind_of_completion():
 def test_log_probs_at_temperature_07():
     """Of the first row, from TRL's own logits; 9: its temperature is 1e-7 higher."""
     logits, ids = torch.tensor(TRL["reference_logits"]), ROLLOUT["response_ids"][0]
-    found, _ = token_log_probs(logits, ids, temperature=SET["temperature"])
+    found = token_log_probs(logits, ids, temperature=SET["temperature"])
     assert LENGTHS[0] == WIDTH
     close(found, REFERENCE[0])
 

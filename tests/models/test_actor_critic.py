@@ -45,9 +45,9 @@ def model(request, tokenizer, make_policy, make_llama, make_reward_model):
 @torch.no_grad()
 def test_ppo_md_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, left, pad_token_id):
     batch = pad(PROMPTS, COMPLETIONS, pad_token_id, left)
-    together = model(**batch, temperature=0.7)
+    together = model(**batch, temperature=0.7, entropy=True)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        alone = model(**pad([prompt], [completion], pad_token_id), temperature=0.7)
+        alone = model(**pad([prompt], [completion], pad_token_id), temperature=0.7, entropy=True)
         count = len(completion)
         expected = slow(model.policy, prompt, completion, 0.7)
         for found in (alone.log_probs[0], together.log_probs[row, :count]):
@@ -71,7 +71,7 @@ def test_ppo_md_01_the_test_above_can_fail(make_policy, tokenizer):
 
 @torch.no_grad()
 def test_ppo_md_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
-    seen = model(**pad([PROMPTS[0], PROMPTS[2]], [[3, 0], [0]], 0), temperature=1.0)
+    seen = model(**pad([PROMPTS[0], PROMPTS[2]], [[3, 0], [0]], 0), temperature=1.0, entropy=True)
     assert (seen.log_probs[0, :2] < 0).all() and seen.log_probs[1, 0] < 0
     assert seen.values[0, 1] != 0 and seen.values[1, 0] != 0
     assert seen.log_probs[1, 1] == seen.values[1, 1] == seen.entropy[1, 1] == 0  # padding, although its id is EOS
@@ -80,10 +80,10 @@ def test_ppo_md_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
 @torch.no_grad()
 def test_ppo_md_03_tokens_outside_the_mask_change_nothing(model):
     batch = pad(PROMPTS, COMPLETIONS, 13, left=1)
-    before = model(**batch, temperature=1.0)
+    before = model(**batch, temperature=1.0, entropy=True)
     batch["completion_ids"] = torch.where(batch["mask"], batch["completion_ids"], 6)
     batch["prompt_ids"] = torch.where(batch["prompt_mask"], batch["prompt_ids"], 9)
-    after = model(**batch, temperature=1.0)
+    after = model(**batch, temperature=1.0, entropy=True)
     for name in ("log_probs", "values", "entropy"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=1e-6, rtol=0)
 
@@ -125,7 +125,7 @@ def test_shared_head_starts_at_0_and_no_critic_gives_no_values(tokenizer, make_p
 @torch.no_grad()
 def test_ppo_md_11_a_bf16_policy_gives_fp32_log_probs_and_values(tokenizer, make_policy):
     model = ActorCritic(make_policy(tokenizer).to(torch.bfloat16), "shared")
-    seen = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0)
+    seen = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0, entropy=True)
     assert seen.log_probs.dtype == seen.values.dtype == seen.entropy.dtype == torch.float32
 
 

@@ -16,7 +16,7 @@ def numbered(index=0):
     return Rollout(
         prompt_ids=torch.ones(8, 2, dtype=torch.long), prompt_mask=torch.ones(8, 2, dtype=torch.bool),
         completion_ids=torch.arange(8)[:, None].expand(8, 5), mask=mask, ended=torch.ones(8, dtype=torch.bool),
-        log_probs=zero, ref_log_probs=zero, values=zero + index, scores=torch.zeros(8),
+        log_probs=zero, entropy=zero, ref_log_probs=zero, values=zero + index, scores=torch.zeros(8),
     )  # fmt: skip
 
 

@@ -1,17 +1,24 @@
+import copy
+import dataclasses
 import json
 from collections import Counter
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
+from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms.losses import clipped_surrogate_loss
 from rlhf.models.load import add_lora, load_policy, new_policy, save
 from rlhf.runs import read_jsonl
 from rlhf.scoring import RewardModelScorer
+from rlhf.trainers import guards, policy_gradient
+from rlhf.trainers.policy_gradient import SKIPPED_AT_MOST
 
 PROMPTS = [{"prompt": word} for word in "a b c d e f g h".split()]
 SIXTEEN = dict(per_device_train_batch_size=16, epochs_per_rollout=1)  # one update per rollout
+TEXTS = [[2, 3, 0], [4, 5, 6, 7, 8, 0], [9, 0], [5, 2, 9, 3, 0], [3] * 12, [6, 4, 0], [8, 7, 2, 0], [2] * 7 + [0]]
 
 
 def metrics(trainer):
@@ -28,6 +35,30 @@ def assert_same(first, second, **tolerance):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+class Watch(TrainerCallback):
+    """The weights before training and after every optimiser step, by name, and the gradients each step took."""
+
+    def __init__(self, trainer):
+        self.trainer, self.weights, self.gradients = trainer, [], []
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.weights.append(weights(self.trainer))
+
+    on_step_end = on_train_begin
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        named = self.trainer.model.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    def moved(self, part):
+        """For each step, whether any weight of the policy, or of the value model or head, changed."""
+        return [
+            any(not torch.equal(after[name], tensor) for name, tensor in before.items() if name.startswith(part))
+            for before, after in zip(self.weights, self.weights[1:])
+        ]
 
 
 def lora(tokenizer, make_policy):
@@ -145,8 +176,17 @@ def test_a_reward_model_can_score_and_estimate_values(make_trainer, tokenizer, m
 # ---- updates ----
 
 
-@pytest.mark.parametrize("settings", [{}, {"algorithm": "grpo", "num_generations": 4}, {"algorithm": "reinforce"}])
-def test_ppo_md_20_accumulating_4_times_4_equals_16(make_trainer, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"algorithm": "grpo", "num_generations": 4},
+        {"algorithm": "reinforce"},
+        {"ptx_coef": 0.5, "ptx_per_episode": 2, "models": {"texts": TEXTS}},
+    ],
+    ids=["ppo", "grpo", "reinforce", "ppo-ptx"],
+)
+def test_ppo_md_20_24_accumulating_4_times_4_equals_16(make_trainer, settings):
     """Completions have unequal lengths, so a mean over micro-batches would weigh tokens differently. SGD: Adam would
     hide a wrong scale of the gradient."""
     runs = []
@@ -245,6 +285,242 @@ def test_ppo_md_28_reference_and_reward_model_never_change(make_trainer, tokeniz
     }
 
 
+def test_a2c_is_ppo_without_standardising_in_one_update_per_rollout(make_trainer, monkeypatch):
+    """With one epoch of one mini-batch the ratio is 1: nothing is clipped, and the surrogate has a2c's gradient."""
+    runs = {}
+    for name in ("a2c", "ppo", "ppo without standardising"):
+        if name.endswith("standardising"):
+            monkeypatch.setitem(ALGORITHMS, "ppo", dataclasses.replace(ALGORITHMS["ppo"], normalize=None))
+        runs[name] = make_trainer(name, algorithm=name.split()[0], total_episodes=48, **SIXTEEN)
+        runs[name].train()
+    a2c, ppo, plain = map(weights, runs.values())
+    assert_same(a2c, plain, atol=1e-6, rtol=0)
+    assert max((ppo[name] - tensor).abs().max() for name, tensor in a2c.items()) > 1e-4
+
+
+# ---- gradients by hand ----
+
+
+def by_hand(model, rollout):
+    """PPO's loss, its value loss and the entropy at ratio 1, each a mean over tokens: row by row with the model's own
+    forward, without padding, masks or chunks. And the log-probs that stand for the old ones."""
+    tokens, sums = rollout.mask.sum(), [0.0, 0.0, 0.0]
+    for row in range(len(rollout)):
+        prompt, mask = rollout.prompt_ids[row][rollout.prompt_mask[row]], rollout.mask[row]
+        completion = rollout.completion_ids[row][mask]
+        hidden = model.policy.transformer(input_ids=torch.cat([prompt, completion])[None]).last_hidden_state[0]
+        before = hidden[len(prompt) - 1 : -1]
+        distribution = model.policy.lm_head(before).log_softmax(-1)
+        chosen = distribution.gather(-1, completion[:, None])[:, 0]
+        sums[0] += -((chosen - rollout.log_probs[row][mask]).exp() * rollout.advantages[row][mask]).sum()
+        sums[1] += ((model.value_head(before)[:, 0] - rollout.returns[row][mask]) ** 2 / 2).sum()
+        sums[2] += -(distribution.exp() * distribution).sum()
+    return [part / tokens for part in sums]
+
+
+def gradients(model, loss):
+    found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
+    return {name: gradient for (name, _), gradient in zip(model.named_parameters(), found, strict=True)}
+
+
+def one_step(make_trainer, folder="run", **settings):
+    """A trainer with a value head that is not 0, its model and rollout before the one step it makes, and the step."""
+    trainer = make_trainer(
+        folder, total_episodes=16, epochs_per_rollout=1, gradient_accumulation_steps=4, max_grad_norm=1e9, **settings
+    )
+    torch.nn.init.constant_(trainer.model.value_head.weight, 0.1)
+    model, rollout = copy.deepcopy(trainer.model), trainer.make_rollout(0)
+    watch = Watch(trainer)
+    trainer.train()
+    assert trainer.state.global_step == len(watch.gradients) == 1
+    return trainer, model, rollout, watch.gradients[0]
+
+
+def test_ppo_md_24_one_step_takes_the_sum_of_both_gradients(make_trainer):
+    """Each of the 8 texts stands beside 4 of the 16 x 2: a mean over the tokens of all of them, whatever their order."""
+    settings = dict(ptx_coef=0.7, ptx_per_episode=2, models={"texts": TEXTS})
+    trainer, model, rollout, found = one_step(make_trainer, **settings)
+    policy_loss, value_loss, _ = by_hand(model, rollout)
+    losses = [
+        torch.nn.functional.cross_entropy(model.policy(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+        for ids in map(torch.tensor, TEXTS)
+    ]
+    text_loss = sum(losses) / sum(len(ids) - 1 for ids in TEXTS)
+    ppo, language = gradients(model, policy_loss + 0.1 * value_loss), gradients(model, text_loss)
+    assert_same({name: ppo[name] + 0.7 * language[name] for name in ppo}, found, atol=1e-5, rtol=1e-3)
+    assert not all(torch.allclose(ppo[name], found[name], atol=1e-3, rtol=1e-2) for name in ppo)
+    assert all(state["step"] == 1 for state in trainer.optimizer.state.values())
+    assert metrics(trainer)[0]["ptx_loss"] == pytest.approx(text_loss.item(), rel=1e-4)
+
+
+def test_the_entropy_bonus_has_a_gradient(make_trainer):
+    _, model, rollout, found = one_step(make_trainer, entropy_coef=0.5)
+    policy_loss, value_loss, entropy = by_hand(model, rollout)
+    assert_same(gradients(model, policy_loss + 0.1 * value_loss - 0.5 * entropy), found, atol=1e-5, rtol=1e-3)
+    without = gradients(model, policy_loss + 0.1 * value_loss)
+    assert not all(torch.allclose(without[name], found[name], atol=1e-3, rtol=1e-2) for name in without)
+
+
+def test_the_entropy_bonus_raises_the_entropy(make_trainer):
+    last = []
+    for coefficient in (0.0, 1.0):
+        trainer = make_trainer(str(coefficient), entropy_coef=coefficient, total_episodes=64, **SIXTEEN)
+        trainer.train()
+        last.append(metrics(trainer)[-1]["entropy"])
+    assert last[1] > last[0] + 0.02
+
+
+# ---- plain text, averaged weights, warm-up of the value model ----
+
+
+def test_ppo_md_24_a_coefficient_of_0_is_the_run_without_text(make_trainer, refused):
+    runs = {}
+    for name, coefficient, texts in (("without", 0.0, None), ("zero", 0.0, TEXTS), ("half", 0.5, TEXTS)):
+        trainer = make_trainer(name, ptx_coef=coefficient, models={"texts": texts}, **SIXTEEN)
+        trainer.train()
+        runs[name] = weights(trainer), metrics(trainer)
+    assert_same(runs["without"][0], runs["zero"][0], atol=0, rtol=0)
+    assert runs["without"][1] == runs["zero"][1] and "ptx_loss" not in runs["zero"][1][0]
+    assert "ptx_loss" in runs["half"][1][0]
+    assert not torch.equal(*(runs[name][0]["policy.transformer.wte.weight"] for name in ("zero", "half")))
+    assert "ptx_coef=0.5 needs plain text" in refused(make_trainer, ptx_coef=0.5)
+
+
+def test_ppo_md_24_every_text_is_used_evenly(make_trainer):
+    trainer = make_trainer(ptx_coef=0.5, ptx_per_episode=3, models={"texts": TEXTS})
+    seen = Counter(tuple(ids) for place in range(16) for ids in trainer._texts(place))
+    assert set(seen.values()) == {16 * 3 // 8} and len(seen) == 8
+
+
+def test_ppo_md_24_a_text_longer_than_the_context_is_refused(make_trainer, refused):
+    assert "33" in refused(lambda: make_trainer(ptx_coef=0.5, models={"texts": [[2] * 33]}).train())
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_ppo_md_25_the_average_is_the_recursion_over_rollouts(make_trainer, tokenizer, make_policy, tmp_path, kind):
+    policy = lora(tokenizer, make_policy) if kind == "lora" else None
+    trainer = make_trainer(
+        policy=policy, ema_decay=0.8, total_episodes=48, per_device_train_batch_size=8, learning_rate=1e-2
+    )
+    watch = Watch(trainer)
+    trainer.train()
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    names = [names[id(p)] for p in trainer.model.policy_parameters()]
+    expected = {name: watch.weights[0][name] for name in names}
+    assert trainer.args.steps_per_rollout == 8 and len(watch.weights) == 25
+    for after in watch.weights[8::8]:
+        expected = {name: 0.8 * tensor + 0.2 * after[name] for name, tensor in expected.items()}
+    assert_same(expected, dict(zip(names, trainer.average.tensors, strict=True)), atol=1e-6, rtol=1e-5)
+
+    before = weights(trainer)
+    trainer.save_model()
+    assert_same(before, weights(trainer), atol=0, rtol=0)  # the averaged weights were there for the saving alone
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            parameter.copy_(expected.get(name, parameter))
+        ids = torch.tensor([[11, 2, 0, 12, 5]])
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "ema").eval()(input_ids=ids).logits
+        last = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()(input_ids=ids).logits
+        torch.testing.assert_close(trainer.model.policy.eval()(input_ids=ids).logits, loaded, atol=1e-4, rtol=1e-4)
+    assert (loaded - last).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"), [("ppo", "shared head"), ("ppo", "value model"), ("trpo", "shared head")]
+)
+def test_while_the_value_model_warms_up_the_policy_stands_still(
+    make_trainer, tokenizer, make_reward_model, algorithm, kind
+):
+    value_model = "shared" if kind == "shared head" else make_reward_model(tokenizer, seed=1)
+    trainer = make_trainer(
+        algorithm=algorithm, value_warmup_rollouts=2, total_episodes=48, per_device_train_batch_size=16,
+        epochs_per_rollout=2, weight_decay=0.1, models={"value_model": value_model},
+    )  # fmt: skip
+    watch = Watch(trainer)
+    trainer.train()
+    assert watch.moved("policy") == [False] * 4 + [True, algorithm == "ppo"]
+    assert watch.moved("value") == [True] * 6
+    logged = [row for row in trainer.state.log_history if "value_loss" in row]
+    assert [("policy_loss" in row, row["kl"]) for row in logged[:2]] == [(False, 0)] * 2 and "policy_loss" in logged[2]
+
+
+def test_while_the_value_model_warms_up_plain_text_does_not_move_the_policy_either(make_trainer):
+    trainer = make_trainer(value_warmup_rollouts=1, ptx_coef=0.5, models={"texts": TEXTS}, **SIXTEEN)
+    watch = Watch(trainer)
+    trainer.train()
+    assert watch.moved("policy") == [False, True]
+
+
+# ---- what is not finite ----
+
+
+def spoil(trainer, updates):
+    """The policy loss of these updates (counted from 0) is NaN."""
+    calls = iter(range(10**6))
+
+    def spoilt(log_probs, old_log_probs, advantages, clip_range):
+        losses = clipped_surrogate_loss(log_probs, old_log_probs, advantages, clip_range=clip_range)
+        return losses * float("nan") if next(calls) in updates else losses
+
+    trainer.algorithm = dataclasses.replace(trainer.algorithm, policy_loss=spoilt)
+    return Watch(trainer)
+
+
+def test_ppo_md_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(make_trainer, tmp_path):
+    trainer = make_trainer(total_episodes=48, epochs_per_rollout=1, per_device_train_batch_size=8, weight_decay=0.1)
+    watch = spoil(trainer, updates={3})  # two updates per rollout: the second of the second rollout
+    trainer.train()
+    for part in ("policy", "value"):
+        assert watch.moved(part) == [True, True, True, False, True, True]
+    assert [row["nonfinite_steps"] for row in metrics(trainer)] == [0, 1, 0]
+    row = metrics(trainer)[1]
+    for name in ("policy_loss", "value_loss", "ratio", "entropy", "grad_norm_policy", "grad_norm_value"):
+        assert torch.tensor(row[name]).isfinite() and row[name] != 0, name  # of the update that was made
+    (alarm,) = [row for row in read_jsonl(tmp_path / "run" / "alarms.jsonl") if row["alarm"] == "not_finite"]
+    assert alarm["step"] == 4 and "1 updates were skipped" in alarm["message"]
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_ppo_md_25_a_step_left_out_does_not_spoil_the_loss_of_later_rollouts(make_trainer):
+    trainer = make_trainer(total_episodes=48, **SIXTEEN)
+    spoil(trainer, updates={1})
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 3 and torch.tensor(losses).isfinite().all()
+
+
+def test_ppo_md_25_a_rollout_whose_every_step_is_left_out_is_logged(make_trainer, monkeypatch):
+    losses = iter([float("nan"), 1.0])
+    monkeypatch.setattr(policy_gradient, "value_loss", lambda values, returns: (values - returns) ** 2 * next(losses))
+    trainer = make_trainer(value_warmup_rollouts=2, **SIXTEEN)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "score" in row]
+    assert [(row["step"], row["nonfinite_steps"]) for row in rows] == [(1, 1), (2, 0)]
+
+
+def test_ppo_md_25_the_run_stops_after_so_many_in_a_row(make_trainer, refused):
+    trainer = make_trainer(total_episodes=64)  # 16 updates per rollout
+    watch = spoil(trainer, updates=set(range(7)) | set(range(8, 100)))
+    message = refused(trainer.train)
+    assert f"{SKIPPED_AT_MOST} updates in a row" in message
+    assert watch.moved("") == [False] * 7 + [True] + [False] * (SKIPPED_AT_MOST - 1)
+
+
+def test_without_clipping_steps_are_still_watched_and_logged(make_trainer):
+    trainer = make_trainer(max_grad_norm=0.0, total_episodes=16, **SIXTEEN)
+    trainer.train()
+    assert metrics(trainer)[0]["grad_norm_policy"] > 0 and metrics(trainer)[0]["nonfinite_steps"] == 0
+
+
+def test_max_kl_stop_ends_the_run(make_trainer, tmp_path):
+    trainer = make_trainer(total_episodes=64, learning_rate=1e-2, max_kl_stop=1e-3, **SIXTEEN)
+    trainer.train()
+    kls = [row["kl"] for row in metrics(trainer)]
+    assert len(kls) == trainer.state.global_step < 4
+    assert kls[-1] > 1e-3 and all(kl <= 1e-3 for kl in kls[:-1])
+    assert [row["alarm"] for row in read_jsonl(tmp_path / "run" / "alarms.jsonl")] == ["max_kl_stop"]
+
+
 # ---- the same run again, and a resumed one ----
 
 
@@ -257,25 +533,53 @@ def test_ppo_md_26_same_seed_same_run(make_trainer):
     assert_same(weights(trainers[0]), weights(trainers[1]), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_ppo_md_27_resumed_equals_uninterrupted(make_trainer, tokenizer, make_policy, tmp_path, kind):
+RESUMED = {
+    "ppo-ptx, average": dict(ptx_coef=0.5, ema_decay=0.8, models={"texts": TEXTS}),
+    "trpo, average": dict(algorithm="trpo", ema_decay=0.8),
+    "warm-up": dict(value_warmup_rollouts=3),  # resumed in the middle of it
+    "lora, average": dict(ema_decay=0.8),  # the reference is the policy without its adapter
+    "rloo": dict(algorithm="rloo", num_generations=4),
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_ppo_md_27_resumed_equals_uninterrupted(make_trainer, tokenizer, make_policy, tmp_path, monkeypatch, kind):
+    """Weights, metrics, samples, averaged weights, and an alarm that needs the rollouts of before."""
+    longer = next(alarm for alarm in guards.ALARMS if alarm.name == "longer")
+    monkeypatch.setattr(guards, "ALARMS", (dataclasses.replace(longer, metric="episodes", limit=1.0),))
+
     def start(folder):
-        policy = lora(tokenizer, make_policy) if kind == "lora" else None
+        policy = lora(tokenizer, make_policy) if kind.startswith("lora") else None
         return make_trainer(
             folder, policy=policy, eval_rows=PROMPTS, total_episodes=64, save_every=2, eval_every=1, kl_target=0.5,
-            kl_horizon=50, learning_rate=3e-3, lr_scheduler_type="linear", warmup_steps=3,
+            kl_horizon=50, learning_rate=3e-3, lr_scheduler_type="linear", warmup_steps=3, epochs_per_rollout=2,
+            per_device_train_batch_size=8, **RESUMED[kind],
         )  # fmt: skip
 
     whole = start("whole")
     whole.train()
+    whole.save_model()
+    middle = whole.state.global_step // 2
     resumed = start("resumed")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-32"))
-    assert resumed.state.global_step == whole.state.global_step == 64
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{middle}"))
+    resumed.save_model()
+    assert resumed.state.global_step == whole.state.global_step == 4 * whole.args.steps_per_rollout
     assert_same(weights(whole), weights(resumed), atol=0, rtol=0)
-    assert metrics(resumed)[-2:] == metrics(whole)[-2:]
+    first, second = (
+        [{n: v for n, v in row.items() if "second" not in n} for row in t.state.log_history if "score" in row]
+        for t in (whole, resumed)
+    )
+    assert len(first) == 4 and first == second
     assert whole.kl_coef == resumed.kl_coef != 0.02
-    after = [row for row in read_jsonl(tmp_path / "whole" / "samples.jsonl") if row["step"] > 32]
-    assert after and read_jsonl(tmp_path / "resumed" / "samples.jsonl") == after
+    for name in ("samples.jsonl", "alarms.jsonl"):
+        after = [row for row in read_jsonl(tmp_path / "whole" / name) if row["step"] > middle]
+        assert after and read_jsonl(tmp_path / "resumed" / name) == after, name
+    assert "average" in kind or whole.average is None
+    if "average" in kind:
+        first, second = (load_file(tmp_path / name / "ema" / "model.safetensors") for name in ("whole", "resumed"))
+        assert_same(first, second, atol=0, rtol=0)
+        last = load_file(tmp_path / "whole" / "model.safetensors")
+        assert any(not torch.equal(tensor, last[name]) for name, tensor in first.items())
 
 
 def test_ppo_md_27_a_folder_that_is_no_checkpoint_is_named(make_trainer, tmp_path, refused):
@@ -353,7 +657,7 @@ def test_ppo_md_30_loss_is_policy_loss_plus_weighted_value_loss_and_entropy(make
     trainer = make_trainer(value_coef=0.5, entropy_coef=0.1, gradient_accumulation_steps=2)
     trainer.train()
     for row in metrics(trainer):
-        expected = row["policy_loss"] + 0.5 * row["value_loss"] - 0.1 * row["entropy"]
+        expected = row["policy_loss"] + 0.5 * row["value_loss"] - row["entropy_bonus"]
         assert row["loss"] == pytest.approx(expected, abs=1e-4)
 
 
