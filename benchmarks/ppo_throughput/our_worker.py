@@ -15,7 +15,7 @@ from transformers import TrainerCallback, set_seed
 import rlhf.rollout
 import rlhf.trainers.policy_gradient
 from rlhf.data.chat import add_chat_template
-from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.models.load import add_lora, fit_embeddings, load_policy, load_reward_model, load_tokenizer
 from rlhf.recipe import keep_freed_memory, use_all_cores
 from rlhf.runs import package_versions
 from rlhf.scoring import WeightedSum, load_scorers
@@ -60,6 +60,7 @@ def main(job: dict) -> None:
     keep_freed_memory()
     threads = use_all_cores(1)
     prompts = json.loads((folder / "prompts.json").read_text())
+    lora = job["settings"].pop("lora", False)
     clock = Clock()
     watch(clock)
     with tempfile.TemporaryDirectory() as output:
@@ -81,6 +82,8 @@ def main(job: dict) -> None:
         policy = load_policy(str(folder / "policy"))
         add_chat_template(tokenizer)
         fit_embeddings(policy, tokenizer)
+        if lora:
+            policy = add_lora(policy, task="CAUSAL_LM", rank=16, alpha=32)
         scorers = load_scorers([str(folder / "reward")], [])
         value_model = "shared" if job["value_model"] == "shared" else load_reward_model(str(folder / "reward"))
         trainer = PolicyGradientTrainer(

@@ -55,6 +55,7 @@ OURS = {"report_to": "none", "per_device_eval_batch_size": 32}
 SIDES = {  # column: worker, settings of its own, value model
     "ours": ("our_worker.py", {"bf16": True}, "shared"),
     "trl fp32": ("trl_worker.py", {"bf16": False}, "separate"),
+    "ours lora": ("our_worker.py", {"bf16": True, "lora": True}, "shared"),
     "ours fp32": ("our_worker.py", {"bf16": False}, "shared"),
     "trl bf16": ("trl_worker.py", {"bf16": True}, "separate"),
     "ours separate": ("our_worker.py", {"bf16": True}, "separate"),
@@ -63,7 +64,7 @@ SIDES = {  # column: worker, settings of its own, value model
 PHASES = ("decode", "score", "update")
 
 
-def flops(shape: Shape, *, epochs: int, shared_trunk: bool) -> dict[str, float]:
+def flops(shape: Shape, *, epochs: int, shared_trunk: bool, lora: bool) -> dict[str, float]:
     """Floating-point operations that one update needs, by phase: 2 per multiply-add, matrix products only.
 
     Of one sequence, with width h, L layers, vocabulary V, P prompt and T completion tokens; n = P + T - 1 tokens have a
@@ -71,7 +72,7 @@ def flops(shape: Shape, *, epochs: int, shared_trunk: bool) -> dict[str, float]:
         body(n) = L (24 h^2 n + 4 h (1 + ... + n)),  head = 2 h V T   (logits where completion tokens are predicted)
         decode  = body(n) + head        with a cache; its log-probs (and values, on a shared trunk) are the old ones
         score   = body(n) + head (reference) + body(P + T) (reward) [+ body(n) (values of a separate value model)]
-        update  = 3 epochs (body(n) + head [+ body(n)])        forward 1, backward 2
+        update  = 3 epochs (body(n) + head [+ body(n)])        forward 1, backward 2; with LoRA 1, as W has no gradient
     """
     h, tokens = shape.hidden, shape.prompt + shape.completion - 1
 
@@ -82,7 +83,7 @@ def flops(shape: Shape, *, epochs: int, shared_trunk: bool) -> dict[str, float]:
     one = {
         "decode": body(tokens) + head,
         "score": body(tokens) + head + body(tokens + 1) + value,
-        "update": 3 * epochs * (body(tokens) + head + value),
+        "update": (2 if lora else 3) * epochs * (body(tokens) + head + value),
     }
     return {name: shape.episodes * count for name, count in one.items()}
 
@@ -168,7 +169,7 @@ def summary(measured: dict, sides: dict) -> dict:
     columns = {}
     for side, (_, own, value_model) in sides.items():
         runs = [found["columns"][side] for found in rounds]
-        work = flops(shape, epochs=shape.epochs, shared_trunk=value_model == "shared")
+        work = flops(shape, epochs=shape.epochs, shared_trunk=value_model == "shared", lora=own.get("lora", False))
         kind = "bf16" if own.get("bf16") else "fp32"
         floors = [sum(work.values()) / 1e9 / found["matrix_gflops"][kind] for found in rounds]
         columns[side] = {

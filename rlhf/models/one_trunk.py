@@ -59,6 +59,7 @@ def save_adapter(model: nn.Module, run_folder: str, *, centre: float) -> None:
     """Keep the LoRA matrices and head of a reward model beside its merged weights; centre: added to every score."""
     folder = Path(run_folder) / FOLDER
     model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card; the run has one
     note = {"centre": centre, "base": fingerprint(trunk_of(model))}
     (folder / NOTE).write_text(json.dumps(note, indent=1))
 

@@ -405,8 +405,7 @@ class PolicyGradientTrainer(Trainer):
         uniforms = uniform_numbers(len(rows), self.args.max_completion_length, seed=self.args.seed, stream=2**40)
         rollout = self._collect(rows, self.eval_prompt_ids, uniforms)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in statistics(rollout).items()}
-        metrics[f"{metric_key_prefix}_seconds"] = time.time() - started
-        self.log(metrics)
+        self.log(metrics | {f"{metric_key_prefix}_seconds": time.time() - started})
         if self.is_world_process_zero():
             for sample in self.samples(rollout, rows):
                 append_jsonl(Path(self.args.output_dir) / "samples.jsonl", {"step": self.state.global_step, **sample})

@@ -670,7 +670,7 @@ def learner(make_trainer, tokenizer, algorithm, seed, **settings):
     defaults = dict(
         total_episodes=64 * 15, rollout_batch_size=64, per_device_train_batch_size=16, learning_rate=1e-2, kl_coef=0.0,
         num_generations=4 if algorithm in ("rloo", "grpo") else 1, per_device_eval_batch_size=64,
-        max_completion_length=4,
+        max_completion_length=4, max_kl=0.1,
     )  # fmt: skip
     return make_trainer(policy=policy, eval_rows=PROMPTS * 4, algorithm=algorithm, seed=seed, **defaults | settings)
 
@@ -688,7 +688,7 @@ def test_ppo_md_31_ppo_learns_to_say_this_token(make_trainer, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("algorithm", ["reinforce", "a2c", "ppo", "rloo", "grpo"])
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 def test_ppo_md_31_every_algorithm_learns_to_say_this_token(make_trainer, tokenizer, algorithm, seed):
     learns(make_trainer, tokenizer, algorithm, seed)
 

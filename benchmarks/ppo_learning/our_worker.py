@@ -1,0 +1,50 @@
+"""PolicyGradientTrainer, built as recipes/ppo.py builds it: python our_worker.py JOB.json"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from snapshots import Snapshots
+from transformers import set_seed
+
+from rlhf.data.chat import add_chat_template
+from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.recipe import keep_freed_memory, use_all_cores
+from rlhf.runs import package_versions
+from rlhf.scoring import WeightedSum, load_scorers
+from rlhf.trainers.config import PolicyGradientConfig
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+
+
+def main(job: dict) -> None:
+    keep_freed_memory()
+    use_all_cores(1)
+    args = PolicyGradientConfig(
+        output_dir=str(Path(job["folder"]) / "trainer"),
+        use_cpu=not torch.accelerator.is_available(),
+        disable_tqdm=True,
+        **job["settings"],
+    )
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(job["policy"])
+    policy = load_policy(job["policy"])
+    add_chat_template(tokenizer)
+    fit_embeddings(policy, tokenizer)
+    shared = job["value_model"] == "shared"
+    snapshots = Snapshots(job, policy, steps=args.steps_per_rollout, score="score")
+    trainer = PolicyGradientTrainer(
+        policy=policy,
+        tokenizer=tokenizer,
+        rewards=WeightedSum(load_scorers([job["reward"]], [])),
+        args=args,
+        rows=job["rows"],
+        value_model="shared" if shared else load_reward_model(job["reward"]),
+        callbacks=[snapshots],
+    )
+    trainer.train()
+    snapshots.write(optimizer_steps=trainer.state.global_step, versions=package_versions())
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

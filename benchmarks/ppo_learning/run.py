@@ -1,0 +1,346 @@
+"""Does our PPO learn as much as TRL's last PPOTrainer from the same models, and how much sooner?
+
+    python benchmarks/e2e/run.py --source FOLDER                 # once: runs/e2e with sft/, reward/ and data/
+    python benchmarks/ppo_parity/run.py                          # once: makes .venv-trl with TRL 1.12
+    python benchmarks/ppo_learning/run.py [--record]
+
+The same SFT policy, reward model and prompts in the same order, the same episodes, optimiser steps and settings (SETTINGS,
+from recipes/configs/ppo/e2e.yaml; reward model alone, as TRL takes no Python reward; no warm-up of the learning rate). Each
+side saves its policy every few updates, with the training seconds so far. Then one program judges all of them: it samples
+with the same random numbers on prompts no side has seen, and scores. A finished side is not run again.
+
+  score       of the reward model, that both sides were trained on
+  objective   score - missing-EOS penalty - kl_coef * KL: what PPO maximises, in expectation
+  coverage    share of the given facts in the text, that no side was trained on
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))  # recipes.rewards, benchmarks
+
+from benchmarks.ppo_throughput.run import cpu_name, rounded  # noqa: E402
+from rlhf.comparison import ChatRun, generate, load_runs, mean_estimate, measure  # noqa: E402
+from rlhf.data.chat import encode_prompt  # noqa: E402
+from rlhf.data.load import load_rows  # noqa: E402
+from rlhf.models.load import load_tokenizer  # noqa: E402
+from rlhf.runs import code_version, command_line, package_versions, parent  # noqa: E402
+from rlhf.scoring import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
+from rlhf.trainers.loader import choose_rows  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+EPISODES, MINI_BATCH, PROMPT, COMPLETION = 64, 32, 120, 64
+PENALTY, KL_COEF = 1.0, 0.05
+SETTINGS = {  # of both sides, under the names they share
+    "learning_rate": 1e-4, "lr_scheduler_type": "constant", "warmup_steps": 0, "adam_epsilon": 1e-5, "weight_decay": 0.0,
+    "kl_coef": KL_COEF, "gamma": 1.0, "temperature": 1.0, "missing_eos_penalty": PENALTY, "report_to": "none",
+}  # fmt: skip
+TRL = {
+    "per_device_train_batch_size": EPISODES, "gradient_accumulation_steps": 1, "num_mini_batches": EPISODES // MINI_BATCH,
+    "num_ppo_epochs": 4, "response_length": COMPLETION, "stop_token": "eos", "kl_estimator": "k1", "cliprange": 0.2,
+    "cliprange_value": 0.2, "vf_coef": 0.1, "lam": 0.95, "whiten_rewards": False, "num_sample_generations": 0,
+    "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no",
+}  # fmt: skip
+OURS = {
+    "rollout_batch_size": EPISODES, "per_device_train_batch_size": MINI_BATCH, "gradient_accumulation_steps": 1,
+    "epochs_per_rollout": 4, "max_prompt_length": PROMPT, "max_completion_length": COMPLETION, "clip_range": 0.2,
+    "value_clip_range": 0.2, "value_coef": 0.1, "gae_lambda": 0.95, "per_device_eval_batch_size": 32,
+}  # fmt: skip
+AS_TRL = {"value_learning_rate": 1e-4, "max_grad_norm": 0.0}  # TRL has one learning rate and never clips gradients
+SIDES = {  # column: worker, settings of its own, value model
+    "ours": ("our_worker.py", OURS | {"bf16": True, "value_learning_rate": 1e-3}, "shared"),  # as e2e.yaml
+    "ours separate": ("our_worker.py", OURS | AS_TRL | {"bf16": True}, "reward model"),
+    "trl fp32": ("trl_worker.py", TRL | {"bf16": False}, "reward model"),
+    "trl bf16": ("trl_worker.py", TRL | {"bf16": True}, "reward model"),
+    "ours fp32 separate": ("our_worker.py", OURS | AS_TRL | {"bf16": False}, "reward model"),
+}
+SHARES = (1.0, 0.9)  # of TRL's final gain; where a curve is flat its very last value is mostly noise
+JUDGED = ("score", "objective", "coverage", "kl", "eos_rate", "completion_length")
+
+
+def make_job(side: str, seed: int, rows: list[dict], runs: Path, folder: Path, arguments) -> dict:
+    """What a worker needs. Ours takes the rows, TRL their ids in the order in which ours will draw them."""
+    worker, own, value_model = SIDES[side]
+    episodes = arguments.updates * EPISODES
+    job = {
+        "folder": str(folder), "policy": str(runs / "sft"), "reward": str(runs / "reward"), "value_model": value_model,
+        "every": arguments.every, "settings": SETTINGS | own | {"total_episodes": episodes, "seed": seed},
+    }  # fmt: skip
+    if worker == "our_worker.py":
+        return job | {"rows": rows}
+    tokenizer = load_tokenizer(job["policy"])
+    order = choose_rows(len(rows), episodes, start=0, seed=seed)
+    return job | {"prompt_ids": [encode_prompt(tokenizer, rows[place]["prompt"]) for place in order]}
+
+
+def train(side: str, job: dict, arguments) -> dict:
+    """Run a worker unless its folder holds the result of this very job."""
+    folder, text = Path(job["folder"]), json.dumps(job)
+    path, result = folder / "job.json", folder / "result.json"
+    if not (result.exists() and path.read_text() == text):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (result, folder / "judged.json"):
+            old.unlink(missing_ok=True)
+        path.write_text(text)
+        worker = SIDES[side][0]
+        python = sys.executable if worker == "our_worker.py" else arguments.trl_python
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": f"{HERE}:{HERE.parent / 'ppo_throughput'}:{ROOT}",
+        }  # fmt: skip
+        with open(folder / "log.txt", "w") as log:
+            command = [python, str(HERE / worker), str(path)]
+            failed = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=HERE).returncode
+        if failed:
+            raise SystemExit(f"{side}: {(folder / 'log.txt').read_text()[-3000:]}")
+    found = json.loads(result.read_text())
+    assert len(found["updates"]) == arguments.updates, len(found["updates"])
+    assert found["optimizer_steps"] == arguments.updates * 4 * EPISODES // MINI_BATCH, found["optimizer_steps"]
+    return found
+
+
+def judge(run: ChatRun, reference: ChatRun, rewards: WeightedSum, rows: list[dict], samples: int) -> dict:
+    """Measure -> one number per prompt, the mean over its samples. The random numbers depend on a row's place only."""
+    asked = rows * samples
+    answers = generate(run, asked, seed=1234, temperature=1.0, max_completion_length=COMPLETION)
+    found = measure(run, answers, asked, rewards=rewards, reference=reference, temperature=1.0)
+    found |= {"score": found["score_reward"], "coverage": found["score_slot_coverage"]}
+    parts = zip(found["score"], found["eos_rate"], found["kl"], strict=True)
+    found["objective"] = [score - PENALTY * (1 - ended) - KL_COEF * kl for score, ended, kl in parts]
+    return {name: [sum(found[name][place :: len(rows)]) / samples for place in range(len(rows))] for name in JUDGED}
+
+
+def curve(folder: Path, result: dict, judge_weights, start: dict, arguments) -> list[dict]:
+    """One point per snapshot, the SFT policy first: update, episodes, seconds, cpu_seconds, and a number per prompt."""
+    path, seconds, cpu = folder / "judged.json", 0.0, 0.0
+    known = json.loads(path.read_text()) if path.exists() else {}
+    points = [{"update": 0, "episodes": 0, "seconds": 0.0, "cpu_seconds": 0.0, "values": start}]
+    for place, update in enumerate(result["updates"], 1):
+        seconds, cpu = seconds + update["seconds"], cpu + update["cpu_seconds"]
+        if place % arguments.every == 0:
+            name = f"{place} x {arguments.samples}"
+            if name not in known:
+                known[name] = judge_weights(torch.load(folder / f"policy_{place}.pt", weights_only=True))
+                path.write_text(json.dumps(known))
+            when = {"update": place, "episodes": place * EPISODES, "seconds": seconds, "cpu_seconds": cpu}
+            points.append(when | {"values": known[name]})
+    return [point | {name: mean_estimate(v).mean for name, v in point["values"].items()} for point in points]
+
+
+def differences(curves: dict) -> list[dict]:
+    """Ours minus TRL's at the end of each seed, with a 95 % interval over prompts (both answer the same ones).
+
+    The interval says how well these two policies are told apart, not how two other seeds would compare.
+    """
+    found = []
+    for theirs in (side for side in curves if side.startswith("trl")):
+        for side in (side for side in curves if side.startswith("ours")):
+            for seed in curves[side]:
+                ours, other = (curves[name][seed][-1]["values"] for name in (side, theirs))
+                for of in ("score", "objective", "coverage"):
+                    estimate = mean_estimate([a - b for a, b in zip(ours[of], other[of], strict=True)])
+                    interval = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+                    found.append({"side": side, "trl": theirs, "seed": seed, "of": of, **interval})
+    return found
+
+
+def first_reached(points: list[dict], level: float, *, of: str, along: str) -> float | None:
+    """Where the curve first is at `level`, by straight lines between its points; None if it never is."""
+    for before, after in zip(points, points[1:]):
+        if before[of] >= level:
+            return before[along]
+        if after[of] >= level:
+            share = (level - before[of]) / (after[of] - before[of])
+            return before[along] + share * (after[along] - before[along])
+    return None
+
+
+def races(curves: dict) -> list[dict]:
+    """When each curve first has SHARES of the gain that TRL has made at its end; TRL's own curve too."""
+    found = []
+    for theirs in (side for side in curves if side.startswith("trl")):
+        sides = (theirs, *(side for side in curves if side.startswith("ours")))
+        for seed, points in curves[theirs].items():
+            for of, share, side in product(("score", "objective"), SHARES, sides):
+                level = points[0][of] + share * (points[-1][of] - points[0][of])
+                race = {"trl": theirs, "seed": seed, "of": of, "share": share, "level": level, "side": side}
+                for along in ("seconds", "cpu_seconds", "episodes"):
+                    own = first_reached(points, level, of=of, along=along)
+                    other = first_reached(curves[side][seed], level, of=of, along=along)
+                    race |= {along: other, f"{along}_ratio": own / other if other else None}
+                found.append(race)
+    return found
+
+
+def table(curves: dict, found: list[dict], apart: list[dict]) -> str:
+    lines, seeds = [], list(next(iter(curves.values())))
+    for seed in seeds:
+        lines.append(
+            f"\nseed {seed:<15}" + "".join(f"{name.removeprefix('completion_'):>11}" for name in ("seconds", *JUDGED))
+        )
+        lines.append(row("SFT", next(iter(curves.values()))[seed][0]))
+        lines += [row(side, column[seed][-1]) for side, column in curves.items()]
+    lines.append("\nat the end, ours - TRL, 95 % over prompts")
+    for each in apart:
+        name = f"{each['of']}, {each['side']} - {each['trl']}, seed {each['seed']}"
+        lines.append(f"{name:<60}{each['mean']:>8.3f}  ({each['low']:.3f} to {each['high']:.3f})")
+    lines.append(
+        f"\n{'share of the final gain of TRL, first at':<60}{'level':>8}{'seconds':>9}{'episodes':>10}{'times sooner':>14}"
+    )
+    for race in found:
+        name = f"{race['of']}, {race['share']:.0%} of {race['trl']}, seed {race['seed']}: {race['side']}"
+        reached = (
+            "    never"
+            if race["seconds_ratio"] is None
+            else f"{race['seconds']:>9.0f}{race['episodes']:>10.0f}{race['seconds_ratio']:>14.1f}"
+        )
+        lines.append(f"{name:<60}{race['level']:>8.3f}{reached}")
+    return "\n".join(lines)
+
+
+def row(name: str, point: dict) -> str:
+    return f"{name:<20}" + "".join(f"{point[key]:>11.3f}" for key in ("seconds", *JUDGED))
+
+
+def plot(curves: dict, path: Path) -> None:
+    """Score and coverage against episodes and seconds: a thin line per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from rlhf.report import COLOURS, LINES, MARKERS
+
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharey="row", layout="constrained")
+    titles = {"score": "reward model", "coverage": "slot coverage"}
+    for line, of in enumerate(titles):
+        for column, along in enumerate(("episodes", "seconds")):
+            axis = axes[line][column]
+            for place, (side, seeds) in enumerate(curves.items()):
+                for number, points in enumerate(seeds.values()):
+                    axis.plot(
+                        [point[along] for point in points], [point[of] for point in points], label=None if number else side,
+                        color=COLOURS[place], marker=MARKERS[place], linestyle=LINES[place % len(LINES)], markersize=4,
+                    )  # fmt: skip
+            axis.set_xlabel("episodes" if along == "episodes" else "seconds of training")
+            axis.set_ylabel(titles[of])
+            axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.suptitle("PPO from the same SFT model on the same reward model, judged on held-out prompts")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", default="runs/e2e", help="folder of benchmarks/e2e/run.py: sft/, reward/, data/")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES)[:3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--updates", type=int, default=30, help=f"of {EPISODES} episodes each")
+    parser.add_argument("--every", type=int, default=5, help="updates between snapshots")
+    parser.add_argument("--samples", type=int, default=2, help="completions per held-out prompt")
+    parser.add_argument("--out", default="runs/ppo_learning", help="where the snapshots go, or already are")
+    parser.add_argument("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
+    parser.add_argument("--record", action="store_true", help="write results/<date>.json and .png")
+    arguments = parser.parse_args()
+    arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
+    if not Path(arguments.trl_python).exists() and any(side.startswith("trl") for side in arguments.sides):
+        raise SystemExit(
+            f"{arguments.trl_venv} holds no Python: make it with\n"
+            f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
+        )
+    if arguments.updates % arguments.every:
+        raise SystemExit(f"--updates {arguments.updates} must be a multiple of --every {arguments.every}")
+    runs, out = Path(arguments.runs).resolve(), Path(arguments.out).resolve()
+    tokenizer = load_tokenizer(str(runs / "sft"))
+    prompts, heldout = (
+        load_rows(str(runs / "data" / f"{name}.jsonl"), kinds=("prompt",)) for name in ("prompts", "heldout")
+    )
+    rows = [line for line in prompts.rows if len(encode_prompt(tokenizer, line["prompt"])) <= PROMPT]
+
+    results, folders = {side: {} for side in arguments.sides}, {}
+    for seed in arguments.seeds:
+        for side in arguments.sides:
+            folder = folders[side, seed] = out / f"{side.replace(' ', '_')}_{seed}"
+            results[side][seed] = found = train(side, make_job(side, seed, rows, runs, folder, arguments), arguments)
+            print(f"{side}, seed {seed}: {sum(u['seconds'] for u in found['updates']):.0f} s of training", flush=True)
+
+    reference, policy = load_runs([str(runs / "sft")] * 2)
+    rewards = WeightedSum(
+        {
+            "reward": RewardModelScorer.load(str(runs / "reward")),
+            "slot_coverage": FunctionScorer.load("recipes.rewards:slot_coverage"),
+        }
+    )
+
+    def judge_weights(weights: dict) -> dict:
+        policy.model.load_state_dict(weights)
+        return judge(policy, reference, rewards, heldout.rows, arguments.samples)
+
+    start = judge(reference, reference, rewards, heldout.rows, arguments.samples)
+    curves = {
+        side: {
+            seed: curve(folders[side, seed], result, judge_weights, start, arguments) for seed, result in seeds.items()
+        }
+        for side, seeds in results.items()
+    }
+    found, apart = races(curves), differences(curves)
+    print(table(curves, found, apart))
+    if not arguments.record:
+        return
+    result = {
+        "question": __doc__.strip().splitlines()[0],
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command_line(),
+        "commit": code_version(),
+        "versions": {side: next(iter(seeds.values()))["versions"] for side, seeds in results.items()}
+        | {"judge": package_versions()},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
+        "models": {name: {"sha256": parent(str(runs / name))["sha256"]} for name in ("sft", "reward")},
+        "data": [
+            {"name": f"data/{name}.jsonl", "rows": len(loaded.rows), "sha256": loaded.sha256}
+            for name, loaded in (("prompts", prompts), ("heldout", heldout))
+        ],
+        "prompts_left_out": len(prompts.rows) - len(rows),
+        "samples_per_prompt": arguments.samples,
+        "settings": {side: SETTINGS | SIDES[side][1] | {"value_model": SIDES[side][2]} for side in arguments.sides},
+        "updates": arguments.updates,
+        "seeds": arguments.seeds,
+        "curves": {
+            side: {
+                seed: [{k: v for k, v in point.items() if k != "values"} for point in points]
+                for seed, points in s.items()
+            }
+            for side, s in curves.items()
+        },
+        "ours_minus_trl_at_the_end": apart,
+        "first_with_share_of_final_gain_of_trl": found,
+        "rollout_scores": {
+            side: {seed: r["rollout_scores"] for seed, r in seeds.items()} for side, seeds in results.items()
+        },
+        "seconds_of_updates": {
+            side: {seed: [u["seconds"] for u in r["updates"]] for seed, r in seeds.items()}
+            for side, seeds in results.items()
+        },
+        "peak_memory_gb": {
+            side: {seed: r["peak_memory_gb"] for seed, r in seeds.items()} for side, seeds in results.items()
+        },
+        "threads": {side: next(iter(seeds.values()))["threads"] for side, seeds in results.items()},
+    }
+    (HERE / "results").mkdir(exist_ok=True)
+    path = HERE / "results" / f"{result['date']}.json"
+    path.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    plot(curves, path.with_suffix(".png"))
+    print(f"wrote {path.relative_to(ROOT)} and .png")
+
+
+if __name__ == "__main__":
+    main()
