@@ -45,7 +45,9 @@ def train(algorithm: str, seed: int, runs: Path, out: Path) -> dict:
     flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     flags += ["--reward_functions", "recipes.rewards:on_topic", "recipes.rewards:preferred_voice"]
     flags += ["--reward_weights", "1", "0", "0"]
-    subprocess.run([sys.executable, ROOT / "recipes" / "ppo.py", *flags], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, ROOT / "recipes" / "ppo.py", *flags], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     rows, record = read_jsonl(output / "metrics.jsonl"), RunRecord.load(output)
     rollouts = [row for row in rows if "policy_loss" in row]
     per_rollout = rollouts[0]["episodes"]
@@ -97,7 +99,9 @@ def plot(results: list[dict], path: Path) -> None:
                 continue
             for curve in curves:
                 axis.plot([p[x] for p in curve], [p[y] for p in curve], color=f"C{place}", alpha=0.25, linewidth=1)
-            means = [[statistics.mean(c[i][name] for c in curves) for i in range(min(map(len, curves)))] for name in (x, y)]
+            means = [
+                [statistics.mean(c[i][name] for c in curves) for i in range(min(map(len, curves)))] for name in (x, y)
+            ]
             axis.plot(*means, color=f"C{place}", label=algorithm, marker="o", markersize=3)
         axis.set(xlabel={"kl": "KL to SFT, nats per answer"}.get(x, x), ylabel=y)
         axis.grid(alpha=0.3)

@@ -93,7 +93,7 @@ def estimate_memory(
     update = {
         "gradients": gradients,
         "activations": sum(
-            micro_batch * length * layer_bytes(m, computes_in_16_bit=computes_in_16_bit) for m in trunks
+            micro_batch * length * layer_bytes(m, length, computes_in_16_bit=computes_in_16_bit) for m in trunks
         ),
         "logits": min(micro_batch * completion_length, chunk) * vocabulary * LOGITS_BYTES,
     }
@@ -126,28 +126,30 @@ def own_bytes(model: nn.Module, seen: set) -> int:
     return total
 
 
-def layer_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
-    """What all layers keep for the backward pass, per token, without checkpointing: layers * h * bytes.
+def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> int:
+    """What all layers keep for the backward pass, per token of a row of `length`, without checkpointing.
 
     Korthikanti et al. 2022 (arXiv 2205.05198), equation 1: h (34 + 5 a s / h) bytes per token and layer in 16 bit; a
-    heads, s tokens. Ours, per unit of h, counted on transformers 5's GPT-2: dropout is off, which saves its masks;
-    attention is fused (sdpa), which saves 5 a s / h; GPT-2's GELU is not fused and keeps 5 tensors of 4h where the
-    paper has 2. That leaves 29 numbers: 9 around attention and norms, 20 in the MLP. fp32: 4 * 29 = 116 bytes. 16-bit
-    weights: 58. Autocast: 58, + 4 for the two fp32 inputs of the norms, + 24 on CUDA, where `pow` is taken in fp32 (3
-    tensors of 4h grow by 2 bytes) = 86; CPU autocast stays at 62. A Llama keeps 27 numbers when its MLP is 4h wide.
-    LoRA adds 1 to 3 bytes, over 16-bit weights 17, since its matrices stay fp32.
+    heads, s tokens. Ours, counted on transformers 5's GPT-2 with `use_fast_kernels`: dropout is off, which saves its masks,
+    and leaves 18 numbers per unit of h: fp32 72 bytes, 16-bit weights 36. Autocast: 40, for the fp32 inputs of the norms.
+    Attention without a fused kernel keeps its probabilities too: a s numbers, under autocast in fp32 and in 16 bit. A
+    Llama keeps 27 numbers when its MLP is 4h wide. LoRA adds 1 to 3 bytes, over 16-bit weights 17, since its matrices stay
+    fp32.
     """
     config = model.config
-    per_unit = 86 if computes_in_16_bit else 29 * weight_bytes(model)
-    return config.num_hidden_layers * config.hidden_size * per_unit
+    bytes_of = weight_bytes(model)
+    kept = config.hidden_size * (40 if computes_in_16_bit else 18 * bytes_of)
+    if getattr(config, "_attn_implementation", None) == "eager":
+        kept += config.num_attention_heads * length * (6 if computes_in_16_bit else bytes_of)
+    return config.num_hidden_layers * kept
 
 
 def reading_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
     """What one layer holds at a time per token, without a backward pass: all prompts are read in one go.
 
-    Per unit of h: GPT-2's GELU has 5 tensors of 4h at once, beside 2 of h: 22 numbers. Autocast: 3 of the 5 in fp32.
+    Per unit of h: before and after GELU 4h each, beside 2 of h: 10 numbers; autocast 24 bytes.
     """
-    return model.config.hidden_size * (72 if computes_in_16_bit else 22 * weight_bytes(model))
+    return model.config.hidden_size * (24 if computes_in_16_bit else 10 * weight_bytes(model))
 
 
 def cache_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
