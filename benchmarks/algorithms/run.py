@@ -45,9 +45,9 @@ def train(algorithm: str, seed: int, runs: Path, out: Path) -> dict:
     flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     flags += ["--reward_functions", "recipes.rewards:on_topic", "recipes.rewards:preferred_voice"]
     flags += ["--reward_weights", "1", "0", "0"]
-    subprocess.run(
-        [sys.executable, ROOT / "recipes" / "ppo.py", *flags], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    if not output.is_dir():  # a run that is there already is taken as it is
+        command = [sys.executable, ROOT / "recipes" / "ppo.py", *flags]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     rows, record = read_jsonl(output / "metrics.jsonl"), RunRecord.load(output)
     rollouts = [row for row in rows if "policy_loss" in row]
     per_rollout = rollouts[0]["episodes"]

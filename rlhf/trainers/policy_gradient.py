@@ -88,6 +88,8 @@ class PolicyGradientTrainer(Trainer):
         for each in (model.policy, model.value_model, self.ref_model, *scoring):
             if each is not None:
                 use_fast_kernels(each, device=args.device, longest=self.prompt_limit + args.max_completion_length)
+        if self.algorithm.trust_region:
+            policy.set_attn_implementation("eager")  # fused attention has no second derivative
         self.average = WeightAverage(model.policy_parameters(), args.ema_decay) if args.ema_decay is not None else None
         self.nonfinite = NonFinite(SKIPPED_AT_MOST, args.output_dir)
         super().__init__(
