@@ -446,12 +446,18 @@ class PolicyGradientTrainer(Trainer):
                 "rollouts": self.state.global_step // self.args.steps_per_rollout,
                 "nonfinite_in_a_row": self.nonfinite.in_a_row,
             }
-            checkpoints.save_state(folder, state, model, self.average)
+            checkpoints.save_state(folder, state, checkpoints.trainable(model), self.average)
+
+    def _inner_training_loop(self, *args, resume_from_checkpoint: str | None = None, **kwargs):
+        """The state before the loader is made, the weights when the Trainer asks."""
+        if resume_from_checkpoint is not None:
+            state = checkpoints.load_state(Path(resume_from_checkpoint))
+            self.kl_coef, self._first_rollout = state["kl_coef"], state["rollouts"]
+            self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
+        return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        state = checkpoints.load_state(Path(resume_from_checkpoint), self.model, self.average)
-        self.kl_coef, self._first_rollout = state["kl_coef"], state["rollouts"]
-        self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
+        checkpoints.load_weights(Path(resume_from_checkpoint), self.model, self.average)
 
 
 def add_to(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
