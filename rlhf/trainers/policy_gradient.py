@@ -383,7 +383,7 @@ class PolicyGradientTrainer(Trainer):
         names = sorted(self._sums)
         if not names:  # every update was left out
             return {}
-        sums = torch.stack([self._sums[name].float() for name in names])
+        sums = torch.stack([self._sums[name].to(self.args.device).float() for name in names])  # norms may be on the CPU
         per_process = gather(sums.unsqueeze(0)) if self.args.world_size > 1 else sums.unsqueeze(0)
         found = {}
         for place, name in enumerate(names):
