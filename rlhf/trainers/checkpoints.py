@@ -12,7 +12,6 @@ Checkpoints stand between rollouts, so that no rollout has to be kept: random nu
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from rlhf.models.kernels import full_matrices
 from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.trainers.averaging import WeightAverage
+from rlhf.trainers.sharding import write
 
 STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "average.safetensors"
 
@@ -67,9 +67,8 @@ def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None
             f"{folder} was trained with other parts than this run ({', '.join(differing[:3])}, ...): resume with the "
             "settings of its run (use_peft, lora_r, value_model, share_trunk)"
         )
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            parameters[name].copy_(tensor)
+    for name, tensor in saved.items():
+        write(parameters[name], tensor)
     if average is not None:
         if not (folder / AVERAGE).is_file():
             raise UserError(f"{folder} holds no averaged weights: resume without ema_decay")
