@@ -34,7 +34,7 @@ HOUSE = {
     # layer 3: training; sharing and comparing
     "rlhf.trainers": (
         "algorithms data models decoding rollout scoring runs",
-        "torch transformers accelerate safetensors tokenizers sklearn matplotlib rich tqdm",
+        "torch transformers accelerate safetensors tokenizers sklearn matplotlib rich tqdm deepspeed",
     ),
     "rlhf.hub": ("data feedback runs inference scoring", "huggingface_hub yaml matplotlib"),
     "rlhf.comparison": ("algorithms data models decoding runs scoring", "torch"),
@@ -52,7 +52,11 @@ HOUSE = {
         "torch transformers trl peft datasets tokenizers",
     ),
 }
-HOMES = {"gradio": ("rlhf.ui", "rlhf.server"), "trl": ("recipes", "rlhf.recipe")}  # package: only these
+HOMES = {  # package: only these
+    "gradio": ("rlhf.ui", "rlhf.server"),
+    "trl": ("recipes", "rlhf.recipe"),
+    "deepspeed": ("rlhf.trainers.sharding",),
+}
 
 
 def modules() -> dict[str, Path]:

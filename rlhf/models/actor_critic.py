@@ -6,7 +6,7 @@ V(s_t), the value of the state before token t, read at the position of the token
 """
 
 import copy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from rlhf.models.one_trunk import AdapterModel
 CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits are 0.4 GB
 
 
-@dataclass
-class Evaluation:
+class Evaluation(NamedTuple):
     """What the models say of completions that exist: each (B, T), 0 outside the mask, None where it was not asked for or
-    there is no critic; text_log_probs (N, L - 1): of the given plain text."""
+    there is no critic; text_log_probs (N, L - 1): of the given plain text.
+
+    A tuple, since the wrappers that split weights look for tensors in tuples and dicts only."""
 
     log_probs: Tensor | None
     entropy: Tensor | None
@@ -64,6 +65,8 @@ class ActorCritic(nn.Module):
                 "completions; use value_model: shared, or a reward model of the policy's own kind"
             )
         self.config = policy.config  # read by the Trainer
+        blocks = [getattr(model, "_no_split_modules", None) or () for model in (policy, self.value_model)]
+        self._no_split_modules = sorted({name for names in blocks for name in names})  # read by FSDP
 
     def forward(
         self, prompt_ids, prompt_mask, completion_ids, mask, temperature: float, only_values: bool = False,

@@ -12,9 +12,8 @@ Checkpoints stand between rollouts, so that no rollout has to be kept: random nu
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
@@ -22,6 +21,7 @@ from rlhf.models.kernels import full_matrices
 from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.trainers.averaging import WeightAverage
+from rlhf.trainers.sharding import write
 
 STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "average.safetensors"
 
@@ -43,17 +43,23 @@ def save_models(folder: Path, model: ActorCritic, tokenizer, *, value_model: boo
         save_file(head, critic / "value_head.safetensors")
 
 
-def save_state(folder: Path, state: dict, model: ActorCritic, average: WeightAverage | None) -> None:
+def save_state(folder: Path, state: dict, weights: dict[str, Tensor], average: WeightAverage | None) -> None:
+    """weights: whole, of what is trained, by name."""
     (folder / STATE).write_text(json.dumps(state))
-    save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, folder / WEIGHTS)
+    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     if average is not None:
         save_file({str(place): tensor for place, tensor in enumerate(average.tensors)}, folder / AVERAGE)
 
 
-def load_state(folder: Path, model: ActorCritic, average: WeightAverage | None) -> dict:
-    """Put the weights back into `model` and `average`; the saved state."""
+def load_state(folder: Path) -> dict:
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} is not a checkpoint of this trainer: {STATE} is missing")
+    return json.loads((folder / STATE).read_text())
+
+
+def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None) -> None:
+    """Put the weights back into `model` and `average`."""
+    load_state(folder)  # refuses a folder that is no checkpoint
     parameters, saved = trainable(model), load_file(folder / WEIGHTS)
     if parameters.keys() != saved.keys():
         differing = sorted(parameters.keys() ^ saved.keys())
@@ -61,15 +67,13 @@ def load_state(folder: Path, model: ActorCritic, average: WeightAverage | None) 
             f"{folder} was trained with other parts than this run ({', '.join(differing[:3])}, ...): resume with the "
             "settings of its run (use_peft, lora_r, value_model, share_trunk)"
         )
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            parameters[name].copy_(tensor)
+    for name, tensor in saved.items():
+        write(parameters[name], tensor)
     if average is not None:
         if not (folder / AVERAGE).is_file():
             raise UserError(f"{folder} holds no averaged weights: resume without ema_decay")
         found = load_file(folder / AVERAGE)
         average.tensors = [found[str(place)] for place in range(len(found))]
-    return json.loads((folder / STATE).read_text())
 
 
 def trainable(model: ActorCritic) -> dict[str, nn.Parameter]:

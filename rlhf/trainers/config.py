@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.errors import UserError
+from rlhf.trainers.sharding import load_whole
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
@@ -127,6 +128,7 @@ class PolicyGradientConfig(TrainingArguments):
         if algorithm.trust_region or self.value_warmup_rollouts:
             self.ddp_find_unused_parameters = True  # while only the value model learns the policy is not used
         super().__post_init__()
+        load_whole()
         self._place_on_rollouts()
 
     @property

@@ -6,12 +6,13 @@ rollout is made over all processes, the loss of a micro-batch, what is logged, e
 
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, send_to_device
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -26,10 +27,10 @@ from rlhf.models.actor_critic import CHUNK, ActorCritic, frozen_copy, reference_
 from rlhf.models.kernels import halve_frozen_matrices, use_fast_kernels
 from rlhf.models.load import context_length, disable_dropout, freeze
 from rlhf.models.memory import Memory, estimate_memory
-from rlhf.models.one_trunk import adapter
+from rlhf.models.one_trunk import AdapterModel, adapter
 from rlhf.rollout import Rollout, collect, estimate, statistics
 from rlhf.scoring import WeightedSum
-from rlhf.trainers import checkpoints
+from rlhf.trainers import checkpoints, sharding
 from rlhf.trainers.averaging import WeightAverage
 from rlhf.trainers.config import PolicyGradientConfig
 from rlhf.trainers.guards import Guards, NonFinite, distinct_n, repetition
@@ -93,16 +94,23 @@ class PolicyGradientTrainer(Trainer):
         self.average = WeightAverage(model.policy_parameters(), args.ema_decay) if args.ema_decay is not None else None
         self.nonfinite = NonFinite(SKIPPED_AT_MOST, args.output_dir)
         super().__init__(
-            model=model, args=args, optimizers=(self._optimizer(model, args), None), callbacks=callbacks,
+            model=model, args=args, callbacks=callbacks,
             data_collator=lambda batch: batch, eval_dataset=self.eval_rows or None,
         )  # fmt: skip
+        self.create_optimizer()  # not passed in: DeepSpeed would put a default one in its place, FSDP refuses it
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the token total of the whole mini-batch
+        one_trunk = any(isinstance(each, AdapterModel) for each in (model.value_model, *scoring))
+        sharding.check_settings(self.accelerator, args, trust_region=self.algorithm.trust_region, share_trunk=one_trunk)
+        sharding.autocast_only(self.accelerator)
+        self._twin = sharding.twin_of(model).to(self.args.device) if sharding.splits_weights(self.accelerator) else None
+        model.to(self.args.device)  # DeepSpeed and FSDP would do it, but a rollout may come before them
         for each in (self.ref_model, *scoring):
             if each is not None:
                 each.to(self.args.device)
-                if self.args.bf16:
+                if self.args.bf16 and not sharding.uses_deepspeed(self.accelerator):  # it has no autocast
                     halve_frozen_matrices(each)
-        if self.args.bf16 and not self.algorithm.trust_region:  # whose step is computed in full precision
+        # Not for TRPO, whose step is computed in full precision, nor under wrappers, which want one dtype.
+        if self.args.bf16 and not self.algorithm.trust_region and sharding.is_plain(self.accelerator):
             halve_frozen_matrices(model.policy, keep=True)  # those beside LoRA
         self.add_callback(Guards(max_kl_stop=args.max_kl_stop))
         if self.average is not None:
@@ -229,12 +237,11 @@ class PolicyGradientTrainer(Trainer):
         processes, index = self.args.world_size, self.args.process_index
         share = -(-len(rows) // processes)
         places = [min(place, len(rows) - 1) for place in range(index * share, (index + 1) * share)]
-        model = self.accelerator.unwrap_model(self.model)
-        model.eval()
-        with self.accelerator.autocast():
+        with self._whole_model() as model, self.accelerator.autocast():
+            model.eval()
             rollout = collect(
                 model,
-                self._reference,
+                partial(self._reference, model.policy),
                 self.rewards,
                 self.tokenizer,
                 [rows[place] for place in places],
@@ -257,12 +264,24 @@ class PolicyGradientTrainer(Trainer):
         tensors = {name: whole(name, tensor) for name, tensor in rollout.tensors().items()}
         return replace(rollout, **tensors, parts={name: gather(part)[:count] for name, part in rollout.parts.items()})
 
-    def _reference(self, batch: dict) -> Tensor:
-        policy = self.accelerator.unwrap_model(self.model).policy
+    @contextmanager
+    def _whole_model(self):
+        """The ActorCritic with whole weights on this process; all processes must enter together."""
+        model = self.accelerator.unwrap_model(self.model)
+        with sharding.filled(self._twin, model) if self._twin is not None else nullcontext(model) as model:
+            if self.ref_model is not None and sharding.uses_deepspeed(self.accelerator):
+                self.ref_model.to(next(model.parameters()).dtype)  # its bf16 is of the weights themselves
+            yield model
+
+    def _reference(self, policy: nn.Module, batch: dict) -> Tensor:
         with adapter(policy, None) if self.ref_model is None else nullcontext():
             return reference_log_probs(self.ref_model or policy, batch, temperature=self.args.temperature)
 
     # ---- loss ----------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """To the device, and no more: under DeepSpeed the Trainer's own rounds floats, old log-probs too, to bf16."""
+        return send_to_device(inputs, self.args.device)
 
     def training_step(self, *args, **kwargs) -> Tensor:
         """The Trainer carries every loss over into its running mean, where one NaN would stay for good; `_clip_grad_norm`
@@ -273,11 +292,12 @@ class PolicyGradientTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, mask, total = self.args, inputs["mask"], inputs["num_tokens"]
         updates_policy = args.updates_policy(inputs["rollout"], inputs["epoch"])
-        seen = model(
-            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask, temperature=args.temperature,
-            only_values=not updates_policy, entropy=args.entropy_coef > 0,
-            **{name: inputs[name] for name in ("text_ids", "text_mask") if name in inputs and updates_policy},
-        )  # fmt: skip
+        with sharding.forward_autocast(self.accelerator):
+            seen = model(
+                inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask, temperature=args.temperature,
+                only_values=not updates_policy, entropy=args.entropy_coef > 0,
+                **{name: inputs[name] for name in ("text_ids", "text_mask") if name in inputs and updates_policy},
+            )  # fmt: skip
         found, loss = {}, 0.0
         if updates_policy:
             policy_losses = call(
@@ -331,6 +351,11 @@ class PolicyGradientTrainer(Trainer):
 
     # ---- optimiser -----------------------------------------------------------------------------------------------
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self._optimizer(self.model if model is None else model, self.args)
+        return self.optimizer
+
     def _optimizer(self, model: ActorCritic, args: PolicyGradientConfig) -> torch.optim.Optimizer:
         value_rate = args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
         groups = [
@@ -349,34 +374,39 @@ class PolicyGradientTrainer(Trainer):
         """Policy and value parameters are clipped, and logged, apart: a wild critic must not still the policy.
 
         A step whose gradient is not finite is not taken: without gradients the optimiser leaves every weight alone.
+        DeepSpeed has by now clipped both by their common norm and stepped, or left the step out; here it is counted.
         """
-        inner = self.accelerator.unwrap_model(model)
-        parts = {"policy": inner.policy_parameters(), "value": inner.value_parameters()}
-        limits = {"policy": float("inf") if self.algorithm.trust_region else self.args.max_grad_norm}
-        norms = {
-            name: torch.as_tensor(
-                self.accelerator.clip_grad_norm_(parameters, limits.get(name, self.args.max_grad_norm))
-            ).detach().float()
-            for name, parameters in parts.items()
-            if parameters
-        }  # fmt: skip
+        deepspeed = sharding.uses_deepspeed(self.accelerator)
+        norms = {"grad_norm": sharding.common_norm(self.accelerator)} if deepspeed else self._clip_apart(model)
         finite = all(bool(norm.isfinite()) for norm in norms.values())
         self.nonfinite.count(not finite)
         if finite:
             add_to(self._sums, self._step_sums)
             self._counts.update(self._step_sums.keys())
-            self.count({f"grad_norm_{name}": norm for name, norm in norms.items()})
+            self.count(norms)
         else:
             self.optimizer.zero_grad(set_to_none=True)
         self._step_sums = {}
-        return norms["policy"]
+        return next(iter(norms.values()))
+
+    def _clip_apart(self, model) -> dict[str, Tensor]:
+        inner = self.accelerator.unwrap_model(model)
+        parts = {"policy": inner.policy_parameters(), "value": inner.value_parameters()}
+        limits = {"policy": float("inf") if self.algorithm.trust_region else self.args.max_grad_norm}
+        return {
+            f"grad_norm_{name}": sharding.whole_tensor(
+                self.accelerator.clip_grad_norm_(parameters, limits.get(name, self.args.max_grad_norm))
+            ).float()
+            for name, parameters in parts.items()
+            if parameters
+        }
 
     # ---- logging, evaluation, samples ----------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._rollout_statistics:
-            logs |= self._rollout_statistics | self._averages() | {"nonfinite_steps": self.nonfinite.take()}
             logs.pop("grad_norm", None)
+            logs |= self._rollout_statistics | self._averages() | {"nonfinite_steps": self.nonfinite.take()}
         self.state.epoch = self.state.global_step / self.args.max_steps  # the Trainer counts from where it resumed
         super().log(logs, start_time)
 
@@ -385,7 +415,7 @@ class PolicyGradientTrainer(Trainer):
         names = sorted(self._sums)
         if not names:  # every update was left out
             return {}
-        sums = torch.stack([self._sums[name].float() for name in names])
+        sums = torch.stack([self._sums[name].to(self.args.device).float() for name in names])  # norms may be on the CPU
         per_process = gather(sums.unsqueeze(0)) if self.args.world_size > 1 else sums.unsqueeze(0)
         found = {}
         for place, name in enumerate(names):
@@ -435,25 +465,35 @@ class PolicyGradientTrainer(Trainer):
         """The policy as a plain folder, its value function in `value_model/`, the averaged weights in `ema/`; in
         checkpoints what resuming needs beside them."""
         folder = Path(output_dir or self.args.output_dir)
-        if not self.args.should_save:
-            return
-        model = self.accelerator.unwrap_model(self.model)
+        with self._whole_model() as model:
+            if self.args.should_save:
+                self._save_whole(model, folder, checkpoint=_internal_call)
+
+    def _save_whole(self, model: ActorCritic, folder: Path, *, checkpoint: bool) -> None:
         checkpoints.save_models(folder, model, self.tokenizer)
         if self.average is not None:
             with self.average.applied():
                 checkpoints.save_models(folder / "ema", model, self.tokenizer, value_model=False)
-        if _internal_call:
+        if checkpoint:
             state = {
                 "kl_coef": self.kl_coef,
                 "rollouts": self.state.global_step // self.args.steps_per_rollout,
                 "nonfinite_in_a_row": self.nonfinite.in_a_row,
             }
-            checkpoints.save_state(folder, state, model, self.average)
+            trained = checkpoints.trainable(self.accelerator.unwrap_model(self.model))
+            weights = {name: p for name, p in model.named_parameters() if name in trained}
+            checkpoints.save_state(folder, state, weights, self.average)
+
+    def _inner_training_loop(self, *args, resume_from_checkpoint: str | None = None, **kwargs):
+        """The state before the loader is made, the weights when the Trainer asks, or DeepSpeed by itself, reads them."""
+        if resume_from_checkpoint is not None:
+            state = checkpoints.load_state(Path(resume_from_checkpoint))
+            self.kl_coef, self._first_rollout = state["kl_coef"], state["rollouts"]
+            self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
+        return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        state = checkpoints.load_state(Path(resume_from_checkpoint), self.model, self.average)
-        self.kl_coef, self._first_rollout = state["kl_coef"], state["rollouts"]
-        self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
+        checkpoints.load_weights(Path(resume_from_checkpoint), self.model, self.average)
 
 
 def add_to(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:

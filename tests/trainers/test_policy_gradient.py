@@ -133,7 +133,8 @@ def test_ppo_md_09_at_step_0_the_policy_is_the_reference(make_trainer, tokenizer
     after = trainer.evaluate()
     assert abs(after["eval_kl"]) > 1e-4
     batch = {k: getattr(rollout, k) for k in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
-    assert trainer._reference(batch)[0, 0].item() == pytest.approx(reference, abs=1e-6)  # the reference stayed
+    stayed = trainer._reference(trainer.model.policy, batch)[0, 0].item()
+    assert stayed == pytest.approx(reference, abs=1e-6)
 
 
 def test_ppo_md_10_dropout_is_off_in_all_four_models(make_trainer, tokenizer, make_policy, make_reward_model):
