@@ -115,7 +115,8 @@ def algorithms(record: dict) -> str:
     return "\n".join([
         "The demo's task: from the same SFT model, reward model and prompts, 5,120 episodes each; mean ± standard deviation "
         f"over seeds {record['seeds']}, judged on samples at temperature 1 for held-out wordings. The learning rate is the "
-        "same for all, tuned for none. No algorithm sees topic or voice, only the reward model's score less KL.\n",
+        "same for all, tuned for none; PPO and GRPO make two passes over a rollout, the others one. No algorithm sees topic "
+        "or voice, only the reward model's score less KL.\n",
         *record["table"],
         f"\n![score against KL and seconds](../{picture})\n",
         f"{source(record)} `python benchmarks/algorithms/run.py --runs FOLDER`",

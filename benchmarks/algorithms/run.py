@@ -131,7 +131,8 @@ def main() -> None:
         record = {
             "question": __doc__.strip().splitlines()[0], "date": path.stem, "commit": first["versions"]["code"],
             "versions": first["versions"], "machine": first["machine"] | {"cores": len(os.sched_getaffinity(0))},
-            "data": [source | {"name": Path(source["name"]).name} for source in first["data"]], "seeds": arguments.seeds, "table": table(results).splitlines(),
+            "data": [source | {"name": Path(source["name"]).name} for source in first["data"]],
+            "seeds": arguments.seeds, "table": table(results).splitlines(),
             "runs": [{k: r[k] for k in ("algorithm", "seed", "seconds", "peak_memory_gb", "curve")} for r in results],
         }  # fmt: skip
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
