@@ -171,7 +171,7 @@ def races(curves: dict) -> list[dict]:
         sides = (theirs, *(side for side in curves if side.startswith("ours")))
         for seed, points in curves[theirs].items():
             for of, share, side in product(("score", "objective"), SHARES, sides):
-                level = points[0][of] + share * (points[-1][of] - points[0][of])
+                level = (1 - share) * points[0][of] + share * points[-1][of]
                 race = {"trl": theirs, "seed": seed, "of": of, "share": share, "level": level, "side": side}
                 for along in ("seconds", "cpu_seconds", "episodes"):
                     own = first_reached(points, level, of=of, along=along)
