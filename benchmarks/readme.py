@@ -139,8 +139,8 @@ def ppo_throughput(record: dict) -> str:
         *lines,
         "\nOne PPO update, alternating in one run: small is GPT-2 4 x 256, vocabulary 8,192, 64 episodes of 32 + 48 tokens; "
         "gpt2 is GPT-2 small, 16 episodes of 32 + 32; 4 epochs, the same micro-batches and optimiser steps. `ours` is bf16 "
-        "with a value head on the policy's trunk; `separate` has a value model of its own, as TRL always has; `lora` trains rank-16 "
-        "matrices. Our side keeps freed memory, TRL's runs as it comes. "
+        "with a value head on the policy's trunk; `separate` has a value model of its own, as TRL always has; `lora` trains "
+        "rank-16 matrices. Our side keeps freed memory, TRL's runs as it comes. "
         f"{source(record)} What was tried: `benchmarks/LOG.md`.",
     ])  # fmt: skip
 
