@@ -94,6 +94,8 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
         "step",
         "epoch",
         "total_flos",
+        "seconds",
+        "episodes",
         "runtime",
         "per_second",
         "num_tokens",
