@@ -38,13 +38,12 @@ class TrustRegion(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         batches, self.batches = self.batches, []
-        accelerator = self.trainer.accelerator
-        policy = accelerator.unwrap_model(self.trainer.model).policy
-        parameters = self.trainer.accelerator.unwrap_model(self.trainer.model).policy_parameters()
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        parameters = model.policy_parameters()
         if not batches or all(p.grad is None for p in parameters):  # a pass for the value model, or a step left out
             return
         with torch.autocast(args.device.type, enabled=False):
-            found = self.step(policy, parameters, batches, args, total=batches[0]["num_tokens"])
+            found = self.step(model.policy, parameters, batches, args, total=batches[0]["num_tokens"])
         self.trainer.count(found)
         for parameter in parameters:
             parameter.grad = None  # so that the optimiser leaves it where the step has put it
