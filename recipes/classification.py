@@ -12,30 +12,25 @@ in the order of the alphabet or of their size, and stand in the model's config.
 import json
 from dataclasses import dataclass, field
 
-from transformers import DataCollatorWithPadding, Trainer, set_seed
+from transformers import DataCollatorWithPadding, set_seed
 
+from rlhf.data.labels import check_labels, encode, label_names
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
+from rlhf.evaluation.classification import classification_report, plot_confusion
 from rlhf.models.load import (
     add_lora,
     context_length,
     fit_embeddings,
-    load_classifier,
+    fit_tokenizer,
+    load_encoder,
     load_tokenizer,
-    new_classifier,
+    new_encoder,
     save,
 )
 from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
-from rlhf.trainers.classification import (
-    ClassificationConfig,
-    check_labels,
-    classification_report,
-    encode,
-    fit_tokenizer,
-    label_names,
-    plot_confusion,
-)
-from rlhf.trainers.progress import sample_table, use_run_progress
+from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
+from rlhf.trainers.progress import sample_table
 
 
 @dataclass
@@ -52,13 +47,13 @@ def load_model(settings: ClassificationSettings, tokenizer, labels: list[str]):
     """A pretrained model, or one from scratch, with one output per label."""
     if not settings.from_scratch:
         options = {"revision": settings.model_revision, "dtype": settings.dtype}
-        return load_classifier(settings.model_name_or_path, labels, **options)
+        return load_encoder(settings.model_name_or_path, "classifier", labels=labels, new_head=True, **options)
     if settings.use_peft:
         raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
-    return new_classifier(tokenizer, **settings.sizes(), labels=labels)
+    return new_encoder(tokenizer, "classifier", **settings.sizes(), labels=labels)
 
 
-def main(settings: ClassificationSettings, args: ClassificationConfig) -> None:
+def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
     with recording("classification", settings, args) as record:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
@@ -74,12 +69,10 @@ def main(settings: ClassificationSettings, args: ClassificationConfig) -> None:
         pairs = splits.kind == "pair_classification"
         fit_tokenizer(tokenizer, model, pairs=pairs)
         fit_embeddings(model, tokenizer)
-        # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
-        # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
-        model.accepts_loss_kwargs = False
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         train, train_cut = encode(tokenizer, splits.train, labels, pairs=pairs, max_length=limit)
         evaluation, eval_cut = encode(tokenizer, splits.eval, labels, pairs=pairs, max_length=limit)
+        evaluation.sort(key=lambda row: len(row["input_ids"]))
         cut = train_cut + eval_cut
         record.say(f"{len(train)} rows, {len(evaluation)} held out, {len(labels)} labels; {cut} cut at {limit} tokens")
 
@@ -90,17 +83,17 @@ def main(settings: ClassificationSettings, args: ClassificationConfig) -> None:
             report = classification_report(output.label_ids.tolist(), output.predictions.tolist(), labels)
             return {name: report[name] for name in ("accuracy", "f1")}
 
-        trainer = Trainer(
+        trainer = EncoderTrainer(
             model=model,
             args=args,
+            train=train,
+            evaluation=evaluation,
+            best_metric="accuracy",
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            train_dataset=train,
-            eval_dataset=evaluation,
             compute_metrics=metrics,
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, labels) -> (B,)
         )
-        use_run_progress(trainer, args.output_dir)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(evaluation, metric_key_prefix="eval")

@@ -268,6 +268,23 @@ def check_output_dir(folder: str, resume: bool) -> None:
     )
 
 
+def checkpoint_to_resume(args) -> str | None:
+    """The folder that `resume_from_checkpoint` means: a path, or `true` for the newest checkpoint of output_dir."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    asked = str(args.resume_from_checkpoint or "false")
+    if asked.lower() == "false":
+        return None
+    if asked.lower() != "true":
+        if not Path(asked).is_dir():
+            raise UserError(f"resume_from_checkpoint={asked}: no such folder; `true` takes the newest of output_dir")
+        return asked
+    newest = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    if newest is None:
+        raise UserError(f"resume_from_checkpoint: {args.output_dir} holds no checkpoint-N: begin the run without it")
+    return newest
+
+
 class Run:
     """The record of the run under way; only the main process writes."""
 
@@ -313,6 +330,7 @@ def changed_settings(*objects) -> dict:
 def recording(recipe: str, settings, args):
     """Opens the run folder and keeps its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
+    args.resume_from_checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:  # the others would meet what the first has written meanwhile
         check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
     run = Run(recipe, settings, args)

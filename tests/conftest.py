@@ -1,6 +1,9 @@
 """Tiny tokenizers, models and trainers, made on the spot: no test needs the network, and each takes milliseconds."""
 
 import os
+import sys
+from importlib import util
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -120,6 +123,21 @@ def tiny_trainer(tokenizer, folder, *, score=None, policy=None, rows=None, eval_
     )
     use_run_progress(trainer, folder)
     return trainer
+
+
+def load_recipe(name: str):
+    """The module of recipes/<name>.py, which is no package."""
+    path = Path(__file__).resolve().parents[1] / "recipes" / f"{name}.py"
+    spec = util.spec_from_file_location(f"recipe_{name}", path)
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def recipe_module():
+    return load_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -22,22 +22,27 @@ HOUSE = {
     "rlhf.algorithms": ("", "torch"),
     "rlhf.errors": ("", ""),
     # layer 1: rows, models, records
-    "rlhf.data": ("", "datasets pyarrow transformers"),
-    "rlhf.models": ("algorithms", "torch transformers peft safetensors psutil"),
+    "rlhf.data": ("", "datasets pyarrow transformers numpy torch"),
+    "rlhf.models": ("algorithms", "torch transformers tokenizers peft safetensors psutil"),
+    "rlhf.evaluation": ("data", "numpy sklearn seqeval matplotlib"),
     "rlhf.runs": ("", ""),
     "rlhf.feedback": ("data.rows", ""),
     # layer 2: completions
     "rlhf.decoding": ("models", "torch transformers"),
     "rlhf.scoring": ("data models", "torch transformers"),
     "rlhf.rollout": ("algorithms data models decoding scoring", "torch transformers"),
-    "rlhf.inference": ("algorithms data models decoding scoring runs", "torch transformers tokenizers"),
+    "rlhf.inference": (
+        "algorithms data evaluation models decoding scoring runs",
+        "numpy torch transformers tokenizers",
+    ),
     # layer 3: training; sharing and comparing
     "rlhf.trainers": (
-        "algorithms data models decoding rollout scoring runs",
-        "torch transformers accelerate safetensors tokenizers sklearn matplotlib rich tqdm deepspeed",
+        "algorithms data models decoding rollout scoring runs evaluation",
+        "torch transformers accelerate safetensors matplotlib rich tqdm deepspeed",
     ),
     "rlhf.hub": ("data feedback runs inference scoring", "huggingface_hub yaml matplotlib"),
     "rlhf.comparison": ("algorithms data models decoding runs scoring", "torch"),
+    "rlhf.predict": ("data models evaluation inference runs", "rich"),
     # report takes the defaults of DataSettings from recipe, to find the rows that a run held out
     "rlhf.report": ("comparison data feedback runs inference scoring hub recipe.DataSettings", "matplotlib rich"),
     # layer 4: what people see; never trainers or algorithms
@@ -48,8 +53,8 @@ HOUSE = {
     "rlhf.__main__": ("", ""),  # imports its commands by name, when they are called
     "app": ("server inference feedback runs", "torch uvicorn"),
     "recipes": (
-        "algorithms data models decoding rollout scoring trainers runs recipe hub report",
-        "torch transformers trl peft datasets tokenizers",
+        "algorithms data models decoding rollout scoring trainers runs recipe hub report evaluation inference",
+        "numpy torch transformers trl peft datasets tokenizers",
     ),
 }
 HOMES = {  # package: only these

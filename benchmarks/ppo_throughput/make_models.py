@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import add_chat_template, encode_prompt
-from rlhf.models.load import fit_embeddings, new_classifier, new_policy, save
+from rlhf.models.load import fit_embeddings, new_encoder, new_policy, save
 
 TEMPLATE = 3  # tokens of the chat template around the words of a prompt: user, end of turn, assistant
 SPECIAL = 6  # EOS, unknown, three roles, pad
@@ -54,7 +54,7 @@ def main(job: dict) -> None:
     never_say(policy, [tokenizer.eos_token_id, tokenizer.pad_token_id])
     fit_embeddings(policy, tokenizer)
     save(policy, tokenizer, folder / "policy")
-    save(new_classifier(tokenizer, labels=["score"], **sizes), tokenizer, folder / "reward")
+    save(new_encoder(tokenizer, "classifier", labels=["score"], **sizes), tokenizer, folder / "reward")
     words = torch.randint(shape["vocabulary"] - SPECIAL, (job["prompts"], shape["prompt"] - TEMPLATE))
     rows = [{"prompt": " ".join(f"w{word}" for word in row)} for row in words.tolist()]
     ids = [encode_prompt(tokenizer, row["prompt"]) for row in rows]

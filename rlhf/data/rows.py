@@ -54,6 +54,25 @@ KINDS = {
             {"text": "It rains.", "text_pair": "It is wet.", "label": "entailment"},
         ),
         RowKind("classification", ("text", "label"), ("classification",), {"text": "A fine film.", "label": "good"}),
+        RowKind(
+            "tagging",
+            ("tokens", "tags"),
+            ("ner",),
+            {"tokens": ["Ada", "Lovelace", "wrote", "."], "tags": ["B-person", "I-person", "O", "O"]},
+        ),
+        RowKind(
+            "question_answering",
+            ("question", "context", "answers"),
+            ("question_answering",),
+            {
+                "question": "Who wrote it?",
+                "context": "Ada wrote it.",
+                "answers": {
+                    "text": ["Ada"],
+                    "answer_start": [0],
+                },  # empty lists: the context holds no answer (SQuAD v2)
+            },
+        ),
         RowKind("text", ("text",), ("tokenizer", "pretrain"), {"text": "It was a dark night."}),
     )
 }
@@ -102,6 +121,10 @@ def check_row(row: dict, kind: RowKind) -> list[Problem]:
         return [("ranks", f"{len(row['ranks'])} ranks for {len(row['completions'])} completions: give each its rank")]
     if kind.name == "preference" and row["chosen"] == row["rejected"]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
+    if kind.name == "tagging" and len(row["tokens"]) != len(row["tags"]):
+        return [("tags", f"{len(row['tags'])} tags for {len(row['tokens'])} tokens: give each token its tag")]
+    if kind.name == "question_answering":
+        return [("answers", reason) for reason in _misplaced(row["answers"], row["context"])]
     return []
 
 
@@ -166,6 +189,36 @@ def _check_label(value) -> str | None:
     return None if isinstance(value, int) else f"a string, an integer, true or false is expected, {_shown(value)} given"
 
 
+def _check_words(value) -> str | None:
+    if not isinstance(value, list) or not value:
+        return f"a list of strings is expected, {_shown(value)} given"
+    reasons = ((place, _check_text(word)) for place, word in enumerate(value))
+    return next((f"item {place}: {reason}" for place, reason in reasons if reason), None)
+
+
+def _check_answers(value) -> str | None:
+    form = "{text: [...], answer_start: [...]} is expected"
+    if not isinstance(value, dict) or not {"text", "answer_start"} <= value.keys():
+        return f"{form}, {_shown(value)} given"
+    texts, starts = value["text"], value["answer_start"]
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return f"{form}, two lists of one length, {_shown(value)} given"
+    if not all(type(start) is int and start >= 0 for start in starts):
+        return f"answer_start: characters from 0 are expected, {_shown(starts)} given"
+    return next((f"text: {reason}" for text in texts if (reason := _check_text(text))), None)
+
+
+def _misplaced(answers: dict, context: str) -> list[str]:
+    """Answers that do not stand in the context where they say."""
+    reasons = []
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if not context.startswith(text, start):
+            place = context.find(text)
+            found = f"it stands at {place}" if place >= 0 else "it stands nowhere in the context"
+            reasons.append(f"{_shown(text)} is not at character {start} of the context; {found}")
+    return reasons
+
+
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "text": _check_text,
     "text_pair": _check_text,
@@ -177,6 +230,11 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
     "completions": _check_completions,
     "ranks": _check_ranks,
     "label": _check_label,
+    "tokens": _check_words,
+    "tags": _check_words,
+    "question": _check_text,
+    "context": _check_text,
+    "answers": _check_answers,
 }
 
 

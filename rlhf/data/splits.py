@@ -19,7 +19,10 @@ def prompt_key(row: dict) -> str:
     White space does not count, and a string prompt equals the same text as one user message.
     """
     # An extra column may bear one of these names and hold anything: the first that is well-formed counts.
-    column = next(name for name in ("prompt", "messages", "text") if name in row and not CHECKS[name](row[name]))
+    names = ("prompt", "messages", "context", "tokens", "text")
+    column = next(name for name in names if name in row and not CHECKS[name](row[name]))
+    if column == "tokens":
+        return json.dumps([["user", " ".join(row["tokens"])]], ensure_ascii=False)
     turns = as_messages(row[column])
     if column == "messages":
         turns = turns[: [turn["role"] for turn in turns].index("assistant")]

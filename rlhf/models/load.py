@@ -9,11 +9,16 @@ import os
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,6 +26,15 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
+
+# What an encoder can be asked for. masked_nsp: BERT's own two heads, masked words and next sentence.
+HEADS = {
+    "classifier": AutoModelForSequenceClassification,
+    "tagger": AutoModelForTokenClassification,
+    "reader": AutoModelForQuestionAnswering,
+    "masked": AutoModelForMaskedLM,
+    "masked_nsp": AutoModelForPreTraining,
+}
 
 
 def load_tokenizer(path: str, *, revision: str | None = None):
@@ -72,24 +86,42 @@ def load_reward_model(
     return model
 
 
-def load_classifier(
-    path: str, labels: list[str], *, revision: str | None = None, dtype: str = "float32"
+def load_encoder(
+    path: str,
+    task: str,
+    *,
+    labels: list[str] | None = None,
+    problem_type: str | None = None,
+    new_head: bool = False,
+    revision: str | None = None,
+    dtype: str = "float32",
 ) -> PreTrainedModel:
-    """A sequence classification model whose output i is labels[i]; a head for another number of labels is made anew."""
-    id2label, label2id = _label_maps(labels)
-    return _from_pretrained(
-        AutoModelForSequenceClassification,
+    """A model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps those of its config.
+
+    A head that is not in the weights is an error; new_head=True is for training one, and then it may be random.
+    """
+    options = _label_maps(labels) if labels is not None else {}
+    if problem_type:
+        options["problem_type"] = problem_type
+    model, info = _from_pretrained(
+        HEADS[task],
         path,
         revision=revision,
         dtype=dtype,
-        id2label=id2label,
-        label2id=label2id,
-        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=new_head,
+        **options,
     )
+    if info["missing_keys"] and not new_head:
+        raise UserError(
+            f"{path} is no finished {task}: {', '.join(sorted(info['missing_keys'])[:3])} would be random; give the run "
+            "folder of a recipe that trained one"
+        )
+    return model
 
 
-def _label_maps(labels: list[str]) -> tuple[dict[int, str], dict[str, int]]:
-    return dict(enumerate(labels)), {label: place for place, label in enumerate(labels)}
+def _label_maps(labels: list[str]) -> dict:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
 
 
 def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **options):
@@ -123,6 +155,24 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
             config.bos_token_id = tokenizer.bos_token_id
 
 
+def fit_tokenizer(tokenizer, model, *, pairs: bool) -> None:
+    """What a GPT-2 class tokenizer lacks: EOS pads, and stands between the texts of a pair (GPT-1 put a delimiter)."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no pad_token: set one in its folder")
+        tokenizer.pad_token = tokenizer.eos_token
+    if pairs and tokenizer.sep_token is None:
+        eos = (tokenizer.eos_token, tokenizer.eos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A", pair=["$A", eos[0], "$B"], special_tokens=[eos]
+        )
+    # BERT was pretrained with token types, and a tokenizer made by hand gives none; GPT-2 takes them too, as *words* 0
+    # and 1. So it follows the model, in this process and in the saved folder (init_kwargs).
+    typed = (getattr(model.config, "type_vocab_size", None) or 1) > 1
+    tokenizer.model_input_names = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+
+
 def new_policy(
     tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, dropout: float = 0.1
 ) -> PreTrainedModel:
@@ -136,14 +186,17 @@ def _named_loss(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def new_classifier(
-    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, labels: list[str],
-    dropout: float = 0.1,
+def new_encoder(
+    tokenizer, task: str, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int,
+    dropout: float = 0.1, labels: list[str] | None = None, problem_type: str | None = None,
 ) -> PreTrainedModel:  # fmt: skip
-    """A BERT or GPT-2 class classifier with random weights, sized for `tokenizer`; output i is labels[i]."""
-    config = _new_config(tokenizer, ("bert", "gpt2"), model_type, hidden_size, layers, heads, context, dropout)
-    config.id2label, config.label2id = _label_maps(labels)
-    return AutoModelForSequenceClassification.from_config(config)
+    """A BERT (or, for a classifier or tagger, GPT-2) class model with random weights, sized for `tokenizer`."""
+    allowed = ("bert", "gpt2") if task in ("classifier", "tagger") else ("bert",)
+    config = _new_config(tokenizer, allowed, model_type, hidden_size, layers, heads, context, dropout)
+    for name, value in (_label_maps(labels) if labels is not None else {}).items():
+        setattr(config, name, value)
+    config.problem_type = problem_type
+    return HEADS[task].from_config(config)
 
 
 def _new_config(

@@ -2,7 +2,6 @@ import json
 import math
 import subprocess
 import sys
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf import recipe
-from rlhf.models.load import new_classifier
+from rlhf.data.labels import check_labels, encode, label_names
+from rlhf.evaluation.classification import classification_report, plot_confusion
+from rlhf.models.load import fit_tokenizer, new_encoder
 from rlhf.runs import RunRecord
-from rlhf.trainers.classification import (
-    ClassificationConfig,
-    check_labels,
-    classification_report,
-    encode,
-    fit_tokenizer,
-    label_names,
-    plot_confusion,
-)
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue"]
@@ -29,12 +21,8 @@ LETTERS = "a b c d e f g h".split()
 
 
 @pytest.fixture(scope="module")
-def classification():
-    spec = util.spec_from_file_location("classification_recipe", ROOT / "recipes" / "classification.py")
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def classification(recipe_module):
+    return recipe_module("classification")
 
 
 @pytest.fixture
@@ -65,8 +53,15 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model(request):
     def model(kind, labels=("x", "y")):
-        return new_classifier(
-            tokenizer(kind), model_type=kind, hidden_size=16, layers=1, heads=2, context=16, labels=list(labels)
+        return new_encoder(
+            tokenizer(kind),
+            "classifier",
+            model_type=kind,
+            hidden_size=16,
+            layers=1,
+            heads=2,
+            context=16,
+            labels=list(labels),
         )
 
     torch.manual_seed(0)
@@ -276,8 +271,8 @@ def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
 
 SHARES = """
 import json, sys, torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer
-from rlhf.trainers.classification import ClassificationConfig
+from transformers import BertConfig, BertForSequenceClassification
+from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
 
 seen = []
 class Seeing(BertForSequenceClassification):
@@ -285,15 +280,15 @@ class Seeing(BertForSequenceClassification):
         seen.extend(input_ids[:, 0].tolist())
         return super().forward(input_ids, labels=labels, **rest)
 
-quiet = dict(use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True)
-args = ClassificationConfig(output_dir=sys.argv[1], num_train_epochs=3, per_device_train_batch_size=4, **quiet)
+quiet = dict(use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
+args = EncoderConfig(output_dir=sys.argv[1], num_train_epochs=3, per_device_train_batch_size=4, **quiet)
 torch.manual_seed(0)
 size = dict(vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
 rows = [{"input_ids": [i] + [63] * (i % 5), "labels": i % 2} for i in range(32)]
 pad = lambda batch: {"input_ids": torch.nn.utils.rnn.pad_sequence([torch.tensor(r["input_ids"]) for r in batch], True),
                      "labels": torch.tensor([r["labels"] for r in batch])}
 torch.manual_seed(0)
-Trainer(model=Seeing(BertConfig(**size)), args=args, train_dataset=rows, data_collator=pad).train()
+EncoderTrainer(model=Seeing(BertConfig(**size)), args=args, train=rows, data_collator=pad).train()
 json.dump(seen, open(f"{sys.argv[1]}/{args.process_index}.json", "w"))
 """
 
@@ -313,7 +308,6 @@ def test_two_processes_report_the_mean_loss(tmp_path, write):
 
 @pytest.mark.slow
 def test_two_processes_share_the_rows_of_every_epoch(tmp_path):
-    assert ClassificationConfig(output_dir=str(tmp_path)).accelerator_config.use_seedable_sampler is False
     (tmp_path / "shares.py").write_text(SHARES)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"), "--main_process_port", "0"]

@@ -1,0 +1,39 @@
+"""Running a finished encoder on rows of token ids; what classifier, tagger and reader share."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf.models.load import freeze, load_encoder, load_tokenizer
+
+
+def load_finished(folder: str | os.PathLike, task: str, device: str = "cpu"):
+    """(model, tokenizer) of a run folder or Hub id, ready to predict; task: a key of models.load.HEADS."""
+    model = load_encoder(str(folder), task).to(device)
+    return freeze(model), load_tokenizer(str(folder))
+
+
+@torch.inference_mode()
+def run_batches(
+    model, tokenizer, features: Sequence[dict], *, batch_size: int = 32
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """(place, outputs) of each feature, in the order of their lengths, so that little padding is computed.
+
+    features: rows with input_ids and what else the tokenizer gives (other keys are left out). outputs: the model's, fp32,
+    on the CPU, without the batch; those per token have the feature's own length.
+    """
+    per_token = ("start_logits", "end_logits") if hasattr(model, "qa_outputs") else ()
+    if type(model).__name__.endswith("ForTokenClassification"):
+        per_token = ("logits",)
+    names = tokenizer.model_input_names
+    order = sorted(range(len(features)), key=lambda place: len(features[place]["input_ids"]))
+    for first in range(0, len(order), batch_size):
+        places = order[first : first + batch_size]
+        rows = [{name: features[place][name] for name in names if name in features[place]} for place in places]
+        batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
+        outputs = {name: value.float().cpu() for name, value in model(**batch).items() if torch.is_tensor(value)}
+        for i, place in enumerate(places):
+            length = len(features[place]["input_ids"])
+            yield place, {name: value[i, :length] if name in per_token else value[i] for name, value in outputs.items()}

@@ -1,0 +1,157 @@
+"""Fine-tuning an encoder: the settings and the trainer that classification, NER, question answering and pretraining share.
+
+What it does beyond transformers.Trainer: batches of rows of one length, padded to their own longest row; an order that is
+a function of seed and epoch, so that a resumed run goes on exactly; bf16 and plain attention where they are faster; the
+best checkpoint is the one that is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rlhf.errors import UserError
+from rlhf.models.kernels import use_fast_kernels
+from rlhf.trainers.progress import use_run_progress
+
+POOL = 50  # batches among which rows of one length are sought
+
+
+@dataclass
+class EncoderConfig(TrainingArguments):
+    """TrainingArguments keep their meaning; the defaults are the BERT paper's (arXiv 1810.04805, appendix A.3)."""
+
+    max_length: int = field(
+        default=128,
+        metadata={"help": "Tokens of a row; what happens to longer ones the recipe says. BERT on GLUE: 128."},
+    )
+    learning_rate: float = field(default=2e-5, metadata={"help": "BERT: 2e-5, 3e-5 or 5e-5."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "BERT: 2, 3 or 4."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "BERT: 16 or 32."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of one length are together here too."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Rows of one length together, for less padding; or random."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Compute in bf16 (weights stay fp32). Default: where the processor has it."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to judge: epoch, steps (eval_steps) or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
+    load_best_model_at_end: bool | None = field(
+        default=None, metadata={"help": "Keep the best checkpoint. Default: where each evaluation has a checkpoint."}
+    )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={"help": "Stop when metric_for_best_model did not improve in so many evaluations; 0: never."},
+    )
+
+    def __post_init__(self):
+        self.logging_nan_inf_filter = False
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16(use_cpu=self.use_cpu)
+        saved = self.save_strategy == self.eval_strategy != "no" and self.save_steps == (
+            self.eval_steps or self.save_steps
+        )
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = saved
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise UserError("early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy")
+        self.named_metric = self.metric_for_best_model is not None
+        super().__post_init__()
+
+
+def has_fast_bf16(*, use_cpu: bool) -> bool:
+    """Whether the processor multiplies in bf16; without such instructions it would be slower than fp32."""
+    if not use_cpu and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+class LengthSampler(Sampler[int]):
+    """Rows in an order that is a function of seed and epoch: rows of one length together, the groups shuffled.
+
+    group: rows that are computed at once on all processes, each of which takes an equal share of it.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, group: int, seed: int):
+        self.lengths, self.group, self.seed, self.epoch = list(lengths), group, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self), generator=generator).tolist()
+        pools = [order[start : start + POOL * self.group] for start in range(0, len(order), POOL * self.group)]
+        order = [row for pool in pools for row in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
+        groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
+        rest = (
+            [groups.pop()] if len(groups[-1]) < self.group else []
+        )  # a short group anywhere else would shift the next
+        shuffled = torch.randperm(len(groups), generator=generator).tolist()
+        longest = max(shuffled, key=lambda place: self.lengths[groups[place][0]], default=None)
+        if longest is not None:  # first, so that a batch that does not fit into memory is met at once
+            shuffled.remove(longest)
+            shuffled.insert(0, longest)
+        return (row for group in [*(groups[place] for place in shuffled), *rest] for row in group)
+
+
+class EpochStart(TrainerCallback):
+    """Tells the order (and a data set that draws anew each epoch) which epoch begins, after a resume in its middle too.
+
+    accelerate's own way does not reach the sampler of a loader that skips batches on several processes.
+    """
+
+    def __init__(self, *followers):
+        self.followers = [follower for follower in followers if hasattr(follower, "set_epoch")]
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        for follower in self.followers:
+            follower.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+class EncoderTrainer(Trainer):
+    """transformers.Trainer for rows of token ids; see the file's docstring.
+
+    train, evaluation: lists of rows with input_ids (or a data set with `lengths`); evaluation is read in its own order,
+    which should be by length. best_metric: the metric that picks the checkpoint, unless the user names one.
+    """
+
+    def __init__(self, *, model, args: EncoderConfig, train, evaluation=None, best_metric: str = "loss", **options):
+        if not args.named_metric:
+            args.metric_for_best_model = best_metric
+            args.greater_is_better = not best_metric.endswith("loss")
+        # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
+        # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
+        unwrapped(model).accepts_loss_kwargs = False
+        self.lengths = getattr(train, "lengths", None) or [len(row["input_ids"]) for row in train]
+        if args.device.type == "cpu":
+            use_fast_kernels(unwrapped(model), device=args.device, longest=max(self.lengths))
+        super().__init__(model=model, args=args, train_dataset=train, eval_dataset=evaluation, **options)
+        use_run_progress(self, args.output_dir)
+        self.order = self._get_train_sampler()
+        self.add_callback(EpochStart(self.order, train))
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
+        if hasattr(self, "order"):
+            return self.order
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        lengths = self.lengths if grouped else [0] * len(self.lengths)
+        group = self.args.train_batch_size * self.args.world_size
+        return LengthSampler(lengths, group=group, seed=self.args.data_seed or self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
+
+
+def unwrapped(model):
+    """The model under LoRA's wrapper."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
