@@ -1,0 +1,117 @@
+"""What does pretraining on two megabytes of stories give a small BERT, by its own tasks and by what is fine-tuned from it?
+
+    python benchmarks/bert/pretraining.py --source FOLDER [--seeds 0 1 2] [--record]
+
+--source: a folder with tinystories/tinystories_2mb.txt.gz and the files that tasks.py names. A WordPiece tokenizer and a
+BERT of recipes/configs/pretrain/bert_scratch.yaml are trained on the stories (masked words and next sentence); then
+TASKS are fine-tuned from these weights and, with the same tokenizer, sizes and settings, from random ones. Beside it the
+floor: the time that the floating-point operations of pretraining would take as large matrix products on this machine,
+measured right before and after. A finished stage is taken as it is. --record writes results/pretraining-DATE.json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rlhf.runs import RunRecord, code_version, package_versions, read_jsonl
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "ppo_throughput"))
+TASKS = {  # name of tasks.py: what differs from its YAML here, for a model that knows little
+    "sst2": {"num_train_epochs": 4, "learning_rate": 3e-4},
+    "ner": {"num_train_epochs": 4, "learning_rate": 5e-4, "dataset_limit": 1000},
+}
+
+
+def stage(recipe: str, folder: Path, **keys) -> RunRecord:
+    if not (folder / "run.json").is_file() or RunRecord.load(folder).status != "done":
+        keys["output_dir"] = folder
+        flags = [str(part) for name, value in keys.items() for part in (f"--{name}", value)]
+        subprocess.run([sys.executable, f"recipes/{recipe}.py", *flags], check=True, cwd=ROOT)
+    return RunRecord.load(folder)
+
+
+def operations(config: dict, tokens: int, predicted: int, context: int) -> float:
+    """Floating-point operations of a forward and a backward pass, 2 per multiply-add, matrix products only.
+
+    tokens: read; predicted: of those the masked ones, at which alone the vocabulary is scored.
+    """
+    width, depth, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    per_token = depth * (4 * width * width + 2 * width * inner + 2 * context * width)
+    head = width * width + width * config["vocab_size"]
+    return 3 * 2 * (tokens * per_token + predicted * head)
+
+
+def matrix_rate() -> dict:
+    done = subprocess.run([sys.executable, str(HERE.parent / "ppo_throughput" / "matrix_rate.py")], capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    from tasks import TASKS as GOALS
+    from tasks import data
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--runs", default="runs/bert")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    source, runs = Path(arguments.source).resolve(), Path(arguments.runs).resolve()
+    stories = source / "tinystories" / "tinystories_2mb.txt.gz"
+    configs = ROOT / "recipes" / "configs"
+    tokenizer = stage(
+        "tokenizer", runs / "tokenizer", config=configs / "tokenizer" / "bert_scratch.yaml", dataset_name=stories
+    )
+    rate = [matrix_rate()]
+    base = stage(
+        "pretrain", runs / "pretrained", config=configs / "pretrain" / "bert_scratch.yaml", dataset_name=stories,
+        tokenizer_name_or_path=runs / "tokenizer",
+    )  # fmt: skip
+    rate.append(matrix_rate())
+    found = {}
+    for task, changes in TASKS.items():
+        recipe, metric, _ = GOALS[task]
+        flags = {"config": HERE / f"{task}.yaml", **data(task, source, runs / "data"), **changes}
+        flags["tokenizer_name_or_path"] = runs / "pretrained"
+        sizes = json.loads((runs / "pretrained" / "config.json").read_text())
+        random = {
+            "from_scratch": "true", "model_type": "bert", "hidden_size": sizes["hidden_size"],
+            "layers": sizes["num_hidden_layers"], "heads": sizes["num_attention_heads"],
+            "context": sizes["max_position_embeddings"], "dropout": sizes["hidden_dropout_prob"],
+        }  # fmt: skip
+        found[task] = {"metric": metric, "settings": changes}
+        for side, start in (("pretrained", {"model_name_or_path": runs / "pretrained"}), ("random", random)):
+            records = [stage(recipe, runs / f"{task}-{side}-{seed}", seed=seed, **flags, **start) for seed in arguments.seeds]
+            values = [record.metrics[metric] for record in records]
+            found[task][side] = {"mean": statistics.mean(values), "values": values, "seconds": [r.seconds for r in records]}
+            found[task][side]["sd"] = statistics.stdev(values) if len(values) > 1 else None
+            print(task, side, found[task][side], flush=True)
+    result = {
+        "question": __doc__.strip().splitlines()[0],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": code_version(),
+        "versions": package_versions(),
+        "machine": base.machine,
+        "seeds": arguments.seeds,
+        "data": base.data,
+        "tokenizer": tokenizer.metrics,
+        "pretraining": base.metrics | {"seconds": base.seconds, "config": base.config, "commit": base.versions["code"]},
+        "matrix_gflops": rate,
+        "curve": [row for row in read_jsonl(runs / "pretrained" / "metrics.jsonl") if "eval_loss" in row],
+        "fine_tuning": found,
+    }
+    if arguments.record:
+        path = HERE / "results" / f"pretraining-{result['date']}.json"
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

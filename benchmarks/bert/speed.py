@@ -1,0 +1,188 @@
+"""How many rows a second does fine-tuning take, beside the plain transformers.Trainer with its example scripts' settings?
+
+    python benchmarks/bert/speed.py --source FOLDER [--rounds 3] [--record]
+
+Same MiniLM, same encoded rows, batch, epochs, learning rate and seed; in each round every side runs once, in a process of
+its own, on all cores: `example` pads every row to the example scripts' maximum (128 for GLUE, 384 for SQuAD; their NER
+pads to the batch), `plain` pads to the batch's longest row, `ours` is EncoderTrainer as the recipes use it. All else is
+TrainingArguments' default. Judged afterwards on held-out rows, to see that speed costs nothing. --record writes
+results/speed-DATE.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rlhf.data.load import load_rows
+from rlhf.data.splits import split_rows
+from rlhf.runs import RunRecord, code_version, package_versions
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+SIDES = ("example", "plain", "ours")
+TASKS = {  # name: rows to train on, the example script's maximum length (None: it pads to the batch), learning rate
+    "sst2": (1600, 128, 1e-4),
+    "ner": (1600, None, 3e-4),
+    "qa": (1600, 384, 3e-4),
+}
+EPOCHS, BATCH = 2, 32
+
+
+def encoded(task: str, source: Path, work: Path):
+    """(model, tokenizer, training rows, held-out rows, function of the predictions that judges them)."""
+    from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+
+    from rlhf.models.load import fit_tokenizer, load_encoder, load_tokenizer
+    from tasks import data, minilm
+
+    rows, _, rate = TASKS[task]
+    flags = data(task, source, work)
+    tokenizer = load_tokenizer(minilm())
+    found = [load_rows(str(path), kinds=("classification", "tagging", "question_answering")).rows for path in flags.values()]
+    train, test = found if len(found) == 2 else split_rows(found[0], 0.1, 0)
+    train = train[:rows]
+    if task == "sst2":
+        from rlhf.data.labels import encode, label_names
+        from rlhf.evaluation.classification import classification_report
+
+        labels = label_names(train)
+        model = load_encoder(minilm(), "classifier", labels=labels, new_head=True)
+        fit_tokenizer(tokenizer, model, pairs=False)
+        sides = [encode(tokenizer, part, labels, pairs=False, max_length=128)[0] for part in (train, test)]
+
+        def judge(output) -> float:
+            return classification_report(output.label_ids.tolist(), output.predictions.argmax(-1).tolist(), labels)["accuracy"]
+
+        return model, tokenizer, *sides, judge, DataCollatorWithPadding
+    if task == "ner":
+        from rlhf.data.tags import decode, encode, in_bio, tag_names, windows
+        from rlhf.evaluation.tagging import entity_scores
+
+        train, test, _, _ = in_bio(train, test)
+        labels = tag_names(train)
+        model = load_encoder(minilm(), "tagger", labels=labels, new_head=True)
+        fit_tokenizer(tokenizer, model, pairs=False)
+        found = [windows(tokenizer, part, units="words", max_length=128) for part in (train, test)]
+        found[1].sort(key=lambda window: len(window.inputs["input_ids"]))
+        sides = [encode(part, rows, labels) for part, rows in zip(found, (train, test), strict=True)]
+
+        def judge(output) -> float:
+            best = output.predictions.argmax(-1)
+            marks = [[labels[best[i][token]] for token, _, _ in window.heads] for i, window in enumerate(found[1])]
+            return entity_scores([row["tags"] for row in test], decode(found[1], marks, test))["f1"]
+
+        return model, tokenizer, *sides, judge, DataCollatorForTokenClassification
+    from rlhf.data.spans import best_answers, encode_windows
+    from rlhf.evaluation.reading import reading_report
+
+    model = load_encoder(minilm(), "reader", new_head=True)
+    fit_tokenizer(tokenizer, model, pairs=True)
+    reading = {"max_length": 384, "stride": 128, "max_answer_length": 30}
+    found = [encode_windows(tokenizer, part, **reading).windows for part in (train, test)]
+    found[1].sort(key=lambda window: len(window.feature["input_ids"]))
+    sides = [[window.feature for window in part] for part in found]
+
+    def judge(output) -> float:
+        answers = best_answers(test, found[1], list(zip(*output.predictions)), max_answer_length=30)
+        return reading_report(test, answers, answer_unit="word", with_threshold=False)["f1"]
+
+    return model, tokenizer, *sides, judge, DataCollatorWithPadding
+
+
+def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
+    """One training, in this process."""
+    import torch
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    from rlhf.recipe import keep_freed_memory, use_all_cores
+    from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
+
+    use_all_cores(1)
+    set_seed(seed)
+    model, tokenizer, train, test, judge, collator = encoded(task, source, work)
+    _, longest, rate = TASKS[task]
+    settings = dict(
+        output_dir=str(work / "none"), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=rate,
+        per_device_eval_batch_size=64, label_names=["start_positions", "end_positions"] if task == "qa" else None, eval_strategy="no", save_strategy="no", report_to="none", seed=seed,
+        disable_tqdm=True, use_cpu=not torch.accelerator.is_available(),
+    )  # fmt: skip
+    if side == "ours":
+        keep_freed_memory()
+        args = EncoderConfig(**settings)
+        trainer = EncoderTrainer(
+            model=model, args=args, train=train, evaluation=test, processing_class=tokenizer, data_collator=collator(tokenizer)
+        )
+    else:
+        pad = collator(tokenizer, padding="max_length", max_length=longest) if side == "example" and longest else collator(tokenizer)
+        trainer = Trainer(
+            model=model, args=TrainingArguments(**settings), train_dataset=train, eval_dataset=test,
+            processing_class=tokenizer, data_collator=pad,
+        )  # fmt: skip
+    seconds = trainer.train().metrics["train_runtime"]
+    return {"seconds": seconds, "rows_per_second": EPOCHS * len(train) / seconds, "judged": judge(trainer.predict(test))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--work", default="runs/bert/speed")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # side, task, seed: one training, in a process of its own
+    arguments = parser.parse_args()
+    source, work = Path(arguments.source).resolve(), Path(arguments.work).resolve()
+    if arguments.worker:
+        side, task, seed = arguments.worker
+        print(json.dumps(work_of(side, task, source, work, int(seed))))
+        return
+    rounds = []
+    for seed in range(arguments.rounds):
+        for task in arguments.tasks:
+            for side in SIDES:
+                command = [sys.executable, __file__, "--source", str(source), "--work", str(work)]
+                done = subprocess.run([*command, "--worker", side, task, str(seed)], capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr)
+                found = json.loads(done.stdout.strip().splitlines()[-1])
+                rounds.append({"task": task, "side": side, "seed": seed} | found)
+                print(rounds[-1], flush=True)
+    summary = {}
+    for task in arguments.tasks:
+        sides = {side: [r for r in rounds if r["task"] == task and r["side"] == side] for side in SIDES}
+        ratios = {
+            side: [o["rows_per_second"] / r["rows_per_second"] for o, r in zip(sides["ours"], sides[side], strict=True)]
+            for side in SIDES
+        }
+        summary[task] = {
+            side: {
+                "rows_per_second": statistics.median(r["rows_per_second"] for r in found),
+                "judged": statistics.mean(r["judged"] for r in found),
+                "ours_is_faster_by": [min(ratios[side]), statistics.median(ratios[side]), max(ratios[side])],
+            }
+            for side, found in sides.items()
+        }
+    print(json.dumps(summary, indent=1))
+    result = {
+        "question": __doc__.strip().splitlines()[0],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": code_version(),
+        "versions": package_versions(),
+        "machine": RunRecord.begin("speed", config={}, seed=0).machine | {"cores": len(os.sched_getaffinity(0))},
+        "settings": {"epochs": EPOCHS, "batch": BATCH, "tasks": TASKS},
+        "summary": summary,
+        "rounds": rounds,
+    }
+    if arguments.record:
+        path = HERE / "results" / f"speed-{result['date']}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
