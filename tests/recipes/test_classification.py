@@ -256,7 +256,8 @@ def number_rows(count: int, offset: int = 0) -> list[dict]:
 
 def test_several_labels_balanced_and_predicted_as_reported(train, write):
     data, test = write("train.jsonl", slot_rows(240)), write("test.jsonl", slot_rows(80, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "1e-2", "--num_train_epochs", "8"]
+    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "2e-2", "--num_train_epochs", "14"]
+    flags += ["--bf16", "false", "--dropout", "0"]
     folder = train(*flags, "--class_weights", "balanced", "--save_strategy", "no", "--eval_strategy", "epoch")
     metrics = RunRecord.load(folder).metrics
     assert metrics["f1_micro"] > 0.95 and metrics["f1"] > 0.95 and metrics["accuracy"] > 0.85 and metrics["labels"] == 3
@@ -276,13 +277,13 @@ def test_several_labels_balanced_and_predicted_as_reported(train, write):
 def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, write):
     data, test = write("train.jsonl", number_rows(240)), write("test.jsonl", number_rows(60, offset=240))
     flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "1e-2", "--save_strategy", "no"]
-    folder = train(*flags, "--num_train_epochs", "6", "--metric_for_best_model", "spearman")
+    folder = train(*flags, "--num_train_epochs", "6", "--metric_for_best_model", "spearman", "--bf16", "false")
     metrics = RunRecord.load(folder).metrics
     assert metrics["r2"] > 0.9 and metrics["mae"] < 300 and "labels" not in metrics
     assert metrics["eval_loss"] == pytest.approx(metrics["mse"] / (2 / 3 * 1000**2), rel=0.02)  # in units of the spread
     found = [row["label"] for row in Classifier(folder).predict(number_rows(60, offset=240))]
     mse = sum((a - b["label"]) ** 2 for a, b in zip(found, number_rows(60, offset=240))) / 60
-    assert mse == pytest.approx(metrics["mse"], rel=0.02)
+    assert mse == pytest.approx(metrics["mse"], rel=1e-3)
     assert (folder / "plots" / "scatter.png").is_file()
     worst = json.loads((folder / "errors.jsonl").read_text().splitlines()[0])
     assert worst["difference"] == pytest.approx(worst["predicted"] - worst["label"])
