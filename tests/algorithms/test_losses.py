@@ -1,14 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from rlhf.algorithms.losses import (
+    balanced_weights,
     clipped_surrogate_loss,
     clipped_value_loss,
     kwise_ranking_loss,
     policy_gradient_loss,
     value_loss,
+    weighted_binary_cross_entropy,
+    weighted_cross_entropy,
 )
 
 LOG_2 = math.log(2)
@@ -140,3 +144,37 @@ def test_ppo_md_33_gradient_raises_the_better_and_lowers_the_worse():
     scores = torch.zeros(1, 3, requires_grad=True)
     kwise_ranking_loss(scores, torch.tensor([[1, 0, 2]]), torch.ones(1, 3, dtype=torch.bool))[0].sum().backward()
     torch.testing.assert_close(scores.grad, torch.tensor([[0.0, -1 / 3, 1 / 3]]))  # pairs of margin 0: 1/2 each, / 3
+
+
+def test_balanced_weights_by_hand_and_as_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = [0, 0, 0, 0, 0, 0, 1, 1, 2]
+    weights = balanced_weights(torch.tensor([6, 2, 1]))
+    assert weights.tolist() == pytest.approx([9 / 18, 9 / 6, 9 / 3])
+    assert weights.tolist() == pytest.approx(compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels).tolist())
+    assert sum(weights[label] for label in labels) / 9 == pytest.approx(1)  # a row of the data weighs 1 on average
+    assert balanced_weights(torch.tensor([3, 0, 1])).tolist() == pytest.approx([4 / 6, 1, 4 / 2])
+    absent_present = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert balanced_weights(absent_present).tolist() == [pytest.approx([4 / 6, 1]), pytest.approx([2, 1])]
+
+
+def test_weighted_cross_entropy_by_hand_and_as_pytorch():
+    logits, labels = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]), torch.tensor([0, 0])
+    weights = torch.tensor([2.0, 5.0])
+    assert weighted_cross_entropy(logits, labels, weights).tolist() == pytest.approx([2 * LOG_2, 2 * math.log(4)])
+    one = torch.ones(2)
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert weighted_cross_entropy(logits, labels, one).mean().item() == pytest.approx(expected.item())
+    assert weighted_cross_entropy(logits[:0], labels[:0], weights).shape == (0,)
+
+
+def test_weighted_binary_cross_entropy_by_hand_and_as_pytorch():
+    logits, labels = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[1.0, 0.0]])
+    weights = torch.tensor([[1.0, 7.0], [3.0, 1.0]])  # of absence, of presence
+    loss = weighted_binary_cross_entropy(logits, labels, weights)
+    assert loss[0].tolist() == pytest.approx([3 * LOG_2, 7 * math.log(4)])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    assert weighted_binary_cross_entropy(logits, labels, torch.ones(2, 2)).mean().item() == pytest.approx(
+        expected.item()
+    )

@@ -256,14 +256,14 @@ def number_rows(count: int, offset: int = 0) -> list[dict]:
 
 def test_several_labels_balanced_and_predicted_as_reported(train, write):
     data, test = write("train.jsonl", slot_rows(240)), write("test.jsonl", slot_rows(80, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "2e-2", "--num_train_epochs", "14"]
-    flags += ["--bf16", "false", "--dropout", "0"]
+    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "5e-3", "--num_train_epochs", "10"]
+    flags += ["--bf16", "false", "--dropout", "0", "--per_device_train_batch_size", "8"]
     folder = train(*flags, "--class_weights", "balanced", "--save_strategy", "no", "--eval_strategy", "epoch")
     metrics = RunRecord.load(folder).metrics
     assert metrics["f1_micro"] > 0.95 and metrics["f1"] > 0.95 and metrics["accuracy"] > 0.85 and metrics["labels"] == 3
     config = AutoModelForSequenceClassification.from_pretrained(folder).config
     assert config.problem_type == "multi_label_classification" and config.id2label == {0: "blue", 1: "green", 2: "red"}
-    found = Classifier(folder).predict([{"text": "a b c"}, {"text": "a red b blue"}, *slot_rows(80, offset=240)])
+    found = Classifier(folder).predict([{"text": "a b c"}, {"text": "h h f red blue"}, *slot_rows(80, offset=240)])
     assert found[0]["label"] == [] and set(found[1]["label"]) == {"red", "blue"}
     assert list(found[1]["probabilities"].values()) == sorted(found[1]["probabilities"].values(), reverse=True)
     right = [set(a["label"]) == set(b["label"]) for a, b in zip(found[2:], slot_rows(80, offset=240))]
@@ -373,9 +373,8 @@ def test_the_task_follows_from_the_labels():
     assert task("good", "1.5") == task(0, 1) == task(True, False) == task("0.0", "1.0") == "single_label"
     assert task(["a"], ["b"], []) == "multi_label"
     assert task(1, 0.5) == task("1", "2.5") == task(1, 2, asked="regression") == "regression"
-    assert "a number is expected (a row before has 0.5), 'x' given" in [LabelForm()(v) for v in [0.5]] + [
-        (lambda form: (form(0.5), form("x"))[1])(LabelForm())
-    ]
+    form = LabelForm()
+    assert (form(0.5), form("x")) == (None, "a number is expected (a row before has 0.5), 'x' given")
 
 
 def test_targets_by_hand(refused):
@@ -450,12 +449,12 @@ def test_early_stopping_keeps_the_best_and_goes_on_counting_when_resumed(train, 
 
 def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
     data, test = write("train.jsonl", colour_rows(120)), write("test.jsonl", colour_rows(60, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--num_train_epochs", "4", "--learning_rate", "8e-2"]
-    flags += ["--lr_scheduler_type", "constant", "--save_total_limit", "9", "--metric_for_best_model", "eval_loss"]
-    folder = train(*flags, "--per_device_train_batch_size", "8")
+    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--num_train_epochs", "3", "--learning_rate", "1e-2"]
+    flags += ["--save_total_limit", "9", "--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
+    folder = train(*flags, "--per_device_train_batch_size", "8")  # the loss falls: turned round, the first is the best
     logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["eval_loss"] for row in reversed(logs) if "eval_loss" in row}
-    best = min(losses, key=losses.get)
+    best = max(losses, key=losses.get)
     assert best != max(losses) and RunRecord.load(folder).metrics["eval_loss"] == pytest.approx(losses[best], abs=1e-5)
     assert_equal(folder, folder / f"checkpoint-{best}")
 
