@@ -19,6 +19,7 @@ from rlhf.data.tags import (
     check_types,
     decode,
     encode,
+    find_joints,
     find_units,
     in_bio,
     out_of_reach,
@@ -80,7 +81,8 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         fit_tokenizer(tokenizer, model, pairs=False)
         fit_embeddings(model, tokenizer)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
-        model.config.trained_units, model.config.trained_length = units, limit  # rlhf.inference.tagger reads them
+        # what rlhf.inference.tagger needs to cut a text as these rows were
+        model.config.update({"trained_units": units, "trained_length": limit, "trained_joints": find_joints(train)})
         found, held_found = (windows(tokenizer, rows, units=units, max_length=limit) for rows in (train, held_out))
         held_found.sort(key=lambda window: len(window.inputs["input_ids"]))
         split = len(found) + len(held_found) - len({w.row for w in found}) - len({w.row for w in held_found})

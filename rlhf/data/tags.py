@@ -20,7 +20,8 @@ OUTSIDE = "O"
 # Other letters for the same: BILOU and BMEWO for BIOES.
 PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 OVERLAP = 4  # windows of a long text share a 4th of their tokens
-WORDS = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-.,:/]\w+)*|[^\w\s]")
+URL = r"https?://\S+"
+JOINTS = ("-", "@#")  # signs inside and in front of words, where no training rows tell
 CHARACTERS = 0.95  # share of units of one character from which the data tag characters
 
 Entity = tuple[str, int, int]  # type, first and last unit
@@ -172,9 +173,28 @@ def find_units(rows: Iterable[dict]) -> str:
     return "characters" if single[True] >= CHARACTERS * single.total() else "words"
 
 
-def cut_words(text: str) -> list[tuple[int, int]]:
-    """(start, end) of the words of a text, punctuation apart as in CoNLL data; addresses, @names and 12:30 stay whole."""
-    return [match.span() for match in WORDS.finditer(text)]
+def find_joints(rows: Iterable[dict]) -> tuple[str, str]:
+    """The signs that stand inside words of the rows ("-" of "well-known"), and in front of them ("@" of "@ada").
+
+    Each data set cuts its words in its own way, 12:30 or 12 : 30, and a text must be cut as the data were. A sign counts
+    that is in a word once for 20 times alone.
+    """
+    alone, inside, before = Counter(), Counter(), Counter()
+    for token in (token for row in rows for token in row["tokens"]):
+        if re.fullmatch(URL, token):
+            continue
+        if len(token) == 1:
+            alone[token] += 1
+        inside.update(re.findall(r"(?<=\w)[^\w\s](?=\w)", token))
+        before.update(re.findall(r"^[^\w\s](?=\w)", token))
+    return tuple("".join(sorted(c for c in found if found[c] * 20 >= alone[c])) for found in (inside, before))
+
+
+def cut_words(text: str, joints: Sequence[str] = JOINTS) -> list[tuple[int, int]]:
+    """(start, end) of the words of a text: letters and digits, with the signs of `find_joints`, all other signs apart."""
+    inner, leading = (f"[{re.escape(signs)}]" if signs else r"(?!)" for signs in joints)
+    words = rf"{URL}|(?:{leading})?\w+(?:{inner}\w+)*|[^\w\s]"
+    return [match.span() for match in re.finditer(words, text)]
 
 
 def join(tokens: Sequence[str], units: str) -> tuple[str, list[int]]:

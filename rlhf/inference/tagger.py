@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from rlhf.data.tags import cut_words, decode, entities, join, windows
+from rlhf.data.tags import JOINTS, cut_words, decode, entities, join, windows
 from rlhf.inference.encoder import load_finished, run_batches
 from rlhf.models.load import context_length
 
@@ -11,7 +11,8 @@ from rlhf.models.load import context_length
 class Tagger:
     """The run folder of recipes/ner.py (or a token classification model of the Hub), ready to predict.
 
-    units: "words" or "characters", what the model was trained to tag; raw text is cut into them.
+    units: "words" or "characters", what the model was trained to tag; raw text is cut into them, words as those of the
+    training rows were.
     """
 
     def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
@@ -19,6 +20,7 @@ class Tagger:
         config = self.model.config
         self.labels = [config.id2label[number] for number in range(len(config.id2label))]
         self.units = getattr(config, "trained_units", "words")
+        self.joints = getattr(config, "trained_joints", JOINTS)
         longest = min(context_length(self.model), self.tokenizer.model_max_length)
         self.max_length = getattr(config, "trained_length", longest)
 
@@ -52,7 +54,11 @@ class Tagger:
             text, starts = join(tokens, self.units)
             return tokens, text, [(start, start + len(token)) for start, token in zip(starts, tokens)]
         text = row["text"]
-        spans = cut_words(text) if self.units == "words" else [(place, place + 1) for place in range(len(text))]
+        spans = (
+            cut_words(text, self.joints)
+            if self.units == "words"
+            else [(place, place + 1) for place in range(len(text))]
+        )
         return [text[start:end] for start, end in spans], text, spans
 
 

@@ -8,6 +8,7 @@ from rlhf.data.tags import (
     decode,
     encode,
     entities,
+    find_joints,
     find_scheme,
     find_units,
     in_bio,
@@ -136,10 +137,19 @@ def test_units():
     assert find_units([{"tokens": list("서울 대학")}]) == "characters"
 
 
-def test_words_of_a_text():
-    text = "Dr. Kim (@kim_j) isn't at 12:30, https://a.b/c?d!"
-    words = ["Dr", ".", "Kim", "(", "@kim_j", ")", "isn", "'", "t", "at", "12:30", ",", "https://a.b/c?d!"]
-    assert [text[start:end] for start, end in cut_words(text)] == words
+def test_texts_are_cut_as_the_data_were():
+    text = "Dr. Kim (@kim_j) isn't at 12:30, re-read https://a.b/c?d!"
+
+    def cut(*joints):
+        return [text[start:end] for start, end in cut_words(text, *joints)]
+
+    apart = "Dr . Kim ( @ kim_j ) isn ' t at 12 : 30 , re - read https://a.b/c?d!".split()
+    assert cut(("", "")) == apart
+    assert cut() == "Dr . Kim ( @kim_j ) isn ' t at 12 : 30 , re-read https://a.b/c?d!".split()
+    rows = [{"tokens": ["12:30", "@ada", "it", "'s", ".", ":", "a.b"] + ["."] * 20}]
+    assert find_joints(rows) == (":", "'@")  # a dot is apart 21 times of 22
+    assert cut(find_joints(rows)) == "Dr . Kim ( @kim_j ) isn 't at 12:30 , re - read https://a.b/c?d!".split()
+    assert find_joints([{"tokens": ["a.b"] + ["."] * 20}]) == (".", "")
 
 
 # --- tokens

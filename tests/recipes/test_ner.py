@@ -131,7 +131,7 @@ def test_what_is_reported_is_what_the_tagger_says(train, write):
 
 def test_the_best_checkpoint_is_what_is_saved(train, write):
     """At a rate this high and constant it does not stay at its best."""
-    flags = ["--dataset_name", write("train.jsonl", sentences(120)), "--learning_rate", "3e-2", "--max_grad_norm", "0"]
+    flags = ["--dataset_name", write("train.jsonl", sentences(120)), "--learning_rate", "0.3", "--max_grad_norm", "0"]
     folder = train(*flags, "--num_train_epochs", "6", "--lr_scheduler_type", "constant")
     logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = [log["eval_f1"] for log in logs if "eval_f1" in log]
