@@ -3,7 +3,7 @@
 A layout is recognised by its columns (and, where those could mean something else, by a look at one value). Columns that
 an importer does not use are kept. A row that cannot be turned raises UserError("column: reason").
 What was left out and why: Alpaca's "Below is an instruction ..." wrapper (the chat template does that job), ShareGPT's
-tool turns (GPT-2 class models have no tools), SQuAD and CoNLL (they belong to their recipes).
+tool turns (GPT-2 class models have no tools), SQuAD (it belongs to its recipe).
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 
+from rlhf.data.tags import cut_words
 from rlhf.errors import UserError
 
 
@@ -96,6 +97,59 @@ def from_question_answer(row: dict) -> list[dict]:
     return [{"prompt": row["Q"], "completion": row["A"], **_rest(row, "Q", "A")}]
 
 
+def from_ner_tags(row: dict) -> list[dict]:
+    """{tokens, ner_tags}, as data sets of the Hub have it: its tags by their usual name."""
+    return [{"tokens": row["tokens"], "tags": row["ner_tags"], **_rest(row, "tokens", "ner_tags")}]
+
+
+def from_entities(row: dict) -> list[dict]:
+    """{text, entities: [{start, end, label}]} (or triples, Doccano's start_offset, Prodigy's `spans`): words with tags.
+
+    A border of an entity parts words. A text of a script that does not part its words by spaces, and Korean, whose words
+    hold their particles, becomes characters.
+    """
+    column = "entities" if "entities" in row else "spans"
+    text, marked = row["text"], sorted(_entity(entity, column) for entity in row[column])
+    borders = {place for start, end, _ in marked for place in (start, end)}
+    for (start, end, _), (later, *_) in zip(marked, [*marked[1:], (len(text),)]):
+        if not 0 <= start < end <= len(text):
+            raise UserError(f"{column}: {start} to {end} is no part of a text of {len(text)} characters")
+        if later < end:
+            raise UserError(f"{column}: two entities overlap at character {later}: keep one of them")
+    if NO_SPACES.search(text):
+        units = [(place, place + 1) for place in range(len(text))]
+    else:
+        units = []
+        for start, end in cut_words(text):
+            cuts = [start, *sorted(place for place in borders if start < place < end), end]
+            units += zip(cuts, cuts[1:])
+    tags = ["O"] * len(units)
+    for start, end, label in marked:
+        inside = [place for place, (a, b) in enumerate(units) if start <= a and b <= end]
+        if not inside:
+            raise UserError(f"{column}: {text[start:end]!r} at character {start} holds no word")
+        for place in inside:
+            tags[place] = f"{'B' if place == inside[0] else 'I'}-{label}"
+    tokens = [text[start:end] for start, end in units]
+    return [{"tokens": tokens, "tags": tags, **_rest(row, "text", column)}]
+
+
+NO_SPACES = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+
+
+def _entity(entity, column: str) -> tuple[int, int, str]:
+    names = (("start", "start_offset"), ("end", "end_offset"), ("label", "type"))
+    if isinstance(entity, dict):
+        entity = [next((entity[name] for name in pair if name in entity), None) for pair in names]
+    if not isinstance(entity, list) or [type(part) for part in entity] != [int, int, str]:
+        raise UserError(f"{column}: items {{start, end, label}} are expected, {entity!r:.60} given")
+    return tuple(entity)
+
+
+def _has_spans(row: dict) -> bool:
+    return isinstance(row["text"], str) and isinstance(row.get("entities", row.get("spans")), list)
+
+
 def _rest(row: dict, *used: str) -> dict:
     return {key: value for key, value in row.items() if key not in used}
 
@@ -135,6 +189,9 @@ LAYOUTS = (
     Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
     Layout("KoChatGPT", ("prompt", "completion_0", "completion_1", "ranking"), "ranking", from_kochatgpt),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
+    Layout("ner_tags", ("tokens", "ner_tags"), "tagging", from_ner_tags),
+    Layout("entities", ("text", "entities"), "tagging", from_entities, _has_spans),
+    Layout("spans", ("text", "spans"), "tagging", from_entities, _has_spans),
 )
 
 

@@ -255,7 +255,7 @@ def _new_config(
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
     """Freeze a model and put trainable rank-`rank` matrices beside all its linear layers (arXiv 2106.09685).
 
-    task: CAUSAL_LM or SEQ_CLS; the head of the latter is trained in full and saved.
+    task: CAUSAL_LM, SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the heads of all but the first are trained in full and saved.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -266,6 +266,8 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         lora_dropout=dropout,
         target_modules="all-linear",
         modules_to_save=["score"] if task == "SEQ_CLS" and hasattr(model, "score") else None,
+        # peft keeps these whole by itself, and LoRA on them would make it fail
+        exclude_modules={"TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}.get(task),
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
     return get_peft_model(model, config)

@@ -132,3 +132,44 @@ def test_real_sets(file, kind, layout, kept, bad):
         pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
     loaded = load_rows(str(REAL / file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True)
     assert (loaded.kind, loaded.layout, loaded.counts["kept"], loaded.counts["bad"]) == (kind, layout, kept, bad)
+
+
+def read(row: dict) -> list[dict]:
+    return recognise_layout(row).read(row)
+
+
+def test_ner_tags_become_tags():
+    row = {"tokens": ["Ada"], "ner_tags": ["B-per"], "id": 3}
+    assert read(row) == [{"tokens": ["Ada"], "tags": ["B-per"], "id": 3}]
+
+
+@pytest.mark.parametrize(
+    "entities",
+    [
+        [{"start": 4, "end": 8, "label": "team"}, {"start": 0, "end": 3, "label": "per"}],
+        [[0, 3, "per"], [4, 8, "team"]],
+        [{"start_offset": 0, "end_offset": 3, "type": "per"}, {"start_offset": 4, "end_offset": 8, "type": "team"}],
+    ],
+)
+@pytest.mark.parametrize("column", ["entities", "spans"])
+def test_marked_characters_become_tagged_words(entities, column):
+    row = {"text": "Ada runs-fast.", column: entities}
+    assert read(row) == [{"tokens": ["Ada", "runs", "-fast", "."], "tags": ["B-per", "B-team", "O", "O"]}]
+
+
+def test_marked_characters_of_a_korean_text_stay_characters():
+    row = {"text": "서울 은", "entities": [[0, 2, "LC"]]}
+    assert read(row) == [{"tokens": list("서울 은"), "tags": ["B-LC", "I-LC", "O", "O"]}]
+
+
+@pytest.mark.parametrize(
+    ("entities", "message"),
+    [
+        ([[0, 9, "x"]], "entities: 0 to 9 is no part of a text of 3 characters"),
+        ([[0, 2, "x"], [1, 3, "y"]], "entities: two entities overlap at character 1"),
+        ([["a", 2, "x"]], "entities: items {start, end, label} are expected"),
+        ([[1, 2, "x"]], "entities: ' ' at character 1 holds no word"),
+    ],
+)
+def test_marks_that_are_wrong(entities, message, refused):
+    assert message in refused(read, {"text": "a b", "entities": entities})

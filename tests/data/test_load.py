@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from rlhf.data.load import load_rows, parse_columns, row_digest
 
 PAIR = {"prompt": "p", "completion": "c"}
@@ -159,3 +161,30 @@ def test_neither_local_nor_on_the_hub(monkeypatch, refused):
 
 def test_digest_does_not_depend_on_the_order_of_columns():
     assert row_digest({"a": 1, "b": "é"}) == row_digest({"b": "é", "a": 1}) != row_digest({"a": 2, "b": "é"})
+
+
+@pytest.mark.parametrize("form", ["List", "Sequence"])
+def test_hub_tags_carry_the_names_of_their_classes(monkeypatch, form):
+    import datasets
+
+    tags = getattr(datasets, form)(datasets.ClassLabel(names=["O", "B-per"]))
+    features = datasets.Features({"words": datasets.List(datasets.Value("string")), "ner_tags": tags})
+    data = datasets.Dataset.from_dict({"words": [["Ada", "ran"]], "ner_tags": [[1, 0]]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: {"train": data})
+    expected = [{"tokens": ["Ada", "ran"], "tags": ["B-per", "O"]}]
+    assert load_rows("user/names", kinds=("tagging",), columns="tokens=words").rows == expected
+    assert load_rows("user/names", kinds=("tagging",), columns="tokens=words,tags=ner_tags").rows == expected
+
+
+def test_bad_tags_are_named_with_their_line(write, refused):
+    path = write("a.jsonl", [
+        {"tokens": ["a", "b"], "tags": ["O"]},
+        {"tokens": ["a", " "], "tags": ["O", "O"]},
+        {"tokens": ["a"], "tags": [1]},
+        {"tokens": [""], "tags": ["O"]},
+    ])  # fmt: skip
+    message = refused(load_rows, path, kinds=("tagging",))
+    assert "a.jsonl:1: tags: 1 tags for 2 tokens: give each token its tag" in message
+    assert "a.jsonl:3: tags: numbers without names, [1]: write the names, as in B-person, I-person and O" in message
+    assert "a.jsonl:4: tokens: item 0: empty" in message
+    assert "3 of 4 rows are bad" in message

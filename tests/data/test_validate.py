@@ -73,3 +73,10 @@ def test_lengths_in_tokens(tmp_path):
     path.write_text("a b a\nb\n")
     report = validate(str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"))
     assert report.lengths["text"] == {"characters": [5, 1], "words": [3, 1], "tokens": [3, 1]}
+
+
+def test_tagged_rows_are_measured_and_their_tags_counted(tmp_path):
+    (tmp_path / "a.conll").write_text("Ada B-x\nran O\n\nhi O\n")
+    report = validate(str(tmp_path / "a.conll"))
+    assert (report.kind, report.kept, report.labels) == ("tagging", 2, {"O": 2, "B-x": 1})
+    assert report.lengths == {"tokens": {"characters": [7, 2], "words": [2, 1]}}
