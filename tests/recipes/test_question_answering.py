@@ -86,7 +86,7 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-FAST = "--learning_rate 1e-2 --num_train_epochs 4 --per_device_train_batch_size 16 --save_strategy no".split()
+FAST = "--learning_rate 1e-2 --num_train_epochs 2 --per_device_train_batch_size 16 --save_strategy no".split()
 
 
 def test_learns_colours_and_leaves_official_predictions(train, write, capsys):
@@ -115,7 +115,7 @@ def test_learns_colours_and_leaves_official_predictions(train, write, capsys):
 
 
 def test_learns_that_a_context_may_hold_no_answer(train, write):
-    rows = colour_rows(400, without=3)
+    rows = colour_rows(400, without=4)
     folder = train("--dataset_name", write("train.jsonl", rows), "--eval_fraction", "0.2", *FAST)
     report, predicted = read(folder / "question_answering.json"), read(folder / "predictions.json")
     assert report["f1"] >= 0.95 and report["unanswerable"]["rows"] > 5 and report["answerable"]["rows"] > 5
@@ -133,6 +133,7 @@ def test_a_resumed_run_ends_with_the_same_weights(train, write):
     data = write("train.jsonl", colour_rows(120, without=4))
     flags = ["--dataset_name", data, "--learning_rate", "1e-3", "--save_steps", "5", "--save_strategy", "steps"]
     flags += ["--eval_strategy", "steps", "--eval_steps", "5", "--per_device_train_batch_size", "16"]
+    flags += ["--load_best_model_at_end", "false"]  # the best may stand before the resume
     whole = train(*flags, "--num_train_epochs", "2", "--save_total_limit", "5", name="whole")
     resume = ["--resume_from_checkpoint", str(whole / "checkpoint-5")]
     again = train(*flags, "--num_train_epochs", "2", *resume, name="again")
@@ -149,24 +150,28 @@ def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
     bad[1]["answers"]["answer_start"] = [3]
     moved = failing(train, capsys, "--dataset_name", write("bad.jsonl", bad), name="a")
     assert "bad.jsonl:2: question n1: answers: 'green' is not at character 3 of the context" in moved
-    skipped = train("--dataset_name", write("bad.jsonl", [*colour_rows(30, 50), *bad]), "--skip_bad", "true", *FAST)
+    half = ["--eval_fraction", "0.4"]
+    part = [*half, "--max_steps", "1", "--save_strategy", "no"]
+    skipped = train("--dataset_name", write("bad.jsonl", [*colour_rows(30, 50), *bad]), "--skip_bad", "true", *part)
     assert RunRecord.load(skipped).status == "done" and "1 of 33 rows are bad and left out" in capsys.readouterr().out
     none = failing(train, capsys, "--dataset_name", data, "--eval_fraction", "0", name="b")
     assert "judged on contexts it has not seen" in none
-    same = write("same.jsonl", [row | {"id": "x"} for row in colour_rows(30)])
-    assert "1 ids stand in more than one evaluation row" in failing(train, capsys, "--dataset_name", same, name="c")
+    same = write("same.jsonl", [row | {"id": "x"} for row in colour_rows(30, 100)])
+    twice = failing(train, capsys, "--dataset_name", data, "--eval_dataset_name", same, name="c")
+    assert "1 ids stand in more than one evaluation row, the first: x;" in twice
     other = write("other.jsonl", colour_rows(9, 40, without=3))
     silent = failing(train, capsys, "--dataset_name", data, "--eval_dataset_name", other, name="d")
     assert "3 evaluation rows have no answer in their context, and no training row shows" in silent
-    empty = write("empty.jsonl", colour_rows(30, without=1))
-    assert "none of the " in failing(train, capsys, "--dataset_name", empty, name="e")
-    unit = failing(train, capsys, "--dataset_name", data, "--answer_unit", "token", name="f")
+    empty = write("empty.jsonl", colour_rows(30, 100, without=1))
+    mute = failing(train, capsys, "--dataset_name", empty, "--eval_dataset_name", other, name="e")
+    assert "none of the 30 training rows has an answer: there is nothing to mark" in mute
+    unit = failing(train, capsys, "--dataset_name", data, *half, "--answer_unit", "token", name="f")
     assert "answer_unit='token': use one of word, character" in unit
-    narrow = failing(train, capsys, "--dataset_name", data, "--stride", "9", name="g")
+    narrow = failing(train, capsys, "--dataset_name", data, *half, "--stride", "9", name="g")
     assert "max_length=12 leaves 5 tokens for a context beside a question of 4, and stride=9" in narrow
     texts = write("texts.jsonl", [{"text": "a"}])
     assert "recognised as text rows" in failing(train, capsys, "--dataset_name", texts, name="h")
-    lora = failing(train, capsys, "--dataset_name", data, "--use_peft", "true", name="i")
+    lora = failing(train, capsys, "--dataset_name", data, *half, "--use_peft", "true", name="i")
     assert "set one of the two to false" in lora
     nested = {"data": [{"paragraphs": [{"context": "a red b", "qas": [{"id": "x7", "question": "which colour"}]}]}]}
     squad = str(Path(data).with_name("squad.json"))
