@@ -77,8 +77,9 @@ def best_threshold(
 def reading_report(rows: Sequence[dict], found: Sequence[dict], *, answer_unit: str, with_threshold: bool) -> dict:
     """How well questions are answered: exact, f1 (means, 0 to 1), rows, and
 
-    answerable, unanswerable: the same of these questions alone, where there are any. kinds: the same by the first two
-    words of the question, the most frequent first. rows_scored: {exact, f1, predicted} of each row, in order.
+    answerable, unanswerable: the same of these questions alone, where there are any. kinds: the same by question, or by
+    its first two words where there are many, the most frequent first. rows_scored: {exact, f1, predicted} of each row, in
+    order.
 
     found: {answer, no_answer} of each row, the best span. with_threshold: for models that can say "no answer"; exact and
     f1 are then those at no_answer_threshold, which is fitted to these very rows, so that they flatter a little; untuned:
@@ -104,8 +105,10 @@ def reading_report(rows: Sequence[dict], found: Sequence[dict], *, answer_unit: 
         if part and len(part) < len(scored):
             report[name] = _means(part)
     kinds: dict[str, list] = {}
-    for row, score in zip(rows, scored):
-        kinds.setdefault(" ".join(row["question"].lower().split()[:2]), []).append(score)
+    questions = [row["question"].lower().split() for row in rows]
+    words = 2 if len(set(map(tuple, questions))) > KINDS_SHOWN else None
+    for question, score in zip(questions, scored):
+        kinds.setdefault(" ".join(question[:words]), []).append(score)
     ranked = sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
     report["kinds"] = [{"question": name, **_means(part)} for name, part in ranked[:KINDS_SHOWN]]
     if rest := [score for _, part in ranked[KINDS_SHOWN:] for score in part]:

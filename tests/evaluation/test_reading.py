@@ -104,12 +104,12 @@ def row(question, *gold):
 
 
 def test_report_of_questions_that_all_have_an_answer():
-    rows = [row("Who is it?", "Ada Lovelace"), row("who is she?", "Ada"), row("What?", "x")]
+    rows = [row("Who is it?", "Ada Lovelace"), row("who is  it?", "Ada"), row("What?", "x")]
     found = [{"answer": text, "no_answer": 0.9} for text in ("Ada", "Ada", "y")]
     report = reading_report(rows, found, answer_unit="word", with_threshold=False)
     assert (report["exact"], report["f1"], report["rows"]) == pytest.approx((1 / 3, (2 / 3 + 1) / 3, 3))
     assert report["kinds"] == [
-        {"question": "who is", "exact": 0.5, "f1": pytest.approx(5 / 6), "rows": 2},
+        {"question": "who is it?", "exact": 0.5, "f1": pytest.approx(5 / 6), "rows": 2},
         {"question": "what?", "exact": 0.0, "f1": 0.0, "rows": 1},
     ]
     assert not {"answerable", "no_answer_threshold", "untuned"} & set(report)
@@ -127,7 +127,7 @@ def test_report_with_questions_that_have_none():
 
 
 def test_rare_kinds_of_questions_are_reported_together():
-    rows = [row(f"word{n // 2} x", "y") for n in range(44)] + [row("rare x", "z")]
+    rows = [row(f"word{n // 2} x {n}", "y") for n in range(44)] + [row("rare x", "z")]
     found = [{"answer": "y", "no_answer": 0.0}] * 45
     kinds = reading_report(rows, found, answer_unit="word", with_threshold=False)["kinds"]
     assert len(kinds) == 21 and kinds[-1] == {"question": "(others)", "exact": 0.8, "f1": 0.8, "rows": 5}

@@ -86,6 +86,13 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def test_help_lists_what_a_reader_adds_to_the_keys_of_an_encoder(question_answering, capsys):
+    with pytest.raises(SystemExit):
+        recipe.run(question_answering.main, question_answering.__doc__, ["--help"])
+    said = capsys.readouterr().out
+    assert "--max_length" in said and "[384]" in said and "--early_stopping_patience" in said and "--stride" in said
+
+
 FAST = "--learning_rate 1e-2 --num_train_epochs 2 --per_device_train_batch_size 16 --save_strategy no".split()
 
 
