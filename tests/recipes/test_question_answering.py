@@ -192,7 +192,7 @@ def test_two_processes_answer_as_one_folder_does(tmp_path, write):
     rows = colour_rows(201, without=4)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
     config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
-    flags = ["--dataset_name", write("train.jsonl", rows), "--max_steps", "4", "--logging_steps", "1", *TINY]
+    flags = [*TINY, "--dataset_name", write("train.jsonl", rows), "--max_steps", "4", "--logging_steps", "1"]
     flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run")]
     flags += ["--per_device_eval_batch_size", "7"]  # the last batch is not full
     recipe_path = str(ROOT / "recipes" / "question_answering.py")
