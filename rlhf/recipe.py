@@ -158,9 +158,10 @@ def help_text(classes: list[type], description: str) -> str:
     """The recipe's docstring, then the keys we define; TrainingArguments' hundred keys are named, not repeated."""
     lines = [description.strip(), "", "Keys (YAML `key: value`, or flags `--key value`):"]
     for cls in classes:
-        inherited = {
-            f.name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)
-        }
+        bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+        if inherits_arguments(cls):  # what our own bases add to TrainingArguments is listed with their names
+            bases = [base for base in bases if not base.__module__.startswith("rlhf.")]
+        inherited = {f.name for base in bases for f in dataclasses.fields(base)}
         own = [f for f in dataclasses.fields(cls) if f.name not in inherited]
         own += [f for f in dataclasses.fields(cls) if f.name in inherited and not inherits_arguments(cls)]
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]

@@ -143,7 +143,9 @@ class Scan:
             kind = KINDS[self.source_kind]
             asked = ((column, self.checks[column](ours[column])) for column in kind.columns if column in self.checks)
             if problems := check_row(ours, kind) or [(column, reason) for column, reason in asked if reason]:
-                self._reject(place, [f"{column}: {reason}" for column, reason in problems])
+                named = kind.name == "question_answering" and ours.get("id") is not None
+                where = f"{place}: question {ours['id']}" if named else place  # a SQuAD file is one long line
+                self._reject(where, [f"{column}: {reason}" for column, reason in problems])
                 continue
             self.total += 1
             convert = CONVERSIONS.get((self.source_kind, self.kind))

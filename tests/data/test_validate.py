@@ -80,3 +80,17 @@ def test_tagged_rows_are_measured_and_their_tags_counted(tmp_path):
     report = validate(str(tmp_path / "a.conll"))
     assert (report.kind, report.kept, report.labels) == ("tagging", 2, {"O": 2, "B-x": 1})
     assert report.lengths == {"tokens": {"characters": [7, 2], "words": [2, 1]}}
+
+
+def test_questions_and_tagged_words_are_counted_too(write):
+    rows = [
+        {"question": "who?", "context": "Ada wrote it.", "answers": {"text": ["Ada"], "answer_start": [0]}},
+        {"question": "where?", "context": "Ada wrote it.", "answers": {"text": [], "answer_start": []}},
+    ]
+    report = validate(write("qa.jsonl", rows))
+    assert (report.kind, report.unanswerable, report.prompt_duplicates) == ("question_answering", 1, 1)
+    assert report.lengths["answers"]["characters"] == [3] and report.lengths["question"]["words"] == [1, 1]
+    assert "no answer   1 of 2 questions" in format_report(report)
+    assert "no answer   1 of 1 questions" in format_report(validate(write("none.jsonl", rows[1:])))
+    tagged = validate(write("ner.jsonl", [{"tokens": ["Ada", "wrote", "."], "tags": ["B-person", "O", "O"]}]))
+    assert tagged.lengths["tokens"]["words"] == [3] and tagged.labels == {"O": 2, "B-person": 1}
