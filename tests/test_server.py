@@ -12,7 +12,9 @@ from fastapi.testclient import TestClient
 from gradio_client import Client
 
 from rlhf.errors import UserError
-from rlhf.inference.engine import Engine, list_models
+from rlhf.inference.catalogue import find_models
+from rlhf.inference.encoders import Encoders
+from rlhf.inference.engine import Engine
 from rlhf.server import build_app, check_host
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,7 @@ def url(runs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = build_app(Engine(list_models(runs)))
+    app = build_app(Engine(find_models(runs)["causal"]), Encoders({}))
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -74,7 +76,7 @@ def test_the_conversation_goes_on_with_another_model(url):
 
 
 def test_health_models_and_names(runs):
-    app = build_app(Engine(list_models(runs)))
+    app = build_app(Engine(find_models(runs)["causal"]), Encoders({}))
     client = TestClient(app, base_url="http://127.0.0.1:7860")
     assert client.get("/health").json()["models"] == 2
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["ppo · demo", "base · demo"]
@@ -100,4 +102,4 @@ def test_app_refuses_other_machines_and_other_folders(runs, app_exit):
     code, error = app_exit("--host", "0.0.0.0")
     assert code == 2 and "ssh -L" in error
     code, error = app_exit(str(runs / "demo" / "reward"))
-    assert code == 2 and "no causal language model" in error
+    assert code == 2 and "holds a reward model, which cannot be tried here" in error

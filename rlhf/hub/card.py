@@ -15,7 +15,7 @@ import yaml
 
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
-from rlhf.runs import RECORD, RunRecord, file_sha256, read_jsonl
+from rlhf.runs import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
 
 SAMPLES, CELL = 5, 300  # samples in a card; characters in a cell
 
@@ -30,15 +30,6 @@ RECIPES = {
     "reward": ("reward", "A reward model: it gives an answer to a prompt one score, learned from human rankings."),
     "ppo": ("causal", "A chat model trained by {algorithm} to raise the score of its answers."),
     "dpo": ("causal", "A chat model trained on pairs of answers by direct preference optimisation (DPO)."),
-}
-ARCHITECTURES = {
-    "ForMaskedLM": "masked",
-    "ForPreTraining": "masked",
-    "LMHeadModel": "causal",
-    "ForCausalLM": "causal",
-    "ForSequenceClassification": "classifier",
-    "ForTokenClassification": "tagger",
-    "ForQuestionAnswering": "reader",
 }
 PIPELINES = {
     "causal": "text-generation",
@@ -184,11 +175,8 @@ def front_matter(folder: Path, record: RunRecord) -> dict:
 
 
 def kind_of(folder: Path, record: RunRecord) -> str:
-    """A key of SNIPPETS: what the recipe says, or config.json where a recipe makes several kinds."""
-    kind = RECIPES.get(record.recipe, ("causal",))[0]
-    if record.recipe not in RECIPES or record.recipe == "pretrain":
-        for name in _json(folder / "config.json").get("architectures") or []:
-            kind = next((kind for end, kind in ARCHITECTURES.items() if name.endswith(end)), kind)
+    """A key of SNIPPETS: what config.json says, or the recipe where there is none."""
+    kind = model_kind(folder) or RECIPES.get(record.recipe, ("causal",))[0]
     return "chat" if kind == "causal" and _has_chat_template(folder) else kind
 
 
@@ -278,7 +266,7 @@ def _samples(samples: list[dict]) -> str:
 def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
     prompts = [s.get("prompt") for s in samples if isinstance(s, dict)]
     prompt = next((p for p in prompts if isinstance(p, str) and 0 < len(p) <= 80), "Hello, how are you?")
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     context = config.get("n_positions") or config.get("max_position_embeddings") or 1024
     length = min(int(record.config.get("max_completion_length") or 64), max(1, context // 2))
     if kind == "reward" and not _has_chat_template(folder):
@@ -386,13 +374,7 @@ def _record(folder: Path) -> RunRecord | None:
         return None
 
 
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _has_chat_template(folder: Path) -> bool:
-    return (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
+    return (folder / "chat_template.jinja").is_file() or "chat_template" in read_object(
+        folder / "tokenizer_config.json"
+    )
