@@ -31,7 +31,7 @@ class DataSettings:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, a file (jsonl, json, csv, tsv, parquet, txt; .gz too), or a folder of feedback events."
+            "help": "Hub id, a file (jsonl, json, csv, tsv, conll, parquet, txt; .gz too), or a folder of feedback events."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})

@@ -1,19 +1,20 @@
 """Local files -> rows, with the line each stands on.
 
 datasets' own file loader is not used here: it accepts mixed types, missing columns and NUL silently and meets a byte
-that is not UTF-8 only in the middle of training. JSON lines, CSV, TSV, text and parquet are read as a stream; a JSON
-array is read whole.
+that is not UTF-8 only in the middle of training. JSON lines, CSV, TSV, CoNLL, text and parquet are read as a stream; a
+JSON array is read whole.
 """
 
 import codecs
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from rlhf.errors import UserError
@@ -77,6 +78,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_text(path: Path):
+    if looks_like_conll(path):
+        yield from _read_conll(path)
+        return
     for number, line in _lines(path):
         if isinstance(line, Broken):
             yield number, line
@@ -203,7 +207,57 @@ def _read_csv(path: Path):
 
 
 def _read_tsv(path: Path):
+    if looks_like_conll(path):
+        return _read_conll(path)
     return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)  # a quote in a TSV file is only a character
+
+
+TAG = re.compile(r"O|[BIESLUMW]-\S+")
+LOOK = 100  # token lines that tell a CoNLL file from a table or a text
+
+
+def looks_like_conll(path: Path) -> bool:
+    """Whether a .txt or .tsv file holds tokens with tags: the first line (a table has names there), and most others."""
+    columns = (c for _, c in _conll_lines(path) if c and not isinstance(c, Broken))
+    tagged = [len(c) > 1 and bool(TAG.fullmatch(c[-1])) for c in islice(columns, LOOK)]
+    return bool(tagged) and tagged[0] and sum(tagged) >= 0.9 * len(tagged)
+
+
+def _conll_lines(path: Path) -> Iterator[tuple[int, list[str] | Broken]]:
+    """(line number, its columns); [] between sentences. Comments ("# ...", "## ...") stand between sentences only."""
+    inside = False
+    for number, line in _lines(path):
+        if not isinstance(line, Broken):
+            line = line.rstrip("\r\n\t ")
+            columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+            comment = not inside and re.match("#+ ", line) and not TAG.fullmatch(columns[-1])
+            line = [] if comment or line.startswith("-DOCSTART-") else columns
+        inside = bool(line)
+        yield number, line
+
+
+def _read_conll(path: Path):
+    """One row per sentence, on its first line; a sentence with a bad line is broken, on that line."""
+    start, width, broken = 0, 0, None
+    tokens, tags = [], []
+    for number, columns in chain(_conll_lines(path), [(0, [])]):
+        if not columns:
+            if broken:
+                yield broken
+            elif tokens:
+                yield start, {"tokens": tokens, "tags": tags}
+            start, broken, tokens, tags = 0, None, [], []
+            continue
+        start = start or number
+        if isinstance(columns, Broken):
+            broken = broken or (number, columns)
+        elif len(columns) < 2:
+            broken = broken or (number, Broken(f"{columns[0]!r:.60} has no tag: a token and its tag are expected"))
+        elif len(columns) != (width := width or len(columns)):
+            broken = broken or (number, Broken(f"{len(columns)} columns, but the lines before have {width}"))
+        else:
+            tokens.append(columns[0])
+            tags.append(columns[-1])
 
 
 def _read_parquet(path: Path):
@@ -225,6 +279,7 @@ READERS = {
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
     ".txt": _read_text,
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".ner", ".annotated"), _read_conll),
 }
 
 

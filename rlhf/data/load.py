@@ -174,11 +174,19 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tupl
         raise UserError(
             f"{name}: no split {split!r}; it has {', '.join(splits)}: set dataset_train_split or dataset_test_split"
         )
-    named = {column: f.names for column, f in splits[split].features.items() if hasattr(f, "names")}
+    classes = {column: getattr(f, "feature", f) for column, f in splits[split].features.items()}  # of a list's items
+    named = {column: f.names for column, f in classes.items() if hasattr(f, "names")}
     for place, row in enumerate(splits[split]):
-        for column, names in named.items():  # ClassLabel: the name says more than its number; -1 means unlabelled
-            row[column] = names[row[column]] if row[column] not in (None, -1) else None
+        for column, names in named.items():
+            row[column] = _class_name(row[column], names)
         yield f"{name}[{split}]:{place}", row
+
+
+def _class_name(value, names: list[str]):
+    """ClassLabel: the name says more than its number; -1 means unlabelled."""
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
+    return names[value] if value not in (None, -1) else None
 
 
 @dataclass

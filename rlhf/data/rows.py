@@ -195,11 +195,24 @@ def _check_label(value) -> str | None:
     return None if isinstance(value, int) else f"a string, an integer, true or false is expected, {_shown(value)} given"
 
 
-def _check_words(value) -> str | None:
+def _check_tokens(value) -> str | None:
     if not isinstance(value, list) or not value:
         return f"a list of strings is expected, {_shown(value)} given"
-    reasons = ((place, _check_text(word)) for place, word in enumerate(value))
+    # a white space is a token where each character is one
+    reasons = (
+        (place, None if isinstance(token, str) and token.isspace() else _check_text(token))
+        for place, token in enumerate(value)
+    )
     return next((f"item {place}: {reason}" for place, reason in reasons if reason), None)
+
+
+def _check_tags(value) -> str | None:
+    if isinstance(value, list) and value and all(type(tag) is int for tag in value):
+        return (
+            f"numbers without names, {_shown(value)}: write the names, as in B-person, I-person and O (a Hub data set "
+            "gives them where the column is a list of ClassLabel)"
+        )
+    return _check_tokens(value)
 
 
 def _check_answers(value) -> str | None:
@@ -236,8 +249,8 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
     "completions": _check_completions,
     "ranks": _check_ranks,
     "label": _check_label,
-    "tokens": _check_words,
-    "tags": _check_words,
+    "tokens": _check_tokens,
+    "tags": _check_tags,
     "question": _check_text,
     "context": _check_text,
     "answers": _check_answers,
