@@ -128,7 +128,9 @@ def tag_names(rows: Sequence[dict]) -> list[str]:
     """The labels of a tagger for training rows in BIO: O, then B-x and I-x of each type by the alphabet."""
     kinds = sorted(type_counts(rows))
     if not kinds:
-        raise UserError(f"none of the {len(rows)} training rows has an entity (all tags are O): there is nothing to learn")
+        raise UserError(
+            f"none of the {len(rows)} training rows has an entity (all tags are O): there is nothing to learn"
+        )
     return [OUTSIDE, *(f"{letter}-{kind}" for kind in kinds for letter in "BI")]
 
 
@@ -138,7 +140,9 @@ def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
     unknown = {kind: count for kind, count in sorted(type_counts(rows).items()) if kind not in known}
     if unknown:
         first = {kind: next(n for n, row in enumerate(rows, 1) if f"B-{kind}" in row["tags"]) for kind in unknown}
-        shown = ", ".join(f"{kind!r} ({count}, first in row {first[kind]})" for kind, count in list(unknown.items())[:10])
+        shown = ", ".join(
+            f"{kind!r} ({count}, first in row {first[kind]})" for kind, count in list(unknown.items())[:10]
+        )
         raise UserError(
             f"no training row has an entity of the type {shown} of the evaluation rows. Types of the training rows: "
             f"{', '.join(sorted(known))}. Give them rows with it, remove it from the evaluation rows, or, where one file "
@@ -150,7 +154,7 @@ def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
 
 
 def find_units(rows: Iterable[dict]) -> str:
-    """"characters" where (nearly) every token of the rows is one, else "words"."""
+    """ "characters" where (nearly) every token of the rows is one, else "words"."""
     single = Counter(len(token) == 1 for row in rows for token in row["tokens"])
     return "characters" if single[True] >= CHARACTERS * single.total() else "words"
 

@@ -16,6 +16,7 @@ from rlhf.inference.encoders import Encoders
 
 logger = logging.getLogger(__name__)
 
+IDLE = "<div class='verdict'><span>The answer appears here.</span></div>"
 MOST = 10  # labels, entities' types with a colour of their own
 COLOURS = (
     "#14b8a6", "#f59e0b", "#6366f1", "#f43f5e", "#84cc16", "#0ea5e9", "#d946ef", "#f97316", "#64748b", "#a16207",
@@ -86,15 +87,17 @@ def type_colours(labels: list[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class View:
-    """kind of model; name of the tab; action: button and endpoint; texts: column -> (label, placeholder, lines);
-    examples, for models whose run left none; show: (row, prediction) -> values of the outputs; outputs: makes them."""
+    """kind of model; name of the tab, its button and, in small letters, its endpoint; texts: column -> (label,
+    placeholder, lines); examples, for models whose run left none; show: (row, prediction) -> values of the outputs;
+    outputs: makes them; fit: labels of a model -> what changes in each output with the model."""
 
     kind: str
     name: str
     texts: dict[str, tuple[str, str, int]]
     examples: tuple[dict[str, str], ...]
     show: Callable[[dict, dict], tuple]
-    outputs: Callable[[], list]
+    outputs: Callable[..., list]
+    fit: Callable[[list[str]], list[dict]]
 
     @property
     def action(self) -> str:
@@ -102,15 +105,15 @@ class View:
 
 
 def heading_output():
-    return gr.HTML(elem_classes="answer", padding=False)
+    return gr.HTML(IDLE, elem_classes="answer", padding=False)
 
 
-def marked_output(label: str):
-    return gr.HighlightedText(label=label, combine_adjacent=False, show_legend=True, show_whitespaces=True)
+def marked_output(colours: dict):
+    return gr.HighlightedText(show_label=False, show_legend=True, elem_classes="marked", **colours)
 
 
-def table_output(headers: list[str], label: str):
-    return gr.Dataframe(headers=headers, label=label, interactive=False, wrap=True, buttons=[], max_height=320)
+def table_output(headers: list[str]):
+    return gr.Dataframe(headers=headers, show_label=False, interactive=False, wrap=True, buttons=[], max_height=320)
 
 
 VIEWS = (
@@ -124,7 +127,8 @@ VIEWS = (
             {"text": "Can you tell me when the shop opens tomorrow?", "text_pair": "The shop is open now."},
         ),
         show_classified,
-        lambda: [heading_output(), gr.Label(label="Probability of each label", show_heading=False)],
+        lambda head, bars: [heading_output(), gr.Label(show_label=False, show_heading=False, **bars)],
+        lambda labels: [{}, {"visible": len(labels) > 1}],
     ),
     View(
         "tagger",
@@ -135,7 +139,8 @@ VIEWS = (
             {"text": "Please book a table for four at Luigi's tomorrow at 7 pm, the name is Smith."},
         ),
         show_tagged,
-        lambda: [heading_output(), marked_output("Entities"), table_output(["type", "text", "score"], "As a table")],
+        lambda head, marked, table: [heading_output(), marked_output(marked), table_output(["type", "text", "score"])],
+        lambda labels: [{}, {"color_map": type_colours(labels)}, {}],
     ),
     View(
         "reader",
@@ -152,7 +157,8 @@ VIEWS = (
             },
         ),
         show_read,
-        lambda: [heading_output(), marked_output("Where it stands"), table_output(["answer", "score"], "Candidates")],
+        lambda head, marked, table: [heading_output(), marked_output(marked), table_output(["candidate", "score"])],
+        lambda labels: [{}, {"color_map": {"answer": COLOURS[0]}}, {}],
     ),
 )
 
@@ -176,7 +182,7 @@ def guarded(call: Callable[[], tuple], outputs: int) -> list:
     except Exception:
         logger.exception("the prediction failed")
         gr.Warning("The model failed. The server's log says why.")
-    return [None] * outputs
+    return [IDLE, *[None] * (outputs - 1)]
 
 
 def example_rows(encoders: Encoders, view: View, model: str) -> list[list[str]]:
@@ -184,6 +190,12 @@ def example_rows(encoders: Encoders, view: View, model: str) -> list[list[str]]:
     columns = encoders.columns(view.kind, model)
     rows = encoders.examples(view.kind, model) or view.examples
     return [[row.get(column, "") if column in columns else "" for column in view.texts] for row in rows]
+
+
+def example_names(rows: list[list[str]]) -> list[str]:
+    """The beginning of each example, for its button."""
+    names = [" / ".join(text for text in row if text) for row in rows]
+    return [name if len(name) <= 80 else name[:79] + "…" for name in names]
 
 
 # ---- wiring ------------------------------------------------------------------------------------------------------
@@ -203,14 +215,16 @@ def encoder_view(encoders: Encoders, view: View) -> None:
     """Inside a page: inputs and examples on the left, what the model says on the right."""
     models = list(encoders.runs[view.kind])
 
-    def hidden(model: str) -> list[dict]:
-        columns = encoders.columns(view.kind, model)
-        return [gr.update(visible=column in columns) for column in view.texts]
+    def columns(model: str) -> list[str]:
+        return encoders.columns(view.kind, model)
 
+    def props(model: str) -> list[dict]:
+        return view.fit(encoders.labels(view.kind, model))
+
+    rows = example_rows(encoders, view, models[0])
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="asked"):
-            model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1 or "hidden")
-            columns = encoders.columns(view.kind, models[0])
+            model = gr.Dropdown(models, value=models[0], label="Model", filterable=len(models) > MOST)
             texts = [
                 gr.Textbox(
                     label=label,
@@ -218,35 +232,33 @@ def encoder_view(encoders: Encoders, view: View) -> None:
                     lines=lines,
                     max_lines=4 * lines,
                     max_length=encoders.characters,
-                    visible=column in columns,
+                    visible=column in columns(models[0]),
                 )
                 for column, (label, placeholder, lines) in view.texts.items()
             ]
             button = gr.Button(view.name, variant="primary")
             examples = gr.Dataset(
-                components=texts,
-                samples=example_rows(encoders, view, models[0]),
-                type="index",
-                label="Examples",
-                show_label=True,
-                layout="table",
+                components=texts, samples=rows, sample_labels=example_names(rows), type="index", label="Examples"
             )
         with gr.Column(scale=5, min_width=300, elem_classes="found"):
-            outputs = view.outputs()
+            outputs = view.outputs(*props(models[0]))
 
     def run(model: str, *texts: str) -> list:
         return guarded(lambda: ask(encoders, view, model, *texts), len(outputs))
 
     def choose(model: str) -> list:
-        """The second text, the examples and the colours follow the model."""
-        coloured = [gr.update(value=None) for _ in outputs]
-        return [*hidden(model), gr.update(samples=example_rows(encoders, view, model)), *coloured]
+        """The second text, the examples and the look of the outputs follow the model; its answers are cleared."""
+        rows = example_rows(encoders, view, model)
+        shown = [gr.update(visible=column in columns(model)) for column in view.texts]
+        empty = [gr.update(value=value, **changes) for value, changes in zip([IDLE, None, None], props(model))]
+        return [*shown, gr.update(samples=rows, sample_labels=example_names(rows)), *empty]
 
     def example(model: str, place: int) -> list[str]:
         return example_rows(encoders, view, model)[place]
 
-    asked = {"inputs": [model, *texts], "outputs": outputs, "api_name": view.action, "concurrency_limit": 4}
-    gr.on([button.click, *(text.submit for text in texts)], run, **asked)
-    model.change(choose, [model], [*texts, examples, *outputs], api_name=f"{view.action}_model", queue=False)
-    filled = examples.click(example, [model, examples], texts, api_name=f"{view.action}_example", queue=False)
-    filled.then(run, **{**asked, "api_name": f"{view.action}_filled"})
+    asked = {"inputs": [model, *texts], "outputs": outputs, "concurrency_limit": 4, "show_progress": "minimal"}
+    at_once = {"queue": False, "show_progress": "hidden"}
+    gr.on([button.click, *(text.submit for text in texts)], run, api_name=view.action, **asked)
+    model.change(choose, model, [*texts, examples, *outputs], api_name=f"{view.action}_model", **at_once)
+    filled = examples.click(example, [model, examples], texts, api_name=f"{view.action}_example", **at_once)
+    filled.then(run, api_name=f"{view.action}_filled", **asked)
