@@ -3,7 +3,7 @@
 A layout is recognised by its columns (and, where those could mean something else, by a look at one value). Columns that
 an importer does not use are kept. A row that cannot be turned raises UserError("column: reason").
 What was left out and why: Alpaca's "Below is an instruction ..." wrapper (the chat template does that job), ShareGPT's
-tool turns (GPT-2 class models have no tools), SQuAD and CoNLL (they belong to their recipes).
+tool turns (GPT-2 class models have no tools), SQuAD's plausible answers to questions without one.
 """
 
 import re
@@ -96,6 +96,23 @@ def from_question_answer(row: dict) -> list[dict]:
     return [{"prompt": row["Q"], "completion": row["A"], **_rest(row, "Q", "A")}]
 
 
+def from_squad(row: dict) -> list[dict]:
+    """SQuAD's article {title, paragraphs: [{context, qas: [{id, question, answers, is_impossible}]}]}: a row a question."""
+    rows = []
+    for place, paragraph in enumerate(_objects(row["paragraphs"], "paragraphs")):
+        for question in _objects(paragraph.get("qas"), f"paragraphs: paragraph {place}: qas"):
+            given = {name: question.get(name) for name in ("id", "question", "answers")}
+            impossible = {"is_impossible": True} if question.get("is_impossible") is True else {}
+            rows.append({**given, **impossible, "context": paragraph.get("context"), **_rest(row, "paragraphs")})
+    return rows
+
+
+def _objects(value, place: str) -> list[dict]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{place}: a list of objects is expected, {value!r:.60} given")
+    return value
+
+
 def _rest(row: dict, *used: str) -> dict:
     return {key: value for key, value in row.items() if key not in used}
 
@@ -134,6 +151,7 @@ LAYOUTS = (
     Layout("ShareGPT", ("conversations",), "messages", from_sharegpt, _has_speakers),
     Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
     Layout("KoChatGPT", ("prompt", "completion_0", "completion_1", "ranking"), "ranking", from_kochatgpt),
+    Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
 )
 

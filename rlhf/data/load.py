@@ -136,7 +136,9 @@ class Scan:
                 return
         for ours in map(normalise, rows):
             if problems := check_row(ours, KINDS[self.source_kind]):
-                self._reject(place, [f"{column}: {reason}" for column, reason in problems])
+                asked = self.source_kind == "question_answering" and ours.get("id") is not None
+                where = f"{place}: question {ours['id']}" if asked else place  # a SQuAD file is one long line
+                self._reject(where, [f"{column}: {reason}" for column, reason in problems])
                 continue
             self.total += 1
             convert = CONVERSIONS.get((self.source_kind, self.kind))

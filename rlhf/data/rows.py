@@ -99,13 +99,18 @@ def serves(kind: str, kinds: Iterable[str]) -> str | None:
 
 
 def normalise(row: dict) -> dict:
-    """Answers in conversational form become strings; everything else stays as it is."""
+    """Answers in conversational form become strings, SQuAD's lists of answers our two lists; all else stays as it is."""
     row = dict(row)
     for column in ("completion", "chosen", "rejected"):
         if column in row:
             row[column] = _answer(row[column])
     if isinstance(row.get("completions"), list):
         row["completions"] = [_answer(completion) for completion in row["completions"]]
+    if row.get("is_impossible") is True and "answers" in row:  # what KLUE's rows hold there is only plausible
+        row["answers"] = []
+    answers = row.get("answers")
+    if isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
+        row["answers"] = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
     return row
 
 

@@ -1,0 +1,46 @@
+"""A trained reader answers questions about texts: the answer is a part of the text, with its place."""
+
+import os
+from collections.abc import Sequence
+
+from rlhf.data.rows import CHECKS
+from rlhf.data.spans import best_answers, decide, encode_windows
+from rlhf.errors import UserError
+from rlhf.inference.encoder import load_finished, run_batches
+from rlhf.models.load import context_length, fit_tokenizer
+
+DEFAULTS = {"max_length": 384, "stride": 128, "max_answer_length": 30}  # of a reader that was trained elsewhere
+
+
+class Reader:
+    """The run folder of recipes/question_answering.py, or any extractive reader on the Hub, ready to answer."""
+
+    def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
+        self.model, self.tokenizer = load_finished(folder, "reader", device)
+        fit_tokenizer(self.tokenizer, self.model, pairs=True)
+        config = self.model.config
+        self.windows = DEFAULTS | (getattr(config, "reader_windows", None) or {})
+        context = min(context_length(self.model), self.tokenizer.model_max_length)
+        self.windows["max_length"] = min(self.windows["max_length"], context)
+        self.no_answer_threshold: float | None = getattr(config, "no_answer_threshold", None)
+
+    def predict(self, rows: Sequence[dict], batch_size: int = 32) -> list[dict]:
+        """Rows with question and context -> {answer, start, end, score, no_answer, n_best}, in their order.
+
+        answer: context[start:end]; score: 0 to 1, among the best spans. no_answer: the probability that the context
+        does not say it, None of a model that was trained without such questions; above the model's threshold the answer
+        is "", start and end are None, and score is that probability. n_best: the best spans {answer, start, end, score}.
+        """
+        for place, row in enumerate(rows):
+            for column in ("question", "context"):
+                reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
+                if reason:
+                    raise UserError(f"row {place}: {column}: {reason}")
+        asked = [{name: row[name] for name in ("question", "context")} for row in rows]
+        windows = encode_windows(self.tokenizer, asked, **self.windows).windows
+        logits: list = [None] * len(windows)
+        features = [window.feature for window in windows]
+        for place, outputs in run_batches(self.model, self.tokenizer, features, batch_size=batch_size):
+            logits[place] = (outputs["start_logits"].numpy(), outputs["end_logits"].numpy())
+        found = best_answers(asked, windows, logits, max_answer_length=self.windows["max_answer_length"])
+        return [decide(answer, self.no_answer_threshold) for answer in found]
