@@ -8,35 +8,32 @@ gets its name when it is complete. Where rows have answers, they are compared.
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean as mean
 
+from rlhf.data.labels import names_of, number
 from rlhf.data.load import Scan, bad_rows
 from rlhf.data.rows import CHECKS, KINDS
+from rlhf.data.tags import find_scheme, to_bio
 from rlhf.errors import UserError
-from rlhf.inference.encoders import open_encoder
-from rlhf.runs import model_kind
+from rlhf.evaluation.classification import classification_report, multi_label_report, regression_report
+from rlhf.evaluation.reading import answer_scores
+from rlhf.evaluation.tagging import tagging_report
+from rlhf.inference.encoders import columns_of, open_encoder
+from rlhf.runs import RECORD, model_kind, read_object
 
 PREFIX = "predicted_"
 CHUNK = 16  # batches predicted at once: rows of one length meet in them
+SHOWN = 20  # labels or types in a table of metrics
+CLASS = ("label", "rows", "precision", "recall", "f1")
+TYPE = ("type", "entities", "marked", "precision", "recall", "f1")
 
 
-@dataclass(frozen=True)
-class Task:
-    """kinds: of the rows that a kind of model reads; answer: the column that it is compared with, where it is there."""
-
-    kinds: tuple[str, ...]
-    answer: str
-
-
-TASKS = {
-    "classifier": Task(("pair", "text"), "label"),
-    "tagger": Task(("tokens", "text"), "tags"),
-    "reader": Task(("question",), "answers"),
-}
+ANSWERS = {"classifier": "label", "tagger": "tags", "reader": "answers"}  # kind of model -> column of the answer
 OTHERS = {
     "causal": "a language model: talk to it with `python app.py {run}`, or compare runs with `python -m rlhf report`",
     "masked": "a pretrained encoder: fine-tune it with recipes/classification.py, ner.py or question_answering.py first",
@@ -45,14 +42,22 @@ OTHERS = {
 
 
 def kind_of_run(run: str) -> str:
-    """A key of TASKS; UserError for a folder that holds no model of these kinds."""
+    """A key of ANSWERS; UserError for a folder that holds no model of these kinds."""
     if not Path(run).is_dir():
         raise UserError(f"{run}: no such run folder: give the output_dir of a finished run")
     kind = model_kind(run)
-    if kind not in TASKS:
+    if kind not in ANSWERS:
         what = OTHERS.get(kind, "no finished model: its config.json names none; give the output_dir of a finished run")
         raise UserError(f"{run} holds {what.format(run=run)}")
     return kind
+
+
+def kinds_of_rows(kind: str, run: str) -> tuple[str, ...]:
+    """The kinds of rows that the model of a run reads."""
+    if kind == "tagger":
+        return ("tokens", "text")
+    needed, taken = columns_of(kind, run)
+    return tuple(row.name for row in KINDS.values() if set(needed) <= set(row.columns) <= {*needed, *taken})
 
 
 def check_rows(name: str, kinds: tuple[str, ...], columns=None, *, skip_bad: bool = False) -> Scan:
@@ -101,31 +106,29 @@ def main(args) -> int:
         raise UserError(f"--squad is for question answering; {args.run} holds a {kind}")
     for path in (args.output, args.squad):
         check_output(path, force=args.force)
-    checked = check_rows(args.file, TASKS[kind].kinds, args.columns, skip_bad=args.skip_bad)
+    kinds = kinds_of_rows(kind, args.run)
+    checked = check_rows(args.file, kinds, args.columns, skip_bad=args.skip_bad)
     count = checked.total - checked.bad
     say = print if args.output != "-" else lambda text: print(text, file=sys.stderr)
     if checked.bad:
         say(f"{checked.bad} of {checked.total} rows are bad and left out; first: {checked.problems[0]}")
     encoder = open_encoder(kind, args.run, args.device or best_device())
-    answer, truth, predicted, official = TASKS[kind].answer, [], [], {}
-    rows = Scan(args.file, kinds=TASKS[kind].kinds, columns=args.columns)
+    answers, official = Answers(kind, encoder, args.run), {}
+    rows = Scan(args.file, kinds=kinds, columns=args.columns)
     with writing(args.output) as file, progress(count) as advance:
         for row, prediction in predict_rows(encoder, rows, checked.kind, batch_size=args.batch_size):
             named = {PREFIX + name: value for name, value in prediction.items() if name not in row}
-            file.write(json.dumps({**row, **named}, ensure_ascii=False, default=str) + "\n")
-            if row.get(answer) is not None and CHECKS[answer](row[answer]) is None:
-                truth.append(row[answer])
-                predicted.append(prediction)
+            file.write(as_line({**row, **named}))
+            answers.add(row, prediction)
             if args.squad:
                 official[str(row.get("id", f"q{len(official)}"))] = prediction["answer"]
             advance()
     if args.squad:
         with writing(args.squad) as file:
-            file.write(json.dumps(official, ensure_ascii=False))
+            file.write(as_line(official))
     say(f"{count} rows -> {args.output}")
-    if truth:
-        left = f" ({count - len(truth)} have no {answer})" if len(truth) < count else ""
-        say(f"{len(truth)} rows with {answer}{left}: {judge(kind, encoder, truth, predicted)}")
+    if report := answers.report():
+        say(report)
     return 0
 
 
@@ -147,14 +150,20 @@ def check_output(path: str | None, *, force: bool) -> None:
 
 @contextmanager
 def writing(path: str):
-    """A text file that gets its name when the block has ended well; - is the terminal. It holds any string."""
+    """A text file that gets its name when the block has ended well; - is the terminal."""
     if path == "-":
         yield sys.stdout
         return
     part = f"{path}.part"
-    with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair as \ud800
+    with open(part, "w", encoding="utf-8") as file:
         yield file
     os.replace(part, path)
+
+
+def as_line(content: dict) -> str:
+    """One line of JSON; half a surrogate pair, which a column may hold, is written as its escape."""
+    text = json.dumps(content, ensure_ascii=False, default=str)
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8") + "\n"
 
 
 @contextmanager
@@ -167,3 +176,87 @@ def progress(total: int):
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
+
+
+# ---- comparing with the answers ----------------------------------------------------------------------------------
+
+
+class Answers:
+    """The answers that rows have, beside what the model said; of a row only these two are kept."""
+
+    def __init__(self, kind: str, encoder, run: str):
+        self.kind, self.encoder, self.column = kind, encoder, ANSWERS[kind]
+        self.unit = (read_object(Path(run) / RECORD).get("config") or {}).get("answer_unit", "word")
+        self.pairs: list[tuple] = []
+        self.without = 0
+
+    def add(self, row: dict, prediction: dict) -> None:
+        answer = row.get(self.column)
+        odd = self.kind == "tagger" and answer is not None and len(answer) != len(prediction["tags"])
+        if answer is None or odd or CHECKS[self.column](answer):
+            self.without += 1
+        elif self.kind == "classifier":
+            self.pairs.append((answer, prediction["label"]))
+        elif self.kind == "tagger":
+            self.pairs.append((answer, prediction["tags"], prediction["tokens"]))
+        else:
+            scores = answer_scores(prediction["answer"], answer["text"], self.unit)
+            self.pairs.append((bool(answer["text"]), *scores))
+
+    def report(self) -> str:
+        """The metrics as text; "" where no row has an answer."""
+        if not self.pairs:
+            return ""
+        said = {"classifier": self._labels, "tagger": self._tags, "reader": self._spans}[self.kind]()
+        return f"{said}\n{self.without} rows without {self.column} are not judged" if self.without else said
+
+    def _labels(self) -> str:
+        if self.encoder.problem == "regression":
+            numbers = [(number(true), said) for true, said in self.pairs if number(true) is not None]
+            self.without += len(self.pairs) - len(numbers)
+            names = ("rows", "mae", "r2", "pearson", "spearman")
+            return table(names, [regression_report(*zip(*numbers))]) if numbers else "no label is a number"
+        place = {label: i for i, label in enumerate(self.encoder.labels)}
+        pairs = [(names_of(true), names_of(said)) for true, said in self.pairs]
+        known = [pair for pair in pairs if all(name in place for name in pair[0])]
+        strange = Counter(name for true, _ in pairs for name in true if name not in place)
+        notes = []
+        if strange:
+            shown = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
+            notes = [f"{len(pairs) - len(known)} rows have a label that the model does not know, as {shown}: not judged"]
+            if not known:
+                return f"{notes[0]}; its labels are {', '.join(self.encoder.labels[:20])}"
+        if self.encoder.problem == "multi_label_classification":
+            marks = [[[int(label in names) for label in place] for names in pair] for pair in known]
+            report = multi_label_report(*zip(*marks), self.encoder.labels)
+            overall = ("rows", "accuracy", "f1_micro", "f1")
+        else:
+            report = classification_report(*zip(*([place[n[0]] for n in pair] for pair in known)), self.encoder.labels)
+            overall = ("rows", "accuracy", "f1")
+        classes = sorted((entry for entry in report["classes"] if entry["rows"]), key=lambda entry: entry["f1"])
+        return "\n".join([table(overall, [report]), "", table(CLASS, classes, limit=SHOWN), *notes])
+
+    def _tags(self) -> str:
+        truth, said, tokens = zip(*self.pairs)
+        scheme = find_scheme(truth)
+        report = tagging_report([to_bio(tags, scheme)[0] for tags in truth], said, tokens)
+        overall = ("sentences", "entities", "precision", "recall", "f1")
+        return "\n".join([table(overall, [report]), "", table(TYPE, report["types"], limit=SHOWN)])
+
+    def _spans(self) -> str:
+        parts = {"all": self.pairs, "answerable": [p for p in self.pairs if p[0]]}
+        parts["unanswerable"] = [p for p in self.pairs if not p[0]]
+        rows = [
+            {"questions": name, "rows": len(part), "exact": mean(p[1] for p in part), "f1": mean(p[2] for p in part)}
+            for name, part in parts.items()
+            if part and (name == "all" or len(part) < len(self.pairs))
+        ]
+        return table(("questions", "rows", "exact", "f1"), rows)
+
+
+def table(columns: Sequence[str], rows: Sequence[dict], limit: int | None = None) -> str:
+    """Aligned columns for the terminal; the first `limit` rows, and how many more there are."""
+    cells = [[f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows[:limit]]
+    widths = [max(map(len, column)) for column in zip(columns, *cells)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [columns, *cells]]
+    return "\n".join(lines + ([f"... and {len(rows) - limit} more"] if limit and len(rows) > limit else []))

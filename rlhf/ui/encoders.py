@@ -108,8 +108,8 @@ def heading_output():
     return gr.HTML(IDLE, elem_classes="answer", padding=False)
 
 
-def marked_output(colours: dict):
-    return gr.HighlightedText(show_label=False, show_legend=True, elem_classes="marked", **colours)
+def marked_output(options: dict):
+    return gr.HighlightedText(show_label=False, show_inline_category=False, elem_classes="marked", **options)
 
 
 def table_output(headers: list[str]):
@@ -140,7 +140,7 @@ VIEWS = (
         ),
         show_tagged,
         lambda head, marked, table: [heading_output(), marked_output(marked), table_output(["type", "text", "score"])],
-        lambda labels: [{}, {"color_map": type_colours(labels)}, {}],
+        lambda labels: [{}, {"color_map": type_colours(labels), "show_legend": True}, {}],
     ),
     View(
         "reader",
@@ -207,6 +207,9 @@ CSS = """
   display: block; font-size: 1.35rem; font-weight: 650; letter-spacing: -0.01em; line-height: 1.3;
   color: var(--body-text-color); overflow-wrap: anywhere;
 }
+.marked .textfield {display: block; line-height: 2; word-break: normal; overflow-wrap: anywhere;}
+.dark .marked .textspan *, .dark .marked .category-label {color: var(--body-text-color) !important;}
+.found table, .found table * {font-family: var(--font) !important;}
 .verdict span {font-size: 0.85rem; color: var(--body-text-color-subdued);}
 """
 
@@ -253,8 +256,9 @@ def encoder_view(encoders: Encoders, view: View) -> None:
         empty = [gr.update(value=value, **changes) for value, changes in zip([IDLE, None, None], props(model))]
         return [*shown, gr.update(samples=rows, sample_labels=example_names(rows)), *empty]
 
-    def example(model: str, place: int) -> list[str]:
-        return example_rows(encoders, view, model)[place]
+    def example(model: str, place: int) -> list[str] | str:
+        row = example_rows(encoders, view, model)[place]
+        return row if len(row) > 1 else row[0]  # of one output Gradio takes the value, not a list of it
 
     asked = {"inputs": [model, *texts], "outputs": outputs, "concurrency_limit": 4, "show_progress": "minimal"}
     at_once = {"queue": False, "show_progress": "hidden"}
