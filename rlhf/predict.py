@@ -223,7 +223,9 @@ class Answers:
         notes = []
         if strange:
             shown = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
-            notes = [f"{len(pairs) - len(known)} rows have a label that the model does not know, as {shown}: not judged"]
+            notes = [
+                f"{len(pairs) - len(known)} rows have a label that the model does not know, as {shown}: not judged"
+            ]
             if not known:
                 return f"{notes[0]}; its labels are {', '.join(self.encoder.labels[:20])}"
         if self.encoder.problem == "multi_label_classification":

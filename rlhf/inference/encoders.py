@@ -72,11 +72,14 @@ class Encoders:
         known(name, self.runs.get(kind, {}), kind)
         needed, taken = columns_of(kind, self.runs[kind][name])
         row = {column: row.get(column) or "" for column in needed + taken}
-        row = {column: text for column, text in row.items() if column in needed or text.strip()}
-        for column, text in row.items():
+        for column, text in list(row.items()):
             what = column.replace("_pair", " to compare with")
-            if not text.strip():
+            if not isinstance(text, str):
+                raise UserError(f"the {what} is no text")
+            if not text.strip() and column in needed:
                 raise UserError(f"the {what} is empty: write something to read")
+            if not text.strip():
+                del row[column]
             if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
                 raise UserError(f"the {what} holds a NUL or half a character (a lone surrogate): send valid Unicode")
         if (size := sum(map(len, row.values()))) > self.characters:
