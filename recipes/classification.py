@@ -4,20 +4,24 @@
     accelerate launch recipes/classification.py --dataset_name reviews.csv --columns text=review,label=stars \\
         --model_name_or_path bert-base-uncased --output_dir runs/reviews
 
-Time: about a minute for the demo on two cores. Look at: accuracy and macro F1 on rows that were not trained on, and
-plots/confusion.png; classification.json has every class. Labels are the data's own (strings, integers, true and false),
-in the order of the alphabet or of their size, and stand in the model's config.
+Time: about a minute for the demo on two cores. Look at: the metrics on rows that were not trained on, plots/, and
+errors.jsonl, the rows it gets wrong, the worst first; classification.json has every class. A label is a string or an
+integer (one label), a list of them (several labels) or a number with a fraction (regression); names are the data's own.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+import torch
 from transformers import DataCollatorWithPadding, set_seed
 
-from rlhf.data.labels import check_labels, encode, label_names
+from rlhf.algorithms.losses import balanced_weights, weighted_binary_cross_entropy, weighted_cross_entropy
+from rlhf.data.labels import PROBLEMS, LabelForm, Task, encode, find_task, rare_labels
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.evaluation.classification import classification_report, plot_confusion
+from rlhf.evaluation.classification import METRICS, errors, judge, plot_judgement
+from rlhf.inference.classifier import softmax_or_sigmoid
 from rlhf.models.load import (
     add_lora,
     context_length,
@@ -27,10 +31,15 @@ from rlhf.models.load import (
     load_tokenizer,
     new_encoder,
     save,
+    scale_scores,
+    shift_scores,
+    trained_labels,
 )
 from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
 from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
 from rlhf.trainers.progress import sample_table
+
+ERRORS = 200  # of the rows judged wrong, so many are kept
 
 
 @dataclass
@@ -41,77 +50,148 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
     )
     model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."})
+    task: str = field(
+        default="auto", metadata={"help": "single_label, multi_label, regression, or auto: what the labels look like."}
+    )
+    class_weights: str = field(
+        default="none", metadata={"help": "balanced: every label weighs the same in the loss, however rare; or none."}
+    )
 
 
-def load_model(settings: ClassificationSettings, tokenizer, labels: list[str]):
+def load_model(settings: ClassificationSettings, tokenizer, task: Task):
     """A pretrained model, or one from scratch, with one output per label."""
+    options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
     if not settings.from_scratch:
-        options = {"revision": settings.model_revision, "dtype": settings.dtype}
-        return load_encoder(settings.model_name_or_path, "classifier", labels=labels, new_head=True, **options)
+        options |= {"revision": settings.model_revision, "dtype": settings.dtype}
+        return load_encoder(settings.model_name_or_path, "classifier", new_head=True, **options)
     if settings.use_peft:
         raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
-    return new_encoder(tokenizer, "classifier", **settings.sizes(), labels=labels)
+    return new_encoder(tokenizer, "classifier", **settings.sizes(), **options)
+
+
+def keep_head(settings: ClassificationSettings, task: Task, record) -> tuple[Task, bool]:
+    """Whether the checkpoint's own head is trained on: where it has all labels of the rows; then in its order."""
+    path, revision = settings.model_name_or_path, settings.model_revision
+    known = [] if settings.from_scratch else trained_labels(path, revision=revision)
+    kept = set(task.labels) <= set(known)
+    if known:
+        has = f"{path} has a head for {', '.join(known[:8])}{', ...' * (len(known) > 8)}"
+        record.say(f"{has}: it is trained on" if kept else f"{has}: the head is new, for the labels of these rows")
+    return (replace(task, labels=known) if kept else task), kept
+
+
+def balanced_loss(truth: list, task: Task):
+    """The loss in which every label (of several: its presence and its absence) weighs the same over the training rows."""
+    given = torch.tensor(truth)
+    if task.name == "multi_label":
+        weights = balanced_weights(torch.stack([(1 - given).sum(0), given.sum(0)]))
+        return lambda logits, labels: weighted_binary_cross_entropy(logits, labels, weights.to(logits.device))
+    weights = balanced_weights(torch.bincount(given, minlength=len(task.labels)))
+    return lambda logits, labels: weighted_cross_entropy(logits, labels, weights.to(logits.device))
 
 
 def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
     with recording("classification", settings, args) as record:
         set_seed(args.seed)
+        if settings.class_weights not in ("none", "balanced"):
+            raise UserError(f"class_weights={settings.class_weights!r}: use none or balanced")
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        splits = load_splits(settings, ("classification", "pair_classification"), seed=args.seed)
+        form = LabelForm(settings.task)
+        kinds = ("classification", "pair_classification")
+        splits = load_splits(settings, kinds, seed=args.seed, checks={"label": form})
         record.data(splits)
         if not splits.eval:
             raise UserError("a classifier is judged on rows it has not seen: set eval_fraction or eval_dataset_name")
-        labels = label_names(splits.train)
-        check_labels(splits.eval, labels)
+        task, pairs = find_task(splits.train, splits.eval, form), splits.kind == "pair_classification"
+        for warning in rare_labels(splits.train, splits.eval) if task.name != "regression" else ():
+            record.say(warning)
+        if task.name == "regression" and settings.class_weights != "none":
+            raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
 
-        model = load_model(settings, tokenizer, labels)
+        task, kept = keep_head(settings, task, record)
+        model = load_model(settings, tokenizer, task)
         record.parent("base", None if settings.from_scratch else settings.model_name_or_path)
-        pairs = splits.kind == "pair_classification"
+        if task.name == "regression" and kept:  # it gives the numbers themselves
+            shift_scores(model, -task.mean)
+            scale_scores(model, 1 / task.spread)
         fit_tokenizer(tokenizer, model, pairs=pairs)
         fit_embeddings(model, tokenizer)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
-        train, train_cut = encode(tokenizer, splits.train, labels, pairs=pairs, max_length=limit)
-        evaluation, eval_cut = encode(tokenizer, splits.eval, labels, pairs=pairs, max_length=limit)
-        evaluation.sort(key=lambda row: len(row["input_ids"]))
+        model.config.trained_max_length, model.config.trained_pairs = limit, pairs
+        train, train_cut = encode(tokenizer, splits.train, pairs=pairs, max_length=limit)
+        held_out, eval_cut = encode(tokenizer, splits.eval, pairs=pairs, max_length=limit)
+        train = [row | {"labels": target} for row, target in zip(train, task.targets(splits.train))]
+        held_out = [row | {"labels": target} for row, target in zip(held_out, task.targets(splits.eval))]
+        order = sorted(range(len(held_out)), key=lambda place: len(held_out[place]["input_ids"]))
+        held_out, rows = [held_out[place] for place in order], [splits.eval[place] for place in order]
         cut = train_cut + eval_cut
-        record.say(f"{len(train)} rows, {len(evaluation)} held out, {len(labels)} labels; {cut} cut at {limit} tokens")
+        what = f"regression, mean {task.mean:.4g}" if task.name == "regression" else f"{len(task.labels)} labels"
+        record.say(f"{len(train)} rows, {len(held_out)} held out, {what}; {cut} cut at {limit} tokens")
 
         if settings.use_peft:
             model = add_lora(model, task="SEQ_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
 
+        def outcome(output) -> tuple[np.ndarray, np.ndarray]:
+            """What is true, and the probabilities or numbers that are predicted."""
+            if task.name == "regression":
+                return tuple(
+                    values.reshape(-1) * task.spread + task.mean for values in (output.label_ids, output.predictions)
+                )
+            logits = torch.from_numpy(output.predictions)
+            return output.label_ids, softmax_or_sigmoid(logits, PROBLEMS[task.name]).numpy()
+
         def metrics(output) -> dict[str, float]:
-            report = classification_report(output.label_ids.tolist(), output.predictions.tolist(), labels)
-            return {name: report[name] for name in ("accuracy", "f1")}
+            report = judge(task.name, *outcome(output), task.labels)
+            return {name: report[name] for name in METRICS[task.name]}
 
         trainer = EncoderTrainer(
             model=model,
             args=args,
             train=train,
-            evaluation=evaluation,
-            best_metric="accuracy",
+            evaluation=held_out,
+            best_metric=METRICS[task.name][0],
+            metrics=METRICS[task.name],
+            loss=balanced_loss([row["labels"] for row in train], task)
+            if settings.class_weights == "balanced"
+            else None,
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=metrics,
-            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, labels) -> (B,)
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
-        output = trainer.predict(evaluation, metric_key_prefix="eval")
-        report = classification_report(output.label_ids.tolist(), output.predictions.tolist(), labels)
-        record.metrics({"accuracy": report["accuracy"], "f1": report["f1"], "eval_loss": output.metrics["eval_loss"]})
-        record.metrics(
-            {"eval_rows": len(evaluation), "train_rows": len(train), "labels": len(labels), "texts_cut": cut}
-        )
+        output = trainer.predict(held_out, metric_key_prefix="eval")
+        truth, outputs = outcome(output)
+        report = {"task": task.name} | judge(task.name, truth, outputs, task.labels)
+        record.metrics({name: report[name] for name in METRICS[task.name]})
+        record.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(held_out), "train_rows": len(train)})
+        record.metrics({"labels": len(task.labels)} if task.name != "regression" else {})
+        record.metrics({"texts_cut": cut})
         if not record.main:
             return
-        save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if task.name == "regression":
+            scale_scores(model, task.spread)
+            shift_scores(model, task.mean)
+        save(model, tokenizer, args.output_dir)
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (record.folder / "classification.json").write_text(text, encoding="utf-8")
-        (record.folder / "plots").mkdir(exist_ok=True)
-        plot_confusion(report, record.folder / "plots" / "confusion.png")
-        if report["confusions"]:
-            record.say("Held-out rows that are most often taken for another label:")
-            record.say(sample_table(report["confusions"], columns=["label", "predicted", "rows"], limit=8))
+        plot_judgement(task.name, report, truth, outputs, record.folder / "plots")
+        wrong = errors(task.name, rows, truth, outputs, task.labels)[:ERRORS]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wrong)
+        (record.folder / "errors.jsonl").write_text(lines, encoding="utf-8")
+        show(record, report)
+
+
+def show(record, report: dict) -> None:
+    """The labels that are worst predicted, and what is taken for what."""
+    worst = sorted((entry for entry in report.get("classes", ()) if entry["rows"]), key=lambda entry: entry["f1"])
+    if worst:
+        record.say("Labels, the worst predicted first:")
+        record.say(sample_table(worst, columns=["label", "rows", "precision", "recall", "f1"], limit=8))
+    if report.get("confusions"):
+        record.say("Held-out rows that are most often taken for another label:")
+        record.say(sample_table(report["confusions"], columns=["label", "predicted", "rows"], limit=8))
 
 
 if __name__ == "__main__":

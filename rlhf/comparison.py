@@ -18,13 +18,13 @@ from rlhf.data.chat import as_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.chat import decode as decode_text
 from rlhf.decoding import decode, left_pad, uniform_numbers
 from rlhf.errors import UserError
+from rlhf.evaluation.intervals import Z, wilson_interval
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import context_length, freeze, load_policy, load_tokenizer
 from rlhf.runs import RECORD, RunRecord
 from rlhf.scoring import Completed, WeightedSum
 
 BATCH = 32  # rows per forward pass
-Z = 1.96  # 97.5 % quantile of the normal distribution
 
 
 @dataclass
@@ -100,14 +100,9 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
 
 
 def rate_estimate(values: Sequence[float]) -> Estimate:
-    """Share of ones among zeros and ones, p, with Wilson's interval (1927), which has a width at 0 and at 1 too:
-
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-    """
+    """Share of ones among zeros and ones, with Wilson's interval."""
     n, p = len(values), sum(values) / len(values)
-    centre, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
-    half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return Estimate(p, max(0.0, min(p, (centre - half) / scale)), min(1.0, max(p, (centre + half) / scale)), n)
+    return Estimate(p, *wilson_interval(p, n), n)
 
 
 def is_rate(values: Sequence[float]) -> bool:

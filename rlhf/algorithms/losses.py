@@ -5,7 +5,7 @@ Kept per token on purpose: a mean over a micro-batch would weigh tokens by how t
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -65,3 +65,28 @@ def kwise_ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Ten
     losses = torch.where(better, -logsigmoid(margins), torch.zeros_like(margins))
     pairs = better.sum((1, 2))
     return losses.sum((1, 2)) / pairs.clamp(min=1), pairs
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """n / (C n_c): every class weighs the same in total, and a row of the data 1 on average. King and Zeng 2001.
+
+    counts (C, ...): rows of each class, n their sum, C the classes that have rows; a class without weighs 1. Same shape.
+    """
+    present = (counts > 0).sum(0)
+    return torch.where(counts > 0, counts.sum(0) / (present * counts.clamp(min=1)), torch.ones(()))
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """-w_y log softmax(logits)_y. logits (B, K), labels (B,) ints, weights (K,) -> (B,).
+
+    PyTorch's own mean divides by the sum of the weights: a micro-batch of one row would lose its weight.
+    """
+    assert logits.shape == (len(labels), len(weights)), (logits.shape, labels.shape, weights.shape)
+    return cross_entropy(logits, labels, weight=weights, reduction="none")
+
+
+def weighted_binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """-w_y log p(y), p = sigmoid(logits) of y = 1. logits and labels (B, K), weights (2, K) of y = 0 and y = 1 -> (B, K)."""
+    assert logits.shape == labels.shape and weights.shape == (2, labels.shape[1])
+    weight = torch.where(labels > 0.5, weights[1], weights[0])
+    return weight * binary_cross_entropy_with_logits(logits, labels, reduction="none")

@@ -1,13 +1,116 @@
-"""Labelled texts: the names of the labels, and texts -> tokens with the number of their label."""
+"""Labelled texts: what is to be predicted of them, the names of the labels, and texts -> tokens.
 
+Three tasks: single_label, one of several labels; multi_label, any number of them; regression, a number. Which one it is
+the labels tell: a list is several labels, a number with a fraction is to be predicted as a number, the rest is one label.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean, pstdev
 
 from rlhf.errors import UserError
+
+PROBLEMS = {  # task -> the name that transformers gives it in a model's config
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+SHOWN = 10  # labels in a message
+
+
+class LabelForm:
+    """A check of the column label, of one form in all rows: that of the task, or of the first row that tells one."""
+
+    def __init__(self, task: str = "auto"):
+        if task not in ("auto", *PROBLEMS):
+            raise UserError(f"task={task!r}: use one of auto, {', '.join(PROBLEMS)}")
+        self.task, self.why = task, f"task: {task}"
+
+    def __call__(self, value) -> str | None:
+        form = form_of(value)
+        if self.task == "auto" and form:
+            self.task, self.why = form, f"a row before has {value!r:.60}"
+        if self.task == "regression":
+            fits, expected = number(value) is not None, "a number is"
+        elif self.task == "multi_label":
+            fits, expected = form == "multi_label", "a list of labels is"
+        else:
+            fits, expected = form in (None, "single_label"), "one label, a string or an integer, is"
+        return None if fits else f"{expected} expected ({self.why}), {value!r:.60} given"
+
+
+def form_of(value) -> str | None:
+    """The task that a label speaks for; None for whole numbers and numbers in a table, which serve for two."""
+    if isinstance(value, list | float):
+        return "multi_label" if isinstance(value, list) else "regression"
+    return None if number(value) is not None else "single_label"
+
+
+def number(value) -> float | None:
+    """A label as a number, if it is one; a table has them as strings."""
+    if isinstance(value, bool | list):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if isfinite(found) else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted: name, a key of PROBLEMS; labels, in the order of the model's outputs.
+
+    mean and spread (standard deviation) of the training rows' numbers: these are learned in units of their own, so that
+    no learning rate has to know what they measure.
+    """
+
+    name: str
+    labels: list[str]
+    mean: float = 0.0
+    spread: float = 1.0
+
+    def targets(self, rows: Sequence[dict]) -> list:
+        """Of each row the number of its label; 0.0 or 1.0 for each label; or its number in units of the spread."""
+        if self.name == "regression":
+            return [(number(row["label"]) - self.mean) / self.spread for row in rows]
+        place = {label: i for i, label in enumerate(self.labels)}
+        chosen = [[place[name] for name in names_of(row["label"])] for row in rows]
+        if self.name == "single_label":
+            return [places[0] for places in chosen]
+        return [[float(i in places) for i in range(len(self.labels))] for places in map(set, chosen)]
+
+
+def find_task(train: Sequence[dict], evaluation: Sequence[dict], form: LabelForm) -> Task:
+    """The task of rows that `form` has checked; numbers in a table with a fraction somewhere are regression."""
+    name = form.task
+    if name == "auto":
+        whole = all(number(row["label"]).is_integer() for row in train)
+        name = "single_label" if whole else "regression"
+    if name != "regression":
+        labels = label_names(train)
+        check_labels(evaluation, labels)
+        return Task(name, labels)
+    numbers = [number(row["label"]) for row in train]
+    if not (spread := pstdev(numbers)):
+        raise UserError(f"all {len(train)} training rows have the label {numbers[0]:g}: there is nothing to learn")
+    return Task(name, ["score"], fmean(numbers), spread)
+
+
+def names_of(label) -> list[str]:
+    """The names of a row's label or labels."""
+    return [str(name) for name in (label if isinstance(label, list) else [label])]
 
 
 def label_names(rows: Sequence[dict]) -> list[str]:
     """The labels of the training rows as strings: whole numbers by size, everything else by the alphabet."""
-    names = {str(row["label"]) for row in rows}
+    names = {name for row in rows for name in names_of(row["label"])}
+    if not names:
+        raise UserError(f"none of the {len(rows)} training rows has a label: there is nothing to learn")
+    if len(names) < 2 and isinstance(rows[0]["label"], list):
+        raise UserError(f"{names.pop()!r} is the only label of all lists: give true or false in place of lists")
     if len(names) < 2:
         raise UserError(f"all {len(rows)} training rows have the label {names.pop()!r}: a classifier needs two or more")
     whole = all(name.removeprefix("-").isdecimal() for name in names)
@@ -18,15 +121,16 @@ def check_labels(rows: Sequence[dict], labels: Sequence[str]) -> None:
     """UserError where evaluation rows have a label that no training row has."""
     unknown: dict[str, list[int]] = {}
     for place, row in enumerate(rows, start=1):
-        if str(row["label"]) not in labels:
-            unknown.setdefault(str(row["label"]), []).append(place)
+        for name in names_of(row["label"]):
+            if name not in labels:
+                unknown.setdefault(name, []).append(place)
     if not unknown:
         return
     shown = []
-    for label, places in sorted(unknown.items())[:10]:
+    for label, places in sorted(unknown.items())[:SHOWN]:
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         shown.append(f"{label!r} in evaluation row{'s' * (len(places) > 1)} {', '.join(map(str, places[:5]))}{more}")
-    others = f", and {len(unknown) - 10} labels more" if len(unknown) > 10 else ""
+    others = f", and {len(unknown) - SHOWN} labels more" if len(unknown) > SHOWN else ""
     known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
     raise UserError(
         f"no training row has the label {'; '.join(shown)}{others}. Labels of the training rows: {known}. Give them "
@@ -34,16 +138,27 @@ def check_labels(rows: Sequence[dict], labels: Sequence[str]) -> None:
     )
 
 
-def encode(
-    tokenizer, rows: Sequence[dict], labels: Sequence[str], *, pairs: bool, max_length: int
-) -> tuple[list[dict], int]:
-    """Rows of token ids with the number of their label, and how many were cut. No text can spell a special token."""
+def rare_labels(train: Sequence[dict], evaluation: Sequence[dict]) -> list[str]:
+    """Warnings: labels that one training row has, and labels that no evaluation row has."""
+    counts, judged = (Counter(name for row in rows for name in names_of(row["label"])) for rows in (train, evaluation))
+    once = sorted(name for name, count in counts.items() if count == 1)
+    unseen = sorted(set(counts) - set(judged))
+
+    def listed(names: list[str], text: str) -> list[str]:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return [f"{len(names)} of {len(counts)} labels {text}: {', '.join(names[:SHOWN])}{more}"] if names else []
+
+    return listed(once, "stand in one training row only") + listed(
+        unseen, "stand in no held-out row, and are not judged"
+    )
+
+
+def encode(tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int) -> tuple[list[dict], int]:
+    """Rows of token ids, and how many were cut. No text can spell a special token."""
     if max_length <= tokenizer.num_special_tokens_to_add(pair=pairs) + pairs:
         raise UserError(f"max_length={max_length} leaves no room for a text: raise it, up to the model's context")
     texts = [[row[column] for row in rows] for column in ("text", "text_pair")[: 1 + pairs]]
     whole = tokenizer(*texts, split_special_tokens=True, verbose=False)["input_ids"]
-    cut = tokenizer(*texts, split_special_tokens=True, truncation=True, max_length=max_length)
-    number = {label: place for place, label in enumerate(labels)}
-    columns = {**cut, "labels": [number[str(row["label"])] for row in rows]}
+    columns = tokenizer(*texts, split_special_tokens=True, truncation=True, max_length=max_length)
     encoded = [dict(zip(columns, values)) for values in zip(*columns.values())]
     return encoded, sum(len(ids) > max_length for ids in whole)

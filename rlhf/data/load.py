@@ -6,7 +6,7 @@ Every row is checked before anything is trained, and every bad one is named as `
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain, islice
@@ -43,10 +43,15 @@ class Scan:
 
     kind: what the rows are turned into; layout: the foreign layout they came in, or None; total: rows met;
     bad: rows left out; problems: `path:line: column: reason`; passed: counts of feedback events of other sorts.
+    checks: what a caller asks of columns beyond data.rows: column -> f(value), the reason why it is bad, or None.
     """
 
-    def __init__(self, name: str, *, kinds: Sequence[str], columns=None, split: str | None = None, config=None):
+    def __init__(
+        self, name: str, *, kinds: Sequence[str], columns=None, split: str | None = None, config=None,
+        checks: dict[str, Callable] | None = None,
+    ):  # fmt: skip
         self.name, self.kinds, self.split, self.config = name, tuple(kinds), split, config
+        self.checks = checks or {}
         self.columns = parse_columns(columns)
         self.kind = self.source_kind = ""
         self.layout: Layout | None = None
@@ -135,9 +140,11 @@ class Scan:
                 self._reject(place, [str(error)])
                 return
         for ours in map(normalise, rows):
-            if problems := check_row(ours, KINDS[self.source_kind]):
-                asked = self.source_kind == "question_answering" and ours.get("id") is not None
-                where = f"{place}: question {ours['id']}" if asked else place  # a SQuAD file is one long line
+            kind = KINDS[self.source_kind]
+            asked = ((column, self.checks[column](ours[column])) for column in kind.columns if column in self.checks)
+            if problems := check_row(ours, kind) or [(column, reason) for column, reason in asked if reason]:
+                named = kind.name == "question_answering" and ours.get("id") is not None
+                where = f"{place}: question {ours['id']}" if named else place  # a SQuAD file is one long line
                 self._reject(where, [f"{column}: {reason}" for column, reason in problems])
                 continue
             self.total += 1
@@ -218,9 +225,10 @@ def load_rows(
     config: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    checks: dict[str, Callable] | None = None,
 ) -> Loaded:
     """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay."""
-    scan = Scan(name, kinds=kinds, columns=columns, split=split, config=config)
+    scan = Scan(name, kinds=kinds, columns=columns, split=split, config=config, checks=checks)
     rows = list(islice(scan, limit))
     if scan.bad and not skip_bad or not rows:
         raise UserError(bad_rows(scan))

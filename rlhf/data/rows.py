@@ -6,7 +6,7 @@ one assistant message, is turned into its string). Extra columns are kept: rewar
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isnan
+from math import isfinite, isnan
 
 from rlhf.data.chat import ROLES
 
@@ -195,9 +195,17 @@ def _check_ranks(value) -> str | None:
 
 
 def _check_label(value) -> str | None:
-    if isinstance(value, str):
-        return _check_text(value)
-    return None if isinstance(value, int) else f"a string, an integer, true or false is expected, {_shown(value)} given"
+    """One label, a list of labels that may be empty, or a number to be predicted."""
+    if isinstance(value, float):
+        return None if isfinite(value) else f"a number is expected, {_shown(value)} given"
+    for name in value if isinstance(value, list) else [value]:
+        if isinstance(name, str) and (reason := _check_text(name)):
+            return reason
+        if not isinstance(name, str | int):
+            return f"a string, a number, true or false, or a list of labels is expected, {_shown(value)} given"
+    names = [str(name) for name in value] if isinstance(value, list) else []
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return None if twice is None else f"the label {twice!r} stands twice in the list"
 
 
 def _check_tokens(value) -> str | None:

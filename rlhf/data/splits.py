@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -96,8 +96,8 @@ class Splits:
     warnings: list[str] = field(default_factory=list)
 
 
-def load_splits(settings, kinds: Sequence[str], *, seed: int) -> Splits:
-    """What a recipe trains and evaluates on.
+def load_splits(settings, kinds: Sequence[str], *, seed: int, checks: dict[str, Callable] | None = None) -> Splits:
+    """What a recipe trains and evaluates on; checks: as in load.Scan.
 
     Eval rows are the first of these that is given: eval_dataset_name; dataset_test_split, where the Hub data set has
     that split or the folder has `<dataset_test_split>.jsonl`; eval_fraction of the prompts; none.
@@ -112,6 +112,7 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int) -> Splits:
             config=settings.dataset_config if name == settings.dataset_name else None,
             limit=settings.dataset_limit,
             skip_bad=settings.skip_bad,
+            checks=checks,
         )
 
     if not settings.dataset_name:

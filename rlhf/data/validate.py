@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from rlhf.data.chat import as_text, encode_text
+from rlhf.data.labels import LabelForm, names_of
 from rlhf.data.load import Scan, row_digest
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_key
@@ -49,7 +50,7 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
     units: dict[str, Callable[[str], int]] = {"characters": len, "words": lambda text: len(text.split())}
     if tokenizer is not None:
         units["tokens"] = lambda text: len(encode_text(tokenizer, text))
-    scan = Scan(name, kinds=tuple(KINDS), columns=columns)
+    scan = Scan(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
     report = Report(name)
     seen: set[str] = set()
     prompts: set[str] = set()
@@ -61,7 +62,7 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
         prompts.add(key)
         for column in KINDS[scan.kind].columns:
             if column == "label":
-                report.labels[str(row[column])] += 1
+                report.labels.update(names_of(row[column]))
             elif column == "tags":
                 report.labels.update(row[column])
             elif column == "ranks":

@@ -98,7 +98,8 @@ def load_encoder(
 ) -> PreTrainedModel:
     """A model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps those of its config.
 
-    A head that is not in the weights is an error; new_head=True is for training one, and then it may be random.
+    A head that is not in the weights is an error; new_head=True is for training one: then it may be random, and it is
+    where the checkpoint's labels are others, even as many.
     """
     options = _label_maps(labels) if labels is not None else {}
     if problem_type:
@@ -117,7 +118,20 @@ def load_encoder(
             f"{path} is no finished {task}: {', '.join(sorted(info['missing_keys'])[:3])} would be random; give the run "
             "folder of a recipe that trained one"
         )
+    if new_head and labels is not None and trained_labels(path, revision=revision) not in ([], labels):
+        head = score_head(model)
+        nn.init.normal_(head.weight, std=model.config.initializer_range)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
     return model
+
+
+def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
+    """The labels of a checkpoint that holds a trained classifier or tagger, in the order of its outputs; [] of others."""
+    config = _from_pretrained(AutoConfig, path, revision=revision)
+    if not any(name.endswith(("SequenceClassification", "TokenClassification")) for name in config.architectures or ()):
+        return []
+    return [config.id2label[place] for place in range(config.num_labels)]
 
 
 def _label_maps(labels: list[str]) -> dict:
@@ -306,6 +320,15 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def scale_scores(model: PreTrainedModel, factor: float) -> None:
+    """Multiply every score the model gives by `factor`, inside its weights."""
+    head = score_head(model)
+    head.weight *= factor
+    if head.bias is not None:
+        head.bias *= factor
+
+
+@torch.no_grad()
 def shift_scores(model: PreTrainedModel, amount: float) -> None:
     """Add `amount` to every score the model gives, inside its weights, so that any loader gets the same scores.
 
@@ -316,7 +339,7 @@ def shift_scores(model: PreTrainedModel, amount: float) -> None:
     if head.bias is not None:
         head.bias += amount
         return
-    trunk = getattr(model, model.base_model_prefix)
+    trunk = trunk_of(model)
     norms = [m for name, m in trunk.named_children() if isinstance(m, nn.LayerNorm) and m.bias is not None]
     weight = head.weight[0]
     if not norms or not weight.any():

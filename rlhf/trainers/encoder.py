@@ -5,10 +5,11 @@ a function of seed and epoch, so that a resumed run goes on exactly; bf16 and pl
 best checkpoint is the one that is kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -17,6 +18,7 @@ from rlhf.models.kernels import use_fast_kernels
 from rlhf.trainers.progress import use_run_progress
 
 POOL = 50  # batches among which rows of one length are sought
+LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # metrics that are better when they are lower
 
 
 @dataclass
@@ -59,7 +61,7 @@ class EncoderConfig(TrainingArguments):
             self.load_best_model_at_end = saved
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise UserError("early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy")
-        self.named_metric = self.metric_for_best_model is not None
+        self.named_metric, self.named_direction = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
 
 
@@ -73,7 +75,7 @@ def has_fast_bf16(*, use_cpu: bool) -> bool:
 class LengthSampler(Sampler[int]):
     """Rows in an order that is a function of seed and epoch: rows of one length together, the groups shuffled.
 
-    group: rows that are computed at once on all processes, each of which takes an equal share of it.
+    group: rows of one update, over all processes and accumulated batches: however they are cut, an update has the same.
     """
 
     def __init__(self, lengths: Sequence[int], *, group: int, seed: int):
@@ -120,13 +122,21 @@ class EncoderTrainer(Trainer):
     """transformers.Trainer for rows of token ids; see the file's docstring.
 
     train, evaluation: lists of rows with input_ids (or a data set with `lengths`); evaluation is read in its own order,
-    which should be by length. best_metric: the metric that picks the checkpoint, unless the user names one.
+    which should be by length. best_metric: the metric that picks the checkpoint, unless the user names another; metrics:
+    what else compute_metrics gives. loss: logits and labels -> losses whose mean is the batch's, in place of the model's.
     """
 
-    def __init__(self, *, model, args: EncoderConfig, train, evaluation=None, best_metric: str = "loss", **options):
-        if not args.named_metric:
-            args.metric_for_best_model = best_metric
-            args.greater_is_better = not best_metric.endswith("loss")
+    def __init__(
+        self, *, model, args: EncoderConfig, train, evaluation=None, best_metric: str = "loss",
+        metrics: Sequence[str] = (), loss: Callable[[Tensor, Tensor], Tensor] | None = None, **options,
+    ):  # fmt: skip
+        metric = (args.named_metric or best_metric).removeprefix("eval_")
+        known = list(dict.fromkeys(("loss", best_metric, *metrics)))
+        if metric not in known:
+            raise UserError(f"metric_for_best_model={args.named_metric!r}: use one of {', '.join(known)}")
+        args.metric_for_best_model = metric
+        args.greater_is_better = metric not in LOWER if args.named_direction is None else args.named_direction
+        self.loss = loss
         # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
         # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
         unwrapped(model).accepts_loss_kwargs = False
@@ -145,8 +155,15 @@ class EncoderTrainer(Trainer):
             return self.order
         grouped = self.args.train_sampling_strategy == "group_by_length"
         lengths = self.lengths if grouped else [0] * len(self.lengths)
-        group = self.args.train_batch_size * self.args.world_size
+        group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return LengthSampler(lengths, group=group, seed=self.args.data_seed or self.args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = self.loss(outputs.logits.float(), inputs["labels"]).mean()
+        return (loss, outputs) if return_outputs else loss
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler[int]:
         return SequentialSampler(eval_dataset)

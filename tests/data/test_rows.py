@@ -98,13 +98,21 @@ def test_what_the_caller_accepts_decides_between_fitting_kinds():
         ),
         (
             "classification",
-            {"text": "a", "label": 0.5},
-            [("label", "a string, an integer, true or false is expected, 0.5 given")],
+            {"text": "a", "label": ["b", 0.5]},
+            [("label", "a string, a number, true or false, or a list of labels is expected, ['b', 0.5] given")],
+        ),
+        ("classification", {"text": "a", "label": ["b", ""]}, [("label", "empty")]),
+        ("classification", {"text": "a", "label": ["1", 1]}, [("label", "the label '1' stands twice in the list")]),
+        ("classification", {"text": "a", "label": float("inf")}, [("label", "a number is expected, inf given")]),
+        (
+            "classification",
+            {"text": "a", "label": {}},
+            [("label", "a string, a number, true or false, or a list of labels is expected, {} given")],
         ),
         (
             "classification",
             {"text": "a", "label": float("nan")},
-            [("label", "a string, an integer, true or false is expected, NaN given")],
+            [("label", "a number is expected, NaN given")],
         ),
     ],
 )
@@ -114,7 +122,10 @@ def test_bad_rows_are_named_by_column_and_reason(kind, row, problems):
 
 def test_ties_and_gaps_in_ranks_and_every_sort_of_label_are_good():
     assert check_row({"prompt": [USER], "completions": ["a", "b", "c"], "ranks": [0, 5, 0]}, KINDS["ranking"]) == []
-    assert all(check_row({"text": "a", "label": label}, KINDS["classification"]) == [] for label in ("good", 0, False))
+    assert all(
+        check_row({"text": "a", "label": label}, KINDS["classification"]) == []
+        for label in ("good", 0, False, 0.5, [], ["a", 1])
+    )
 
 
 def test_conversational_answers_become_strings():

@@ -121,14 +121,13 @@ def test_bert_pairs_have_token_types_and_are_cut_and_counted(model):
     reader = tokenizer("bert")
     fit_tokenizer(reader, model("bert"), pairs=True)
     rows = [{"text": "a b", "text_pair": "c", "label": "x"}, {"text": "a b c", "text_pair": "d e f", "label": "y"}]
-    encoded, cut = encode(reader, rows, ["x", "y"], pairs=True, max_length=7)
+    encoded, cut = encode(reader, rows, pairs=True, max_length=7)
     assert encoded[0] == {
         "input_ids": [2, 7, 8, 3, 9, 3],
         "token_type_ids": [0, 0, 0, 0, 1, 1],
         "attention_mask": [1] * 6,
-        "labels": 0,
     }
-    assert cut == 1 and encoded[1]["input_ids"] == [2, 7, 8, 3, 10, 11, 3] and encoded[1]["labels"] == 1
+    assert cut == 1 and encoded[1]["input_ids"] == [2, 7, 8, 3, 10, 11, 3]
 
 
 def test_gpt2_pairs_are_parted_by_eos_and_have_no_token_types(model, tmp_path):
@@ -136,7 +135,7 @@ def test_gpt2_pairs_are_parted_by_eos_and_have_no_token_types(model, tmp_path):
     fit_tokenizer(reader, model("gpt2"), pairs=True)
     rows = [{"text": "a", "text_pair": "b", "label": "x"}]
     expected = {"input_ids": [5, 0, 6], "attention_mask": [1, 1, 1]}
-    assert encode(reader, rows, ["x", "y"], pairs=True, max_length=8) == ([expected | {"labels": 0}], 0)
+    assert encode(reader, rows, pairs=True, max_length=8) == ([expected], 0)
     reader.save_pretrained(tmp_path)
     assert dict(AutoTokenizer.from_pretrained(tmp_path)("a", "b")) == expected
 
@@ -145,20 +144,20 @@ def test_an_extra_text_pair_column_does_not_make_a_pair(model):
     reader = tokenizer("bert")
     fit_tokenizer(reader, model("bert"), pairs=False)
     rows = [{"text": "a", "text_pair": "b", "label": "x"}]
-    assert encode(reader, rows, ["x"], pairs=False, max_length=8)[0][0]["input_ids"] == [2, 7, 3]
+    assert encode(reader, rows, pairs=False, max_length=8)[0][0]["input_ids"] == [2, 7, 3]
 
 
 def test_a_text_cannot_spell_a_special_token(model):
     reader = tokenizer("bert")
     fit_tokenizer(reader, model("bert"), pairs=False)
-    encoded, _ = encode(reader, [{"text": "a [SEP] b", "label": "x"}], ["x"], pairs=False, max_length=8)
+    encoded, _ = encode(reader, [{"text": "a [SEP] b", "label": "x"}], pairs=False, max_length=8)
     assert encoded[0]["input_ids"].count(3) == 1
 
 
 def test_a_length_without_room(model, refused):
     reader = tokenizer("bert")
     assert "max_length=2 leaves no room" in refused(
-        encode, reader, [{"text": "a", "label": "x"}], ["x"], pairs=False, max_length=2
+        encode, reader, [{"text": "a", "label": "x"}], pairs=False, max_length=2
     )
 
 
