@@ -207,9 +207,11 @@ CSS = """
   display: block; font-size: 1.35rem; font-weight: 650; letter-spacing: -0.01em; line-height: 1.3;
   color: var(--body-text-color); overflow-wrap: anywhere;
 }
-.marked .textfield {display: block; line-height: 2; word-break: normal; overflow-wrap: anywhere;}
-.dark .marked .textspan *, .dark .marked .category-label {color: var(--body-text-color) !important;}
-.found table, .found table * {font-family: var(--font) !important;}
+.found * {font-family: var(--font) !important;}
+.marked .textfield {display: block; font-size: 0; word-break: normal; overflow-wrap: anywhere;}  /* 0: no gaps */
+.marked .text {font-size: 0.95rem; line-height: 2;}
+.marked .token.highlighted {margin: 0; padding: 3px 2px;}
+.dark .marked .highlighted .text, .dark .marked .legend-item {color: var(--body-text-color) !important;}
 .verdict span {font-size: 0.85rem; color: var(--body-text-color-subdued);}
 """
 
