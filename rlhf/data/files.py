@@ -253,6 +253,8 @@ def _read_conll(path: Path):
             broken = broken or (number, columns)
         elif len(columns) < 2:
             broken = broken or (number, Broken(f"{columns[0]!r:.60} has no tag: a token and its tag are expected"))
+        elif not columns[0]:
+            broken = broken or (number, Broken(f"no token before the tag {columns[-1]}"))
         elif len(columns) != (width := width or len(columns)):
             broken = broken or (number, Broken(f"{len(columns)} columns, but the lines before have {width}"))
         else:

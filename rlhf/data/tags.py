@@ -150,6 +150,19 @@ def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
         )
 
 
+def warnings_of(train: Sequence[dict], evaluation: Sequence[dict], scheme: str, broken: int) -> list[str]:
+    """What a person should know of rows in BIO before they train on them, each thing counted."""
+    warnings = []
+    if broken:
+        warnings.append(f"{broken} tags break {scheme}; each is read as a new entity, or as the end of one")
+    counts, judged = type_counts(train), type_counts(evaluation)
+    if single := sorted(kind for kind, count in counts.items() if count == 1):
+        warnings.append(f"{len(single)} types have a single entity to learn from: {', '.join(single)}")
+    if unjudged := sorted(counts.keys() - judged.keys()):
+        warnings.append(f"{len(unjudged)} types are in no evaluation row and not judged: {', '.join(unjudged)}")
+    return warnings
+
+
 # ---- units and text ----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,140 @@
+"""Named entities (any tags of words or characters): tagged sentences -> a BERT or GPT-2 class model with a tag head.
+
+    accelerate launch recipes/ner.py --config recipes/configs/ner/bert.yaml
+    accelerate launch recipes/ner.py --dataset_name train.conll --eval_dataset_name dev.conll \\
+        --model_name_or_path bert-base-cased --output_dir runs/names
+
+Look at: f1, of whole entities in sentences that were not trained on; plots/entities.png; the table of errors in the
+terminal. ner.json has every type, errors.jsonl every wrong sentence. Tags may be in BIO, IOB1, BIOES, BILOU or bare types
+(docs/data.md); the model's are BIO. Sentences longer than max_length are split into windows, never cut.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from transformers import DataCollatorForTokenClassification, set_seed
+
+from rlhf.data.splits import load_splits
+from rlhf.data.tags import (
+    check_types,
+    decode,
+    encode,
+    find_units,
+    in_bio,
+    out_of_reach,
+    tag_names,
+    warnings_of,
+    windows,
+)
+from rlhf.errors import UserError
+from rlhf.evaluation.tagging import entity_scores, plot_entities, tagging_report, wrong_sentences
+from rlhf.models.load import (
+    add_lora,
+    context_length,
+    fit_embeddings,
+    fit_tokenizer,
+    load_encoder,
+    load_tokenizer,
+    new_encoder,
+    save,
+)
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
+from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
+from rlhf.trainers.progress import sample_table
+
+
+@dataclass
+class NERSettings(DataSettings, ModelSettings, ScratchSettings):
+    """What is learned, from which rows."""
+
+    model_name_or_path: str = field(default="bert-base-cased", metadata={"help": "Run folder or Hub id to start from."})
+    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."})
+
+
+def load_model(settings: NERSettings, tokenizer, labels: list[str]):
+    """A pretrained model, or one from scratch, with one output per label."""
+    if not settings.from_scratch:
+        options = {"revision": settings.model_revision, "dtype": settings.dtype}
+        return load_encoder(settings.model_name_or_path, "tagger", labels=labels, new_head=True, **options)
+    if settings.use_peft:
+        raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
+    return new_encoder(tokenizer, "tagger", **settings.sizes(), labels=labels)
+
+
+def main(settings: NERSettings, args: EncoderConfig) -> None:
+    with recording("ner", settings, args) as record:
+        set_seed(args.seed)
+        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        splits = load_splits(settings, ("tagging",), seed=args.seed)
+        record.data(splits)
+        if not splits.eval:
+            raise UserError("a tagger is judged on rows it has not seen: set eval_fraction or eval_dataset_name")
+        train, held_out, scheme, broken = in_bio(splits.train, splits.eval)
+        labels, units = tag_names(train), find_units(train)
+        check_types(held_out, labels)
+        for warning in warnings_of(train, held_out, scheme, broken):
+            record.say(warning)
+
+        model = load_model(settings, tokenizer, labels)
+        record.parent("base", None if settings.from_scratch else settings.model_name_or_path)
+        fit_tokenizer(tokenizer, model, pairs=False)
+        fit_embeddings(model, tokenizer)
+        limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
+        model.config.trained_units, model.config.trained_length = units, limit  # rlhf.inference.tagger reads them
+        found, held_found = (windows(tokenizer, rows, units=units, max_length=limit) for rows in (train, held_out))
+        held_found.sort(key=lambda window: len(window.inputs["input_ids"]))
+        split = len(found) + len(held_found) - len({w.row for w in found}) - len({w.row for w in held_found})
+        lost = out_of_reach(held_found, held_out)
+        record.say(f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}")
+        record.say(f"{split} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token")
+
+        if settings.use_peft:
+            model = add_lora(model, task="TOKEN_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
+
+        truth = [row["tags"] for row in held_out]
+
+        def predicted(output) -> list[list[str]]:
+            numbers = output.predictions  # (windows, tokens)
+            marks = [[labels[numbers[i][token]] for token, _, _ in w.heads] for i, w in enumerate(held_found)]
+            return decode(held_found, marks, held_out)
+
+        trainer = EncoderTrainer(
+            model=model,
+            args=args,
+            train=encode(found, train, labels),
+            evaluation=encode(held_found, held_out, labels),
+            best_metric="f1",
+            processing_class=tokenizer,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+            compute_metrics=lambda output: entity_scores(truth, predicted(output)),
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, L, labels) -> (B, L)
+        )
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+        output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+        tags = predicted(output)
+        report = tagging_report(truth, tags, [row["tokens"] for row in held_out])
+        names = ("precision", "recall", "f1", "token_accuracy", "entities")
+        record.metrics({name: report[name] for name in names} | {"eval_loss": output.metrics["eval_loss"]})
+        record.metrics({"eval_rows": len(held_out), "train_rows": len(train), "labels": len(labels)})
+        record.metrics({"windows_added": split, "entities_out_of_reach": lost, "tags_repaired": broken})
+        if not record.main:
+            return
+        save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        (record.folder / "ner.json").write_text(text, encoding="utf-8")
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong_sentences(held_out, tags)]
+        (record.folder / "errors.jsonl").write_text("".join(lines), encoding="utf-8")
+        (record.folder / "plots").mkdir(exist_ok=True)
+        plot_entities(report, record.folder / "plots" / "entities.png")
+        record.say(sample_table(report["types"], columns=list(report["types"][0]), limit=20))
+        if report["confusions"]:
+            record.say(
+                f"Held-out errors: {', '.join(f'{n} {kind}' for kind, n in report['errors'].items())}. Most often:"
+            )
+            columns = ["error", "entity", "marked", "count", "example"]
+            record.say(sample_table(report["confusions"], columns=columns, limit=8))
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
