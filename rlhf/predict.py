@@ -114,10 +114,10 @@ def main(args) -> int:
         say(f"{checked.bad} of {checked.total} rows are bad and left out; first: {checked.problems[0]}")
     encoder = open_encoder(kind, args.run, args.device or best_device())
     answers, official = Answers(kind, encoder, args.run), {}
-    rows = Scan(args.file, kinds=kinds, columns=args.columns)
+    rows, given = Scan(args.file, kinds=kinds, columns=args.columns), KINDS[checked.kind].columns
     with writing(args.output) as file, progress(count) as advance:
         for row, prediction in predict_rows(encoder, rows, checked.kind, batch_size=args.batch_size):
-            named = {PREFIX + name: value for name, value in prediction.items() if name not in row}
+            named = {PREFIX + name: value for name, value in prediction.items() if name not in given}
             file.write(as_line({**row, **named}))
             answers.add(row, prediction)
             if args.squad:

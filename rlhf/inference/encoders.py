@@ -1,25 +1,23 @@
 """Finished encoders by their kind, opened and asked: what `python -m rlhf predict` and the app share."""
 
 import threading
-from importlib import import_module
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.inference.engine import Recent, known
+from rlhf.inference.classifier import Classifier
+from rlhf.inference.engine import Recent, check_device, known
+from rlhf.inference.reader import Reader
+from rlhf.inference.tagger import Tagger
 from rlhf.runs import read_jsonl, read_object
 
-# kind of model -> where the class stands that opens its folder; each has `predict(rows, batch_size)`.
-PREDICTORS = {
-    "classifier": "rlhf.inference.classifier.Classifier",
-    "tagger": "rlhf.inference.tagger.Tagger",
-    "reader": "rlhf.inference.reader.Reader",
-}
+# kind of model -> what opens its folder; each has `predict(rows, batch_size)`.
+PREDICTORS = {"classifier": Classifier, "tagger": Tagger, "reader": Reader}
 
 
 def open_encoder(kind: str, folder: str, device: str = "cpu"):
     """The predictor of a run folder; kind: a key of PREDICTORS."""
-    module, name = PREDICTORS[kind].rsplit(".", 1)
-    return getattr(import_module(module), name)(folder, device=device)
+    check_device(device)
+    return PREDICTORS[kind](folder, device=device)
 
 
 def columns_of(kind: str, folder: str) -> tuple[list[str], list[str]]:

@@ -121,11 +121,7 @@ class Engine:
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         keep: int = 2,
     ):
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device {device!r} cannot be used here ({reason}): use cpu") from error
+        check_device(device)
         self.runs, self.reward_runs, self.device, self.limits = dict(runs), dict(reward_runs or {}), device, limits
         self._policies = Recent(self._load_policy, keep)
         self._scorers = Recent(self._load_scorer, keep)
@@ -281,6 +277,15 @@ class Engine:
         seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         answers = generate(policy, ids, settings, [(seed, place) for place in range(n)], stop)
         return [Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers]
+
+
+def check_device(device: str) -> None:
+    """UserError for a device that is not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used here ({reason}): use cpu") from error
 
 
 def known(name: str, names: dict, kind: str) -> None:
