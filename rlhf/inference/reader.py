@@ -9,8 +9,6 @@ from rlhf.errors import UserError
 from rlhf.inference.encoder import load_finished, run_batches
 from rlhf.models.load import context_length, fit_tokenizer
 
-DEFAULTS = {"max_length": 384, "stride": 128, "max_answer_length": 30}  # of a reader that was trained elsewhere
-
 
 class Reader:
     """The run folder of recipes/question_answering.py, or any extractive reader on the Hub, ready to answer."""
@@ -19,9 +17,9 @@ class Reader:
         self.model, self.tokenizer = load_finished(folder, "reader", device)
         fit_tokenizer(self.tokenizer, self.model, pairs=True)
         config = self.model.config
-        self.windows = DEFAULTS | (getattr(config, "reader_windows", None) or {})
-        context = min(context_length(self.model), self.tokenizer.model_max_length)
-        self.windows["max_length"] = min(self.windows["max_length"], context)
+        length = min(384, context_length(self.model), self.tokenizer.model_max_length)
+        elsewhere = {"max_length": length, "stride": length // 3, "max_answer_length": 30}  # BERT's own
+        self.windows: dict = getattr(config, "reader_windows", None) or elsewhere
         self.no_answer_threshold: float | None = getattr(config, "no_answer_threshold", None)
 
     def predict(self, rows: Sequence[dict], batch_size: int = 32) -> list[dict]:

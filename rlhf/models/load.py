@@ -255,7 +255,7 @@ def _new_config(
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
     """Freeze a model and put trainable rank-`rank` matrices beside all its linear layers (arXiv 2106.09685).
 
-    task: CAUSAL_LM or SEQ_CLS; the head of the latter is trained in full and saved.
+    task: CAUSAL_LM, SEQ_CLS or QUESTION_ANS; the heads of the latter two are trained in full and saved.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -266,6 +266,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         lora_dropout=dropout,
         target_modules="all-linear",
         modules_to_save=["score"] if task == "SEQ_CLS" and hasattr(model, "score") else None,
+        exclude_modules=["qa_outputs"] if task == "QUESTION_ANS" else None,  # peft itself keeps it whole
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
     return get_peft_model(model, config)

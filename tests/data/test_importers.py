@@ -69,6 +69,26 @@ ROWS = [
         },
         [{"prompt": "p", "completions": ["middle", "best", "worst"], "ranks": [1, 0, 2]}],
     ),
+    (
+        "SQuAD",
+        {
+            "title": "t",
+            "paragraphs": [
+                {"context": "c", "qas": [{"id": "1", "question": "q", "answers": [{"text": "c", "answer_start": 0}]}]},
+                {"context": "d", "qas": [{"id": "2", "question": "r", "answers": [], "is_impossible": True}]},
+            ],
+        },
+        [
+            {
+                "title": "t",
+                "id": "1",
+                "question": "q",
+                "context": "c",
+                "answers": [{"text": "c", "answer_start": 0}],  # rows.normalise turns it
+            },
+            {"title": "t", "id": "2", "question": "r", "context": "d", "answers": [], "is_impossible": True},
+        ],
+    ),
     ("ChatbotData", {"Q": "q", "A": "a", "label": "0"}, [{"prompt": "q", "completion": "a", "label": "0"}]),
 ]
 
