@@ -21,15 +21,13 @@ ERRORS = {
 
 def entity_scores(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 over all entities, and token_accuracy; sentences of BIO tags."""
-    from seqeval.metrics import precision_recall_fscore_support
+    from seqeval.metrics.v1 import precision_recall_fscore_support
     from seqeval.scheme import IOB2
 
     truth, predicted = [list(tags) for tags in truth], [list(tags) for tags in predicted]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # seqeval warns of a model that marks nothing; 0 says it
-        scores = precision_recall_fscore_support(
-            truth, predicted, average="micro", mode="strict", scheme=IOB2, zero_division=0
-        )
+        scores = precision_recall_fscore_support(truth, predicted, average="micro", scheme=IOB2, zero_division=0)
     pairs = [pair for tags in zip(truth, predicted, strict=True) for pair in zip(*tags, strict=True)]
     names = ("precision", "recall", "f1")
     return {name: float(score) for name, score in zip(names, scores)} | {

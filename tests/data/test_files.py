@@ -1,8 +1,9 @@
 import gzip
+from pathlib import Path
 
 import pytest
 
-from rlhf.data.files import read_rows
+from rlhf.data.files import read_or_broken, read_rows
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_parquet(tmp_path):
         (
             "rows.xlsx",
             "x",
-            "rows.xlsx: unknown file type '.xlsx'; allowed: .jsonl, .json, .csv, .tsv, .parquet, .txt, each also",
+            "rows.xlsx: unknown file type '.xlsx'; allowed: .jsonl, .json, .csv, .tsv, .parquet, .txt, .conll, .iob,",
         ),
         ("bad.parquet", "x", "bad.parquet: not a valid parquet file"),
     ],
@@ -94,3 +95,52 @@ def test_truncated_gzip(write, tmp_path, refused):
     data = gzip.compress(b'{"text": "some text"}\n' * 100)
     (tmp_path / "a.txt.gz").write_bytes(data[:-20])
     assert "a.txt.gz: damaged or truncated gzip file" in refused(lambda: list(read_rows(tmp_path / "a.txt.gz")))
+
+
+CONLL = "-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\n# # B-NP O\n\nhi UH O O\n"
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.iob2", "a.txt", "a.tsv", "a.bioes.gz"])
+def test_conll_files_by_their_name_or_by_what_they_hold(write, name):
+    assert list(read_rows(write(name, CONLL))) == [
+        (3, {"tokens": ["EU", "#"], "tags": ["B-ORG", "O"]}),
+        (6, {"tokens": ["hi"], "tags": ["O"]}),
+    ]
+
+
+def test_conll_comments_spaces_as_tokens_and_lines_with_only_a_tab(write):
+    content = "## format : TOKEN\tTAG\n## id-1\t<A:PS> B\nA\tB-PS\n \tI-PS\n##\tO\n\t\n# id 2\nB\tO\n## \tO\n"
+    assert list(read_rows(write("a.tsv", content))) == [
+        (3, {"tokens": ["A", " ", "##"], "tags": ["B-PS", "I-PS", "O"]}),
+        (8, {"tokens": ["B", "## "], "tags": ["O", "O"]}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("b", "a.conll:2: 'b' has no tag: a token and its tag are expected"),
+        ("b\tx\tO", "a.conll:2: 3 columns, but the lines before have 2"),
+        ("\tO", "a.conll:2: no token before the tag O"),
+        (b"\xff\tO", "a.conll:2: not UTF-8 (byte 0xff at column 1)"),
+    ],
+)
+def test_bad_lines_of_conll_files(write, refused, line, message):
+    line = line if isinstance(line, bytes) else line.encode()
+    path = write("a.conll", b"a\tO\n" + line + b"\nc\n\nd\tO\n")
+    assert message in refused(lambda: list(read_rows(path)))
+    found = list(read_or_broken(Path(path)))
+    assert [number for number, _ in found] == [2, 5]  # the sentence is one bad row; the next one is good
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "text\tlabel\na\tO\nb\tB-x\n"),  # a table whose labels look like tags: its header does not
+        ("a.txt", "all of it is O\nbut most lines are text\n"),
+        ("a.txt", "one\ntwo\n"),
+        ("a.txt", "type O\nblood\nis\nrare\n"),
+    ],
+)
+def test_tables_and_texts_are_no_conll(write, name, content):
+    assert all("tokens" not in row for _, row in read_rows(write(name, content)))
