@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from rlhf import recipe
 from rlhf.data.labels import check_labels, encode, label_names
-from rlhf.evaluation.classification import classification_report, plot_confusion
 from rlhf.models.load import fit_tokenizer, new_encoder
 from rlhf.runs import RunRecord
 
@@ -159,39 +158,6 @@ def test_a_length_without_room(model, refused):
     assert "max_length=2 leaves no room" in refused(
         encode, reader, [{"text": "a", "label": "x"}], pairs=False, max_length=2
     )
-
-
-# --- report
-
-
-def test_report_by_hand():
-    # a: 2 of 3 right; b: 1 of 2 right; c: never there, never predicted; d: predicted once, never there
-    found = classification_report([0, 0, 0, 1, 1], [0, 0, 1, 1, 3], ["a", "b", "c", "d"])
-    assert found["accuracy"] == pytest.approx(3 / 5) and found["rows"] == 5
-    # F1 of a: precision 1, recall 2/3 -> 4/5; of b: 1/2, 1/2 -> 1/2; of d: 0; c does not occur
-    assert found["f1"] == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
-    assert found["confusion"] == [[2, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert found["classes"][0] == {
-        "label": "a",
-        "precision": 1.0,
-        "recall": pytest.approx(2 / 3),
-        "f1": pytest.approx(4 / 5),
-        "rows": 3,
-    }
-    assert found["classes"][2] == {"label": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0}
-    assert found["confusions"] == [
-        {"label": "a", "predicted": "b", "rows": 1},
-        {"label": "b", "predicted": "d", "rows": 1},
-    ]
-
-
-@pytest.mark.parametrize("classes", [2, 21])
-def test_pictures_of_few_and_of_many_classes(tmp_path, classes):
-    names = [f"class ${i}$ with a very long name indeed" for i in range(classes)]
-    truth = list(range(classes)) * 2
-    plot_confusion(classification_report(truth, sorted(truth), names), tmp_path / "some.png")
-    plot_confusion(classification_report(truth, truth, names), tmp_path / "none.png")
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("some.png", "none.png"))
 
 
 # --- the recipe
