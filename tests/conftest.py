@@ -79,7 +79,8 @@ def letter_bert_tokenizer() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame
     )
     names = {f"{token[1:-1].lower()}_token": token for token in special}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=inputs, **names)
 
 
 def tiny_policy(tokenizer, *, seed: int = 0, factor: float = 10.0, hidden_size=16, layers=2, heads=2, context=48):
