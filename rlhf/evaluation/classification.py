@@ -210,7 +210,7 @@ def plot_calibration(report: dict, path) -> None:
     low, high = zip(*(wilson_interval(share, n) for share, n in zip(y, rows)))
     bars = [[a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)]]
     upper.errorbar(x, y, yerr=bars, marker="o", markersize=4, capsize=2, label="this model, 95 %")
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is true")
     upper.legend(loc="upper left", fontsize=8)
     upper.grid(alpha=0.3)
     lower.bar(x, rows, width=0.8 / BINS)

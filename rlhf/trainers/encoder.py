@@ -118,6 +118,16 @@ class EpochStart(TrainerCallback):
             follower.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' own, but a resumed run goes on counting where it was: the Trainer would begin at 0 again."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        stored = state.stateful_callbacks.get(type(self).__name__, {"attributes": {}})
+        for name, value in stored["attributes"].items():
+            setattr(self, name, value)
+
+
 class EncoderTrainer(Trainer):
     """transformers.Trainer for rows of token ids; see the file's docstring.
 
@@ -148,7 +158,7 @@ class EncoderTrainer(Trainer):
         self.order = self._get_train_sampler()
         self.add_callback(EpochStart(self.order, train))
         if args.early_stopping_patience:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(EarlyStopping(args.early_stopping_patience))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         if hasattr(self, "order"):

@@ -8,7 +8,8 @@ from pathlib import Path
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 HEADLINES = (
-    "loss", "score", "kl", "eval_loss", "eval_score", "eval_accuracy", "eval_f1", "entropy", "completion_length", "eos_rate",
+    "loss", "score", "kl", "eval_loss", "eval_score", "eval_accuracy", "eval_f1", "eval_r2", "entropy",
+    "completion_length", "eos_rate",
 )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf import recipe
-from rlhf.data.labels import check_labels, encode, label_names
+from rlhf.data.labels import LabelForm, Task, check_labels, encode, find_task, label_names, rare_labels
+from rlhf.inference.classifier import Classifier
 from rlhf.models.load import fit_tokenizer, new_encoder
 from rlhf.runs import RunRecord
 
@@ -78,6 +79,7 @@ def train(classification, tmp_path):
         recipe.run(classification.main, classification.__doc__, [*TINY, *flags])
         return folder
 
+    train.folder = tmp_path
     return train
 
 
@@ -178,7 +180,8 @@ def test_learns_colours_and_saves_a_folder_that_transformers_loads(train, write)
     assert (record.metrics["eval_rows"], record.metrics["labels"], record.metrics["texts_cut"]) == (60, 3, 0)
     report = json.loads((folder / "classification.json").read_text())
     assert report["confusion"] == [[20, 0, 0], [0, 20, 0], [0, 0, 20]] and report["confusions"] == []
-    assert (folder / "plots" / "confusion.png").is_file()
+    assert all((folder / "plots" / f"{name}.png").is_file() for name in ("confusion", "calibration"))
+    assert (folder / "errors.jsonl").read_text() == ""
     reader, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.id2label == {0: "BLUE", 1: "GREEN", 2: "RED"} and model.config.label2id["RED"] == 2
     with torch.no_grad():
@@ -234,6 +237,241 @@ def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
     assert "recognised as text rows" in failing(train, capsys, "--dataset_name", unlabelled, name="f")
 
 
+# --- tasks, weights, heads
+
+
+def slot_rows(count: int, offset: int = 0) -> list[dict]:
+    """Which of the three colours stand in the text: none to all."""
+    rows = []
+    for i, row in enumerate(colour_rows(count, offset)):
+        there = [colour for j, colour in enumerate(COLOURS) if (i + offset) >> j & 1]
+        rows.append({"text": " ".join([row["text"].rsplit(" ", 1)[0], *there]), "label": there})
+    return rows
+
+
+def number_rows(count: int, offset: int = 0) -> list[dict]:
+    """1000 for red, 2000 for green, 3000 for blue."""
+    return [{**row, "label": 1000.0 * (1 + COLOURS.index(row["label"].lower()))} for row in colour_rows(count, offset)]
+
+
+def test_several_labels_balanced_and_predicted_as_reported(train, write):
+    data, test = write("train.jsonl", slot_rows(240)), write("test.jsonl", slot_rows(80, offset=240))
+    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "2e-2", "--num_train_epochs", "14"]
+    flags += ["--bf16", "false", "--dropout", "0"]
+    folder = train(*flags, "--class_weights", "balanced", "--save_strategy", "no", "--eval_strategy", "epoch")
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["f1_micro"] > 0.95 and metrics["f1"] > 0.95 and metrics["accuracy"] > 0.85 and metrics["labels"] == 3
+    config = AutoModelForSequenceClassification.from_pretrained(folder).config
+    assert config.problem_type == "multi_label_classification" and config.id2label == {0: "blue", 1: "green", 2: "red"}
+    found = Classifier(folder).predict([{"text": "a b c"}, {"text": "a red b blue"}, *slot_rows(80, offset=240)])
+    assert found[0]["label"] == [] and set(found[1]["label"]) == {"red", "blue"}
+    assert list(found[1]["probabilities"].values()) == sorted(found[1]["probabilities"].values(), reverse=True)
+    right = [set(a["label"]) == set(b["label"]) for a, b in zip(found[2:], slot_rows(80, offset=240))]
+    assert sum(right) / 80 == pytest.approx(metrics["accuracy"])
+    report = json.loads((folder / "classification.json").read_text())
+    assert report["task"] == "multi_label" and (folder / "plots" / "calibration.png").is_file()
+    wrong = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    assert len(wrong) == 80 - sum(right)
+
+
+def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, write):
+    data, test = write("train.jsonl", number_rows(240)), write("test.jsonl", number_rows(60, offset=240))
+    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "1e-2", "--save_strategy", "no"]
+    folder = train(*flags, "--num_train_epochs", "6", "--metric_for_best_model", "spearman", "--bf16", "false")
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["r2"] > 0.9 and metrics["mae"] < 300 and "labels" not in metrics
+    assert metrics["eval_loss"] == pytest.approx(metrics["mse"] / (2 / 3 * 1000**2), rel=0.02)  # in units of the spread
+    found = [row["label"] for row in Classifier(folder).predict(number_rows(60, offset=240))]
+    mse = sum((a - b["label"]) ** 2 for a, b in zip(found, number_rows(60, offset=240))) / 60
+    assert mse == pytest.approx(metrics["mse"], rel=1e-3)
+    assert (folder / "plots" / "scatter.png").is_file()
+    worst = json.loads((folder / "errors.jsonl").read_text().splitlines()[0])
+    assert worst["difference"] == pytest.approx(worst["predicted"] - worst["label"])
+    # with rate 0 the head that goes on is the same function, in the units of other rows too
+    other = write("other.jsonl", [{**row, "label": row["label"] / 100} for row in number_rows(40)])
+    more = ["--dataset_name", other, "--model_name_or_path", str(folder), "--from_scratch", "false", "--max_steps", "1"]
+    again = train(*more, "--learning_rate", "0", "--save_strategy", "no", name="again")
+    before, after = (Classifier(path).predict([{"text": "a red"}])[0]["label"] for path in (folder, again))
+    assert after == pytest.approx(before, rel=1e-4) and abs(before - 1000) < 500
+
+
+def test_whole_numbers_are_a_regression_when_the_task_says_so(train, write):
+    rows = [{**row, "label": int(row["label"])} for row in number_rows(60)]
+    flags = ["--dataset_name", write("train.jsonl", rows), "--model_type", "gpt2", "--max_steps", "2"]
+    folder = train(*flags, "--task", "regression", "--save_strategy", "no", kind="gpt2")
+    config = AutoModelForSequenceClassification.from_pretrained(folder).config
+    assert (config.problem_type, config.id2label) == ("regression", {0: "score"})
+    metrics = RunRecord.load(folder).metrics
+    assert (
+        1000 < metrics["mse"] ** 0.5 + 1000 < 3000
+    )  # from the start it is about the mean, though GPT-2's head has no bias
+    found = Classifier(folder).predict([{"text": "a b c"}])[0]
+    assert 500 < found["label"] < 3500 and found["probabilities"] == {}
+
+
+def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_others(train, write, capsys):
+    data = write("train.jsonl", colour_rows(120))
+    base = train("--dataset_name", data, "--learning_rate", "1e-2", "--num_train_epochs", "1", "--save_strategy", "no")
+    onward = ["--model_name_or_path", str(base), "--from_scratch", "false", "--max_steps", "1", "--learning_rate", "0"]
+    onward += ["--save_strategy", "no"]
+    two = write("two.jsonl", [row for row in colour_rows(60) if row["label"] != "BLUE"])
+    kept = train("--dataset_name", two, *onward, name="kept")
+    others = write("others.jsonl", [{**row, "label": row["label"].lower()} for row in colour_rows(60)])
+    said = capsys.readouterr().out
+    assert "has a head for BLUE, GREEN, RED: it is trained on" in said
+    new = train("--dataset_name", others, *onward, name="new")
+    assert "the head is new, for the labels of these rows" in capsys.readouterr().out
+    models = [AutoModelForSequenceClassification.from_pretrained(path) for path in (base, kept, new)]
+    assert models[1].config.id2label == {0: "BLUE", 1: "GREEN", 2: "RED"}
+    assert models[2].config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert torch.equal(models[0].classifier.weight, models[1].classifier.weight)
+    assert not torch.equal(models[0].classifier.weight, models[2].classifier.weight)
+    assert torch.equal(models[0].bert.pooler.dense.weight, models[2].bert.pooler.dense.weight)
+
+
+def test_the_form_of_labels_is_one_in_all_rows(train, write, capsys):
+    mixed = write("mixed.jsonl", [*colour_rows(20), {"text": "a", "label": ["x"]}, {"text": "b", "label": 0.5}])
+    message = failing(train, capsys, "--dataset_name", mixed, name="a")
+    expected = "one label, a string or an integer, is expected (a row before has 'RED')"
+    assert f"mixed.jsonl:21: label: {expected}, ['x'] given" in message and "mixed.jsonl:22: label: one" in message
+    data, lists = write("train.jsonl", colour_rows(20)), write("lists.jsonl", slot_rows(4, offset=400))
+    flags = ["--dataset_name", data, "--eval_dataset_name", lists]
+    assert f"lists.jsonl:1: label: {expected}" in failing(train, capsys, *flags, name="b")
+    message = failing(train, capsys, "--dataset_name", data, "--task", "regression", name="c")
+    assert "train.jsonl:1: label: a number is expected (task: regression), 'RED' given" in message
+
+
+def test_bad_settings_are_named_before_anything_is_trained(train, write, capsys):
+    data = ["--dataset_name", write("train.jsonl", colour_rows(40))]
+    message = failing(train, capsys, *data, "--metric_for_best_model", "pearson", name="a")
+    known = "use one of loss, accuracy, f1, f1_weighted, mcc, calibration_error"
+    assert f"metric_for_best_model='pearson': {known}" in message and not (train.folder / "a" / "checkpoint-1").exists()
+    assert "class_weights='some': use none or" in failing(train, capsys, *data, "--class_weights", "some", name="b")
+    assert "task='two': use one of auto, single" in failing(train, capsys, *data, "--task", "two", name="c")
+    numbers = ["--dataset_name", write("numbers.jsonl", number_rows(40)), "--class_weights", "balanced"]
+    assert "class_weights is for labels" in failing(train, capsys, *numbers, name="d")
+    same = ["--dataset_name", write("same.jsonl", [{**row, "label": 2.5} for row in number_rows(40)])]
+    assert "have the label 2.5: there is nothing to learn" in failing(train, capsys, *same, name="e")
+
+
+def test_rare_labels_are_counted_and_named():
+    rows = [{"label": label} for label in ("a", "a", "b", "c")]
+    assert rare_labels(rows, [{"label": "a"}, {"label": "b"}]) == [
+        "2 of 3 labels stand in one training row only: b, c",
+        "1 of 3 labels stand in no held-out row, and are not judged: c",
+    ]
+    assert rare_labels([{"label": ["a", "b"]}, {"label": ["a", "b"]}], [{"label": ["b", "a"]}]) == []
+
+
+def test_the_task_follows_from_the_labels():
+    def task(*values, asked="auto"):
+        form = LabelForm(asked)
+        assert [form(value) for value in values] == [None] * len(values)
+        rows = [{"label": value} for value in values]
+        return find_task(rows, rows, form).name
+
+    assert task("good", "1.5") == task(0, 1) == task(True, False) == task("0.0", "1.0") == "single_label"
+    assert task(["a"], ["b"], []) == "multi_label"
+    assert task(1, 0.5) == task("1", "2.5") == task(1, 2, asked="regression") == "regression"
+    assert "a number is expected (a row before has 0.5), 'x' given" in [LabelForm()(v) for v in [0.5]] + [
+        (lambda form: (form(0.5), form("x"))[1])(LabelForm())
+    ]
+
+
+def test_targets_by_hand(refused):
+    several = Task("multi_label", ["a", "b", "c"])
+    assert several.targets([{"label": ["c", "a"]}, {"label": []}]) == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    numbers = find_task([{"label": 1.0}, {"label": 3.0}], [], LabelForm("regression"))
+    assert (numbers.mean, numbers.spread) == (2.0, 1.0) and numbers.targets([{"label": "5"}]) == [3.0]
+    assert "'a' is the only label of all lists" in refused(label_names, [{"label": ["a"]}, {"label": []}])
+    assert "none of the 1 training rows has a label" in refused(label_names, [{"label": []}])
+
+
+# --- the same weights, however one comes to them
+
+
+LONG = [{**row, "text": " ".join([row["text"]] + ["a"] * (i * 7 % 5))} for i, row in enumerate(colour_rows(64))]
+
+
+def weights(folder) -> dict:
+    return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+def assert_equal(first, second, **tolerance) -> None:
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], msg=name, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_resumed_in_mid_epoch_is_uninterrupted(train, write, kind, lora):
+    data = ["--dataset_name", write("train.jsonl", LONG), "--per_device_train_batch_size", "4", "--model_type", kind]
+    data += ["--learning_rate", "3e-3", "--eval_strategy", "no"]
+    if lora:
+        base = train(*data, "--max_steps", "2", "--save_strategy", "no", kind=kind, name="base")
+        data += ["--model_name_or_path", str(base), "--from_scratch", "false", "--use_peft", "true", "--lora_r", "4"]
+    data += ["--num_train_epochs", "2", "--save_strategy", "steps", "--save_steps", "20", "--save_total_limit", "9"]
+    whole = train(*data, kind=kind, name="whole")
+    assert (whole / "checkpoint-20").is_dir() and not (whole / "checkpoint-20" / "pytorch_model.bin").exists()
+    resumed = train(*data, "--resume_from_checkpoint", str(whole / "checkpoint-20"), kind=kind, name="resumed")
+    assert_equal(whole, resumed)
+    if lora:
+        changed = {
+            name.split(".")[-2] for name, value in weights(whole).items() if not value.equal(weights(base)[name])
+        }
+        head = (
+            {"classifier", "dense", "query", "key", "value"}
+            if kind == "bert"
+            else {"score", "c_attn", "c_proj", "c_fc"}
+        )
+        assert changed == head
+
+
+def test_early_stopping_keeps_the_best_and_goes_on_counting_when_resumed(train, write):
+    data = [
+        "--dataset_name",
+        write("train.jsonl", LONG),
+        "--per_device_train_batch_size",
+        "4",
+        "--num_train_epochs",
+        "9",
+    ]
+    data += ["--learning_rate", "0", "--eval_strategy", "steps", "--eval_steps", "5", "--save_strategy", "steps"]
+    data += ["--save_steps", "5", "--save_total_limit", "9", "--early_stopping_patience", "3"]
+    whole = train(*data, name="whole")
+    steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
+    assert steps == [5, 10, 15, 20]  # the best is the first, and three are no better
+    resumed = train(*data, "--resume_from_checkpoint", str(whole / "checkpoint-15"), name="resumed")
+    assert [path.name for path in resumed.glob("checkpoint-*")] == ["checkpoint-20"]
+    assert_equal(whole, resumed)
+
+
+def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
+    data, test = write("train.jsonl", colour_rows(120)), write("test.jsonl", colour_rows(60, offset=240))
+    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--num_train_epochs", "4", "--learning_rate", "8e-2"]
+    flags += ["--lr_scheduler_type", "constant", "--save_total_limit", "9", "--metric_for_best_model", "eval_loss"]
+    folder = train(*flags, "--per_device_train_batch_size", "8")
+    logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval_loss"] for row in reversed(logs) if "eval_loss" in row}
+    best = min(losses, key=losses.get)
+    assert best != max(losses) and RunRecord.load(folder).metrics["eval_loss"] == pytest.approx(losses[best], abs=1e-5)
+    assert_equal(folder, folder / f"checkpoint-{best}")
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_eight_rows_are_eight_times_one_row(train, write, strategy):
+    """With weights: a mean of PyTorch's own would lose them in batches of one row."""
+    rare = [row for i, row in enumerate(LONG) if row["label"] != "RED" or i % 4 == 0]
+    flags = ["--dataset_name", write("train.jsonl", rare), "--class_weights", "balanced", "--dropout", "0"]
+    flags += ["--train_sampling_strategy", strategy, "--max_steps", "5", "--save_strategy", "no", "--bf16", "false"]
+    flags += ["--learning_rate", "1e-3", "--optim", "sgd"]
+    whole = train(*flags, "--per_device_train_batch_size", "8", name="whole")
+    split = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8"]
+    assert_equal(whole, train(*flags, *split, name="split"), rtol=1e-4, atol=1e-6)
+
+
 SHARES = """
 import json, sys, torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -269,6 +507,30 @@ def test_two_processes_report_the_mean_loss(tmp_path, write):
     logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(math.log(3), abs=0.3)
     assert RunRecord.load(tmp_path / "run").metrics["eval_loss"] == pytest.approx(math.log(3), abs=0.3)
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one(tmp_path, write):
+    """The same weights on 63 rows, which two processes cannot share evenly: every number, and every error in its row."""
+    tokenizer("bert").save_pretrained(tmp_path / "bert")
+    flags = ["--dataset_name", write("train.jsonl", LONG), "--eval_dataset_name"]
+    flags += [write("test.jsonl", colour_rows(63, offset=240)), "--learning_rate", "0", "--max_steps", "1", "--use_cpu"]
+    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--per_device_eval_batch_size", "4", *TINY]
+    for name in ("one_process", "ddp_cpu"):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+        launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
+        own = [*launch, str(ROOT / "recipes" / "classification.py"), *flags, "--output_dir", str(tmp_path / name)]
+        subprocess.run(own, check=True, cwd=ROOT)
+    one, two = (
+        json.loads((tmp_path / name / "classification.json").read_text()) for name in ("one_process", "ddp_cpu")
+    )
+    assert one["confusion"] == two["confusion"] and one["rows"] == two["rows"] == 63
+    assert one["nll"] == pytest.approx(two["nll"], rel=1e-4)
+    first, second = (
+        [json.loads(line) for line in (tmp_path / name / "errors.jsonl").read_text().splitlines()]
+        for name in ("one_process", "ddp_cpu")
+    )
+    assert {(row["text"], row["predicted"]) for row in first} == {(row["text"], row["predicted"]) for row in second}
 
 
 @pytest.mark.slow
