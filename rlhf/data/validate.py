@@ -63,27 +63,16 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
         for column in KINDS[scan.kind].columns:
             if column == "label":
                 report.labels.update(names_of(row[column]))
-            elif column == "tags":
-                report.labels.update(row[column])
             elif column == "ranks":
                 _count_ranks(report, row[column])
             else:
                 lengths = report.lengths.setdefault(column, {unit: [] for unit in units})
-                for text in _texts(column, row[column]):
+                for text in row[column] if column == "completions" else [as_text(row[column])]:
                     for unit, measure in units.items():
                         lengths[unit].append(measure(text))
     report.kind, report.layout = scan.kind, scan.layout.name if scan.layout else ""
     report.total, report.bad, report.problems, report.passed = scan.total, scan.bad, scan.problems, scan.passed
     return report
-
-
-def _texts(column: str, value) -> list[str]:
-    """The texts of a checked column, one for each length."""
-    if column == "completions":
-        return value
-    if column == "answers":
-        return value["text"]
-    return [" ".join(value)] if column == "tokens" else [as_text(value)]
 
 
 def _count_ranks(report: Report, ranks: list[int]) -> None:
@@ -110,8 +99,6 @@ def format_report(report: Report) -> str:
         lines += ["", f"{'length':<24}" + "".join(f"{'max' if p == 100 else f'{p} %':>8}" for p in PERCENTILES)]
     for column, units in report.lengths.items():
         for unit, values in units.items():
-            if not values:  # answers, where no question has one
-                continue
             numbers = "".join(f"{percentile(values, p):>8}" for p in PERCENTILES)
             lines.append(f"{column + ', ' + unit:<24}{numbers}")
     if report.answers:
