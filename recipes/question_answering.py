@@ -7,8 +7,8 @@
 Rows {question, context, answers: {text: [...], answer_start: [...]}}, or SQuAD's own file, v1 or v2 (KorQuAD's too): a row
 whose lists are empty has no answer in its context, and where training rows have none the model learns to say so. Time:
 an epoch of SQuAD is some 90,000 windows, so a GPU; a few thousand short contexts take minutes on two cores.
-Look at: exact match and F1 on contexts that were not trained on, and the table of the surest mistakes; question_answering
-.json has them by kind of question, predictions.json (and na_prob.json, v2) what SQuAD's official evaluation reads.
+Look at: exact match and F1 on contexts that were not trained on, and the table of mistakes; question_answering.json has
+both by kind of question, predictions.json (and na_prob.json, v2) is what SQuAD's official evaluation reads.
 """
 
 import json

@@ -46,9 +46,7 @@ class Reading:
     missed: int
 
 
-def encode_windows(
-    tokenizer, rows: Sequence[dict], *, max_length: int, stride: int, max_answer_length: int
-) -> Reading:  # fmt: skip
+def encode_windows(tokenizer, rows: Sequence[dict], *, max_length: int, stride: int, max_answer_length: int) -> Reading:
     """Windows of at most max_length tokens, `stride` of which repeat the window before.
 
     Rows have question and context; with answers {text, answer_start} the windows have start_positions and end_positions,
@@ -84,14 +82,14 @@ def encode_windows(
         reached: set[int] = set()
         for place, owner in enumerate(owners):
             row, encoding = chunk[owner], batch.encodings[place]
-            inside = [i for i, part in enumerate(encoding.sequence_ids) if part == 1]
-            if encoding.sequence_ids[0] is not None:
+            parts = encoding.sequence_ids  # None: special token, 0: question, 1: context
+            if parts[0] is not None:
                 raise UserError(
                     "question answering needs a first token that is no text, BERT's [CLS], for windows without an answer: "
                     f"the tokenizer {tokenizer.name_or_path!r} has none; use a BERT class model"
                 )
-            first = inside[0] if inside else 0
-            offsets = np.array(encoding.offsets[first : first + len(inside)], dtype=np.int32).reshape(-1, 2)
+            first = parts.index(1) if 1 in parts else 0
+            offsets = np.array(encoding.offsets[first : first + parts.count(1)], dtype=np.int32).reshape(-1, 2)
             names = [name for name in tokenizer.model_input_names if name in batch]
             feature = {name: np.array(batch[name][place], dtype=np.int32) for name in names}
             if "answers" in row:
@@ -133,11 +131,10 @@ def _label(
     for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"]):
         left = start + len(text) - len(text.lstrip())
         right = start + len(text.rstrip())
+        # from the first token that ends after the answer begins to the last that begins before it ends
         span = (
-            int(
-                np.searchsorted(offsets[:, 1], left, side="right")
-            ),  # the first token that ends after the answer begins
-            int(np.searchsorted(offsets[:, 0], right, side="left")) - 1,  # the last that begins before it ends
+            int(np.searchsorted(offsets[:, 1], left, side="right")),
+            int(np.searchsorted(offsets[:, 0], right, side="left")) - 1,
         )
         if left >= begin and right <= end and span[0] <= span[1]:
             given = (int(offsets[span[0], 0]), int(offsets[span[1], 1]))

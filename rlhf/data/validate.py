@@ -22,7 +22,10 @@ LABELS_SHOWN = 20
 
 @dataclass
 class Report:
-    """lengths: column -> unit -> one length per text; answers: how many rows rank K; pairs: tied and all."""
+    """lengths: column -> unit -> one length per text; answers: how many rows rank K; pairs: tied and all;
+
+    unanswerable: questions whose context holds no answer.
+    """
 
     name: str
     kind: str = ""
@@ -37,6 +40,7 @@ class Report:
     pairs: int = 0
     tied: int = 0
     labels: Counter[str] = field(default_factory=Counter)
+    unanswerable: int = 0
     passed: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -63,16 +67,28 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
         for column in KINDS[scan.kind].columns:
             if column == "label":
                 report.labels.update(names_of(row[column]))
+            elif column == "tags":
+                report.labels.update(row[column])
             elif column == "ranks":
                 _count_ranks(report, row[column])
             else:
                 lengths = report.lengths.setdefault(column, {unit: [] for unit in units})
-                for text in row[column] if column == "completions" else [as_text(row[column])]:
+                for text in _texts(column, row[column]):
                     for unit, measure in units.items():
                         lengths[unit].append(measure(text))
+        report.unanswerable += scan.kind == "question_answering" and not row["answers"]["text"]
     report.kind, report.layout = scan.kind, scan.layout.name if scan.layout else ""
     report.total, report.bad, report.problems, report.passed = scan.total, scan.bad, scan.problems, scan.passed
     return report
+
+
+def _texts(column: str, value) -> list[str]:
+    """The texts in a column of one row."""
+    if column == "answers":
+        return value["text"]
+    if column == "tokens":
+        return [" ".join(value)]
+    return value if column == "completions" else [as_text(value)]
 
 
 def _count_ranks(report: Report, ranks: list[int]) -> None:
@@ -99,12 +115,16 @@ def format_report(report: Report) -> str:
         lines += ["", f"{'length':<24}" + "".join(f"{'max' if p == 100 else f'{p} %':>8}" for p in PERCENTILES)]
     for column, units in report.lengths.items():
         for unit, values in units.items():
+            if not values:  # questions none of which has an answer
+                continue
             numbers = "".join(f"{percentile(values, p):>8}" for p in PERCENTILES)
             lines.append(f"{column + ', ' + unit:<24}{numbers}")
     if report.answers:
         answers = ", ".join(f"K = {k}: {count}" for k, count in sorted(report.answers.items()))
         rate = report.tied / report.pairs
         lines += ["", f"rankings    {answers}; {report.tied} of {report.pairs} pairs tie ({rate:.1%})"]
+    if report.unanswerable:
+        lines += ["", f"no answer   {report.unanswerable} of {report.kept} questions"]
     if report.labels:
         shown = ", ".join(f"{label} {count}" for label, count in report.labels.most_common(LABELS_SHOWN))
         more = len(report.labels) - LABELS_SHOWN

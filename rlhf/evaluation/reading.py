@@ -74,9 +74,7 @@ def best_threshold(
     return best[0], best[1] / len(scores)
 
 
-def reading_report(
-    rows: Sequence[dict], found: Sequence[dict], *, answer_unit: str, with_threshold: bool
-) -> dict:  # fmt: skip
+def reading_report(rows: Sequence[dict], found: Sequence[dict], *, answer_unit: str, with_threshold: bool) -> dict:
     """How well questions are answered: exact, f1 (means, 0 to 1), rows, and
 
     answerable, unanswerable: the same of these questions alone, where there are any. kinds: the same by the first two

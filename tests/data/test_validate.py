@@ -73,3 +73,17 @@ def test_lengths_in_tokens(tmp_path):
     path.write_text("a b a\nb\n")
     report = validate(str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"))
     assert report.lengths["text"] == {"characters": [5, 1], "words": [3, 1], "tokens": [3, 1]}
+
+
+def test_questions_and_tagged_words_are_counted_too(write):
+    rows = [
+        {"question": "who?", "context": "Ada wrote it.", "answers": {"text": ["Ada"], "answer_start": [0]}},
+        {"question": "where?", "context": "Ada wrote it.", "answers": {"text": [], "answer_start": []}},
+    ]
+    report = validate(write("qa.jsonl", rows))
+    assert (report.kind, report.unanswerable, report.prompt_duplicates) == ("question_answering", 1, 1)
+    assert report.lengths["answers"]["characters"] == [3] and report.lengths["question"]["words"] == [1, 1]
+    assert "no answer   1 of 2 questions" in format_report(report)
+    assert "no answer   1 of 1 questions" in format_report(validate(write("none.jsonl", rows[1:])))
+    tagged = validate(write("ner.jsonl", [{"tokens": ["Ada", "wrote", "."], "tags": ["B-person", "O", "O"]}]))
+    assert tagged.lengths["tokens"]["words"] == [3] and tagged.labels == {"O": 2, "B-person": 1}
