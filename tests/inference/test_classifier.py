@@ -1,6 +1,6 @@
+import pytest
 import torch
 
-import pytest
 from rlhf.inference.classifier import Classifier
 from rlhf.models.load import fit_tokenizer, new_encoder, save
 
