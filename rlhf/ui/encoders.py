@@ -128,7 +128,7 @@ VIEWS = (
         ),
         show_classified,
         lambda head, bars: [heading_output(), gr.Label(show_label=False, show_heading=False, **bars)],
-        lambda labels: [{}, {"visible": len(labels) > 1}],
+        lambda labels: [{}, {"visible": len(labels) != 1}],
     ),
     View(
         "tagger",
