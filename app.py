@@ -1,4 +1,4 @@
-"""Chat with finished runs in the browser: python app.py [--runs runs], or python app.py RUN [RUN ...]"""
+"""Try finished runs in the browser, each by its kind: python app.py [--runs runs], or python app.py RUN [RUN ...]"""
 
 import argparse
 import os
@@ -21,19 +21,24 @@ def main(argv: list[str] | None = None) -> int:
     import uvicorn
 
     from rlhf.errors import UserError
-    from rlhf.inference.engine import Engine, label_models, list_models
+    from rlhf.inference.catalogue import find_models, label_models
+    from rlhf.inference.encoders import Encoders
+    from rlhf.inference.engine import Engine
     from rlhf.server import build_app, check_host
 
     try:
         check_host(args.host)
-        models = label_models(args.run) if args.run else list_models(args.runs)
+        models = label_models(args.run) if args.run else find_models(args.runs)
         if not models:
             raise UserError(f"no finished run below {args.runs}: run `make demo`, or give a folder: app.py RUN")
-        app = build_app(Engine(models, args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chat = models.pop("causal", {})
+        app = build_app(Engine(chat, device), Encoders(models, device))
     except UserError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
-    print(f"models: {', '.join(models)}\nhttp://{args.host}:{args.port}  (stop with Ctrl+C)", flush=True)
+    names = [name for named in (chat, *models.values()) for name in named]
+    print(f"models: {', '.join(names)}\nhttp://{args.host}:{args.port}  (stop with Ctrl+C)", flush=True)
     # Open pages keep a connection for ever: Ctrl+C does not wait for them.
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=2)
     return 0

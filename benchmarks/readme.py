@@ -187,7 +187,11 @@ def bert_tasks(record: dict) -> str:
         spread = f" ± {task['sd']:.3f}" if task["sd"] is not None else ""
         cells = [titles[name], f"`{task['recipe']}.py`", METRICS.get(task["metric"], task["metric"])]
         cells += [f"{task['mean']:.3f}{spread} ({min(task['values']):.3f} to {max(task['values']):.3f})"]
-        cells += [f"{task['metrics'][0]['eval_rows']:,}", f"{max(task['seconds']) / 60:.1f}", f"{task['peak_memory_gb']:.1f}"]
+        cells += [
+            f"{task['metrics'][0]['eval_rows']:,}",
+            f"{max(task['seconds']) / 60:.1f}",
+            f"{task['peak_memory_gb']:.1f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append(
         "\nMiniLM (6 layers of 384, 22.7 M parameters) fine-tuned with the recipes; mean ± standard deviation over seeds "
@@ -202,7 +206,10 @@ METRICS = {"f1": "F1", "accuracy": "accuracy"}
 
 
 def bert_speed(record: dict) -> str:
-    settings, lines = record["settings"], ["| task | side | rows a second | ours is faster by | judged |", "|---|---|---|---|---|"]
+    settings, lines = (
+        record["settings"],
+        ["| task | side | rows a second | ours is faster by | judged |", "|---|---|---|---|---|"],
+    )
     for task, sides in record["summary"].items():
         for side, found in sides.items():
             low, middle, high = found["ours_is_faster_by"]

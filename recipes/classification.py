@@ -180,6 +180,8 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         wrong = errors(task.name, rows, truth, outputs, task.labels)[:ERRORS]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wrong)
         (record.folder / "errors.jsonl").write_text(lines, encoding="utf-8")
+        shown = ("text", "text_pair", "label")
+        record.samples([{name: row[name] for name in shown if name in row} for row in rows])
         show(record, report)
 
 

@@ -19,9 +19,11 @@ from rlhf.data.tags import (
     check_types,
     decode,
     encode,
+    entities,
     find_joints,
     find_units,
     in_bio,
+    join,
     out_of_reach,
     tag_names,
     warnings_of,
@@ -60,6 +62,12 @@ def load_model(settings: NERSettings, tokenizer, labels: list[str]):
     if settings.use_peft:
         raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
     return new_encoder(tokenizer, "tagger", **settings.sizes(), labels=labels)
+
+
+def shown(tokens: list[str], tags: list[str], units: str) -> dict:
+    """A text and what was marked in it."""
+    marked = [f"{kind}: {join(tokens[first : last + 1], units)[0]}" for kind, first, last in entities(tags)]
+    return {"text": join(tokens, units)[0], "marked": "; ".join(marked)}
 
 
 def main(settings: NERSettings, args: EncoderConfig) -> None:
@@ -127,6 +135,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         (record.folder / "ner.json").write_text(text, encoding="utf-8")
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong_sentences(held_out, tags)]
         (record.folder / "errors.jsonl").write_text("".join(lines), encoding="utf-8")
+        record.samples([shown(row["tokens"], said, units) for row, said in zip(held_out, tags)])
         (record.folder / "plots").mkdir(exist_ok=True)
         plot_entities(report, record.folder / "plots" / "entities.png")
         record.say(sample_table(report["types"], columns=list(report["types"][0]), limit=20))

@@ -168,6 +168,8 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         for name, content in files.items():
             text = json.dumps(content, indent=1, ensure_ascii=False)
             (record.folder / name).write_text(text, encoding="utf-8")
+        said = [{"question": row["question"], "context": row["context"]} for row in splits.eval]
+        record.samples([row | {"predicted": score["predicted"]} for row, score in zip(said, scored)])
         if mistakes:
             record.say(f"{len(mistakes)} of {len(ids)} held-out questions are not answered exactly; the first:")
             record.say(sample_table(mistakes, columns=["question", "gold", "predicted", "f1"], limit=8))

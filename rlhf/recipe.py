@@ -10,6 +10,7 @@ The dataclasses in the signature of `main` are the keys of the YAML and the flag
 
 import dataclasses
 import difflib
+import json
 import os
 import resource
 import sys
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs import RECORD, RunRecord, parent
+
+SAMPLES = 8  # held-out rows that are kept to look at
 
 
 @dataclass
@@ -307,6 +310,13 @@ class Run:
         self.record.metrics |= {
             name: round(value, 6) if isinstance(value, float) else value for name, value in metrics.items()
         }
+
+    def samples(self, rows: list[dict]) -> None:
+        """samples.jsonl: a few of the held-out rows with what was said of them, for the card and to try in the app."""
+        if self.main:
+            few = rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
+            (self.folder / "samples.jsonl").write_text(lines, encoding="utf-8")
 
     def say(self, text: str) -> None:
         if self.main:

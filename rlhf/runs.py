@@ -18,6 +18,16 @@ from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "gradio", "tokenizers")
 RECORD = "run.json"
+# What the name of a model class ends in -> what the model is.
+ARCHITECTURES = {
+    "ForMaskedLM": "masked",
+    "ForPreTraining": "masked",
+    "LMHeadModel": "causal",
+    "ForCausalLM": "causal",
+    "ForSequenceClassification": "classifier",
+    "ForTokenClassification": "tagger",
+    "ForQuestionAnswering": "reader",
+}
 
 
 @dataclass
@@ -137,6 +147,22 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def read_object(path: str | os.PathLike) -> dict:
+    """The JSON object in a file; {} where there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def model_kind(folder: str | os.PathLike) -> str:
+    """What the model in a folder is: a value of ARCHITECTURES, "reward", or "" where config.json names none of these."""
+    names = read_object(Path(folder) / "config.json").get("architectures") or []
+    kind = next((kind for name in names for end, kind in ARCHITECTURES.items() if name.endswith(end)), "")
+    return "reward" if kind == "classifier" and read_object(Path(folder) / RECORD).get("recipe") == "reward" else kind
 
 
 def find_runs(root: str | os.PathLike) -> list[Path]:

@@ -11,8 +11,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import rlhf
 from rlhf.errors import UserError
+from rlhf.inference.encoders import Encoders
 from rlhf.inference.engine import Engine
-from rlhf.ui.chat import CSS, build_chat, theme
+from rlhf.ui.chat import theme
+from rlhf.ui.page import CSS, build_page
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -25,7 +27,10 @@ def check_host(host: str) -> None:
         )
 
 
-def build_app(engine: Engine) -> FastAPI:
+def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
+    served = [(name, "chat") for name in engine.runs]
+    served += [(name, kind) for kind, runs in encoders.runs.items() for name in runs]
+
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         yield
@@ -37,15 +42,16 @@ def build_app(engine: Engine) -> FastAPI:
 
     @app.get("/health")
     def health() -> dict:
-        return {"status": "ok", "version": rlhf.__version__, "models": len(engine.runs)}
+        return {"status": "ok", "version": rlhf.__version__, "models": len(served)}
 
     @app.get("/v1/models")
     def models() -> dict:
-        return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "rlhf"} for name in engine.runs]}
+        entries = [{"id": name, "object": "model", "owned_by": "rlhf", "kind": kind} for name, kind in served]
+        return {"object": "list", "data": entries}
 
     return gr.mount_gradio_app(
         app,
-        build_chat(engine),
+        build_page(engine, encoders),
         path="/",
         theme=theme(),
         css=CSS,

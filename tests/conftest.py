@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 from transformers import (  # noqa: E402
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -66,6 +66,21 @@ def enlarge(model, factor: float):
         if parameter.dim() > 1:
             parameter.mul_(factor)
     return model
+
+
+def letter_bert_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's frame around one token per letter a to h; other words are unknown."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: place for place, word in enumerate([*special, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    frame = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame
+    )
+    names = {f"{token[1:-1].lower()}_token": token for token in special}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=inputs, **names)
 
 
 def tiny_policy(tokenizer, *, seed: int = 0, factor: float = 10.0, hidden_size=16, layers=2, heads=2, context=48):
@@ -153,6 +168,11 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def bytes_tokenizer():
     return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def bert_tokenizer():
+    return letter_bert_tokenizer()
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ HOUSE = {
     ),
     "rlhf.hub": ("data feedback runs inference scoring", "huggingface_hub yaml matplotlib"),
     "rlhf.comparison": ("algorithms data models decoding runs scoring evaluation", "torch"),
-    "rlhf.predict": ("data models evaluation inference runs", "rich"),
+    "rlhf.predict": ("data models evaluation inference runs", "rich torch"),
     # report takes the defaults of DataSettings from recipe, to find the rows that a run held out
     "rlhf.report": ("comparison data feedback runs inference scoring hub recipe.DataSettings", "matplotlib rich"),
     # layer 4: what people see; never trainers or algorithms

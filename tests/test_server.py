@@ -4,16 +4,25 @@ import runpy
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import uvicorn
 from fastapi.testclient import TestClient
 from gradio_client import Client
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
 
 from rlhf.errors import UserError
-from rlhf.inference.engine import Engine, list_models
+from rlhf.inference.catalogue import find_models
+from rlhf.inference.classifier import Classifier
+from rlhf.inference.encoders import Encoders
+from rlhf.inference.engine import Engine
+from rlhf.models.load import save
+from rlhf.runs import RunRecord
 from rlhf.server import build_app, check_host
+from rlhf.ui.encoders import IDLE
 
 ROOT = Path(__file__).parents[1]
 GREEDY = ("", 0, 1, 0, 30, 1, "")  # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
@@ -26,12 +35,31 @@ def runs(tmp_path_factory):
     return root
 
 
+def save_encoder(folder, cls, tokenizer, recipe: str, **config):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = cls(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=48, **sizes, **config))
+    save(model, tokenizer, folder)
+    RunRecord(recipe, status="done").save(folder)
+
+
 @pytest.fixture(scope="module")
-def url(runs):
+def encoder_runs(tmp_path_factory, bert_tokenizer):
+    root = tmp_path_factory.mktemp("encoders")
+    labels = {0: "O", 1: "B-x", 2: "I-x"}
+    windows = {"max_length": 24, "stride": 4, "max_answer_length": 2}
+    save_encoder(root / "c", BertForSequenceClassification, bert_tokenizer, "classification", trained_pairs=False)
+    save_encoder(root / "t", BertForTokenClassification, bert_tokenizer, "ner", id2label=labels)
+    save_encoder(root / "r", BertForQuestionAnswering, bert_tokenizer, "question_answering", reader_windows=windows)
+    return root
+
+
+@contextmanager
+def serving(app):
+    """The address of a real server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = build_app(Engine(list_models(runs)))
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -41,6 +69,12 @@ def url(runs):
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def url(runs):
+    with serving(build_app(Engine(find_models(runs)["causal"]), Encoders({}))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -74,7 +108,7 @@ def test_the_conversation_goes_on_with_another_model(url):
 
 
 def test_health_models_and_names(runs):
-    app = build_app(Engine(list_models(runs)))
+    app = build_app(Engine(find_models(runs)["causal"]), Encoders({}))
     client = TestClient(app, base_url="http://127.0.0.1:7860")
     assert client.get("/health").json()["models"] == 2
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["ppo · demo", "base · demo"]
@@ -82,6 +116,36 @@ def test_health_models_and_names(runs):
     assert page.status_code == 200 and "RLHF Chat" in page.text
     assert "googleapis" not in page.text and "cdnjs" not in page.text
     assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_client_asks_each_encoder(encoder_runs):
+    encoders = Encoders(find_models(encoder_runs), characters=30)
+    with serving(build_app(Engine({}), encoders)) as address:
+        client = Client(address, verbose=False)
+        head, bars = client.predict("classification · c", "a b", "", api_name="/classify")
+        ours = Classifier(encoder_runs / "c").predict([{"text": "a b"}])[0]
+        assert ours["label"] in head and bars["label"] == ours["label"] and len(bars["confidences"]) == 2
+        _, pieces, table = client.predict("ner · t", "a b c", api_name="/tag")
+        assert "".join(piece["token"] for piece in pieces) == "a b c"
+        assert len(table["data"]) == sum(piece["class_or_confidence"] is not None for piece in pieces)
+        head, pieces, table = client.predict("question_answering · r", "a", "b c d", api_name="/read")
+        assert len(table["data"]) > 1 and "score" in head
+        head, bars = client.predict("classification · c", "a" * 31, "", api_name="/classify")  # no box to hold it back
+        assert head == IDLE and not bars
+
+
+def test_models_say_what_they_are(runs, encoder_runs):
+    models = find_models(encoder_runs) | find_models(runs)
+    chat = models.pop("causal")
+    client = TestClient(build_app(Engine(chat), Encoders(models)), base_url="http://127.0.0.1:7860")
+    kinds = {model["id"]: model["kind"] for model in client.get("/v1/models").json()["data"]}
+    assert kinds == {
+        "ppo · demo": "chat", "base · demo": "chat", "classification · c": "classifier", "ner · t": "tagger",
+        "question_answering · r": "reader",
+    }  # fmt: skip
+    assert client.get("/health").json()["models"] == 5
+    page = client.get("/")
+    assert "RLHF Models" in page.text and "googleapis" not in page.text and "cdnjs" not in page.text
 
 
 def test_only_this_machine_is_served():
@@ -100,4 +164,4 @@ def test_app_refuses_other_machines_and_other_folders(runs, app_exit):
     code, error = app_exit("--host", "0.0.0.0")
     assert code == 2 and "ssh -L" in error
     code, error = app_exit(str(runs / "demo" / "reward"))
-    assert code == 2 and "no causal language model" in error
+    assert code == 2 and "holds a reward model, which cannot be tried here" in error

@@ -49,7 +49,9 @@ def operations(config: dict, tokens: int, predicted: int, context: int) -> float
 
 
 def matrix_rate() -> dict:
-    done = subprocess.run([sys.executable, str(HERE.parent / "ppo_throughput" / "matrix_rate.py")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(HERE.parent / "ppo_throughput" / "matrix_rate.py")], capture_output=True, text=True
+    )
     return json.loads(done.stdout)
 
 
@@ -88,9 +90,15 @@ def main() -> None:
         }  # fmt: skip
         found[task] = {"metric": metric, "settings": changes}
         for side, start in (("pretrained", {"model_name_or_path": runs / "pretrained"}), ("random", random)):
-            records = [stage(recipe, runs / f"{task}-{side}-{seed}", seed=seed, **flags, **start) for seed in arguments.seeds]
+            records = [
+                stage(recipe, runs / f"{task}-{side}-{seed}", seed=seed, **flags, **start) for seed in arguments.seeds
+            ]
             values = [record.metrics[metric] for record in records]
-            found[task][side] = {"mean": statistics.mean(values), "values": values, "seconds": [r.seconds for r in records]}
+            found[task][side] = {
+                "mean": statistics.mean(values),
+                "values": values,
+                "seconds": [r.seconds for r in records],
+            }
             found[task][side]["sd"] = statistics.stdev(values) if len(values) > 1 else None
             print(task, side, found[task][side], flush=True)
     result = {

@@ -43,7 +43,9 @@ def encoded(task: str, source: Path, work: Path):
     rows, _, rate = TASKS[task]
     flags = data(task, source, work)
     tokenizer = load_tokenizer(minilm())
-    found = [load_rows(str(path), kinds=("classification", "tagging", "question_answering")).rows for path in flags.values()]
+    found = [
+        load_rows(str(path), kinds=("classification", "tagging", "question_answering")).rows for path in flags.values()
+    ]
     train, test = found if len(found) == 2 else split_rows(found[0], 0.1, 0)
     train = train[:rows]
     if task == "sst2":
@@ -56,7 +58,9 @@ def encoded(task: str, source: Path, work: Path):
         sides = [encode(tokenizer, part, labels, pairs=False, max_length=128)[0] for part in (train, test)]
 
         def judge(output) -> float:
-            return classification_report(output.label_ids.tolist(), output.predictions.argmax(-1).tolist(), labels)["accuracy"]
+            return classification_report(output.label_ids.tolist(), output.predictions.argmax(-1).tolist(), labels)[
+                "accuracy"
+            ]
 
         return model, tokenizer, *sides, judge, DataCollatorWithPadding
     if task == "ner":
@@ -115,16 +119,29 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
         keep_freed_memory()
         args = EncoderConfig(**settings)
         trainer = EncoderTrainer(
-            model=model, args=args, train=train, evaluation=test, processing_class=tokenizer, data_collator=collator(tokenizer)
+            model=model,
+            args=args,
+            train=train,
+            evaluation=test,
+            processing_class=tokenizer,
+            data_collator=collator(tokenizer),
         )
     else:
-        pad = collator(tokenizer, padding="max_length", max_length=longest) if side == "example" and longest else collator(tokenizer)
+        pad = (
+            collator(tokenizer, padding="max_length", max_length=longest)
+            if side == "example" and longest
+            else collator(tokenizer)
+        )
         trainer = Trainer(
             model=model, args=TrainingArguments(**settings), train_dataset=train, eval_dataset=test,
             processing_class=tokenizer, data_collator=pad,
         )  # fmt: skip
     seconds = trainer.train().metrics["train_runtime"]
-    return {"seconds": seconds, "rows_per_second": EPOCHS * len(train) / seconds, "judged": judge(trainer.predict(test))}
+    return {
+        "seconds": seconds,
+        "rows_per_second": EPOCHS * len(train) / seconds,
+        "judged": judge(trainer.predict(test)),
+    }
 
 
 def main() -> None:
@@ -134,7 +151,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # side, task, seed: one training, in a process of its own
+    parser.add_argument(
+        "--worker", nargs=3, help=argparse.SUPPRESS
+    )  # side, task, seed: one training, in a process of its own
     arguments = parser.parse_args()
     source, work = Path(arguments.source).resolve(), Path(arguments.work).resolve()
     if arguments.worker:

@@ -110,7 +110,10 @@ def main() -> None:
             record = train(task, seed, flags, runs / f"{task}-{seed}")
             records.setdefault(task, []).append(record)
             _, metric, goal = TASKS[task]
-            print(f"{task} seed {seed}: {metric} {record.metrics[metric]:.4f} (goal {goal}), {record.seconds:.0f} s", flush=True)
+            print(
+                f"{task} seed {seed}: {metric} {record.metrics[metric]:.4f} (goal {goal}), {record.seconds:.0f} s",
+                flush=True,
+            )
     result = {
         "question": __doc__.strip().splitlines()[0],
         "date": time.strftime("%Y-%m-%d"),

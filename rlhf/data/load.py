@@ -231,7 +231,7 @@ def load_rows(
     scan = Scan(name, kinds=kinds, columns=columns, split=split, config=config, checks=checks)
     rows = list(islice(scan, limit))
     if scan.bad and not skip_bad or not rows:
-        raise UserError(_bad_rows(scan))
+        raise UserError(bad_rows(scan))
     digests = [row_digest(row) for row in rows]
     counts = {"total": scan.total, "kept": len(rows), "bad": scan.bad, "duplicates": len(rows) - len(set(digests))}
     warnings = []
@@ -246,7 +246,8 @@ def load_rows(
     return Loaded(rows, scan.kind, name, sha256, counts, scan.layout.name if scan.layout else "", warnings)
 
 
-def _bad_rows(scan: Scan) -> str:
+def bad_rows(scan: Scan) -> str:
+    """The message for a finished scan that met bad rows, or none at all."""
     if not scan.bad:
         passed = f" ({sum(scan.passed.values())} feedback events, none of them a ranking)" if scan.passed else ""
         return f"{scan.name}: no rows{passed}: give at least one {' or '.join(scan.kinds)} row"

@@ -73,7 +73,13 @@ KINDS = {
                 },  # empty lists: the context holds no answer (SQuAD v2)
             },
         ),
-        RowKind("text", ("text",), ("tokenizer", "pretrain"), {"text": "It was a dark night."}),
+        # what a finished encoder reads; the answer may stand beside it
+        RowKind(
+            "question", ("question", "context"), ("predict",), {"question": "Who wrote it?", "context": "Ada did."}
+        ),
+        RowKind("tokens", ("tokens",), ("predict",), {"tokens": ["Ada", "Lovelace", "wrote", "."]}),
+        RowKind("pair", ("text", "text_pair"), ("predict",), {"text": "It rains.", "text_pair": "It is wet."}),
+        RowKind("text", ("text",), ("tokenizer", "pretrain", "predict"), {"text": "It was a dark night."}),
     )
 }
 
@@ -289,4 +295,6 @@ CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("prompt_completion", "prompt"): to_prompt,
     ("preference", "prompt"): to_prompt,
     ("ranking", "prompt"): to_prompt,
+    ("tagging", "tokens"): dict,  # the answers stay: predictions are compared with them
+    ("question_answering", "question"): dict,
 }

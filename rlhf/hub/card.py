@@ -15,9 +15,9 @@ import yaml
 
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
-from rlhf.runs import RECORD, RunRecord, file_sha256, read_jsonl
+from rlhf.runs import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
 
-SAMPLES, CELL = 5, 300  # samples in a card; characters in a cell
+SAMPLES, ROWS, CELL = 5, 30, 300  # samples in a card; rows of a table; characters in a cell
 
 # recipe -> (kind of model, what it is). A kind decides pipeline_tag and snippet.
 RECIPES = {
@@ -31,14 +31,23 @@ RECIPES = {
     "ppo": ("causal", "A chat model trained by {algorithm} to raise the score of its answers."),
     "dpo": ("causal", "A chat model trained on pairs of answers by direct preference optimisation (DPO)."),
 }
-ARCHITECTURES = {
-    "ForMaskedLM": "masked",
-    "ForPreTraining": "masked",
-    "LMHeadModel": "causal",
-    "ForCausalLM": "causal",
-    "ForSequenceClassification": "classifier",
-    "ForTokenClassification": "tagger",
-    "ForQuestionAnswering": "reader",
+# kind -> (file of its report, the list in it that becomes a table, columns, what a row is)
+REPORTS = {
+    "classifier": ("classification.json", "classes", ("label", "rows", "precision", "recall", "f1"), "labels"),
+    "tagger": ("ner.json", "types", ("type", "entities", "precision", "recall", "f1"), "types"),
+    "reader": ("question_answering.json", "kinds", ("question", "rows", "exact", "f1"), "kinds of questions"),
+}
+# metric of a record -> what the Hub calls it
+EVALUATIONS = {
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "precision": "precision",
+    "recall": "recall",
+    "exact": "exact_match",
+    "mse": "mse",
+    "mae": "mae",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
 }
 PIPELINES = {
     "causal": "text-generation",
@@ -96,21 +105,35 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 place = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
 print(tokenizer.decode(model(**inputs).logits[0, place].argmax()))
 """,
-    "classifier": _LOAD.format(auto="AutoModelForSequenceClassification")
-    + """inputs = tokenizer({prompt}, return_tensors="pt")  # a pair: tokenizer(text, text_pair, ...)
-probabilities = model(**inputs).logits.softmax(-1)[0]
-print(model.config.id2label[probabilities.argmax().item()], probabilities.max().item())
+    "classifier": """from transformers import pipeline
+
+path = {path}
+classify = pipeline("text-classification", model=path, top_k=None)
+print(classify({texts}, truncation=True))
 """,
-    "tagger": _LOAD.format(auto="AutoModelForTokenClassification")
-    + """inputs = tokenizer({prompt}, return_tensors="pt")
-for token, label in zip(tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]), model(**inputs).logits[0].argmax(-1)):
-    print(token, model.config.id2label[int(label)])
+    "tagger": """from transformers import pipeline
+
+path = {path}
+tag = pipeline("token-classification", model=path, aggregation_strategy="{aggregation}")
+for entity in tag({prompt}):
+    print(entity["entity_group"], entity["word"], entity["start"], entity["end"], entity["score"])
 """,
-    "reader": _LOAD.format(auto="AutoModelForQuestionAnswering")
-    + """inputs = tokenizer("Who wrote the letter?", "The letter was written by Ada.", return_tensors="pt")
+    "reader": """import torch
+"""
+    + _LOAD.format(auto="AutoModelForQuestionAnswering")
+    + """question, context = {question}, {context}
+inputs = tokenizer(question, context, truncation="only_second", return_offsets_mapping=True, return_tensors="pt")
+offsets = inputs.pop("offset_mapping")[0].tolist()
 output = model(**inputs)
-start, end = int(output.start_logits.argmax()), int(output.end_logits.argmax())
-print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
+inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])
+spans = torch.ones(len(inside), len(inside)).triu().tril({longest} - 1).bool() & inside & inside[:, None]
+scores = (output.start_logits[0][:, None] + output.end_logits[0]).masked_fill(~spans, -1e9)
+start, end = divmod(scores.argmax().item(), len(inside))
+answer = context[offsets[start][0] : offsets[end][1]]  # a text that holds no answer gets one too; Reader knows better
+print(answer)
+""",
+    "score": _LOAD.format(auto="AutoModelForSequenceClassification")
+    + """print(model(**tokenizer({prompt}, return_tensors="pt")).logits[0, 0].item())
 """,
     "reward": _LOAD.format(auto="AutoModelForSequenceClassification")
     + """messages = [{{"role": "user", "content": {prompt}}}, {{"role": "assistant", "content": "Hello!"}}]
@@ -147,14 +170,15 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
         raise UserError(f"{folder}: no readable {RECORD}: a card needs the folder of a recipe's run")
     kind, samples = kind_of(folder, record), read_jsonl(folder / "samples.jsonl")
     model_id = model_id or record.config.get("hub_model_id") or _shown_path(folder, record)
-    title = model_id.rstrip("/").split("/")[-1]
+    title = _title(folder, record, model_id)
     sections = [
         f"# {markdown_cell(title)}",
         _sentence(folder, record, kind),
         "" if record.status == "done" else f"**This run is not complete: its status is `{record.status}`.**",
         _section("Results", _results(folder, record)),
         _section("Samples", _samples(samples)),
-        _section("Use", fenced(_snippet(kind, folder, record, samples, model_id), "python")),
+        _section("Errors", _errors(folder, kind)),
+        _section("Use", _use(kind, folder, record, samples, model_id)),
         _section("Lineage", _lineage_table(folder, record)),
         _section("Data", _data_table(record)),
         _section("How it was made", _making(record)),
@@ -163,6 +187,11 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
     front = yaml.safe_dump(front_matter(folder, record), sort_keys=False, allow_unicode=True)
     text = f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
     return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)  # a token given as a flag is in the command
+
+
+def _title(folder: Path, record: RunRecord, model_id: str | None = None) -> str:
+    name = model_id or record.config.get("hub_model_id") or _shown_path(folder, record)
+    return name.rstrip("/").split("/")[-1]
 
 
 def front_matter(folder: Path, record: RunRecord) -> dict:
@@ -180,15 +209,29 @@ def front_matter(folder: Path, record: RunRecord) -> dict:
         content["pipeline_tag"] = PIPELINES[kind]
     tags = ["rlhf", record.recipe, record.config.get("algorithm"), "reward-model" if kind == "reward" else None]
     content["tags"] = list(dict.fromkeys(str(tag) for tag in tags if tag))
+    if results := evaluations(folder, record, kind):
+        content["model-index"] = [{"name": _title(folder, record), "results": [results]}]
     return content
 
 
+def evaluations(folder: Path, record: RunRecord, kind: str) -> dict | None:
+    """Final numbers in the form that the Hub lists; of an encoder whose evaluation rows have a name."""
+    metrics = [
+        {"type": theirs, "name": ours, "value": value}
+        for ours, theirs in EVALUATIONS.items()
+        if isinstance(value := record.metrics.get(ours), int | float)
+    ]
+    if kind not in REPORTS or not metrics or not record.data:
+        return None
+    name = str(record.data[-1].get("name", ""))
+    known = _is_hub_id(name) and not is_local(name)
+    shown = name if known else Path(name).name
+    return {"task": {"type": PIPELINES[kind]}, "dataset": {"name": shown, "type": shown}, "metrics": metrics}
+
+
 def kind_of(folder: Path, record: RunRecord) -> str:
-    """A key of SNIPPETS: what the recipe says, or config.json where a recipe makes several kinds."""
-    kind = RECIPES.get(record.recipe, ("causal",))[0]
-    if record.recipe not in RECIPES or record.recipe == "pretrain":
-        for name in _json(folder / "config.json").get("architectures") or []:
-            kind = next((kind for end, kind in ARCHITECTURES.items() if name.endswith(end)), kind)
+    """A key of SNIPPETS: what config.json says, or the recipe where there is none."""
+    kind = model_kind(folder) or RECIPES.get(record.recipe, ("causal",))[0]
     return "chat" if kind == "causal" and _has_chat_template(folder) else kind
 
 
@@ -249,9 +292,21 @@ def _sentence(folder: Path, record: RunRecord, kind: str) -> str:
     text = RECIPES.get(record.recipe, ("", f"A model made by the recipe `{record.recipe}`."))[1]
     if kind == "masked":
         text = "A language model trained on plain text by filling in masked words."
+    if kind == "classifier":
+        text = _task(folder)
     text = text.format(algorithm=str(record.config.get("algorithm", "ppo")).upper())
     base = base_model(folder, record)
     return text + (f" It goes back to [{base}](https://huggingface.co/{base})." if base else "")
+
+
+def _task(folder: Path) -> str:
+    """What a classifier is asked for, by its config."""
+    config = read_object(folder / "config.json")
+    what = {
+        "multi_label_classification": "A classifier that gives {a} any number of labels.",
+        "regression": "A model that gives {a} a number.",
+    }.get(config.get("problem_type"), "A classifier that gives {a} one label.")
+    return what.format(a="a pair of texts" if config.get("trained_pairs") else "a text")
 
 
 def _results(folder: Path, record: RunRecord) -> str:
@@ -260,10 +315,44 @@ def _results(folder: Path, record: RunRecord) -> str:
         rows = read_jsonl(folder / "metrics.jsonl")
         metrics, origin = (rows[-1], "The last line of metrics.jsonl:\n\n") if rows else ({}, "")
     numbers = [(name, _number(value)) for name, value in _flat(metrics)]
+    kind = kind_of(folder, record)
     pictures = sorted((folder / "plots").glob("*.png"), key=lambda path: (path.name != "curves.png", path.name))
     parts = [origin + markdown_table(["metric", "value"], numbers, right=1)] if numbers else []
+    parts += [_report_table(folder, kind)] if kind in REPORTS else []
     parts += [f"![{path.stem}](plots/{path.name})" for path in pictures]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _report_table(folder: Path, kind: str) -> str:
+    """A row for each label, type or kind of question, the most frequent first."""
+    name, part, columns, what = REPORTS[kind]
+    rows = [row for row in read_object(folder / name).get(part) or [] if isinstance(row, dict)]
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: -row.get(columns[1], 0))
+    table = markdown_table(columns, [[_number(row.get(column, "")) for column in columns] for row in rows[:ROWS]])
+    return table + (
+        f"\n\nThe {ROWS} most frequent of {len(rows)} {what}; `{name}` has all." if len(rows) > ROWS else ""
+    )
+
+
+def _errors(folder: Path, kind: str) -> str:
+    """Held-out rows that the model gets wrong, as its recipe sorted them."""
+    if kind == "reader":
+        rows = read_object(folder / REPORTS[kind][0]).get("mistakes") or []
+        columns = ("question", "gold", "predicted", "f1")
+    else:
+        rows = read_jsonl(folder / "errors.jsonl")
+        columns = ("tokens", "errors") if kind == "tagger" else tuple(rows[0]) if rows else ()
+    rows = [row for row in rows if isinstance(row, dict)][:SAMPLES]
+    if not rows:
+        return ""
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    return "Held-out rows that the model gets wrong:\n\n" + markdown_table(columns, cells)
+
+
+def _cell(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else _number(value)
 
 
 def _samples(samples: list[dict]) -> str:
@@ -275,15 +364,48 @@ def _samples(samples: list[dict]) -> str:
     return markdown_table(columns, [[_number(sample.get(name, "")) for name in columns] for sample in last])
 
 
+def _use(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
+    parts = [fenced(_snippet(kind, folder, record, samples, path), "python")]
+    if kind in REPORTS:
+        parts += [
+            "On a file of rows, and in the browser, from a checkout of the project that made it:",
+            fenced(f"python -m rlhf predict {path} FILE\npython app.py {path}", "bash"),
+        ]
+    return "\n\n".join(parts)
+
+
 def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
-    prompts = [s.get("prompt") for s in samples if isinstance(s, dict)]
-    prompt = next((p for p in prompts if isinstance(p, str) and 0 < len(p) <= 80), "Hello, how are you?")
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     context = config.get("n_positions") or config.get("max_position_embeddings") or 1024
     length = min(int(record.config.get("max_completion_length") or 64), max(1, context // 2))
     if kind == "reward" and not _has_chat_template(folder):
-        kind = "classifier"
-    return SNIPPETS[kind].format(path=json.dumps(path, ensure_ascii=False), prompt=repr(prompt), length=length).rstrip()
+        kind = "score"
+    text = _example(samples, "text", 200) or "The letter was written by Ada."
+    prompt = text if kind == "tagger" else _example(samples, "prompt", 80) or "Hello, how are you?"
+    texts = {"text": text} | ({"text_pair": _example(samples, "text_pair", 200) or "Ada wrote the letter."})
+    literals = {
+        "prompt": prompt,
+        "texts": texts if config.get("trained_pairs") else text,
+        "question": _example(samples, "question", 200) or "Who wrote the letter?",
+        "context": _example(samples, "context", 300) or "The letter was written by Ada.",
+    }
+    return (
+        SNIPPETS[kind]
+        .format(
+            path=json.dumps(path, ensure_ascii=False),
+            length=length,
+            aggregation="simple" if config.get("trained_units") == "characters" else "first",
+            longest=(config.get("reader_windows") or {}).get("max_answer_length", 30),
+            **{name: repr(value) for name, value in literals.items()},
+        )
+        .rstrip()
+    )
+
+
+def _example(samples: list[dict], column: str, longest: int) -> str:
+    """The first short text of a column of the samples."""
+    texts = (sample.get(column) for sample in samples if isinstance(sample, dict))
+    return next((text for text in texts if isinstance(text, str) and 0 < len(text) <= longest), "")
 
 
 def _lineage_table(folder: Path, record: RunRecord) -> str:
@@ -386,13 +508,7 @@ def _record(folder: Path) -> RunRecord | None:
         return None
 
 
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _has_chat_template(folder: Path) -> bool:
-    return (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
+    return (folder / "chat_template.jinja").is_file() or "chat_template" in read_object(
+        folder / "tokenizer_config.json"
+    )

@@ -6,8 +6,6 @@ token is picked by a number that depends on the request's seed, the answer's pla
 rlhf.decoding), so a request gives the same text whatever else the engine is doing.
 """
 
-import json
-import os
 import queue
 import secrets
 import threading
@@ -17,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -37,11 +34,7 @@ from rlhf.data.chat import as_messages, decode, encode_prompt
 from rlhf.decoding import sample_tokens, uniform_numbers
 from rlhf.errors import UserError
 from rlhf.models.load import context_length, freeze, load_policy, load_tokenizer
-from rlhf.runs import RECORD, RunRecord, find_runs
 from rlhf.scoring import Completed, RewardModelScorer
-
-# The picker shows the latest stage of training first; an algorithm that is not named here ranks with ppo.
-STAGES = {"ppo": 0, "dpo": 1, "sft": 2, "base": 3}
 
 
 @dataclass(frozen=True)
@@ -128,14 +121,10 @@ class Engine:
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         keep: int = 2,
     ):
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device {device!r} cannot be used here ({reason}): use cpu") from error
+        check_device(device)
         self.runs, self.reward_runs, self.device, self.limits = dict(runs), dict(reward_runs or {}), device, limits
-        self._policies = _Recent(self._load_policy, keep)
-        self._scorers = _Recent(self._load_scorer, keep)
+        self._policies = Recent(self._load_policy, keep)
+        self._scorers = Recent(self._load_scorer, keep)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._stops: dict[str, threading.Event] = {}
 
@@ -290,12 +279,21 @@ class Engine:
         return [Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers]
 
 
+def check_device(device: str) -> None:
+    """UserError for a device that is not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used here ({reason}): use cpu") from error
+
+
 def known(name: str, names: dict, kind: str) -> None:
     if name not in names:
         raise UserError(f"no {kind} {name!r}: choose one of {', '.join(map(repr, names)) or '(none are served)'}")
 
 
-class _Recent:
+class Recent:
     """The `keep` values used last; others are forgotten before a new one is loaded. For one thread."""
 
     def __init__(self, load, keep: int):
@@ -409,46 +407,3 @@ def generate(
         else:
             answers.append((row, "cancelled" if stop.is_set() and len(row) < length else "length"))
     return answers
-
-
-# ---- which models there are --------------------------------------------------------------------------------------
-
-
-def list_models(root: str | os.PathLike) -> dict[str, str]:
-    """Label -> folder of every finished run below `root` that can chat: PPO, DPO, SFT, base; newest first."""
-    folders = [folder for folder in find_runs(root) if can_chat(folder)]
-    stages = {folder: stage(folder) for folder in folders}
-    folders.sort(key=lambda folder: STAGES.get(stages[folder], 0))  # stable: newest first stays
-    return label_models(folders, root)
-
-
-def label_models(folders: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> dict[str, str]:
-    """Label -> folder: `ppo · demo` for root/demo/ppo, in the given order. A folder that cannot chat is an error."""
-    models: dict[str, str] = {}
-    for folder in map(Path, folders):
-        if not can_chat(folder):
-            raise UserError(f"{folder} holds no causal language model: give the folder of a pretrain, sft or ppo run")
-        kind = stage(folder)
-        whole = folder.relative_to(root).as_posix() if root is not None else folder.resolve().name
-        short = "/".join(part for part in whole.split("/") if part not in (kind, {"base": "pretrain"}.get(kind)))
-        label = f"{kind} · {short}" if short not in ("", ".") else kind
-        models[label if label not in models else f"{kind} · {folder}"] = str(folder)
-    return models
-
-
-def stage(folder: Path) -> str:
-    """What made the model of a run folder: its algorithm or recipe; "base" for pretraining and plain checkpoints."""
-    if not (folder / RECORD).is_file():
-        return "base"
-    record = RunRecord.load(folder)
-    return record.config.get("algorithm") or {"pretrain": "base"}.get(record.recipe, record.recipe)
-
-
-def can_chat(folder: str | os.PathLike) -> bool:
-    """Whether the config in a model folder names a causal language model."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    names = config.get("architectures") or []
-    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)

@@ -8,6 +8,7 @@ import html
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rlhf.errors import UserError
 from rlhf.inference.engine import Done, Engine, Piece, SamplingSettings
@@ -238,101 +239,113 @@ def theme() -> gr.themes.Base:
     )
 
 
+@contextmanager
+def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
+    """A page with its heading; what is built in the block stands below it."""
+    with gr.Blocks(title=title, fill_height=True, analytics_enabled=False, delete_cache=(86400, 86400)) as page:
+        gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
+        yield page
+
+
 def build_chat(engine: Engine) -> gr.Blocks:
-    """The page. Every action is an endpoint with a name: send, retry, edit, undo, clear, example, stop."""
-    with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False, delete_cache=(86400, 86400)) as page:
-        gr.HTML(f"<h1>{TITLE}</h1><p>{SUBTITLE}</p>", elem_id="header")
-        with gr.Row(equal_height=False, scale=1):
-            with gr.Column(scale=7, min_width=320, elem_id="talk"):
-                chatbot = gr.Chatbot(
-                    elem_id="conversation",
-                    show_label=False,
-                    height="64vh",
-                    min_height=320,
-                    layout="bubble",
-                    placeholder=WELCOME,
-                    examples=[{"text": text} for text in EXAMPLES],
-                    editable="user",
-                    buttons=["copy", "copy_all"],
-                    feedback_options=None,
-                    sanitize_html=True,
-                    allow_tags=False,
-                    allow_file_downloads=False,
-                    latex_delimiters=[],
-                )
-                status = gr.HTML(elem_id="status", padding=False)
-                question = gr.Textbox(
-                    elem_id="question",
-                    placeholder="Write a message",
-                    show_label=False,
-                    lines=1,
-                    max_lines=8,
-                    submit_btn=True,
-                    autofocus=True,
-                    max_length=engine.limits.characters,
-                )
-            with gr.Column(scale=3, min_width=260, elem_id="panel"):
-                model = gr.Dropdown(
-                    list(engine.runs),
-                    value=next(iter(engine.runs), None),
-                    label="Model",
-                    info="Switch at any time; retry then asks this one.",
-                )
-                system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
-                with gr.Accordion("Sampling", open=True):
-                    temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
-                    top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label="Top-p")
-                    max_new_tokens = gr.Slider(
-                        1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Max tokens"
-                    )
-                    seed = gr.Textbox(label="Seed", placeholder="a new one each time")  # gr.Number cannot be empty
-                with gr.Accordion("More", open=False):
-                    top_k = gr.Slider(0, 200, DEFAULTS.top_k, step=1, label="Top-k", info="0: off")
-                    penalty = gr.Slider(
-                        1, 2, DEFAULTS.repetition_penalty, step=0.05, label="Repetition penalty", info="1: off"
-                    )
-
-        controls = [model, system, temperature, top_p, top_k, max_new_tokens, penalty, seed]
-        outputs = [question, chatbot, status]
-
-        # Gradio passes what is annotated by type; the rest comes from the components, in the order given below.
-        def send(text: str, history: list[dict], request: gr.Request, *controls):
-            first = {"value": ""}
-            yield from reply(engine, history, text, controls, request.session_hash, first=first, failed={"value": text})
-
-        def example(history: list[dict], event: gr.SelectData, request: gr.Request, *controls):
-            yield from reply(engine, history, event.value["text"], controls, request.session_hash)
-
-        def retry(history: list[dict], event: gr.RetryData, request: gr.Request, *controls):
-            before, text = asked_before(history, event.index)
-            yield from reply(engine, before, text, controls, request.session_hash, otherwise=history)
-
-        def edit(history: list[dict], event: gr.EditData, request: gr.Request, *controls):
-            before = history[: event.index]
-            yield from reply(engine, before, event.value, controls, request.session_hash, otherwise=history)
-
-        def undo(history: list[dict], event: gr.UndoData):
-            before, text = asked_before(history, event.index)
-            return text, before, ""
-
-        def stop(request: gr.Request) -> None:
-            engine.cancel(request.session_hash)
-
-        def clear(request: gr.Request):
-            engine.cancel(request.session_hash)
-            return gr.update(submit_btn=True, stop_btn=False), [], ""
-
-        streaming = {"outputs": outputs, "concurrency_limit": 16, "show_progress": "hidden"}
-        answers = [
-            question.submit(send, [question, chatbot, *controls], api_name="send", **streaming),
-            chatbot.example_select(example, [chatbot, *controls], api_name="example", **streaming),
-            chatbot.retry(retry, [chatbot, *controls], api_name="retry", **streaming),
-            chatbot.edit(edit, [chatbot, *controls], api_name="edit", **streaming),
-        ]
-        at_once = {"queue": False, "show_progress": "hidden"}
-        chatbot.undo(undo, [chatbot], outputs, api_name="undo", **at_once)
-        # An answer that is still growing would write the cleared conversation back: it is cancelled, not only stopped.
-        chatbot.clear(clear, None, outputs, api_name="clear", cancels=answers, **at_once)
-        question.stop(stop, None, None, api_name="stop", **at_once)
-        page.unload(stop)
+    """The page of one view."""
+    with titled_page(TITLE, SUBTITLE) as page:
+        chat_view(engine, page)
     return page
+
+
+def chat_view(engine: Engine, page: gr.Blocks) -> None:
+    """Inside a page. Every action is an endpoint with a name: send, retry, edit, undo, clear, example, stop."""
+    with gr.Row(equal_height=False, scale=1):
+        with gr.Column(scale=7, min_width=320, elem_id="talk"):
+            chatbot = gr.Chatbot(
+                elem_id="conversation",
+                show_label=False,
+                height="64vh",
+                min_height=320,
+                layout="bubble",
+                placeholder=WELCOME,
+                examples=[{"text": text} for text in EXAMPLES],
+                editable="user",
+                buttons=["copy", "copy_all"],
+                feedback_options=None,
+                sanitize_html=True,
+                allow_tags=False,
+                allow_file_downloads=False,
+                latex_delimiters=[],
+            )
+            status = gr.HTML(elem_id="status", padding=False)
+            question = gr.Textbox(
+                elem_id="question",
+                placeholder="Write a message",
+                show_label=False,
+                lines=1,
+                max_lines=8,
+                submit_btn=True,
+                autofocus=True,
+                max_length=engine.limits.characters,
+            )
+        with gr.Column(scale=3, min_width=260, elem_id="panel"):
+            model = gr.Dropdown(
+                list(engine.runs),
+                value=next(iter(engine.runs), None),
+                label="Model",
+                info="Switch at any time; retry then asks this one.",
+            )
+            system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
+            with gr.Accordion("Sampling", open=True):
+                temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
+                top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label="Top-p")
+                max_new_tokens = gr.Slider(
+                    1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Max tokens"
+                )
+                seed = gr.Textbox(label="Seed", placeholder="a new one each time")  # gr.Number cannot be empty
+            with gr.Accordion("More", open=False):
+                top_k = gr.Slider(0, 200, DEFAULTS.top_k, step=1, label="Top-k", info="0: off")
+                penalty = gr.Slider(
+                    1, 2, DEFAULTS.repetition_penalty, step=0.05, label="Repetition penalty", info="1: off"
+                )
+
+    controls = [model, system, temperature, top_p, top_k, max_new_tokens, penalty, seed]
+    outputs = [question, chatbot, status]
+
+    # Gradio passes what is annotated by type; the rest comes from the components, in the order given below.
+    def send(text: str, history: list[dict], request: gr.Request, *controls):
+        first = {"value": ""}
+        yield from reply(engine, history, text, controls, request.session_hash, first=first, failed={"value": text})
+
+    def example(history: list[dict], event: gr.SelectData, request: gr.Request, *controls):
+        yield from reply(engine, history, event.value["text"], controls, request.session_hash)
+
+    def retry(history: list[dict], event: gr.RetryData, request: gr.Request, *controls):
+        before, text = asked_before(history, event.index)
+        yield from reply(engine, before, text, controls, request.session_hash, otherwise=history)
+
+    def edit(history: list[dict], event: gr.EditData, request: gr.Request, *controls):
+        before = history[: event.index]
+        yield from reply(engine, before, event.value, controls, request.session_hash, otherwise=history)
+
+    def undo(history: list[dict], event: gr.UndoData):
+        before, text = asked_before(history, event.index)
+        return text, before, ""
+
+    def stop(request: gr.Request) -> None:
+        engine.cancel(request.session_hash)
+
+    def clear(request: gr.Request):
+        engine.cancel(request.session_hash)
+        return gr.update(submit_btn=True, stop_btn=False), [], ""
+
+    streaming = {"outputs": outputs, "concurrency_limit": 16, "show_progress": "hidden"}
+    answers = [
+        question.submit(send, [question, chatbot, *controls], api_name="send", **streaming),
+        chatbot.example_select(example, [chatbot, *controls], api_name="example", **streaming),
+        chatbot.retry(retry, [chatbot, *controls], api_name="retry", **streaming),
+        chatbot.edit(edit, [chatbot, *controls], api_name="edit", **streaming),
+    ]
+    at_once = {"queue": False, "show_progress": "hidden"}
+    chatbot.undo(undo, [chatbot], outputs, api_name="undo", **at_once)
+    # An answer that is still growing would write the cleared conversation back: it is cancelled, not only stopped.
+    chatbot.clear(clear, None, outputs, api_name="clear", cancels=answers, **at_once)
+    question.stop(stop, None, None, api_name="stop", **at_once)
+    page.unload(stop)

@@ -6,10 +6,12 @@ import re
 import pytest
 import torch
 import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -20,6 +22,9 @@ from transformers import (
 from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
 from rlhf.hub.card import base_model, card_text, lineage, markdown_cell, write_card
+from rlhf.inference.classifier import Classifier
+from rlhf.inference.reader import Reader
+from rlhf.inference.tagger import Tagger
 from rlhf.models.load import new_policy, save
 from rlhf.runs import RunRecord, file_sha256, parent
 from rlhf.scoring import Completed, RewardModelScorer
@@ -249,13 +254,126 @@ def test_snippet_of_a_model_without_chat_template(tmp_path, plain_tokenizer):
     ("recipe", "cls", "tag"),
     [
         ("pretrain", BertForMaskedLM, "fill-mask"),
+        ("pretrain", BertForPreTraining, "fill-mask"),
         ("classification", BertForSequenceClassification, "text-classification"),
         ("ner", BertForTokenClassification, "token-classification"),
         ("question_answering", BertForQuestionAnswering, "question-answering"),
     ],
 )
-def test_bert_snippets(tmp_path, plain_tokenizer, recipe, cls, tag):
-    save(bert(cls, plain_tokenizer), plain_tokenizer, tmp_path)
+def test_bert_snippets(tmp_path, bert_tokenizer, recipe, cls, tag):
+    save(bert(cls, bert_tokenizer), bert_tokenizer, tmp_path)
     record(recipe).save(tmp_path)
     run_snippet(tmp_path)
-    assert front_and_body(card_text(tmp_path))[0]["pipeline_tag"] == tag
+    card = card_text(tmp_path)
+    assert front_and_body(card)[0]["pipeline_tag"] == tag
+    assert (f"python -m rlhf predict {tmp_path.name} FILE" in card) == (recipe != "pretrain")
+
+
+def samples(folder, *rows):
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_classifier_snippet_says_what_our_classifier_says(tmp_path, bert_tokenizer, problem, pairs, capsys):
+    labels = 1 if problem == "regression" else 3
+    model = bert(BertForSequenceClassification, bert_tokenizer, num_labels=labels, problem_type=problem)
+    model.config.trained_pairs = pairs
+    save(model, bert_tokenizer, tmp_path)
+    record("classification").save(tmp_path)
+    row = {"text": "a b", "text_pair": "c d"}
+    samples(tmp_path, row)
+    variables = run_snippet(tmp_path)
+    said = variables["classify"](row if pairs else "a b", truncation=True)
+    said = said[0] if isinstance(said[0], list) else said
+    ours = Classifier(tmp_path).predict([row])[0]
+    if problem == "regression":
+        assert said[0]["score"] == pytest.approx(ours["label"], abs=1e-5)
+    else:
+        assert {entry["label"]: entry["score"] for entry in said} == pytest.approx(ours["probabilities"], abs=1e-5)
+    assert ("'text_pair': 'c d'" in card_text(tmp_path)) == pairs
+    what = {"multi_label_classification": "any number of labels", "regression": "a number"}.get(problem, "one label")
+    assert f"gives a {'pair of texts' if pairs else 'text'} {what}." in card_text(tmp_path)
+
+
+def test_the_tagger_snippet_marks_what_our_tagger_marks(tmp_path, bert_tokenizer, capsys):
+    labels = {0: "O", 1: "B-x", 2: "I-x", 3: "B-y", 4: "I-y"}
+    torch.manual_seed(5)
+    model = bert(
+        BertForTokenClassification, bert_tokenizer, id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)
+    save(model, bert_tokenizer, tmp_path)
+    record("ner").save(tmp_path)
+    text = "a b c d e f g h b d f"
+    samples(tmp_path, {"text": text})
+    entities = run_snippet(tmp_path)["tag"](text)
+    ours = Tagger(tmp_path).predict([{"text": text}])[0]["entities"]
+    assert len(ours) > 1
+    assert [(e["entity_group"], e["start"], e["end"]) for e in entities] == [
+        (e["type"], e["start"], e["end"]) for e in ours
+    ]
+
+
+def test_the_reader_snippet_answers_what_our_reader_answers(tmp_path, bert_tokenizer):
+    torch.manual_seed(3)
+    model = bert(BertForQuestionAnswering, bert_tokenizer)
+    with torch.no_grad():
+        model.qa_outputs.weight.mul_(50)
+    model.config.reader_windows = {"max_length": 40, "stride": 4, "max_answer_length": 2}
+    save(model, bert_tokenizer, tmp_path)
+    record("question_answering").save(tmp_path)
+    row = {"question": "a b", "context": "c d e f g h a b c e g"}
+    samples(tmp_path, row)
+    answer = run_snippet(tmp_path)["answer"]
+    assert answer == Reader(tmp_path).predict([row])[0]["answer"] and 0 < len(answer.split()) <= 2
+
+
+def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokenizer):
+    save(bert(BertForSequenceClassification, bert_tokenizer), bert_tokenizer, tmp_path)
+    metrics = {"accuracy": 0.75, "f1": 0.5, "eval_loss": 1.0}
+    record("classification", metrics=metrics, data=[{"name": "a.csv"}, {"name": "/home/me/b.csv"}]).save(tmp_path)
+    classes = [{"label": f"l{n}", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "rows": n} for n in range(32)]
+    (tmp_path / "classification.json").write_text(json.dumps({"classes": classes}))
+    errors = [{"text": f"wrong {n}", "label": ["a", "b"], "predicted": "c", "probability": 0.98765} for n in range(7)]
+    (tmp_path / "errors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in errors))
+    card = card_text(tmp_path)
+    results = section(card, "Results")
+    assert "| label | rows | precision | recall | f1 |" in results and "| l31 | 31 | 0.5 | 1 | 0.6667 |" in results
+    assert "| l1 |" not in results and "The 30 most frequent of 32 labels; `classification.json` has all." in results
+    wrong = section(card, "Errors")
+    assert "| wrong 0 | a b | c | 0.9877 |" in wrong and "wrong 5" not in wrong
+    index = front_and_body(card)[0]["model-index"]
+    [result] = model_index_to_eval_results(index)[1][1:]
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("f1", 0.5, "b.csv")
+    assert "/home/me" not in yaml.safe_dump(index)
+
+
+def test_cards_of_taggers_and_readers_have_their_tables(tmp_path):
+    tagger, reader = tmp_path / "t", tmp_path / "r"
+    record("ner").save(tagger)
+    types = [{"type": "per", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "entities": 4, "marked": 2}]
+    (tagger / "ner.json").write_text(json.dumps({"types": types}))
+    (tagger / "errors.jsonl").write_text(
+        json.dumps({"tokens": ["Ada", "left"], "errors": ["missed: Ada (per)"]}) + "\n"
+    )
+    card = card_text(tagger)
+    assert "| per | 4 | 1 | 0.5 | 0.6667 |" in section(card, "Results")
+    assert "| Ada left | missed: Ada (per) |" in section(card, "Errors")
+    record("question_answering", metrics={"exact": 0.5}, data=[{"name": "someone/squad"}]).save(reader)
+    kinds = [{"question": "who is", "exact": 0.5, "f1": 0.75, "rows": 4}]
+    mistakes = [{"id": "q1", "question": "Who?", "gold": "Ada", "exact": 0.0, "f1": 0.0, "predicted": ""}]
+    (reader / "question_answering.json").write_text(json.dumps({"kinds": kinds, "mistakes": mistakes}))
+    card = card_text(reader)
+    assert "| who is | 4 | 0.5 | 0.75 |" in section(card, "Results") and "| Who? | Ada |  | 0 |" in section(
+        card, "Errors"
+    )
+    [result] = model_index_to_eval_results(front_and_body(card)[0]["model-index"])[1]
+    assert (result.dataset_type, result.metric_type) == ("someone/squad", "exact_match")
+
+
+def test_a_reward_model_without_chat_template_gets_a_snippet_that_scores(tmp_path, plain_tokenizer):
+    save(reward_model(plain_tokenizer), plain_tokenizer, tmp_path)
+    record("reward").save(tmp_path)
+    run_snippet(tmp_path)

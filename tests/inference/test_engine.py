@@ -13,11 +13,8 @@ from rlhf.inference.engine import (
     SamplingSettings,
     fit_prompt,
     generate,
-    label_models,
-    list_models,
 )
 from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.runs import RunRecord
 from rlhf.scoring import Completed, RewardModelScorer
 
 GREEDY = SamplingSettings(temperature=0, max_new_tokens=30)
@@ -345,32 +342,6 @@ def test_at_most_keep_models_are_loaded(runs):
 def test_unusable_device_is_an_error(runs):
     with pytest.raises(UserError, match="device 'nonsense'"):
         Engine({}, "nonsense")
-
-
-# ---- which models ------------------------------------------------------------------------------------------------
-
-
-def test_list_models_names_what_can_chat(runs):
-    demo = runs / "demo"
-    assert list_models(runs) == {"ppo · demo": str(demo / "ppo"), "base · demo": str(demo / "pretrain")}
-
-
-def test_newest_ppo_run_comes_first(tmp_path, runs):
-    import os
-    import shutil
-
-    for age, name, recipe in ((3, "old", "ppo"), (2, "tuned", "sft"), (1, "new", "ppo"), (0, "running", "ppo")):
-        folder = tmp_path / name / recipe
-        shutil.copytree(runs / "demo" / "ppo", folder)
-        record = RunRecord(recipe, status="running" if name == "running" else "done")
-        record.save(folder)
-        os.utime(folder / "run.json", (1_000_000 - age, 1_000_000 - age))
-    assert list(list_models(tmp_path)) == ["ppo · new", "ppo · old", "sft · tuned"]
-
-
-def test_a_folder_that_cannot_chat_is_an_error(runs):
-    with pytest.raises(UserError, match="holds no causal language model"):
-        label_models([runs / "demo" / "reward"])
 
 
 def test_encoding_is_the_training_one(engine):
