@@ -45,8 +45,11 @@ class Scan:
     bad: rows left out; problems: `path:line: column: reason`; passed: counts of feedback events of other sorts.
     """
 
-    def __init__(self, name: str, *, kinds: Sequence[str], columns=None, split: str | None = None, config=None):
+    def __init__(
+        self, name: str, *, kinds: Sequence[str], columns=None, split: str | None = None, config=None, separator=None
+    ):
         self.name, self.kinds, self.split, self.config = name, tuple(kinds), split, config
+        self.separator = separator
         self.columns = parse_columns(columns)
         self.kind = self.source_kind = ""
         self.layout: Layout | None = None
@@ -72,7 +75,7 @@ class Scan:
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
         files = data_files(self.name, self.split)
-        rows = ((f"{path}:{line}", row) for path in files for line, row in read_or_broken(path))
+        rows = ((f"{path}:{line}", row) for path in files for line, row in read_or_broken(path, self.separator))
         return self._rankings(rows) if Path(self.name).is_dir() else rows
 
     def _rankings(self, rows):
@@ -208,9 +211,13 @@ def load_rows(
     config: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    separator: str | None = None,
 ) -> Loaded:
-    """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay."""
-    scan = Scan(name, kinds=kinds, columns=columns, split=split, config=config)
+    """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay.
+
+    separator: what stands between the texts of a .txt file (files.read_or_broken).
+    """
+    scan = Scan(name, kinds=kinds, columns=columns, split=split, config=config, separator=separator)
     rows = list(islice(scan, limit))
     if scan.bad and not skip_bad or not rows:
         raise UserError(_bad_rows(scan))

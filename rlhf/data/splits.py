@@ -112,6 +112,7 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int) -> Splits:
             config=settings.dataset_config if name == settings.dataset_name else None,
             limit=settings.dataset_limit,
             skip_bad=settings.skip_bad,
+            separator=settings.document_separator,
         )
 
     if not settings.dataset_name:

@@ -98,7 +98,8 @@ def load_encoder(
 ) -> PreTrainedModel:
     """A model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps those of its config.
 
-    A head that is not in the weights is an error; new_head=True is for training one, and then it may be random.
+    A head that is not in the weights is an error; new_head=True is for training one, and then it may be random:
+    `model.new_weights` names what is.
     """
     options = _label_maps(labels) if labels is not None else {}
     if problem_type:
@@ -117,6 +118,7 @@ def load_encoder(
             f"{path} is no finished {task}: {', '.join(sorted(info['missing_keys'])[:3])} would be random; give the run "
             "folder of a recipe that trained one"
         )
+    model.new_weights = sorted(info["missing_keys"])
     return model
 
 
