@@ -104,14 +104,15 @@ def _read_documents(path: Path, separator: str):
             yield number, line
         elif line.strip() != wanted:
             start = start if lines else number
-            lines.append(line.rstrip("\r\n"))
+            if lines or line.strip():
+                lines.append(line.rstrip("\r\n"))
         else:
             met |= number > 0
             if not met:
                 shown = "empty line" if separator == BLANK else f"line {separator!r}"
                 raise UserError(f"{path}: document_separator: the file has no {shown}, so it would be one document")
-            if any(text.strip() for text in lines):
-                yield start, {"text": "\n".join(lines).strip("\n")}
+            if lines:
+                yield start, {"text": "\n".join(lines).rstrip()}
             lines = []
 
 

@@ -1,8 +1,9 @@
 import gzip
+from pathlib import Path
 
 import pytest
 
-from rlhf.data.files import read_rows
+from rlhf.data.files import read_or_broken, read_rows
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,23 @@ def test_truncated_gzip(write, tmp_path, refused):
     data = gzip.compress(b'{"text": "some text"}\n' * 100)
     (tmp_path / "a.txt.gz").write_bytes(data[:-20])
     assert "a.txt.gz: damaged or truncated gzip file" in refused(lambda: list(read_rows(tmp_path / "a.txt.gz")))
+
+
+@pytest.mark.parametrize(
+    ("content", "separator", "expected"),
+    [
+        ("a\nb\n---\n\nc\n---\n", "---", [(1, "a\nb"), (5, "c")]),
+        ("a\r\n\r\n\r\nb\r\nc", "blank", [(1, "a"), (4, "b\nc")]),
+        ("a --- b\n---\nc\n", "---", [(1, "a --- b"), (3, "c")]),
+    ],
+)
+def test_texts_of_several_lines(write, content, separator, expected):
+    found = [(line, row["text"]) for line, row in read_or_broken(Path(write("a.txt", content)), separator)]
+    assert found == expected
+
+
+def test_a_separator_that_is_nowhere(write, refused):
+    message = refused(lambda: list(read_or_broken(Path(write("a.txt", "a\nb\n")), "***")))
+    assert "document_separator: the file has no line '***', so it would be one document" in message
+    message = refused(lambda: list(read_or_broken(Path(write("b.txt", "a\nb\n")), "blank")))
+    assert "the file has no empty line" in message

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -249,6 +250,7 @@ def test_snippet_of_a_model_without_chat_template(tmp_path, plain_tokenizer):
     ("recipe", "cls", "tag"),
     [
         ("pretrain", BertForMaskedLM, "fill-mask"),
+        ("pretrain", BertForPreTraining, "fill-mask"),
         ("classification", BertForSequenceClassification, "text-classification"),
         ("ner", BertForTokenClassification, "token-classification"),
         ("question_answering", BertForQuestionAnswering, "question-answering"),
