@@ -47,6 +47,12 @@ class DataSettings:
     columns: dict[str, str] | str | None = field(
         default=None, metadata={"help": "Our column = their column: text=document,label=class, or a YAML map."}
     )
+    document_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "Line between the texts of a .txt file: blank, or such as <|endoftext|>. Default: each line is a text."
+        },
+    )
     dataset_limit: int | None = field(default=None, metadata={"help": "Use the first N rows only."})
     skip_bad: bool = field(default=False, metadata={"help": "Leave bad rows out and count them, instead of stopping."})
 

@@ -12,14 +12,18 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 from rlhf.errors import UserError
 
 csv.field_size_limit(1 << 27)
+
+
+BLANK = "blank"  # as a separator: an empty line
 
 
 class Broken(str):
@@ -34,17 +38,23 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
         yield line, row
 
 
-def read_or_broken(path: Path) -> Iterator[tuple[int, dict | Broken]]:
-    """(line number, row or the reason why there is none): the caller decides whether a broken line stops it."""
+def read_or_broken(path: Path, separator: str | None = None) -> Iterator[tuple[int, dict | Broken]]:
+    """(line number, row or the reason why there is none): the caller decides whether a broken line stops it.
+
+    separator: of the texts of a .txt file, see `_read_documents`; None: each line is a text.
+    """
     ending = suffix(path)
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         raise UserError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else "; check the path"))
     if ending not in READERS:
         raise UserError(f"{path}: unknown file type {ending!r}; allowed: {', '.join(READERS)}, each also with .gz")
+    read: Callable = READERS[ending]
+    if separator is not None and ending == ".txt":
+        read = partial(_read_documents, separator=separator)
     empty = True
     try:
-        for item in READERS[ending](path):
+        for item in read(path):
             empty = False
             yield item
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -86,6 +96,28 @@ def _read_text(path: Path):
             yield number, line
         elif line.strip():
             yield number, {"text": line.rstrip("\r\n")}
+
+
+def _read_documents(path: Path, separator: str):
+    """Texts of several lines. Between them stands a line that is `separator` and nothing else; BLANK: an empty one."""
+    wanted = "" if separator == BLANK else separator
+    lines: list[str] = []
+    start, met = 1, False
+    for number, line in chain(_lines(path), [(0, wanted)]):  # 0: the end of the file
+        if isinstance(line, Broken):
+            yield number, line
+        elif line.strip() != wanted:
+            start = start if lines else number
+            if lines or line.strip():
+                lines.append(line.rstrip("\r\n"))
+        else:
+            met |= number > 0
+            if not met:
+                shown = "empty line" if separator == BLANK else f"line {separator!r}"
+                raise UserError(f"{path}: document_separator: the file has no {shown}, so it would be one document")
+            if lines:
+                yield start, {"text": "\n".join(lines).rstrip()}
+            lines = []
 
 
 def _read_json(path: Path):

@@ -48,10 +48,10 @@ class Scan:
 
     def __init__(
         self, name: str, *, kinds: Sequence[str], columns=None, split: str | None = None, config=None,
-        checks: dict[str, Callable] | None = None,
+        checks: dict[str, Callable] | None = None, separator: str | None = None,
     ):  # fmt: skip
         self.name, self.kinds, self.split, self.config = name, tuple(kinds), split, config
-        self.checks = checks or {}
+        self.checks, self.separator = checks or {}, separator
         self.columns = parse_columns(columns)
         self.kind = self.source_kind = ""
         self.layout: Layout | None = None
@@ -77,7 +77,7 @@ class Scan:
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
         files = data_files(self.name, self.split)
-        rows = ((f"{path}:{line}", row) for path in files for line, row in read_or_broken(path))
+        rows = ((f"{path}:{line}", row) for path in files for line, row in read_or_broken(path, self.separator))
         return self._rankings(rows) if Path(self.name).is_dir() else rows
 
     def _rankings(self, rows):
@@ -226,9 +226,15 @@ def load_rows(
     limit: int | None = None,
     skip_bad: bool = False,
     checks: dict[str, Callable] | None = None,
+    separator: str | None = None,
 ) -> Loaded:
-    """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay."""
-    scan = Scan(name, kinds=kinds, columns=columns, split=split, config=config, checks=checks)
+    """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay.
+
+    separator: what stands between the texts of a .txt file (files.read_or_broken).
+    """
+    scan = Scan(
+        name, kinds=kinds, columns=columns, split=split, config=config, checks=checks, separator=separator
+    )  # fmt: skip
     rows = list(islice(scan, limit))
     if scan.bad and not skip_bad or not rows:
         raise UserError(bad_rows(scan))

@@ -113,6 +113,7 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int, checks: dict[str, 
             limit=settings.dataset_limit,
             skip_bad=settings.skip_bad,
             checks=checks,
+            separator=settings.document_separator,
         )
 
     if not settings.dataset_name:

@@ -98,8 +98,8 @@ def load_encoder(
 ) -> PreTrainedModel:
     """A model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps those of its config.
 
-    A head that is not in the weights is an error; new_head=True is for training one: then it may be random, and it is
-    where the checkpoint's labels are others, even as many.
+    A head that is not in the weights is an error; new_head=True is for training one: then it may be random, which
+    `model.new_weights` names, and it is where the checkpoint's labels are others, even as many.
     """
     options = _label_maps(labels) if labels is not None else {}
     if problem_type:
@@ -123,6 +123,7 @@ def load_encoder(
         nn.init.normal_(head.weight, std=model.config.initializer_range)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
+    model.new_weights = sorted(info["missing_keys"])
     return model
 
 

@@ -150,6 +150,9 @@ class EncoderTrainer(Trainer):
         # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
         # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
         unwrapped(model).accepts_loss_kwargs = False
+        # Weights that share their tensor with others are saved once; without this, Trainer takes the best checkpoint's for
+        # incomplete and says so.
+        unwrapped(model)._keys_to_ignore_on_save = list(getattr(model, "_tied_weights_keys", None) or {})
         self.lengths = getattr(train, "lengths", None) or [len(row["input_ids"]) for row in train]
         if args.device.type == "cpu":
             use_fast_kernels(unwrapped(model), device=args.device, longest=max(self.lengths))

@@ -144,3 +144,23 @@ def test_bad_lines_of_conll_files(write, refused, line, message):
 )
 def test_tables_and_texts_are_no_conll(write, name, content):
     assert all("tokens" not in row for _, row in read_rows(write(name, content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "separator", "expected"),
+    [
+        ("a\nb\n---\n\nc\n---\n", "---", [(1, "a\nb"), (5, "c")]),
+        ("a\r\n\r\n\r\nb\r\nc", "blank", [(1, "a"), (4, "b\nc")]),
+        ("a --- b\n---\nc\n", "---", [(1, "a --- b"), (3, "c")]),
+    ],
+)
+def test_texts_of_several_lines(write, content, separator, expected):
+    found = [(line, row["text"]) for line, row in read_or_broken(Path(write("a.txt", content)), separator)]
+    assert found == expected
+
+
+def test_a_separator_that_is_nowhere(write, refused):
+    message = refused(lambda: list(read_or_broken(Path(write("a.txt", "a\nb\n")), "***")))
+    assert "document_separator: the file has no line '***', so it would be one document" in message
+    message = refused(lambda: list(read_or_broken(Path(write("b.txt", "a\nb\n")), "blank")))
+    assert "the file has no empty line" in message

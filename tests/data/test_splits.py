@@ -57,6 +57,7 @@ def settings(name, **changes):
         "columns": None,
         "dataset_limit": None,
         "skip_bad": False,
+        "document_separator": None,
     }
     return SimpleNamespace(**(fields | changes))
 

@@ -1,0 +1,220 @@
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf import recipe
+from rlhf.hub.card import front_matter
+from rlhf.models.load import load_encoder
+from rlhf.runs import RunRecord, read_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+STORIES = Path("/work/shared/data/tinystories/tinystories_2mb.txt.gz")
+LETTERS = "a b c d e f g h".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32 --block_size 32 --report_to none".split()
+TINY += "--per_device_train_batch_size 8 --logging_steps 5 --bf16 false".split()
+
+
+@pytest.fixture(scope="module")
+def pretrain(recipe_module):
+    return recipe_module("pretrain")
+
+
+def words(kind: str) -> PreTrainedTokenizerFast:
+    """One token per letter; "bert" has BERT's special tokens, "gpt2" only EOS."""
+    special = SPECIAL if kind == "bert" else ["<eos>", "[UNK]"]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + LETTERS)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+def write(path: Path, documents: list[str]) -> list[str]:
+    """The flags for these documents."""
+    path.write_text("\n<|endoftext|>\n".join(dict.fromkeys(documents)), encoding="utf-8")
+    return ["--dataset_name", str(path), "--document_separator", "<|endoftext|>"]
+
+
+@pytest.fixture
+def stories(tmp_path):
+    """Documents of one to five lines in which the alphabet runs on from a random letter, forwards or backwards."""
+    draw = random.Random(0)
+
+    def line(step: int) -> str:
+        start, length = draw.randrange(8), draw.randint(4, 9)
+        return " ".join(LETTERS[(start + step * i) % 8] for i in range(length))
+
+    steps = [draw.choice((1, -1)) for _ in range(120)]
+    return write(tmp_path / "stories.txt", ["\n".join(line(s) for _ in range(draw.randint(1, 5))) for s in steps])
+
+
+@pytest.fixture
+def train(pretrain, tmp_path):
+    """Runs the recipe in this process; the folder of its run."""
+
+    def train(*flags, kind="bert", name="run"):
+        words(kind).save_pretrained(tmp_path / kind)
+        flags = ["--tokenizer_name_or_path", str(tmp_path / kind), "--output_dir", str(tmp_path / name), *flags]
+        recipe.run(pretrain.main, pretrain.__doc__, [*TINY, "--use_cpu", *flags])
+        return tmp_path / name
+
+    return train
+
+
+def failing(train, capsys, *flags, **options) -> str:
+    with pytest.raises(SystemExit) as left:
+        train(*flags, **options)
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+LEARN = "--learning_rate 3e-3 --num_train_epochs 5 --hidden_size 64 --heads 4 --dropout 0 --seed 3".split()
+
+
+def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(train, tmp_path, capsys):
+    stories = write(tmp_path / "same.txt", [" ".join([x] * n) for x in LETTERS for n in range(5, 30)])
+    folder = train("--objective", "masked", *stories, *LEARN, "--eval_fraction", "0.2", "--whole_words", "true")
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["masked_accuracy"] > metrics["masked_baseline"] + 0.4
+    assert metrics["perplexity"] < 5 and metrics["eval_rows"] > 0
+    assert "nsp_accuracy" not in metrics
+    curve = [line["eval_masked_accuracy"] for line in read_jsonl(folder / "metrics.jsonl") if "eval_loss" in line]
+    assert len(curve) == 5 and curve[-1] > curve[0]
+    samples = read_jsonl(folder / "samples.jsonl")
+    assert samples and all("[?]" in sample["text"] and sample["word"] in LETTERS for sample in samples)
+    assert sum(sample["filled"].split(", ")[0] == sample["word"] for sample in samples) >= len(samples) / 2
+    reader, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).eval()
+    inputs = reader("[CLS] g g g [MASK] g g g g [SEP]", return_tensors="pt")
+    assert reader.decode(model(**inputs).logits[0, 4].argmax()) == "g"
+    assert front_matter(folder, RunRecord.load(folder))["pipeline_tag"] == "fill-mask"
+    tuned = load_encoder(str(folder), "classifier", labels=["x", "y"], new_head=True)
+    assert not any(name.startswith("bert.e") for name in tuned.new_weights)
+    assert "missing keys" not in capsys.readouterr().err
+
+
+def test_masked_nsp_folder_loads_with_both_heads_and_goes_on(train, stories, capsys):
+    flags = ["--objective", "masked_nsp", *stories, "--max_steps", "3", "--eval_fraction", "0.2"]
+    folder = train(*flags)
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["masked_loss"] == pytest.approx(2.5, abs=1) and 0 <= metrics["nsp_accuracy"] <= 1
+    assert metrics["nsp_baseline"] >= 0.5 and metrics["eval_loss"] > metrics["masked_loss"]
+    model, info = AutoModelForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and type(model).__name__ == "BertForPreTraining"
+    _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert "AutoModelForMaskedLM" in (folder / "README.md").read_text()
+    capsys.readouterr()
+    further = train(*flags, "--from_scratch", "false", "--model_name_or_path", str(folder), name="further")
+    assert "random at first" not in capsys.readouterr().out
+    assert RunRecord.load(further).parents["base"]["name"] == str(folder)
+
+
+def test_a_checkpoint_without_the_head_is_continued_and_that_is_said(train, stories, tmp_path, capsys):
+    config = BertConfig(
+        vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    base = BertModel(config)
+    base.save_pretrained(tmp_path / "base")
+    flags = ["--from_scratch", "false", "--model_name_or_path", str(tmp_path / "base"), "--objective", "masked"]
+    folder = train(*flags, *stories, "--max_steps", "1", "--learning_rate", "0")
+    out = capsys.readouterr().out
+    assert (
+        "so random at first: cls.predictions" in out and "bert." not in out.split("random at first:")[1].split("\n")[0]
+    )
+    words = "embeddings.word_embeddings.weight"
+    assert torch.equal(load_file(folder / "model.safetensors")[f"bert.{words}"], base.state_dict()[words])
+
+
+@pytest.mark.parametrize("objective", ["masked", "masked_nsp", "causal"])
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(train, stories, objective):
+    kind = "gpt2" if objective == "causal" else "bert"
+    flags = [*stories, "--objective", objective, "--eval_fraction", "0", "--learning_rate", "1e-2", "--dropout", "0.2"]
+    flags += "--num_train_epochs 2 --save_strategy steps --save_steps 20 --save_total_limit 9".split()
+    whole = train(*flags, kind=kind)
+    steps = json.loads((whole / "checkpoint-20" / "trainer_state.json").read_text())
+    assert steps["epoch"] % 1 and steps["max_steps"] > 20  # in the middle of an epoch, and not the end
+    resumed = train(*flags, "--resume_from_checkpoint", str(whole / "checkpoint-20"), kind=kind, name="resumed")
+    first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    begun = load_file(whole / "checkpoint-20" / "model.safetensors")
+    assert not all(torch.equal(first[name], begun[name]) for name in first)
+
+
+def test_causal_blocks_within_documents(train, stories):
+    flags = [*stories, "--max_steps", "2", "--eval_fraction", "0.2", "--save_strategy", "no"]
+    apart, across = train(*flags, kind="gpt2"), train(*flags, "--cross_documents", "true", kind="gpt2", name="across")
+    AutoModelForCausalLM.from_pretrained(apart)
+    apart, across = RunRecord.load(apart).metrics, RunRecord.load(across).metrics
+    assert across["train_tokens"] % 32 == 0 and apart["train_tokens"] >= across["train_tokens"] - 1
+    assert apart["perplexity"] > 1
+
+
+def test_bad_input_is_one_line_and_exit_code_2(train, stories, capsys, tmp_path):
+    def fails(*flags, **options):
+        return failing(train, capsys, *flags, name=f"run{len(list(tmp_path.iterdir()))}", **options)
+
+    masked = ["--objective", "masked"]
+    assert "has no pad_token, cls_token, sep_token, mask_token" in fails(*masked, *stories, kind="gpt2")
+    assert "has no eos_token" in fails(*stories)
+    assert "objective='mlm': use one of causal, masked, masked_nsp" in fails("--objective", "mlm", *stories)
+    assert "model_type='gpt2': use one of bert" in fails(*masked, *stories, "--model_type", "gpt2")
+    assert "block_size=64 is over the model's context of 32 tokens" in fails(*masked, *stories, "--block_size", "64")
+    assert "give a row at least 8 tokens" in fails(*masked, *stories, "--block_size", "4")
+    assert "unknown key 'max_length'" in fails(*masked, *stories, "--max_length", "4")
+    assert "use_peft" in fails(*masked, *stories, "--use_peft", "true")
+    assert "whole_words: needs a masked" in fails(*stories, "--whole_words", "true", kind="gpt2")
+    nsp = ["--objective", "masked_nsp"]
+    assert "drawn within documents" in fails(*nsp, *stories, "--cross_documents", "true")
+    (tmp_path / "one.txt").write_text("a b c\nd e f\n", encoding="utf-8")
+    one = ["--dataset_name", str(tmp_path / "one.txt"), "--eval_fraction", "0"]
+    across = ["--cross_documents", "true"]
+    assert "training text is shorter than one block of 32 tokens" in fails(*one, *across, kind="gpt2")
+    assert "the file has no line '###'" in fails(*masked, *one, "--document_separator", "###")
+    assert "each is one: use objective: masked" in fails(*nsp, *one)
+    assert "here is one" in fails(*nsp, *stories, "--dataset_limit", "1", "--eval_fraction", "0")
+    gpt2 = train(*stories, "--max_steps", "1", "--save_strategy", "no", kind="gpt2", name="gpt2-run")
+    wrong = fails(*masked, *stories, "--from_scratch", "false", "--model_name_or_path", str(gpt2))
+    assert "cannot be loaded as AutoModelForMaskedLM" in wrong
+    stop = ["--early_stopping_patience", "1", "--eval_fraction", "0"]
+    assert "there are no evaluation rows" in fails(*masked, *stories, *stop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["masked", "masked_nsp"])
+def test_two_processes_measure_what_one_does(train, stories, tmp_path, objective):
+    flags = [*stories, "--objective", objective, "--max_steps", "2", "--learning_rate", "0", "--eval_fraction", "0.3"]
+    flags += ["--per_device_eval_batch_size", "3", "--save_strategy", "no"]
+    alone = RunRecord.load(train(*flags)).metrics
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "two"), *TINY]
+    subprocess.run([*launch, *config, str(ROOT / "recipes" / "pretrain.py"), *flags], check=True, cwd=ROOT)
+    both = RunRecord.load(tmp_path / "two").metrics
+    for name in ("masked_loss", "masked_accuracy", "masked_baseline", "nsp_accuracy", "nsp_baseline"):
+        assert both.get(name) == pytest.approx(alone.get(name), abs=1e-5), name
+
+
+@pytest.mark.skipif(not STORIES.is_file(), reason="the TinyStories excerpt is not here")
+def test_stories_are_documents():
+    from rlhf.data.load import load_rows
+
+    rows = load_rows(str(STORIES), kinds=("text",), separator="<|endoftext|>").rows
+    assert len(rows) == 2317 and not any("endoftext" in row["text"] for row in rows)
+    assert sum("\n" in row["text"] for row in rows) > 2000
