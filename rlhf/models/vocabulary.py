@@ -21,7 +21,7 @@ from rlhf.models.unigram import train_unigram
 
 END = "<|endoftext|>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SEEN = 2  # a token that stands in the text once is not learned from: what it fills does not count
+SEEN = 2  # of BERT's words: a piece that stands in the text once would never be learned
 ENCODER_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 
@@ -62,7 +62,7 @@ def _byte_bpe(texts: list[str], size: int, *_) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"special_tokens": [END], "initial_alphabet": alphabet, "min_frequency": SEEN, "show_progress": False}
+    options = {"special_tokens": [END], "initial_alphabet": alphabet, "show_progress": False}
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=max(size, 0), **options))
     return tokenizer
 
