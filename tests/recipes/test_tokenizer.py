@@ -46,7 +46,7 @@ def failing(train, capsys):
     return failing
 
 
-@pytest.mark.parametrize(("kind", "size"), [("byte_bpe", "290"), ("wordpiece", "60"), ("unigram", "40")])
+@pytest.mark.parametrize(("kind", "size"), [("byte_bpe", "290"), ("wordpiece", "60"), ("unigram", "36")])
 def test_a_run_measures_on_held_out_text_beside_others(train, bytes_tokenizer, tmp_path, capsys, kind, size):
     bytes_tokenizer.save_pretrained(tmp_path / "bytes")
     other = str(tmp_path / "bytes")
@@ -84,12 +84,12 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train):
 
 @pytest.mark.slow
 def test_two_processes_train_one_tokenizer(tmp_path, text, train):
-    flags = ["--tokenizer_type", "unigram", "--vocab_size", "40", "--dataset_name", text, *QUIET]
+    flags = ["--tokenizer_type", "unigram", "--vocab_size", "36", "--dataset_name", text, *QUIET]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
     layout = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
     command = [*launch, *layout, str(ROOT / "recipes" / "tokenizer.py"), *flags]
     subprocess.run([*command, "--output_dir", str(tmp_path / "two")], check=True, cwd=ROOT, timeout=300)
-    alone = train("--tokenizer_type", "unigram", "--vocab_size", "40", name="one")
+    alone = train("--tokenizer_type", "unigram", "--vocab_size", "36", name="one")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "two" / name).read_bytes() == (alone / name).read_bytes()
     assert RunRecord.load(tmp_path / "two").status == "done"
