@@ -1,99 +1,113 @@
-"""Train a tokenizer on one's own text: byte-level BPE (GPT-2's) or WordPiece (BERT's).
+"""Train a tokenizer on one's own text: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's and XLM-R's).
 
     accelerate launch recipes/tokenizer.py --config recipes/configs/tokenizer/demo.yaml
+    accelerate launch recipes/tokenizer.py --dataset_name reviews.txt --tokenizer_type wordpiece --vocab_size 8000 \\
+        --compare_tokenizers bert-base-uncased --output_dir runs/tokenizer
 
-Time: 2 seconds for 1 MB. Look at: words per token on held-out text, and that no word is unknown.
+Time: seconds for 1 MB. Look at: tokens per word and the share of unknown tokens on held-out text, beside those of the
+tokenizers of compare_tokenizers; a vocabulary that the text cannot fill is refused with the largest that it can.
 """
 
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers import TrainingArguments
 
-from rlhf.data.chat import add_chat_template, as_text
+from rlhf.data.chat import ROLE_TOKENS, add_chat_template, as_text
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
+from rlhf.evaluation.tokenization import cut_text, tokenization_report
+from rlhf.models.load import load_tokenizer
+from rlhf.models.vocabulary import KINDS, train_tokenizer
 from rlhf.recipe import DataSettings, recording, run
+from rlhf.trainers.progress import append_jsonl, sample_table
 
-ALGORITHMS = ("byte_bpe", "wordpiece")
+EXAMPLES = 3  # held-out texts that are shown cut into tokens
+EXAMPLE_LENGTH = 48  # characters of each
+HEADINGS = {
+    "vocab_size": "vocabulary",
+    "tokens_per_word": "tokens/word",
+    "tokens_per_character": "tokens/character",
+    "unknown_rate": "unknown",
+    "single_token_words": "whole words",
+}
 
 
 @dataclass
 class TokenizerSettings(DataSettings):
     """What is learned, from which text."""
 
-    tokenizer_type: str = field(default="byte_bpe", metadata={"help": "byte_bpe (GPT-2) or wordpiece (BERT)."})
+    tokenizer_type: str = field(
+        default="byte_bpe", metadata={"help": "byte_bpe (GPT-2), wordpiece (BERT) or unigram (T5, ALBERT, XLM-R)."}
+    )
     vocab_size: int = field(default=8192, metadata={"help": "Tokens, special ones included."})
     model_max_length: int = field(default=1024, metadata={"help": "Context of the model it is for."})
     chat: bool = field(default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."})
+    lowercase: bool = field(
+        default=True, metadata={"help": "wordpiece, unigram: true as bert-base-uncased, false as bert-base-cased."}
+    )
+    character_coverage: float = field(
+        default=1.0,
+        metadata={"help": "wordpiece, unigram: 0.9995 leaves the rarest characters (Korean, Chinese) unknown."},
+    )
+    compare_tokenizers: list[str] = field(
+        default_factory=list, metadata={"help": "Folders or Hub ids of tokenizers to measure on the same text."}
+    )
 
 
-def texts(rows: list[dict]) -> list[str]:
-    """Plain text of each row; a demonstration's prompt and completion both count."""
-    return [row["text"] if "text" in row else f"{as_text(row['prompt'])}\n{row['completion']}" for row in rows]
+def row_text(row: dict) -> str:
+    """The text of a row; a demonstration's prompt and completion both count."""
+    return row["text"] if "text" in row else f"{as_text(row['prompt'])}\n{row['completion']}"
 
 
-def train(corpus: list[str], settings: TokenizerSettings) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    if settings.tokenizer_type == "byte_bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()  # every byte is a token: nothing is ever unknown
-        trainer = trainers.BpeTrainer(
-            vocab_size=settings.vocab_size - 4 * settings.chat,  # room for three role tokens and padding
-            special_tokens=["<|endoftext|>"],
-            initial_alphabet=alphabet,
-            show_progress=False,
-        )
-        special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    else:
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        trainer = trainers.WordPieceTrainer(vocab_size=settings.vocab_size, special_tokens=names, show_progress=False)
-        special = {f"{name[1:-1].lower()}_token": name for name in names}
-    tokenizer.train_from_iterator(corpus, trainer)
-    if settings.tokenizer_type == "wordpiece":
-        ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=settings.model_max_length, **special)
-
-
-def measure(tokenizer, corpus: list[str]) -> dict[str, float]:
-    """Tokens per word and per character, and the share of unknown tokens."""
-    encoded = tokenizer(corpus, add_special_tokens=False)["input_ids"]
-    tokens = sum(map(len, encoded))
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token != tokenizer.eos_token else None
-    return {
-        "tokens_per_word": tokens / max(1, sum(len(text.split()) for text in corpus)),
-        "tokens_per_character": tokens / max(1, sum(map(len, corpus))),
-        "unknown_rate": sum(ids.count(unknown) for ids in encoded) / max(1, tokens),
-    }
+def check(settings: TokenizerSettings) -> None:
+    if settings.tokenizer_type not in KINDS:
+        raise UserError(f"tokenizer_type={settings.tokenizer_type!r}: use one of {', '.join(KINDS)}")
+    if not 0.9 <= settings.character_coverage <= 1:
+        raise UserError(f"character_coverage={settings.character_coverage}: use 0.9 to 1, as in 0.9995")
+    if settings.character_coverage < 1 and settings.tokenizer_type == "byte_bpe":
+        raise UserError("character_coverage is for wordpiece and unigram: byte_bpe knows every character; leave it out")
 
 
 def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
-    if settings.tokenizer_type not in ALGORITHMS:
-        raise UserError(f"tokenizer_type={settings.tokenizer_type!r}: use one of {', '.join(ALGORITHMS)}")
-    if settings.vocab_size < 300:
-        raise UserError(f"vocab_size={settings.vocab_size}: 256 bytes and the special tokens need at least 300")
+    check(settings)
     with recording("tokenizer", settings, args) as record:
         splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
         record.data(splits)
         if not record.main:
             return
-        tokenizer = train(texts(splits.train), settings)
-        if len(tokenizer) < settings.vocab_size - 4 * settings.chat:
-            record.say(f"the text fills only {len(tokenizer)} of {settings.vocab_size} tokens")
-        if settings.chat and settings.tokenizer_type == "byte_bpe":
+        given = {name: load_tokenizer(name) for name in settings.compare_tokenizers}
+        chat = settings.chat and settings.tokenizer_type == "byte_bpe"
+        tokenizer = train_tokenizer(
+            [row_text(row) for row in splits.train],
+            settings.tokenizer_type,
+            vocab_size=settings.vocab_size,
+            model_max_length=settings.model_max_length,
+            lowercase=settings.lowercase,
+            character_coverage=settings.character_coverage,
+            reserved=len(ROLE_TOKENS) + 1 if chat else 0,
+        )
+        if chat:
             add_chat_template(tokenizer)
         tokenizer.save_pretrained(args.output_dir)
-        record.metrics({"vocab_size": len(tokenizer)})
-        record.metrics(measure(tokenizer, texts(splits.eval or splits.train)))
+
+        texts = [row_text(row) for row in splits.eval or splits.train]
+        record.say(f"On {len(texts)} texts {'held out' if splits.eval else 'of the training, for lack of others'}:")
+        reports = {args.output_dir: tokenization_report(tokenizer, texts)}
+        reports |= {name: tokenization_report(other, texts) for name, other in given.items()}
+        rows = [
+            {"tokenizer": name} | {HEADINGS[key]: value for key, value in report.items()}
+            for name, report in reports.items()
+        ]
+        record.say(sample_table(rows, columns=["tokenizer", *HEADINGS.values()], limit=len(rows)))
+        for text in dict.fromkeys(text[:EXAMPLE_LENGTH] for text in texts[:EXAMPLES]):
+            for name, one in {args.output_dir: tokenizer, **given}.items():
+                example = {"tokenizer": name, "cut": cut_text(one, text)}
+                append_jsonl(record.folder / "samples.jsonl", example)
+                record.say(f"  {name}: {example['cut']}")
+        record.metrics(reports.pop(args.output_dir))
+        record.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
+        if reports:
+            record.metrics({"compared": reports})
 
 
 if __name__ == "__main__":

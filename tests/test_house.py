@@ -23,7 +23,7 @@ HOUSE = {
     "rlhf.errors": ("", ""),
     # layer 1: rows, models, records
     "rlhf.data": ("", "datasets pyarrow transformers numpy torch"),
-    "rlhf.models": ("algorithms", "torch transformers tokenizers peft safetensors psutil"),
+    "rlhf.models": ("algorithms", "numpy torch transformers tokenizers peft safetensors psutil"),
     "rlhf.evaluation": ("data", "numpy sklearn seqeval matplotlib"),
     "rlhf.runs": ("", ""),
     "rlhf.feedback": ("data.rows", ""),

@@ -22,9 +22,9 @@ LABELS_SHOWN = 20
 
 @dataclass
 class Report:
-    """lengths: column -> unit -> one length per text; answers: how many rows rank K; pairs: tied and all;
+    """lengths: column -> unit -> one length per text; answers: how many rows rank K; pairs: tied and all.
 
-    unanswerable: questions whose context holds no answer.
+    tags: how many tokens bear each; readings: how many questions have so many answers, 0 = the context has none.
     """
 
     name: str
@@ -40,7 +40,8 @@ class Report:
     pairs: int = 0
     tied: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-    unanswerable: int = 0
+    tags: Counter[str] = field(default_factory=Counter)
+    readings: Counter[int] = field(default_factory=Counter)
     passed: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -67,23 +68,24 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
         for column in KINDS[scan.kind].columns:
             if column == "label":
                 report.labels.update(names_of(row[column]))
-            elif column == "tags":
-                report.labels.update(row[column])
             elif column == "ranks":
                 _count_ranks(report, row[column])
+            elif column == "tags":
+                report.tags.update(row[column])
             else:
+                if column == "answers":
+                    report.readings[len(row[column]["text"])] += 1
                 lengths = report.lengths.setdefault(column, {unit: [] for unit in units})
                 for text in _texts(column, row[column]):
                     for unit, measure in units.items():
                         lengths[unit].append(measure(text))
-        report.unanswerable += scan.kind == "question_answering" and not row["answers"]["text"]
     report.kind, report.layout = scan.kind, scan.layout.name if scan.layout else ""
     report.total, report.bad, report.problems, report.passed = scan.total, scan.bad, scan.problems, scan.passed
     return report
 
 
 def _texts(column: str, value) -> list[str]:
-    """The texts in a column of one row."""
+    """The texts of a column whose lengths are told; the words of a tagged sentence are one text."""
     if column == "answers":
         return value["text"]
     if column == "tokens":
@@ -115,7 +117,7 @@ def format_report(report: Report) -> str:
         lines += ["", f"{'length':<24}" + "".join(f"{'max' if p == 100 else f'{p} %':>8}" for p in PERCENTILES)]
     for column, units in report.lengths.items():
         for unit, values in units.items():
-            if not values:  # questions none of which has an answer
+            if not values:  # no question has an answer
                 continue
             numbers = "".join(f"{percentile(values, p):>8}" for p in PERCENTILES)
             lines.append(f"{column + ', ' + unit:<24}{numbers}")
@@ -123,12 +125,15 @@ def format_report(report: Report) -> str:
         answers = ", ".join(f"K = {k}: {count}" for k, count in sorted(report.answers.items()))
         rate = report.tied / report.pairs
         lines += ["", f"rankings    {answers}; {report.tied} of {report.pairs} pairs tie ({rate:.1%})"]
-    if report.unanswerable:
-        lines += ["", f"no answer   {report.unanswerable} of {report.kept} questions"]
-    if report.labels:
-        shown = ", ".join(f"{label} {count}" for label, count in report.labels.most_common(LABELS_SHOWN))
-        more = len(report.labels) - LABELS_SHOWN
-        lines += ["", f"labels      {len(report.labels)}: {shown}" + (f", and {more} more" if more > 0 else "")]
+    if report.readings:
+        counts = ", ".join(f"{number}: {count}" for number, count in sorted(report.readings.items()))
+        rate = report.readings[0] / report.readings.total()
+        lines += ["", f"answers     per question {counts}; {rate:.1%} of the questions without one"]
+    for name, values in (("labels", report.labels), ("tags", report.tags)):
+        if values:
+            shown = ", ".join(f"{value} {count}" for value, count in values.most_common(LABELS_SHOWN))
+            more = len(values) - LABELS_SHOWN
+            lines += ["", f"{name:<12}{len(values)}: {shown}" + (f", and {more} more" if more > 0 else "")]
     if report.problems:
         lines += ["", *report.problems]
     return "\n".join(lines)

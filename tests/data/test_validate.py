@@ -53,6 +53,45 @@ def test_good_labels(tmp_path, capsys):
     assert "duplicates  1 whole rows, 1 prompts or texts" in out
 
 
+def test_report_on_tags(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"tokens": ["Ada", "wrote", "."], "tags": ["B-person", "O", "O"]}\n'
+        '{"tokens": ["Bo"], "tags": ["B-person"]}\n'
+        '{"tokens": ["Bo"], "tags": []}\n'
+    )
+    report = validate(str(path))
+    assert (report.kind, report.kept, report.bad) == ("tagging", 2, 1)
+    assert report.lengths == {"tokens": {"characters": [11, 2], "words": [3, 1]}}
+    assert report.tags == {"B-person": 2, "O": 2}
+    assert main(arguments(path)) == 2
+    assert "tags        2: B-person 2, O 2" in capsys.readouterr().out
+
+
+def test_report_on_questions(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    two = '{"text": ["Ada", "Ada Bo"], "answer_start": [0, 0]}'
+    none = '{"text": [], "answer_start": []}'
+    path.write_text(
+        f'{{"question": "Who wrote it?", "context": "Ada Bo wrote it.", "answers": {two}}}\n'
+        + f'{{"question": "Why?", "context": "Ada Bo wrote it.", "answers": {none}}}\n' * 3
+    )
+    report = validate(str(path))
+    assert (report.kind, report.kept, report.readings) == ("question_answering", 4, {2: 1, 0: 3})
+    assert report.lengths["context"]["words"] == [4] * 4
+    assert report.lengths["answers"] == {"characters": [3, 6], "words": [1, 2]}
+    assert main(arguments(path)) == 0
+    assert "answers     per question 0: 3, 2: 1; 75.0% of the questions without one" in capsys.readouterr().out
+
+
+def test_questions_without_any_answer(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "Why?", "context": "Ada.", "answers": {"text": [], "answer_start": []}}\n')
+    assert main(arguments(path)) == 0
+    out = capsys.readouterr().out
+    assert "100.0% of the questions without one" in out and "answers, words" not in out
+
+
 def test_what_cannot_be_read_at_all_ends_with_2(tmp_path, capsys):
     assert main(arguments(tmp_path / "none.csv")) == 2
     assert "none.csv: no such file" in capsys.readouterr().err
@@ -73,24 +112,3 @@ def test_lengths_in_tokens(tmp_path):
     path.write_text("a b a\nb\n")
     report = validate(str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"))
     assert report.lengths["text"] == {"characters": [5, 1], "words": [3, 1], "tokens": [3, 1]}
-
-
-def test_tagged_rows_are_measured_and_their_tags_counted(tmp_path):
-    (tmp_path / "a.conll").write_text("Ada B-x\nran O\n\nhi O\n")
-    report = validate(str(tmp_path / "a.conll"))
-    assert (report.kind, report.kept, report.labels) == ("tagging", 2, {"O": 2, "B-x": 1})
-    assert report.lengths == {"tokens": {"characters": [7, 2], "words": [2, 1]}}
-
-
-def test_questions_and_tagged_words_are_counted_too(write):
-    rows = [
-        {"question": "who?", "context": "Ada wrote it.", "answers": {"text": ["Ada"], "answer_start": [0]}},
-        {"question": "where?", "context": "Ada wrote it.", "answers": {"text": [], "answer_start": []}},
-    ]
-    report = validate(write("qa.jsonl", rows))
-    assert (report.kind, report.unanswerable, report.prompt_duplicates) == ("question_answering", 1, 1)
-    assert report.lengths["answers"]["characters"] == [3] and report.lengths["question"]["words"] == [1, 1]
-    assert "no answer   1 of 2 questions" in format_report(report)
-    assert "no answer   1 of 1 questions" in format_report(validate(write("none.jsonl", rows[1:])))
-    tagged = validate(write("ner.jsonl", [{"tokens": ["Ada", "wrote", "."], "tags": ["B-person", "O", "O"]}]))
-    assert tagged.lengths["tokens"]["words"] == [3] and tagged.labels == {"O": 2, "B-person": 1}

@@ -68,7 +68,7 @@ def data(tmp_path_factory):
 
 SMALL = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 64"
 ROAD = f"""
-tokenizer --dataset_name DATA/text.txt --vocab_size 320 --output_dir RUNS/tokenizer
+tokenizer --dataset_name DATA/text.txt --vocab_size 300 --output_dir RUNS/tokenizer
 pretrain --dataset_name DATA/text.txt --tokenizer_name_or_path RUNS/tokenizer {SMALL} --block_size 16 --max_steps 2 \
     --output_dir RUNS/base
 sft --dataset_name DATA/sft.jsonl --model_name_or_path RUNS/base --max_steps 2 --output_dir RUNS/sft

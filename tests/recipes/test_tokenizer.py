@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhf import recipe
+from rlhf.runs import RunRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = [f"the {colour} {animal} sat on a {place}" for colour in ("red", "blue", "grey") for animal in ("cat", "dog", "hen")
+         for place in ("mat", "roof", "wall")]  # fmt: skip
+QUIET = ["--report_to", "none", "--use_cpu", "true", "--eval_fraction", "0.2"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def train(recipe_module, tmp_path, text):
+    def train(*flags, name="run"):
+        recipe.run(
+            recipe_module("tokenizer").main,
+            "",
+            ["--dataset_name", text, "--output_dir", str(tmp_path / name), *QUIET, *flags],
+        )
+        return tmp_path / name
+
+    return train
+
+
+@pytest.fixture
+def failing(train, capsys):
+    def failing(*flags, name):
+        with pytest.raises(SystemExit) as caught:
+            train(*flags, name=name)
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    return failing
+
+
+@pytest.mark.parametrize(("kind", "size"), [("byte_bpe", "290"), ("wordpiece", "60"), ("unigram", "36")])
+def test_a_run_measures_on_held_out_text_beside_others(train, bytes_tokenizer, tmp_path, capsys, kind, size):
+    bytes_tokenizer.save_pretrained(tmp_path / "bytes")
+    other = str(tmp_path / "bytes")
+    folder = train("--tokenizer_type", kind, "--vocab_size", size, "--compare_tokenizers", other, name=kind)
+    record, tokenizer = RunRecord.load(folder), AutoTokenizer.from_pretrained(folder)
+    metrics = record.metrics
+    assert len(tokenizer) == metrics["vocab_size"] == int(size)
+    assert metrics["train_rows"] + metrics["eval_rows"] == len(TEXTS) and metrics["eval_rows"] > 0
+    names = {"vocab_size", "tokens_per_word", "tokens_per_character", "unknown_rate", "single_token_words"}
+    assert names <= set(metrics) and names == set(metrics["compared"][other])
+    assert metrics["unknown_rate"] == 0 and metrics["tokens_per_word"] < metrics["compared"][other]["tokens_per_word"]
+    assert (tokenizer.chat_template is not None) == (kind == "byte_bpe")
+    card, out = (folder / "README.md").read_text(), capsys.readouterr().out
+    assert "tokens\\_per\\_word" in card and "single\\_token\\_words" in card and f"compared.{other}"[:8] in card
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [sample["tokenizer"] for sample in samples[:2]] == [str(folder), other]
+    assert all(sample["cut"].replace("|", "") in TEXTS and sample["cut"] in out for sample in samples)
+    assert "whole words" in out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(failing, train):
+    assert "tokenizer_type='bpe': use one of byte_bpe, wordpiece, unigram" in failing(
+        "--tokenizer_type", "bpe", name="a"
+    )
+    large = failing("--tokenizer_type", "wordpiece", "--vocab_size", "30000", name="b")
+    assert "error: vocab_size=30000: this text fills only" in large
+    most = large.split("at most ")[1].split(",")[0]
+    train("--tokenizer_type", "wordpiece", "--vocab_size", most, name="b")  # a refused run leaves its folder free
+    assert "256 bytes and the special tokens need 261" in failing("--vocab_size", "200", name="c")
+    rare = ["--tokenizer_type", "unigram", "--character_coverage"]
+    assert "character_coverage=0.5: use 0.9 to 1" in failing(*rare, "0.5", name="d")
+    assert "byte_bpe knows every character" in failing("--character_coverage", "0.99", name="e")
+    assert "no such model folder" in failing("--compare_tokenizers", "/no/such/place", name="f")
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_tokenizer(tmp_path, text, train):
+    flags = ["--tokenizer_type", "unigram", "--vocab_size", "36", "--dataset_name", text, *QUIET]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    layout = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+    command = [*launch, *layout, str(ROOT / "recipes" / "tokenizer.py"), *flags]
+    subprocess.run([*command, "--output_dir", str(tmp_path / "two")], check=True, cwd=ROOT, timeout=300)
+    alone = train("--tokenizer_type", "unigram", "--vocab_size", "36", name="one")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (alone / name).read_bytes()
+    assert RunRecord.load(tmp_path / "two").status == "done"
+    bad = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "bad"), "--vocab_size", "9000"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert bad.returncode != 0 and bad.stderr.count("fills only") == 1
