@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.data.load import load_rows
 from rlhf.data.tags import (
     check_types,
     cut_words,
@@ -15,9 +18,12 @@ from rlhf.data.tags import (
     out_of_reach,
     tag_names,
     to_bio,
+    type_counts,
     warnings_of,
     windows,
 )
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def wordpiece(*pieces: str) -> PreTrainedTokenizerFast:
@@ -237,3 +243,20 @@ def test_bytes_of_gpt2_with_the_space_in_the_token(bytes_tokenizer):
 
 def test_a_length_without_room(refused):
     assert "max_length=2 leaves no room" in refused(windows, wordpiece("a"), [], units="words", max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("file", "sentences", "units", "broken", "counts"),
+    [  # entities as `grep -c` counts the B- tags of the file; one of restaurant8k lacks its B-
+        ("restaurant8k/restaurant8k_dev.conll.gz", 8193, "words", 1, {"people": 2154, "time": 1935 + 1}),
+        ("wnut17/wnut17train.conll.gz", 3394, "words", 0, {"person": 660, "product": 142}),
+        ("wnut17/emerging.test.annotated.gz", 1287, "words", 0, {"person": 429, "group": 165}),
+        ("klue_ner/klue_ner_dev.tsv.gz", 4000, "characters", 0, {"PS": 3530, "TI": 445}),
+    ],
+)
+def test_real_sets(file, sentences, units, broken, counts):
+    if not (REAL / file).exists():
+        pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
+    rows, _, scheme, found = in_bio(load_rows(str(REAL / file), kinds=("tagging",)).rows, [])
+    assert (len(rows), find_units(rows), scheme, found) == (sentences, units, "BIO", broken)
+    assert counts.items() <= type_counts(rows).items()
