@@ -22,7 +22,6 @@ from rlhf.runs import RunRecord, code_version, package_versions, read_jsonl
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE.parent / "ppo_throughput"))
 TASKS = {  # name of tasks.py: what differs from its YAML here, for a model that knows little
     "sst2": {"num_train_epochs": 4, "learning_rate": 3e-4},
     "ner": {"num_train_epochs": 4, "learning_rate": 5e-4, "dataset_limit": 1000},

@@ -37,8 +37,9 @@ def encoded(task: str, source: Path, work: Path):
     """(model, tokenizer, training rows, held-out rows, function of the predictions that judges them)."""
     from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
-    from rlhf.models.load import fit_tokenizer, load_encoder, load_tokenizer
     from tasks import data, minilm
+
+    from rlhf.models.load import fit_tokenizer, load_encoder, load_tokenizer
 
     rows, _, rate = TASKS[task]
     flags = data(task, source, work)
@@ -50,12 +51,16 @@ def encoded(task: str, source: Path, work: Path):
     train = train[:rows]
     if task == "sst2":
         from rlhf.data.labels import encode, label_names
-        from rlhf.evaluation.classification import classification_report
 
         labels = label_names(train)
         model = load_encoder(minilm(), "classifier", labels=labels, new_head=True)
         fit_tokenizer(tokenizer, model, pairs=False)
-        sides = [encode(tokenizer, part, labels, pairs=False, max_length=128)[0] for part in (train, test)]
+        number = {label: place for place, label in enumerate(labels)}
+        sides = [
+            [row | {"labels": number[str(source["label"])]} for row, source in zip(rows, part, strict=True)]
+            for part in (train, test)
+            for rows in (encode(tokenizer, part, pairs=False, max_length=128)[0],)
+        ]
 
         def judge(output) -> float:
             return classification_report(output.label_ids.tolist(), output.predictions.argmax(-1).tolist(), labels)[
@@ -112,8 +117,9 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
     _, longest, rate = TASKS[task]
     settings = dict(
         output_dir=str(work / "none"), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=rate,
-        per_device_eval_batch_size=64, label_names=["start_positions", "end_positions"] if task == "qa" else None, eval_strategy="no", save_strategy="no", report_to="none", seed=seed,
-        disable_tqdm=True, use_cpu=not torch.accelerator.is_available(),
+        per_device_eval_batch_size=64, eval_strategy="no", save_strategy="no", report_to="none", seed=seed, disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(),
+        label_names=["start_positions", "end_positions"] if task == "qa" else None,
     )  # fmt: skip
     if side == "ours":
         keep_freed_memory()
