@@ -152,7 +152,9 @@ def test_balanced_weights_by_hand_and_as_scikit_learn():
     labels = [0, 0, 0, 0, 0, 0, 1, 1, 2]
     weights = balanced_weights(torch.tensor([6, 2, 1]))
     assert weights.tolist() == pytest.approx([9 / 18, 9 / 6, 9 / 3])
-    assert weights.tolist() == pytest.approx(compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels).tolist())
+    assert weights.tolist() == pytest.approx(
+        compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels).tolist()
+    )
     assert sum(weights[label] for label in labels) / 9 == pytest.approx(1)  # a row of the data weighs 1 on average
     assert balanced_weights(torch.tensor([3, 0, 1])).tolist() == pytest.approx([4 / 6, 1, 4 / 2])
     absent_present = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
