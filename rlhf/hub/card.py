@@ -126,7 +126,7 @@ inputs = tokenizer(question, context, truncation="only_second", return_offsets_m
 offsets = inputs.pop("offset_mapping")[0].tolist()
 output = model(**inputs)
 inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])
-spans = torch.ones(len(inside), len(inside)).triu().tril({longest} - 1).bool() & inside & inside[:, None]
+spans = torch.ones(len(inside), len(inside)).triu().tril({longest}).bool() & inside & inside[:, None]
 scores = (output.start_logits[0][:, None] + output.end_logits[0]).masked_fill(~spans, -1e9)
 start, end = divmod(scores.argmax().item(), len(inside))
 answer = context[offsets[start][0] : offsets[end][1]]  # a text that holds no answer gets one too; Reader knows better
@@ -347,12 +347,12 @@ def _errors(folder: Path, kind: str) -> str:
     rows = [row for row in rows if isinstance(row, dict)][:SAMPLES]
     if not rows:
         return ""
-    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    cells = [[_cell(row.get(column, ""), " " if column == "tokens" else "; ") for column in columns] for row in rows]
     return "Held-out rows that the model gets wrong:\n\n" + markdown_table(columns, cells)
 
 
-def _cell(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else _number(value)
+def _cell(value, glue: str) -> str:
+    return glue.join(map(str, value)) if isinstance(value, list) else _number(value)
 
 
 def _samples(samples: list[dict]) -> str:
@@ -395,7 +395,7 @@ def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], pa
             path=json.dumps(path, ensure_ascii=False),
             length=length,
             aggregation="simple" if config.get("trained_units") == "characters" else "first",
-            longest=(config.get("reader_windows") or {}).get("max_answer_length", 30),
+            longest=(config.get("reader_windows") or {}).get("max_answer_length", 30) - 1,
             **{name: repr(value) for name, value in literals.items()},
         )
         .rstrip()

@@ -3,6 +3,8 @@
 import threading
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from rlhf.errors import UserError
 from rlhf.inference.classifier import Classifier
 from rlhf.inference.engine import Recent, check_device, known
@@ -17,6 +19,7 @@ PREDICTORS = {"classifier": Classifier, "tagger": Tagger, "reader": Reader}
 def open_encoder(kind: str, folder: str, device: str = "cpu"):
     """The predictor of a run folder; kind: a key of PREDICTORS."""
     check_device(device)
+    disable_progress_bar()  # of the weights: a second, on the terminal of a server
     return PREDICTORS[kind](folder, device=device)
 
 

@@ -210,7 +210,8 @@ CSS = """
 .found * {font-family: var(--font) !important;}
 .marked .textfield {display: block; font-size: 0; word-break: normal; overflow-wrap: anywhere;}  /* 0: no gaps */
 .marked .text {font-size: 0.95rem; line-height: 2;}
-.marked .token.highlighted {margin: 0; padding: 3px 2px;}
+.marked .token.highlighted {margin: 0; padding: 0;}
+.marked .highlighted .text {background: inherit; border-radius: 4px; padding: 3px 2px; box-decoration-break: clone;}
 .dark .marked .highlighted .text, .dark .marked .legend-item {color: var(--body-text-color) !important;}
 .verdict span {font-size: 0.85rem; color: var(--body-text-color-subdued);}
 """

@@ -343,7 +343,7 @@ def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokeniz
     assert "| label | rows | precision | recall | f1 |" in results and "| l31 | 31 | 0.5 | 1 | 0.6667 |" in results
     assert "| l1 |" not in results and "The 30 most frequent of 32 labels; `classification.json` has all." in results
     wrong = section(card, "Errors")
-    assert "| wrong 0 | a b | c | 0.9877 |" in wrong and "wrong 5" not in wrong
+    assert "| wrong 0 | a; b | c | 0.9877 |" in wrong and "wrong 5" not in wrong
     index = front_and_body(card)[0]["model-index"]
     [result] = model_index_to_eval_results(index)[1][1:]
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("f1", 0.5, "b.csv")
