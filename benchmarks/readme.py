@@ -175,6 +175,9 @@ def ppo_learning(record: dict) -> str:
     ])  # fmt: skip
 
 
+METRICS = {"f1": "F1", "accuracy": "accuracy"}
+
+
 def bert_tasks(record: dict) -> str:
     titles = {
         "banking77": "77 intents of bank customers (banking77)",
@@ -182,69 +185,64 @@ def bert_tasks(record: dict) -> str:
         "ner": "slots as entities (restaurant8k)",
         "qa": "slots as answers (restaurant8k)",
     }
-    lines = ["| task | recipe | metric | three seeds | held-out rows | minutes | GB |", "|---|---|---|---|---|---|---|"]
+    seeds = len(record["seeds"])
+    lines = [
+        f"| task | recipe | metric | {seeds} seeds | held-out rows | minutes | GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, task in record["tasks"].items():
-        spread = f" ± {task['sd']:.3f}" if task["sd"] is not None else ""
-        cells = [titles[name], f"`{task['recipe']}.py`", METRICS.get(task["metric"], task["metric"])]
-        cells += [f"{task['mean']:.3f}{spread} ({min(task['values']):.3f} to {max(task['values']):.3f})"]
-        cells += [
+        low, high = min(task["values"]), max(task["values"])
+        cells = [
+            titles[name],
+            f"`{task['recipe']}.py`",
+            METRICS[task["metric"]],
+            f"{task['mean']:.3f} ± {task['sd']:.3f} ({low:.3f} to {high:.3f})",
             f"{task['metrics'][0]['eval_rows']:,}",
             f"{max(task['seconds']) / 60:.1f}",
             f"{task['peak_memory_gb']:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines.append(
+    return "\n".join([
+        *lines,
         "\nMiniLM (6 layers of 384, 22.7 M parameters) fine-tuned with the recipes; mean ± standard deviation over seeds "
-        f"{record['seeds']} (smallest to largest); minutes of the slowest. No held-out text or context stands in the training "
-        "rows; the last epoch is judged, none was picked on these rows, but learning rates and epochs were chosen while "
-        f"looking at such splits. {source(record)} `python benchmarks/bert/tasks.py --source FOLDER`"
-    )
-    return "\n".join(lines)
-
-
-METRICS = {"f1": "F1", "accuracy": "accuracy"}
+        f"{record['seeds']} (smallest to largest); minutes of the slowest. No held-out text or context stands in the "
+        "training rows, and the last epoch is judged, not the best; learning rates and epochs were chosen while looking at "
+        f"such splits. {source(record)} `python benchmarks/bert/tasks.py --source FOLDER`",
+    ])  # fmt: skip
 
 
 def bert_speed(record: dict) -> str:
-    settings, lines = (
-        record["settings"],
-        ["| task | side | rows a second | ours is faster by | judged |", "|---|---|---|---|---|"],
-    )
+    settings, rounds = record["settings"], len({run["seed"] for run in record["rounds"]})
+    lines = ["| task | side | rows a second | ours is faster by | judged |", "|---|---|---|---|---|"]
     for task, sides in record["summary"].items():
         for side, found in sides.items():
             low, middle, high = found["ours_is_faster_by"]
             times = f"{middle:.2f} ({low:.2f} to {high:.2f})" if side != "ours" else "-"
             lines.append(f"| {task} | {side} | {found['rows_per_second']:.0f} | {times} | {found['judged']:.3f} |")
-    lines.append(
-        f"\nTraining on {settings['tasks']['sst2'][0]:,} rows for {settings['epochs']} epochs of batches of {settings['batch']}, "
-        f"{len(record['rounds']) // len(sides) // len(record['summary'])} rounds of all sides in turn. `example`: padded to the "
-        "example scripts' maximum (128; QA 384; NER to the batch); `plain`: transformers.Trainer, padded to the batch; `ours`: "
-        f"EncoderTrainer. judged: accuracy or F1 on held-out rows, mean of the rounds. {source(record)}"
-    )
-    return "\n".join(lines)
+    return "\n".join([
+        *lines,
+        f"\nTraining on {settings['rows']:,} rows, {settings['epochs']} epochs of batches of {settings['batch']}, {rounds} "
+        "rounds of all sides in turn. `example`: padded to the example scripts' maximum (sst2 128, qa 384, ner to the batch); "
+        "`plain`: transformers.Trainer, padded to the batch; `ours`: EncoderTrainer. judged: accuracy or F1 on held-out "
+        f"rows, mean of the rounds. {source(record)}",
+    ])  # fmt: skip
 
 
 def bert_pretraining(record: dict) -> str:
     found = record["pretraining"]
-    share = found["nsp_accuracy_baseline"]
-    lines = [
-        "| on held-out stories | model | always the most frequent |",
-        "|---|---|---|",
-        f"| masked words found | {found['masked_accuracy']:.3f} | {found['masked_accuracy_baseline']:.3f} |",
-        f"| next sentence or not | {found['nsp_accuracy']:.3f} | {share:.3f} |",
-        "",
-        "| fine-tuned | from random weights | from these |",
-        "|---|---|---|",
-    ]
+    lines = ["| on held-out stories | this model | always the most frequent |", "|---|---|---|"]
+    for name, title in (("masked", "masked words found"), ("nsp", "next sentence, or not")):
+        lines.append(f"| {title} | {found[f'{name}_accuracy']:.3f} | {found[f'{name}_baseline']:.3f} |")
+    lines += ["", "| fine-tuned from | random weights | these |", "|---|---|---|"]
     for task, sides in record["fine_tuning"].items():
         cells = [f"{sides[side]['mean']:.3f} ± {sides[side]['sd']:.3f}" for side in ("random", "pretrained")]
         lines.append(f"| {task}, {METRICS[sides['metric']]} | {' | '.join(cells)} |")
-    lines.append(
-        f"\n{found['parameters'] / 1e6:.1f} M parameters, {found['seconds'] / 60:.0f} minutes of pretraining on two megabytes of "
-        f"stories; fine-tuning: mean ± standard deviation over seeds {record['seeds']}, the same settings on both sides. "
-        f"{source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`"
-    )
-    return "\n".join(lines)
+    return "\n".join([
+        *lines,
+        f"\n{found['parameters'] / 1e6:.1f} M parameters, {found['seconds'] / 60:.0f} minutes of pretraining on two megabytes "
+        f"of stories; fine-tuning: mean ± standard deviation over seeds {record['seeds']}, the same settings on both sides. "
+        f"{source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`",
+    ])  # fmt: skip
 
 
 TABLES = {
