@@ -222,8 +222,8 @@ def bert_speed(record: dict) -> str:
     return "\n".join([
         *lines,
         f"\nTraining on {settings['rows']:,} rows, {settings['epochs']} epochs of batches of {settings['batch']}, "
-        f"{rounds} rounds of all sides in turn. `example`: padded to the example scripts' maximum (sst2 128, qa 384, ner to the batch); "
-        "`plain`: transformers.Trainer, padded to the batch; `ours`: EncoderTrainer. judged: accuracy or F1 on held-out "
+        f"{rounds} rounds of all sides in turn. `example`: padded to the example scripts' maximum (sst2 128, "
+        "qa 384, ner to the batch); `plain`: transformers.Trainer, padded to the batch; `ours`: EncoderTrainer. judged: accuracy or F1 on held-out "
         f"rows, mean of the rounds. {source(record)}",
     ])  # fmt: skip
 
@@ -240,8 +240,8 @@ def bert_pretraining(record: dict) -> str:
     return "\n".join([
         *lines,
         f"\n{found['parameters'] / 1e6:.1f} M parameters, {found['seconds'] / 60:.0f} minutes of pretraining on two "
-        f"megabytes of stories; fine-tuning: mean ± standard deviation over seeds {record['seeds']}, the same settings on both "
-        f"sides. {source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`",
+        f"megabytes of stories; fine-tuning: mean ± standard deviation over seeds {record['seeds']}, the same "
+        f"settings on both sides. {source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`",
     ])  # fmt: skip
 
 
