@@ -223,8 +223,8 @@ def bert_speed(record: dict) -> str:
         *lines,
         f"\nTraining on {settings['rows']:,} rows, {settings['epochs']} epochs of batches of {settings['batch']}, "
         f"{rounds} rounds of all sides in turn. `example`: padded to the example scripts' maximum (sst2 128, "
-        "qa 384, ner to the batch); `plain`: transformers.Trainer, padded to the batch; `ours`: EncoderTrainer. judged: accuracy or F1 on held-out "
-        f"rows, mean of the rounds. {source(record)}",
+        "qa 384, ner to the batch); `plain`: transformers.Trainer, padded to the batch; `ours`: EncoderTrainer. judged: "
+        f"accuracy or F1 on held-out rows, mean of the rounds. {source(record)}",
     ])  # fmt: skip
 
 
