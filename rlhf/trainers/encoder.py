@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from rlhf.errors import UserError
 from rlhf.models.kernels import use_fast_kernels
+from rlhf.models.load import trunk_of
 from rlhf.trainers.progress import use_run_progress
 
 POOL = 50  # batches among which rows of one length are sought
@@ -30,6 +31,12 @@ class EncoderConfig(TrainingArguments):
         metadata={"help": "Tokens of a row; what happens to longer ones the recipe says. BERT on GLUE: 128."},
     )
     learning_rate: float = field(default=2e-5, metadata={"help": "BERT: 2e-5, 3e-5 or 5e-5."})
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the head and the pooler, which begin at random: ten times the encoder's helps. [the same]"
+        },
+    )
     num_train_epochs: float = field(default=3.0, metadata={"help": "BERT: 2, 3 or 4."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "BERT: 16 or 32."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of one length are together here too."})
@@ -171,6 +178,19 @@ class EncoderTrainer(Trainer):
         group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return LengthSampler(lengths, group=group, seed=self.args.data_seed or self.args.seed)
 
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.head_learning_rate is not None:
+            heads = head_parameters(self.model)
+            groups = [
+                group | {"params": chosen} | ({"lr": self.args.head_learning_rate} if of_head else {})
+                for group in optimizer.param_groups
+                for of_head in (False, True)
+                if (chosen := [p for p in group["params"] if (id(p) in heads) == of_head])
+            ]
+            optimizer.param_groups[:] = groups
+        return optimizer
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -180,6 +200,13 @@ class EncoderTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler[int]:
         return SequentialSampler(eval_dataset)
+
+
+def head_parameters(model) -> set[int]:
+    """The ids of the parameters that are not the encoder's layers: the head, and the pooler before it."""
+    trunk = trunk_of(model)
+    layers = {id(p) for name, p in trunk.named_parameters() if not name.startswith("pooler.")}
+    return {id(p) for p in model.parameters()} - layers
 
 
 def unwrapped(model):

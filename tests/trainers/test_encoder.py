@@ -1,0 +1,66 @@
+"""What EncoderTrainer adds to transformers.Trainer; the recipes' tests run it whole."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler
+
+LENGTHS = [3, 9, 1, 7, 7, 2, 9, 4, 5, 6, 8]
+
+
+def small_trainer(folder, **settings):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    model = BertForSequenceClassification(BertConfig(**sizes))
+    rows = [{"input_ids": [2, 3 + i], "labels": i % 2} for i in range(8)]
+    quiet = dict(use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
+    args = EncoderConfig(output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, **quiet | settings)
+    return EncoderTrainer(model=model, args=args, train=rows)
+
+
+def test_an_order_has_every_row_once_and_is_a_function_of_seed_and_epoch():
+    sampler = LengthSampler(LENGTHS, group=3, seed=5)
+    first = list(sampler)
+    assert sorted(first) == list(range(11)) and first == list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first and sorted(second) == list(range(11))
+    assert list(LengthSampler(LENGTHS, group=3, seed=6)) != first
+
+
+def test_rows_of_a_group_have_neighbouring_lengths_and_the_longest_come_first():
+    order = [LENGTHS[row] for row in LengthSampler(LENGTHS, group=3, seed=5)]
+    groups = [sorted(order[i : i + 3], reverse=True) for i in range(0, 11, 3)]
+    assert groups[0] == [9, 9, 8] and groups[-1] == [2, 1]  # the short group stands last
+    assert sorted(map(tuple, groups[1:3])) == [(5, 4, 3), (7, 7, 6)]
+
+
+def test_the_head_has_its_own_learning_rate(tmp_path):
+    trainer = small_trainer(tmp_path, learning_rate=1e-5, head_learning_rate=1e-2, weight_decay=0.1)
+    trainer.create_optimizer()
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    rates = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rates.keys() == set(names.values())
+    assert rates["classifier.weight"] == rates["bert.pooler.dense.weight"] == (1e-2, 0.1)
+    assert rates["classifier.bias"] == (1e-2, 0.0)
+    assert rates["bert.encoder.layer.0.output.dense.weight"] == (1e-5, 0.1)
+    assert rates["bert.embeddings.LayerNorm.bias"] == (1e-5, 0.0)
+
+
+def test_the_schedule_keeps_the_ratio_of_the_two_rates(tmp_path):
+    trainer = small_trainer(tmp_path, learning_rate=1e-3, head_learning_rate=1e-2, lr_scheduler_type="linear")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name: (p - before[name]).abs().max().item() for name, p in trainer.model.named_parameters()}
+    # Adam's first steps are as large as the rate: two steps, the second at half of it
+    assert moved["classifier.weight"] == pytest.approx(1.5e-2, rel=0.35)
+    assert moved["bert.encoder.layer.0.output.dense.weight"] == pytest.approx(1.5e-3, rel=0.35)
+
+
+def test_an_unknown_metric_is_refused_before_training(tmp_path, refused):
+    assert "use one of loss" in refused(small_trainer, tmp_path, metric_for_best_model="bleu")
