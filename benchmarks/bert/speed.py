@@ -30,7 +30,7 @@ TASKS = {  # name: the example script's maximum length (None: it pads to the bat
     "ner": (None, 3e-4),
     "qa": (384, 3e-4),
 }
-ROWS, EPOCHS, BATCH = 960, 2, 32
+ROWS, EPOCHS, BATCH = 640, 2, 32
 
 
 def encoded(task: str, source: Path, work: Path):
