@@ -14,6 +14,7 @@ from rlhf.models.load import (
     disable_dropout,
     fit_embeddings,
     freeze,
+    load_encoder,
     load_policy,
     load_reward_model,
     load_tokenizer,
@@ -189,3 +190,19 @@ def test_a_folder_without_a_model_is_named(load, tmp_path, refused):
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt" in refused(load, str(tmp_path))
     assert "no such model folder" in refused(load, str(tmp_path / "missing" / "deeper"))
+
+
+def test_lora_trains_a_pooler_whole_that_the_checkpoint_lacks(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertForMaskedLM(BertConfig(**sizes)).save_pretrained(tmp_path)
+    model = load_encoder(str(tmp_path), "classifier", labels=["x", "y"], new_head=True)
+    before = model.bert.pooler.dense.weight.detach().clone()
+    tuned = add_lora(model, task="SEQ_CLS", rank=2, alpha=4)
+    trained = {name for name, p in tuned.named_parameters() if p.requires_grad}
+    assert any("pooler.modules_to_save" in name for name in trained)
+    assert not any("pooler" in name and "lora" in name for name in trained)
+    with torch.no_grad():
+        next(p for n, p in tuned.named_parameters() if n in trained and "pooler" in n and "weight" in n).add_(1.0)
+    assert torch.equal(tuned.merge_and_unload().bert.pooler.dense.weight, before + 1)
