@@ -53,6 +53,12 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
     task: str = field(
         default="auto", metadata={"help": "single_label, multi_label, regression, or auto: what the labels look like."}
     )
+    consistency_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "R-Drop (arXiv 2106.14448): a row is read twice, the two answers drawn together; twice the time."
+        },
+    )
     class_weights: str = field(
         default="none", metadata={"help": "balanced: every label weighs the same in the loss, however rare; or none."}
     )
@@ -108,6 +114,9 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         if task.name == "regression" and settings.class_weights != "none":
             raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
 
+        if task.name != "single_label" and settings.consistency_coef:
+            raise UserError(f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0")
+
         task, kept = keep_head(settings, task, record)
         model = load_model(settings, tokenizer, task)
         record.parent("base", None if settings.from_scratch else settings.model_name_or_path)
@@ -154,6 +163,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             loss=balanced_loss([row["labels"] for row in train], task)
             if settings.class_weights == "balanced"
             else None,
+            consistency_coef=settings.consistency_coef,
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=metrics,

@@ -5,7 +5,7 @@ Kept per token on purpose: a mean over a micro-batch would weigh tokens by how t
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -90,3 +90,13 @@ def weighted_binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tenso
     assert logits.shape == labels.shape and weights.shape == (2, labels.shape[1])
     weight = torch.where(labels > 0.5, weights[1], weights[0])
     return weight * binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+
+def consistency_loss(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """(KL(p || q) + KL(q || p)) / 2 of p = softmax(logits), q = softmax(other_logits); both (B, K) -> (B,).
+
+    R-Drop, Liang et al. 2021 (arXiv 2106.14448), equation 2: p and q are one model's answers under two dropout masks.
+    """
+    assert logits.shape == other_logits.shape, (logits.shape, other_logits.shape)
+    log_p, log_q = log_softmax(logits, -1), log_softmax(other_logits, -1)
+    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rlhf.algorithms.losses import consistency_loss
 from rlhf.errors import UserError
 from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.load import trunk_of
@@ -141,11 +142,13 @@ class EncoderTrainer(Trainer):
     train, evaluation: lists of rows with input_ids (or a data set with `lengths`); evaluation is read in its own order,
     which should be by length. best_metric: the metric that picks the checkpoint, unless the user names another; metrics:
     what else compute_metrics gives. loss: logits and labels -> losses whose mean is the batch's, in place of the model's.
+    consistency_coef: weight of R-Drop's term, for logits (B, labels): each row is then read under two dropout masks.
     """
 
     def __init__(
         self, *, model, args: EncoderConfig, train, evaluation=None, best_metric: str = "loss",
-        metrics: Sequence[str] = (), loss: Callable[[Tensor, Tensor], Tensor] | None = None, **options,
+        metrics: Sequence[str] = (), loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        consistency_coef: float = 0.0, **options,
     ):  # fmt: skip
         metric = (args.named_metric or best_metric).removeprefix("eval_")
         known = list(dict.fromkeys(("loss", best_metric, *metrics)))
@@ -153,7 +156,7 @@ class EncoderTrainer(Trainer):
             raise UserError(f"metric_for_best_model={args.named_metric!r}: use one of {', '.join(known)}")
         args.metric_for_best_model = metric
         args.greater_is_better = metric not in LOWER if args.named_direction is None else args.named_direction
-        self.loss = loss
+        self.loss, self.consistency_coef = loss, consistency_coef
         # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
         # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
         unwrapped(model).accepts_loss_kwargs = False
@@ -192,10 +195,16 @@ class EncoderTrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        twice = self.consistency_coef > 0 and model.training
+        if twice:
+            inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         if self.loss is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        loss = self.loss(outputs.logits.float(), inputs["labels"]).mean()
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        else:
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            loss = self.loss(outputs.logits.float(), inputs["labels"]).mean()
+        if twice:
+            loss = loss + self.consistency_coef * consistency_loss(*outputs.logits.float().chunk(2)).mean()
         return (loss, outputs) if return_outputs else loss
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler[int]:

@@ -8,6 +8,7 @@ from rlhf.algorithms.losses import (
     balanced_weights,
     clipped_surrogate_loss,
     clipped_value_loss,
+    consistency_loss,
     kwise_ranking_loss,
     policy_gradient_loss,
     value_loss,
@@ -180,3 +181,15 @@ def test_weighted_binary_cross_entropy_by_hand_and_as_pytorch():
     assert weighted_binary_cross_entropy(logits, labels, torch.ones(2, 2)).mean().item() == pytest.approx(
         expected.item()
     )
+
+
+def test_consistency_by_hand_and_as_pytorch():
+    p, q = torch.tensor([[0.5, 0.5], [0.2, 0.8]]), torch.tensor([[0.25, 0.75], [0.2, 0.8]])
+    there = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    back = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    found = consistency_loss(p.log(), q.log() + 3.0)  # logits may be shifted
+    assert found.tolist() == pytest.approx([(there + back) / 2, 0.0], abs=1e-6)
+    divergence = torch.nn.functional.kl_div
+    expected = divergence(q.log(), p, reduction="none") + divergence(p.log(), q, reduction="none")
+    torch.testing.assert_close(found, expected.sum(-1) / 2)
+    assert consistency_loss(p[:0], q[:0]).shape == (0,)

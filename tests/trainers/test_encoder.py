@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from rlhf.models.load import disable_dropout
 from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler
 
 LENGTHS = [3, 9, 1, 7, 7, 2, 9, 4, 5, 6, 8]
@@ -64,3 +65,24 @@ def test_the_schedule_keeps_the_ratio_of_the_two_rates(tmp_path):
 
 def test_an_unknown_metric_is_refused_before_training(tmp_path, refused):
     assert "use one of loss" in refused(small_trainer, tmp_path, metric_for_best_model="bleu")
+
+
+def test_consistency_reads_a_row_twice_while_training_only(tmp_path):
+    trainer = small_trainer(tmp_path)
+    batch = {"input_ids": torch.tensor([[2, 3], [2, 4]]), "labels": torch.tensor([0, 1])}
+    read = []
+    trainer.model.bert.encoder.register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
+    plain = trainer.compute_loss(trainer.model.eval(), batch).item()
+    trainer.consistency_coef = 10.0
+    assert trainer.compute_loss(trainer.model.eval(), batch).item() == plain
+    disable_dropout(trainer.model.train())
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(plain)  # two equal answers cost nothing
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    torch.manual_seed(0)
+    dropped = trainer.compute_loss(trainer.model, batch).item()
+    trainer.consistency_coef = 1e-9
+    torch.manual_seed(0)
+    assert dropped > trainer.compute_loss(trainer.model, batch).item()
+    assert read == [2, 2, 4, 4, 4]
