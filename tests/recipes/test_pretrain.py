@@ -84,7 +84,7 @@ def failing(train, capsys, *flags, **options) -> str:
     return capsys.readouterr().err
 
 
-LEARN = "--learning_rate 3e-3 --num_train_epochs 5 --hidden_size 64 --heads 4 --dropout 0 --seed 3".split()
+LEARN = "--learning_rate 3e-3 --num_train_epochs 2 --hidden_size 64 --heads 4 --dropout 0 --seed 3".split()
 
 
 def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(train, tmp_path, capsys):
