@@ -24,7 +24,7 @@ from rlhf.models.load import load_encoder
 from rlhf.runs import RunRecord, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
-STORIES = Path("/work/shared/data/tinystories/tinystories_2mb.txt.gz")
+STORIES = ROOT.parent / "shared" / "data" / "tinystories" / "tinystories_2mb.txt.gz"
 LETTERS = "a b c d e f g h".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32 --block_size 32 --report_to none".split()
