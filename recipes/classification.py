@@ -25,17 +25,13 @@ from rlhf.inference.classifier import softmax_or_sigmoid
 from rlhf.models.load import (
     add_lora,
     context_length,
-    fit_embeddings,
-    fit_tokenizer,
-    load_encoder,
     load_tokenizer,
-    new_encoder,
     save,
     scale_scores,
     shift_scores,
     trained_labels,
 )
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
 from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
 from rlhf.trainers.progress import sample_table
 
@@ -62,17 +58,6 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
     class_weights: str = field(
         default="none", metadata={"help": "balanced: every label weighs the same in the loss, however rare; or none."}
     )
-
-
-def load_model(settings: ClassificationSettings, tokenizer, task: Task):
-    """A pretrained model, or one from scratch, with one output per label."""
-    options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
-    if not settings.from_scratch:
-        options |= {"revision": settings.model_revision, "dtype": settings.dtype}
-        return load_encoder(settings.model_name_or_path, "classifier", new_head=True, **options)
-    if settings.use_peft:
-        raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
-    return new_encoder(tokenizer, "classifier", **settings.sizes(), **options)
 
 
 def keep_head(settings: ClassificationSettings, task: Task, record) -> tuple[Task, bool]:
@@ -118,13 +103,11 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             raise UserError(f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0")
 
         task, kept = keep_head(settings, task, record)
-        model = load_model(settings, tokenizer, task)
-        record.parent("base", None if settings.from_scratch else settings.model_name_or_path)
+        options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
+        model = start_encoder(record, settings, tokenizer, "classifier", pairs=pairs, **options)
         if task.name == "regression" and kept:  # it gives the numbers themselves
             shift_scores(model, -task.mean)
             scale_scores(model, 1 / task.spread)
-        fit_tokenizer(tokenizer, model, pairs=pairs)
-        fit_embeddings(model, tokenizer)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         model.config.trained_max_length, model.config.trained_pairs = limit, pairs
         train, train_cut = encode(tokenizer, splits.train, pairs=pairs, max_length=limit)

@@ -34,14 +34,10 @@ from rlhf.evaluation.tagging import entity_scores, plot_entities, tagging_report
 from rlhf.models.load import (
     add_lora,
     context_length,
-    fit_embeddings,
-    fit_tokenizer,
-    load_encoder,
     load_tokenizer,
-    new_encoder,
     save,
 )
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
 from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
 from rlhf.trainers.progress import sample_table
 
@@ -52,16 +48,6 @@ class NERSettings(DataSettings, ModelSettings, ScratchSettings):
 
     model_name_or_path: str = field(default="bert-base-cased", metadata={"help": "Run folder or Hub id to start from."})
     model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."})
-
-
-def load_model(settings: NERSettings, tokenizer, labels: list[str]):
-    """A pretrained model, or one from scratch, with one output per label."""
-    if not settings.from_scratch:
-        options = {"revision": settings.model_revision, "dtype": settings.dtype}
-        return load_encoder(settings.model_name_or_path, "tagger", labels=labels, new_head=True, **options)
-    if settings.use_peft:
-        raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
-    return new_encoder(tokenizer, "tagger", **settings.sizes(), labels=labels)
 
 
 def shown(tokens: list[str], tags: list[str], units: str) -> dict:
@@ -84,10 +70,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         for warning in warnings_of(train, held_out, scheme, broken):
             record.say(warning)
 
-        model = load_model(settings, tokenizer, labels)
-        record.parent("base", None if settings.from_scratch else settings.model_name_or_path)
-        fit_tokenizer(tokenizer, model, pairs=False)
-        fit_embeddings(model, tokenizer)
+        model = start_encoder(record, settings, tokenizer, "tagger", pairs=False, labels=labels)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         # what rlhf.inference.tagger needs to cut a text as these rows were
         model.config.update({"trained_units": units, "trained_length": limit, "trained_joints": find_joints(train)})

@@ -23,14 +23,10 @@ from rlhf.evaluation.reading import normalised, reading_report
 from rlhf.models.load import (
     add_lora,
     context_length,
-    fit_embeddings,
-    fit_tokenizer,
-    load_encoder,
     load_tokenizer,
-    new_encoder,
     save,
 )
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
+from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
 from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
 from rlhf.trainers.progress import sample_table
 
@@ -57,16 +53,6 @@ class ReadingConfig(EncoderConfig):
     max_length: int = field(default=384, metadata={"help": "Tokens of a window: question and context. BERT: 384."})
 
 
-def load_model(settings: ReadingSettings, tokenizer):
-    """A pretrained model, or one from scratch, that scores each token as the start and as the end of the answer."""
-    if not settings.from_scratch:
-        options = {"revision": settings.model_revision, "dtype": settings.dtype}
-        return load_encoder(settings.model_name_or_path, "reader", new_head=True, **options)
-    if settings.use_peft:
-        raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
-    return new_encoder(tokenizer, "reader", **settings.sizes())
-
-
 def has_unanswerable(splits) -> bool:
     """Whether the model is to learn that a context may hold no answer."""
     train, evaluation = (sum(not row["answers"]["text"] for row in rows) for rows in (splits.train, splits.eval))
@@ -91,10 +77,7 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
             raise UserError("a reader is judged on contexts it has not seen: set eval_fraction or eval_dataset_name")
         ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits)
 
-        model = load_model(settings, tokenizer)
-        record.parent("base", None if settings.from_scratch else settings.model_name_or_path)
-        fit_tokenizer(tokenizer, model, pairs=True)
-        fit_embeddings(model, tokenizer)
+        model = start_encoder(record, settings, tokenizer, "reader", pairs=True)
         reading = {
             "max_length": min(args.max_length, context_length(model), tokenizer.model_max_length),
             "stride": settings.stride,
