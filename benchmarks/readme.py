@@ -230,6 +230,7 @@ def bert_speed(record: dict) -> str:
 
 def bert_pretraining(record: dict) -> str:
     found = record["pretraining"]
+    minutes = (record["short"]["seconds"] + found["seconds"]) / 60
     lines = ["| on held-out stories | this model | always the most frequent |", "|---|---|---|"]
     for name, title in (("masked", "masked words found"), ("nsp", "next sentence, or not")):
         lines.append(f"| {title} | {found[f'{name}_accuracy']:.3f} | {found[f'{name}_baseline']:.3f} |")
@@ -239,7 +240,7 @@ def bert_pretraining(record: dict) -> str:
         lines.append(f"| {task}, {METRICS[sides['metric']]} | {' | '.join(cells)} |")
     return "\n".join([
         *lines,
-        f"\n{found['parameters'] / 1e6:.1f} M parameters, {found['seconds'] / 60:.0f} minutes of pretraining on two "
+        f"\n{found['parameters'] / 1e6:.1f} M parameters, {minutes:.0f} minutes of pretraining on two "
         f"megabytes of stories; fine-tuning: mean ± standard deviation over seeds {record['seeds']}, the same "
         f"settings on both sides. {source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`",
     ])  # fmt: skip

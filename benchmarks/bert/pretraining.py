@@ -3,10 +3,11 @@
     python benchmarks/bert/pretraining.py --source FOLDER [--seeds 0 1 2] [--record]
 
 --source: a folder with tinystories/tinystories_2mb.txt.gz and the files that tasks.py names. A WordPiece tokenizer and a
-BERT of recipes/configs/pretrain/bert_scratch.yaml are trained on the stories (masked words and next sentence); then
-TASKS are fine-tuned from these weights and, with the same tokenizer, sizes and settings, from random ones. Beside it the
-floor: the time that the floating-point operations of pretraining would take as large matrix products on this machine,
-measured right before and after. A finished stage is taken as it is. --record writes results/pretraining-DATE.json.
+small BERT are trained on the stories, first on short blocks (recipes/configs/pretrain/bert_scratch_short.yaml, masked
+words), then on long ones (bert_scratch.yaml, and next sentences); then TASKS are fine-tuned from these weights and, with
+the same tokenizer, sizes and settings, from random ones. Beside it the floor: the time that the floating-point operations of
+pretraining would take as large matrix products on this machine, measured right before and after. A finished stage is taken
+as it is. --record writes results/pretraining-DATE.json.
 """
 
 import argparse
@@ -23,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 TASKS = {  # name of tasks.py: what differs from its YAML here, for a model that knows little
-    "sst2": {"num_train_epochs": 4, "learning_rate": 3e-4},
+    "sst2": {"num_train_epochs": 3, "learning_rate": 3e-4, "dataset_limit": 2000, "consistency_coef": 0},
     "ner": {"num_train_epochs": 4, "learning_rate": 5e-4, "dataset_limit": 1000},
 }
 
@@ -36,15 +37,19 @@ def stage(recipe: str, folder: Path, **keys) -> RunRecord:
     return RunRecord.load(folder)
 
 
-def operations(config: dict, tokens: int, predicted: int, context: int) -> float:
-    """Floating-point operations of a forward and a backward pass, 2 per multiply-add, matrix products only.
+def floor(folder: Path, record: RunRecord, gflops: float) -> dict:
+    """Seconds of training beside those that its matrix products alone would take at a rate of `gflops`.
 
-    tokens: read; predicted: of those the masked ones, at which alone the vocabulary is scored.
+    2 operations per multiply-add, three times those of the forward pass; the vocabulary is scored at masked places alone.
     """
-    width, depth, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
-    per_token = depth * (4 * width * width + 2 * width * inner + 2 * context * width)
-    head = width * width + width * config["vocab_size"]
-    return 3 * 2 * (tokens * per_token + predicted * head)
+    sizes = json.loads((folder / "config.json").read_text())
+    width, inner, block = sizes["hidden_size"], sizes["intermediate_size"], record.config["block_size"]
+    tokens = record.metrics["train_tokens"] * record.config["num_train_epochs"]
+    layers = sizes["num_hidden_layers"] * (4 * width * width + 2 * width * inner + 2 * block * width)
+    head = 0.15 * (width * width + width * sizes["vocab_size"])
+    seconds = next(row["train_runtime"] for row in read_jsonl(folder / "metrics.jsonl") if "train_runtime" in row)
+    least = 6 * tokens * (layers + head) / (gflops * 1e9)
+    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "times_the_floor": seconds / least}
 
 
 def matrix_rate() -> dict:
@@ -71,9 +76,13 @@ def main() -> None:
         "tokenizer", runs / "tokenizer", config=configs / "tokenizer" / "bert_scratch.yaml", dataset_name=stories
     )
     rate = [matrix_rate()]
+    short = stage(
+        "pretrain", runs / "short", config=configs / "pretrain" / "bert_scratch_short.yaml", dataset_name=stories,
+        tokenizer_name_or_path=runs / "tokenizer",
+    )  # fmt: skip
     base = stage(
         "pretrain", runs / "pretrained", config=configs / "pretrain" / "bert_scratch.yaml", dataset_name=stories,
-        tokenizer_name_or_path=runs / "tokenizer",
+        model_name_or_path=runs / "short",
     )  # fmt: skip
     rate.append(matrix_rate())
     found = {}
@@ -109,8 +118,13 @@ def main() -> None:
         "seeds": arguments.seeds,
         "data": base.data,
         "tokenizer": tokenizer.metrics,
+        "short": short.metrics | {"seconds": short.seconds, "config": short.config, "commit": short.versions["code"]},
         "pretraining": base.metrics | {"seconds": base.seconds, "config": base.config, "commit": base.versions["code"]},
         "matrix_gflops": rate,
+        "floor": {
+            folder.name: floor(folder, record, statistics.mean(r["bf16"] for r in rate))
+            for folder, record in ((runs / "short", short), (runs / "pretrained", base))
+        },
         "curve": [row for row in read_jsonl(runs / "pretrained" / "metrics.jsonl") if "eval_loss" in row],
         "fine_tuning": found,
     }
