@@ -61,7 +61,7 @@ def matrix_rate() -> dict:
 
 def main() -> None:
     from tasks import TASKS as GOALS
-    from tasks import data
+    from tasks import data, portable
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True)
@@ -130,7 +130,7 @@ def main() -> None:
     }
     if arguments.record:
         path = HERE / "results" / f"pretraining-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path)
 
 

@@ -75,6 +75,15 @@ def train(task: str, seed: int, flags: dict, folder: Path) -> RunRecord:
     return RunRecord.load(folder)
 
 
+def portable(content):
+    """A record's content with the name alone of what was given as an absolute path."""
+    if isinstance(content, dict):
+        return {key: portable(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [portable(value) for value in content]
+    return Path(content).name if isinstance(content, str) and content.startswith("/") else content
+
+
 def summary(task: str, records: list[RunRecord]) -> dict:
     recipe, metric, goal = TASKS[task]
     values = [record.metrics[metric] for record in records]
@@ -100,6 +109,7 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/bert")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--note", default="", help="what a reader of the record should know of the machine")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     source, runs = Path(arguments.source).resolve(), Path(arguments.runs).resolve()
@@ -120,13 +130,14 @@ def main() -> None:
         "commit": code_version(),
         "versions": package_versions(),
         "machine": next(iter(records.values()))[0].machine,
+        "note": arguments.note,
         "seeds": arguments.seeds,
         "tasks": {task: summary(task, found) for task, found in records.items()},
     }
     if arguments.record:
         path = HERE / "results" / f"tasks-{result['date']}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path)
 
 
