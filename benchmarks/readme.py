@@ -205,9 +205,10 @@ def bert_tasks(record: dict) -> str:
     return "\n".join([
         *lines,
         "\nMiniLM (6 layers of 384, 22.7 M parameters) fine-tuned with the recipes; mean ± standard deviation over seeds "
-        f"{record['seeds']} (smallest to largest); minutes of the slowest{record['note'] and '; ' + record['note']}. No held-out text or context stands in the "
-        "training rows, and the last epoch is judged, not the best; learning rates and epochs were chosen while looking at "
-        f"such splits. {source(record)} `python benchmarks/bert/tasks.py --source FOLDER`",
+        f"{record['seeds']} (smallest to largest); minutes of the slowest{record['note'] and '; ' + record['note']}. No "
+        "held-out text or context stands in the training rows, and the last epoch is judged, not the best; learning rates "
+        "and epochs were chosen while looking at such splits. "
+        f"{source(record)} `python benchmarks/bert/tasks.py --source FOLDER`",
     ])  # fmt: skip
 
 
