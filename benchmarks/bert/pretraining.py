@@ -43,7 +43,11 @@ def floor(folder: Path, record: RunRecord, gflops: float) -> dict:
     2 operations per multiply-add, three times those of the forward pass; the vocabulary is scored at masked places alone.
     """
     sizes = json.loads((folder / "config.json").read_text())
-    width, inner, block = sizes["hidden_size"], sizes["intermediate_size"], record.config["block_size"]
+    width, inner, block = (
+        sizes["hidden_size"],
+        sizes["intermediate_size"],
+        record.config.get("block_size", 128),
+    )  # the default is not recorded
     tokens = record.metrics["train_tokens"] * record.config["num_train_epochs"]
     layers = sizes["num_hidden_layers"] * (4 * width * width + 2 * width * inner + 2 * block * width)
     head = 0.15 * (width * width + width * sizes["vocab_size"])
