@@ -247,8 +247,9 @@ def bert_pretraining(record: dict) -> str:
         f"\n{found['parameters'] / 1e6:.1f} M parameters, {minutes:.0f} minutes of pretraining on two "
         f"megabytes of stories on {cores} core{'s' * (cores > 1)}: {rates} tokens a second in the two halves, {times} "
         "times what their matrix products would take at this machine's rate for large ones. Fine-tuning: mean ± "
-        f"standard deviation over seeds {record['seeds']}, the same settings on both sides, 1,000 rows (ner) and 2,000 (sst2: reviews of films, "
-        f"where the stories did not help). {source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`",
+        f"standard deviation over seeds {record['seeds']}, the same settings on both sides, 1,000 rows "
+        "(ner) and 2,000 (sst2: reviews of films, where the stories did not help). "
+        f"{source(record)} `python benchmarks/bert/pretraining.py --source FOLDER`",
     ])  # fmt: skip
 
 
