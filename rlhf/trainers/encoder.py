@@ -20,7 +20,7 @@ from rlhf.models.load import trunk_of
 from rlhf.trainers.progress import use_run_progress
 
 POOL = 50  # batches among which rows of one length are sought
-LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # metrics that are better when they are lower
+LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # ends of the metrics that are better when lower
 
 
 @dataclass
@@ -155,7 +155,7 @@ class EncoderTrainer(Trainer):
         if metric not in known:
             raise UserError(f"metric_for_best_model={args.named_metric!r}: use one of {', '.join(known)}")
         args.metric_for_best_model = metric
-        args.greater_is_better = metric not in LOWER if args.named_direction is None else args.named_direction
+        args.greater_is_better = not metric.endswith(LOWER) if args.named_direction is None else args.named_direction
         self.loss, self.consistency_coef = loss, consistency_coef
         # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
         # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.

@@ -10,14 +10,14 @@ from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler
 LENGTHS = [3, 9, 1, 7, 7, 2, 9, 4, 5, 6, 8]
 
 
-def small_trainer(folder, **settings):
+def small_trainer(folder, best_metric="loss", **settings):
     torch.manual_seed(0)
     sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     model = BertForSequenceClassification(BertConfig(**sizes))
     rows = [{"input_ids": [2, 3 + i], "labels": i % 2} for i in range(8)]
     quiet = dict(use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
     args = EncoderConfig(output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, **quiet | settings)
-    return EncoderTrainer(model=model, args=args, train=rows)
+    return EncoderTrainer(model=model, args=args, train=rows, best_metric=best_metric)
 
 
 def test_an_order_has_every_row_once_and_is_a_function_of_seed_and_epoch():
@@ -86,3 +86,10 @@ def test_consistency_reads_a_row_twice_while_training_only(tmp_path):
     torch.manual_seed(0)
     assert dropped > trainer.compute_loss(trainer.model, batch).item()
     assert read == [2, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"), [("accuracy", True), ("f1", True), ("masked_loss", False), ("mse", False)]
+)
+def test_a_loss_by_any_name_is_better_when_it_is_lower(tmp_path, metric, higher):
+    assert small_trainer(tmp_path, best_metric=metric).args.greater_is_better is higher
