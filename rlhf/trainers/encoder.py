@@ -19,7 +19,9 @@ from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.load import trunk_of
 from rlhf.trainers.progress import use_run_progress
 
-POOL = 50  # batches among which rows of one length are sought
+POOL = (
+    8  # batches among which rows of one length are sought; 50 leave less padding, and learned worse (benchmarks/LOG.md)
+)
 LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # ends of the metrics that are better when lower
 
 
