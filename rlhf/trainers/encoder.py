@@ -64,11 +64,10 @@ class EncoderConfig(TrainingArguments):
         self.logging_nan_inf_filter = False
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16(use_cpu=self.use_cpu)
-        saved = self.save_strategy == self.eval_strategy != "no" and self.save_steps == (
-            self.eval_steps or self.save_steps
-        )
         if self.load_best_model_at_end is None:
-            self.load_best_model_at_end = saved
+            every = self.eval_steps or self.logging_steps  # as TrainingArguments reads it
+            together = self.save_strategy != "steps" or self.save_steps % every == 0
+            self.load_best_model_at_end = self.save_strategy == self.eval_strategy != "no" and together
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise UserError("early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy")
         self.named_metric, self.named_direction = self.metric_for_best_model, self.greater_is_better

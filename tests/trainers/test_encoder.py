@@ -93,3 +93,19 @@ def test_consistency_reads_a_row_twice_while_training_only(tmp_path):
 )
 def test_a_loss_by_any_name_is_better_when_it_is_lower(tmp_path, metric, higher):
     assert small_trainer(tmp_path, best_metric=metric).args.greater_is_better is higher
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"eval_strategy": "epoch", "save_strategy": "epoch"}, True),
+        ({"eval_strategy": "no", "save_strategy": "no"}, False),
+        ({"eval_strategy": "epoch", "save_strategy": "no"}, False),
+        ({"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 10, "save_steps": 20}, True),
+        ({"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 20, "save_steps": 10}, False),
+        ({"eval_strategy": "steps", "save_strategy": "steps", "logging_steps": 7, "save_steps": 20}, False),
+    ],
+)
+def test_the_best_checkpoint_is_kept_where_each_is_judged(tmp_path, settings, kept):
+    args = EncoderConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **settings)
+    assert args.load_best_model_at_end is kept
