@@ -12,7 +12,7 @@ question_answering.py (masked) start from.
 import math
 from dataclasses import dataclass, field
 
-from transformers import EarlyStoppingCallback, Trainer, set_seed
+from transformers import Trainer, set_seed
 
 from rlhf.data.chat import add_chat_template
 from rlhf.data.pretraining import MaskedRows, Masking, PadRows, PairRows, baselines, causal_blocks, masked_blocks
@@ -30,7 +30,7 @@ from rlhf.models.load import (
     save,
 )
 from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
+from rlhf.trainers.encoder import EarlyStopping, EncoderConfig, EncoderTrainer
 from rlhf.trainers.masked import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
 from rlhf.trainers.progress import append_jsonl, sample_table, use_run_progress
 
@@ -142,7 +142,7 @@ def make_trainer(settings: PretrainSettings, model, args: PretrainConfig, tokeni
     trainer = Trainer(model=model, args=args, train_dataset=train, eval_dataset=evaluation, data_collator=pad)
     use_run_progress(trainer, args.output_dir)
     if args.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        trainer.add_callback(EarlyStopping(args.early_stopping_patience))
     return trainer
 
 

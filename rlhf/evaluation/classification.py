@@ -13,6 +13,7 @@ from rlhf.evaluation.intervals import wilson_interval
 
 READABLE = 20  # classes whose confusion matrix a person can still read
 BINS = 15  # of the calibration error
+THRESHOLD = 0.5  # of several labels, those that are more likely than not
 METRICS = {  # task -> the numbers of its report, the first of which picks the checkpoint
     "single_label": ("accuracy", "f1", "f1_weighted", "mcc", "calibration_error"),
     "multi_label": ("f1_micro", "f1", "accuracy", "calibration_error"),
@@ -151,7 +152,7 @@ def judge(task: str, truth: np.ndarray, outputs: np.ndarray, labels: Sequence[st
         return regression_report(truth, outputs)
     if task == "multi_label":
         certainty, happened = outputs.ravel(), truth.ravel()
-        return multi_label_report(truth, outputs > 0.5, labels) | calibration(certainty, happened)
+        return multi_label_report(truth, outputs > THRESHOLD, labels) | calibration(certainty, happened)
     predicted = outputs.argmax(1)
     report = classification_report(truth.tolist(), predicted.tolist(), labels)
     return report | calibration(outputs.max(1), predicted == truth) | proper_scores(truth, outputs)
@@ -173,9 +174,9 @@ def errors(
             found.append((abs(given - true), entry | {"predicted": float(given), "difference": float(given - true)}))
         elif task == "single_label" and (best := int(given.argmax())) != true:
             found.append((given[best], entry | {"predicted": labels[best], "probability": float(given[best])}))
-        elif task == "multi_label" and ((given > 0.5) != (true > 0.5)).any():
+        elif task == "multi_label" and ((given > THRESHOLD) != (true > 0.5)).any():
             off = int(np.abs(given - true).argmax())
-            said = [labels[i] for i in np.flatnonzero(given > 0.5)]
+            said = [labels[i] for i in np.flatnonzero(given > THRESHOLD)]
             entry |= {"predicted": said, "about": labels[off], "probability": float(given[off])}
             found.append((abs(given[off] - true[off]), entry))
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]

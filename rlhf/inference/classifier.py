@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf.data.labels import encode
-from rlhf.data.rows import CHECKS
-from rlhf.errors import UserError
-from rlhf.inference.encoder import load_finished, run_batches
+from rlhf.evaluation.classification import THRESHOLD
+from rlhf.inference.encoder import check_texts, load_finished, run_batches
 from rlhf.models.load import context_length
-
-THRESHOLD = 0.5  # of several labels, those that are more likely than not
 
 
 def softmax_or_sigmoid(logits: Tensor, problem: str) -> Tensor:
@@ -43,10 +40,7 @@ class Classifier:
         label, the likeliest first; {} for regression. UserError names the row that lacks a text.
         """
         for place, row in enumerate(rows, start=1):
-            for column in ("text", "text_pair")[: 1 + self._is_pair(row)]:
-                reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
-                if reason:
-                    raise UserError(f"row {place}: {column}: {reason}")
+            check_texts(row, ("text", "text_pair")[: 1 + self._is_pair(row)], place)
         features: list[dict] = [{}] * len(rows)
         for pairs in (False, True):
             places = [place for place, row in enumerate(rows) if self._is_pair(row) == pairs]

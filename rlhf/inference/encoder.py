@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from rlhf.data.rows import CHECKS
+from rlhf.errors import UserError
 from rlhf.models.load import freeze, load_encoder, load_tokenizer
 
 
@@ -24,9 +26,6 @@ def run_batches(
     features: rows with input_ids and what else the tokenizer gives (other keys are left out). outputs: the model's, fp32,
     on the CPU, without the batch; those per token have the feature's own length.
     """
-    per_token = ("start_logits", "end_logits") if hasattr(model, "qa_outputs") else ()
-    if type(model).__name__.endswith("ForTokenClassification"):
-        per_token = ("logits",)
     names = tokenizer.model_input_names
     order = sorted(range(len(features)), key=lambda place: len(features[place]["input_ids"]))
     for first in range(0, len(order), batch_size):
@@ -36,4 +35,18 @@ def run_batches(
         outputs = {name: value.float().cpu() for name, value in model(**batch).items() if torch.is_tensor(value)}
         for i, place in enumerate(places):
             length = len(features[place]["input_ids"])
-            yield place, {name: value[i, :length] if name in per_token else value[i] for name, value in outputs.items()}
+            yield (
+                place,
+                {  # logits are (B, K) of a classifier, (B, L, K) of a tagger; a reader's start and end (B, L)
+                    name: value[i] if name == "logits" and value.dim() == 2 else value[i, :length]
+                    for name, value in outputs.items()
+                },
+            )
+
+
+def check_texts(row: dict, columns: Sequence[str], place: int) -> None:
+    """UserError that names the row's place and the column where a text is missing or none."""
+    for column in columns:
+        reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
+        if reason:
+            raise UserError(f"row {place}: {column}: {reason}")

@@ -3,10 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from rlhf.data.rows import CHECKS
 from rlhf.data.spans import best_answers, decide, encode_windows
-from rlhf.errors import UserError
-from rlhf.inference.encoder import load_finished, run_batches
+from rlhf.inference.encoder import check_texts, load_finished, run_batches
 from rlhf.models.load import context_length, fit_tokenizer
 
 
@@ -30,10 +28,7 @@ class Reader:
         is "", start and end are None, and score is that probability. n_best: the best spans {answer, start, end, score}.
         """
         for place, row in enumerate(rows):
-            for column in ("question", "context"):
-                reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
-                if reason:
-                    raise UserError(f"row {place}: {column}: {reason}")
+            check_texts(row, ("question", "context"), place)
         asked = [{name: row[name] for name in ("question", "context")} for row in rows]
         windows = encode_windows(self.tokenizer, asked, **self.windows).windows
         logits: list = [None] * len(windows)
