@@ -1,6 +1,7 @@
 """Tiny tokenizers, models and trainers, made on the spot: no test needs the network, and each takes milliseconds."""
 
 import os
+import subprocess
 import sys
 from importlib import util
 from pathlib import Path
@@ -26,6 +27,7 @@ from rlhf.models.load import fit_embeddings, new_policy  # noqa: E402
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parents[1]
 WORDS = "a b c d e f g h".split()
 
 
@@ -68,12 +70,14 @@ def enlarge(model, factor: float):
     return model
 
 
-def letter_bert_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's frame around one token per letter a to h; other words are unknown."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: place for place, word in enumerate([*special, *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+def whole_word_tokenizer(words=WORDS, kind: str = "bert") -> PreTrainedTokenizerFast:
+    """One token per word; "bert" has BERT's special tokens and frame, "gpt2" only EOS. Other words are unknown."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if kind == "bert" else ["<eos>", "<unk>"]
+    vocabulary = {word: place for place, word in enumerate([*special, *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if kind == "gpt2":
+        return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>")
     frame = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame
@@ -142,12 +146,25 @@ def tiny_trainer(tokenizer, folder, *, score=None, policy=None, rows=None, eval_
 
 def load_recipe(name: str):
     """The module of recipes/<name>.py, which is no package."""
-    path = Path(__file__).resolve().parents[1] / "recipes" / f"{name}.py"
+    path = ROOT / "recipes" / f"{name}.py"
     spec = util.spec_from_file_location(f"recipe_{name}", path)
     module = util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def run_launched(script, *flags, layout: str = "ddp_cpu", **options) -> subprocess.CompletedProcess:
+    """The script under `accelerate launch` with recipes/accelerate/<layout>.yaml; options as subprocess.run has them."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    layout = ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{layout}.yaml")]
+    command = [*launcher, *layout, str(script), *map(str, flags)]
+    return subprocess.run(command, **{"check": True, "cwd": ROOT, "timeout": 600} | options)
+
+
+@pytest.fixture(scope="session")
+def launch():
+    return run_launched
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +189,12 @@ def bytes_tokenizer():
 
 @pytest.fixture(scope="session")
 def bert_tokenizer():
-    return letter_bert_tokenizer()
+    return whole_word_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    return whole_word_tokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import typing
-from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,15 +27,6 @@ CLASSES = [DataSettings, TrainingArguments]
 
 def short(path):
     return str(path.relative_to(ROOT / "recipes"))
-
-
-def load(name):
-    """A recipe as a module, by its path: recipes are scripts, not a package."""
-    spec = util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def classes_of(module):
@@ -92,8 +82,8 @@ def test_a_file_that_is_no_map_is_refused(config, refused, text, said):
 # ---- errors, help, folder ----
 
 
-def test_help_prints_the_docstring_and_every_key(capsys):
-    ppo = load("ppo")
+def test_help_prints_the_docstring_and_every_key(recipe_module, capsys):
+    ppo = recipe_module("ppo")
     with pytest.raises(SystemExit) as left:
         recipe.run(ppo.main, ppo.__doc__, ["--help"])
     shown = capsys.readouterr().out
@@ -207,8 +197,8 @@ def test_two_processes_that_do_not_start_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=short)
-def test_every_config_is_parsed_by_its_recipe(path):
-    module = load(path.parent.name)
+def test_every_config_is_parsed_by_its_recipe(recipe_module, path):
+    module = recipe_module(path.parent.name)
     for settings in parse(classes_of(module), "", ["--config", str(path), "--bf16", "false"]):
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         for f in dataclasses.fields(settings):
@@ -250,9 +240,9 @@ def test_every_recipe_with_a_config_folder_exists():
 
 @torch.no_grad()
 def test_ppo_md_22_the_value_model_starts_from_the_reward_model(
-    tokenizer, bytes_tokenizer, make_reward_model, make_policy, tmp_path, refused
+    recipe_module, tokenizer, bytes_tokenizer, make_reward_model, make_policy, tmp_path, refused
 ):
-    ppo = load("ppo")
+    ppo = recipe_module("ppo")
     save(make_reward_model(tokenizer), tokenizer, tmp_path / "reward")
     save(make_reward_model(bytes_tokenizer), bytes_tokenizer, tmp_path / "other")
     save(make_policy(tokenizer), tokenizer, tmp_path / "policy")
@@ -284,28 +274,33 @@ def trunk_folders(tokenizer, bytes_tokenizer, make_policy, tmp_path):
     return tmp_path
 
 
-def rewards_of(folders, tokenizer, *, critic=True, peft=True, **settings):
+@pytest.fixture
+def rewards_of(recipe_module, trunk_folders, tokenizer):
     """`load_rewards` for a policy of the SFT run."""
-    ppo = load("ppo")
-    policy = load_policy(str(folders / "sft"))
-    if peft:
-        policy = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4)
-    settings["reward_model_path"] = [str(folders / path) for path in settings.get("reward_model_path", [])]
-    settings = ppo.PPOSettings(use_peft=peft, **settings)
-    return ppo.load_rewards(settings, policy, tokenizer, value_model=critic)
+    ppo = recipe_module("ppo")
+
+    def rewards_of(*, critic=True, peft=True, **settings):
+        policy = load_policy(str(trunk_folders / "sft"))
+        if peft:
+            policy = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4)
+        settings["reward_model_path"] = [str(trunk_folders / path) for path in settings.get("reward_model_path", [])]
+        settings = ppo.PPOSettings(use_peft=peft, **settings)
+        return ppo.load_rewards(settings, policy, tokenizer, value_model=critic)
+
+    return rewards_of
 
 
-def test_one_trunk_gives_reward_and_value_as_adapters(trunk_folders, tokenizer):
+def test_one_trunk_gives_reward_and_value_as_adapters(rewards_of):
     settings = dict(share_trunk=True, reward_model_path=["reward"], reward_functions=["recipes.rewards:slot_coverage"])
-    rewards, value_model = rewards_of(trunk_folders, tokenizer, reward_weights=[2.0, 0.5], **settings)
+    rewards, value_model = rewards_of(reward_weights=[2.0, 0.5], **settings)
     reward = rewards.scorers["reward_model"].model
     assert isinstance(reward, AdapterModel) and isinstance(value_model, AdapterModel)
     assert reward.policy is value_model.policy and (reward.name, value_model.name) == ("reward", "value")
     assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 0.5}
     assert not any(p.requires_grad for p in reward.adapter_parameters())
     assert all(p.requires_grad for p in value_model.adapter_parameters())
-    assert rewards_of(trunk_folders, tokenizer, critic=False, **settings)[1] is None
-    assert rewards_of(trunk_folders, tokenizer, value_model="shared", **settings)[1] == "shared"
+    assert rewards_of(critic=False, **settings)[1] is None
+    assert rewards_of(value_model="shared", **settings)[1] == "shared"
 
 
 @pytest.mark.parametrize(
@@ -319,17 +314,17 @@ def test_one_trunk_gives_reward_and_value_as_adapters(trunk_folders, tokenizer):
     ],
     ids=["no LoRA", "several reward models", "functions alone", "another vocabulary", "no adapter"],
 )
-def test_one_trunk_is_refused_where_it_cannot_be_shared(trunk_folders, tokenizer, refused, settings, said):
-    message = refused(rewards_of, trunk_folders, tokenizer, share_trunk=True, **settings)
+def test_one_trunk_is_refused_where_it_cannot_be_shared(rewards_of, refused, settings, said):
+    message = refused(rewards_of, share_trunk=True, **settings)
     assert said in message and "share_trunk" in message
 
 
 @pytest.mark.parametrize("share", [False, True])
 @torch.no_grad()
-def test_a_watched_reward_model_is_a_part_of_weight_0(trunk_folders, tokenizer, make_reward_model, share):
+def test_a_watched_reward_model_is_a_part_of_weight_0(rewards_of, trunk_folders, tokenizer, make_reward_model, share):
     save(make_reward_model(tokenizer, seed=5), tokenizer, trunk_folders / "watched")
     rewards, _ = rewards_of(
-        trunk_folders, tokenizer, share_trunk=share, peft=share, reward_model_path=["reward"],
+        share_trunk=share, peft=share, reward_model_path=["reward"],
         reward_functions=["recipes.rewards:slot_coverage"], reward_weights=[2.0, 1.0],
         watch_reward_model_path=str(trunk_folders / "watched"),
     )  # fmt: skip
@@ -343,8 +338,8 @@ def test_a_watched_reward_model_is_a_part_of_weight_0(trunk_folders, tokenizer, 
     assert expected.abs().max() > 0.1
 
 
-def test_ppo_md_24_plain_text_is_cut_into_pieces(tokenizer, tmp_path, refused):
-    ppo, read = load("ppo"), []
+def test_ppo_md_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tmp_path, refused):
+    ppo, read = recipe_module("ppo"), []
     record = SimpleNamespace(data=read.append)
     lines = ["a b c d e f g", "a b c d", "a", "a b c d e f g h a"]  # 8, 5, 2 and 10 tokens with EOS
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
@@ -357,8 +352,8 @@ def test_ppo_md_24_plain_text_is_cut_into_pieces(tokenizer, tmp_path, refused):
     assert ppo.load_texts(ppo.PPOSettings(), tokenizer, record, limit=4) == []
 
 
-def test_ppo_md_24_pieces_of_text_fit_the_models_context(trunk_folders, tokenizer, monkeypatch):
-    ppo, limits = load("ppo"), []
+def test_ppo_md_24_pieces_of_text_fit_the_models_context(recipe_module, trunk_folders, tokenizer, monkeypatch):
+    ppo, limits = recipe_module("ppo"), []
 
     class Enough(Exception):
         pass

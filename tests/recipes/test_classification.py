@@ -1,168 +1,21 @@
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf import recipe
-from rlhf.data.labels import LabelForm, Task, check_labels, encode, find_task, label_names, rare_labels
 from rlhf.inference.classifier import Classifier
-from rlhf.models.load import fit_tokenizer, new_encoder
 from rlhf.runs import RunRecord
 
-ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue"]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 16 --max_length 16 --report_to none".split()
 LETTERS = "a b c d e f g h".split()
 
 
-@pytest.fixture(scope="module")
-def classification(recipe_module):
-    return recipe_module("classification")
-
-
 @pytest.fixture
-def write(tmp_path):
-    def write(name, rows):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write
-
-
-def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """One token per word; "bert" has [CLS] and [SEP], "gpt2" only EOS."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if kind == "bert" else ["<eos>", "<unk>"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + COLOURS + LETTERS)}, unk_token=special[1]))
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if kind == "gpt2":
-        return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>")
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {f"{name[1:-1].lower()}_token": name for name in special}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-
-
-@pytest.fixture
-def model(request):
-    def model(kind, labels=("x", "y")):
-        return new_encoder(
-            tokenizer(kind),
-            "classifier",
-            model_type=kind,
-            hidden_size=16,
-            layers=1,
-            heads=2,
-            context=16,
-            labels=list(labels),
-        )
-
-    torch.manual_seed(0)
-    return model
-
-
-@pytest.fixture
-def train(classification, tmp_path):
-    """Runs the recipe in this process; the folder of its run."""
-
-    def train(*flags, kind="bert", name="run"):
-        tokenizer(kind).save_pretrained(tmp_path / kind)
-        folder = tmp_path / name
-        flags = ["--tokenizer_name_or_path", str(tmp_path / kind), "--output_dir", str(folder), "--use_cpu", *flags]
-        recipe.run(classification.main, classification.__doc__, [*TINY, *flags])
-        return folder
-
-    train.folder = tmp_path
-    return train
-
-
-def failing(train, capsys, *flags, **options) -> str:
-    with pytest.raises(SystemExit) as left:
-        train(*flags, **options)
-    assert left.value.code == 2
-    return capsys.readouterr().err
-
-
-# --- labels
-
-
-def test_labels_are_sorted_by_the_alphabet_or_by_size():
-    assert label_names([{"label": v} for v in ("b", "a", "b")]) == ["a", "b"]
-    assert label_names([{"label": v} for v in (10, 9, -1)]) == ["-1", "9", "10"]
-    assert label_names([{"label": v} for v in ("10", "9", "100")]) == ["9", "10", "100"]
-    assert label_names([{"label": v} for v in (True, False)]) == ["False", "True"]
-    assert label_names([{"label": v} for v in ("10", "9", "x")]) == ["10", "9", "x"]
-
-
-def test_one_label_is_not_enough(refused):
-    assert "all 2 training rows have the label 'a': a classifier needs two or more" in refused(
-        label_names, [{"label": "a"}, {"label": "a"}]
-    )
-
-
-def test_a_label_that_only_evaluation_rows_have_is_named_with_its_rows(refused):
-    check_labels([{"label": 1}], ["0", "1"])
-    message = refused(check_labels, [{"label": v} for v in ("a", "z", "b", "z")], ["a", "b"])
-    assert "no training row has the label 'z' in evaluation rows 2, 4. Labels of the training rows: a, b." in message
-    many = refused(check_labels, [{"label": "z"}] * 7, ["a", "b"])
-    assert "'z' in evaluation rows 1, 2, 3, 4, 5 and 2 more." in many
-
-
-# --- tokens
-
-
-def test_bert_pairs_have_token_types_and_are_cut_and_counted(model):
-    reader = tokenizer("bert")
-    fit_tokenizer(reader, model("bert"), pairs=True)
-    rows = [{"text": "a b", "text_pair": "c", "label": "x"}, {"text": "a b c", "text_pair": "d e f", "label": "y"}]
-    encoded, cut = encode(reader, rows, pairs=True, max_length=7)
-    assert encoded[0] == {
-        "input_ids": [2, 7, 8, 3, 9, 3],
-        "token_type_ids": [0, 0, 0, 0, 1, 1],
-        "attention_mask": [1] * 6,
-    }
-    assert cut == 1 and encoded[1]["input_ids"] == [2, 7, 8, 3, 10, 11, 3]
-
-
-def test_gpt2_pairs_are_parted_by_eos_and_have_no_token_types(model, tmp_path):
-    reader = tokenizer("gpt2")
-    fit_tokenizer(reader, model("gpt2"), pairs=True)
-    rows = [{"text": "a", "text_pair": "b", "label": "x"}]
-    expected = {"input_ids": [5, 0, 6], "attention_mask": [1, 1, 1]}
-    assert encode(reader, rows, pairs=True, max_length=8) == ([expected], 0)
-    reader.save_pretrained(tmp_path)
-    assert dict(AutoTokenizer.from_pretrained(tmp_path)("a", "b")) == expected
-
-
-def test_an_extra_text_pair_column_does_not_make_a_pair(model):
-    reader = tokenizer("bert")
-    fit_tokenizer(reader, model("bert"), pairs=False)
-    rows = [{"text": "a", "text_pair": "b", "label": "x"}]
-    assert encode(reader, rows, pairs=False, max_length=8)[0][0]["input_ids"] == [2, 7, 3]
-
-
-def test_a_text_cannot_spell_a_special_token(model):
-    reader = tokenizer("bert")
-    fit_tokenizer(reader, model("bert"), pairs=False)
-    encoded, _ = encode(reader, [{"text": "a [SEP] b", "label": "x"}], pairs=False, max_length=8)
-    assert encoded[0]["input_ids"].count(3) == 1
-
-
-def test_a_length_without_room(model, refused):
-    reader = tokenizer("bert")
-    assert "max_length=2 leaves no room" in refused(
-        encode, reader, [{"text": "a", "label": "x"}], pairs=False, max_length=2
-    )
-
-
-# --- the recipe
+def train(trainer_of):
+    return trainer_of("classification", [*COLOURS, *LETTERS], TINY)
 
 
 def colour_rows(count: int, offset: int = 0) -> list[dict]:
@@ -220,21 +73,21 @@ def test_the_loss_is_a_mean_whatever_the_accumulation(train, write, kind):
     assert first["loss"] == pytest.approx(math.log(3), abs=0.3)  # a guess among three, not four times it
 
 
-def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(failing, write):
     data = write("train.jsonl", colour_rows(30))
     other = write("other.jsonl", [{"text": "g g g", "label": "PINK"}])
-    message = failing(train, capsys, "--dataset_name", data, "--eval_dataset_name", other, name="a")
+    message = failing("--dataset_name", data, "--eval_dataset_name", other, name="a")
     assert "error: no training row has the label 'PINK' in evaluation row 1." in message
     same = write("same.jsonl", [{**row, "label": "A"} for row in colour_rows(30)])
-    assert "have the label 'A': a classifier needs two" in failing(train, capsys, "--dataset_name", same, name="b")
-    none = failing(train, capsys, "--dataset_name", data, "--eval_fraction", "0", name="c")
+    assert "have the label 'A': a classifier needs two" in failing("--dataset_name", same, name="b")
+    none = failing("--dataset_name", data, "--eval_fraction", "0", name="c")
     assert "judged on rows it has not seen" in none
-    lora = failing(train, capsys, "--dataset_name", data, "--use_peft", "true", name="d")
+    lora = failing("--dataset_name", data, "--use_peft", "true", name="d")
     assert "set one of the two to false" in lora
-    bert = failing(train, capsys, "--dataset_name", data, "--model_type", "t5", name="e")
+    bert = failing("--dataset_name", data, "--model_type", "t5", name="e")
     assert "model_type='t5': use one of bert, gpt2" in bert
     unlabelled = write("texts.jsonl", [{"text": "a"}])
-    assert "recognised as text rows" in failing(train, capsys, "--dataset_name", unlabelled, name="f")
+    assert "recognised as text rows" in failing("--dataset_name", unlabelled, name="f")
 
 
 # --- tasks, weights, heads
@@ -292,7 +145,7 @@ def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, writ
     other = write("other.jsonl", [{**row, "label": row["label"] / 100} for row in number_rows(40)])
     more = ["--dataset_name", other, "--model_name_or_path", str(folder), "--from_scratch", "false", "--max_steps", "1"]
     again = train(*more, "--learning_rate", "0", "--save_strategy", "no", name="again")
-    before, after = (Classifier(path).predict([{"text": "a red"}])[0]["label"] for path in (folder, again))
+    before, after = (Classifier(path).predict([{"text": "a b c red"}])[0]["label"] for path in (folder, again))
     assert after == pytest.approx(before, rel=1e-4) and abs(before - 1000) < 500
 
 
@@ -303,9 +156,7 @@ def test_whole_numbers_are_a_regression_when_the_task_says_so(train, write):
     config = AutoModelForSequenceClassification.from_pretrained(folder).config
     assert (config.problem_type, config.id2label) == ("regression", {0: "score"})
     metrics = RunRecord.load(folder).metrics
-    assert (
-        1000 < metrics["mse"] ** 0.5 + 1000 < 3000
-    )  # from the start it is about the mean, though GPT-2's head has no bias
+    assert metrics["mse"] ** 0.5 < 2000  # from the start it is about the mean, though GPT-2's head has no bias
     found = Classifier(folder).predict([{"text": "a b c"}])[0]
     assert 500 < found["label"] < 3500 and found["probabilities"] == {}
 
@@ -330,61 +181,29 @@ def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_oth
     assert torch.equal(models[0].bert.pooler.dense.weight, models[2].bert.pooler.dense.weight)
 
 
-def test_the_form_of_labels_is_one_in_all_rows(train, write, capsys):
+def test_the_form_of_labels_is_one_in_all_rows(failing, write):
     mixed = write("mixed.jsonl", [*colour_rows(20), {"text": "a", "label": ["x"]}, {"text": "b", "label": 0.5}])
-    message = failing(train, capsys, "--dataset_name", mixed, name="a")
+    message = failing("--dataset_name", mixed, name="a")
     expected = "one label, a string or an integer, is expected (a row before has 'RED')"
     assert f"mixed.jsonl:21: label: {expected}, ['x'] given" in message and "mixed.jsonl:22: label: one" in message
     data, lists = write("train.jsonl", colour_rows(20)), write("lists.jsonl", slot_rows(4, offset=400))
     flags = ["--dataset_name", data, "--eval_dataset_name", lists]
-    assert f"lists.jsonl:1: label: {expected}" in failing(train, capsys, *flags, name="b")
-    message = failing(train, capsys, "--dataset_name", data, "--task", "regression", name="c")
+    assert f"lists.jsonl:1: label: {expected}" in failing(*flags, name="b")
+    message = failing("--dataset_name", data, "--task", "regression", name="c")
     assert "train.jsonl:1: label: a number is expected (task: regression), 'RED' given" in message
 
 
-def test_bad_settings_are_named_before_anything_is_trained(train, write, capsys):
+def test_bad_settings_are_named_before_anything_is_trained(failing, write, tmp_path):
     data = ["--dataset_name", write("train.jsonl", colour_rows(40))]
-    message = failing(train, capsys, *data, "--metric_for_best_model", "pearson", name="a")
+    message = failing(*data, "--metric_for_best_model", "pearson", name="a")
     known = "use one of loss, accuracy, f1, f1_weighted, mcc, calibration_error"
-    assert f"metric_for_best_model='pearson': {known}" in message and not (train.folder / "a" / "checkpoint-1").exists()
-    assert "class_weights='some': use none or" in failing(train, capsys, *data, "--class_weights", "some", name="b")
-    assert "task='two': use one of auto, single" in failing(train, capsys, *data, "--task", "two", name="c")
+    assert f"metric_for_best_model='pearson': {known}" in message and not (tmp_path / "a" / "checkpoint-1").exists()
+    assert "class_weights='some': use none or" in failing(*data, "--class_weights", "some", name="b")
+    assert "task='two': use one of auto, single" in failing(*data, "--task", "two", name="c")
     numbers = ["--dataset_name", write("numbers.jsonl", number_rows(40)), "--class_weights", "balanced"]
-    assert "class_weights is for labels" in failing(train, capsys, *numbers, name="d")
+    assert "class_weights is for labels" in failing(*numbers, name="d")
     same = ["--dataset_name", write("same.jsonl", [{**row, "label": 2.5} for row in number_rows(40)])]
-    assert "have the label 2.5: there is nothing to learn" in failing(train, capsys, *same, name="e")
-
-
-def test_rare_labels_are_counted_and_named():
-    rows = [{"label": label} for label in ("a", "a", "b", "c")]
-    assert rare_labels(rows, [{"label": "a"}, {"label": "b"}]) == [
-        "2 of 3 labels stand in one training row only: b, c",
-        "1 of 3 labels stand in no held-out row, and are not judged: c",
-    ]
-    assert rare_labels([{"label": ["a", "b"]}, {"label": ["a", "b"]}], [{"label": ["b", "a"]}]) == []
-
-
-def test_the_task_follows_from_the_labels():
-    def task(*values, asked="auto"):
-        form = LabelForm(asked)
-        assert [form(value) for value in values] == [None] * len(values)
-        rows = [{"label": value} for value in values]
-        return find_task(rows, rows, form).name
-
-    assert task("good", "1.5") == task(0, 1) == task(True, False) == task("0.0", "1.0") == "single_label"
-    assert task(["a"], ["b"], []) == "multi_label"
-    assert task(1, 0.5) == task("1", "2.5") == task(1, 2, asked="regression") == "regression"
-    form = LabelForm()
-    assert (form(0.5), form("x")) == (None, "a number is expected (a row before has 0.5), 'x' given")
-
-
-def test_targets_by_hand(refused):
-    several = Task("multi_label", ["a", "b", "c"])
-    assert several.targets([{"label": ["c", "a"]}, {"label": []}]) == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
-    numbers = find_task([{"label": 1.0}, {"label": 3.0}], [], LabelForm("regression"))
-    assert (numbers.mean, numbers.spread) == (2.0, 1.0) and numbers.targets([{"label": "5"}]) == [3.0]
-    assert "'a' is the only label of all lists" in refused(label_names, [{"label": ["a"]}, {"label": []}])
-    assert "none of the 1 training rows has a label" in refused(label_names, [{"label": []}])
+    assert "have the label 2.5: there is nothing to learn" in failing(*same, name="e")
 
 
 # --- the same weights, however one comes to them
@@ -497,48 +316,36 @@ json.dump(seen, open(f"{sys.argv[1]}/{args.process_index}.json", "w"))
 
 
 @pytest.mark.slow
-def test_two_processes_report_the_mean_loss(tmp_path, write):
-    tokenizer("bert").save_pretrained(tmp_path / "bert")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+def test_two_processes_report_the_mean_loss(launch_two, write):
     flags = ["--dataset_name", write("train.jsonl", colour_rows(240)), "--max_steps", "2", "--logging_steps", "1"]
-    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run"), *TINY]
-    subprocess.run([*launch, *config, str(ROOT / "recipes" / "classification.py"), *flags], check=True, cwd=ROOT)
-    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    folder = launch_two("classification", [*COLOURS, *LETTERS], *TINY, *flags)
+    logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(math.log(3), abs=0.3)
-    assert RunRecord.load(tmp_path / "run").metrics["eval_loss"] == pytest.approx(math.log(3), abs=0.3)
+    assert RunRecord.load(folder).metrics["eval_loss"] == pytest.approx(math.log(3), abs=0.3)
 
 
 @pytest.mark.slow
-def test_two_processes_judge_as_one(tmp_path, write):
+def test_two_processes_judge_as_one(launch_two, write):
     """The same weights on 63 rows, which two processes cannot share evenly: every number, and every error in its row."""
-    tokenizer("bert").save_pretrained(tmp_path / "bert")
-    flags = ["--dataset_name", write("train.jsonl", LONG), "--eval_dataset_name"]
+    flags = [*TINY, "--dataset_name", write("train.jsonl", LONG), "--eval_dataset_name"]
     flags += [write("test.jsonl", colour_rows(63, offset=240)), "--learning_rate", "0", "--max_steps", "1", "--use_cpu"]
-    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--per_device_eval_batch_size", "4", *TINY]
-    for name in ("one_process", "ddp_cpu"):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-        launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
-        own = [*launch, str(ROOT / "recipes" / "classification.py"), *flags, "--output_dir", str(tmp_path / name)]
-        subprocess.run(own, check=True, cwd=ROOT)
-    one, two = (
-        json.loads((tmp_path / name / "classification.json").read_text()) for name in ("one_process", "ddp_cpu")
-    )
+    flags += ["--per_device_eval_batch_size", "4"]
+    reports, errors = [], []
+    for layout in ("one_process", "ddp_cpu"):
+        folder = launch_two("classification", [*COLOURS, *LETTERS], *flags, layout=layout, folder=layout)
+        reports.append(json.loads((folder / "classification.json").read_text()))
+        wrong = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+        errors.append({(row["text"], row["predicted"]) for row in wrong})
+    one, two = reports
     assert one["confusion"] == two["confusion"] and one["rows"] == two["rows"] == 63
     assert one["nll"] == pytest.approx(two["nll"], rel=1e-4)
-    first, second = (
-        [json.loads(line) for line in (tmp_path / name / "errors.jsonl").read_text().splitlines()]
-        for name in ("one_process", "ddp_cpu")
-    )
-    assert {(row["text"], row["predicted"]) for row in first} == {(row["text"], row["predicted"]) for row in second}
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_rows_of_every_epoch(tmp_path):
+def test_two_processes_share_the_rows_of_every_epoch(tmp_path, launch):
     (tmp_path / "shares.py").write_text(SHARES)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"), "--main_process_port", "0"]
-    subprocess.run([*launch, *config, str(tmp_path / "shares.py"), str(tmp_path)], check=True, cwd=ROOT)
+    launch(tmp_path / "shares.py", tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     for epoch in range(3):
         part = slice(16 * epoch, 16 * (epoch + 1))

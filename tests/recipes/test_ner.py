@@ -1,43 +1,19 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForTokenClassification
 
-from rlhf import recipe
 from rlhf.inference.tagger import Tagger
 from rlhf.runs import RunRecord
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES, PLACES, LETTERS = ["ada", "bob", "eve"], ["rome", "oslo", "bonn"], "a b c d e f g h".split()
+WORDS = [*NAMES, *PLACES, *LETTERS]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32 --max_length 32 --report_to none".split()
-
-
-@pytest.fixture(scope="module")
-def ner(recipe_module):
-    return recipe_module("ner")
-
-
-def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """One token per word; "bert" has [CLS] and [SEP], "gpt2" only EOS."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if kind == "bert" else ["<eos>", "<unk>"]
-    words = [*special, *NAMES, *PLACES, *LETTERS]
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=special[1]))
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if kind == "gpt2":
-        return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>")
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {f"{name[1:-1].lower()}_token": name for name in special}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
 
 
 def sentences(count: int, offset: int = 0) -> list[dict]:
@@ -52,42 +28,19 @@ def sentences(count: int, offset: int = 0) -> list[dict]:
     return rows
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(name: str, rows: list[dict]) -> str:
-        """As JSON lines or, by the ending, as CoNLL."""
-        lines = [json.dumps(row) for row in rows]
-        if not name.endswith(".jsonl"):
-            lines = ["".join(f"{t} {tag}\n" for t, tag in zip(row["tokens"], row["tags"])) for row in rows]
-        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write
+def conll(path: Path, rows: list[dict]) -> str:
+    sentences = ["".join(f"{token} {tag}\n" for token, tag in zip(row["tokens"], row["tags"])) for row in rows]
+    path.write_text("".join(sentence + "\n" for sentence in sentences), encoding="utf-8")
+    return str(path)
 
 
 @pytest.fixture
-def train(ner, tmp_path):
-    """Runs the recipe in this process; the folder of its run."""
-
-    def train(*flags, kind="bert", name="run"):
-        tokenizer(kind).save_pretrained(tmp_path / kind)
-        folder = tmp_path / name
-        flags = ["--tokenizer_name_or_path", str(tmp_path / kind), "--output_dir", str(folder), "--use_cpu", *flags]
-        recipe.run(ner.main, ner.__doc__, [*TINY, *flags])
-        return folder
-
-    return train
+def train(trainer_of):
+    return trainer_of("ner", WORDS, TINY)
 
 
-def failing(train, capsys, *flags, **options) -> str:
-    with pytest.raises(SystemExit) as left:
-        train(*flags, **options)
-    assert left.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_learns_names_and_saves_a_folder_that_tags(train, write):
-    data, test = write("train.conll", sentences(240)), write("test.jsonl", sentences(60, offset=240))
+def test_learns_names_and_saves_a_folder_that_tags(train, write, tmp_path):
+    data, test = conll(tmp_path / "train.conll", sentences(240)), write("test.jsonl", sentences(60, offset=240))
     flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "1e-2", "--num_train_epochs", "6"]
     folder = train(*flags, "--save_strategy", "no", "--warmup_steps", "5")
     metrics = RunRecord.load(folder).metrics
@@ -170,22 +123,21 @@ def test_gpt2_and_characters(train, write):
     assert Tagger(folder).predict([{"text": "ab cd"}])[0]["tokens"] == list("ab cd")
 
 
-def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(failing, write, tmp_path):
     data = write("train.jsonl", sentences(60))
     uneven = write("uneven.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}])
-    message = failing(train, capsys, "--dataset_name", uneven, name="a")
+    message = failing("--dataset_name", uneven, name="a")
     assert "uneven.jsonl:1: tags: 1 tags for 2 tokens: give each token its tag" in message
-    cut = write("cut.conll", sentences(1))
-    Path(cut).write_text("a O\nb\n\nc O\n")
-    assert "cut.conll:2: 'b' has no tag" in failing(train, capsys, "--dataset_name", cut, name="b")
+    (cut := tmp_path / "cut.conll").write_text("a O\nb\n\nc O\n")
+    assert "cut.conll:2: 'b' has no tag" in failing("--dataset_name", str(cut), name="b")
     other = write("other.jsonl", [{"tokens": ["a"], "tags": ["B-org"]}])
-    message = failing(train, capsys, "--dataset_name", data, "--eval_dataset_name", other, name="c")
+    message = failing("--dataset_name", data, "--eval_dataset_name", other, name="c")
     assert "no training row has an entity of the type 'org' (1, first in row 1)" in message
     outside = write("outside.jsonl", [{**row, "tags": ["O"] * len(row["tags"])} for row in sentences(60)])
-    assert "(all tags are O): there is nothing to learn" in failing(train, capsys, "--dataset_name", outside, name="d")
-    none = failing(train, capsys, "--dataset_name", data, "--eval_fraction", "0", name="e")
+    assert "(all tags are O): there is nothing to learn" in failing("--dataset_name", outside, name="d")
+    none = failing("--dataset_name", data, "--eval_fraction", "0", name="e")
     assert "judged on rows it has not seen" in none
-    lora = failing(train, capsys, "--dataset_name", data, "--use_peft", "true", name="f")
+    lora = failing("--dataset_name", data, "--use_peft", "true", name="f")
     assert "set one of the two to false" in lora
 
 
@@ -202,17 +154,13 @@ def test_warnings_are_said(train, write, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_judge_as_one_does(tmp_path, write):
-    tokenizer("bert").save_pretrained(tmp_path / "bert")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+def test_two_processes_judge_as_one_does(launch_two, write):
     flags = ["--dataset_name", write("train.jsonl", sentences(240)), "--max_steps", "12", "--learning_rate", "1e-2"]
-    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run"), *TINY]
     flags += ["--logging_steps", "1", "--save_strategy", "no", "--per_device_eval_batch_size", "3"]
-    subprocess.run([*launch, *config, str(ROOT / "recipes" / "ner.py"), *flags], check=True, cwd=ROOT)
-    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    folder = launch_two("ner", WORDS, *TINY, *flags)
+    logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert 0.8 * math.log(5) < logs[0]["loss"] < 1.6 * math.log(5)  # a guess among five; not half of it, not twice
-    wrong = [json.loads(line) for line in (tmp_path / "run" / "errors.jsonl").read_text().splitlines()]
-    predicted = Tagger(tmp_path / "run").predict([{"tokens": row["tokens"]} for row in wrong])
+    wrong = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    predicted = Tagger(folder).predict([{"tokens": row["tokens"]} for row in wrong])
     assert [row["tags"] for row in predicted] == [row["predicted"] for row in wrong]
-    assert wrong and RunRecord.load(tmp_path / "run").metrics["f1"] > 0
+    assert wrong and RunRecord.load(folder).metrics["f1"] > 0

@@ -1,13 +1,10 @@
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -15,37 +12,19 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
-    PreTrainedTokenizerFast,
 )
 
-from rlhf import recipe
 from rlhf.hub.card import front_matter
 from rlhf.models.load import load_encoder
 from rlhf.runs import RunRecord, read_jsonl
 
-ROOT = Path(__file__).resolve().parents[2]
-STORIES = ROOT.parent / "shared" / "data" / "tinystories" / "tinystories_2mb.txt.gz"
+STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinystories" / "tinystories_2mb.txt.gz"
 LETTERS = "a b c d e f g h".split()
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32 --block_size 32 --report_to none".split()
 TINY += "--per_device_train_batch_size 8 --logging_steps 5 --bf16 false".split()
 
 
-@pytest.fixture(scope="module")
-def pretrain(recipe_module):
-    return recipe_module("pretrain")
-
-
-def words(kind: str) -> PreTrainedTokenizerFast:
-    """One token per letter; "bert" has BERT's special tokens, "gpt2" only EOS."""
-    special = SPECIAL if kind == "bert" else ["<eos>", "[UNK]"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + LETTERS)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {f"{name[1:-1].lower()}_token": name for name in special}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-
-
-def write(path: Path, documents: list[str]) -> list[str]:
+def from_documents(path: Path, documents: list[str]) -> list[str]:
     """The flags for these documents."""
     path.write_text("\n<|endoftext|>\n".join(dict.fromkeys(documents)), encoding="utf-8")
     return ["--dataset_name", str(path), "--document_separator", "<|endoftext|>"]
@@ -61,34 +40,21 @@ def stories(tmp_path):
         return " ".join(LETTERS[(start + step * i) % 8] for i in range(length))
 
     steps = [draw.choice((1, -1)) for _ in range(120)]
-    return write(tmp_path / "stories.txt", ["\n".join(line(s) for _ in range(draw.randint(1, 5))) for s in steps])
+    return from_documents(
+        tmp_path / "stories.txt", ["\n".join(line(s) for _ in range(draw.randint(1, 5))) for s in steps]
+    )
 
 
 @pytest.fixture
-def train(pretrain, tmp_path):
-    """Runs the recipe in this process; the folder of its run."""
-
-    def train(*flags, kind="bert", name="run"):
-        words(kind).save_pretrained(tmp_path / kind)
-        flags = ["--tokenizer_name_or_path", str(tmp_path / kind), "--output_dir", str(tmp_path / name), *flags]
-        recipe.run(pretrain.main, pretrain.__doc__, [*TINY, "--use_cpu", *flags])
-        return tmp_path / name
-
-    return train
-
-
-def failing(train, capsys, *flags, **options) -> str:
-    with pytest.raises(SystemExit) as left:
-        train(*flags, **options)
-    assert left.value.code == 2
-    return capsys.readouterr().err
+def train(trainer_of):
+    return trainer_of("pretrain", LETTERS, TINY)
 
 
 LEARN = "--learning_rate 3e-3 --num_train_epochs 2 --hidden_size 64 --heads 4 --dropout 0 --seed 3".split()
 
 
 def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(train, tmp_path, capsys):
-    stories = write(tmp_path / "same.txt", [" ".join([x] * n) for x in LETTERS for n in range(5, 30)])
+    stories = from_documents(tmp_path / "same.txt", [" ".join([x] * n) for x in LETTERS for n in range(5, 30)])
     folder = train("--objective", "masked", *stories, *LEARN, "--eval_fraction", "0.2", "--whole_words", "true")
     metrics = RunRecord.load(folder).metrics
     assert metrics["masked_accuracy"] > metrics["masked_baseline"] + 0.4
@@ -100,7 +66,7 @@ def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(trai
     assert samples and all("[?]" in sample["text"] and sample["word"] in LETTERS for sample in samples)
     assert sum(sample["filled"].split(", ")[0] == sample["word"] for sample in samples) >= len(samples) / 2
     reader, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).eval()
-    inputs = reader("[CLS] g g g [MASK] g g g g [SEP]", return_tensors="pt")
+    inputs = reader("g g g [MASK] g g g g", return_tensors="pt")
     assert reader.decode(model(**inputs).logits[0, 4].argmax()) == "g"
     assert front_matter(folder, RunRecord.load(folder))["pipeline_tag"] == "fill-mask"
     tuned = load_encoder(str(folder), "classifier", labels=["x", "y"], new_head=True)
@@ -166,9 +132,9 @@ def test_causal_blocks_within_documents(train, stories):
     assert apart["perplexity"] > 1
 
 
-def test_bad_input_is_one_line_and_exit_code_2(train, stories, capsys, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(failing, train, stories, tmp_path):
     def fails(*flags, **options):
-        return failing(train, capsys, *flags, name=f"run{len(list(tmp_path.iterdir()))}", **options)
+        return failing(*flags, name=f"run{len(list(tmp_path.iterdir()))}", **options)
 
     masked = ["--objective", "masked"]
     assert "has no pad_token, cls_token, sep_token, mask_token" in fails(*masked, *stories, kind="gpt2")
@@ -198,15 +164,11 @@ def test_bad_input_is_one_line_and_exit_code_2(train, stories, capsys, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["masked", "masked_nsp"])
-def test_two_processes_measure_what_one_does(train, stories, tmp_path, objective):
+def test_two_processes_measure_what_one_does(train, launch_two, stories, objective):
     flags = [*stories, "--objective", objective, "--max_steps", "2", "--learning_rate", "0", "--eval_fraction", "0.3"]
     flags += ["--per_device_eval_batch_size", "3", "--save_strategy", "no"]
     alone = RunRecord.load(train(*flags)).metrics
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
-    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "two"), *TINY]
-    subprocess.run([*launch, *config, str(ROOT / "recipes" / "pretrain.py"), *flags], check=True, cwd=ROOT)
-    both = RunRecord.load(tmp_path / "two").metrics
+    both = RunRecord.load(launch_two("pretrain", LETTERS, *TINY, *flags)).metrics
     for name in ("masked_loss", "masked_accuracy", "masked_baseline", "nsp_accuracy", "nsp_baseline"):
         assert both.get(name) == pytest.approx(alone.get(name), abs=1e-5), name
 

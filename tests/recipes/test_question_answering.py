@@ -1,37 +1,20 @@
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from rlhf import recipe
 from rlhf.inference.reader import Reader
 from rlhf.runs import RunRecord
 
-ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue"]
 LETTERS = "a b c d e f g h".split()
+WORDS = ["which", "colour", *COLOURS, *LETTERS]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 16 --max_length 12 --stride 2".split()
 TINY += "--report_to none --logging_steps 5 --answer_unit word".split()
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, with BERT's special tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words = special + ["which", "colour"] + COLOURS + LETTERS
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {f"{name[1:-1].lower()}_token": name for name in special}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
 
 
 def colour_rows(count: int, offset: int = 0, without: int = 0) -> list[dict]:
@@ -47,48 +30,19 @@ def colour_rows(count: int, offset: int = 0, without: int = 0) -> list[dict]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def question_answering(recipe_module):
-    return recipe_module("question_answering")
-
-
 @pytest.fixture
-def write(tmp_path):
-    def write(name, rows):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write
-
-
-@pytest.fixture
-def train(question_answering, tmp_path):
-    """Runs the recipe in this process; the folder of its run."""
-
-    def train(*flags, name="run"):
-        tokenizer().save_pretrained(tmp_path / "bert")
-        folder = tmp_path / name
-        flags = ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(folder), "--use_cpu", *flags]
-        recipe.run(question_answering.main, question_answering.__doc__, [*TINY, *flags])
-        return folder
-
-    return train
-
-
-def failing(train, capsys, *flags, **options) -> str:
-    with pytest.raises(SystemExit) as left:
-        train(*flags, **options)
-    assert left.value.code == 2
-    return capsys.readouterr().err
+def train(trainer_of):
+    return trainer_of("question_answering", WORDS, TINY)
 
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_help_lists_what_a_reader_adds_to_the_keys_of_an_encoder(question_answering, capsys):
+def test_help_lists_what_a_reader_adds_to_the_keys_of_an_encoder(recipe_module, capsys):
+    module = recipe_module("question_answering")
     with pytest.raises(SystemExit):
-        recipe.run(question_answering.main, question_answering.__doc__, ["--help"])
+        recipe.run(module.main, module.__doc__, ["--help"])
     said = capsys.readouterr().out
     assert "--max_length" in said and "[384]" in said and "--early_stopping_patience" in said and "--stride" in said
 
@@ -151,55 +105,50 @@ def test_a_resumed_run_ends_with_the_same_weights(train, write):
     assert read(whole / "predictions.json") == read(again / "predictions.json")
 
 
-def test_bad_input_is_one_line_and_exit_code_2(train, write, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
     data = write("train.jsonl", colour_rows(30))
     bad = colour_rows(3)
     bad[1]["answers"]["answer_start"] = [3]
-    moved = failing(train, capsys, "--dataset_name", write("bad.jsonl", bad), name="a")
+    moved = failing("--dataset_name", write("bad.jsonl", bad), name="a")
     assert "bad.jsonl:2: question n1: answers: 'green' is not at character 3 of the context" in moved
     half = ["--eval_fraction", "0.4"]
     part = [*half, "--max_steps", "1", "--save_strategy", "no"]
     skipped = train("--dataset_name", write("bad.jsonl", [*colour_rows(30, 50), *bad]), "--skip_bad", "true", *part)
     assert RunRecord.load(skipped).status == "done" and "1 of 33 rows are bad and left out" in capsys.readouterr().out
-    none = failing(train, capsys, "--dataset_name", data, "--eval_fraction", "0", name="b")
+    none = failing("--dataset_name", data, "--eval_fraction", "0", name="b")
     assert "judged on contexts it has not seen" in none
     same = write("same.jsonl", [row | {"id": "x"} for row in colour_rows(30, 100)])
-    twice = failing(train, capsys, "--dataset_name", data, "--eval_dataset_name", same, name="c")
+    twice = failing("--dataset_name", data, "--eval_dataset_name", same, name="c")
     assert "1 ids stand in more than one evaluation row, the first: x;" in twice
     other = write("other.jsonl", colour_rows(9, 40, without=3))
-    silent = failing(train, capsys, "--dataset_name", data, "--eval_dataset_name", other, name="d")
+    silent = failing("--dataset_name", data, "--eval_dataset_name", other, name="d")
     assert "3 evaluation rows have no answer in their context, and no training row shows" in silent
     empty = write("empty.jsonl", colour_rows(30, 100, without=1))
-    mute = failing(train, capsys, "--dataset_name", empty, "--eval_dataset_name", other, name="e")
+    mute = failing("--dataset_name", empty, "--eval_dataset_name", other, name="e")
     assert "none of the 30 training rows has an answer: there is nothing to mark" in mute
-    unit = failing(train, capsys, "--dataset_name", data, *half, "--answer_unit", "token", name="f")
+    unit = failing("--dataset_name", data, *half, "--answer_unit", "token", name="f")
     assert "answer_unit='token': use one of word, character" in unit
-    narrow = failing(train, capsys, "--dataset_name", data, *half, "--stride", "9", name="g")
+    narrow = failing("--dataset_name", data, *half, "--stride", "9", name="g")
     assert "max_length=12 leaves 5 tokens for a context beside a question of 4, and stride=9" in narrow
     texts = write("texts.jsonl", [{"text": "a"}])
-    assert "recognised as text rows" in failing(train, capsys, "--dataset_name", texts, name="h")
-    lora = failing(train, capsys, "--dataset_name", data, *half, "--use_peft", "true", name="i")
+    assert "recognised as text rows" in failing("--dataset_name", texts, name="h")
+    lora = failing("--dataset_name", data, *half, "--use_peft", "true", name="i")
     assert "set one of the two to false" in lora
     nested = {"data": [{"paragraphs": [{"context": "a red b", "qas": [{"id": "x7", "question": "which colour"}]}]}]}
     squad = str(Path(data).with_name("squad.json"))
     Path(squad).write_text(json.dumps(nested))
-    assert "squad.json:1: question x7: answers: missing" in failing(train, capsys, "--dataset_name", squad, name="j")
+    assert "squad.json:1: question x7: answers: missing" in failing("--dataset_name", squad, name="j")
 
 
 @pytest.mark.slow
-def test_two_processes_answer_as_one_folder_does(tmp_path, write):
-    tokenizer().save_pretrained(tmp_path / "bert")
+def test_two_processes_answer_as_one_folder_does(launch_two, write):
     rows = colour_rows(201, without=4)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
     flags = [*TINY, "--dataset_name", write("train.jsonl", rows), "--max_steps", "4", "--logging_steps", "1"]
-    flags += ["--tokenizer_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run")]
     flags += ["--per_device_eval_batch_size", "7"]  # the last batch is not full
-    recipe_path = str(ROOT / "recipes" / "question_answering.py")
-    subprocess.run([*launch, *config, recipe_path, *flags], check=True, cwd=ROOT)
-    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    folder = launch_two("question_answering", WORDS, *flags)
+    logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(math.log(10), abs=0.5)  # a guess among some ten tokens
-    predicted = read(tmp_path / "run" / "predictions.json")
+    predicted = read(folder / "predictions.json")
     held_out = [row for row in rows if row["id"] in predicted]
-    answers = Reader(tmp_path / "run").predict(held_out)
+    answers = Reader(folder).predict(held_out)
     assert {row["id"]: answer["answer"] for row, answer in zip(held_out, answers)} == predicted

@@ -1,10 +1,7 @@
 """The whole road on a few rows: every recipe runs, not only imports; in one process here, in two by `make test-all`."""
 
 import json
-import subprocess
-import sys
 import typing
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -22,29 +19,24 @@ COLOURS = ["red", "green", "blue", "grey", "white", "black"]
 QUICK = "--report_to none --save_strategy no --logging_steps 1 --use_cpu true --per_device_train_batch_size 4".split()
 
 
-def load(name):
-    spec = util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def in_process(recipe_module):
+    def in_process(recipe, *argv):
+        module = recipe_module(recipe)
+        hints = typing.get_type_hints(module.main)
+        module.main(*parse([hints[name] for name in hints if name != "return"], "", [*QUICK, *map(str, argv)]))
+
+    return in_process
 
 
-def in_process(recipe, *argv):
-    module = load(recipe)
-    hints = typing.get_type_hints(module.main)
-    module.main(*parse([hints[name] for name in hints if name != "return"], "", [*QUICK, *map(str, argv)]))
+@pytest.fixture
+def in_two_processes(launch):
+    def in_two_processes(recipe, *argv):
+        run = launch(ROOT / "recipes" / f"{recipe}.py", *QUICK, *argv, check=False, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert f"{recipe}: 2 processes on cpu" in run.stdout
 
-
-def in_two_processes(recipe, *argv):
-    layout = ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", layout, "--main_process_port", "0"]
-    run = subprocess.run(
-        [*map(str, launch), str(ROOT / "recipes" / f"{recipe}.py"), *QUICK, *map(str, argv)],
-        capture_output=True, text=True, cwd=ROOT, timeout=600,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert f"{recipe}: 2 processes on cpu" in run.stdout
+    return in_two_processes
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +79,7 @@ def walk(run, data, runs):
 
 
 @pytest.fixture(scope="module")
-def runs(data, tmp_path_factory):
+def runs(in_process, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     walk(in_process, data, folder)
     return folder
@@ -110,40 +102,17 @@ def test_every_run_folder_is_plain_and_complete(runs):
 
 def test_the_report_reads_the_runs(runs, data, capsys):
     names = [str(runs / name) for name in ("base", "sft", "ppo")]
-    assert (
-        command(
-            [
-                "report",
-                *names,
-                "--prompts",
-                str(data / "sft.jsonl"),
-                "--reward_model",
-                str(runs / "reward"),
-                "--limit",
-                "6",
-            ]
-        )
-        == 0
-    )
+    flags = ["--prompts", str(data / "sft.jsonl"), "--reward_model", str(runs / "reward"), "--limit", "6"]
+    assert command(["report", *names, *flags]) == 0
     report = json.loads((runs / "ppo" / "report" / "report.json").read_text())
     assert [run["label"] for run in report["runs"]] == ["base", "sft", "ppo"]
     assert "sft" in capsys.readouterr().out
 
 
-def test_lora_and_packing_run(runs, data, tmp_path):
+def test_lora_and_packing_run(in_process, runs, data, tmp_path):
     lora = ["--model_name_or_path", runs / "base", "--use_peft", "true", "--lora_r", 2, "--max_steps", 2]
-    in_process(
-        "sft",
-        "--dataset_name",
-        data / "sft.jsonl",
-        *lora,
-        "--packing",
-        "true",
-        "--max_length",
-        48,
-        "--output_dir",
-        tmp_path / "sft",
-    )
+    packed = ["--packing", "true", "--max_length", 48, "--output_dir", tmp_path / "sft"]
+    in_process("sft", "--dataset_name", data / "sft.jsonl", *lora, *packed)
     AutoModelForCausalLM.from_pretrained(tmp_path / "sft")  # merged
 
 
@@ -174,7 +143,7 @@ def test_packed_rows_do_not_see_each_other(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_recipe_runs_on_two_processes(data, tmp_path):
+def test_every_recipe_runs_on_two_processes(in_two_processes, data, tmp_path):
     torch.set_num_threads(1)
     walk(in_two_processes, data, tmp_path)
     assert RunRecord.load(tmp_path / "ppo").status == "done"

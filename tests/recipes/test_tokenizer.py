@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ from transformers import AutoTokenizer
 from rlhf import recipe
 from rlhf.runs import RunRecord
 
-ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "tokenizer.py"
 TEXTS = [f"the {colour} {animal} sat on a {place}" for colour in ("red", "blue", "grey") for animal in ("cat", "dog", "hen")
          for place in ("mat", "roof", "wall")]  # fmt: skip
 QUIET = ["--report_to", "none", "--use_cpu", "true", "--eval_fraction", "0.2"]
@@ -25,25 +23,11 @@ def text(tmp_path):
 @pytest.fixture
 def train(recipe_module, tmp_path, text):
     def train(*flags, name="run"):
-        recipe.run(
-            recipe_module("tokenizer").main,
-            "",
-            ["--dataset_name", text, "--output_dir", str(tmp_path / name), *QUIET, *flags],
-        )
+        module = recipe_module("tokenizer")
+        recipe.run(module.main, "", ["--dataset_name", text, "--output_dir", str(tmp_path / name), *QUIET, *flags])
         return tmp_path / name
 
     return train
-
-
-@pytest.fixture
-def failing(train, capsys):
-    def failing(*flags, name):
-        with pytest.raises(SystemExit) as caught:
-            train(*flags, name=name)
-        assert caught.value.code == 2
-        return capsys.readouterr().err
-
-    return failing
 
 
 @pytest.mark.parametrize(("kind", "size"), [("byte_bpe", "290"), ("wordpiece", "60"), ("unigram", "36")])
@@ -83,20 +67,13 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_tokenizer(tmp_path, text, train):
-    flags = ["--tokenizer_type", "unigram", "--vocab_size", "36", "--dataset_name", text, *QUIET]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    layout = ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
-    command = [*launch, *layout, str(ROOT / "recipes" / "tokenizer.py"), *flags]
-    subprocess.run([*command, "--output_dir", str(tmp_path / "two")], check=True, cwd=ROOT, timeout=300)
+def test_two_processes_train_one_tokenizer(tmp_path, text, train, launch):
+    flags = ["--tokenizer_type", "unigram", "--dataset_name", text, *QUIET, "--output_dir"]
+    launch(SCRIPT, *flags, tmp_path / "two", "--vocab_size", "36")
     alone = train("--tokenizer_type", "unigram", "--vocab_size", "36", name="one")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "two" / name).read_bytes() == (alone / name).read_bytes()
     assert RunRecord.load(tmp_path / "two").status == "done"
-    bad = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "bad"), "--vocab_size", "9000"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    quiet = {"check": False, "capture_output": True, "text": True}
+    bad = launch(SCRIPT, *flags, tmp_path / "bad", "--vocab_size", "9000", **quiet)
     assert bad.returncode != 0 and bad.stderr.count("fills only") == 1
