@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlhf.data.labels import encode
 from rlhf.evaluation.classification import THRESHOLD
-from rlhf.inference.encoder import check_texts, load_finished, run_batches
+from rlhf.inference.forward import check_texts, load_finished, run_batches
 from rlhf.models.load import context_length
 
 

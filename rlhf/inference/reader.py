@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from rlhf.data.spans import best_answers, decide, encode_windows
-from rlhf.inference.encoder import check_texts, load_finished, run_batches
+from rlhf.inference.forward import check_texts, load_finished, run_batches
 from rlhf.models.load import context_length, fit_tokenizer
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from rlhf.data.tags import JOINTS, cut_words, decode, entities, join, windows
-from rlhf.inference.encoder import load_finished, run_batches
+from rlhf.inference.forward import load_finished, run_batches
 from rlhf.models.load import context_length
 
 

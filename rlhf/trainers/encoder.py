@@ -19,9 +19,7 @@ from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.load import trunk_of
 from rlhf.trainers.progress import use_run_progress
 
-POOL = (
-    8  # batches among which rows of one length are sought; 50 leave less padding, and learned worse (benchmarks/LOG.md)
-)
+POOL = 8  # batches among which rows of one length are sought; 50 pad less, and learned worse (benchmarks/LOG.md)
 LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # ends of the metrics that are better when lower
 
 
@@ -102,9 +100,7 @@ class LengthSampler(Sampler[int]):
         pools = [order[start : start + POOL * self.group] for start in range(0, len(order), POOL * self.group)]
         order = [row for pool in pools for row in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
         groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
-        rest = (
-            [groups.pop()] if len(groups[-1]) < self.group else []
-        )  # a short group anywhere else would shift the next
+        rest = [groups.pop()] if len(groups[-1]) < self.group else []  # anywhere else it would shift the next group
         shuffled = torch.randperm(len(groups), generator=generator).tolist()
         longest = max(shuffled, key=lambda place: self.lengths[groups[place][0]], default=None)
         if longest is not None:  # first, so that a batch that does not fit into memory is met at once

@@ -35,13 +35,9 @@ def run_batches(
         outputs = {name: value.float().cpu() for name, value in model(**batch).items() if torch.is_tensor(value)}
         for i, place in enumerate(places):
             length = len(features[place]["input_ids"])
-            yield (
-                place,
-                {  # logits are (B, K) of a classifier, (B, L, K) of a tagger; a reader's start and end (B, L)
-                    name: value[i] if name == "logits" and value.dim() == 2 else value[i, :length]
-                    for name, value in outputs.items()
-                },
-            )
+            # logits are (B, K) of a classifier, (B, L, K) of a tagger; a reader's start and end (B, L)
+            whole = {name for name, value in outputs.items() if name == "logits" and value.dim() == 2}
+            yield place, {name: v[i] if name in whole else v[i, :length] for name, v in outputs.items()}
 
 
 def check_texts(row: dict, columns: Sequence[str], place: int) -> None:
