@@ -1,13 +1,13 @@
-"""What does pretraining on two megabytes of stories give a small BERT, by its own tasks and by what is fine-tuned from it?
+"""What does pretraining on two megabytes of text give a small BERT, by its own tasks and by what is fine-tuned from it?
 
-    python benchmarks/bert/pretraining.py --source FOLDER [--seeds 0 1 2] [--record]
+    python benchmarks/bert/pretraining.py --source FOLDER [--corpus stories|reviews] [--seeds 0 1 2] [--record]
 
---source: a folder with tinystories/tinystories_2mb.txt.gz and the files that tasks.py names. A WordPiece tokenizer and a
-small BERT are trained on the stories, first on short blocks (recipes/configs/pretrain/bert_scratch_short.yaml, masked
-words), then on long ones (bert_scratch.yaml, and next sentences); then TASKS are fine-tuned from these weights and, with
-the same tokenizer, sizes and settings, from random ones. Beside it the floor: the time that the floating-point operations of
-pretraining would take as large matrix products on this machine, measured right before and after. A finished stage is taken
-as it is. --record writes results/pretraining-DATE.json.
+--source: a folder with tinystories/tinystories_2mb.txt.gz, nsmc/nsmc_{train,valid}.tsv.gz and the files that tasks.py names.
+A tokenizer and a small BERT are trained on the corpus in the stages of CORPORA, each a YAML of recipes/configs; then its
+tasks are fine-tuned from these weights and, with the same tokenizer, sizes and settings, from random ones. `stories` is
+English and unlike its tasks; `reviews` is Korean, the training reviews of one of its tasks. Beside it the floor: the time
+that the floating-point operations of pretraining would take as large matrix products on this machine, measured right before
+and after. A finished stage is taken as it is. --record writes results/pretraining-CORPUS-DATE.json.
 """
 
 import argparse
@@ -23,18 +23,21 @@ from rlhf.runs import RunRecord, code_version, package_versions, read_jsonl
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
-TASKS = {  # name of tasks.py: what differs from its YAML here, for a model that knows little
-    "sst2": {"num_train_epochs": 3, "learning_rate": 3e-4, "dataset_limit": 2000, "consistency_coef": 0},
-    "ner": {"num_train_epochs": 4, "learning_rate": 5e-4, "dataset_limit": 1000},
+CORPORA = {  # tokenizer: its YAML; stages: run folder and YAML; tasks, of tasks.py: what differs from their YAML here
+    "stories": {
+        "tokenizer": "bert_scratch",
+        "stages": {"short": "bert_scratch_short", "pretrained": "bert_scratch"},
+        "tasks": {
+            "sst2": {"num_train_epochs": 3, "learning_rate": 3e-4, "dataset_limit": 2000, "consistency_coef": 0},
+            "ner": {"num_train_epochs": 4, "learning_rate": 5e-4, "dataset_limit": 1000},
+        },
+    },
+    "reviews": {
+        "tokenizer": "korean_scratch",
+        "stages": {"pretrained": "korean_scratch"},
+        "tasks": {"nsmc": {"dataset_limit": 5000}, "klue_ner": {}},
+    },
 }
-
-
-def stage(recipe: str, folder: Path, **keys) -> RunRecord:
-    if not (folder / "run.json").is_file() or RunRecord.load(folder).status != "done":
-        keys["output_dir"] = folder
-        flags = [str(part) for name, value in keys.items() for part in (f"--{name}", value)]
-        subprocess.run([sys.executable, f"recipes/{recipe}.py", *flags], check=True, cwd=ROOT)
-    return RunRecord.load(folder)
 
 
 def floor(folder: Path, record: RunRecord, gflops: float) -> dict:
@@ -43,11 +46,8 @@ def floor(folder: Path, record: RunRecord, gflops: float) -> dict:
     2 operations per multiply-add, three times those of the forward pass; the vocabulary is scored at masked places alone.
     """
     sizes = json.loads((folder / "config.json").read_text())
-    width, inner, block = (
-        sizes["hidden_size"],
-        sizes["intermediate_size"],
-        record.config.get("block_size", 128),
-    )  # the default is not recorded
+    width, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    block = record.config.get("block_size", 128)  # a default is not recorded
     tokens = record.metrics["train_tokens"] * record.config["num_train_epochs"]
     layers = sizes["num_hidden_layers"] * (4 * width * width + 2 * width * inner + 2 * block * width)
     head = 0.15 * (width * width + width * sizes["vocab_size"])
@@ -65,34 +65,34 @@ def matrix_rate() -> dict:
 
 def main() -> None:
     from tasks import TASKS as GOALS
-    from tasks import data, portable
+    from tasks import data, portable, stage
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True)
+    parser.add_argument("--corpus", default="stories", choices=list(CORPORA))
     parser.add_argument("--runs", default="runs/bert")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
-    source, runs = Path(arguments.source).resolve(), Path(arguments.runs).resolve()
-    stories = source / "tinystories" / "tinystories_2mb.txt.gz"
-    configs = ROOT / "recipes" / "configs"
-    tokenizer = stage(
-        "tokenizer", runs / "tokenizer", config=configs / "tokenizer" / "bert_scratch.yaml", dataset_name=stories
-    )
-    rate = [matrix_rate()]
-    short = stage(
-        "pretrain", runs / "short", config=configs / "pretrain" / "bert_scratch_short.yaml", dataset_name=stories,
-        tokenizer_name_or_path=runs / "tokenizer",
-    )  # fmt: skip
-    base = stage(
-        "pretrain", runs / "pretrained", config=configs / "pretrain" / "bert_scratch.yaml", dataset_name=stories,
-        model_name_or_path=runs / "short",
-    )  # fmt: skip
+    corpus, configs = CORPORA[arguments.corpus], ROOT / "recipes" / "configs"
+    source, shared = Path(arguments.source).resolve(), Path(arguments.runs).resolve() / "data"
+    runs = shared.parent / arguments.corpus
+    text = source / "tinystories" / "tinystories_2mb.txt.gz"
+    if arguments.corpus == "reviews":
+        text = data("nsmc", source, shared)["dataset_name"]
+    config = configs / "tokenizer" / f"{corpus['tokenizer']}.yaml"
+    tokenizer = stage("tokenizer", runs / "tokenizer", config=config, dataset_name=text)
+    rate, stages = [matrix_rate()], {}
+    for name, config in corpus["stages"].items():
+        config = configs / "pretrain" / f"{config}.yaml"
+        before = {"model_name_or_path": runs / list(stages)[-1]} if stages else {}
+        before = before or {"tokenizer_name_or_path": runs / "tokenizer"}
+        stages[name] = stage("pretrain", runs / name, config=config, dataset_name=text, **before)
     rate.append(matrix_rate())
     found = {}
-    for task, changes in TASKS.items():
+    for task, changes in corpus["tasks"].items():
         recipe, metric, _ = GOALS[task]
-        flags = {"config": HERE / f"{task}.yaml", **data(task, source, runs / "data"), **changes}
+        flags = {"config": HERE / f"{task}.yaml", **data(task, source, shared), **changes}
         flags["tokenizer_name_or_path"] = runs / "pretrained"
         sizes = json.loads((runs / "pretrained" / "config.json").read_text())
         random = {
@@ -107,33 +107,36 @@ def main() -> None:
             ]
             values = [record.metrics[metric] for record in records]
             found[task][side] = {
-                "mean": statistics.mean(values),
-                "values": values,
-                "seconds": [r.seconds for r in records],
-            }
-            found[task][side]["sd"] = statistics.stdev(values) if len(values) > 1 else None
+                "mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None,
+                "values": values, "seconds": [record.seconds for record in records], "data": records[0].data,
+            }  # fmt: skip
             print(task, side, found[task][side], flush=True)
     result = {
         "question": __doc__.strip().splitlines()[0],
         "date": time.strftime("%Y-%m-%d"),
         "commit": code_version(),
         "versions": package_versions(),
-        "machine": base.machine,
+        "corpus": arguments.corpus,
+        "machine": tokenizer.machine,
         "seeds": arguments.seeds,
-        "data": base.data,
+        "data": stages["pretrained"].data,
         "tokenizer": tokenizer.metrics,
-        "short": short.metrics | {"seconds": short.seconds, "config": short.config, "commit": short.versions["code"]},
-        "pretraining": base.metrics | {"seconds": base.seconds, "config": base.config, "commit": base.versions["code"]},
-        "matrix_gflops": rate,
-        "floor": {
-            folder.name: floor(folder, record, statistics.mean(r["bf16"] for r in rate))
-            for folder, record in ((runs / "short", short), (runs / "pretrained", base))
+        "stages": {
+            name: {
+                "metrics": record.metrics,
+                "seconds": record.seconds,
+                "config": record.config,
+                "commit": record.versions["code"],
+                "floor": floor(runs / name, record, statistics.mean(r["bf16"] for r in rate)),
+            }
+            for name, record in stages.items()
         },
+        "matrix_gflops": rate,
         "curve": [row for row in read_jsonl(runs / "pretrained" / "metrics.jsonl") if "eval_loss" in row],
         "fine_tuning": found,
     }
     if arguments.record:
-        path = HERE / "results" / f"pretraining-{result['date']}.json"
+        path = HERE / "results" / f"pretraining-{arguments.corpus}-{result['date']}.json"
         path.write_text(json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path)
 

@@ -42,9 +42,8 @@ def encoded(task: str, source: Path, work: Path):
 
     flags = data(task, source, work)
     tokenizer = load_tokenizer(minilm())
-    found = [
-        load_rows(str(path), kinds=("classification", "tagging", "question_answering")).rows for path in flags.values()
-    ]
+    kinds = ("classification", "tagging", "question_answering")
+    found = [load_rows(str(path), kinds=kinds).rows for path in flags.values()]
     train, test = found if len(found) == 2 else split_rows(found[0], 0.1, 0)
     train = train[:ROWS]
     if task == "sst2":
@@ -54,11 +53,10 @@ def encoded(task: str, source: Path, work: Path):
         model = load_encoder(minilm(), "classifier", labels=labels, new_head=True)
         fit_tokenizer(tokenizer, model, pairs=False)
         number = {label: place for place, label in enumerate(labels)}
-        sides = [
-            [row | {"labels": number[str(source["label"])]} for row, source in zip(rows, part, strict=True)]
-            for part in (train, test)
-            for rows in (encode(tokenizer, part, pairs=False, max_length=128)[0],)
-        ]
+        sides = []
+        for part in (train, test):
+            rows, _ = encode(tokenizer, part, pairs=False, max_length=128)
+            sides.append([row | {"labels": number[str(given["label"])]} for row, given in zip(rows, part)])
 
         def judge(output) -> float:
             return float((output.label_ids == output.predictions.argmax(-1)).mean())
@@ -121,19 +119,12 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
         keep_freed_memory()
         args = EncoderConfig(**settings)
         trainer = EncoderTrainer(
-            model=model,
-            args=args,
-            train=train,
-            evaluation=test,
-            processing_class=tokenizer,
+            model=model, args=args, train=train, evaluation=test, processing_class=tokenizer,
             data_collator=collator(tokenizer),
-        )
+        )  # fmt: skip
     else:
-        pad = (
-            collator(tokenizer, padding="max_length", max_length=longest)
-            if side == "example" and longest
-            else collator(tokenizer)
-        )
+        longest = longest if side == "example" else None
+        pad = collator(tokenizer, padding="max_length" if longest else True, max_length=longest)
         trainer = Trainer(
             model=model, args=TrainingArguments(**settings), train_dataset=train, eval_dataset=test,
             processing_class=tokenizer, data_collator=pad,
@@ -153,9 +144,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--record", action="store_true")
-    parser.add_argument(
-        "--worker", nargs=3, help=argparse.SUPPRESS
-    )  # side, task, seed: one training, in a process of its own
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # side, task, seed: one training, in this process
     arguments = parser.parse_args()
     source, work = Path(arguments.source).resolve(), Path(arguments.work).resolve()
     if arguments.worker:
