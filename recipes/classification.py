@@ -9,7 +9,6 @@ errors.jsonl, the rows it gets wrong, the worst first; classification.json has e
 integer (one label), a list of them (several labels) or a number with a fraction (regression); names are the data's own.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -98,10 +97,8 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             record.say(warning)
         if task.name == "regression" and settings.class_weights != "none":
             raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
-
         if task.name != "single_label" and settings.consistency_coef:
             raise UserError(f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0")
-
         task, kept = keep_head(settings, task, record)
         options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
         model = start_encoder(record, settings, tokenizer, "classifier", pairs=pairs, **options)
@@ -126,9 +123,8 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         def outcome(output) -> tuple[np.ndarray, np.ndarray]:
             """What is true, and the probabilities or numbers that are predicted."""
             if task.name == "regression":
-                return tuple(
-                    values.reshape(-1) * task.spread + task.mean for values in (output.label_ids, output.predictions)
-                )
+                both = (output.label_ids, output.predictions)
+                return tuple(values.reshape(-1) * task.spread + task.mean for values in both)
             logits = torch.from_numpy(output.predictions)
             return output.label_ids, softmax_or_sigmoid(logits, PROBLEMS[task.name]).numpy()
 
@@ -136,21 +132,14 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             report = judge(task.name, *outcome(output), task.labels)
             return {name: report[name] for name in METRICS[task.name]}
 
+        balanced = settings.class_weights == "balanced"
         trainer = EncoderTrainer(
-            model=model,
-            args=args,
-            train=train,
-            evaluation=held_out,
-            best_metric=METRICS[task.name][0],
-            metrics=METRICS[task.name],
-            loss=balanced_loss([row["labels"] for row in train], task)
-            if settings.class_weights == "balanced"
-            else None,
+            model=model, args=args, train=train, evaluation=held_out, compute_metrics=metrics,
+            best_metric=METRICS[task.name][0], metrics=METRICS[task.name],
+            loss=balanced_loss([row["labels"] for row in train], task) if balanced else None,
             consistency_coef=settings.consistency_coef,
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=metrics,
-        )
+            processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
+        )  # fmt: skip
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(held_out, metric_key_prefix="eval")
@@ -167,12 +156,9 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             scale_scores(model, task.spread)
             shift_scores(model, task.mean)
         save(model, tokenizer, args.output_dir)
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (record.folder / "classification.json").write_text(text, encoding="utf-8")
+        record.write("classification.json", report)
+        record.write("errors.jsonl", errors(task.name, rows, truth, outputs, task.labels)[:ERRORS])
         plot_judgement(task.name, report, truth, outputs, record.folder / "plots")
-        wrong = errors(task.name, rows, truth, outputs, task.labels)[:ERRORS]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wrong)
-        (record.folder / "errors.jsonl").write_text(lines, encoding="utf-8")
         shown = ("text", "text_pair", "label")
         record.samples([{name: row[name] for name in shown if name in row} for row in rows])
         show(record, report)

@@ -9,7 +9,6 @@ terminal. ner.json has every type, errors.jsonl every wrong sentence. Tags may b
 (docs/data.md); the model's are BIO. Sentences longer than max_length are split into windows, never cut.
 """
 
-import json
 from dataclasses import dataclass, field
 
 from transformers import DataCollatorForTokenClassification, set_seed
@@ -92,16 +91,11 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
             return decode(held_found, marks, held_out)
 
         trainer = EncoderTrainer(
-            model=model,
-            args=args,
-            train=encode(found, train, labels),
-            evaluation=encode(held_found, held_out, labels),
-            best_metric="f1",
-            processing_class=tokenizer,
-            data_collator=DataCollatorForTokenClassification(tokenizer),
-            compute_metrics=lambda output: entity_scores(truth, predicted(output)),
+            model=model, args=args, train=encode(found, train, labels), evaluation=encode(held_found, held_out, labels),
+            best_metric="f1", compute_metrics=lambda output: entity_scores(truth, predicted(output)),
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, L, labels) -> (B, L)
-        )
+            processing_class=tokenizer, data_collator=DataCollatorForTokenClassification(tokenizer),
+        )  # fmt: skip
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
@@ -114,18 +108,15 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         if not record.main:
             return
         save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (record.folder / "ner.json").write_text(text, encoding="utf-8")
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong_sentences(held_out, tags)]
-        (record.folder / "errors.jsonl").write_text("".join(lines), encoding="utf-8")
+        record.write("ner.json", report)
+        record.write("errors.jsonl", wrong_sentences(held_out, tags))
         record.samples([shown(row["tokens"], said, units) for row, said in zip(held_out, tags)])
         (record.folder / "plots").mkdir(exist_ok=True)
         plot_entities(report, record.folder / "plots" / "entities.png")
         record.say(sample_table(report["types"], columns=list(report["types"][0]), limit=20))
         if report["confusions"]:
-            record.say(
-                f"Held-out errors: {', '.join(f'{n} {kind}' for kind, n in report['errors'].items())}. Most often:"
-            )
+            counts = ", ".join(f"{count} {kind}" for kind, count in report["errors"].items())
+            record.say(f"Held-out errors: {counts}. Most often:")
             columns = ["error", "entity", "marked", "count", "example"]
             record.say(sample_table(report["confusions"], columns=columns, limit=8))
 

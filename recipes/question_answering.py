@@ -11,7 +11,6 @@ Look at: exact match and F1 on contexts that were not trained on, and the table 
 both by kind of question, predictions.json (and na_prob.json, v2) is what SQuAD's official evaluation reads.
 """
 
-import json
 from dataclasses import dataclass, field
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -108,15 +107,10 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
 
         args.label_names = ["start_positions", "end_positions"]
         trainer = EncoderTrainer(
-            model=model,
-            args=args,
-            train=[window.feature for window in train.windows],
-            evaluation=[window.feature for window in windows],
-            best_metric="f1",
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=metrics,
-        )
+            model=model, args=args, train=[window.feature for window in train.windows],
+            evaluation=[window.feature for window in windows], best_metric="f1", compute_metrics=metrics,
+            processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
+        )  # fmt: skip
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
@@ -132,25 +126,16 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         trained = trainer.accelerator.unwrap_model(trainer.model)
         trained.config.no_answer_threshold = report.get("no_answer_threshold")
         save(trained, tokenizer, args.output_dir)
+        gold = [" | ".join(dict.fromkeys(row["answers"]["text"])) for row in splits.eval]
         mistakes = [
-            {
-                "id": name,
-                "question": row["question"],
-                "gold": " | ".join(dict.fromkeys(row["answers"]["text"])),
-                **score,
-            }
-            for name, row, score in zip(ids, splits.eval, scored)
+            {"id": name, "question": row["question"], "gold": answers, **score}
+            for name, row, answers, score in zip(ids, splits.eval, gold, scored)
             if not score["exact"]
         ]
-        files = {
-            "predictions.json": {name: score["predicted"] for name, score in zip(ids, scored)},
-            "question_answering.json": report | {"mistakes": mistakes[:100]},
-        }
+        record.write("question_answering.json", report | {"mistakes": mistakes[:100]})
+        record.write("predictions.json", {name: score["predicted"] for name, score in zip(ids, scored)})
         if unanswerable:
-            files["na_prob.json"] = {name: answer["no_answer"] for name, answer in zip(ids, found)}
-        for name, content in files.items():
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            (record.folder / name).write_text(text, encoding="utf-8")
+            record.write("na_prob.json", {name: answer["no_answer"] for name, answer in zip(ids, found)})
         said = [{"question": row["question"], "context": row["context"]} for row in splits.eval]
         record.samples([row | {"predicted": score["predicted"]} for row, score in zip(said, scored)])
         if mistakes:

@@ -8,9 +8,7 @@ with each other in about 73 % of such pairs, InstructGPT) and plots/ranking.png.
 so that the demonstrations (or, without any, the first-ranked completions) score 0 on average.
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import set_seed
 
@@ -98,10 +96,9 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         except UserError as error:  # after hours of training no reason to lose the model
             record.say(f"demonstrations score {centre:.3f} on average and not 0: {error}")
         save(model, tokenizer, args.output_dir)
-        folder = Path(args.output_dir)
-        (folder / "ranking.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        (folder / "plots").mkdir(exist_ok=True)
-        plot_ranking_report(report, folder / "plots" / "ranking.png")
+        record.write("ranking.json", report)
+        (record.folder / "plots").mkdir(exist_ok=True)
+        plot_ranking_report(report, record.folder / "plots" / "ranking.png")
         if report["worst"]:
             record.say("Held-out pairs that the model orders most wrongly:")
             columns = ["prompt", "ranked higher", "scored higher", "margin"]

@@ -319,10 +319,14 @@ class Run:
 
     def samples(self, rows: list[dict]) -> None:
         """samples.jsonl: a few of the held-out rows with what was said of them, for the card and to try in the app."""
+        self.write("samples.jsonl", rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES])
+
+    def write(self, name: str, content) -> None:
+        """A file of the run folder: rows where the name ends in .jsonl, any JSON otherwise."""
         if self.main:
-            few = rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in few)
-            (self.folder / "samples.jsonl").write_text(lines, encoding="utf-8")
+            parts, indent = (content, None) if name.endswith(".jsonl") else ([content], 1)
+            text = "".join(json.dumps(part, indent=indent, ensure_ascii=False) + "\n" for part in parts)
+            (self.folder / name).write_text(text, encoding="utf-8")
 
     def say(self, text: str) -> None:
         if self.main:

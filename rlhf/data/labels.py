@@ -158,7 +158,10 @@ def encode(tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int) -> 
     if max_length <= tokenizer.num_special_tokens_to_add(pair=pairs) + pairs:
         raise UserError(f"max_length={max_length} leaves no room for a text: raise it, up to the model's context")
     texts = [[row[column] for row in rows] for column in ("text", "text_pair")[: 1 + pairs]]
-    whole = tokenizer(*texts, split_special_tokens=True, verbose=False)["input_ids"]
-    columns = tokenizer(*texts, split_special_tokens=True, truncation=True, max_length=max_length)
+    columns = tokenizer(*texts, split_special_tokens=True, verbose=False)
     encoded = [dict(zip(columns, values)) for values in zip(*columns.values())]
-    return encoded, sum(len(ids) > max_length for ids in whole)
+    long = [place for place, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
+    for place in long:
+        own = [column[place] for column in texts]
+        encoded[place] = dict(tokenizer(*own, split_special_tokens=True, truncation=True, max_length=max_length))
+    return encoded, len(long)
