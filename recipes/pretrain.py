@@ -1,7 +1,7 @@
 """Pretrain on plain text, from random weights or continued from a checkpoint: GPT-2 class or BERT class models.
 
     accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/demo.yaml          (causal, as GPT)
-    accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/bert_scratch.yaml  (masked words, next sentence)
+    accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/bert.yaml          (masked words, as BERT)
 
 Time: about a minute for the demo on two cores. Look at: perplexity on held-out text; for masked words also masked_accuracy
 beside masked_baseline, and the table of words the model fills in. Text is cut into blocks of `block_size` tokens that stay

@@ -237,6 +237,27 @@ def test_entities_in_any_scheme(tmp_path, run_of, predicted, capsys):
     assert [line.split()[0] for line in out[5:]] == ["loc", "per"]
 
 
+def test_rows_without_answers_among_others_are_predicted_and_counted(tmp_path, run_of, predicted, capsys):
+    rows = [{"tokens": ["Paris"], "tags": ["B-loc"]}, {"tokens": ["Ada"]}, {"tokens": ["Rome"], "tags": None}]
+    said = [{"tokens": row["tokens"], "tags": ["B-loc"], "entities": []} for row in rows]
+    found = predicted(Fixed(*said), run_of("tagger"), write(tmp_path / "a.jsonl", *rows))
+    assert [row["predicted_tags"] for row in found] == [["B-loc"]] * 3
+    assert "2 rows without tags are not judged" in capsys.readouterr().out
+
+
+def test_a_squad_file_without_answers_and_a_conll_file_without_tags(tmp_path, run_of, predicted, capsys):
+    questions = [{"id": "x", "question": "Who?"}, {"id": "y", "question": "Why?"}]
+    (file := tmp_path / "q.json").write_text(
+        json.dumps({"data": [{"paragraphs": [{"context": "Ada.", "qas": questions}]}]})
+    )
+    reader = Fixed({"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None})
+    assert [row["predicted_answer"] for row in predicted(reader, run_of("reader"), file)] == ["Ada", ""]
+    (file := tmp_path / "a.conll").write_text("Ada\nleft\n")
+    tagger = Fixed({"tokens": ["Ada", "left"], "tags": ["B-per", "O"], "entities": []})
+    assert predicted(tagger, run_of("tagger"), file, "--force")[0]["predicted_tags"] == ["B-per", "O"]
+    assert "not judged" not in capsys.readouterr().out
+
+
 def test_exact_match_and_f1_by_kind_of_question(tmp_path, run_of, predicted, capsys):
     gold = {"text": ["Ada Byron"], "answer_start": [0]}
     rows = [

@@ -269,7 +269,10 @@ def _conll_lines(path: Path) -> Iterator[tuple[int, list[str] | Broken]]:
 
 
 def _read_conll(path: Path):
-    """One row per sentence, on its first line; a sentence with a bad line is broken, on that line."""
+    """One row per sentence, on its first line; a sentence with a bad line is broken, on that line.
+
+    A file of one column has tokens without tags, to be predicted.
+    """
     start, width, broken = 0, 0, None
     tokens, tags = [], []
     for number, columns in chain(_conll_lines(path), [(0, [])]):
@@ -277,18 +280,18 @@ def _read_conll(path: Path):
             if broken:
                 yield broken
             elif tokens:
-                yield start, {"tokens": tokens, "tags": tags}
+                yield start, {"tokens": tokens} | ({"tags": tags} if width > 1 else {})
             start, broken, tokens, tags = 0, None, [], []
             continue
         start = start or number
         if isinstance(columns, Broken):
             broken = broken or (number, columns)
-        elif len(columns) < 2:
-            broken = broken or (number, Broken(f"{columns[0]!r:.60} has no tag: a token and its tag are expected"))
         elif not columns[0]:
             broken = broken or (number, Broken(f"no token before the tag {columns[-1]}"))
         elif len(columns) != (width := width or len(columns)):
-            broken = broken or (number, Broken(f"{len(columns)} columns, but the lines before have {width}"))
+            lacks = f"{columns[0]!r:.60} has no tag: a token and its tag are expected"
+            wider = f"{len(columns)} columns, but the lines before have {width}"
+            broken = broken or (number, Broken(lacks if len(columns) < 2 else wider))
         else:
             tokens.append(columns[0])
             tags.append(columns[-1])

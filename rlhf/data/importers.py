@@ -103,12 +103,12 @@ def from_ner_tags(row: dict) -> list[dict]:
 
 
 def from_entities(row: dict) -> list[dict]:
-    """{text, entities: [{start, end, label}]} (or triples, Doccano's start_offset, Prodigy's `spans`): words with tags.
+    """{text, entities: [{start, end, label}]} (or triples, Doccano's start_offset or its `label`, Prodigy's `spans`).
 
-    A border of an entity parts words. A text of a script that does not part its words by spaces, and Korean, whose words
-    hold their particles, becomes characters.
+    Words with tags come of it. A border of an entity parts words; a text of a script that does not part its words by
+    spaces, and Korean, whose words hold their particles, becomes characters.
     """
-    column = "entities" if "entities" in row else "spans"
+    column = _marks(row)
     text, marked = row["text"], sorted(_entity(entity, column) for entity in row[column])
     borders = {place for start, end, _ in marked for place in (start, end)}
     for (start, end, _), (later, *_) in zip(marked, [*marked[1:], (len(text),)]):
@@ -131,7 +131,7 @@ def from_entities(row: dict) -> list[dict]:
         for place in inside:
             tags[place] = f"{'B' if place == inside[0] else 'I'}-{label}"
     tokens = [text[start:end] for start, end in units]
-    return [{"tokens": tokens, "tags": tags, **_rest(row, "text", column)}]
+    return [{**_rest(row, "text", column), "tokens": tokens, "tags": tags}]  # Prodigy's own tokens are another cut
 
 
 NO_SPACES = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
@@ -146,8 +146,15 @@ def _entity(entity, column: str) -> tuple[int, int, str]:
     return tuple(entity)
 
 
+def _marks(row: dict) -> str | None:
+    """The column that holds the entities of a text."""
+    return next((name for name in ("entities", "spans", "label") if isinstance(row.get(name), list)), None)
+
+
 def _has_spans(row: dict) -> bool:
-    return isinstance(row["text"], str) and isinstance(row.get("entities", row.get("spans")), list)
+    """A list of `label` may be of names, of a text with several labels."""
+    column = isinstance(row["text"], str) and _marks(row)
+    return bool(column) and (column != "label" or any(isinstance(mark, list | dict) for mark in row[column]))
 
 
 def from_squad(row: dict) -> list[dict]:
@@ -210,6 +217,7 @@ LAYOUTS = (
     Layout("ner_tags", ("tokens", "ner_tags"), "tagging", from_ner_tags),
     Layout("entities", ("text", "entities"), "tagging", from_entities, _has_spans),
     Layout("spans", ("text", "spans"), "tagging", from_entities, _has_spans),
+    Layout("entities as label", ("text", "label"), "tagging", from_entities, _has_spans),
 )
 
 

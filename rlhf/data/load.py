@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlhf.data.files import READERS, Broken, data_files, read_or_broken, suffix
 from rlhf.data.importers import Layout, recognise_layout
-from rlhf.data.rows import CONVERSIONS, KINDS, check_row, normalise, recognise, serves
+from rlhf.data.rows import ANSWERS, CONVERSIONS, KINDS, check_row, normalise, recognise, serves
 from rlhf.errors import UserError
 
 SHOWN = 10  # bad rows in one message
@@ -140,7 +140,8 @@ class Scan:
                 self._reject(place, [str(error)])
                 return
         for ours in map(normalise, rows):
-            kind = KINDS[self.source_kind]
+            unanswered = self.source_kind in ANSWERS and ours.get(ANSWERS[self.source_kind]) is None
+            kind = KINDS[self.kind if unanswered else self.source_kind]
             asked = ((column, self.checks[column](ours[column])) for column in kind.columns if column in self.checks)
             if problems := check_row(ours, kind) or [(column, reason) for column, reason in asked if reason]:
                 named = kind.name == "question_answering" and ours.get("id") is not None

@@ -298,3 +298,4 @@ CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("tagging", "tokens"): dict,  # the answers stay: predictions are compared with them
     ("question_answering", "question"): dict,
 }
+ANSWERS = {"tagging": "tags", "question_answering": "answers"}  # column that a row may lack where it is to be predicted

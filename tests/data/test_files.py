@@ -108,6 +108,13 @@ def test_conll_files_by_their_name_or_by_what_they_hold(write, name):
     ]
 
 
+def test_a_conll_file_of_one_column_has_tokens_alone(write):
+    assert list(read_rows(write("a.conll", "Ada\nleft\n\nhi\n"))) == [
+        (1, {"tokens": ["Ada", "left"]}),
+        (4, {"tokens": ["hi"]}),
+    ]
+
+
 def test_conll_comments_spaces_as_tokens_and_lines_with_only_a_tab(write):
     content = "## format : TOKEN\tTAG\n## id-1\t<A:PS> B\nA\tB-PS\n \tI-PS\n##\tO\n\t\n# id 2\nB\tO\n## \tO\n"
     assert list(read_rows(write("a.tsv", content))) == [

@@ -171,10 +171,20 @@ def test_ner_tags_become_tags():
         [{"start_offset": 0, "end_offset": 3, "type": "per"}, {"start_offset": 4, "end_offset": 8, "type": "team"}],
     ],
 )
-@pytest.mark.parametrize("column", ["entities", "spans"])
+@pytest.mark.parametrize("column", ["entities", "spans", "label"])
 def test_marked_characters_become_tagged_words(entities, column):
     row = {"text": "Ada runs-fast.", column: entities}
     assert read(row) == [{"tokens": ["Ada", "runs", "-fast", "."], "tags": ["B-per", "B-team", "O", "O"]}]
+
+
+def test_prodigys_own_tokens_give_way():
+    row = {"text": "Ada runs.", "tokens": [{"text": "Ada", "start": 0, "end": 3, "id": 0}], "spans": [[0, 3, "per"]]}
+    assert read(row) == [{"tokens": ["Ada", "runs", "."], "tags": ["B-per", "O", "O"]}]
+
+
+def test_a_list_of_names_is_no_list_of_entities():
+    assert recognise_layout({"text": "a", "label": ["x", "y"]}) is None
+    assert recognise_layout({"text": "a", "label": []}) is None
 
 
 def test_marked_characters_of_a_korean_text_stay_characters():
