@@ -77,17 +77,17 @@ def main() -> None:
     corpus, configs = CORPORA[arguments.corpus], ROOT / "recipes" / "configs"
     source, shared = Path(arguments.source).resolve(), Path(arguments.runs).resolve() / "data"
     runs = shared.parent / arguments.corpus
-    text = source / "tinystories" / "tinystories_2mb.txt.gz"
+    text = {"dataset_name": source / "tinystories" / "tinystories_2mb.txt.gz"}
     if arguments.corpus == "reviews":
-        text = data("nsmc", source, shared)["dataset_name"]
+        text = {"dataset_name": data("nsmc", source, shared)["dataset_name"], "columns": "text=text"}
     config = configs / "tokenizer" / f"{corpus['tokenizer']}.yaml"
-    tokenizer = stage("tokenizer", runs / "tokenizer", config=config, dataset_name=text)
+    tokenizer = stage("tokenizer", runs / "tokenizer", config=config, **text)
     rate, stages = [matrix_rate()], {}
     for name, config in corpus["stages"].items():
         config = configs / "pretrain" / f"{config}.yaml"
         before = {"model_name_or_path": runs / list(stages)[-1]} if stages else {}
         before = before or {"tokenizer_name_or_path": runs / "tokenizer"}
-        stages[name] = stage("pretrain", runs / name, config=config, dataset_name=text, **before)
+        stages[name] = stage("pretrain", runs / name, config=config, **text, **before)
     rate.append(matrix_rate())
     found = {}
     for task, changes in corpus["tasks"].items():
