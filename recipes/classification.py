@@ -72,7 +72,7 @@ def keep_head(settings: ClassificationSettings, task: Task, record) -> tuple[Tas
 
 def balanced_loss(truth: list, task: Task):
     """The loss in which every label (of several: its presence and its absence) weighs the same over the training rows."""
-    given = torch.tensor(truth)
+    given = torch.from_numpy(np.array(truth))
     if task.name == "multi_label":
         weights = balanced_weights(torch.stack([(1 - given).sum(0), given.sum(0)]))
         return lambda logits, labels: weighted_binary_cross_entropy(logits, labels, weights.to(logits.device))
@@ -137,7 +137,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             model=model, args=args, train=train, evaluation=held_out, compute_metrics=metrics,
             best_metric=METRICS[task.name][0], metrics=METRICS[task.name],
             loss=balanced_loss([row["labels"] for row in train], task) if balanced else None,
-            consistency_coef=settings.consistency_coef,
+            consistency_coef=settings.consistency_coef, smooths=task.name == "single_label" and not balanced,
             processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -153,6 +153,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         if task.name == "regression":
+            model.float()  # bf16 has three digits, a year four
             scale_scores(model, task.spread)
             shift_scores(model, task.mean)
         save(model, tokenizer, args.output_dir)

@@ -66,6 +66,10 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         train, held_out, scheme, broken = in_bio(splits.train, splits.eval)
         labels, units = tag_names(train), find_units(train)
         check_types(held_out, labels)
+        if not any(tag != "O" for row in held_out for tag in row["tags"]):
+            raise UserError(
+                f"none of the {len(held_out)} evaluation rows has an entity to find: raise eval_fraction or add rows"
+            )
         for warning in warnings_of(train, held_out, scheme, broken):
             record.say(warning)
 
@@ -92,7 +96,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
 
         trainer = EncoderTrainer(
             model=model, args=args, train=encode(found, train, labels), evaluation=encode(held_found, held_out, labels),
-            best_metric="f1", compute_metrics=lambda output: entity_scores(truth, predicted(output)),
+            best_metric="f1", smooths=True, compute_metrics=lambda output: entity_scores(truth, predicted(output)),
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, L, labels) -> (B, L)
             processing_class=tokenizer, data_collator=DataCollatorForTokenClassification(tokenizer),
         )  # fmt: skip

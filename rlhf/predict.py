@@ -18,6 +18,7 @@ from statistics import fmean as mean
 from rlhf.data.labels import names_of, number
 from rlhf.data.load import Scan, bad_rows
 from rlhf.data.rows import CHECKS, KINDS
+from rlhf.data.spans import question_ids
 from rlhf.data.tags import find_scheme, to_bio
 from rlhf.errors import UserError
 from rlhf.evaluation.classification import classification_report, multi_label_report, regression_report
@@ -60,16 +61,25 @@ def kinds_of_rows(kind: str, run: str) -> tuple[str, ...]:
     return tuple(row.name for row in KINDS.values() if set(needed) <= set(row.columns) <= {*needed, *taken})
 
 
-def check_rows(name: str, kinds: tuple[str, ...], columns=None, *, skip_bad: bool = False) -> Scan:
-    """A whole pass over the file; UserError where a row is bad or has a column that a prediction would take."""
-    scan = Scan(name, kinds=kinds, columns=columns)
+def check_rows(
+    name: str, kinds: tuple[str, ...], columns=None, *, skip_bad: bool = False, ids: list | None = None
+) -> Scan:
+    """A whole pass over the file; UserError where a row is bad or has a column that a prediction would take.
+
+    ids: is given the id of each row, for a file that is keyed by it; none may repeat.
+    """
+    scan, given = Scan(name, kinds=kinds, columns=columns), []
     for row in scan:
+        if ids is not None:
+            given.append({"id": row.get("id")})
         if taken := [column for column in row if column.startswith(PREFIX)]:
             raise UserError(
                 f"{name}: the column {taken[0]} is for predictions: give the file without predicted_* columns"
             )
     if scan.bad and not skip_bad or scan.bad == scan.total:
         raise UserError(bad_rows(scan).replace("skip_bad: true", "--skip_bad"))
+    if ids is not None:
+        ids += question_ids(given)
     return scan
 
 
@@ -107,7 +117,8 @@ def main(args) -> int:
     for path in (args.output, args.squad):
         check_output(path, force=args.force)
     kinds = kinds_of_rows(kind, args.run)
-    checked = check_rows(args.file, kinds, args.columns, skip_bad=args.skip_bad)
+    ids = [] if args.squad else None
+    checked = check_rows(args.file, kinds, args.columns, skip_bad=args.skip_bad, ids=ids)
     count = checked.total - checked.bad
     say = print if args.output != "-" else lambda text: print(text, file=sys.stderr)
     if checked.bad:
@@ -121,7 +132,7 @@ def main(args) -> int:
             file.write(as_line({**row, **named}))
             answers.add(row, prediction)
             if args.squad:
-                official[str(row.get("id", f"q{len(official)}"))] = prediction["answer"]
+                official[ids[len(official)]] = prediction["answer"]
             advance()
     if args.squad:
         with writing(args.squad) as file:

@@ -165,6 +165,17 @@ def test_official_answers(tmp_path, run_of, predicted):
     assert json.loads(squad.read_text()) == {"x": "Ada", "y": ""}
 
 
+def test_official_answers_of_questions_without_ids(tmp_path, run_of, predicted, refused):
+    rows = [{"question": "Who?", "context": "Ada."}, {"id": None, "question": "Why?", "context": "Ada."}]
+    reader = Fixed({"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None})
+    squad = tmp_path / "squad.json"
+    predicted(reader, run_of("reader"), write(tmp_path / "q.jsonl", *rows), "--squad", squad)
+    assert json.loads(squad.read_text()) == {"q0": "Ada", "q1": ""}
+    twice = write(tmp_path / "t.jsonl", *({**row, "id": 7} for row in rows))
+    said = refused(main, arguments(run_of("reader"), twice, "--force", "--squad", tmp_path / "s.json"))
+    assert "1 ids stand in more than one row, the first: 7;" in said
+
+
 # ---- metrics -----------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, pstdev
 
+import numpy as np
+
 from rlhf.errors import UserError
 
 PROBLEMS = {  # task -> the name that transformers gives it in a model's config
@@ -18,6 +20,7 @@ PROBLEMS = {  # task -> the name that transformers gives it in a model's config
     "regression": "regression",
 }
 SHOWN = 10  # labels in a message
+CHUNK = 1000  # texts in the tokenizer at once: what it returns for long ones is large
 
 
 class LabelForm:
@@ -26,7 +29,7 @@ class LabelForm:
     def __init__(self, task: str = "auto"):
         if task not in ("auto", *PROBLEMS):
             raise UserError(f"task={task!r}: use one of auto, {', '.join(PROBLEMS)}")
-        self.task, self.why = task, f"task: {task}"
+        self.asked, self.task, self.why = task, task, f"task: {task}"
 
     def __call__(self, value) -> str | None:
         form = form_of(value)
@@ -80,12 +83,17 @@ class Task:
         chosen = [[place[name] for name in names_of(row["label"])] for row in rows]
         if self.name == "single_label":
             return [places[0] for places in chosen]
-        return [[float(i in places) for i in range(len(self.labels))] for places in map(set, chosen)]
+        targets = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+        for row, places in zip(targets, chosen):
+            row[places] = 1
+        return list(targets)
 
 
 def find_task(train: Sequence[dict], evaluation: Sequence[dict], form: LabelForm) -> Task:
     """The task of rows that `form` has checked; numbers in a table with a fraction somewhere are regression."""
     name = form.task
+    if name == "single_label" and form.asked == "auto":
+        _refuse_odd_numbers([*train, *evaluation])
     if name == "auto":
         whole = all(number(row["label"]).is_integer() for row in train)
         name = "single_label" if whole else "regression"
@@ -97,6 +105,18 @@ def find_task(train: Sequence[dict], evaluation: Sequence[dict], form: LabelForm
     if not (spread := pstdev(numbers)):
         raise UserError(f"all {len(train)} training rows have the label {numbers[0]:g}: there is nothing to learn")
     return Task(name, ["score"], fmean(numbers), spread)
+
+
+def _refuse_odd_numbers(rows: Sequence[dict]) -> None:
+    """UserError where a few labels, as "N/A", would turn a column of numbers with fractions into as many classes."""
+    numbers = [number(row["label"]) for row in rows]
+    odd = [row["label"] for row, value in zip(rows, numbers) if value is None]
+    fraction = next((value for value in numbers if value is not None and not value.is_integer()), None)
+    if odd and fraction is not None and 10 * len(odd) <= len(rows):
+        raise UserError(
+            f"{len(odd)} of {len(rows)} labels are no numbers, the first {odd[0]!r:.60}, and the others are, as "
+            f"{fraction:g}: say what is meant, task: regression (and skip_bad: true to leave these out) or single_label"
+        )
 
 
 def names_of(label) -> list[str]:
@@ -157,11 +177,15 @@ def encode(tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int) -> 
     """Rows of token ids, and how many were cut. No text can spell a special token."""
     if max_length <= tokenizer.num_special_tokens_to_add(pair=pairs) + pairs:
         raise UserError(f"max_length={max_length} leaves no room for a text: raise it, up to the model's context")
-    texts = [[row[column] for row in rows] for column in ("text", "text_pair")[: 1 + pairs]]
-    columns = tokenizer(*texts, split_special_tokens=True, verbose=False)
-    encoded = [dict(zip(columns, values)) for values in zip(*columns.values())]
-    long = [place for place, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
-    for place in long:
-        own = [column[place] for column in texts]
-        encoded[place] = dict(tokenizer(*own, split_special_tokens=True, truncation=True, max_length=max_length))
-    return encoded, len(long)
+    encoded, cut = [], 0
+    for first in range(0, len(rows), CHUNK):
+        part = rows[first : first + CHUNK]
+        texts = [[row[column] for row in part] for column in ("text", "text_pair")[: 1 + pairs]]
+        columns = tokenizer(*texts, split_special_tokens=True, verbose=False)
+        for own, values in zip(zip(*texts), zip(*columns.values())):
+            row = dict(zip(columns, values))
+            if len(row["input_ids"]) > max_length:
+                row = dict(tokenizer(*own, split_special_tokens=True, truncation=True, max_length=max_length))
+                cut += 1
+            encoded.append(row)
+    return encoded, cut

@@ -150,16 +150,17 @@ class DrawnRows(Dataset):
     """
 
     def __init__(self, lengths: Sequence[int], masking: Masking, *, seed: int):
-        self.lengths, self.masking, self.seed, self.epoch = list(lengths), masking, seed, 0
+        self.lengths, self.masking, self.seed = list(lengths), masking, seed
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that outlive an epoch see it too
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def random(self, place: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.epoch, place])
+        return np.random.default_rng([self.seed, int(self.epoch), place])
 
 
 class MaskedRows(DrawnRows):

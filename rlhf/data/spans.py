@@ -229,7 +229,7 @@ def question_ids(rows: Sequence[dict]) -> list[str]:
     twice = list(dict.fromkeys(name for name in ids if name in seen or seen.add(name)))
     if twice:
         raise UserError(
-            f"{len(twice)} ids stand in more than one evaluation row, the first: {', '.join(twice[:3])}; predictions are "
+            f"{len(twice)} ids stand in more than one row, the first: {', '.join(twice[:3])}; predictions are "
             "kept by id: give each question its own, or take the column id away"
         )
     return ids

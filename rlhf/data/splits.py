@@ -9,17 +9,19 @@ from pathlib import Path
 
 from rlhf.data.chat import as_messages
 from rlhf.data.load import Loaded, hub_splits, is_local, load_rows
-from rlhf.data.rows import CHECKS
+from rlhf.data.rows import CHECKS, KINDS
 from rlhf.errors import UserError
 
 
-def prompt_key(row: dict) -> str:
+def prompt_key(row: dict, kind: str | None = None) -> str:
     """What must not stand on both sides of a split: the prompt, the opening of a conversation, or the text.
 
-    White space does not count, and a string prompt equals the same text as one user message.
+    White space does not count, and a string prompt equals the same text as one user message. kind: of the row, since an
+    extra column may bear one of these names; without it the first well-formed one counts.
     """
-    # An extra column may bear one of these names and hold anything: the first that is well-formed counts.
     names = ("prompt", "messages", "context", "tokens", "text")
+    if kind:
+        names = tuple(name for name in names if name in KINDS[kind].columns)
     column = next(name for name in names if name in row and not CHECKS[name](row[name]))
     if column == "tokens":
         return json.dumps([["user", " ".join(row["tokens"])]], ensure_ascii=False)
@@ -29,7 +31,7 @@ def prompt_key(row: dict) -> str:
     return json.dumps([[turn["role"], " ".join(turn["content"].split())] for turn in turns], ensure_ascii=False)
 
 
-def split_rows(rows: list[dict], fraction: float, seed: int) -> tuple[list[dict], list[dict]]:
+def split_rows(rows: list[dict], fraction: float, seed: int, kind: str | None = None) -> tuple[list[dict], list[dict]]:
     """(train, test) by a seeded hash of the prompt: about `fraction` of the prompts are test.
 
     A prompt never stands on both sides, and it stays on its side when rows are added.
@@ -38,10 +40,10 @@ def split_rows(rows: list[dict], fraction: float, seed: int) -> tuple[list[dict]
         raise UserError(f"eval_fraction={fraction} must lie between 0 and 1, as in 0.1")
     sides: tuple[list[dict], list[dict]] = ([], [])
     for row in rows:
-        digest = hashlib.sha256(f"{seed} {prompt_key(row)}".encode()).digest()
+        digest = hashlib.sha256(f"{seed} {prompt_key(row, kind)}".encode()).digest()
         sides[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(row)
     if not all(sides):
-        prompts = len({prompt_key(row) for row in rows})
+        prompts = len({prompt_key(row, kind) for row in rows})
         empty = "train" if not sides[0] else "eval"
         raise UserError(
             f"eval_fraction={fraction} of {prompts} distinct prompts leaves the {empty} side empty: add rows, change "
@@ -50,20 +52,20 @@ def split_rows(rows: list[dict], fraction: float, seed: int) -> tuple[list[dict]
     return sides
 
 
-def check_disjoint(train: list[dict], test: list[dict]) -> None:
+def check_disjoint(train: list[dict], test: list[dict], kind: str | None = None) -> None:
     """UserError where a prompt stands in both."""
-    known = {prompt_key(row) for row in train}
-    shared = {key: row for row in test if (key := prompt_key(row)) in known}
+    known = {prompt_key(row, kind) for row in train}
+    shared = dict.fromkeys(key for row in test if (key := prompt_key(row, kind)) in known)
     if shared:
-        first = "; ".join(repr(_opening(row)) for row in islice(shared.values(), 3))
+        first = "; ".join(repr(_opening(key)) for key in islice(shared, 3))
         raise UserError(
             f"{len(shared)} prompts stand in both train and eval rows, the first: {first}; remove them from one, "
             "or let eval_fraction split one data set (dataset_test_split: null, no eval_dataset_name)"
         )
 
 
-def _opening(row: dict) -> str:
-    text = " | ".join(text for _, text in json.loads(prompt_key(row)))
+def _opening(key: str) -> str:
+    text = " | ".join(text for _, text in json.loads(key))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -127,9 +129,9 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int, checks: dict[str, 
     if test_name:
         loaded.append(load(test_name, settings.dataset_test_split, (train.kind,)))
         eval_rows = loaded[1].rows
-        check_disjoint(train_rows, eval_rows)
+        check_disjoint(train_rows, eval_rows, train.kind)
     elif settings.eval_fraction:
-        train_rows, eval_rows = split_rows(train_rows, settings.eval_fraction, seed)
+        train_rows, eval_rows = split_rows(train_rows, settings.eval_fraction, seed, train.kind)
     sources = [source for part in loaded for source in part.sources]
     return Splits(train_rows, eval_rows, train.kind, sources, [w for part in loaded for w in part.warnings])
 

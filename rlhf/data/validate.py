@@ -62,7 +62,7 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
     for row in scan:
         report.kept += 1
         report.duplicates += (digest := row_digest(row)) in seen
-        report.prompt_duplicates += (key := prompt_key(row)) in prompts
+        report.prompt_duplicates += (key := prompt_key(row, scan.kind)) in prompts
         seen.add(digest)
         prompts.add(key)
         for column in KINDS[scan.kind].columns:

@@ -1,7 +1,8 @@
 """Judging a classifier: one label, several labels, or a number for each text; and the pictures.
 
-As in scikit-learn, macro F1 is the mean over the classes that occur among the true or the predicted labels, and a class
-that is never predicted has precision 0. Names mean the same in every task: `f1` is macro, `accuracy` counts whole rows.
+As in scikit-learn, macro F1 is the mean over the classes that occur among the true or the predicted labels (of several
+labels: over all, one that never occurs having F1 0), and a class that is never predicted has precision 0. Names mean the
+same in every task: `f1` is macro, `accuracy` counts whole rows.
 """
 
 from collections import Counter
@@ -59,8 +60,6 @@ def multi_label_report(truth: np.ndarray, predicted: np.ndarray, labels: Sequenc
     truth, predicted = np.asarray(truth, dtype=int), np.asarray(predicted, dtype=int)
     accuracy = float((truth == predicted).all(1).mean())
     low, high = wilson_interval(accuracy, len(truth))
-    used = (truth | predicted).any(0)  # labels that occur
-    each = f1_score(truth, predicted, average=None, zero_division=0)
     classes = _classes(truth, predicted, labels)
     for entry, true, said in zip(classes, truth.T, predicted.T):
         entry |= {"missed": int((true > said).sum()), "invented": int((true < said).sum())}
@@ -69,7 +68,7 @@ def multi_label_report(truth: np.ndarray, predicted: np.ndarray, labels: Sequenc
         "accuracy_low": low,
         "accuracy_high": high,
         "f1_micro": float(f1_score(truth, predicted, average="micro", zero_division=0)),
-        "f1": float(each[used].mean()) if used.any() else 0.0,
+        "f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
         "rows": len(truth),
         "classes": classes,
     }

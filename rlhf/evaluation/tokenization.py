@@ -9,10 +9,11 @@ def tokenization_report(tokenizer, texts: list[str]) -> dict[str, float]:
     A word is what stands between white space; a token belongs to the word it ends in, a lone space to the next one.
     unknown_rate: unknown tokens / tokens. single_token_words: share of the words that are one token, and not unknown.
     """
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     unknown = _unknown_id(tokenizer)
     tokens = words = unknown_tokens = single = 0
-    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for text in texts:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         ends = _word_ends(text)
         places = np.searchsorted(ends, [end for _, end in offsets])
         known = np.array([token != unknown for token in ids], dtype=bool)

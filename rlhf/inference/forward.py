@@ -14,7 +14,9 @@ from rlhf.models.load import freeze, load_encoder, load_tokenizer
 def load_finished(folder: str | os.PathLike, task: str, device: str = "cpu"):
     """(model, tokenizer) of a run folder or Hub id, ready to predict; task: a key of models.load.HEADS."""
     model = load_encoder(str(folder), task).to(device)
-    return freeze(model), load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.padding_side = "right"  # as in training; a token stays at its place
+    return freeze(model), tokenizer
 
 
 @torch.inference_mode()

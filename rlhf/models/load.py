@@ -171,7 +171,11 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
 
 
 def fit_tokenizer(tokenizer, model, *, pairs: bool) -> None:
-    """What a GPT-2 class tokenizer lacks: EOS pads, and stands between the texts of a pair (GPT-1 put a delimiter)."""
+    """What a GPT-2 class tokenizer lacks: EOS pads, on the right, and stands between the texts of a pair (GPT-1 put a
+    delimiter)."""
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
+        "right"  # left is for generation: places would move
+    )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no pad_token: set one in its folder")

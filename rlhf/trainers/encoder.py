@@ -140,13 +140,18 @@ class EncoderTrainer(Trainer):
     which should be by length. best_metric: the metric that picks the checkpoint, unless the user names another; metrics:
     what else compute_metrics gives. loss: logits and labels -> losses whose mean is the batch's, in place of the model's.
     consistency_coef: weight of R-Drop's term, for logits (B, labels): each row is then read under two dropout masks.
+    smooths: whether label_smoothing_factor has a meaning here.
     """
 
     def __init__(
         self, *, model, args: EncoderConfig, train, evaluation=None, best_metric: str = "loss",
         metrics: Sequence[str] = (), loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        consistency_coef: float = 0.0, **options,
+        consistency_coef: float = 0.0, smooths: bool = False, **options,
     ):  # fmt: skip
+        if args.label_smoothing_factor and not smooths:
+            raise UserError(
+                "label_smoothing_factor is for one label of a row or token, without class_weights: set it to 0"
+            )
         metric = (args.named_metric or best_metric).removeprefix("eval_")
         known = list(dict.fromkeys(("loss", best_metric, *metrics)))
         if metric not in known:

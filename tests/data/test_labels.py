@@ -57,6 +57,20 @@ def test_bert_pairs_have_token_types_and_are_cut_and_counted(fitted):
     assert cut == 1 and encoded[1]["input_ids"] == [2, 5, 6, 3, 8, 9, 3]
 
 
+def test_chunks_make_no_difference(fitted, monkeypatch):
+    tokenizer, rows = fitted("bert", pairs=False), [{"text": "a b c d e"[: 2 * i + 1]} for i in range(5)]
+    whole = encode(tokenizer, rows, pairs=False, max_length=5)
+    monkeypatch.setattr("rlhf.data.labels.CHUNK", 2)
+    assert encode(tokenizer, rows, pairs=False, max_length=5) == whole and whole[1] == 2
+
+
+def test_padding_is_on_the_right(make_tokenizer):
+    tokenizer = make_tokenizer(WORDS, "gpt2")
+    tokenizer.padding_side = "left"
+    fit_tokenizer(tokenizer, new_encoder(tokenizer, "tagger", model_type="gpt2", labels=["O"], **SIZES), pairs=False)
+    assert tokenizer.padding_side == tokenizer.init_kwargs["padding_side"] == "right"
+
+
 def test_gpt2_pairs_are_parted_by_eos_and_have_no_token_types(fitted, tmp_path):
     reader = fitted("gpt2", pairs=True)
     rows = [{"text": "a", "text_pair": "b", "label": "x"}]
@@ -107,9 +121,19 @@ def test_the_task_follows_from_the_labels():
     assert (form(0.5), form("x")) == (None, "a number is expected (a row before has 0.5), 'x' given")
 
 
+def test_one_odd_cell_does_not_turn_numbers_into_classes(refused):
+    form, rows = LabelForm(), [{"label": f"{i / 2}"} for i in range(20)] + [{"label": "N/A"}]
+    assert [form(row["label"]) for row in rows] == [None] * 21
+    said = refused(find_task, rows, [], form)
+    assert "1 of 21 labels are no numbers, the first 'N/A', and the others are, as 0.5: say what is meant" in said
+    asked = LabelForm("single_label")
+    assert all(asked(row["label"]) is None for row in rows) and len(find_task(rows, [], asked).labels) == 21
+
+
 def test_targets_by_hand(refused):
     several = Task("multi_label", ["a", "b", "c"])
-    assert several.targets([{"label": ["c", "a"]}, {"label": []}]) == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    targets = several.targets([{"label": ["c", "a"]}, {"label": []}])
+    assert [row.tolist() for row in targets] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     numbers = find_task([{"label": 1.0}, {"label": 3.0}], [], LabelForm("regression"))
     assert (numbers.mean, numbers.spread) == (2.0, 1.0) and numbers.targets([{"label": "5"}]) == [3.0]
     assert "'a' is the only label of all lists" in refused(label_names, [{"label": ["a"]}, {"label": []}])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data import pretraining
@@ -202,6 +203,16 @@ def test_pairs_need_documents_and_sentences(refused):
     masking = Masking(tokenizer, whole_words=False)
     assert "two documents, and here is one" in refused(PairRows, tokenizer, numbered(1, 4, 5), 32, masking, seed=0)
     assert "each is one: use objective: masked" in refused(PairRows, tokenizer, numbered(4, 1, 5), 32, masking, seed=0)
+
+
+def test_workers_that_outlive_an_epoch_draw_anew():
+    rows = pretraining.MaskedRows([row(20)] * 4, pretraining.Masking(wordpiece(), whole_words=False), seed=0)
+    loader = DataLoader(rows, batch_size=4, num_workers=1, persistent_workers=True, collate_fn=list)
+    drawn = []
+    for epoch in range(2):
+        rows.set_epoch(epoch)
+        drawn.append(next(iter(loader)))
+    assert not all(rows_equal(a, b) for a, b in zip(*drawn))
 
 
 # --- batches and baselines

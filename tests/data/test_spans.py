@@ -307,6 +307,6 @@ def test_questions_about_one_context_stay_on_one_side():
 
 def test_questions_without_an_id_get_one_and_none_may_repeat(refused):
     assert question_ids([{"id": 5}, {}, {"id": None}, {"id": "x"}]) == ["5", "q1", "q2", "x"]
-    assert "1 ids stand in more than one evaluation row, the first: x;" in refused(
+    assert "1 ids stand in more than one row, the first: x;" in refused(
         question_ids, [{"id": "x"}, {"id": "x"}, {"id": "x"}, {"id": "y"}]
     )

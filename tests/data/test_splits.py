@@ -31,6 +31,13 @@ def test_prompt_key():
     assert key == prompt_key({"text": "a b", "prompt": 3, "messages": "an extra column"})
 
 
+def test_a_column_that_only_bears_the_name_of_another_kinds_text_does_not_decide_the_split():
+    rows = [{"text": f"t{i % 20}", "label": "a", "context": "web" if i % 2 else f"app {i}"} for i in range(200)]
+    train, test = split_rows(rows, 0.3, seed=0, kind="classification")
+    assert train and test and not {row["text"] for row in train} & {row["text"] for row in test}
+    check_disjoint(train, test, "classification")  # though "web" stands on both sides
+
+
 def test_shared_prompts_are_named_and_counted(refused):
     train = [{"text": "a"}, {"text": "b"}, {"text": "c"}]
     check_disjoint(train, [{"text": "d"}])

@@ -1,5 +1,7 @@
 """What the model says is fixed by hand: its body passes on which token it sees, its head is a table token -> tag."""
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -71,6 +73,19 @@ def test_tokens_and_text_give_the_same_entities(tagger):
     assert text["entities"] == [{"type": "per", "text": "ada lovelace", "start": 5, "end": 17, "score": score}]
     assert none == {"tokens": ["she"], "tags": ["O"], "entities": []}
     assert blank == {"tokens": [], "tags": [], "entities": []}
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_turned_round(tagger, tmp_path):
+    tagger(NAMES)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"padding_side": "left"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    made = Tagger(tmp_path)
+    alone, together = (
+        made.predict([{"text": "met ada"}]),
+        made.predict([{"text": "met ada"}, {"text": "she met ada , she"}]),
+    )
+    assert made.tokenizer.padding_side == "right"
+    assert together[0]["tags"] == alone[0]["tags"]
 
 
 def test_an_inside_without_a_beginning_begins_an_entity(tagger):

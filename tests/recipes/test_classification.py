@@ -161,6 +161,16 @@ def test_whole_numbers_are_a_regression_when_the_task_says_so(train, write):
     assert 500 < found["label"] < 3500 and found["probabilities"] == {}
 
 
+def test_years_survive_weights_of_half_precision(train, write):
+    years = write("years.jsonl", [{**row, "label": 2010.0 + row["label"] / 1000} for row in number_rows(60)])
+    flags = ["--dataset_name", years, "--max_steps", "1", "--save_strategy", "no", "--task", "regression"]
+    half = ["--from_scratch", "false", "--dtype", "bfloat16", "--learning_rate", "0", "--model_name_or_path"]
+    folder = train(*flags, *half, str(train(*flags, name="base")))
+    worst = json.loads((folder / "errors.jsonl").read_text().splitlines()[0])
+    found = Classifier(folder).predict([{"text": worst["text"]}])[0]["label"]
+    assert found == pytest.approx(worst["predicted"], abs=0.05)  # in bf16 a year is right to 8
+
+
 def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_others(train, write, capsys):
     data = write("train.jsonl", colour_rows(120))
     base = train("--dataset_name", data, "--learning_rate", "1e-2", "--num_train_epochs", "1", "--save_strategy", "no")
@@ -202,6 +212,9 @@ def test_bad_settings_are_named_before_anything_is_trained(failing, write, tmp_p
     assert "task='two': use one of auto, single" in failing(*data, "--task", "two", name="c")
     numbers = ["--dataset_name", write("numbers.jsonl", number_rows(40)), "--class_weights", "balanced"]
     assert "class_weights is for labels" in failing(*numbers, name="d")
+    smoothed = ["--label_smoothing_factor", "0.1"]
+    assert "label_smoothing_factor is for one label" in failing(*numbers[:2], *smoothed, name="f")
+    assert "label_smoothing_factor is for one" in failing(*data, *smoothed, "--class_weights", "balanced", name="g")
     same = ["--dataset_name", write("same.jsonl", [{**row, "label": 2.5} for row in number_rows(40)])]
     assert "have the label 2.5: there is nothing to learn" in failing(*same, name="e")
 

@@ -141,6 +141,12 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, write, tmp_path):
     assert "set one of the two to false" in lora
 
 
+def test_evaluation_rows_without_an_entity_are_refused(failing, write):
+    test = write("test.jsonl", [{"tokens": ["a", "b"], "tags": ["O", "O"]}])
+    said = failing("--dataset_name", write("train.jsonl", sentences(60)), "--eval_dataset_name", test)
+    assert "none of the 1 evaluation rows has an entity to find" in said
+
+
 def test_warnings_are_said(train, write, capsys):
     rows = sentences(60)
     rows.append({"tokens": ["h", "h", "h", "h"], "tags": ["O", "B-rare", "O", "I-per"]})

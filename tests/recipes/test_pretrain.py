@@ -158,6 +158,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, stories, tmp_path
     gpt2 = train(*stories, "--max_steps", "1", "--save_strategy", "no", kind="gpt2", name="gpt2-run")
     wrong = fails(*masked, *stories, "--from_scratch", "false", "--model_name_or_path", str(gpt2))
     assert "cannot be loaded as AutoModelForMaskedLM" in wrong
+    assert "label_smoothing_factor is for one label" in fails(*masked, *stories, "--label_smoothing_factor", "0.1")
     stop = ["--early_stopping_patience", "1", "--eval_fraction", "0"]
     assert "there are no evaluation rows" in fails(*masked, *stories, *stop)
 
