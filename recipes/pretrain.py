@@ -56,10 +56,13 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
 
 @dataclass
 class PretrainConfig(EncoderConfig):
-    """EncoderConfig, with the learning rate of BERT's pretraining (arXiv 1810.04805, A.2)."""
+    """EncoderConfig, with the learning rate of BERT's pretraining (arXiv 1810.04805, A.2); its rows are many."""
 
     max_length: int = field(init=False, default=0)  # block_size it is
     learning_rate: float = field(default=1e-4, metadata={"help": "BERT: 1e-4."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Rows of one length together, for less padding; or random."}
+    )
 
 
 def check(settings: PretrainSettings, tokenizer) -> None:

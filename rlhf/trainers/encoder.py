@@ -1,8 +1,8 @@
 """Fine-tuning an encoder: the settings and the trainer that classification, NER, question answering and pretraining share.
 
-What it does beyond transformers.Trainer: batches of rows of one length, padded to their own longest row; an order that is
-a function of seed and epoch, so that a resumed run goes on exactly; bf16 and plain attention where they are faster; the
-best checkpoint is the one that is kept.
+What it does beyond transformers.Trainer: on a CPU the rows of an update are read in two parts by length, each padded to its
+own longest row; an order that is a function of seed and epoch, so that a resumed run goes on exactly; bf16 and plain
+attention where they are faster; the best checkpoint is the one that is kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,8 @@ from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.load import trunk_of
 from rlhf.trainers.progress import use_run_progress
 
-POOL = 8  # batches among which rows of one length are sought; 50 pad less, and learned worse (benchmarks/LOG.md)
+POOL = 8  # updates among which group_by_length seeks rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md)
+WORTH = 1.1  # two parts, where one part has so many times their tokens with its padding
 LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # ends of the metrics that are better when lower
 
 
@@ -42,7 +43,10 @@ class EncoderConfig(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "BERT: 16 or 32."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of one length are together here too."})
     train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "Rows of one length together, for less padding; or random."}
+        default="random",
+        metadata={
+            "help": "random; or group_by_length: rows of one length in an update, which is faster and learns worse from few."
+        },
     )
     bf16: bool | None = field(
         default=None, metadata={"help": "Compute in bf16 (weights stay fp32). Default: where the processor has it."}
@@ -80,13 +84,14 @@ def has_fast_bf16(*, use_cpu: bool) -> bool:
 
 
 class LengthSampler(Sampler[int]):
-    """Rows in an order that is a function of seed and epoch: rows of one length together, the groups shuffled.
+    """Rows in an order that is a function of seed and epoch: updates at random, the rows of each by length.
 
     group: rows of one update, over all processes and accumulated batches: however they are cut, an update has the same.
+    pool: updates among which rows of one length are brought together; 1 leaves to each the rows that it has by chance.
     """
 
-    def __init__(self, lengths: Sequence[int], *, group: int, seed: int):
-        self.lengths, self.group, self.seed, self.epoch = list(lengths), group, seed, 0
+    def __init__(self, lengths: Sequence[int], *, group: int, seed: int, pool: int = 1):
+        self.lengths, self.group, self.seed, self.pool, self.epoch = list(lengths), group, seed, pool, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -97,7 +102,8 @@ class LengthSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self), generator=generator).tolist()
-        pools = [order[start : start + POOL * self.group] for start in range(0, len(order), POOL * self.group)]
+        size = self.pool * self.group
+        pools = [order[start : start + size] for start in range(0, len(order), size)]
         order = [row for pool in pools for row in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
         groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
         rest = [groups.pop()] if len(groups[-1]) < self.group else []  # anywhere else it would shift the next group
@@ -107,6 +113,19 @@ class LengthSampler(Sampler[int]):
             shuffled.remove(longest)
             shuffled.insert(0, longest)
         return (row for group in [*(groups[place] for place in shuffled), *rest] for row in group)
+
+
+def worth_parting(lengths: Sequence[int], batch_size: int) -> bool:
+    """Whether batches of rows drawn by chance have much less padding in two halves by length than whole."""
+    if batch_size % 2:
+        return False
+    whole = parted = 0
+    rows = list(LengthSampler(lengths, group=batch_size, seed=0))
+    for start in range(0, len(rows), batch_size):
+        batch, half = [lengths[row] for row in rows[start : start + batch_size]], batch_size // 2  # the longest first
+        whole += batch[0] * len(batch)
+        parted += sum(part[0] * len(part) for part in (batch[:half], batch[half:]) if part)
+    return whole > WORTH * parted
 
 
 class EpochStart(TrainerCallback):
@@ -168,6 +187,10 @@ class EncoderTrainer(Trainer):
         self.lengths = getattr(train, "lengths", None) or [len(row["input_ids"]) for row in train]
         if args.device.type == "cpu":
             use_fast_kernels(unwrapped(model), device=args.device, longest=max(self.lengths))
+        self.pool = POOL if args.train_sampling_strategy == "group_by_length" else 1
+        if self.pool == 1 and args.device.type == "cpu" and worth_parting(self.lengths, args.train_batch_size):
+            args.per_device_train_batch_size //= 2
+            args.gradient_accumulation_steps *= 2
         super().__init__(model=model, args=args, train_dataset=train, eval_dataset=evaluation, **options)
         use_run_progress(self, args.output_dir)
         self.order = self._get_train_sampler()
@@ -178,10 +201,8 @@ class EncoderTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         if hasattr(self, "order"):
             return self.order
-        grouped = self.args.train_sampling_strategy == "group_by_length"
-        lengths = self.lengths if grouped else [0] * len(self.lengths)
         group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return LengthSampler(lengths, group=group, seed=self.args.data_seed or self.args.seed)
+        return LengthSampler(self.lengths, group=group, seed=self.args.data_seed or self.args.seed, pool=self.pool)
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)

@@ -5,19 +5,31 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from rlhf.models.load import disable_dropout
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler
+from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler, worth_parting
+
+
+def padded(rows: list[dict]) -> dict:
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    labels = torch.tensor([row["labels"] for row in rows])
+    return {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+        "attention_mask": mask,
+        "labels": labels,
+    }
+
 
 LENGTHS = [3, 9, 1, 7, 7, 2, 9, 4, 5, 6, 8]
 
 
-def small_trainer(folder, best_metric="loss", **settings):
+def small_trainer(folder, best_metric="loss", rows=None, **settings):
     torch.manual_seed(0)
     sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     model = BertForSequenceClassification(BertConfig(**sizes))
-    rows = [{"input_ids": [2, 3 + i], "labels": i % 2} for i in range(8)]
+    rows = rows or [{"input_ids": [2, 3 + i], "labels": i % 2} for i in range(8)]
     quiet = dict(use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
     args = EncoderConfig(output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, **quiet | settings)
-    return EncoderTrainer(model=model, args=args, train=rows, best_metric=best_metric)
+    return EncoderTrainer(model=model, args=args, train=rows, best_metric=best_metric, data_collator=padded)
 
 
 def test_an_order_has_every_row_once_and_is_a_function_of_seed_and_epoch():
@@ -31,10 +43,33 @@ def test_an_order_has_every_row_once_and_is_a_function_of_seed_and_epoch():
 
 
 def test_rows_of_a_group_have_neighbouring_lengths_and_the_longest_come_first():
-    order = [LENGTHS[row] for row in LengthSampler(LENGTHS, group=3, seed=5)]
+    order = [LENGTHS[row] for row in LengthSampler(LENGTHS, group=3, seed=5, pool=8)]
     groups = [sorted(order[i : i + 3], reverse=True) for i in range(0, 11, 3)]
     assert groups[0] == [9, 9, 8] and groups[-1] == [2, 1]  # the short group stands last
     assert sorted(map(tuple, groups[1:3])) == [(5, 4, 3), (7, 7, 6)]
+
+
+def test_an_update_by_chance_has_its_rows_by_length():
+    order = list(LengthSampler(LENGTHS * 20, group=10, seed=5))
+    groups = [[(LENGTHS * 20)[row] for row in order[i : i + 10]] for i in range(0, 220, 10)]
+    assert all(group == sorted(group, reverse=True) for group in groups)
+    assert min(max(group) - min(group) for group in groups) > 3  # long and short ones in each
+
+
+def test_rows_of_uneven_length_are_read_in_two_parts(tmp_path):
+    assert worth_parting([3, 30] * 16, 8) and not worth_parting([30] * 32, 8)
+    assert not worth_parting([3, 30] * 16, 1)
+    rows = [{"input_ids": [2] + [3 + i] * (1 + i % 5 * 3), "labels": i % 2} for i in range(10)]
+    trainer = small_trainer(tmp_path, rows=rows)
+    assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (2, 2)
+    read = []
+    trainer.model.bert.embeddings.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    assert trainer.train().global_step == 3  # of 4, 4 and 2 rows
+    assert [size for size, _ in read] == [2, 2, 2, 2, 2] and read[0][1] > read[1][1]
+    plain = small_trainer(tmp_path / "grouped", rows=rows, train_sampling_strategy="group_by_length")
+    assert (plain.args.per_device_train_batch_size, plain.args.gradient_accumulation_steps) == (4, 1)
 
 
 def test_the_head_has_its_own_learning_rate(tmp_path):
