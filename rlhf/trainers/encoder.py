@@ -217,7 +217,14 @@ class EncoderTrainer(Trainer):
             optimizer.param_groups[:] = groups
         return optimizer
 
+    def get_batch_samples(self, *args, **kwargs):
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self.mean_items = sum(map(items, batches)) / max(1, len(batches))
+        return batches, count
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # Trainer takes the mean over the batches of an update, and that must be the mean over its rows or tokens.
+        weight = items(inputs) / self.mean_items if model.training and hasattr(self, "mean_items") else 1.0
         twice = self.consistency_coef > 0 and model.training
         if twice:
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
@@ -228,10 +235,18 @@ class EncoderTrainer(Trainer):
             loss = self.loss(outputs.logits.float(), inputs["labels"]).mean()
         if twice:
             loss = loss + self.consistency_coef * consistency_loss(*outputs.logits.float().chunk(2)).mean()
+        loss = loss * weight
         return (loss, outputs) if return_outputs else loss
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler[int]:
         return SequentialSampler(eval_dataset)
+
+
+def items(inputs: dict) -> int:
+    """Over how many losses a batch has its mean: the labelled tokens, or the rows (as of pairs, which have two means)."""
+    ids, labels = inputs["input_ids"], inputs.get("labels")
+    by_token = labels is not None and labels.shape == ids.shape and not labels.is_floating_point()
+    return int((labels != -100).sum()) if by_token and "next_sentence_label" not in inputs else len(ids)
 
 
 def head_parameters(model) -> set[int]:

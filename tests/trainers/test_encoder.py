@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from rlhf.models.load import disable_dropout
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler, worth_parting
+from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler, items, worth_parting
 
 
 def padded(rows: list[dict]) -> dict:
@@ -28,7 +28,8 @@ def small_trainer(folder, best_metric="loss", rows=None, **settings):
     model = BertForSequenceClassification(BertConfig(**sizes))
     rows = rows or [{"input_ids": [2, 3 + i], "labels": i % 2} for i in range(8)]
     quiet = dict(use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
-    args = EncoderConfig(output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, **quiet | settings)
+    settings = dict(per_device_train_batch_size=4, num_train_epochs=1) | quiet | settings
+    args = EncoderConfig(output_dir=str(folder), **settings)
     return EncoderTrainer(model=model, args=args, train=rows, best_metric=best_metric, data_collator=padded)
 
 
@@ -70,6 +71,29 @@ def test_rows_of_uneven_length_are_read_in_two_parts(tmp_path):
     assert [size for size, _ in read] == [2, 2, 2, 2, 2] and read[0][1] > read[1][1]
     plain = small_trainer(tmp_path / "grouped", rows=rows, train_sampling_strategy="group_by_length")
     assert (plain.args.per_device_train_batch_size, plain.args.gradient_accumulation_steps) == (4, 1)
+
+
+def test_an_update_is_the_mean_over_its_rows_however_they_are_parted(tmp_path):
+    """Six rows are one update of batches of 8, and its parts have four and two of them."""
+    rows = [{"input_ids": [2] + [3 + i] * (1 + i % 3 * 6), "labels": i % 2} for i in range(6)]
+    quiet = dict(rows=rows, per_device_train_batch_size=8, bf16=False, learning_rate=1e-2, optim="sgd", max_grad_norm=0)
+    weights = []
+    for strategy in ("random", "group_by_length"):
+        trainer = small_trainer(tmp_path / strategy, train_sampling_strategy=strategy, **quiet)
+        disable_dropout(trainer.model)
+        trainer.train()
+        weights.append((trainer.args.gradient_accumulation_steps, trainer.model.state_dict()))
+    (parts, first), (whole, second) = weights
+    assert (parts, whole) == (2, 1)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_items_are_rows_or_labelled_tokens():
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    assert items({"input_ids": ids, "labels": torch.tensor([0, 1])}) == items({"input_ids": ids}) == 2
+    assert items({"input_ids": ids, "labels": torch.tensor([[0, -100, 1], [-100, -100, 2]])}) == 3
+    assert items({"input_ids": ids, "labels": torch.zeros(2, 3)}) == 2  # three labels of each row
 
 
 def test_the_head_has_its_own_learning_rate(tmp_path):
