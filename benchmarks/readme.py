@@ -231,7 +231,10 @@ def bert_speed(record: dict) -> str:
 
 CORPORA = {  # text, and what is to be known of the fine-tunings
     "stories": ("stories", "1,000 rows (ner) and 2,000 (sst2: reviews of films, where the stories did not help)"),
-    "reviews": ("Korean reviews", "5,000 reviews (nsmc, judged on its 5,000 others) and about 3,600 sentences (klue_ner)"),
+    "reviews": (
+        "Korean reviews",
+        "5,000 reviews (nsmc, judged on its 5,000 others) and about 3,600 sentences (klue_ner)",
+    ),
 }
 
 

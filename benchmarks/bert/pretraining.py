@@ -85,8 +85,8 @@ def main() -> None:
     rate, stages = [matrix_rate()], {}
     for name, config in corpus["stages"].items():
         config = configs / "pretrain" / f"{config}.yaml"
-        before = {"model_name_or_path": runs / list(stages)[-1]} if stages else {}
-        before = before or {"tokenizer_name_or_path": runs / "tokenizer"}
+        first = {"tokenizer_name_or_path": runs / "tokenizer"}
+        before = {"model_name_or_path": runs / list(stages)[-1]} if stages else first
         stages[name] = stage("pretrain", runs / name, config=config, **text, **before)
     rate.append(matrix_rate())
     found = {}

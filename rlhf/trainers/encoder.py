@@ -178,6 +178,7 @@ class EncoderTrainer(Trainer):
         args.metric_for_best_model = metric
         args.greater_is_better = not metric.endswith(LOWER) if args.named_direction is None else args.named_direction
         self.loss, self.consistency_coef = loss, consistency_coef
+        self.mean_items: float | None = None  # of the batches of this update, where there are several
         # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
         # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
         unwrapped(model).accepts_loss_kwargs = False
@@ -219,12 +220,12 @@ class EncoderTrainer(Trainer):
 
     def get_batch_samples(self, *args, **kwargs):
         batches, count = super().get_batch_samples(*args, **kwargs)
-        self.mean_items = sum(map(items, batches)) / max(1, len(batches))
+        self.mean_items = sum(map(items, batches)) / len(batches) if len(batches) > 1 else None
         return batches, count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # Trainer takes the mean over the batches of an update, and that must be the mean over its rows or tokens.
-        weight = items(inputs) / self.mean_items if model.training and hasattr(self, "mean_items") else 1.0
+        weight = items(inputs) / self.mean_items if model.training and self.mean_items else 1.0
         twice = self.consistency_coef > 0 and model.training
         if twice:
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
