@@ -1,1 +1,0 @@
-"""Sharing a run: its model card, and later its way to the Hub."""
