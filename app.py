@@ -21,10 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     import uvicorn
 
     from rlhf.errors import UserError
-    from rlhf.inference.catalogue import find_models, label_models
-    from rlhf.inference.encoders import Encoders
-    from rlhf.inference.engine import Engine
-    from rlhf.server import build_app, check_host
+    from rlhf.serving.catalogue import find_models, label_models
+    from rlhf.serving.engine import Engine
+    from rlhf.serving.predictors import Encoders
+    from rlhf.serving.server import build_app, check_host
 
     try:
         check_host(args.host)

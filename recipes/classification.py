@@ -16,11 +16,8 @@ import torch
 from transformers import DataCollatorWithPadding, set_seed
 
 from rlhf.algorithms.losses import balanced_weights, weighted_binary_cross_entropy, weighted_cross_entropy
-from rlhf.data.labels import PROBLEMS, LabelForm, Task, encode, find_task, rare_labels
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.evaluation.classification import METRICS, errors, judge, plot_judgement
-from rlhf.inference.classifier import softmax_or_sigmoid
 from rlhf.models.load import (
     add_lora,
     context_length,
@@ -30,9 +27,12 @@ from rlhf.models.load import (
     shift_scores,
     trained_labels,
 )
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
-from rlhf.trainers.progress import sample_table
+from rlhf.runs.progress import sample_table
+from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
+from rlhf.tasks.classification.encode import PROBLEMS, LabelForm, Task, encode, find_task, rare_labels
+from rlhf.tasks.classification.metrics import METRICS, errors, judge, plot_judgement
+from rlhf.tasks.classification.predictor import softmax_or_sigmoid
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 ERRORS = 200  # of the rows judged wrong, so many are kept
 

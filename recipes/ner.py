@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from transformers import DataCollatorForTokenClassification, set_seed
 
 from rlhf.data.splits import load_splits
-from rlhf.data.tags import (
+from rlhf.errors import UserError
+from rlhf.models.load import (
+    add_lora,
+    context_length,
+    load_tokenizer,
+    save,
+)
+from rlhf.runs.progress import sample_table
+from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
+from rlhf.tasks.ner.encode import (
     check_types,
     decode,
     encode,
@@ -28,17 +37,8 @@ from rlhf.data.tags import (
     warnings_of,
     windows,
 )
-from rlhf.errors import UserError
-from rlhf.evaluation.tagging import entity_scores, plot_entities, tagging_report, wrong_sentences
-from rlhf.models.load import (
-    add_lora,
-    context_length,
-    load_tokenizer,
-    save,
-)
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
-from rlhf.trainers.progress import sample_table
+from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 
 @dataclass
@@ -75,7 +75,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
 
         model = start_encoder(record, settings, tokenizer, "tagger", pairs=False, labels=labels)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
-        # what rlhf.inference.tagger needs to cut a text as these rows were
+        # what rlhf.tasks.ner.predictor needs to cut a text as these rows were
         model.config.update({"trained_units": units, "trained_length": limit, "trained_joints": find_joints(train)})
         found, held_found = (windows(tokenizer, rows, units=units, max_length=limit) for rows in (train, held_out))
         held_found.sort(key=lambda window: len(window.inputs["input_ids"]))

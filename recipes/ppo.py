@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from rlhf.algorithms import ALGORITHMS
+from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template, encode_example, same_encoding
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
@@ -20,12 +21,11 @@ from rlhf.errors import UserError
 from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_reward_model, load_tokenizer
 from rlhf.models.memory import free_memory
 from rlhf.models.one_trunk import add_adapter_model
-from rlhf.recipe import DataSettings, ModelSettings, recording, run
-from rlhf.runs import read_jsonl
-from rlhf.scoring import RewardModelScorer, WeightedSum, load_scorers
-from rlhf.trainers.config import PolicyGradientConfig
-from rlhf.trainers.policy_gradient import PolicyGradientTrainer
-from rlhf.trainers.progress import sample_table, use_run_progress
+from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.runs.progress import sample_table, use_run_progress
+from rlhf.runs.record import read_jsonl
+from rlhf.runs.run import DataSettings, ModelSettings, recording, run
 
 
 @dataclass

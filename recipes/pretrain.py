@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from transformers import Trainer, set_seed
 
 from rlhf.data.chat import add_chat_template
-from rlhf.data.pretraining import MaskedRows, Masking, PadRows, PairRows, baselines, causal_blocks, masked_blocks
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import (
@@ -29,10 +28,19 @@ from rlhf.models.load import (
     new_policy,
     save,
 )
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
-from rlhf.trainers.encoder import EarlyStopping, EncoderConfig, EncoderTrainer
-from rlhf.trainers.masked import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
-from rlhf.trainers.progress import append_jsonl, sample_table, use_run_progress
+from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
+from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run
+from rlhf.tasks.pretraining.encode import (
+    MaskedRows,
+    Masking,
+    PadRows,
+    PairRows,
+    baselines,
+    causal_blocks,
+    masked_blocks,
+)
+from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
+from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")
 

@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 
 from transformers import DataCollatorWithPadding, set_seed
 
-from rlhf.data.spans import best_answers, encode_windows, question_ids
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.evaluation.reading import normalised, reading_report
 from rlhf.models.load import (
     add_lora,
     context_length,
     load_tokenizer,
     save,
 )
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
-from rlhf.trainers.progress import sample_table
+from rlhf.runs.progress import sample_table
+from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
+from rlhf.tasks.question_answering.encode import best_answers, encode_windows, question_ids
+from rlhf.tasks.question_answering.metrics import normalised, reading_report
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 
 @dataclass

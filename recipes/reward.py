@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
+from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.data.chat import add_chat_template
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
@@ -26,10 +27,9 @@ from rlhf.models.load import (
     shift_scores,
 )
 from rlhf.models.one_trunk import save_adapter
-from rlhf.recipe import DataSettings, ModelSettings, recording, run
-from rlhf.scoring import Completed, RewardModelScorer
-from rlhf.trainers.progress import sample_table, use_run_progress
-from rlhf.trainers.reward import RewardConfig, RewardTrainer, encode_rankings, plot_ranking_report, ranking_report
+from rlhf.reward_model.trainer import RewardConfig, RewardTrainer, encode_rankings, plot_ranking_report, ranking_report
+from rlhf.runs.progress import sample_table, use_run_progress
+from rlhf.runs.run import DataSettings, ModelSettings, recording, run
 
 
 @dataclass

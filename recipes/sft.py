@@ -20,8 +20,8 @@ from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_tokenizer, new_policy, save
-from rlhf.recipe import DataSettings, ModelSettings, ScratchSettings, recording, run
-from rlhf.trainers.progress import use_run_progress
+from rlhf.runs.progress import use_run_progress
+from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run
 
 KINDS = ("prompt_completion", "messages", "text")
 

@@ -15,11 +15,11 @@ from transformers import TrainingArguments
 from rlhf.data.chat import ROLE_TOKENS, add_chat_template, as_text
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.evaluation.tokenization import cut_text, tokenization_report
 from rlhf.models.load import load_tokenizer
-from rlhf.models.vocabulary import KINDS, train_tokenizer
-from rlhf.recipe import DataSettings, recording, run
-from rlhf.trainers.progress import append_jsonl, sample_table
+from rlhf.runs.progress import append_jsonl, sample_table
+from rlhf.runs.run import DataSettings, recording, run
+from rlhf.tokenizers.metrics import cut_text, tokenization_report
+from rlhf.tokenizers.train import KINDS, train_tokenizer
 
 EXAMPLES = 3  # held-out texts that are shown cut into tokens
 EXAMPLE_LENGTH = 48  # characters of each

@@ -8,9 +8,9 @@ from importlib import import_module
 from rlhf.errors import UserError
 
 COMMANDS = {
-    "validate": ("rlhf.data.validate", "check a file of rows: layout, counts, lengths, every bad row"),
-    "predict": ("rlhf.predict", "what a classifier, tagger or reader says of each row of a file"),
-    "report": ("rlhf.report", "compare runs (base, SFT, PPO) on the same prompts"),
+    "validate": ("rlhf.commands.validate", "check a file of rows: layout, counts, lengths, every bad row"),
+    "predict": ("rlhf.commands.predict", "what a classifier, tagger or reader says of each row of a file"),
+    "report": ("rlhf.comparison.report", "compare runs (base, SFT, PPO) on the same prompts"),
 }
 
 

@@ -1,5 +1,7 @@
 """Tiny tokenizers, models and trainers, made on the spot: no test needs the network, and each takes milliseconds."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -117,10 +119,10 @@ def tiny_trainer(tokenizer, folder, *, score=None, policy=None, rows=None, eval_
 
     score: f(prompts, completions, **columns) -> numbers; models: value_model and ref_model of the trainer.
     """
-    from rlhf.scoring import FunctionScorer, WeightedSum
-    from rlhf.trainers.config import PolicyGradientConfig
-    from rlhf.trainers.policy_gradient import PolicyGradientTrainer
-    from rlhf.trainers.progress import use_run_progress
+    from rlhf.completions.score import FunctionScorer, WeightedSum
+    from rlhf.policy_gradient.config import PolicyGradientConfig
+    from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+    from rlhf.runs.progress import use_run_progress
 
     def say_c(prompts, completions, **columns):
         return [sum(word == "c" for word in completion.split()) / 4 for completion in completions]
@@ -244,3 +246,31 @@ def refused():
         return str(caught.value)
 
     return refused
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        if isinstance(content, list):
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        data = content.encode() if isinstance(content, str) else content
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    splits = {
+        "train": datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features),
+        "test": datasets.Dataset.from_dict({"text": ["c"], "label": [-1]}, features=features),
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: splits)

@@ -25,12 +25,12 @@ HOUSE = {
     "rlhf.data": ("", "datasets pyarrow transformers numpy torch"),
     "rlhf.models": ("algorithms", "numpy torch transformers tokenizers peft safetensors psutil"),
     "rlhf.evaluation": ("data", "numpy sklearn seqeval matplotlib"),
-    "rlhf.runs": ("", ""),
+    "rlhf.runs.record": ("", ""),
     "rlhf.feedback": ("data.rows", ""),
     # layer 2: completions
-    "rlhf.decoding": ("models", "torch transformers"),
-    "rlhf.scoring": ("data models", "torch transformers"),
-    "rlhf.rollout": ("algorithms data models decoding scoring", "torch transformers"),
+    "rlhf.completions.sample": ("models", "torch transformers"),
+    "rlhf.completions.score": ("data models", "torch transformers"),
+    "rlhf.completions.rollout": ("algorithms data models decoding scoring", "torch transformers"),
     "rlhf.inference": (
         "algorithms data evaluation models decoding scoring runs",
         "numpy torch transformers tokenizers",
@@ -41,15 +41,18 @@ HOUSE = {
         "torch transformers accelerate safetensors matplotlib rich tqdm deepspeed",
     ),
     "rlhf.hub": ("data feedback runs inference scoring", "huggingface_hub yaml matplotlib"),
-    "rlhf.comparison": ("algorithms data models decoding runs scoring evaluation", "torch"),
-    "rlhf.predict": ("data models evaluation inference runs", "rich torch"),
+    "rlhf.comparison.compare": ("algorithms data models decoding runs scoring evaluation", "torch"),
+    "rlhf.commands.predict": ("data models evaluation inference runs", "rich torch"),
     # report takes the defaults of DataSettings from recipe, to find the rows that a run held out
-    "rlhf.report": ("comparison data feedback runs inference scoring hub recipe.DataSettings", "matplotlib rich"),
+    "rlhf.comparison.report": (
+        "comparison data feedback runs inference scoring hub recipe.DataSettings",
+        "matplotlib rich",
+    ),
     # layer 4: what people see; never trainers or algorithms
     "rlhf.ui": ("data.chat inference feedback runs hub report", "gradio"),
-    "rlhf.server": ("ui data.chat inference feedback runs hub report", "gradio fastapi starlette"),
+    "rlhf.serving.server": ("ui data.chat inference feedback runs hub report", "gradio fastapi starlette"),
     # layer 5: what people run
-    "rlhf.recipe": ("data models runs trainers.progress hub.card", "torch transformers trl datasets psutil yaml"),
+    "rlhf.runs.run": ("data models runs", "torch transformers trl datasets psutil yaml"),
     "rlhf.__main__": ("", ""),  # imports its commands by name, when they are called
     "app": ("server inference feedback runs", "torch uvicorn"),
     "recipes": (
@@ -58,9 +61,9 @@ HOUSE = {
     ),
 }
 HOMES = {  # package: only these
-    "gradio": ("rlhf.ui", "rlhf.server"),
-    "trl": ("recipes", "rlhf.recipe"),
-    "deepspeed": ("rlhf.trainers.sharding",),
+    "gradio": ("rlhf.ui", "rlhf.serving.server"),
+    "trl": ("recipes", "rlhf.runs.run"),
+    "deepspeed": ("rlhf.policy_gradient.sharding",),
 }
 
 
@@ -113,7 +116,7 @@ def test_a_package_with_a_home_is_imported_nowhere_else(package):
 
 
 def test_the_table_would_notice():
-    assert layer("rlhf.trainers.progress") == "rlhf.trainers" and layer("recipes.ppo") == "recipes"
+    assert layer("rlhf.runs.progress") == "rlhf.trainers" and layer("recipes.ppo") == "recipes"
     assert "transformers.Trainer" in imports(ROOT / "rlhf" / "trainers" / "policy_gradient.py")
     assert any(within(name, "trl") for name in imports(ROOT / "rlhf" / "recipe.py"))  # inside a function
 

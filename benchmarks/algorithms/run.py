@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.runs import RunRecord, read_jsonl
+from rlhf.runs.record import RunRecord, read_jsonl
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

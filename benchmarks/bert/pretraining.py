@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from rlhf.runs import RunRecord, code_version, package_versions, read_jsonl
+from rlhf.runs.record import RunRecord, code_version, package_versions, read_jsonl
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

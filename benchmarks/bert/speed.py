@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rlhf.data.load import load_rows
 from rlhf.data.splits import split_rows
-from rlhf.runs import RunRecord, code_version, package_versions
+from rlhf.runs.record import RunRecord, code_version, package_versions
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -47,7 +47,7 @@ def encoded(task: str, source: Path, work: Path):
     train, test = found if len(found) == 2 else split_rows(found[0], 0.1, 0)
     train = train[:ROWS]
     if task == "sst2":
-        from rlhf.data.labels import encode, label_names
+        from rlhf.tasks.classification.encode import encode, label_names
 
         labels = label_names(train)
         model = load_encoder(minilm(), "classifier", labels=labels, new_head=True)
@@ -63,8 +63,8 @@ def encoded(task: str, source: Path, work: Path):
 
         return model, tokenizer, *sides, judge, DataCollatorWithPadding
     if task == "ner":
-        from rlhf.data.tags import decode, encode, in_bio, tag_names, windows
-        from rlhf.evaluation.tagging import entity_scores
+        from rlhf.tasks.ner.encode import decode, encode, in_bio, tag_names, windows
+        from rlhf.tasks.ner.metrics import entity_scores
 
         train, test, _, _ = in_bio(train, test)
         labels = tag_names(train)
@@ -80,8 +80,8 @@ def encoded(task: str, source: Path, work: Path):
             return entity_scores([row["tags"] for row in test], decode(found[1], marks, test))["f1"]
 
         return model, tokenizer, *sides, judge, DataCollatorForTokenClassification
-    from rlhf.data.spans import best_answers, encode_windows
-    from rlhf.evaluation.reading import reading_report
+    from rlhf.tasks.question_answering.encode import best_answers, encode_windows
+    from rlhf.tasks.question_answering.metrics import reading_report
 
     model = load_encoder(minilm(), "reader", new_head=True)
     fit_tokenizer(tokenizer, model, pairs=True)
@@ -102,8 +102,8 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from rlhf.recipe import keep_freed_memory, use_all_cores
-    from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
+    from rlhf.runs.run import keep_freed_memory, use_all_cores
+    from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
     use_all_cores(1)
     set_seed(seed)

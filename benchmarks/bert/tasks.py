@@ -19,7 +19,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf.runs import RunRecord, code_version, package_versions
+from rlhf.runs.record import RunRecord, code_version, package_versions
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

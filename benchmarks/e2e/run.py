@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from rlhf.comparison import build_report
+from rlhf.comparison.compare import build_report
+from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.data.load import load_rows
-from rlhf.runs import RunRecord, code_version, package_versions
-from rlhf.scoring import FunctionScorer, RewardModelScorer, WeightedSum
+from rlhf.runs.record import RunRecord, code_version, package_versions
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

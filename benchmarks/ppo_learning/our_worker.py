@@ -8,13 +8,13 @@ import torch
 from snapshots import Snapshots
 from transformers import set_seed
 
+from rlhf.completions.score import WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template
 from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
-from rlhf.recipe import keep_freed_memory, use_all_cores
-from rlhf.runs import package_versions
-from rlhf.scoring import WeightedSum, load_scorers
-from rlhf.trainers.config import PolicyGradientConfig
-from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.runs.record import package_versions
+from rlhf.runs.run import keep_freed_memory, use_all_cores
 
 
 def main(job: dict) -> None:

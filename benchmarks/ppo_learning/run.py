@@ -29,13 +29,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # recipes.rewards, benchmarks
 
 from benchmarks.ppo_throughput.run import cpu_name, rounded  # noqa: E402
-from rlhf.comparison import ChatRun, generate, load_runs, mean_estimate, measure  # noqa: E402
+from rlhf.comparison.compare import ChatRun, generate, load_runs, mean_estimate, measure  # noqa: E402
+from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
 from rlhf.data.chat import encode_prompt  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
 from rlhf.models.load import load_tokenizer  # noqa: E402
-from rlhf.runs import code_version, command_line, package_versions, parent  # noqa: E402
-from rlhf.scoring import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
-from rlhf.trainers.loader import choose_rows  # noqa: E402
+from rlhf.policy_gradient.loader import choose_rows  # noqa: E402
+from rlhf.runs.record import code_version, command_line, package_versions, parent  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 EPISODES, MINI_BATCH, PROMPT, COMPLETION = 64, 32, 120, 64
@@ -218,7 +218,7 @@ def plot(curves: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from rlhf.report import COLOURS, LINES, MARKERS
+    from rlhf.comparison.report import COLOURS, LINES, MARKERS
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharey="row", layout="constrained")
     titles = {"score": "reward model", "coverage": "slot coverage"}

@@ -12,15 +12,15 @@ import torch
 from clock import Clock, peak_memory_gb
 from transformers import TrainerCallback, set_seed
 
-import rlhf.rollout
-import rlhf.trainers.policy_gradient
+import rlhf.completions.rollout
+import rlhf.policy_gradient.trainer
+from rlhf.completions.score import WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template
 from rlhf.models.load import add_lora, fit_embeddings, load_policy, load_reward_model, load_tokenizer
-from rlhf.recipe import keep_freed_memory, use_all_cores
-from rlhf.runs import package_versions
-from rlhf.scoring import WeightedSum, load_scorers
-from rlhf.trainers.config import PolicyGradientConfig
-from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.runs.record import package_versions
+from rlhf.runs.run import keep_freed_memory, use_all_cores
 
 
 class EndOfUpdate(TrainerCallback):
@@ -37,7 +37,7 @@ class EndOfUpdate(TrainerCallback):
 
 def watch(clock: Clock) -> None:
     """Decoding is `decode`; scoring is all else in `collect`: reward, log-probs, values, reference."""
-    decode, collect = rlhf.rollout.decode, rlhf.trainers.policy_gradient.collect
+    decode, collect = rlhf.completions.rollout.decode, rlhf.policy_gradient.trainer.collect
 
     def timed_decode(*args, **kwargs):
         with clock.phase("decode"):
@@ -52,7 +52,7 @@ def watch(clock: Clock) -> None:
         assert rollout.mask.all() and not rollout.ended.any(), f"a completion ended before its {width} tokens"
         return rollout
 
-    rlhf.rollout.decode, rlhf.trainers.policy_gradient.collect = timed_decode, timed_collect
+    rlhf.completions.rollout.decode, rlhf.policy_gradient.trainer.collect = timed_decode, timed_collect
 
 
 def main(job: dict) -> None:

@@ -27,7 +27,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf.runs import code_version, command_line
+from rlhf.runs.record import code_version, command_line
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -115,7 +115,7 @@ def our_settings(config: str | None) -> tuple[dict, str | None]:
 
     import yaml
 
-    from rlhf.trainers.config import PolicyGradientConfig
+    from rlhf.policy_gradient.config import PolicyGradientConfig
 
     fixed = {
         "output_dir", "total_episodes", "rollout_batch_size", "epochs_per_rollout", "per_device_train_batch_size",

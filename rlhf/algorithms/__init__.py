@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlhf.algorithms.advantages import gae, group_standardize, leave_one_out, rewards_to_go
 from rlhf.algorithms.losses import clipped_surrogate_loss, policy_gradient_loss, surrogate_loss
-from rlhf.algorithms.masked import center, standardize
+from rlhf.algorithms.masking import center, standardize
 
 __all__ = ["ALGORITHMS", "Algorithm", "call"]
 

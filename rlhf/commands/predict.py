@@ -15,17 +15,17 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean as mean
 
-from rlhf.data.labels import names_of, number
 from rlhf.data.load import Scan, bad_rows
 from rlhf.data.rows import CHECKS, KINDS
-from rlhf.data.spans import question_ids
-from rlhf.data.tags import find_scheme, to_bio
 from rlhf.errors import UserError
-from rlhf.evaluation.classification import classification_report, multi_label_report, regression_report
-from rlhf.evaluation.reading import answer_scores
-from rlhf.evaluation.tagging import tagging_report
-from rlhf.inference.encoders import columns_of, open_encoder
-from rlhf.runs import RECORD, model_kind, read_object
+from rlhf.runs.record import RECORD, model_kind, read_object
+from rlhf.serving.predictors import columns_of, open_encoder
+from rlhf.tasks.classification.encode import names_of, number
+from rlhf.tasks.classification.metrics import classification_report, multi_label_report, regression_report
+from rlhf.tasks.ner.encode import find_scheme, to_bio
+from rlhf.tasks.ner.metrics import tagging_report
+from rlhf.tasks.question_answering.encode import question_ids
+from rlhf.tasks.question_answering.metrics import answer_scores
 
 PREFIX = "predicted_"
 CHUNK = 16  # batches predicted at once: rows of one length meet in them

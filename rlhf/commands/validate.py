@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from rlhf.data.chat import as_text, encode_text
-from rlhf.data.labels import LabelForm, names_of
 from rlhf.data.load import Scan, row_digest
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
+from rlhf.tasks.classification.encode import LabelForm, names_of
 
 PERCENTILES = (5, 50, 95, 100)
 LABELS_SHOWN = 20

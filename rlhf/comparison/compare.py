@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from rlhf.algorithms.masked import masked_sum
+from rlhf.algorithms.masking import masked_sum
+from rlhf.completions.sample import decode, left_pad, uniform_numbers
+from rlhf.completions.score import Completed, WeightedSum
 from rlhf.data.chat import as_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.chat import decode as decode_text
-from rlhf.decoding import decode, left_pad, uniform_numbers
 from rlhf.errors import UserError
-from rlhf.evaluation.intervals import Z, wilson_interval
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import context_length, freeze, load_policy, load_tokenizer
-from rlhf.runs import RECORD, RunRecord
-from rlhf.scoring import Completed, WeightedSum
+from rlhf.runs.record import RECORD, RunRecord
+from rlhf.statistics import Z, wilson_interval
 
 BATCH = 32  # rows per forward pass
 

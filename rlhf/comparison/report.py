@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from rlhf.comparison import (
+from rlhf.comparison.compare import (
     Answers,
     ChatRun,
     Column,
@@ -22,12 +22,12 @@ from rlhf.comparison import (
     generate,
     measure,
 )
+from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.hub.card import markdown_table
-from rlhf.runs import RECORD, RunRecord, read_jsonl
-from rlhf.scoring import RewardModelScorer, WeightedSum, load_scorers
+from rlhf.runs.card import markdown_table
+from rlhf.runs.record import RECORD, RunRecord, read_jsonl
 
 __all__ = [
     "Answers", "ChatRun", "Column", "Estimate", "Report", "add_arguments", "build_report", "generate", "main",
@@ -303,7 +303,7 @@ def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[di
         return load_rows(args.prompts, kinds=kinds, limit=args.limit).rows
     if record is None or not record.config.get("dataset_name"):
         raise UserError(f"{args.runs[-1]} does not say which prompts were held out: give --prompts FILE")
-    from rlhf.recipe import DataSettings
+    from rlhf.runs.run import DataSettings
 
     settings = vars(DataSettings()) | record.config
     rows = load_splits(SimpleNamespace(**settings), kinds, seed=record.seed).eval[: args.limit]

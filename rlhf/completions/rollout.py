@@ -8,12 +8,12 @@ from torch import Tensor
 
 from rlhf.algorithms import Algorithm, call
 from rlhf.algorithms.kl import k1
-from rlhf.algorithms.masked import masked_mean, masked_sum
+from rlhf.algorithms.masking import masked_mean, masked_sum
 from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
+from rlhf.completions.sample import decode, left_pad
+from rlhf.completions.score import Completed
 from rlhf.data.chat import decode as decode_text
-from rlhf.decoding import decode, left_pad
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.scoring import Completed
 
 
 @dataclass

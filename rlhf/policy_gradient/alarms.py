@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf.errors import UserError
-from rlhf.runs import read_jsonl
-from rlhf.trainers.progress import append_jsonl
+from rlhf.runs.progress import append_jsonl
+from rlhf.runs.record import read_jsonl
 
 ALARMS_FILE = "alarms.jsonl"
 HOLD = 3  # rollouts in a row before an alarm begins, and before it counts as over: one bad rollout is chance

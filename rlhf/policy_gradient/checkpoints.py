@@ -20,8 +20,8 @@ from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.kernels import full_matrices
 from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
-from rlhf.trainers.averaging import WeightAverage
-from rlhf.trainers.sharding import write
+from rlhf.policy_gradient.averaging import WeightAverage
+from rlhf.policy_gradient.sharding import write
 
 STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "average.safetensors"
 

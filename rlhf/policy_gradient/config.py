@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.errors import UserError
-from rlhf.trainers.sharding import load_whole
+from rlhf.policy_gradient.sharding import load_whole
 
 
 def nearest_multiples(value: int, divisor: int) -> str:

@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from rlhf.decoding import right_pad
-from rlhf.rollout import Rollout
+from rlhf.completions.rollout import Rollout
+from rlhf.completions.sample import right_pad
 
 
 @lru_cache(maxsize=8)

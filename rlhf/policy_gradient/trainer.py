@@ -19,24 +19,24 @@ from transformers import Trainer
 from rlhf.algorithms import ALGORITHMS, call
 from rlhf.algorithms.kl import adapt_kl_coef, k3
 from rlhf.algorithms.losses import clipped_value_loss, value_loss
-from rlhf.algorithms.masked import masked_sum
+from rlhf.algorithms.masking import masked_sum
+from rlhf.completions.rollout import Rollout, collect, estimate, statistics
+from rlhf.completions.sample import uniform_numbers
+from rlhf.completions.score import WeightedSum
 from rlhf.data.chat import as_text, decode, encode_prompt
-from rlhf.decoding import uniform_numbers
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import CHUNK, ActorCritic, frozen_copy, reference_log_probs
 from rlhf.models.kernels import halve_frozen_matrices, use_fast_kernels
 from rlhf.models.load import context_length, disable_dropout, freeze
 from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, adapter
-from rlhf.rollout import Rollout, collect, estimate, statistics
-from rlhf.scoring import WeightedSum
-from rlhf.trainers import checkpoints, sharding
-from rlhf.trainers.averaging import WeightAverage
-from rlhf.trainers.config import PolicyGradientConfig
-from rlhf.trainers.guards import Guards, NonFinite, distinct_n, repetition
-from rlhf.trainers.loader import RolloutLoader, choose_rows
-from rlhf.trainers.progress import append_jsonl
-from rlhf.trainers.trust_region import TrustRegion
+from rlhf.policy_gradient import checkpoints, sharding
+from rlhf.policy_gradient.alarms import Guards, NonFinite, distinct_n, repetition
+from rlhf.policy_gradient.averaging import WeightAverage
+from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.loader import RolloutLoader, choose_rows
+from rlhf.policy_gradient.trust_region import TrustRegion
+from rlhf.runs.progress import append_jsonl
 
 SKIPPED_AT_MOST = 10  # steps in a row whose gradient was not finite
 

@@ -15,7 +15,7 @@ import yaml
 
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
-from rlhf.runs import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
+from rlhf.runs.record import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
 
 SAMPLES, ROWS, CELL = 5, 30, 300  # samples in a card; rows of a table; characters in a cell
 

@@ -88,7 +88,7 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from rlhf.runs import read_jsonl
+    from rlhf.runs.record import read_jsonl
 
     rows = read_jsonl(Path(folder) / "metrics.jsonl")
     skipped = (

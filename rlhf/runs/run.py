@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.runs import RECORD, RunRecord, parent
+from rlhf.runs.record import RECORD, RunRecord, parent
 
 SAMPLES = 8  # held-out rows that are kept to look at
 
@@ -401,8 +401,8 @@ def recording(recipe: str, settings, args):
         if run.main:
             run.record.save(run.folder)
     if run.main:
-        from rlhf.hub.card import write_card
-        from rlhf.trainers.progress import plot_curves
+        from rlhf.runs.card import write_card
+        from rlhf.runs.progress import plot_curves
 
         plot_curves(run.folder)
         write_card(run.folder)

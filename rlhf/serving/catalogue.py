@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.runs import RECORD, RunRecord, find_runs, model_kind
+from rlhf.runs.record import RECORD, RunRecord, find_runs, model_kind
 
 SERVED = ("causal", "classifier", "tagger", "reader")
 # The picker shows the latest stage of training first; an algorithm that is not named here ranks with ppo.

@@ -3,7 +3,7 @@
 This implementation is one worker thread around transformers' `generate`: requests wait in line and every sampling
 option works. Left out: batching requests together, and time limits. Nothing here draws from the global random state. A
 token is picked by a number that depends on the request's seed, the answer's place and the step alone (as in
-rlhf.decoding), so a request gives the same text whatever else the engine is doing.
+rlhf.completions.sample), so a request gives the same text whatever else the engine is doing.
 """
 
 import queue
@@ -30,11 +30,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from rlhf.completions.sample import sample_tokens, uniform_numbers
+from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.data.chat import as_messages, decode, encode_prompt
-from rlhf.decoding import sample_tokens, uniform_numbers
 from rlhf.errors import UserError
 from rlhf.models.load import context_length, freeze, load_policy, load_tokenizer
-from rlhf.scoring import Completed, RewardModelScorer
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf.errors import UserError
-from rlhf.inference.classifier import Classifier
-from rlhf.inference.engine import Recent, check_device, known
-from rlhf.inference.reader import Reader
-from rlhf.inference.tagger import Tagger
-from rlhf.runs import read_jsonl, read_object
+from rlhf.runs.record import read_jsonl, read_object
+from rlhf.serving.engine import Recent, check_device, known
+from rlhf.tasks.classification.predictor import Classifier
+from rlhf.tasks.ner.predictor import Tagger
+from rlhf.tasks.question_answering.predictor import Reader
 
 # kind of model -> what opens its folder; each has `predict(rows, batch_size)`.
 PREDICTORS = {"classifier": Classifier, "tagger": Tagger, "reader": Reader}

@@ -11,10 +11,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import rlhf
 from rlhf.errors import UserError
-from rlhf.inference.encoders import Encoders
-from rlhf.inference.engine import Engine
-from rlhf.ui.chat import theme
-from rlhf.ui.page import CSS, build_page
+from rlhf.serving.engine import Engine
+from rlhf.serving.predictors import Encoders
+from rlhf.serving.ui.chat import theme
+from rlhf.serving.ui.page import CSS, build_page
 
 LOOPBACK = ("127.0.0.1", "localhost")
 

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.errors import UserError
-from rlhf.models.unigram import train_unigram
+from rlhf.tokenizers.unigram import train_unigram
 
 END = "<|endoftext|>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf.algorithms.masked import center, masked_mean, masked_sum, masked_var, standardize
+from rlhf.algorithms.masking import center, masked_mean, masked_sum, masked_var, standardize
 
 VALUES = torch.tensor([[1.0, 2.0, 99.0], [3.0, float("nan"), -99.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])

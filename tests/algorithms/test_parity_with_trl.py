@@ -36,9 +36,9 @@ from rlhf.algorithms.advantages import gae
 from rlhf.algorithms.kl import k1, k2, k3
 from rlhf.algorithms.log_probs import token_log_probs
 from rlhf.algorithms.losses import clipped_surrogate_loss, clipped_value_loss, value_loss
-from rlhf.algorithms.masked import masked_mean, masked_sum, standardize
+from rlhf.algorithms.masking import masked_mean, masked_sum, standardize
 from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
-from rlhf.trainers.config import PolicyGradientConfig
+from rlhf.policy_gradient.config import PolicyGradientConfig
 
 TRL = json.loads((Path(__file__).parent / "trl_1_12.json").read_text(encoding="utf-8"))
 SET = TRL["settings"]

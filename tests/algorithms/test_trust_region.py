@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from rlhf.algorithms.masked import masked_mean, standardize
+from rlhf.algorithms.masking import masked_mean, standardize
 from rlhf.algorithms.trust_region import (
     categorical_kl,
     conjugate_gradient,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
 
-from rlhf import predict
 from rlhf.__main__ import main as command
+from rlhf.commands import predict
+from rlhf.commands.predict import add_arguments, main, table
 from rlhf.errors import UserError
-from rlhf.inference.encoders import open_encoder
 from rlhf.models.load import save
-from rlhf.predict import add_arguments, main, table
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
+from rlhf.serving.predictors import open_encoder
 
 ARCHITECTURES = {
     "classifier": "BertForSequenceClassification",

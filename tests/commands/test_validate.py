@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from rlhf.data.validate import add_arguments, format_report, main, percentile, validate
+from rlhf.commands.validate import add_arguments, format_report, main, percentile, validate
 from rlhf.errors import UserError
 
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_at_all_ends_with_2(tmp_path, capsys):
     assert "none.csv: no such file" in capsys.readouterr().err
     with pytest.raises(UserError, match="no tokenizer there"):
         (tmp_path / "a.txt").write_text("a\n")
-        from rlhf.data.validate import _tokenizer
+        from rlhf.commands.validate import _tokenizer
 
         _tokenizer(str(tmp_path))
 

@@ -13,11 +13,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
-from rlhf.comparison import distinct, fitting, load_runs, mean_estimate, perplexity, rate_estimate, win_rate
-from rlhf.data.chat import add_chat_template
-from rlhf.errors import UserError
-from rlhf.models.load import new_policy, save
-from rlhf.report import (
+from rlhf.comparison.compare import distinct, fitting, load_runs, mean_estimate, perplexity, rate_estimate, win_rate
+from rlhf.comparison.report import (
     Answers,
     add_arguments,
     build_report,
@@ -29,11 +26,14 @@ from rlhf.report import (
     to_markdown,
     to_table,
 )
-from rlhf.rollout import Rollout, statistics
-from rlhf.runs import RunRecord
-from rlhf.scoring import FunctionScorer, WeightedSum
-from rlhf.trainers.policy_gradient import PolicyGradientTrainer
-from rlhf.trainers.reward import ranking_report
+from rlhf.completions.rollout import Rollout, statistics
+from rlhf.completions.score import FunctionScorer, WeightedSum
+from rlhf.data.chat import add_chat_template
+from rlhf.errors import UserError
+from rlhf.models.load import new_policy, save
+from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.reward_model.trainer import ranking_report
+from rlhf.runs.record import RunRecord
 
 PROMPTS = ["Hello!", "Who are you?", "Is it late?", "What is a fox?"]
 ROWS = [{"prompt": p, "completion": "A fine day.", "answers": {"calm": "A fine day."}} for p in PROMPTS]
@@ -336,7 +336,7 @@ def test_command_without_prompts(runs):
 
 
 def test_every_metric_is_in_the_manual(report):
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([a-z_0-9]+)`", page))
     grid = torch.ones(1, 1)
     rollout = Rollout(*[grid] * 2, grid, grid.bool(), grid.bool(), *[grid] * 4, torch.ones(1), {}, grid, grid, grid)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from rlhf.algorithms import ALGORITHMS
+from rlhf.completions.rollout import Rollout, collect, estimate, statistics
+from rlhf.completions.sample import uniform_numbers
+from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.data.chat import encode_prompt
-from rlhf.decoding import uniform_numbers
 from rlhf.models.actor_critic import ActorCritic, frozen_copy, reference_log_probs
-from rlhf.rollout import Rollout, collect, estimate, statistics
-from rlhf.scoring import FunctionScorer, RewardModelScorer, WeightedSum
 
 SETTINGS = dict(kl_coef=0.1, gamma=1.0, gae_lambda=0.95, num_generations=2)
 WORDS = ["a", "b c", "d", "e f g", "h", "a b", "c", "d e"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf.decoding import decode, left_pad, sample_tokens, uniform_numbers
+from rlhf.completions.sample import decode, left_pad, sample_tokens, uniform_numbers
 
 EOS = 0
 PROMPTS = [[11, 2, 0, 12], [11, 5, 3, 7, 0, 12], [4], [11, 0, 12], [6, 6], [7, 2, 3]]  # most have an EOS inside

@@ -3,9 +3,9 @@ import sys
 import pytest
 import torch
 
+from rlhf.completions.score import Completed, FunctionScorer, RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.models.load import save
-from rlhf.scoring import Completed, FunctionScorer, RewardModelScorer, WeightedSum, load_scorers
 
 PROMPTS, TEXTS = ["a", "b c d", [{"role": "user", "content": "e"}]], ["a b", "", "c d e f"]
 

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
+from rlhf.completions.score import RewardModelScorer
 from rlhf.models.load import (
     add_lora,
     load_policy,
@@ -15,7 +16,6 @@ from rlhf.models.load import (
     trunk_of,
 )
 from rlhf.models.one_trunk import AdapterModel, adapter, add_adapter_model, fingerprint, save_adapter
-from rlhf.scoring import RewardModelScorer
 
 IDS = torch.tensor([[11, 2, 0, 12, 3], [11, 5, 0, 12, 13], [4, 0, 13, 13, 13]])
 MASK = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 2 + [False] * 3])

@@ -8,8 +8,8 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from rlhf.errors import UserError
-from rlhf.runs import read_jsonl
-from rlhf.trainers.guards import ALARMS, HOLD, Guards, NonFinite, Watch, distinct_n, noise, repetition
+from rlhf.policy_gradient.alarms import ALARMS, HOLD, Guards, NonFinite, Watch, distinct_n, noise, repetition
+from rlhf.runs.record import read_jsonl
 
 STILL = dict(
     score=0.0, kl=0.5, completion_length=30.0, eos_rate=0.9, unique_completions=0.9, distinct_2=0.6, repetition=0.02,

@@ -4,7 +4,7 @@ import pytest
 from transformers import TrainingArguments
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.trainers.config import PolicyGradientConfig
+from rlhf.policy_gradient.config import PolicyGradientConfig
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from itertools import islice
 import pytest
 import torch
 
-from rlhf.rollout import Rollout
-from rlhf.trainers.loader import RolloutLoader, choose_rows, permutation
+from rlhf.completions.rollout import Rollout
+from rlhf.policy_gradient.loader import RolloutLoader, choose_rows, permutation
 
 LENGTHS = [3, 1, 4, 2, 2, 5, 1, 3]
 

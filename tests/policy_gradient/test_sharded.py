@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.trainers.sharding import check_settings, filled, splits_weights, twin_of
+from rlhf.policy_gradient.sharding import check_settings, filled, splits_weights, twin_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.losses import clipped_surrogate_loss
+from rlhf.completions.score import RewardModelScorer
 from rlhf.models.load import add_lora, load_policy, new_policy, save
-from rlhf.runs import read_jsonl
-from rlhf.scoring import RewardModelScorer
-from rlhf.trainers import guards, policy_gradient
-from rlhf.trainers.policy_gradient import SKIPPED_AT_MOST
+from rlhf.policy_gradient import alarms as guards
+from rlhf.policy_gradient import trainer as policy_gradient
+from rlhf.policy_gradient.trainer import SKIPPED_AT_MOST
+from rlhf.runs.record import read_jsonl
 
 PROMPTS = [{"prompt": word} for word in "a b c d e f g h".split()]
 SIXTEEN = dict(per_device_train_batch_size=16, epochs_per_rollout=1)  # one update per rollout

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlhf.models.load import add_lora
-from rlhf.trainers import trust_region
+from rlhf.policy_gradient import trust_region
 
 ONE = dict(algorithm="trpo", total_episodes=16)  # one rollout: one step of the policy, four of the value model
 FORWARD = ("prompt_ids", "prompt_mask", "completion_ids", "mask")

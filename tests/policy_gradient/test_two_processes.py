@@ -16,7 +16,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from conftest import WORDS, tiny_trainer, word_tokenizer
-from rlhf.trainers import trust_region
+from rlhf.policy_gradient import trust_region
 
 trust_region.FISHER_SHARE = 1  # a tenth of the micro-batches of two processes are others than of one
 prompts = [" ".join(WORDS[: 1 + place % 3]) + " " + word for place, word in enumerate(WORDS)]

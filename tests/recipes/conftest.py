@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf import recipe
+from rlhf.runs.record import run as recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.inference.classifier import Classifier
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
+from rlhf.tasks.classification.predictor import Classifier
 
 COLOURS = ["red", "green", "blue"]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 16 --max_length 16 --report_to none".split()
@@ -307,7 +307,7 @@ def test_eight_rows_are_eight_times_one_row(train, write, strategy):
 SHARES = """
 import json, sys, torch
 from transformers import BertConfig, BertForSequenceClassification
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 seen = []
 class Seeing(BertForSequenceClassification):

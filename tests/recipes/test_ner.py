@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
-from rlhf.inference.tagger import Tagger
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
+from rlhf.tasks.ner.predictor import Tagger
 
 NAMES, PLACES, LETTERS = ["ada", "bob", "eve"], ["rome", "oslo", "bonn"], "a b c d e f g h".split()
 WORDS = [*NAMES, *PLACES, *LETTERS]

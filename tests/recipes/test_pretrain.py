@@ -14,9 +14,9 @@ from transformers import (
     BertModel,
 )
 
-from rlhf.hub.card import front_matter
 from rlhf.models.load import load_encoder
-from rlhf.runs import RunRecord, read_jsonl
+from rlhf.runs.card import front_matter
+from rlhf.runs.record import RunRecord, read_jsonl
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinystories" / "tinystories_2mb.txt.gz"
 LETTERS = "a b c d e f g h".split()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from rlhf import recipe
-from rlhf.inference.reader import Reader
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
+from rlhf.runs.record import run as recipe
+from rlhf.tasks.question_answering.predictor import Reader
 
 COLOURS = ["red", "green", "blue"]
 LETTERS = "a b c d e f g h".split()

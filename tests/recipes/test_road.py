@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.__main__ import main as command
-from rlhf.recipe import parse
-from rlhf.runs import RunRecord, read_jsonl
+from rlhf.runs.record import RunRecord, read_jsonl
+from rlhf.runs.run import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue", "grey", "white", "black"]

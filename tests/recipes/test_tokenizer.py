@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf import recipe
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
+from rlhf.runs.record import run as recipe
 
 SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "tokenizer.py"
 TEXTS = [f"the {colour} {animal} sat on a {place}" for colour in ("red", "blue", "grey") for animal in ("cat", "dog", "hen")

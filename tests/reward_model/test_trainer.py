@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.data.splits import split_rows
 from rlhf.models.load import add_lora, disable_dropout, load_reward_model
-from rlhf.trainers.reward import (
+from rlhf.reward_model.trainer import (
     RewardConfig,
     RewardTrainer,
     collate_rankings,

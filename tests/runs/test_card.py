@@ -19,15 +19,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
-from rlhf.hub.card import base_model, card_text, lineage, markdown_cell, write_card
-from rlhf.inference.classifier import Classifier
-from rlhf.inference.reader import Reader
-from rlhf.inference.tagger import Tagger
 from rlhf.models.load import new_policy, save
-from rlhf.runs import RunRecord, file_sha256, parent
-from rlhf.scoring import Completed, RewardModelScorer
+from rlhf.runs.card import base_model, card_text, lineage, markdown_cell, write_card
+from rlhf.runs.record import RunRecord, file_sha256, parent
+from rlhf.tasks.classification.predictor import Classifier
+from rlhf.tasks.ner.predictor import Tagger
+from rlhf.tasks.question_answering.predictor import Reader
 
 TEXT = ["Hello, how are you?", "The letter was written by Ada.", "A fine day."] * 4
 

@@ -12,14 +12,14 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from rlhf import recipe
+from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.models.load import add_lora, load_policy, load_reward_model, save
 from rlhf.models.one_trunk import AdapterModel, save_adapter
-from rlhf.recipe import DataSettings, check_output_dir, parse
-from rlhf.runs import RunRecord
-from rlhf.scoring import Completed, RewardModelScorer
+from rlhf.runs.record import RunRecord
+from rlhf.runs.record import run as recipe
+from rlhf.runs.run import DataSettings, check_output_dir, parse
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 LAUNCH = sorted((ROOT / "recipes" / "accelerate").rglob("*.yaml"))
 CLASSES = [DataSettings, TrainingArguments]

@@ -6,9 +6,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedTokenizerFast
 
 from rlhf.data.chat import add_chat_template, encode_completion, encode_prompt
-from rlhf.inference.engine import Engine
 from rlhf.models.load import fit_embeddings, new_policy, save
-from rlhf.runs import RunRecord
+from rlhf.runs.record import RunRecord
+from rlhf.serving.engine import Engine
 
 ANSWERS = {"hi": "Hello \N{GRINNING FACE} friend", "bye": "See you, 안녕"}
 

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.inference.catalogue import find_models, label_models
-from rlhf.runs import RunRecord, model_kind
+from rlhf.runs.record import RunRecord, model_kind
+from rlhf.serving.catalogue import find_models, label_models
 
 
 def run_folder(folder, architecture: str, recipe: str, status: str = "done"):

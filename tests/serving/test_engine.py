@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.errors import UserError
-from rlhf.inference.engine import (
+from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.serving.engine import (
     Done,
     Engine,
     Piece,
@@ -14,8 +16,6 @@ from rlhf.inference.engine import (
     fit_prompt,
     generate,
 )
-from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.scoring import Completed, RewardModelScorer
 
 GREEDY = SamplingSettings(temperature=0, max_new_tokens=30)
 HI = [{"role": "user", "content": "hi"}]

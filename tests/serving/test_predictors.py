@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rlhf.inference import encoders
-from rlhf.inference.encoders import Encoders
+from rlhf.serving import predictors as encoders
+from rlhf.serving.predictors import Encoders
 
 
 class Echo:

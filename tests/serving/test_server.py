@@ -15,23 +15,23 @@ from gradio_client import Client
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
 
 from rlhf.errors import UserError
-from rlhf.inference.catalogue import find_models
-from rlhf.inference.classifier import Classifier
-from rlhf.inference.encoders import Encoders
-from rlhf.inference.engine import Engine
 from rlhf.models.load import save
-from rlhf.runs import RunRecord
-from rlhf.server import build_app, check_host
-from rlhf.ui.encoders import IDLE
+from rlhf.runs.record import RunRecord
+from rlhf.serving.catalogue import find_models
+from rlhf.serving.engine import Engine
+from rlhf.serving.predictors import Encoders
+from rlhf.serving.server import build_app, check_host
+from rlhf.serving.ui.tasks import IDLE
+from rlhf.tasks.classification.predictor import Classifier
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GREEDY = ("", 0, 1, 0, 30, 1, "")  # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
-    runpy.run_path(str(ROOT / "tests" / "inference" / "conftest.py"))["make_runs"](root)
+    runpy.run_path(str(ROOT / "tests" / "serving" / "conftest.py"))["make_runs"](root)
     return root
 
 

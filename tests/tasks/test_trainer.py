@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from rlhf.models.load import disable_dropout
-from rlhf.trainers.encoder import EncoderConfig, EncoderTrainer, LengthSampler, items, worth_parting
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, LengthSampler, items, worth_parting
 
 
 def padded(rows: list[dict]) -> dict:

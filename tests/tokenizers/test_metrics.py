@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.evaluation.tokenization import cut_text, tokenization_report
+from rlhf.tokenizers.metrics import cut_text, tokenization_report
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from math import log, prod
 import numpy as np
 import pytest
 
-from rlhf.models.unigram import _Lattice, _saved, train_unigram
+from rlhf.tokenizers.unigram import _Lattice, _saved, train_unigram
 
 
 def cuts(word):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlhf.errors import UserError
-from rlhf.inference.engine import Done, Engine, Piece, SamplingSettings
+from rlhf.serving.engine import Done, Engine, Piece, SamplingSettings
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
 

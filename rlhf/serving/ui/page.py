@@ -2,9 +2,10 @@
 
 import gradio as gr
 
-from rlhf.inference.encoders import Encoders
-from rlhf.inference.engine import Engine
-from rlhf.ui import chat, encoders
+from rlhf.serving.engine import Engine
+from rlhf.serving.predictors import Encoders
+from rlhf.serving.ui import chat
+from rlhf.serving.ui import tasks as encoders
 
 CSS = chat.CSS + encoders.CSS
 TITLE = "RLHF Models"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from rlhf.errors import UserError
-from rlhf.inference.encoders import Encoders
+from rlhf.serving.predictors import Encoders
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.evaluation.intervals import wilson_interval
+from rlhf.statistics import wilson_interval
 
 READABLE = 20  # classes whose confusion matrix a person can still read
 BINS = 15  # of the calibration error

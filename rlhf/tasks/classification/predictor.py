@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf.data.labels import encode
-from rlhf.evaluation.classification import THRESHOLD
-from rlhf.inference.forward import check_texts, load_finished, run_batches
 from rlhf.models.load import context_length
+from rlhf.tasks.classification.encode import encode
+from rlhf.tasks.classification.metrics import THRESHOLD
+from rlhf.tasks.forward import check_texts, load_finished, run_batches
 
 
 def softmax_or_sigmoid(logits: Tensor, problem: str) -> Tensor:

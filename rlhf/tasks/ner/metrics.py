@@ -7,8 +7,8 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from rlhf.data.tags import Entity, entities
-from rlhf.evaluation.classification import READABLE, shortened
+from rlhf.tasks.classification.metrics import READABLE, shortened
+from rlhf.tasks.ner.encode import Entity, entities
 
 ERRORS = {
     "missed": "an entity where nothing was marked",

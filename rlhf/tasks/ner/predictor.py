@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from rlhf.data.tags import JOINTS, cut_words, decode, entities, join, windows
-from rlhf.inference.forward import load_finished, run_batches
 from rlhf.models.load import context_length
+from rlhf.tasks.forward import load_finished, run_batches
+from rlhf.tasks.ner.encode import JOINTS, cut_words, decode, entities, join, windows
 
 
 class Tagger:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rlhf.data.pretraining import IGNORED, DrawnRows
+from rlhf.tasks.pretraining.encode import IGNORED, DrawnRows
 
 
 class MaskedPlacesOnly:

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from rlhf.data.spans import best_answers, decide, encode_windows
-from rlhf.inference.forward import check_texts, load_finished, run_batches
 from rlhf.models.load import context_length, fit_tokenizer
+from rlhf.tasks.forward import check_texts, load_finished, run_batches
+from rlhf.tasks.question_answering.encode import best_answers, decide, encode_windows
 
 
 class Reader:

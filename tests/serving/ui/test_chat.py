@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.inference.engine import Done, Limits, Piece, SamplingSettings
-from rlhf.ui import chat
+from rlhf.serving.engine import Done, Limits, Piece, SamplingSettings
+from rlhf.serving.ui import chat
 
 
 class ScriptedEngine:

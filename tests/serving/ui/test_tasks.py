@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.inference.encoders import Encoders
-from rlhf.ui import encoders as ui
-from rlhf.ui.page import build_page
+from rlhf.serving.predictors import Encoders
+from rlhf.serving.ui import tasks as ui
+from rlhf.serving.ui.page import build_page
 
 CLASSIFY, TAG, READ = ui.VIEWS
 

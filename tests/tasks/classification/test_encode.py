@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlhf.data.labels import LabelForm, Task, check_labels, encode, find_task, label_names, rare_labels
 from rlhf.models.load import fit_tokenizer, new_encoder
+from rlhf.tasks.classification.encode import LabelForm, Task, check_labels, encode, find_task, label_names, rare_labels
 
 WORDS = "a b c d e f".split()
 SIZES = dict(hidden_size=16, layers=1, heads=2, context=16)
@@ -60,7 +60,7 @@ def test_bert_pairs_have_token_types_and_are_cut_and_counted(fitted):
 def test_chunks_make_no_difference(fitted, monkeypatch):
     tokenizer, rows = fitted("bert", pairs=False), [{"text": "a b c d e"[: 2 * i + 1]} for i in range(5)]
     whole = encode(tokenizer, rows, pairs=False, max_length=5)
-    monkeypatch.setattr("rlhf.data.labels.CHUNK", 2)
+    monkeypatch.setattr("rlhf.tasks.classification.encode.CHUNK", 2)
     assert encode(tokenizer, rows, pairs=False, max_length=5) == whole and whole[1] == 2
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rlhf.evaluation.classification import (
+from rlhf.statistics import wilson_interval
+from rlhf.tasks.classification.metrics import (
     calibration,
     classification_report,
     errors,
@@ -16,7 +17,6 @@ from rlhf.evaluation.classification import (
     ranks,
     regression_report,
 )
-from rlhf.evaluation.intervals import wilson_interval
 
 
 def test_report_by_hand():

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from rlhf.inference.classifier import Classifier
 from rlhf.models.load import fit_tokenizer, new_encoder, save
+from rlhf.tasks.classification.predictor import Classifier
 
 
 @pytest.fixture

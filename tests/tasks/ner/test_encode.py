@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.load import load_rows
-from rlhf.data.tags import (
+from rlhf.tasks.ner.encode import (
     check_types,
     cut_words,
     decode,
@@ -23,7 +23,7 @@ from rlhf.data.tags import (
     windows,
 )
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def wordpiece(*pieces: str) -> PreTrainedTokenizerFast:

@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from rlhf.data.tags import entities, to_bio
-from rlhf.evaluation.tagging import entity_scores, find_errors, plot_entities, tagging_report, wrong_sentences
+from rlhf.tasks.ner.encode import entities, to_bio
+from rlhf.tasks.ner.metrics import entity_scores, find_errors, plot_entities, tagging_report, wrong_sentences
 
 TOKENS = ["Ada", "Byron", "King", "of", "Ockham", "met", "Bob", "there"]
 TRUTH = ["B-per", "I-per", "I-per", "O", "B-loc", "O", "B-per", "O"]

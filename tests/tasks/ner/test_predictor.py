@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from rlhf.inference.tagger import Tagger
+from rlhf.tasks.ner.predictor import Tagger
 
 LABELS = ["O", "B-per", "I-per"]
 

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.data import pretraining
-from rlhf.data.pretraining import IGNORED, MaskedRows, Masking, PadRows, PairRows, Tokens, sentences
+from rlhf.tasks.pretraining import encode as pretraining
+from rlhf.tasks.pretraining.encode import IGNORED, MaskedRows, Masking, PadRows, PairRows, Tokens, sentences
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "a b c d e f g h".split()

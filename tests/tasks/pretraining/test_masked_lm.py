@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, RobertaConfig, RobertaForMaskedLM
 
-from rlhf.trainers.masked import MaskedPlacesOnly, masked_metrics, row_sums
+from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, masked_metrics, row_sums
 
 SIZES = dict(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 MODELS = {

@@ -8,10 +8,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf.data.load import load_rows
 from rlhf.data.rows import KINDS, check_row, normalise
-from rlhf.data.spans import CANDIDATES, Window, best_answers, decide, encode_windows, question_ids
 from rlhf.data.splits import split_rows
+from rlhf.tasks.question_answering.encode import CANDIDATES, Window, best_answers, decide, encode_windows, question_ids
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 WORDS = "who what when a b c d e f g h i j ##x ##은 서울 .".split()
 CONTEXT = "a b c d e f g h i j"  # one token per letter, at the even characters
 

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from rlhf.evaluation.reading import answer_scores, best_threshold, normalised, reading_report
+from rlhf.tasks.question_answering.metrics import answer_scores, best_threshold, normalised, reading_report
 
 
 def test_what_is_compared():

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.inference.reader import Reader
 from rlhf.models.load import new_encoder, save
+from rlhf.tasks.question_answering.predictor import Reader
 
 WORDS = "who a b c d e f g h".split()
 CONTEXT = "a b c d e f g h a b"
