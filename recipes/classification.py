@@ -18,20 +18,17 @@ from transformers import DataCollatorWithPadding, set_seed
 from rlhf.algorithms.losses import balanced_weights, weighted_binary_cross_entropy, weighted_cross_entropy
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import (
-    add_lora,
-    context_length,
-    load_tokenizer,
-    save,
-    scale_scores,
-    shift_scores,
-    trained_labels,
-)
+from rlhf.models.load import load_tokenizer, save, trained_labels
+from rlhf.models.lora import add_lora
+from rlhf.models.parts import context_length
+from rlhf.models.scores import scale_scores, shift_scores
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
+from rlhf.runs.run import recording, run
+from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.classification.encode import PROBLEMS, LabelForm, Task, encode, find_task, rare_labels
 from rlhf.tasks.classification.metrics import METRICS, errors, judge, plot_judgement
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
+from rlhf.tasks.model import start_encoder
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 ERRORS = 200  # of the rows judged wrong, so many are kept

@@ -15,14 +15,13 @@ from transformers import DataCollatorForTokenClassification, set_seed
 
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import (
-    add_lora,
-    context_length,
-    load_tokenizer,
-    save,
-)
+from rlhf.models.load import load_tokenizer, save
+from rlhf.models.lora import add_lora
+from rlhf.models.parts import context_length
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
+from rlhf.runs.run import recording, run
+from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
+from rlhf.tasks.model import start_encoder
 from rlhf.tasks.ner.encode import (
     check_types,
     decode,

@@ -17,14 +17,13 @@ from transformers import DataCollatorWithPadding, set_seed
 
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import (
-    add_lora,
-    context_length,
-    load_tokenizer,
-    save,
-)
+from rlhf.models.load import load_tokenizer, save
+from rlhf.models.lora import add_lora
+from rlhf.models.parts import context_length
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run, start_encoder
+from rlhf.runs.run import recording, run
+from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
+from rlhf.tasks.model import start_encoder
 from rlhf.tasks.question_answering.encode import best_answers, encode_windows, question_ids
 from rlhf.tasks.question_answering.metrics import normalised, reading_report
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer

@@ -19,9 +19,13 @@ from rlhf.data.chat import add_chat_template, as_messages, encode_example
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import add_lora, context_length, fit_embeddings, load_policy, load_tokenizer, new_policy, save
+from rlhf.models.load import fit_embeddings, load_policy, load_tokenizer, save
+from rlhf.models.lora import add_lora
+from rlhf.models.parts import context_length
+from rlhf.models.scratch import new_policy
 from rlhf.runs.progress import use_run_progress
-from rlhf.runs.run import DataSettings, ModelSettings, ScratchSettings, recording, run
+from rlhf.runs.run import recording, run
+from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 
 KINDS = ("prompt_completion", "messages", "text")
 

@@ -17,7 +17,8 @@ from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_tokenizer
 from rlhf.runs.progress import append_jsonl, sample_table
-from rlhf.runs.run import DataSettings, recording, run
+from rlhf.runs.run import recording, run
+from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
 from rlhf.tokenizers.train import KINDS, train_tokenizer
 

@@ -2,6 +2,8 @@
 
 import math
 
+from torch import Tensor
+
 Z = 1.96  # 97.5 % quantile of the normal distribution
 
 
@@ -13,3 +15,10 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     centre, scale = share + Z * Z / (2 * n), 1 + Z * Z / n
     half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Pearson's; 0 when either is constant."""
+    first, second = first - first.mean(), second - second.mean()
+    scale = first.norm() * second.norm()
+    return (first.dot(second) / scale).item() if scale > 0 else 0.0

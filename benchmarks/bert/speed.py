@@ -102,7 +102,7 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from rlhf.runs.run import keep_freed_memory, use_all_cores
+    from rlhf.runs.processes import keep_freed_memory, use_all_cores
     from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
     use_all_cores(1)

@@ -13,8 +13,8 @@ from rlhf.data.chat import add_chat_template
 from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.runs.processes import keep_freed_memory, use_all_cores
 from rlhf.runs.record import package_versions
-from rlhf.runs.run import keep_freed_memory, use_all_cores
 
 
 def main(job: dict) -> None:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import add_chat_template, encode_prompt
-from rlhf.models.load import fit_embeddings, new_encoder, new_policy, save
+from rlhf.models.load import fit_embeddings, save
+from rlhf.models.scratch import new_encoder, new_policy
 
 TEMPLATE = 3  # tokens of the chat template around the words of a prompt: user, end of turn, assistant
 SPECIAL = 6  # EOS, unknown, three roles, pad

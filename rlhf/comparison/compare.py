@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from rlhf.algorithms.masking import masked_sum
-from rlhf.completions.sample import decode, left_pad, uniform_numbers
+from rlhf.completions.sample import decode, uniform_numbers
 from rlhf.completions.score import Completed, WeightedSum
 from rlhf.data.chat import as_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.chat import decode as decode_text
+from rlhf.data.padding import left_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs
-from rlhf.models.load import context_length, freeze, load_policy, load_tokenizer
+from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.parts import context_length, freeze
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
 

@@ -26,7 +26,7 @@ from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.runs.card import markdown_table
+from rlhf.markdown import markdown_table
 from rlhf.runs.record import RECORD, RunRecord, read_jsonl
 
 __all__ = [
@@ -303,7 +303,7 @@ def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[di
         return load_rows(args.prompts, kinds=kinds, limit=args.limit).rows
     if record is None or not record.config.get("dataset_name"):
         raise UserError(f"{args.runs[-1]} does not say which prompts were held out: give --prompts FILE")
-    from rlhf.runs.run import DataSettings
+    from rlhf.runs.settings import DataSettings
 
     settings = vars(DataSettings()) | record.config
     rows = load_splits(SimpleNamespace(**settings), kinds, seed=record.seed).eval[: args.limit]

@@ -31,26 +31,6 @@ def uniform_numbers(rows: int, length: int, *, seed: int, stream: int) -> Tensor
     return torch.rand(rows, length, generator=generator, dtype=torch.float64)
 
 
-def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """ids (B, P) and mask (B, P) bool of rows of different lengths, right-aligned."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_token_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for place, row in enumerate(rows):
-        ids[place, width - len(row) :] = torch.tensor(row)
-        mask[place, width - len(row) :] = True
-    return ids, mask
-
-
-def right_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """ids (B, L) and mask (B, L) bool of rows of different lengths, left-aligned."""
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
-    ids = torch.full(mask.shape, pad_token_id)
-    ids[mask] = torch.tensor([token for row in rows for token in row])
-    return ids, mask
-
-
 def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Tensor:
     """One token per row: the first whose cumulative probability exceeds the row's number. (B, V), (B,) -> (B,).
 

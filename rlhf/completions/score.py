@@ -16,7 +16,9 @@ from torch import Tensor
 
 from rlhf.data.chat import Prompt, encode_completion, encode_prompt, same_encoding
 from rlhf.errors import UserError
-from rlhf.models.load import context_length, freeze, load_reward_model, load_tokenizer, sequence_scores
+from rlhf.models.load import load_reward_model, load_tokenizer
+from rlhf.models.parts import context_length, freeze
+from rlhf.models.scores import sequence_scores
 
 
 @dataclass

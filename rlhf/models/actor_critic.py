@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rlhf.algorithms.log_probs import masked, token_log_probs, token_log_probs_and_entropy
 from rlhf.errors import UserError
-from rlhf.models.load import trunk_of
 from rlhf.models.one_trunk import AdapterModel
+from rlhf.models.parts import trunk_of
 
 CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits are 0.4 GB
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlhf.errors import UserError
-from rlhf.models.load import trunk_of
+from rlhf.models.parts import trunk_of
 
 FOLDER, NOTE = "adapter", "trunk.json"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf.completions.rollout import Rollout
-from rlhf.completions.sample import right_pad
+from rlhf.data.padding import right_pad
 
 
 @lru_cache(maxsize=8)

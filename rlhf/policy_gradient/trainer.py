@@ -20,6 +20,7 @@ from rlhf.algorithms import ALGORITHMS, call
 from rlhf.algorithms.kl import adapt_kl_coef, k3
 from rlhf.algorithms.losses import clipped_value_loss, value_loss
 from rlhf.algorithms.masking import masked_sum
+from rlhf.completions.diversity import distinct_n, repetition
 from rlhf.completions.rollout import Rollout, collect, estimate, statistics
 from rlhf.completions.sample import uniform_numbers
 from rlhf.completions.score import WeightedSum
@@ -27,11 +28,11 @@ from rlhf.data.chat import as_text, decode, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import CHUNK, ActorCritic, frozen_copy, reference_log_probs
 from rlhf.models.kernels import halve_frozen_matrices, use_fast_kernels
-from rlhf.models.load import context_length, disable_dropout, freeze
 from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, adapter
+from rlhf.models.parts import context_length, disable_dropout, freeze
 from rlhf.policy_gradient import checkpoints, sharding
-from rlhf.policy_gradient.alarms import Guards, NonFinite, distinct_n, repetition
+from rlhf.policy_gradient.alarms import Guards, NonFinite
 from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.loader import RolloutLoader, choose_rows

@@ -20,7 +20,7 @@ from rlhf.algorithms.trust_region import (
     unflatten,
 )
 from rlhf.models.actor_critic import CHUNK, hidden_before
-from rlhf.models.load import trunk_of
+from rlhf.models.parts import trunk_of
 
 ITERATIONS = 10  # of conjugate gradient: TRPO paper
 TOLERANCE = 1e-10  # relative squared residual: baselines

@@ -34,7 +34,8 @@ from rlhf.completions.sample import sample_tokens, uniform_numbers
 from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.data.chat import as_messages, decode, encode_prompt
 from rlhf.errors import UserError
-from rlhf.models.load import context_length, freeze, load_policy, load_tokenizer
+from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.parts import context_length, freeze
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
-from rlhf.models.load import freeze, load_encoder, load_tokenizer
+from rlhf.models.load import load_encoder, load_tokenizer
+from rlhf.models.parts import freeze
 
 
 def load_finished(folder: str | os.PathLike, task: str, device: str = "cpu"):

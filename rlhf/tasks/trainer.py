@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from rlhf.algorithms.losses import consistency_loss
 from rlhf.errors import UserError
 from rlhf.models.kernels import use_fast_kernels
-from rlhf.models.load import trunk_of
+from rlhf.models.parts import trunk_of
 from rlhf.runs.progress import use_run_progress
 
 POOL = 8  # updates among which group_by_length seeks rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md)

@@ -30,9 +30,10 @@ from rlhf.completions.rollout import Rollout, statistics
 from rlhf.completions.score import FunctionScorer, WeightedSum
 from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
-from rlhf.models.load import new_policy, save
+from rlhf.models.load import save
+from rlhf.models.scratch import new_policy
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
-from rlhf.reward_model.trainer import ranking_report
+from rlhf.reward_model.metrics import ranking_report
 from rlhf.runs.record import RunRecord
 
 PROMPTS = ["Hello!", "Who are you?", "Is it late?", "What is a fox?"]

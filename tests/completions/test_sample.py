@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from rlhf.completions.sample import decode, left_pad, sample_tokens, uniform_numbers
+from rlhf.completions.sample import decode, sample_tokens, uniform_numbers
+from rlhf.data.padding import left_pad
 
 EOS = 0
 PROMPTS = [[11, 2, 0, 12], [11, 5, 3, 7, 0, 12], [4], [11, 0, 12], [6, 6], [7, 2, 3]]  # most have an EOS inside

@@ -3,7 +3,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from rlhf.models.actor_critic import ActorCritic, frozen_copy, position_ids, reference_log_probs
-from rlhf.models.load import disable_dropout, sequence_scores
+from rlhf.models.parts import disable_dropout
+from rlhf.models.scores import sequence_scores
 
 T, F = True, False
 PROMPTS = [[11, 2, 0, 12], [11, 5, 3, 7, 0, 12], [4]]  # the first two have an EOS (0) inside, as chat prompts do

@@ -7,7 +7,9 @@ from transformers.activations import NewGELUActivation
 
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.kernels import SHORT, halve_frozen_matrices, use_fast_kernels
-from rlhf.models.load import freeze, save, sequence_scores
+from rlhf.models.load import save
+from rlhf.models.parts import freeze
+from rlhf.models.scores import sequence_scores
 
 IDS = torch.tensor([[11, 2, 0, 12, 3, 4], [11, 5, 0, 12, 13, 13]])
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])

@@ -8,22 +8,11 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from rlhf.models.load import (
-    add_lora,
-    context_length,
-    disable_dropout,
-    fit_embeddings,
-    freeze,
-    load_encoder,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    new_policy,
-    save,
-    score_head,
-    sequence_scores,
-    shift_scores,
-)
+from rlhf.models.load import fit_embeddings, load_encoder, load_policy, load_reward_model, load_tokenizer, save
+from rlhf.models.lora import add_lora
+from rlhf.models.parts import context_length, disable_dropout, freeze
+from rlhf.models.scores import score_head, sequence_scores, shift_scores
+from rlhf.models.scratch import new_policy
 
 IDS = torch.tensor([[2, 3, 4, 0], [5, 6, 0, 13], [7, 0, 13, 13]])
 MASK = torch.tensor([[True] * 4, [True] * 3 + [False], [True] * 2 + [False] * 2])

@@ -10,8 +10,9 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from rlhf.models.actor_critic import ActorCritic, trunk_of
 from rlhf.models.kernels import use_fast_kernels
-from rlhf.models.load import add_lora, disable_dropout
+from rlhf.models.lora import add_lora
 from rlhf.models.memory import Memory, estimate_memory, free_memory, layer_bytes
+from rlhf.models.parts import disable_dropout
 
 H, L, V, CONTEXT = 8, 2, 10, 16
 SIZES = dict(n_embd=H, n_layer=L, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0)

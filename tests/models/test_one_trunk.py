@@ -6,16 +6,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from rlhf.completions.score import RewardModelScorer
-from rlhf.models.load import (
-    add_lora,
-    load_policy,
-    load_reward_model,
-    save,
-    sequence_scores,
-    shift_scores,
-    trunk_of,
-)
+from rlhf.models.load import load_policy, load_reward_model, save
+from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, adapter, add_adapter_model, fingerprint, save_adapter
+from rlhf.models.parts import trunk_of
+from rlhf.models.scores import sequence_scores, shift_scores
 
 IDS = torch.tensor([[11, 2, 0, 12, 3], [11, 5, 0, 12, 13], [4, 0, 13, 13, 13]])
 MASK = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 2 + [False] * 3])

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from rlhf.completions.diversity import distinct_n, repetition
 from rlhf.errors import UserError
-from rlhf.policy_gradient.alarms import ALARMS, HOLD, Guards, NonFinite, Watch, distinct_n, noise, repetition
+from rlhf.policy_gradient.alarms import ALARMS, HOLD, Guards, NonFinite, Watch, noise
 from rlhf.runs.record import read_jsonl
 
 STILL = dict(

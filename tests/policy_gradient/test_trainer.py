@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.losses import clipped_surrogate_loss
 from rlhf.completions.score import RewardModelScorer
-from rlhf.models.load import add_lora, load_policy, new_policy, save
+from rlhf.models.load import load_policy, save
+from rlhf.models.lora import add_lora
+from rlhf.models.scratch import new_policy
 from rlhf.policy_gradient import alarms as guards
 from rlhf.policy_gradient import trainer as policy_gradient
 from rlhf.policy_gradient.trainer import SKIPPED_AT_MOST

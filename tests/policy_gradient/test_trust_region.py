@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from rlhf.models.load import add_lora
+from rlhf.models.lora import add_lora
 from rlhf.policy_gradient import trust_region
 
 ONE = dict(algorithm="trpo", total_episodes=16)  # one rollout: one step of the policy, four of the value model

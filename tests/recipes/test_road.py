@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf.__main__ import main as command
 from rlhf.runs.record import RunRecord, read_jsonl
-from rlhf.runs.run import parse
+from rlhf.runs.settings import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue", "grey", "white", "black"]

@@ -5,16 +5,13 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.data.splits import split_rows
-from rlhf.models.load import add_lora, disable_dropout, load_reward_model
-from rlhf.reward_model.trainer import (
-    RewardConfig,
-    RewardTrainer,
-    collate_rankings,
-    correlation,
-    encode_rankings,
-    plot_ranking_report,
-    ranking_report,
-)
+from rlhf.models.load import load_reward_model
+from rlhf.models.lora import add_lora
+from rlhf.models.parts import disable_dropout
+from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
+from rlhf.reward_model.rankings import collate_rankings, encode_rankings
+from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
+from rlhf.statistics import correlation
 
 EOS = 0
 

@@ -22,8 +22,10 @@ from transformers import (
 from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
-from rlhf.models.load import new_policy, save
-from rlhf.runs.card import base_model, card_text, lineage, markdown_cell, write_card
+from rlhf.markdown import markdown_cell
+from rlhf.models.load import save
+from rlhf.models.scratch import new_policy
+from rlhf.runs.card import base_model, card_text, lineage, write_card
 from rlhf.runs.record import RunRecord, file_sha256, parent
 from rlhf.tasks.classification.predictor import Classifier
 from rlhf.tasks.ner.predictor import Tagger

@@ -13,11 +13,13 @@ import yaml
 from transformers import TrainingArguments
 
 from rlhf.completions.score import Completed, RewardModelScorer
-from rlhf.models.load import add_lora, load_policy, load_reward_model, save
+from rlhf.models.load import load_policy, load_reward_model, save
+from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
+from rlhf.runs.checkpoints import check_output_dir
 from rlhf.runs.record import RunRecord
 from rlhf.runs.record import run as recipe
-from rlhf.runs.run import DataSettings, check_output_dir, parse
+from rlhf.runs.settings import DataSettings, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))

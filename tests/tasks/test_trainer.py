@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from rlhf.models.load import disable_dropout
+from rlhf.models.parts import disable_dropout
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, LengthSampler, items, worth_parting
 
 

@@ -5,7 +5,8 @@ import unicodedata
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.models.load import fit_tokenizer, new_encoder
+from rlhf.models.load import fit_tokenizer
+from rlhf.models.scratch import new_encoder
 from rlhf.tokenizers.train import SPECIAL, train_tokenizer
 
 ENGLISH = ["the red cat sat on the mat", "the cat ran to the red mat", "a red mat, a red cat."] * 3

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf.models.load import context_length
+from rlhf.models.parts import context_length
 from rlhf.tasks.classification.encode import encode
 from rlhf.tasks.classification.metrics import THRESHOLD
 from rlhf.tasks.forward import check_texts, load_finished, run_batches

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from rlhf.models.load import context_length
+from rlhf.models.parts import context_length
 from rlhf.tasks.forward import load_finished, run_batches
 from rlhf.tasks.ner.encode import JOINTS, cut_words, decode, entities, join, windows
 

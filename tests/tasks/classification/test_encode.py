@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlhf.models.load import fit_tokenizer, new_encoder
+from rlhf.models.load import fit_tokenizer
+from rlhf.models.scratch import new_encoder
 from rlhf.tasks.classification.encode import LabelForm, Task, check_labels, encode, find_task, label_names, rare_labels
 
 WORDS = "a b c d e f".split()

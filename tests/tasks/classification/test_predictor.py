@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from rlhf.models.load import fit_tokenizer, new_encoder, save
+from rlhf.models.load import fit_tokenizer, save
+from rlhf.models.scratch import new_encoder
 from rlhf.tasks.classification.predictor import Classifier
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.models.load import new_encoder, save
+from rlhf.models.load import save
+from rlhf.models.scratch import new_encoder
 from rlhf.tasks.question_answering.predictor import Reader
 
 WORDS = "who a b c d e f g h".split()
