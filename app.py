@@ -17,10 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     # After the flags, so that --help answers at once.
-    import torch
     import uvicorn
 
     from rlhf.errors import UserError
+    from rlhf.runs.processes import best_device
     from rlhf.serving.catalogue import find_models, label_models
     from rlhf.serving.engine import Engine
     from rlhf.serving.predictors import Encoders
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         models = label_models(args.run) if args.run else find_models(args.runs)
         if not models:
             raise UserError(f"no finished run below {args.runs}: run `make demo`, or give a folder: app.py RUN")
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = args.device or best_device()
         chat = models.pop("causal", {})
         app = build_app(Engine(chat, device), Encoders(models, device))
     except UserError as error:

@@ -10,7 +10,7 @@ from rlhf.errors import UserError
 COMMANDS = {
     "validate": ("rlhf.commands.validate", "check a file of rows: layout, counts, lengths, every bad row"),
     "predict": ("rlhf.commands.predict", "what a classifier, tagger or reader says of each row of a file"),
-    "report": ("rlhf.comparison.report", "compare runs (base, SFT, PPO) on the same prompts"),
+    "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts"),
 }
 
 

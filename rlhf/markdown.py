@@ -2,7 +2,7 @@
 
 import re
 
-from rlhf.runs.card import CELL
+CELL = 300  # characters in a cell of a table
 
 
 def markdown_table(header: list[str], rows, right: int | None = None) -> str:

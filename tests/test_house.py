@@ -15,54 +15,32 @@ import rlhf
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# module: (what it may import from rlhf, third-party packages). A module may always import its own submodules, and all
-# but `algorithms` may import rlhf.errors.
-HOUSE = {
-    # layer 0: formulas
-    "rlhf.algorithms": ("", "torch"),
-    "rlhf.errors": ("", ""),
-    # layer 1: rows, models, records
-    "rlhf.data": ("", "datasets pyarrow transformers numpy torch"),
-    "rlhf.models": ("algorithms", "numpy torch transformers tokenizers peft safetensors psutil"),
-    "rlhf.evaluation": ("data", "numpy sklearn seqeval matplotlib"),
-    "rlhf.runs.record": ("", ""),
-    "rlhf.feedback": ("data.rows", ""),
-    # layer 2: completions
-    "rlhf.completions.sample": ("models", "torch transformers"),
-    "rlhf.completions.score": ("data models", "torch transformers"),
-    "rlhf.completions.rollout": ("algorithms data models decoding scoring", "torch transformers"),
-    "rlhf.inference": (
-        "algorithms data evaluation models decoding scoring runs",
-        "numpy torch transformers tokenizers",
-    ),
-    # layer 3: training; sharing and comparing
-    "rlhf.trainers": (
-        "algorithms data models decoding rollout scoring runs evaluation",
-        "torch transformers accelerate safetensors matplotlib rich tqdm deepspeed",
-    ),
-    "rlhf.hub": ("data feedback runs inference scoring", "huggingface_hub yaml matplotlib"),
-    "rlhf.comparison.compare": ("algorithms data models decoding runs scoring evaluation", "torch"),
-    "rlhf.commands.predict": ("data models evaluation inference runs", "rich torch"),
-    # report takes the defaults of DataSettings from recipe, to find the rows that a run held out
-    "rlhf.comparison.report": (
-        "comparison data feedback runs inference scoring hub recipe.DataSettings",
-        "matplotlib rich",
-    ),
-    # layer 4: what people see; never trainers or algorithms
-    "rlhf.ui": ("data.chat inference feedback runs hub report", "gradio"),
-    "rlhf.serving.server": ("ui data.chat inference feedback runs hub report", "gradio fastapi starlette"),
-    # layer 5: what people run
-    "rlhf.runs.run": ("data models runs", "torch transformers trl datasets psutil yaml"),
-    "rlhf.__main__": ("", ""),  # imports its commands by name, when they are called
-    "app": ("server inference feedback runs", "torch uvicorn"),
-    "recipes": (
-        "algorithms data models decoding rollout scoring trainers runs recipe hub report evaluation inference",
-        "numpy torch transformers trl peft datasets tokenizers",
-    ),
+# package: (layer, third-party packages). A package imports only from lower layers and from itself.
+LAYERS = {
+    "rlhf.errors": (0, ""),
+    "rlhf.statistics": (0, "torch"),
+    "rlhf.markdown": (0, ""),
+    "rlhf.algorithms": (0, "torch"),
+    "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),
+    "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
+    "rlhf.models": (1, "numpy torch transformers tokenizers peft safetensors psutil"),
+    "rlhf.completions": (2, "torch transformers"),
+    "rlhf.runs": (2, "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub"),
+    "rlhf.policy_gradient": (3, "torch transformers accelerate safetensors deepspeed tqdm"),
+    "rlhf.reward_model": (3, "torch transformers accelerate matplotlib"),
+    "rlhf.tasks": (3, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
+    "rlhf.comparison": (3, "torch matplotlib rich"),
+    "rlhf.serving": (4, "numpy torch transformers tokenizers fastapi starlette gradio uvicorn"),
+    "rlhf.commands": (5, "torch transformers rich"),
+    "rlhf.__main__": (5, ""),
+    "recipes": (5, "numpy torch transformers trl peft datasets tokenizers"),
+    "app": (5, "torch uvicorn"),
 }
+TRAINERS = ("rlhf.policy_gradient", "rlhf.reward_model", "rlhf.tasks.trainer")  # not for what people see
+NOT_FOR = {"rlhf.serving": TRAINERS, "rlhf.commands": TRAINERS, "app": TRAINERS, "recipes": ("rlhf.serving",)}
 HOMES = {  # package: only these
-    "gradio": ("rlhf.ui", "rlhf.serving.server"),
-    "trl": ("recipes", "rlhf.runs.run"),
+    "gradio": ("rlhf.serving.ui", "rlhf.serving.server"),
+    "trl": ("recipes", "rlhf.runs"),
     "deepspeed": ("rlhf.policy_gradient.sharding",),
 }
 
@@ -86,8 +64,8 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
 
 
-def layer(module: str) -> str:
-    return max((name for name in HOUSE if within(module, name)), key=len, default="")
+def package_of(module: str) -> str:
+    return max((name for name in LAYERS if within(module, name)), key=len, default="")
 
 
 def within(name: str, package: str) -> bool:
@@ -96,17 +74,41 @@ def within(name: str, package: str) -> bool:
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_imports_point_down(module):
-    own = layer(module)
-    assert own, f"{module} stands in no row of HOUSE"
-    inside, outside = HOUSE[own]
-    allowed = [f"rlhf.{name}" for name in inside.split()] + [own] * (own != "recipes")
-    allowed += ["rlhf.errors"] * (own != "rlhf.algorithms") + ["recipes.rewards"] * (own == "recipes") + outside.split()
+    own = package_of(module)
+    assert own, f"{module} is in no row of LAYERS"
+    layer, third_party = LAYERS[own]
     for name in imports(modules()[module]):
-        if within(name, "rlhf") and name.count(".") == 1 and name.split(".")[1] in ("__version__",):
+        if name == "rlhf":  # for its version
             continue
-        if name == "rlhf.rlhf" or name == "rlhf":  # `import rlhf`, for its version
+        if not within(name, "rlhf") and not within(name, "recipes"):
+            assert any(within(name, package) for package in third_party.split()), f"{module} ({own}) imports {name}"
             continue
-        assert any(within(name, package) for package in allowed), f"{module} ({own}) imports {name}"
+        used = package_of(name)
+        below = used == own or (used and LAYERS[used][0] < layer)
+        assert below and (own != "recipes" or used != "recipes" or within(name, "recipes.rewards")), (
+            f"{module} -> {name}"
+        )
+        assert own != "rlhf.algorithms" or used == own, (
+            f"{module}: formulas import nothing of the project but each other"
+        )
+        assert not any(within(name, barred) for barred in NOT_FOR.get(own, ())), f"{module} -> {name}"
+
+
+def test_no_two_modules_import_each_other():
+    known = modules()
+    edges = {}
+    for module, path in known.items():
+        used = set()
+        for name in imports(path):
+            if name in known:
+                used.add(name)
+            elif name.rpartition(".")[0] in known:
+                used.add(name.rpartition(".")[0])
+        edges[module] = used - {module}
+    while leaves := [module for module, used in edges.items() if not used & edges.keys()]:
+        for module in leaves:
+            del edges[module]
+    assert not edges, f"a cycle among {sorted(edges)}"
 
 
 @pytest.mark.parametrize("package", HOMES)
@@ -116,9 +118,9 @@ def test_a_package_with_a_home_is_imported_nowhere_else(package):
 
 
 def test_the_table_would_notice():
-    assert layer("rlhf.runs.progress") == "rlhf.trainers" and layer("recipes.ppo") == "recipes"
-    assert "transformers.Trainer" in imports(ROOT / "rlhf" / "trainers" / "policy_gradient.py")
-    assert any(within(name, "trl") for name in imports(ROOT / "rlhf" / "recipe.py"))  # inside a function
+    assert package_of("rlhf.runs.progress") == "rlhf.runs" and package_of("recipes.ppo") == "recipes"
+    assert "transformers.Trainer" in imports(ROOT / "rlhf" / "policy_gradient" / "trainer.py")
+    assert any(within(name, "trl") for name in imports(ROOT / "rlhf" / "runs" / "settings.py"))  # inside a function
 
 
 def test_import_rlhf_is_cheap():

@@ -18,6 +18,7 @@ from statistics import fmean as mean
 from rlhf.data.load import Scan, bad_rows
 from rlhf.data.rows import CHECKS, KINDS
 from rlhf.errors import UserError
+from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, model_kind, read_object
 from rlhf.serving.predictors import columns_of, open_encoder
 from rlhf.tasks.classification.encode import names_of, number
@@ -141,12 +142,6 @@ def main(args) -> int:
     if report := answers.report():
         say(report)
     return 0
-
-
-def best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_output(path: str | None, *, force: bool) -> None:

@@ -23,6 +23,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze
+from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
 
@@ -177,10 +178,6 @@ def summed_log_probs(run: ChatRun, prompts: list[list[int]], targets: list[list[
 
 
 # ---- runs -> report ----------------------------------------------------------------------------------------------
-
-
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_runs(paths: Sequence[str]) -> list[ChatRun]:

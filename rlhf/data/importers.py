@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 
+from rlhf.data.words import cut_words
 from rlhf.errors import UserError
-from rlhf.tasks.ner.encode import cut_words
 
 
 def from_alpaca(row: dict) -> list[dict]:

@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 from rlhf.markdown import _flat, fenced, markdown_cell, markdown_table
 from rlhf.runs.record import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
 
-SAMPLES, ROWS, CELL = 5, 30, 300  # samples in a card; rows of a table; characters in a cell
+SAMPLES, ROWS = 5, 30  # samples in a card; rows of a table
 
 # recipe -> (kind of model, what it is). A kind decides pipeline_tag and snippet.
 RECIPES = {

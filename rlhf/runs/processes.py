@@ -74,3 +74,10 @@ def keep_freed_memory() -> None:
         first = -(-start // page) * page
         madvise(first, (start + size - first) // page * page, hugepage)
         free(start)
+
+
+def best_device() -> str:
+    """The accelerator of this machine ("cuda", "mps", "xpu"), or "cpu"."""
+    import torch
+
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"

@@ -13,19 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
+from rlhf.commands.report import add_arguments, main
 from rlhf.comparison.compare import distinct, fitting, load_runs, mean_estimate, perplexity, rate_estimate, win_rate
-from rlhf.comparison.report import (
-    Answers,
-    add_arguments,
-    build_report,
-    generate,
-    main,
-    measure,
-    plot,
-    to_json,
-    to_markdown,
-    to_table,
-)
+from rlhf.comparison.report import Answers, build_report, generate, measure, plot, to_json, to_markdown, to_table
 from rlhf.completions.rollout import Rollout, statistics
 from rlhf.completions.score import FunctionScorer, WeightedSum
 from rlhf.data.chat import add_chat_template

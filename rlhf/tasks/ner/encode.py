@@ -14,14 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from rlhf.data.words import URL
 from rlhf.errors import UserError
 
 OUTSIDE = "O"
 # Other letters for the same: BILOU and BMEWO for BIOES.
 PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 OVERLAP = 4  # windows of a long text share a 4th of their tokens
-URL = r"https?://\S+"
-JOINTS = ("-", "@#")  # signs inside and in front of words, where no training rows tell
 CHARACTERS = 0.95  # share of units of one character from which the data tag characters
 
 Entity = tuple[str, int, int]  # type, first and last unit
@@ -188,13 +187,6 @@ def find_joints(rows: Iterable[dict]) -> tuple[str, str]:
         inside.update(re.findall(r"(?<=\w)[^\w\s](?=\w)", token))
         before.update(re.findall(r"^[^\w\s](?=\w)", token))
     return tuple("".join(sorted(c for c in found if found[c] * 20 >= alone[c])) for found in (inside, before))
-
-
-def cut_words(text: str, joints: Sequence[str] = JOINTS) -> list[tuple[int, int]]:
-    """(start, end) of the words of a text: letters and digits, with the signs of `find_joints`, all other signs apart."""
-    inner, leading = (f"[{re.escape(signs)}]" if signs else r"(?!)" for signs in joints)
-    words = rf"{URL}|(?:{leading})?\w+(?:{inner}\w+)*|[^\w\s]"
-    return [match.span() for match in re.finditer(words, text)]
 
 
 def join(tokens: Sequence[str], units: str) -> tuple[str, list[int]]:

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Sequence
 
+from rlhf.data.words import JOINTS, cut_words
 from rlhf.models.parts import context_length
 from rlhf.tasks.forward import load_finished, run_batches
-from rlhf.tasks.ner.encode import JOINTS, cut_words, decode, entities, join, windows
+from rlhf.tasks.ner.encode import decode, entities, join, windows
 
 
 class Tagger:

@@ -5,9 +5,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.load import load_rows
+from rlhf.data.words import cut_words
 from rlhf.tasks.ner.encode import (
     check_types,
-    cut_words,
     decode,
     encode,
     entities,
