@@ -13,7 +13,11 @@ def newest(name: str) -> dict | None:
     """The last record of a folder, or of one question of it: bert/speed."""
     folder, _, question = name.partition("/")
     records = sorted((HERE / folder / "results").glob(f"{question}*.json"))
-    return json.loads(records[-1].read_text(encoding="utf-8")) | {"path": records[-1]} if records else None
+    return (
+        json.loads(records[-1].read_text(encoding="utf-8")) | {"path": records[-1]}
+        if records
+        else None
+    )
 
 
 def source(record: dict) -> str:
@@ -27,7 +31,9 @@ def demo(record: dict) -> str:
         for way in ("sampled", "greedy")
     )
     for label, metrics in greedy.items():
-        runs[label] |= {f"greedy_{name}": metrics[name] for name in ("score_on_topic", "score_preferred_voice")}
+        runs[label] |= {
+            f"greedy_{name}": metrics[name] for name in ("score_on_topic", "score_preferred_voice")
+        }
     names = {
         "score_on_topic": ("on-topic rate", 100, "%"),
         "score_preferred_voice": (f"preferred voice ({record['voice']})", 100, "%"),
@@ -48,9 +54,7 @@ def demo(record: dict) -> str:
                 continue
             text = f"{value['mean'] * factor:.{1 if unit else 2}f}{unit}"
             if value["low"] is not None:
-                text += (
-                    f" ({value['low'] * factor:.{1 if unit else 2}f} to {value['high'] * factor:.{1 if unit else 2}f})"
-                )
+                text += f" ({value['low'] * factor:.{1 if unit else 2}f} to {value['high'] * factor:.{1 if unit else 2}f})"
             cells.append(text)
         lines.append(f"| {title} | {' | '.join(cells)} |")
     settings = record["settings"]
@@ -64,8 +68,13 @@ def demo(record: dict) -> str:
     labels = [label for label in labels if label]
     lines.append(f"| prompt | {' | '.join(labels[-2:])} |\n|---|---|---|")
     for sample in record["samples"][:6]:
-        answers = [next(v for k, v in sample["completions"].items() if k.split()[0] == label) for label in labels[-2:]]
-        lines.append(f"| {' | '.join(text.replace('|', '/') for text in [sample['prompt'], *answers])} |")
+        answers = [
+            next(v for k, v in sample["completions"].items() if k.split()[0] == label)
+            for label in labels[-2:]
+        ]
+        lines.append(
+            f"| {' | '.join(text.replace('|', '/') for text in [sample['prompt'], *answers])} |"
+        )
     return "\n".join(lines)
 
 
@@ -130,13 +139,19 @@ def ppo_throughput(record: dict) -> str:
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for shape, found in record["summary"].items():
         for side, column in found["columns"].items():
-            cells = [f"{column[f'{key}_seconds']['median']:.1f}" for key in ("decode", "score", "update")]
+            cells = [
+                f"{column[f'{key}_seconds']['median']:.1f}" for key in ("decode", "score", "update")
+            ]
             ratio = found["ratios"].get(f"trl fp32 / {side}")
-            speed = "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio["seconds"]) if ratio else "-"
+            speed = (
+                "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio["seconds"]) if ratio else "-"
+            )
             memory = f"{1 / ratio['memory']['median']:.2f}" if ratio else "-"
             seconds = f"{column['seconds_per_update']['median']:.1f}"
             gb = f"{column['memory_gb']['median']:.2f}"
-            lines.append(f"| {shape} | {side} | {seconds} | {' | '.join(cells)} | {gb} | {speed} | {memory} |")
+            lines.append(
+                f"| {shape} | {side} | {seconds} | {' | '.join(cells)} | {gb} | {speed} | {memory} |"
+            )
     return "\n".join([
         *lines,
         "\nOne PPO update, alternating in one run: small is GPT-2 4 x 256, vocabulary 8,192, 64 episodes of 32 + 48 tokens; "
@@ -160,10 +175,16 @@ def ppo_learning(record: dict) -> str:
             r for r in record["first_with_share_of_final_gain_of_trl"]
             if r["side"] == side and r["of"] == "score" and r["share"] == 0.9
         ]  # fmt: skip
-        cells = [f"{end['seconds']:.0f}"] + [f"{end[name]:.2f}" for name in ("score", "coverage", "kl")]
+        cells = [f"{end['seconds']:.0f}"] + [
+            f"{end[name]:.2f}" for name in ("score", "coverage", "kl")
+        ]
         for name in ("score", "coverage"):
-            cells.append("{mean:.2f} ({low:.2f} to {high:.2f})".format(**gaps[name]) if gaps else "-")
-        cells.append("{seconds:.0f} s, {episodes:.0f} episodes".format(**reached[0]) if reached else "-")
+            cells.append(
+                "{mean:.2f} ({low:.2f} to {high:.2f})".format(**gaps[name]) if gaps else "-"
+            )
+        cells.append(
+            "{seconds:.0f} s, {episodes:.0f} episodes".format(**reached[0]) if reached else "-"
+        )
         lines.append(f"| {side} | {' | '.join(cells)} |")
     return "\n".join([
         *lines,
@@ -214,12 +235,17 @@ def bert_tasks(record: dict) -> str:
 
 def bert_speed(record: dict) -> str:
     settings, rounds = record["settings"], len({run["seed"] for run in record["rounds"]})
-    lines = ["| task | side | rows a second | ours is faster by | judged |", "|---|---|---|---|---|"]
+    lines = [
+        "| task | side | rows a second | ours is faster by | judged |",
+        "|---|---|---|---|---|",
+    ]
     for task, sides in record["summary"].items():
         for side, found in sides.items():
             low, middle, high = found["ours_is_faster_by"]
             times = f"{middle:.2f} ({low:.2f} to {high:.2f})" if side != "ours" else "-"
-            lines.append(f"| {task} | {side} | {found['rows_per_second']:.0f} | {times} | {found['judged']:.3f} |")
+            lines.append(
+                f"| {task} | {side} | {found['rows_per_second']:.0f} | {times} | {found['judged']:.3f} |"
+            )
     return "\n".join([
         *lines,
         f"\nTraining on {settings['rows']:,} rows, {settings['epochs']} epochs of batches of {settings['batch']}, "
@@ -230,7 +256,10 @@ def bert_speed(record: dict) -> str:
 
 
 CORPORA = {  # text, and what is to be known of the fine-tunings
-    "stories": ("stories", "1,000 rows (ner) and 2,000 (sst2: reviews of films, where the stories did not help)"),
+    "stories": (
+        "stories",
+        "1,000 rows (ner) and 2,000 (sst2: reviews of films, where the stories did not help)",
+    ),
     "reviews": (
         "Korean reviews",
         "5,000 reviews (nsmc, judged on its 5,000 others) and about 3,600 sentences (klue_ner)",
@@ -248,10 +277,15 @@ def bert_pretraining(record: dict) -> str:
     lines = [f"| on held-out {text} | this model | always the most frequent |", "|---|---|---|"]
     for name, title in (("masked", "masked words found"), ("nsp", "next sentence, or not")):
         if f"{name}_accuracy" in found:
-            lines.append(f"| {title} | {found[f'{name}_accuracy']:.3f} | {found[f'{name}_baseline']:.3f} |")
+            lines.append(
+                f"| {title} | {found[f'{name}_accuracy']:.3f} | {found[f'{name}_baseline']:.3f} |"
+            )
     lines += ["", "| fine-tuned from | random weights | these |", "|---|---|---|"]
     for task, sides in record["fine_tuning"].items():
-        cells = [f"{sides[side]['mean']:.3f} ± {sides[side]['sd']:.3f}" for side in ("random", "pretrained")]
+        cells = [
+            f"{sides[side]['mean']:.3f} ± {sides[side]['sd']:.3f}"
+            for side in ("random", "pretrained")
+        ]
         lines.append(f"| {task}, {METRICS[sides['metric']]} | {' | '.join(cells)} |")
     return "\n".join([
         *lines,
@@ -282,7 +316,9 @@ def written(text: str) -> str:
         record = newest(name) if f"<!-- {name} -->" in text else None
         if record:
             body = f"<!-- {name} -->\n{table(record)}\n<!-- /{name} -->"
-            text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, body=body: body, text, flags=re.S)
+            text = re.sub(
+                rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, body=body: body, text, flags=re.S
+            )
     return text
 
 

@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding, set_seed
 
-from rlhf.algorithms.losses import balanced_weights, weighted_binary_cross_entropy, weighted_cross_entropy
+from rlhf.algorithms.losses import (
+    balanced_weights,
+    weighted_binary_cross_entropy,
+    weighted_cross_entropy,
+)
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_tokenizer, save, trained_labels
@@ -23,9 +27,16 @@ from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length
 from rlhf.models.scores import scale_scores, shift_scores
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.tasks.classification.encode import PROBLEMS, LabelForm, Task, encode, find_task, rare_labels
+from rlhf.tasks.classification.encode import (
+    PROBLEMS,
+    LabelForm,
+    Task,
+    encode,
+    find_task,
+    rare_labels,
+)
 from rlhf.tasks.classification.metrics import METRICS, errors, judge, plot_judgement
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
 from rlhf.tasks.model import start_encoder
@@ -41,9 +52,14 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
     )
-    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."})
+    model_type: str = field(
+        default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."}
+    )
     task: str = field(
-        default="auto", metadata={"help": "single_label, multi_label, regression, or auto: what the labels look like."}
+        default="auto",
+        metadata={
+            "help": "single_label, multi_label, regression, or auto: what the labels look like."
+        },
     )
     consistency_coef: float = field(
         default=0.0,
@@ -52,18 +68,25 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
         },
     )
     class_weights: str = field(
-        default="none", metadata={"help": "balanced: every label weighs the same in the loss, however rare; or none."}
+        default="none",
+        metadata={
+            "help": "balanced: every label weighs the same in the loss, however rare; or none."
+        },
     )
 
 
-def keep_head(settings: ClassificationSettings, task: Task, record) -> tuple[Task, bool]:
+def keep_head(settings: ClassificationSettings, task: Task, run) -> tuple[Task, bool]:
     """Whether the checkpoint's own head is trained on: where it has all labels of the rows; then in its order."""
     path, revision = settings.model_name_or_path, settings.model_revision
     known = [] if settings.from_scratch else trained_labels(path, revision=revision)
     kept = set(task.labels) <= set(known)
     if known:
         has = f"{path} has a head for {', '.join(known[:8])}{', ...' * (len(known) > 8)}"
-        record.say(f"{has}: it is trained on" if kept else f"{has}: the head is new, for the labels of these rows")
+        run.say(
+            f"{has}: it is trained on"
+            if kept
+            else f"{has}: the head is new, for the labels of these rows"
+        )
     return (replace(task, labels=known) if kept else task), kept
 
 
@@ -72,13 +95,15 @@ def balanced_loss(truth: list, task: Task):
     given = torch.from_numpy(np.array(truth))
     if task.name == "multi_label":
         weights = balanced_weights(torch.stack([(1 - given).sum(0), given.sum(0)]))
-        return lambda logits, labels: weighted_binary_cross_entropy(logits, labels, weights.to(logits.device))
+        return lambda logits, labels: weighted_binary_cross_entropy(
+            logits, labels, weights.to(logits.device)
+        )
     weights = balanced_weights(torch.bincount(given, minlength=len(task.labels)))
     return lambda logits, labels: weighted_cross_entropy(logits, labels, weights.to(logits.device))
 
 
 def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
-    with recording("classification", settings, args) as record:
+    with recording("classification", settings, args) as run:
         set_seed(args.seed)
         if settings.class_weights not in ("none", "balanced"):
             raise UserError(f"class_weights={settings.class_weights!r}: use none or balanced")
@@ -86,19 +111,28 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         form = LabelForm(settings.task)
         kinds = ("classification", "pair_classification")
         splits = load_splits(settings, kinds, seed=args.seed, checks={"label": form})
-        record.data(splits)
+        run.data(splits)
         if not splits.eval:
-            raise UserError("a classifier is judged on rows it has not seen: set eval_fraction or eval_dataset_name")
-        task, pairs = find_task(splits.train, splits.eval, form), splits.kind == "pair_classification"
+            raise UserError(
+                "a classifier is judged on rows it has not seen: set eval_fraction or eval_dataset_name"
+            )
+        task, pairs = (
+            find_task(splits.train, splits.eval, form),
+            splits.kind == "pair_classification",
+        )
         for warning in rare_labels(splits.train, splits.eval) if task.name != "regression" else ():
-            record.say(warning)
+            run.say(warning)
         if task.name == "regression" and settings.class_weights != "none":
-            raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
+            raise UserError(
+                "class_weights is for labels, and these rows have numbers: set it to none"
+            )
         if task.name != "single_label" and settings.consistency_coef:
-            raise UserError(f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0")
-        task, kept = keep_head(settings, task, record)
+            raise UserError(
+                f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0"
+            )
+        task, kept = keep_head(settings, task, run)
         options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
-        model = start_encoder(record, settings, tokenizer, "classifier", pairs=pairs, **options)
+        model = start_encoder(run, settings, tokenizer, "classifier", pairs=pairs, **options)
         if task.name == "regression" and kept:  # it gives the numbers themselves
             shift_scores(model, -task.mean)
             scale_scores(model, 1 / task.spread)
@@ -107,12 +141,21 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         train, train_cut = encode(tokenizer, splits.train, pairs=pairs, max_length=limit)
         held_out, eval_cut = encode(tokenizer, splits.eval, pairs=pairs, max_length=limit)
         train = [row | {"labels": target} for row, target in zip(train, task.targets(splits.train))]
-        held_out = [row | {"labels": target} for row, target in zip(held_out, task.targets(splits.eval))]
+        held_out = [
+            row | {"labels": target} for row, target in zip(held_out, task.targets(splits.eval))
+        ]
         order = sorted(range(len(held_out)), key=lambda place: len(held_out[place]["input_ids"]))
-        held_out, rows = [held_out[place] for place in order], [splits.eval[place] for place in order]
+        held_out, rows = (
+            [held_out[place] for place in order],
+            [splits.eval[place] for place in order],
+        )
         cut = train_cut + eval_cut
-        what = f"regression, mean {task.mean:.4g}" if task.name == "regression" else f"{len(task.labels)} labels"
-        record.say(f"{len(train)} rows, {len(held_out)} held out, {what}; {cut} cut at {limit} tokens")
+        what = (
+            f"regression, mean {task.mean:.4g}"
+            if task.name == "regression"
+            else f"{len(task.labels)} labels"
+        )
+        run.say(f"{len(train)} rows, {len(held_out)} held out, {what}; {cut} cut at {limit} tokens")
 
         if settings.use_peft:
             model = add_lora(model, task="SEQ_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
@@ -142,11 +185,17 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         output = trainer.predict(held_out, metric_key_prefix="eval")
         truth, outputs = outcome(output)
         report = {"task": task.name} | judge(task.name, truth, outputs, task.labels)
-        record.metrics({name: report[name] for name in METRICS[task.name]})
-        record.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(held_out), "train_rows": len(train)})
-        record.metrics({"labels": len(task.labels)} if task.name != "regression" else {})
-        record.metrics({"texts_cut": cut})
-        if not record.main:
+        run.metrics({name: report[name] for name in METRICS[task.name]})
+        run.metrics(
+            {
+                "eval_loss": output.metrics["eval_loss"],
+                "eval_rows": len(held_out),
+                "train_rows": len(train),
+            }
+        )
+        run.metrics({"labels": len(task.labels)} if task.name != "regression" else {})
+        run.metrics({"texts_cut": cut})
+        if not run.main:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         if task.name == "regression":
@@ -154,24 +203,29 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             scale_scores(model, task.spread)
             shift_scores(model, task.mean)
         save(model, tokenizer, args.output_dir)
-        record.write("classification.json", report)
-        record.write("errors.jsonl", errors(task.name, rows, truth, outputs, task.labels)[:ERRORS])
-        plot_judgement(task.name, report, truth, outputs, record.folder / "plots")
+        run.write("classification.json", report)
+        run.write("errors.jsonl", errors(task.name, rows, truth, outputs, task.labels)[:ERRORS])
+        plot_judgement(task.name, report, truth, outputs, run.folder / "plots")
         shown = ("text", "text_pair", "label")
-        record.samples([{name: row[name] for name in shown if name in row} for row in rows])
-        show(record, report)
+        run.samples([{name: row[name] for name in shown if name in row} for row in rows])
+        show(run, report)
 
 
-def show(record, report: dict) -> None:
+def show(run, report: dict) -> None:
     """The labels that are worst predicted, and what is taken for what."""
-    worst = sorted((entry for entry in report.get("classes", ()) if entry["rows"]), key=lambda entry: entry["f1"])
+    worst = sorted(
+        (entry for entry in report.get("classes", ()) if entry["rows"]),
+        key=lambda entry: entry["f1"],
+    )
     if worst:
-        record.say("Labels, the worst predicted first:")
-        record.say(sample_table(worst, columns=["label", "rows", "precision", "recall", "f1"], limit=8))
+        run.say("Labels, the worst predicted first:")
+        run.say(
+            sample_table(worst, columns=["label", "rows", "precision", "recall", "f1"], limit=8)
+        )
     if report.get("confusions"):
-        record.say("Held-out rows that are most often taken for another label:")
-        record.say(sample_table(report["confusions"], columns=["label", "predicted", "rows"], limit=8))
+        run.say("Held-out rows that are most often taken for another label:")
+        run.say(sample_table(report["confusions"], columns=["label", "predicted", "rows"], limit=8))
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

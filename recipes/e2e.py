@@ -19,11 +19,16 @@ from rlhf.data.load import load_rows
 from rlhf.data.splits import split_rows
 from rlhf.errors import UserError
 
-HELD_OUT, SEED = 0.2, 0  # share of the ranked facts; the split is a hash of the facts, so it is the same in both files
+HELD_OUT, SEED = (
+    0.2,
+    0,
+)  # share of the ranked facts; the split is a hash of the facts, so it is the same in both files
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", default="data/e2e", help="folder with the three files above")
     parser.add_argument("--output", default="runs/e2e/data", help="folder for the files")
     arguments = parser.parse_args()
@@ -33,7 +38,11 @@ def main() -> None:
         kinds=("prompt_completion",),
         columns={"prompt": "mr", "completion": "ref"},
     ).rows
-    files = {"demonstrations": [{"prompt": row["prompt"], "completion": row["completion"]} for row in demonstrations]}
+    files = {
+        "demonstrations": [
+            {"prompt": row["prompt"], "completion": row["completion"]} for row in demonstrations
+        ]
+    }
     held_out: dict[str, set[str]] = {}
     for name in ("quality", "naturalness"):
         rows = load_rows(str(source / f"kwise_{name}.jsonl.gz"), kinds=("ranking",)).rows
@@ -41,10 +50,18 @@ def main() -> None:
         files[f"{name}_train"], files[f"{name}_heldout"] = split_rows(rows, HELD_OUT, seed=SEED)
         held_out[name] = {row["prompt"] for row in files[f"{name}_heldout"]}
     facts = set().union(*held_out.values())
-    seen = {row["prompt"] for name in ("demonstrations", "quality_train", "naturalness_train") for row in files[name]}
+    seen = {
+        row["prompt"]
+        for name in ("demonstrations", "quality_train", "naturalness_train")
+        for row in files[name]
+    }
     if facts & seen:
-        raise UserError(f"{len(facts & seen)} held-out prompts are also trained on: the two rankings were split apart")
-    files["prompts"] = [{"prompt": prompt} for prompt in sorted({row["prompt"] for row in files["quality_train"]})]
+        raise UserError(
+            f"{len(facts & seen)} held-out prompts are also trained on: the two rankings were split apart"
+        )
+    files["prompts"] = [
+        {"prompt": prompt} for prompt in sorted({row["prompt"] for row in files["quality_train"]})
+    ]
     files["heldout"] = [{"prompt": prompt} for prompt in sorted(facts)]
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():

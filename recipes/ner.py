@@ -19,7 +19,7 @@ from rlhf.models.load import load_tokenizer, save
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import start_encoder
 from rlhf.tasks.ner.encode import (
@@ -44,24 +44,33 @@ from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 class NERSettings(DataSettings, ModelSettings, ScratchSettings):
     """What is learned, from which rows."""
 
-    model_name_or_path: str = field(default="bert-base-cased", metadata={"help": "Run folder or Hub id to start from."})
-    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."})
+    model_name_or_path: str = field(
+        default="bert-base-cased", metadata={"help": "Run folder or Hub id to start from."}
+    )
+    model_type: str = field(
+        default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."}
+    )
 
 
 def shown(tokens: list[str], tags: list[str], units: str) -> dict:
     """A text and what was marked in it."""
-    marked = [f"{kind}: {join(tokens[first : last + 1], units)[0]}" for kind, first, last in entities(tags)]
+    marked = [
+        f"{kind}: {join(tokens[first : last + 1], units)[0]}"
+        for kind, first, last in entities(tags)
+    ]
     return {"text": join(tokens, units)[0], "marked": "; ".join(marked)}
 
 
 def main(settings: NERSettings, args: EncoderConfig) -> None:
-    with recording("ner", settings, args) as record:
+    with recording("ner", settings, args) as run:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         splits = load_splits(settings, ("tagging",), seed=args.seed)
-        record.data(splits)
+        run.data(splits)
         if not splits.eval:
-            raise UserError("a tagger is judged on rows it has not seen: set eval_fraction or eval_dataset_name")
+            raise UserError(
+                "a tagger is judged on rows it has not seen: set eval_fraction or eval_dataset_name"
+            )
         train, held_out, scheme, broken = in_bio(splits.train, splits.eval)
         labels, units = tag_names(train), find_units(train)
         check_types(held_out, labels)
@@ -70,27 +79,45 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
                 f"none of the {len(held_out)} evaluation rows has an entity to find: raise eval_fraction or add rows"
             )
         for warning in warnings_of(train, held_out, scheme, broken):
-            record.say(warning)
+            run.say(warning)
 
-        model = start_encoder(record, settings, tokenizer, "tagger", pairs=False, labels=labels)
+        model = start_encoder(run, settings, tokenizer, "tagger", pairs=False, labels=labels)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         # what rlhf.tasks.ner.predictor needs to cut a text as these rows were
-        model.config.update({"trained_units": units, "trained_length": limit, "trained_joints": find_joints(train)})
-        found, held_found = (windows(tokenizer, rows, units=units, max_length=limit) for rows in (train, held_out))
+        model.config.update(
+            {"trained_units": units, "trained_length": limit, "trained_joints": find_joints(train)}
+        )
+        found, held_found = (
+            windows(tokenizer, rows, units=units, max_length=limit) for rows in (train, held_out)
+        )
         held_found.sort(key=lambda window: len(window.inputs["input_ids"]))
-        split = len(found) + len(held_found) - len({w.row for w in found}) - len({w.row for w in held_found})
+        split = (
+            len(found)
+            + len(held_found)
+            - len({w.row for w in found})
+            - len({w.row for w in held_found})
+        )
         lost = out_of_reach(held_found, held_out)
-        record.say(f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}")
-        record.say(f"{split} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token")
+        run.say(
+            f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}"
+        )
+        run.say(
+            f"{split} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token"
+        )
 
         if settings.use_peft:
-            model = add_lora(model, task="TOKEN_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
+            model = add_lora(
+                model, task="TOKEN_CLS", rank=settings.lora_r, alpha=settings.lora_alpha
+            )
 
         truth = [row["tags"] for row in held_out]
 
         def predicted(output) -> list[list[str]]:
             numbers = output.predictions  # (windows, tokens)
-            marks = [[labels[numbers[i][token]] for token, _, _ in w.heads] for i, w in enumerate(held_found)]
+            marks = [
+                [labels[numbers[i][token]] for token, _, _ in w.heads]
+                for i, w in enumerate(held_found)
+            ]
             return decode(held_found, marks, held_out)
 
         trainer = EncoderTrainer(
@@ -105,24 +132,28 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         tags = predicted(output)
         report = tagging_report(truth, tags, [row["tokens"] for row in held_out])
         names = ("precision", "recall", "f1", "token_accuracy", "entities")
-        record.metrics({name: report[name] for name in names} | {"eval_loss": output.metrics["eval_loss"]})
-        record.metrics({"eval_rows": len(held_out), "train_rows": len(train), "labels": len(labels)})
-        record.metrics({"windows_added": split, "entities_out_of_reach": lost, "tags_repaired": broken})
-        if not record.main:
+        run.metrics(
+            {name: report[name] for name in names} | {"eval_loss": output.metrics["eval_loss"]}
+        )
+        run.metrics({"eval_rows": len(held_out), "train_rows": len(train), "labels": len(labels)})
+        run.metrics(
+            {"windows_added": split, "entities_out_of_reach": lost, "tags_repaired": broken}
+        )
+        if not run.main:
             return
         save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
-        record.write("ner.json", report)
-        record.write("errors.jsonl", wrong_sentences(held_out, tags))
-        record.samples([shown(row["tokens"], said, units) for row, said in zip(held_out, tags)])
-        (record.folder / "plots").mkdir(exist_ok=True)
-        plot_entities(report, record.folder / "plots" / "entities.png")
-        record.say(sample_table(report["types"], columns=list(report["types"][0]), limit=20))
+        run.write("ner.json", report)
+        run.write("errors.jsonl", wrong_sentences(held_out, tags))
+        run.samples([shown(row["tokens"], said, units) for row, said in zip(held_out, tags)])
+        (run.folder / "plots").mkdir(exist_ok=True)
+        plot_entities(report, run.folder / "plots" / "entities.png")
+        run.say(sample_table(report["types"], columns=list(report["types"][0]), limit=20))
         if report["confusions"]:
             counts = ", ".join(f"{count} {kind}" for kind, count in report["errors"].items())
-            record.say(f"Held-out errors: {counts}. Most often:")
+            run.say(f"Held-out errors: {counts}. Most often:")
             columns = ["error", "entity", "marked", "count", "example"]
-            record.say(sample_table(report["confusions"], columns=columns, limit=8))
+            run.say(sample_table(report["confusions"], columns=columns, limit=8))
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

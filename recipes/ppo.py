@@ -27,7 +27,7 @@ from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.record import read_jsonl
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 
@@ -35,12 +35,18 @@ from rlhf.runs.settings import DataSettings, ModelSettings
 class PPOSettings(DataSettings, ModelSettings):
     """What is rewarded, and who estimates the value."""
 
-    reward_model_path: list[str] = field(default_factory=list, metadata={"help": "Reward models, one or several."})
+    reward_model_path: list[str] = field(
+        default_factory=list, metadata={"help": "Reward models, one or several."}
+    )
     reward_functions: list[str] = field(
         default_factory=list,
-        metadata={"help": "Python rewards as module:function, for example recipes.rewards:slot_coverage."},
+        metadata={
+            "help": "Python rewards as module:function, for example recipes.rewards:slot_coverage."
+        },
     )
-    reward_weights: list[float] = field(default_factory=list, metadata={"help": "One each, models first. Default: 1."})
+    reward_weights: list[float] = field(
+        default_factory=list, metadata={"help": "One each, models first. Default: 1."}
+    )
     value_model: str = field(
         default="reward_model",
         metadata={
@@ -61,17 +67,23 @@ class PPOSettings(DataSettings, ModelSettings):
         },
     )
     ptx_dataset_name: str | None = field(
-        default=None, metadata={"help": "Plain text for PPO-ptx (ptx_coef): file or Hub id with a text column."}
+        default=None,
+        metadata={"help": "Plain text for PPO-ptx (ptx_coef): file or Hub id with a text column."},
     )
     eval_limit: int = field(default=256, metadata={"help": "Evaluation prompts at most."})
 
 
-def load_rewards(settings: PPOSettings, policy, tokenizer, *, value_model: bool) -> tuple[WeightedSum, object]:
+def load_rewards(
+    settings: PPOSettings, policy, tokenizer, *, value_model: bool
+) -> tuple[WeightedSum, object]:
     """What is rewarded, and the value model: None, "shared" (the trainer makes its head), or a model."""
     if settings.share_trunk:
         check_trunk(settings, tokenizer)
         reward = add_adapter_model(policy, settings.reward_model_path[0], "reward", trainable=False)
-        scorers = {"reward_model": RewardModelScorer(reward, tokenizer), **load_scorers([], settings.reward_functions)}
+        scorers = {
+            "reward_model": RewardModelScorer(reward, tokenizer),
+            **load_scorers([], settings.reward_functions),
+        }
     else:
         scorers = load_scorers(settings.reward_model_path, settings.reward_functions)
     weights = list(settings.reward_weights) or [1.0] * len(scorers)
@@ -105,41 +117,52 @@ def load_value_model(settings: PPOSettings, policy, tokenizer):
     if settings.share_trunk:
         return add_adapter_model(policy, path, "value", trainable=True)
     if not same_encoding(tokenizer, load_tokenizer(path)):
-        raise UserError(f"value model {path} has another tokenizer than the policy: use value_model: shared")
+        raise UserError(
+            f"value model {path} has another tokenizer than the policy: use value_model: shared"
+        )
     return load_reward_model(path, dtype=settings.dtype)
 
 
 TEXT_LENGTH = 512  # tokens of a piece of plain text at most
 
 
-def load_texts(settings: PPOSettings, tokenizer, record, *, limit: int) -> list[list[int]]:
+def load_texts(settings: PPOSettings, tokenizer, run, *, limit: int) -> list[list[int]]:
     """Plain text as token ids, in pieces of at most `limit`, each at least two long: one to read and one to predict."""
     if not settings.ptx_dataset_name:
         return []
     loaded = load_rows(settings.ptx_dataset_name, kinds=("text",), skip_bad=settings.skip_bad)
-    record.data(loaded)
+    run.data(loaded)
     ids = [encode_example(tokenizer, row)[0] for row in loaded.rows]
-    return [row[start : start + limit] for row in ids for start in range(0, len(row), limit) if len(row) > start + 1]
+    return [
+        row[start : start + limit]
+        for row in ids
+        for start in range(0, len(row), limit)
+        if len(row) > start + 1
+    ]
 
 
 def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
-    with recording("ppo", settings, args) as record:
+    with recording("ppo", settings, args) as run:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        policy = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
-        record.parent("policy", settings.model_name_or_path)
+        policy = load_policy(
+            settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype
+        )
+        run.parent("policy", settings.model_name_or_path)
         add_chat_template(tokenizer)
         fit_embeddings(policy, tokenizer)
         if settings.use_peft:
-            policy = add_lora(policy, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha)
+            policy = add_lora(
+                policy, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha
+            )
         for path in settings.reward_model_path:
-            record.parent("reward", path)
+            run.parent("reward", path)
         rewards, value_model = load_rewards(
             settings, policy, tokenizer, value_model=ALGORITHMS[args.algorithm].value_model
         )
 
         splits = load_splits(settings, ("prompt",), seed=args.seed)
-        record.data(splits)
+        run.data(splits)
         trainer = PolicyGradientTrainer(
             policy=policy,
             tokenizer=tokenizer,
@@ -148,28 +171,32 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
             rows=splits.train,
             eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
             value_model=value_model,
-            texts=load_texts(settings, tokenizer, record, limit=min(context_length(policy), TEXT_LENGTH)),
+            texts=load_texts(
+                settings, tokenizer, run, limit=min(context_length(policy), TEXT_LENGTH)
+            ),
         )
         memory = trainer.memory()
-        record.say(memory.table())
+        run.say(memory.table())
         if warning := memory.warning(free_memory(args.device)):
-            record.say(warning)
+            run.say(warning)
         use_run_progress(trainer, args.output_dir)
         before = trainer.evaluate() if splits.eval and not args.resume_from_checkpoint else {}
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        record.metrics({"episodes": args.total_episodes, "algorithm": args.algorithm})
+        run.metrics({"episodes": args.total_episodes, "algorithm": args.algorithm})
         if splits.eval:
             after = trainer.evaluate()
             shown = ("score", "kl", "completion_length", "eos_rate")
-            record.metrics({f"{name}_before": before[f"eval_{name}"] for name in shown if before})
-            record.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
+            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in shown if before})
+            run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
         trainer.save_model()
-        if record.main and splits.eval:
+        if run.main and splits.eval:
             samples = [
-                row for row in read_jsonl(record.folder / "samples.jsonl") if row["step"] == trainer.state.global_step
+                row
+                for row in read_jsonl(run.folder / "samples.jsonl")
+                if row["step"] == trainer.state.global_step
             ]
-            record.say(sample_table(samples, columns=["prompt", "completion", "score", "kl"], limit=8))
+            run.say(sample_table(samples, columns=["prompt", "completion", "score", "kl"], limit=8))
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

@@ -21,7 +21,7 @@ from rlhf.models.load import load_tokenizer, save
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import start_encoder
 from rlhf.tasks.question_answering.encode import best_answers, encode_windows, question_ids
@@ -36,11 +36,18 @@ class ReadingSettings(DataSettings, ModelSettings, ScratchSettings):
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
     )
-    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch: bert."})
-    stride: int = field(default=128, metadata={"help": "Tokens by which two windows of a long context overlap."})
-    max_answer_length: int = field(default=30, metadata={"help": "Tokens of the longest answer. BERT: 30."})
+    model_type: str = field(
+        default="bert", metadata={"help": "Architecture of a model from scratch: bert."}
+    )
+    stride: int = field(
+        default=128, metadata={"help": "Tokens by which two windows of a long context overlap."}
+    )
+    max_answer_length: int = field(
+        default=30, metadata={"help": "Tokens of the longest answer. BERT: 30."}
+    )
     answer_unit: str = field(
-        default="word", metadata={"help": "What F1 counts: word, by SQuAD's rules, or character, by KorQuAD's."}
+        default="word",
+        metadata={"help": "What F1 counts: word, by SQuAD's rules, or character, by KorQuAD's."},
     )
 
 
@@ -48,34 +55,42 @@ class ReadingSettings(DataSettings, ModelSettings, ScratchSettings):
 class ReadingConfig(EncoderConfig):
     """How it is trained; see EncoderConfig."""
 
-    max_length: int = field(default=384, metadata={"help": "Tokens of a window: question and context. BERT: 384."})
+    max_length: int = field(
+        default=384, metadata={"help": "Tokens of a window: question and context. BERT: 384."}
+    )
 
 
 def has_unanswerable(splits) -> bool:
     """Whether the model is to learn that a context may hold no answer."""
-    train, evaluation = (sum(not row["answers"]["text"] for row in rows) for rows in (splits.train, splits.eval))
+    train, evaluation = (
+        sum(not row["answers"]["text"] for row in rows) for rows in (splits.train, splits.eval)
+    )
     if evaluation and not train:
         raise UserError(
             f"{evaluation} evaluation rows have no answer in their context, and no training row shows that this may be: "
             "add such rows to the training, or remove these"
         )
     if train == len(splits.train):
-        raise UserError(f"none of the {train} training rows has an answer: there is nothing to mark")
+        raise UserError(
+            f"none of the {train} training rows has an answer: there is nothing to mark"
+        )
     return train > 0
 
 
 def main(settings: ReadingSettings, args: ReadingConfig) -> None:
-    with recording("question_answering", settings, args) as record:
+    with recording("question_answering", settings, args) as run:
         set_seed(args.seed)
         normalised("", settings.answer_unit)  # refuses an unknown unit before anything is read
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         splits = load_splits(settings, ("question_answering",), seed=args.seed)
-        record.data(splits)
+        run.data(splits)
         if not splits.eval:
-            raise UserError("a reader is judged on contexts it has not seen: set eval_fraction or eval_dataset_name")
+            raise UserError(
+                "a reader is judged on contexts it has not seen: set eval_fraction or eval_dataset_name"
+            )
         ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits)
 
-        model = start_encoder(record, settings, tokenizer, "reader", pairs=True)
+        model = start_encoder(run, settings, tokenizer, "reader", pairs=True)
         reading = {
             "max_length": min(args.max_length, context_length(model), tokenizer.model_max_length),
             "stride": settings.stride,
@@ -84,19 +99,23 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         train = encode_windows(tokenizer, splits.train, **reading)
         evaluation = encode_windows(tokenizer, splits.eval, **reading)
         windows = sorted(evaluation.windows, key=lambda window: len(window.feature["input_ids"]))
-        record.say(
+        run.say(
             f"{len(splits.train)} questions in {len(train.windows)} windows of at most {reading['max_length']} tokens, "
             f"{len(splits.eval)} held out in {len(windows)}; {train.cut + evaluation.cut} questions cut, "
             f"{train.missed + evaluation.missed} answers are no span of tokens within reach"
         )
         model.config.reader_windows = reading
         if settings.use_peft:
-            model = add_lora(model, task="QUESTION_ANS", rank=settings.lora_r, alpha=settings.lora_alpha)
+            model = add_lora(
+                model, task="QUESTION_ANS", rank=settings.lora_r, alpha=settings.lora_alpha
+            )
 
         def judge(output) -> tuple[list[dict], dict]:
             """The best span of each evaluation row, and the report; of the logits of all windows."""
             longest = settings.max_answer_length
-            found = best_answers(splits.eval, windows, list(zip(*output.predictions)), max_answer_length=longest)
+            found = best_answers(
+                splits.eval, windows, list(zip(*output.predictions)), max_answer_length=longest
+            )
             options = {"answer_unit": settings.answer_unit, "with_threshold": unanswerable}
             return found, reading_report(splits.eval, found, **options)
 
@@ -115,12 +134,19 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
         found, report = judge(output)
         scored = report.pop("rows_scored")
-        record.metrics({"exact": report["exact"], "f1": report["f1"], "eval_loss": output.metrics["eval_loss"]})
-        record.metrics({"eval_rows": len(splits.eval), "train_rows": len(splits.train)})
-        record.metrics({"train_windows": len(train.windows), "answers_out_of_reach": train.missed + evaluation.missed})
+        run.metrics(
+            {"exact": report["exact"], "f1": report["f1"], "eval_loss": output.metrics["eval_loss"]}
+        )
+        run.metrics({"eval_rows": len(splits.eval), "train_rows": len(splits.train)})
+        run.metrics(
+            {
+                "train_windows": len(train.windows),
+                "answers_out_of_reach": train.missed + evaluation.missed,
+            }
+        )
         if unanswerable:
-            record.metrics({"no_answer_threshold": report["no_answer_threshold"]})
-        if not record.main:
+            run.metrics({"no_answer_threshold": report["no_answer_threshold"]})
+        if not run.main:
             return
         trained = trainer.accelerator.unwrap_model(trainer.model)
         trained.config.no_answer_threshold = report.get("no_answer_threshold")
@@ -131,16 +157,24 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
             for name, row, answers, score in zip(ids, splits.eval, gold, scored)
             if not score["exact"]
         ]
-        record.write("question_answering.json", report | {"mistakes": mistakes[:100]})
-        record.write("predictions.json", {name: score["predicted"] for name, score in zip(ids, scored)})
+        run.write("question_answering.json", report | {"mistakes": mistakes[:100]})
+        run.write(
+            "predictions.json", {name: score["predicted"] for name, score in zip(ids, scored)}
+        )
         if unanswerable:
-            record.write("na_prob.json", {name: answer["no_answer"] for name, answer in zip(ids, found)})
+            run.write(
+                "na_prob.json", {name: answer["no_answer"] for name, answer in zip(ids, found)}
+            )
         said = [{"question": row["question"], "context": row["context"]} for row in splits.eval]
-        record.samples([row | {"predicted": score["predicted"]} for row, score in zip(said, scored)])
+        run.samples([row | {"predicted": score["predicted"]} for row, score in zip(said, scored)])
         if mistakes:
-            record.say(f"{len(mistakes)} of {len(ids)} held-out questions are not answered exactly; the first:")
-            record.say(sample_table(mistakes, columns=["question", "gold", "predicted", "f1"], limit=8))
+            run.say(
+                f"{len(mistakes)} of {len(ids)} held-out questions are not answered exactly; the first:"
+            )
+            run.say(
+                sample_table(mistakes, columns=["question", "gold", "predicted", "f1"], limit=8)
+            )
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

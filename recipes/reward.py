@@ -26,7 +26,7 @@ from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import encode_rankings
 from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
 from rlhf.runs.progress import sample_table, use_run_progress
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 
@@ -36,7 +36,9 @@ class RewardSettings(DataSettings, ModelSettings):
 
     demonstrations: str | None = field(
         default=None,
-        metadata={"help": "Rows prompt + completion whose mean score becomes 0. Default: rank 0 of the rankings."},
+        metadata={
+            "help": "Rows prompt + completion whose mean score becomes 0. Default: rank 0 of the rankings."
+        },
     )
 
 
@@ -45,63 +47,77 @@ def demonstrations(settings: RewardSettings, rankings: list[dict], limit: int = 
     if settings.demonstrations:
         rows = load_rows(settings.demonstrations, kinds=("prompt_completion",), limit=limit).rows
         return Completed([row["prompt"] for row in rows], [row["completion"] for row in rows])
-    best = [(row["prompt"], row["completions"][row["ranks"].index(min(row["ranks"]))]) for row in rankings[:limit]]
+    best = [
+        (row["prompt"], row["completions"][row["ranks"].index(min(row["ranks"]))])
+        for row in rankings[:limit]
+    ]
     return Completed(*map(list, zip(*best, strict=True)))
 
 
 def main(settings: RewardSettings, args: RewardConfig) -> None:
-    with recording("reward", settings, args) as record:
+    with recording("reward", settings, args) as run:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         model = load_reward_model(
-            settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype, new_head=True
+            settings.model_name_or_path,
+            revision=settings.model_revision,
+            dtype=settings.dtype,
+            new_head=True,
         )
-        record.parent("base", settings.model_name_or_path)
+        run.parent("base", settings.model_name_or_path)
         add_chat_template(tokenizer)
         fit_embeddings(model, tokenizer)
         limit = min(args.max_length, context_length(model))
 
         splits = load_splits(settings, ("ranking",), seed=args.seed)
-        record.data(splits)
+        run.data(splits)
         if not splits.eval:
             raise UserError(
                 "a reward model is judged on prompts it has not seen: set eval_fraction or eval_dataset_name"
             )
         train, long = encode_rankings(tokenizer, splits.train, max_length=limit)
         evaluation, _ = encode_rankings(tokenizer, splits.eval, max_length=limit)
-        record.say(
+        run.say(
             f"{len(train)} rankings, {len(evaluation)} held out, {long} completions longer than {limit} left out"
         )
 
         if settings.use_peft:
             model = add_lora(model, task="SEQ_CLS", rank=settings.lora_r, alpha=settings.lora_alpha)
-        trainer = RewardTrainer(model=model, tokenizer=tokenizer, args=args, train_rows=train, eval_rows=evaluation)
+        trainer = RewardTrainer(
+            model=model, tokenizer=tokenizer, args=args, train_rows=train, eval_rows=evaluation
+        )
         use_run_progress(trainer, args.output_dir)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         report = ranking_report(trainer.scores(evaluation), evaluation)
-        record.metrics({name: value for name, value in report.items() if isinstance(value, int | float)})
-        record.metrics({"train_rankings": len(train), "completions_too_long": long})
-        if not record.main:
+        run.metrics(
+            {name: value for name, value in report.items() if isinstance(value, int | float)}
+        )
+        run.metrics({"train_rankings": len(train), "completions_too_long": long})
+        if not run.main:
             return
         model = trainer.accelerator.unwrap_model(trainer.model).model
-        centre = RewardModelScorer(model, tokenizer)(demonstrations(settings, splits.train)).mean().item()
+        centre = (
+            RewardModelScorer(model, tokenizer)(demonstrations(settings, splits.train))
+            .mean()
+            .item()
+        )
         if settings.use_peft:
             save_adapter(model, args.output_dir, centre=-centre)
             model = model.merge_and_unload()
         try:
             shift_scores(model, -centre)
         except UserError as error:  # after hours of training no reason to lose the model
-            record.say(f"demonstrations score {centre:.3f} on average and not 0: {error}")
+            run.say(f"demonstrations score {centre:.3f} on average and not 0: {error}")
         save(model, tokenizer, args.output_dir)
-        record.write("ranking.json", report)
-        (record.folder / "plots").mkdir(exist_ok=True)
-        plot_ranking_report(report, record.folder / "plots" / "ranking.png")
+        run.write("ranking.json", report)
+        (run.folder / "plots").mkdir(exist_ok=True)
+        plot_ranking_report(report, run.folder / "plots" / "ranking.png")
         if report["worst"]:
-            record.say("Held-out pairs that the model orders most wrongly:")
+            run.say("Held-out pairs that the model orders most wrongly:")
             columns = ["prompt", "ranked higher", "scored higher", "margin"]
-            record.say(sample_table(report["worst"], columns=columns, limit=5))
+            run.say(sample_table(report["worst"], columns=columns, limit=5))
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

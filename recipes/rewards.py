@@ -14,7 +14,9 @@ def slot_coverage(prompts, completions, **columns) -> list[float]:
     scores = []
     for prompt, completion in zip(prompts, completions, strict=True):
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        facts = [value for slot, value in re.findall(r"(\w+)\[(.*?)\]", text) if slot != "familyFriendly"]
+        facts = [
+            value for slot, value in re.findall(r"(\w+)\[(.*?)\]", text) if slot != "familyFriendly"
+        ]
         found = sum(value.lower() in completion.lower() for value in facts)
         scores.append(found / len(facts) if facts else 1.0)
     return scores

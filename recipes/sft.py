@@ -24,7 +24,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length
 from rlhf.models.scratch import new_policy
 from rlhf.runs.progress import use_run_progress
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 
 KINDS = ("prompt_completion", "messages", "text")
@@ -34,7 +34,9 @@ KINDS = ("prompt_completion", "messages", "text")
 class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     """What is learned, from which rows."""
 
-    pretraining_dataset: str | None = field(default=None, metadata={"help": "Plain text to mix in, file or Hub id."})
+    pretraining_dataset: str | None = field(
+        default=None, metadata={"help": "Plain text to mix in, file or Hub id."}
+    )
     pretraining_share: float = field(
         default=0.1, metadata={"help": "Its share of all training rows. InstructGPT: 0.1."}
     )
@@ -49,7 +51,9 @@ def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], in
             labels = [token if counts else -100 for token, counts in zip(ids, mask, strict=True)]
             encoded.append({"input_ids": ids, "labels": labels})
     if not encoded:
-        raise UserError(f"no row fits max_length={max_length} tokens: raise it, up to the model's context")
+        raise UserError(
+            f"no row fits max_length={max_length} tokens: raise it, up to the model's context"
+        )
     return encoded, len(rows) - len(encoded)
 
 
@@ -73,31 +77,43 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
     args.logging_nan_inf_filter = False
     # With accelerate's seedable sampler, groups by length lose rows on two processes from the second epoch on.
     args.accelerator_config.use_seedable_sampler = args.train_sampling_strategy != "group_by_length"
-    with recording("sft", settings, args) as record:
+    with recording("sft", settings, args) as run:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         add_chat_template(tokenizer)
         if settings.from_scratch:
             model = new_policy(tokenizer, **settings.sizes())
-            record.parent("tokenizer", settings.tokenizer_name_or_path)
+            run.parent("tokenizer", settings.tokenizer_name_or_path)
         else:
-            model = load_policy(settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype)
-            record.parent("base", settings.model_name_or_path)
+            model = load_policy(
+                settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype
+            )
+            run.parent("base", settings.model_name_or_path)
         fit_embeddings(model, tokenizer)
         args.max_length = min(args.max_length or 10**9, context_length(model))
 
         splits = load_splits(settings, KINDS, seed=args.seed)
-        record.data(splits)
+        run.data(splits)
         model.config.trained_turns = max(map(turns, splits.train))
         train, long = encode(tokenizer, splits.train, args.max_length)
         if settings.pretraining_dataset:
             text = load_rows(settings.pretraining_dataset, kinds=("text",)).rows
-            train = mix(train, encode(tokenizer, text, args.max_length)[0], settings.pretraining_share, args.seed)
+            train = mix(
+                train,
+                encode(tokenizer, text, args.max_length)[0],
+                settings.pretraining_share,
+                args.seed,
+            )
         evaluation = encode(tokenizer, splits.eval, args.max_length)[0] if splits.eval else None
-        record.say(f"{len(train)} rows" + (f", {long} longer than {args.max_length} tokens left out" if long else ""))
+        run.say(
+            f"{len(train)} rows"
+            + (f", {long} longer than {args.max_length} tokens left out" if long else "")
+        )
 
         if settings.use_peft:
-            model = add_lora(model, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha)
+            model = add_lora(
+                model, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha
+            )
         trainer = SFTTrainer(
             model=model,
             args=args,
@@ -107,13 +123,18 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         )
         use_run_progress(trainer, args.output_dir)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        record.metrics({"train_rows": len(train), "rows_too_long": long})
+        run.metrics({"train_rows": len(train), "rows_too_long": long})
         if evaluation:
             metrics = trainer.evaluate()
-            record.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": metrics["eval_mean_token_accuracy"]})
-        if record.main:
+            run.metrics(
+                {
+                    "eval_loss": metrics["eval_loss"],
+                    "token_accuracy": metrics["eval_mean_token_accuracy"],
+                }
+            )
+        if run.main:
             save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

@@ -35,16 +35,26 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
         rng.shuffle(phrasings)
         others = [other["answers"] for other in topics if other is not topic]
         for place, prompt in enumerate(phrasings[:HELD_OUT]):
-            row = {"prompt": prompt, "completion": answers[VOICES[place % len(VOICES)]], "topic": topic["topic"]}
+            row = {
+                "prompt": prompt,
+                "completion": answers[VOICES[place % len(VOICES)]],
+                "topic": topic["topic"],
+            }
             files["heldout"].append(row | {"voice": voice, "answers": answers})
         known = phrasings[HELD_OUT:]
         files["topics"] += [{"text": prompt, "label": topic["topic"]} for prompt in known]
-        files["topics_heldout"] += [{"text": prompt, "label": topic["topic"]} for prompt in phrasings[:HELD_OUT]]
-        files["prompts"] += [{"prompt": prompt, "voice": voice, "answers": answers} for prompt in known]
+        files["topics_heldout"] += [
+            {"text": prompt, "label": topic["topic"]} for prompt in phrasings[:HELD_OUT]
+        ]
+        files["prompts"] += [
+            {"prompt": prompt, "voice": voice, "answers": answers} for prompt in known
+        ]
         for shift, written in enumerate((str, careless)):
             spoken = [answers[VOICES[(place + shift) % len(VOICES)]] for place in range(len(known))]
             pairs = zip(known, spoken, strict=True)
-            files["sft"] += [{"prompt": written(prompt), "completion": answer} for prompt, answer in pairs]
+            files["sft"] += [
+                {"prompt": written(prompt), "completion": answer} for prompt, answer in pairs
+            ]
         for prompt in known[:RANKED]:
             other = rng.choice([name for name in VOICES if name != voice])
             wrong = [rng.choice(others)[voice], rng.choice(others)[rng.choice(VOICES)]]
@@ -67,8 +77,12 @@ def careless(prompt: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--voice", choices=VOICES, default="caring", help="the voice the rankings put first")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--voice", choices=VOICES, default="caring", help="the voice the rankings put first"
+    )
     parser.add_argument("--output", default="runs/demo/data", help="folder for the files")
     arguments = parser.parse_args()
     folder = Path(arguments.output)

@@ -17,7 +17,7 @@ from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_tokenizer
 from rlhf.runs.progress import append_jsonl, sample_table
-from rlhf.runs.run import recording, run
+from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
 from rlhf.tokenizers.train import KINDS, train_tokenizer
@@ -38,20 +38,31 @@ class TokenizerSettings(DataSettings):
     """What is learned, from which text."""
 
     tokenizer_type: str = field(
-        default="byte_bpe", metadata={"help": "byte_bpe (GPT-2), wordpiece (BERT) or unigram (T5, ALBERT, XLM-R)."}
+        default="byte_bpe",
+        metadata={"help": "byte_bpe (GPT-2), wordpiece (BERT) or unigram (T5, ALBERT, XLM-R)."},
     )
     vocab_size: int = field(default=8192, metadata={"help": "Tokens, special ones included."})
-    model_max_length: int = field(default=1024, metadata={"help": "Context of the model it is for."})
-    chat: bool = field(default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."})
+    model_max_length: int = field(
+        default=1024, metadata={"help": "Context of the model it is for."}
+    )
+    chat: bool = field(
+        default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."}
+    )
     lowercase: bool = field(
-        default=True, metadata={"help": "wordpiece, unigram: true as bert-base-uncased, false as bert-base-cased."}
+        default=True,
+        metadata={
+            "help": "wordpiece, unigram: true as bert-base-uncased, false as bert-base-cased."
+        },
     )
     character_coverage: float = field(
         default=1.0,
-        metadata={"help": "wordpiece, unigram: 0.9995 leaves the rarest characters (Korean, Chinese) unknown."},
+        metadata={
+            "help": "wordpiece, unigram: 0.9995 leaves the rarest characters (Korean, Chinese) unknown."
+        },
     )
     compare_tokenizers: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or Hub ids of tokenizers to measure on the same text."}
+        default_factory=list,
+        metadata={"help": "Folders or Hub ids of tokenizers to measure on the same text."},
     )
 
 
@@ -62,19 +73,25 @@ def row_text(row: dict) -> str:
 
 def check(settings: TokenizerSettings) -> None:
     if settings.tokenizer_type not in KINDS:
-        raise UserError(f"tokenizer_type={settings.tokenizer_type!r}: use one of {', '.join(KINDS)}")
+        raise UserError(
+            f"tokenizer_type={settings.tokenizer_type!r}: use one of {', '.join(KINDS)}"
+        )
     if not 0.9 <= settings.character_coverage <= 1:
-        raise UserError(f"character_coverage={settings.character_coverage}: use 0.9 to 1, as in 0.9995")
+        raise UserError(
+            f"character_coverage={settings.character_coverage}: use 0.9 to 1, as in 0.9995"
+        )
     if settings.character_coverage < 1 and settings.tokenizer_type == "byte_bpe":
-        raise UserError("character_coverage is for wordpiece and unigram: byte_bpe knows every character; leave it out")
+        raise UserError(
+            "character_coverage is for wordpiece and unigram: byte_bpe knows every character; leave it out"
+        )
 
 
 def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
     check(settings)
-    with recording("tokenizer", settings, args) as record:
+    with recording("tokenizer", settings, args) as run:
         splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
-        record.data(splits)
-        if not record.main:
+        run.data(splits)
+        if not run.main:
             return
         given = {name: load_tokenizer(name) for name in settings.compare_tokenizers}
         chat = settings.chat and settings.tokenizer_type == "byte_bpe"
@@ -92,24 +109,26 @@ def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
         tokenizer.save_pretrained(args.output_dir)
 
         texts = [row_text(row) for row in splits.eval or splits.train]
-        record.say(f"On {len(texts)} texts {'held out' if splits.eval else 'of the training, for lack of others'}:")
+        run.say(
+            f"On {len(texts)} texts {'held out' if splits.eval else 'of the training, for lack of others'}:"
+        )
         reports = {args.output_dir: tokenization_report(tokenizer, texts)}
         reports |= {name: tokenization_report(other, texts) for name, other in given.items()}
         rows = [
             {"tokenizer": name} | {HEADINGS[key]: value for key, value in report.items()}
             for name, report in reports.items()
         ]
-        record.say(sample_table(rows, columns=["tokenizer", *HEADINGS.values()], limit=len(rows)))
+        run.say(sample_table(rows, columns=["tokenizer", *HEADINGS.values()], limit=len(rows)))
         for text in dict.fromkeys(text[:EXAMPLE_LENGTH] for text in texts[:EXAMPLES]):
             for name, one in {args.output_dir: tokenizer, **given}.items():
                 example = {"tokenizer": name, "cut": cut_text(one, text)}
-                append_jsonl(record.folder / "samples.jsonl", example)
-                record.say(f"  {name}: {example['cut']}")
-        record.metrics(reports.pop(args.output_dir))
-        record.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
+                append_jsonl(run.folder / "samples.jsonl", example)
+                run.say(f"  {name}: {example['cut']}")
+        run.metrics(reports.pop(args.output_dir))
+        run.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
         if reports:
-            record.metrics({"compared": reports})
+            run.metrics({"compared": reports})
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    start(main, __doc__)

@@ -8,8 +8,14 @@ from importlib import import_module
 from rlhf.errors import UserError
 
 COMMANDS = {
-    "validate": ("rlhf.commands.validate", "check a file of rows: layout, counts, lengths, every bad row"),
-    "predict": ("rlhf.commands.predict", "what a classifier, tagger or reader says of each row of a file"),
+    "validate": (
+        "rlhf.commands.validate",
+        "check a file of rows: layout, counts, lengths, every bad row",
+    ),
+    "predict": (
+        "rlhf.commands.predict",
+        "what a classifier, tagger or reader says of each row of a file",
+    ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts"),
 }
 
@@ -22,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name:<10} {summary}")
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     module = import_module(COMMANDS[argv[0]][0])
-    parser = argparse.ArgumentParser(prog=f"python -m rlhf {argv[0]}", description=COMMANDS[argv[0]][1])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m rlhf {argv[0]}", description=COMMANDS[argv[0]][1]
+    )
     module.add_arguments(parser)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -7,7 +7,11 @@ CELL = 300  # characters in a cell of a table
 
 def markdown_table(header: list[str], rows, right: int | None = None) -> str:
     rule = ["---:" if place == right else "---" for place in range(len(header))]
-    lines = [[markdown_cell(name) for name in header], rule, *([markdown_cell(cell) for cell in row] for row in rows)]
+    lines = [
+        [markdown_cell(name) for name in header],
+        rule,
+        *([markdown_cell(cell) for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -15,7 +19,9 @@ def markdown_cell(value) -> str:
     """Any text as one Markdown table cell that shows it as it is."""
     text = str(value)
     text = text if len(text) <= CELL else text[: CELL - 1] + "…"
-    text = "".join(sign if sign.isprintable() or sign in "\n\r\t" else "\ufffd" for sign in text.strip())
+    text = "".join(
+        sign if sign.isprintable() or sign in "\n\r\t" else "\ufffd" for sign in text.strip()
+    )
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", text)
     return re.sub(r"\r\n|\r|\n", "<br>", text).replace("\t", " ")

@@ -14,7 +14,9 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """
     centre, scale = share + Z * Z / (2 * n), 1 + Z * Z / n
     half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
+    return max(0.0, min(share, (centre - half) / scale)), min(
+        1.0, max(share, (centre + half) / scale)
+    )
 
 
 def correlation(first: Tensor, second: Tensor) -> float:

@@ -57,8 +57,12 @@ def byte_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(["a red bridge over a red river", "the river runs under the bridge"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    inner.train_from_iterator(
+        ["a red bridge over a red river", "the river runs under the bridge"], trainer
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
     if chat:
         add_chat_template(tokenizer)
     return tokenizer
@@ -75,7 +79,9 @@ def enlarge(model, factor: float):
 
 def whole_word_tokenizer(words=WORDS, kind: str = "bert") -> PreTrainedTokenizerFast:
     """One token per word; "bert" has BERT's special tokens and frame, "gpt2" only EOS. Other words are unknown."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if kind == "bert" else ["<eos>", "<unk>"]
+    special = (
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if kind == "bert" else ["<eos>", "<unk>"]
+    )
     vocabulary = {word: place for place, word in enumerate([*special, *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -90,7 +96,9 @@ def whole_word_tokenizer(words=WORDS, kind: str = "bert") -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=inputs, **names)
 
 
-def tiny_policy(tokenizer, *, seed: int = 0, factor: float = 10.0, hidden_size=16, layers=2, heads=2, context=48):
+def tiny_policy(
+    tokenizer, *, seed: int = 0, factor: float = 10.0, hidden_size=16, layers=2, heads=2, context=48
+):
     torch.manual_seed(seed)
     sizes = dict(hidden_size=hidden_size, layers=layers, heads=heads, context=context)
     return enlarge(new_policy(tokenizer, model_type="gpt2", **sizes), factor).eval()
@@ -109,13 +117,25 @@ def tiny_llama(tokenizer, *, seed: int = 0):
 
 def tiny_reward_model(tokenizer, *, seed: int = 0):
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=48, num_labels=1)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=48, num_labels=1
+    )
     model = GPT2ForSequenceClassification(config)
     fit_embeddings(model, tokenizer)
     return enlarge(model, 10.0).eval()
 
 
-def tiny_trainer(tokenizer, folder, *, score=None, policy=None, rows=None, eval_rows=None, models=None, **settings):
+def tiny_trainer(
+    tokenizer,
+    folder,
+    *,
+    score=None,
+    policy=None,
+    rows=None,
+    eval_rows=None,
+    models=None,
+    **settings,
+):
     """A PolicyGradientTrainer on the eight one-letter prompts; settings are those of PolicyGradientConfig.
 
     score: f(prompts, completions, **columns) -> numbers; models: value_model and ref_model of the trainer.
@@ -135,7 +155,9 @@ def tiny_trainer(tokenizer, folder, *, score=None, policy=None, rows=None, eval_
     )  # fmt: skip
     args = PolicyGradientConfig(output_dir=str(folder), **defaults | settings)
     trainer = PolicyGradientTrainer(
-        policy=policy if policy is not None else tiny_policy(tokenizer, factor=2.0, seed=1, context=32),
+        policy=policy
+        if policy is not None
+        else tiny_policy(tokenizer, factor=2.0, seed=1, context=32),
         tokenizer=tokenizer,
         rewards=WeightedSum({"score": FunctionScorer(score or say_c, "score")}),
         args=args,
@@ -159,7 +181,14 @@ def load_recipe(name: str):
 
 def run_launched(script, *flags, layout: str = "ddp_cpu", **options) -> subprocess.CompletedProcess:
     """The script under `accelerate launch` with recipes/accelerate/<layout>.yaml; options as subprocess.run has them."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--quiet",
+        "--main_process_port",
+        "0",
+    ]
     layout = ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{layout}.yaml")]
     command = [*launcher, *layout, str(script), *map(str, flags)]
     return subprocess.run(command, **{"check": True, "cwd": ROOT, "timeout": 600} | options)
@@ -271,7 +300,9 @@ def hub(monkeypatch):
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
     )
     splits = {
-        "train": datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features),
+        "train": datasets.Dataset.from_dict(
+            {"text": ["a", "b"], "label": [1, 0]}, features=features
+        ),
         "test": datasets.Dataset.from_dict({"text": ["c"], "label": [-1]}, features=features),
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: splits)

@@ -25,7 +25,10 @@ LAYERS = {
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
     "rlhf.models": (1, "numpy torch transformers tokenizers peft safetensors psutil"),
     "rlhf.completions": (2, "torch transformers"),
-    "rlhf.runs": (2, "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub"),
+    "rlhf.runs": (
+        2,
+        "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub",
+    ),
     "rlhf.policy_gradient": (3, "torch transformers accelerate safetensors deepspeed tqdm"),
     "rlhf.reward_model": (3, "torch transformers accelerate matplotlib"),
     "rlhf.tasks": (3, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
@@ -36,8 +39,17 @@ LAYERS = {
     "recipes": (5, "numpy torch transformers trl peft datasets tokenizers"),
     "app": (5, "torch uvicorn"),
 }
-TRAINERS = ("rlhf.policy_gradient", "rlhf.reward_model", "rlhf.tasks.trainer")  # not for what people see
-NOT_FOR = {"rlhf.serving": TRAINERS, "rlhf.commands": TRAINERS, "app": TRAINERS, "recipes": ("rlhf.serving",)}
+TRAINERS = (
+    "rlhf.policy_gradient",
+    "rlhf.reward_model",
+    "rlhf.tasks.trainer",
+)  # not for what people see
+NOT_FOR = {
+    "rlhf.serving": TRAINERS,
+    "rlhf.commands": TRAINERS,
+    "app": TRAINERS,
+    "recipes": ("rlhf.serving",),
+}
 HOMES = {  # package: only these
     "gradio": ("rlhf.serving.ui", "rlhf.serving.server"),
     "trl": ("recipes", "rlhf.runs"),
@@ -47,7 +59,10 @@ HOMES = {  # package: only these
 
 def modules() -> dict[str, Path]:
     files = [*(ROOT / "rlhf").rglob("*.py"), *(ROOT / "recipes").glob("*.py"), ROOT / "app.py"]
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+    }
     names.pop("rlhf")  # the public names, imported lazily
     return names
 
@@ -81,17 +96,21 @@ def test_imports_point_down(module):
         if name == "rlhf":  # for its version
             continue
         if not within(name, "rlhf") and not within(name, "recipes"):
-            assert any(within(name, package) for package in third_party.split()), f"{module} ({own}) imports {name}"
+            assert any(within(name, package) for package in third_party.split()), (
+                f"{module} ({own}) imports {name}"
+            )
             continue
         used = package_of(name)
         below = used == own or (used and LAYERS[used][0] < layer)
-        assert below and (own != "recipes" or used != "recipes" or within(name, "recipes.rewards")), (
-            f"{module} -> {name}"
-        )
+        assert below and (
+            own != "recipes" or used != "recipes" or within(name, "recipes.rewards")
+        ), f"{module} -> {name}"
         assert own != "rlhf.algorithms" or used == own, (
             f"{module}: formulas import nothing of the project but each other"
         )
-        assert not any(within(name, barred) for barred in NOT_FOR.get(own, ())), f"{module} -> {name}"
+        assert not any(within(name, barred) for barred in NOT_FOR.get(own, ())), (
+            f"{module} -> {name}"
+        )
 
 
 def test_no_two_modules_import_each_other():
@@ -113,20 +132,32 @@ def test_no_two_modules_import_each_other():
 
 @pytest.mark.parametrize("package", HOMES)
 def test_a_package_with_a_home_is_imported_nowhere_else(package):
-    users = {module for module, path in modules().items() if any(within(name, package) for name in imports(path))}
-    assert users and all(any(within(user, home) for home in HOMES[package]) for user in users), users
+    users = {
+        module
+        for module, path in modules().items()
+        if any(within(name, package) for name in imports(path))
+    }
+    assert users and all(any(within(user, home) for home in HOMES[package]) for user in users), (
+        users
+    )
 
 
 def test_the_table_would_notice():
-    assert package_of("rlhf.runs.progress") == "rlhf.runs" and package_of("recipes.ppo") == "recipes"
+    assert (
+        package_of("rlhf.runs.progress") == "rlhf.runs" and package_of("recipes.ppo") == "recipes"
+    )
     assert "transformers.Trainer" in imports(ROOT / "rlhf" / "policy_gradient" / "trainer.py")
-    assert any(within(name, "trl") for name in imports(ROOT / "rlhf" / "runs" / "settings.py"))  # inside a function
+    assert any(
+        within(name, "trl") for name in imports(ROOT / "rlhf" / "runs" / "settings.py")
+    )  # inside a function
 
 
 def test_import_rlhf_is_cheap():
     heavy = "torch transformers trl peft datasets gradio numpy accelerate".split()
     code = f"import sys, rlhf; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -158,7 +189,11 @@ def test_every_formula_says_what_it_computes_and_its_shapes(formula, module):
     signature = inspect.signature(formula)
     if any("Tensor" in str(parameter.annotation) for parameter in signature.parameters.values()):
         stated = rf"\((B|N|\.\.\.)[,)]|{'[Ss]hape'}"
-        assert re.search(stated, inspect.getdoc(formula)) or re.search("[Ss]hape", inspect.getdoc(module)), formula
+        assert re.search(stated, inspect.getdoc(formula)) or re.search(
+            "[Ss]hape", inspect.getdoc(module)
+        ), formula
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            assert parameter.default is inspect.Parameter.empty, f"{formula}: {parameter.name} has a default"
+            assert parameter.default is inspect.Parameter.empty, (
+                f"{formula}: {parameter.name} has a default"
+            )

@@ -20,7 +20,9 @@ def test_tables_are_those_of_the_newest_records():
 def test_linked_files_exist():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
-    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+    assert [
+        link for link in links if not link.startswith("http") and not (ROOT / link).exists()
+    ] == []
 
 
 def test_named_recipes_and_targets_exist():

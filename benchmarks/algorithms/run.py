@@ -69,16 +69,24 @@ def train(algorithm: str, seed: int, runs: Path, out: Path) -> dict:
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):.2f}" + (
+        f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    )
 
 
 def table(results: list[dict]) -> str:
-    lines = ["| algorithm | " + " | ".join(JUDGED.values()) + " | seconds | GB |", "|---" * (len(JUDGED) + 3) + "|"]
+    lines = [
+        "| algorithm | " + " | ".join(JUDGED.values()) + " | seconds | GB |",
+        "|---" * (len(JUDGED) + 3) + "|",
+    ]
     for algorithm in YAMLS:
         runs = [r for r in results if r["algorithm"] == algorithm]
         if runs:
             cells = [spread([r["curve"][-1][name] for r in runs]) for name in JUDGED.values()]
-            cells += [spread([r["seconds"] for r in runs]), f"{max(r['peak_memory_gb'] for r in runs):.1f}"]
+            cells += [
+                spread([r["seconds"] for r in runs]),
+                f"{max(r['peak_memory_gb'] for r in runs):.1f}",
+            ]
             lines.append(f"| {algorithm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -90,7 +98,12 @@ def plot(results: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = (("kl", "score"), ("seconds", "score"), ("episodes", "preferred voice"), ("kl", "on topic"))
+    panels = (
+        ("kl", "score"),
+        ("seconds", "score"),
+        ("episodes", "preferred voice"),
+        ("kl", "on topic"),
+    )
     figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
     for axis, (x, y) in zip(axes, panels):
         for place, algorithm in enumerate(YAMLS):
@@ -98,9 +111,16 @@ def plot(results: list[dict], path: Path) -> None:
             if not curves:
                 continue
             for curve in curves:
-                axis.plot([p[x] for p in curve], [p[y] for p in curve], color=f"C{place}", alpha=0.25, linewidth=1)
+                axis.plot(
+                    [p[x] for p in curve],
+                    [p[y] for p in curve],
+                    color=f"C{place}",
+                    alpha=0.25,
+                    linewidth=1,
+                )
             means = [
-                [statistics.mean(c[i][name] for c in curves) for i in range(min(map(len, curves)))] for name in (x, y)
+                [statistics.mean(c[i][name] for c in curves) for i in range(min(map(len, curves)))]
+                for name in (x, y)
             ]
             axis.plot(*means, color=f"C{place}", label=algorithm, marker="o", markersize=3)
         axis.set(xlabel={"kl": "KL to SFT, nats per answer"}.get(x, x), ylabel=y)
@@ -110,7 +130,9 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/algorithms"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -120,9 +142,15 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         for algorithm in arguments.algorithms:
-            results.append(train(algorithm, seed, arguments.runs.resolve(), arguments.out.resolve()))
+            results.append(
+                train(algorithm, seed, arguments.runs.resolve(), arguments.out.resolve())
+            )
             last = results[-1]["curve"][-1]
-            print(f"{algorithm}, seed {seed}: " + ", ".join(f"{k} {last[k]:.2f}" for k in JUDGED.values()), flush=True)
+            print(
+                f"{algorithm}, seed {seed}: "
+                + ", ".join(f"{k} {last[k]:.2f}" for k in JUDGED.values()),
+                flush=True,
+            )
     print(table(results))
     if arguments.record:
         (HERE / "results").mkdir(exist_ok=True)

@@ -28,7 +28,12 @@ CORPORA = {  # tokenizer: its YAML; stages: run folder and YAML; tasks, of tasks
         "tokenizer": "bert_scratch",
         "stages": {"short": "bert_scratch_short", "pretrained": "bert_scratch"},
         "tasks": {
-            "sst2": {"num_train_epochs": 3, "learning_rate": 3e-4, "dataset_limit": 2000, "consistency_coef": 0},
+            "sst2": {
+                "num_train_epochs": 3,
+                "learning_rate": 3e-4,
+                "dataset_limit": 2000,
+                "consistency_coef": 0,
+            },
             "ner": {"num_train_epochs": 4, "learning_rate": 5e-4, "dataset_limit": 1000},
         },
     },
@@ -49,16 +54,28 @@ def floor(folder: Path, record: RunRecord, gflops: float) -> dict:
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     block = record.config.get("block_size", 128)  # a default is not recorded
     tokens = record.metrics["train_tokens"] * record.config["num_train_epochs"]
-    layers = sizes["num_hidden_layers"] * (4 * width * width + 2 * width * inner + 2 * block * width)
+    layers = sizes["num_hidden_layers"] * (
+        4 * width * width + 2 * width * inner + 2 * block * width
+    )
     head = 0.15 * (width * width + width * sizes["vocab_size"])
-    seconds = next(row["train_runtime"] for row in read_jsonl(folder / "metrics.jsonl") if "train_runtime" in row)
+    seconds = next(
+        row["train_runtime"]
+        for row in read_jsonl(folder / "metrics.jsonl")
+        if "train_runtime" in row
+    )
     least = 6 * tokens * (layers + head) / (gflops * 1e9)
-    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "times_the_floor": seconds / least}
+    return {
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
+        "times_the_floor": seconds / least,
+    }
 
 
 def matrix_rate() -> dict:
     done = subprocess.run(
-        [sys.executable, str(HERE.parent / "ppo_throughput" / "matrix_rate.py")], capture_output=True, text=True
+        [sys.executable, str(HERE.parent / "ppo_throughput" / "matrix_rate.py")],
+        capture_output=True,
+        text=True,
     )
     return json.loads(done.stdout)
 
@@ -67,7 +84,9 @@ def main() -> None:
     from tasks import TASKS as GOALS
     from tasks import data, portable, stage
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True)
     parser.add_argument("--corpus", default="stories", choices=list(CORPORA))
     parser.add_argument("--runs", default="runs/bert")
@@ -79,7 +98,10 @@ def main() -> None:
     runs = shared.parent / arguments.corpus
     text = {"dataset_name": source / "tinystories" / "tinystories_2mb.txt.gz"}
     if arguments.corpus == "reviews":
-        text = {"dataset_name": data("nsmc", source, shared)["dataset_name"], "columns": "text=text"}
+        text = {
+            "dataset_name": data("nsmc", source, shared)["dataset_name"],
+            "columns": "text=text",
+        }
     config = configs / "tokenizer" / f"{corpus['tokenizer']}.yaml"
     tokenizer = stage("tokenizer", runs / "tokenizer", config=config, **text)
     rate, stages = [matrix_rate()], {}
@@ -101,9 +123,13 @@ def main() -> None:
             "context": sizes["max_position_embeddings"], "dropout": sizes["hidden_dropout_prob"],
         }  # fmt: skip
         found[task] = {"metric": metric, "settings": changes}
-        for side, start in (("pretrained", {"model_name_or_path": runs / "pretrained"}), ("random", random)):
+        for side, start in (
+            ("pretrained", {"model_name_or_path": runs / "pretrained"}),
+            ("random", random),
+        ):
             records = [
-                stage(recipe, runs / f"{task}-{side}-{seed}", seed=seed, **flags, **start) for seed in arguments.seeds
+                stage(recipe, runs / f"{task}-{side}-{seed}", seed=seed, **flags, **start)
+                for seed in arguments.seeds
             ]
             values = [record.metrics[metric] for record in records]
             found[task][side] = {
@@ -132,12 +158,16 @@ def main() -> None:
             for name, record in stages.items()
         },
         "matrix_gflops": rate,
-        "curve": [row for row in read_jsonl(runs / "pretrained" / "metrics.jsonl") if "eval_loss" in row],
+        "curve": [
+            row for row in read_jsonl(runs / "pretrained" / "metrics.jsonl") if "eval_loss" in row
+        ],
         "fine_tuning": found,
     }
     if arguments.record:
         path = HERE / "results" / f"pretraining-{arguments.corpus}-{result['date']}.json"
-        path.write_text(json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         print(path)
 
 

@@ -56,7 +56,9 @@ def encoded(task: str, source: Path, work: Path):
         sides = []
         for part in (train, test):
             rows, _ = encode(tokenizer, part, pairs=False, max_length=128)
-            sides.append([row | {"labels": number[str(given["label"])]} for row, given in zip(rows, part)])
+            sides.append(
+                [row | {"labels": number[str(given["label"])]} for row, given in zip(rows, part)]
+            )
 
         def judge(output) -> float:
             return float((output.label_ids == output.predictions.argmax(-1)).mean())
@@ -72,11 +74,16 @@ def encoded(task: str, source: Path, work: Path):
         fit_tokenizer(tokenizer, model, pairs=False)
         found = [windows(tokenizer, part, units="words", max_length=128) for part in (train, test)]
         found[1].sort(key=lambda window: len(window.inputs["input_ids"]))
-        sides = [encode(part, rows, labels) for part, rows in zip(found, (train, test), strict=True)]
+        sides = [
+            encode(part, rows, labels) for part, rows in zip(found, (train, test), strict=True)
+        ]
 
         def judge(output) -> float:
             best = output.predictions.argmax(-1)
-            marks = [[labels[best[i][token]] for token, _, _ in window.heads] for i, window in enumerate(found[1])]
+            marks = [
+                [labels[best[i][token]] for token, _, _ in window.heads]
+                for i, window in enumerate(found[1])
+            ]
             return entity_scores([row["tags"] for row in test], decode(found[1], marks, test))["f1"]
 
         return model, tokenizer, *sides, judge, DataCollatorForTokenClassification
@@ -138,13 +145,17 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True)
     parser.add_argument("--work", default="runs/bert/speed")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # side, task, seed: one training, in this process
+    parser.add_argument(
+        "--worker", nargs=3, help=argparse.SUPPRESS
+    )  # side, task, seed: one training, in this process
     arguments = parser.parse_args()
     source, work = Path(arguments.source).resolve(), Path(arguments.work).resolve()
     if arguments.worker:
@@ -156,7 +167,9 @@ def main() -> None:
         for task in arguments.tasks:
             for side in SIDES:
                 command = [sys.executable, __file__, "--source", str(source), "--work", str(work)]
-                done = subprocess.run([*command, "--worker", side, task, str(seed)], capture_output=True, text=True)
+                done = subprocess.run(
+                    [*command, "--worker", side, task, str(seed)], capture_output=True, text=True
+                )
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -164,16 +177,25 @@ def main() -> None:
                 print(rounds[-1], flush=True)
     summary = {}
     for task in arguments.tasks:
-        sides = {side: [r for r in rounds if r["task"] == task and r["side"] == side] for side in SIDES}
+        sides = {
+            side: [r for r in rounds if r["task"] == task and r["side"] == side] for side in SIDES
+        }
         ratios = {
-            side: [o["rows_per_second"] / r["rows_per_second"] for o, r in zip(sides["ours"], sides[side], strict=True)]
+            side: [
+                o["rows_per_second"] / r["rows_per_second"]
+                for o, r in zip(sides["ours"], sides[side], strict=True)
+            ]
             for side in SIDES
         }
         summary[task] = {
             side: {
                 "rows_per_second": statistics.median(r["rows_per_second"] for r in found),
                 "judged": statistics.mean(r["judged"] for r in found),
-                "ours_is_faster_by": [min(ratios[side]), statistics.median(ratios[side]), max(ratios[side])],
+                "ours_is_faster_by": [
+                    min(ratios[side]),
+                    statistics.median(ratios[side]),
+                    max(ratios[side]),
+                ],
             }
             for side, found in sides.items()
         }
@@ -183,7 +205,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "commit": code_version(),
         "versions": package_versions(),
-        "machine": RunRecord.begin("speed", config={}, seed=0).machine | {"cores": len(os.sched_getaffinity(0))},
+        "machine": RunRecord.begin("speed", config={}, seed=0).machine
+        | {"cores": len(os.sched_getaffinity(0))},
         "settings": {"rows": ROWS, "epochs": EPOCHS, "batch": BATCH, "tasks": TASKS},
         "summary": summary,
         "rounds": rounds,

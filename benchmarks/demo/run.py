@@ -22,9 +22,13 @@ STAGES = ("tokenizer", "base", "sft", "reward", "ppo")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--voice", default="caring")
-    parser.add_argument("--folder", help="a finished run of recipes/demo.sh, instead of running it now")
+    parser.add_argument(
+        "--folder", help="a finished run of recipes/demo.sh, instead of running it now"
+    )
     arguments = parser.parse_args()
     folder = Path(arguments.folder or tempfile.mkdtemp() + "/demo")
     if not arguments.folder:

@@ -55,15 +55,25 @@ OURS = {
     "epochs_per_rollout": 4, "max_prompt_length": PROMPT, "max_completion_length": COMPLETION, "clip_range": 0.2,
     "value_clip_range": 0.2, "value_coef": 0.1, "gae_lambda": 0.95, "per_device_eval_batch_size": 32,
 }  # fmt: skip
-AS_TRL = {"value_learning_rate": 1e-4, "max_grad_norm": 0.0}  # TRL has one learning rate and never clips gradients
+AS_TRL = {
+    "value_learning_rate": 1e-4,
+    "max_grad_norm": 0.0,
+}  # TRL has one learning rate and never clips gradients
 SIDES = {  # column: worker, settings of its own, value model
-    "ours": ("our_worker.py", OURS | {"bf16": True, "value_learning_rate": 1e-3}, "shared"),  # as e2e.yaml
+    "ours": (
+        "our_worker.py",
+        OURS | {"bf16": True, "value_learning_rate": 1e-3},
+        "shared",
+    ),  # as e2e.yaml
     "ours separate": ("our_worker.py", OURS | AS_TRL | {"bf16": True}, "reward model"),
     "trl fp32": ("trl_worker.py", TRL | {"bf16": False}, "reward model"),
     "trl bf16": ("trl_worker.py", TRL | {"bf16": True}, "reward model"),
     "ours fp32 separate": ("our_worker.py", OURS | AS_TRL | {"bf16": False}, "reward model"),
 }
-SHARES = (1.0, 0.9)  # of TRL's final gain; where a curve is flat its very last value is mostly noise
+SHARES = (
+    1.0,
+    0.9,
+)  # of TRL's final gain; where a curve is flat its very last value is mostly noise
 JUDGED = ("score", "objective", "coverage", "kl", "eos_rate", "completion_length")
 
 
@@ -79,7 +89,9 @@ def make_job(side: str, seed: int, rows: list[dict], runs: Path, folder: Path, a
         return job | {"rows": rows}
     tokenizer = load_tokenizer(job["policy"])
     order = choose_rows(len(rows), episodes, start=0, seed=seed)
-    return job | {"prompt_ids": [encode_prompt(tokenizer, rows[place]["prompt"]) for place in order]}
+    return job | {
+        "prompt_ids": [encode_prompt(tokenizer, rows[place]["prompt"]) for place in order]
+    }
 
 
 def train(side: str, job: dict, arguments) -> dict:
@@ -99,24 +111,35 @@ def train(side: str, job: dict, arguments) -> dict:
         }  # fmt: skip
         with open(folder / "log.txt", "w") as log:
             command = [python, str(HERE / worker), str(path)]
-            failed = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=HERE).returncode
+            failed = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=HERE
+            ).returncode
         if failed:
             raise SystemExit(f"{side}: {(folder / 'log.txt').read_text()[-3000:]}")
     found = json.loads(result.read_text())
     assert len(found["updates"]) == arguments.updates, len(found["updates"])
-    assert found["optimizer_steps"] == arguments.updates * 4 * EPISODES // MINI_BATCH, found["optimizer_steps"]
+    assert found["optimizer_steps"] == arguments.updates * 4 * EPISODES // MINI_BATCH, found[
+        "optimizer_steps"
+    ]
     return found
 
 
-def judge(run: ChatRun, reference: ChatRun, rewards: WeightedSum, rows: list[dict], samples: int) -> dict:
+def judge(
+    run: ChatRun, reference: ChatRun, rewards: WeightedSum, rows: list[dict], samples: int
+) -> dict:
     """Measure -> one number per prompt, the mean over its samples. The random numbers depend on a row's place only."""
     asked = rows * samples
     answers = generate(run, asked, seed=1234, temperature=1.0, max_completion_length=COMPLETION)
     found = measure(run, answers, asked, rewards=rewards, reference=reference, temperature=1.0)
     found |= {"score": found["score_reward"], "coverage": found["score_slot_coverage"]}
     parts = zip(found["score"], found["eos_rate"], found["kl"], strict=True)
-    found["objective"] = [score - PENALTY * (1 - ended) - KL_COEF * kl for score, ended, kl in parts]
-    return {name: [sum(found[name][place :: len(rows)]) / samples for place in range(len(rows))] for name in JUDGED}
+    found["objective"] = [
+        score - PENALTY * (1 - ended) - KL_COEF * kl for score, ended, kl in parts
+    ]
+    return {
+        name: [sum(found[name][place :: len(rows)]) / samples for place in range(len(rows))]
+        for name in JUDGED
+    }
 
 
 def curve(folder: Path, result: dict, judge_weights, start: dict, arguments) -> list[dict]:
@@ -129,11 +152,21 @@ def curve(folder: Path, result: dict, judge_weights, start: dict, arguments) -> 
         if place % arguments.every == 0:
             name = f"{place} x {arguments.samples}"
             if name not in known:
-                known[name] = judge_weights(torch.load(folder / f"policy_{place}.pt", weights_only=True))
+                known[name] = judge_weights(
+                    torch.load(folder / f"policy_{place}.pt", weights_only=True)
+                )
                 path.write_text(json.dumps(known))
-            when = {"update": place, "episodes": place * EPISODES, "seconds": seconds, "cpu_seconds": cpu}
+            when = {
+                "update": place,
+                "episodes": place * EPISODES,
+                "seconds": seconds,
+                "cpu_seconds": cpu,
+            }
             points.append(when | {"values": known[name]})
-    return [point | {name: mean_estimate(v).mean for name, v in point["values"].items()} for point in points]
+    return [
+        point | {name: mean_estimate(v).mean for name, v in point["values"].items()}
+        for point in points
+    ]
 
 
 def differences(curves: dict) -> list[dict]:
@@ -147,7 +180,9 @@ def differences(curves: dict) -> list[dict]:
             for seed in curves[side]:
                 ours, other = (curves[name][seed][-1]["values"] for name in (side, theirs))
                 for of in ("score", "objective", "coverage"):
-                    estimate = mean_estimate([a - b for a, b in zip(ours[of], other[of], strict=True)])
+                    estimate = mean_estimate(
+                        [a - b for a, b in zip(ours[of], other[of], strict=True)]
+                    )
                     interval = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
                     found.append({"side": side, "trl": theirs, "seed": seed, "of": of, **interval})
     return found
@@ -172,7 +207,14 @@ def races(curves: dict) -> list[dict]:
         for seed, points in curves[theirs].items():
             for of, share, side in product(("score", "objective"), SHARES, sides):
                 level = (1 - share) * points[0][of] + share * points[-1][of]
-                race = {"trl": theirs, "seed": seed, "of": of, "share": share, "level": level, "side": side}
+                race = {
+                    "trl": theirs,
+                    "seed": seed,
+                    "of": of,
+                    "share": share,
+                    "level": level,
+                    "side": side,
+                }
                 for along in ("seconds", "cpu_seconds", "episodes"):
                     own = first_reached(points, level, of=of, along=along)
                     other = first_reached(curves[side][seed], level, of=of, along=along)
@@ -185,7 +227,8 @@ def table(curves: dict, found: list[dict], apart: list[dict]) -> str:
     lines, seeds = [], list(next(iter(curves.values())))
     for seed in seeds:
         lines.append(
-            f"\nseed {seed:<15}" + "".join(f"{name.removeprefix('completion_'):>11}" for name in ("seconds", *JUDGED))
+            f"\nseed {seed:<15}"
+            + "".join(f"{name.removeprefix('completion_'):>11}" for name in ("seconds", *JUDGED))
         )
         lines.append(row("SFT", next(iter(curves.values()))[seed][0]))
         lines += [row(side, column[seed][-1]) for side, column in curves.items()]
@@ -235,43 +278,65 @@ def plot(curves: dict, path: Path) -> None:
             axis.set_ylabel(titles[of])
             axis.grid(alpha=0.3)
     axes[0][0].legend()
-    figure.suptitle("PPO from the same SFT model on the same reward model, judged on held-out prompts")
+    figure.suptitle(
+        "PPO from the same SFT model on the same reward model, judged on held-out prompts"
+    )
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", default="runs/e2e", help="folder of benchmarks/e2e/run.py: sft/, reward/, data/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", default="runs/e2e", help="folder of benchmarks/e2e/run.py: sft/, reward/, data/"
+    )
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES)[:3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--updates", type=int, default=30, help=f"of {EPISODES} episodes each")
     parser.add_argument("--every", type=int, default=5, help="updates between snapshots")
     parser.add_argument("--samples", type=int, default=2, help="completions per held-out prompt")
-    parser.add_argument("--out", default="runs/ppo_learning", help="where the snapshots go, or already are")
-    parser.add_argument("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
+    parser.add_argument(
+        "--out", default="runs/ppo_learning", help="where the snapshots go, or already are"
+    )
+    parser.add_argument(
+        "--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py"
+    )
     parser.add_argument("--record", action="store_true", help="write results/<date>.json and .png")
     arguments = parser.parse_args()
     arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
-    if not Path(arguments.trl_python).exists() and any(side.startswith("trl") for side in arguments.sides):
+    if not Path(arguments.trl_python).exists() and any(
+        side.startswith("trl") for side in arguments.sides
+    ):
         raise SystemExit(
             f"{arguments.trl_venv} holds no Python: make it with\n"
             f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
         )
     if arguments.updates % arguments.every:
-        raise SystemExit(f"--updates {arguments.updates} must be a multiple of --every {arguments.every}")
+        raise SystemExit(
+            f"--updates {arguments.updates} must be a multiple of --every {arguments.every}"
+        )
     runs, out = Path(arguments.runs).resolve(), Path(arguments.out).resolve()
     tokenizer = load_tokenizer(str(runs / "sft"))
     prompts, heldout = (
-        load_rows(str(runs / "data" / f"{name}.jsonl"), kinds=("prompt",)) for name in ("prompts", "heldout")
+        load_rows(str(runs / "data" / f"{name}.jsonl"), kinds=("prompt",))
+        for name in ("prompts", "heldout")
     )
-    rows = [line for line in prompts.rows if len(encode_prompt(tokenizer, line["prompt"])) <= PROMPT]
+    rows = [
+        line for line in prompts.rows if len(encode_prompt(tokenizer, line["prompt"])) <= PROMPT
+    ]
 
     results, folders = {side: {} for side in arguments.sides}, {}
     for seed in arguments.seeds:
         for side in arguments.sides:
             folder = folders[side, seed] = out / f"{side.replace(' ', '_')}_{seed}"
-            results[side][seed] = found = train(side, make_job(side, seed, rows, runs, folder, arguments), arguments)
-            print(f"{side}, seed {seed}: {sum(u['seconds'] for u in found['updates']):.0f} s of training", flush=True)
+            results[side][seed] = found = train(
+                side, make_job(side, seed, rows, runs, folder, arguments), arguments
+            )
+            print(
+                f"{side}, seed {seed}: {sum(u['seconds'] for u in found['updates']):.0f} s of training",
+                flush=True,
+            )
 
     reference, policy = load_runs([str(runs / "sft")] * 2)
     rewards = WeightedSum(
@@ -288,7 +353,8 @@ def main() -> None:
     start = judge(reference, reference, rewards, heldout.rows, arguments.samples)
     curves = {
         side: {
-            seed: curve(folders[side, seed], result, judge_weights, start, arguments) for seed, result in seeds.items()
+            seed: curve(folders[side, seed], result, judge_weights, start, arguments)
+            for seed, result in seeds.items()
         }
         for side, seeds in results.items()
     }
@@ -301,17 +367,24 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "command": command_line(),
         "commit": code_version(),
-        "versions": {side: next(iter(seeds.values()))["versions"] for side, seeds in results.items()}
+        "versions": {
+            side: next(iter(seeds.values()))["versions"] for side, seeds in results.items()
+        }
         | {"judge": package_versions()},
         "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
-        "models": {name: {"sha256": parent(str(runs / name))["sha256"]} for name in ("sft", "reward")},
+        "models": {
+            name: {"sha256": parent(str(runs / name))["sha256"]} for name in ("sft", "reward")
+        },
         "data": [
             {"name": f"data/{name}.jsonl", "rows": len(loaded.rows), "sha256": loaded.sha256}
             for name, loaded in (("prompts", prompts), ("heldout", heldout))
         ],
         "prompts_left_out": len(prompts.rows) - len(rows),
         "samples_per_prompt": arguments.samples,
-        "settings": {side: SETTINGS | SIDES[side][1] | {"value_model": SIDES[side][2]} for side in arguments.sides},
+        "settings": {
+            side: SETTINGS | SIDES[side][1] | {"value_model": SIDES[side][2]}
+            for side in arguments.sides
+        },
         "updates": arguments.updates,
         "seeds": arguments.seeds,
         "curves": {
@@ -324,20 +397,24 @@ def main() -> None:
         "ours_minus_trl_at_the_end": apart,
         "first_with_share_of_final_gain_of_trl": found,
         "rollout_scores": {
-            side: {seed: r["rollout_scores"] for seed, r in seeds.items()} for side, seeds in results.items()
+            side: {seed: r["rollout_scores"] for seed, r in seeds.items()}
+            for side, seeds in results.items()
         },
         "seconds_of_updates": {
             side: {seed: [u["seconds"] for u in r["updates"]] for seed, r in seeds.items()}
             for side, seeds in results.items()
         },
         "peak_memory_gb": {
-            side: {seed: r["peak_memory_gb"] for seed, r in seeds.items()} for side, seeds in results.items()
+            side: {seed: r["peak_memory_gb"] for seed, r in seeds.items()}
+            for side, seeds in results.items()
         },
         "threads": {side: next(iter(seeds.values()))["threads"] for side, seeds in results.items()},
     }
     (HERE / "results").mkdir(exist_ok=True)
     path = HERE / "results" / f"{result['date']}.json"
-    path.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     plot(curves, path.with_suffix(".png"))
     print(f"wrote {path.relative_to(ROOT)} and .png")
 

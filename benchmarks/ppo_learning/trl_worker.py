@@ -16,12 +16,19 @@ import torch
 from datasets import Dataset
 from snapshots import Snapshots
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    set_seed,
+)
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 def main(job: dict) -> None:
-    if job["settings"]["bf16"]:  # as `accelerate launch --mixed_precision bf16` does: PPOConfig's own has no effect
+    if job["settings"][
+        "bf16"
+    ]:  # as `accelerate launch --mixed_precision bf16` does: PPOConfig's own has no effect
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     args = PPOConfig(
         output_dir=str(Path(job["folder"]) / "trainer"),
@@ -32,10 +39,14 @@ def main(job: dict) -> None:
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(job["policy"], padding_side="left")
     reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(job["reward"], num_labels=1, dtype=torch.float32)
+        AutoModelForSequenceClassification.from_pretrained(
+            job["reward"], num_labels=1, dtype=torch.float32
+        )
         for _ in range(2)
     )
-    policy, reference = (AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32) for _ in range(2))
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32) for _ in range(2)
+    )
     snapshots = Snapshots(job, policy, steps=1, score="objective/scores")
     trainer = PPOTrainer(
         args=args,
@@ -47,7 +58,9 @@ def main(job: dict) -> None:
         train_dataset=Dataset.from_dict({"input_ids": job["prompt_ids"]}),
         callbacks=[snapshots],
     )
-    loader = DataLoader(trainer.train_dataset, batch_size=args.local_batch_size, collate_fn=trainer.data_collator)
+    loader = DataLoader(
+        trainer.train_dataset, batch_size=args.local_batch_size, collate_fn=trainer.data_collator
+    )
     trainer.dataloader = trainer.accelerator.prepare(loader)
     steps, step = [], trainer.optimizer.optimizer.step
 

@@ -18,7 +18,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TRL = "1.12.0"
-SHARED = ("torch", "transformers", "accelerate", "datasets", "numpy")  # the same versions on both sides
+SHARED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "numpy",
+)  # the same versions on both sides
 
 
 def ensure_venv(folder: Path) -> Path:
@@ -28,7 +34,9 @@ def ensure_venv(folder: Path) -> Path:
         print(f"making {folder} with trl {TRL}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         wanted = [f"{name}=={version(name)}" for name in SHARED]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"trl=={TRL}", *wanted], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", f"trl=={TRL}", *wanted], check=True
+        )
     found = subprocess.run(
         [str(python), "-c", "from importlib.metadata import version; print(version('trl'))"],
         capture_output=True, text=True, check=True,
@@ -50,29 +58,51 @@ def as_lines(value, indent: int = 0) -> str:
     """JSON in which each row of numbers stands on one line."""
     space = " " * (indent + 1)
     if isinstance(value, dict):
-        inner = ",\n".join(f"{space}{json.dumps(key)}: {as_lines(item, indent + 1)}" for key, item in value.items())
+        inner = ",\n".join(
+            f"{space}{json.dumps(key)}: {as_lines(item, indent + 1)}" for key, item in value.items()
+        )
         return "{\n" + inner + "\n" + " " * indent + "}"
     if isinstance(value, list) and value and isinstance(value[0], list | dict):
-        return "[\n" + ",\n".join(space + as_lines(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
+        return (
+            "[\n"
+            + ",\n".join(space + as_lines(item, indent + 1) for item in value)
+            + "\n"
+            + " " * indent
+            + "]"
+        )
     return json.dumps(value)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", default=".venv-trl", help="virtual environment with TRL, made when missing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--venv", default=".venv-trl", help="virtual environment with TRL, made when missing"
+    )
     parser.add_argument("--output", default=str(ROOT / "tests" / "algorithms" / "trl_1_12.json"))
     arguments = parser.parse_args()
     python = ensure_venv(Path(arguments.venv).absolute())
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
     done = subprocess.run(
-        [str(python), str(HERE / "worker.py")], capture_output=True, text=True, env=environment, cwd=HERE
+        [str(python), str(HERE / "worker.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=HERE,
     )
     if done.returncode:
         raise SystemExit(done.stderr)
     found = rounded(json.loads(done.stdout.splitlines()[-1]))
     text = as_lines({"command": "python benchmarks/ppo_parity/run.py", **found}) + "\n"
     Path(arguments.output).write_text(text, encoding="utf-8")
-    print(f"wrote {arguments.output}: {len(text)} bytes; response lengths {found['rollout']['response_lengths']}")
+    print(
+        f"wrote {arguments.output}: {len(text)} bytes; response lengths {found['rollout']['response_lengths']}"
+    )
 
 
 if __name__ == "__main__":

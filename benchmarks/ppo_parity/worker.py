@@ -54,14 +54,19 @@ def never_say(model: GPT2LMHeadModel, token: int) -> None:
 
 def update(rows: int, seed: int) -> dict:
     """One update on `rows` prompts, of which a batch is drawn; what was seen of it."""
-    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(VOCABULARY)}, unk_token="a"))
+    inner = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(VOCABULARY)}, unk_token="a")
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>", padding_side="left"
     )
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 7, (rows,), generator=generator).tolist()
-    prompts = [torch.randint(2, len(VOCABULARY), (length,), generator=generator).tolist() for length in lengths]
+    prompts = [
+        torch.randint(2, len(VOCABULARY), (length,), generator=generator).tolist()
+        for length in lengths
+    ]
     policy = tiny(GPT2LMHeadModel, seed)
     never_say(policy, PAD)
     reference = copy.deepcopy(policy)
@@ -112,7 +117,9 @@ def watch(trainer, reward, reference, seen: dict) -> None:
     def watched_forward(model, *args, **kwargs):
         output = forward(model, *args, **kwargs)
         if model is reference:
-            seen["reference_logits"] = output.logits[0, -LENGTH - 1 : -1].tolist()  # first row, untempered
+            seen["reference_logits"] = output.logits[
+                0, -LENGTH - 1 : -1
+            ].tolist()  # first row, untempered
         return output
 
     def watched_reward(model, *args, **kwargs):
@@ -167,9 +174,15 @@ def check(seen: dict) -> None:
     for batch in seen["micro_batches"]:
         for place, row in enumerate(batch["rows"]):
             for t in range(rollout["response_lengths"][row]):
-                ratios.append(math.exp(batch["new_logprobs"][place][t] - rollout["logprobs"][row][t]))
+                ratios.append(
+                    math.exp(batch["new_logprobs"][place][t] - rollout["logprobs"][row][t])
+                )
                 moves.append(abs(batch["new_values"][place][t] - rollout["values"][row][t]))
-    assert min(ratios) < 0.8 and max(ratios) > 1.2 and max(moves) > 0.2, (min(ratios), max(ratios), max(moves))
+    assert min(ratios) < 0.8 and max(ratios) > 1.2 and max(moves) > 0.2, (
+        min(ratios),
+        max(ratios),
+        max(moves),
+    )
 
 
 def main() -> None:
@@ -177,7 +190,9 @@ def main() -> None:
     check(seen)
     last = update(rows=BATCH, seed=SEED)  # the batch is the last one of the data set
     names = ("python", "trl", "torch", "transformers", "accelerate")
-    versions = {name: version(name) if name != "python" else sys.version.split()[0] for name in names}
+    versions = {
+        name: version(name) if name != "python" else sys.version.split()[0] for name in names
+    }
     result = {
         "versions": versions, "seed": SEED, "eos_token_id": EOS, "pad_token_id": PAD, "settings": SETTINGS,
         "batch": {"batch": BATCH, "micro_batch": MICRO, "gradient_accumulation_steps": BATCH // MICRO},

@@ -16,16 +16,24 @@ from rlhf.data.chat import add_chat_template, encode_prompt
 from rlhf.models.load import fit_embeddings, save
 from rlhf.models.scratch import new_encoder, new_policy
 
-TEMPLATE = 3  # tokens of the chat template around the words of a prompt: user, end of turn, assistant
+TEMPLATE = (
+    3  # tokens of the chat template around the words of a prompt: user, end of turn, assistant
+)
 SPECIAL = 6  # EOS, unknown, three roles, pad
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words = ["<eos>", "<unk>", *(f"w{place}" for place in range(vocabulary - SPECIAL))]
-    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<eos>", bos_token="<eos>", unk_token="<unk>", padding_side="left"
+        tokenizer_object=inner,
+        eos_token="<eos>",
+        bos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
     )
     add_chat_template(tokenizer)
     assert len(tokenizer) == vocabulary, len(tokenizer)
@@ -55,8 +63,14 @@ def main(job: dict) -> None:
     never_say(policy, [tokenizer.eos_token_id, tokenizer.pad_token_id])
     fit_embeddings(policy, tokenizer)
     save(policy, tokenizer, folder / "policy")
-    save(new_encoder(tokenizer, "classifier", labels=["score"], **sizes), tokenizer, folder / "reward")
-    words = torch.randint(shape["vocabulary"] - SPECIAL, (job["prompts"], shape["prompt"] - TEMPLATE))
+    save(
+        new_encoder(tokenizer, "classifier", labels=["score"], **sizes),
+        tokenizer,
+        folder / "reward",
+    )
+    words = torch.randint(
+        shape["vocabulary"] - SPECIAL, (job["prompts"], shape["prompt"] - TEMPLATE)
+    )
     rows = [{"prompt": " ".join(f"w{word}" for word in row)} for row in words.tolist()]
     ids = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     assert {len(row) for row in ids} == {shape["prompt"]}

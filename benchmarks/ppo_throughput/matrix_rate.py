@@ -21,4 +21,12 @@ def rate(dtype: torch.dtype) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    print(json.dumps({"fp32": rate(torch.float32), "bf16": rate(torch.bfloat16), "threads": torch.get_num_threads()}))
+    print(
+        json.dumps(
+            {
+                "fp32": rate(torch.float32),
+                "bf16": rate(torch.bfloat16),
+                "threads": torch.get_num_threads(),
+            }
+        )
+    )

@@ -50,10 +50,15 @@ def watch(clock: Clock) -> None:
             rollout = collect(*args, **kwargs)
         clock.add("score", before - clock.phases["decode"])
         width = rollout.mask.shape[1]
-        assert rollout.mask.all() and not rollout.ended.any(), f"a completion ended before its {width} tokens"
+        assert rollout.mask.all() and not rollout.ended.any(), (
+            f"a completion ended before its {width} tokens"
+        )
         return rollout
 
-    rlhf.completions.rollout.decode, rlhf.policy_gradient.trainer.collect = timed_decode, timed_collect
+    rlhf.completions.rollout.decode, rlhf.policy_gradient.trainer.collect = (
+        timed_decode,
+        timed_collect,
+    )
 
 
 def main(job: dict) -> None:
@@ -86,7 +91,11 @@ def main(job: dict) -> None:
         if lora:
             policy = add_lora(policy, task="CAUSAL_LM", rank=16, alpha=32)
         scorers = load_scorers([str(folder / "reward")], [])
-        value_model = "shared" if job["value_model"] == "shared" else load_reward_model(str(folder / "reward"))
+        value_model = (
+            "shared"
+            if job["value_model"] == "shared"
+            else load_reward_model(str(folder / "reward"))
+        )
         trainer = PolicyGradientTrainer(
             policy=policy,
             tokenizer=tokenizer,

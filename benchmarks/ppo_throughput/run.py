@@ -47,10 +47,19 @@ class Shape:
 
 
 SHAPES = {
-    "small": Shape(4, 256, 4, 8192, episodes=64, prompt=32, completion=48, epochs=4, micro_batch=16),
-    "gpt2": Shape(12, 768, 12, 50257, episodes=16, prompt=32, completion=32, epochs=4, micro_batch=4),
+    "small": Shape(
+        4, 256, 4, 8192, episodes=64, prompt=32, completion=48, epochs=4, micro_batch=16
+    ),
+    "gpt2": Shape(
+        12, 768, 12, 50257, episodes=16, prompt=32, completion=32, epochs=4, micro_batch=4
+    ),
 }
-SETTINGS = {"learning_rate": 1e-5, "kl_coef": 0.05, "adam_epsilon": 1e-5, "seed": 0}  # of both sides
+SETTINGS = {
+    "learning_rate": 1e-5,
+    "kl_coef": 0.05,
+    "adam_epsilon": 1e-5,
+    "seed": 0,
+}  # of both sides
 OURS = {"report_to": "none", "per_device_eval_batch_size": 32}
 SIDES = {  # column: worker, settings of its own, value model
     "ours": ("our_worker.py", {"bf16": True}, "shared"),
@@ -100,7 +109,11 @@ def run_worker(python: str, script: str, job: dict | None = None) -> dict:
         path.write_text(json.dumps(job))
         arguments = [str(path)]
     done = subprocess.run(
-        [python, str(HERE / script), *arguments], capture_output=True, text=True, env=environment, cwd=HERE
+        [python, str(HERE / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=HERE,
     )
     if done.returncode:
         raise SystemExit(f"{script} {job}:\n{done.stderr[-3000:]}")
@@ -124,7 +137,9 @@ def our_settings(config: str | None) -> tuple[dict, str | None]:
     }  # fmt: skip
     names = {f.name for f in dataclasses.fields(PolicyGradientConfig)} - fixed
     content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    return {key: value for key, value in content.items() if key in names}, content.get("value_model")
+    return {key: value for key, value in content.items() if key in names}, content.get(
+        "value_model"
+    )
 
 
 def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
@@ -134,7 +149,9 @@ def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
         # More prompts than the run takes, see trl_worker.py.
         prompts = shape.episodes * (arguments.updates + 3)
         made = run_worker(
-            sys.executable, "make_models.py", {"folder": folder, "shape": asdict(shape), "prompts": prompts}
+            sys.executable,
+            "make_models.py",
+            {"folder": folder, "shape": asdict(shape), "prompts": prompts},
         )
         for number in range(arguments.repeats):
             found = {"matrix_gflops": run_worker(sys.executable, "matrix_rate.py"), "columns": {}}
@@ -153,7 +170,10 @@ def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
                     for key in ("seconds", "cpu_seconds", *PHASES)
                 }
                 found["columns"][side] = result
-                print(f"{name}, round {number + 1}, {side}: {result['median']['seconds']:.2f} s per update", flush=True)
+                print(
+                    f"{name}, round {number + 1}, {side}: {result['median']['seconds']:.2f} s per update",
+                    flush=True,
+                )
             rounds.append(found)
     return {"shape": asdict(shape), "parameters": made["parameters"], "rounds": rounds}
 
@@ -169,27 +189,42 @@ def summary(measured: dict, sides: dict) -> dict:
     columns = {}
     for side, (_, own, value_model) in sides.items():
         runs = [found["columns"][side] for found in rounds]
-        work = flops(shape, epochs=shape.epochs, shared_trunk=value_model == "shared", lora=own.get("lora", False))
+        work = flops(
+            shape,
+            epochs=shape.epochs,
+            shared_trunk=value_model == "shared",
+            lora=own.get("lora", False),
+        )
         kind = "bf16" if own.get("bf16") else "fp32"
         floors = [sum(work.values()) / 1e9 / found["matrix_gflops"][kind] for found in rounds]
         columns[side] = {
             "seconds_per_update": spread(run["median"]["seconds"] for run in runs),
             "cpu_seconds_per_update": spread(run["median"]["cpu_seconds"] for run in runs),
-            "episodes_per_second": spread(shape.episodes / run["median"]["seconds"] for run in runs),
-            **{f"{phase}_seconds": spread(run["median"][phase] for run in runs) for phase in PHASES},
+            "episodes_per_second": spread(
+                shape.episodes / run["median"]["seconds"] for run in runs
+            ),
+            **{
+                f"{phase}_seconds": spread(run["median"][phase] for run in runs) for phase in PHASES
+            },
             "memory_gb": spread(run["memory_gb"] for run in runs),
             "memory_of_imports_gb": spread(run["memory_of_imports_gb"] for run in runs),
             "gflop": {name: count / 1e9 for name, count in work.items()},
             "floor_seconds": spread(floors),
-            "share_of_floor": spread(floor / run["median"]["seconds"] for floor, run in zip(floors, runs)),
+            "share_of_floor": spread(
+                floor / run["median"]["seconds"] for floor, run in zip(floors, runs)
+            ),
         }
     ratios = {}
     for theirs in (side for side in sides if side.startswith("trl")):
         for ours in (side for side in sides if side.startswith("ours")):
             pairs = [(found["columns"][theirs], found["columns"][ours]) for found in rounds]
             ratios[f"{theirs} / {ours}"] = {
-                "seconds": spread(a["median"]["seconds"] / b["median"]["seconds"] for a, b in pairs),
-                "cpu_seconds": spread(a["median"]["cpu_seconds"] / b["median"]["cpu_seconds"] for a, b in pairs),
+                "seconds": spread(
+                    a["median"]["seconds"] / b["median"]["seconds"] for a, b in pairs
+                ),
+                "cpu_seconds": spread(
+                    a["median"]["cpu_seconds"] / b["median"]["cpu_seconds"] for a, b in pairs
+                ),
                 "memory": spread(a["memory_gb"] / b["memory_gb"] for a, b in pairs),
             }
     return {"columns": columns, "ratios": ratios}
@@ -215,7 +250,10 @@ def table(name: str, found: dict) -> str:
     }
     for label, key in rows.items():
         key, which = key if isinstance(key, tuple) else (key, "median")
-        lines.append(f"{label:<24}" + "".join(f"{column[key][which]:>{width}.2f}" for column in columns.values()))
+        lines.append(
+            f"{label:<24}"
+            + "".join(f"{column[key][which]:>{width}.2f}" for column in columns.values())
+        )
     for pair, ratio in found["ratios"].items():
         seconds, memory = ratio["seconds"], ratio["memory"]
         lines.append(
@@ -228,21 +266,42 @@ def table(name: str, found: dict) -> str:
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="columns, in their order")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; each runs every column once")
-    parser.add_argument("--updates", type=int, default=3, help="per process, after one for warming up")
-    parser.add_argument("--config", help="a YAML of recipes/configs/ppo with the settings of the column `ours`")
-    parser.add_argument("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        choices=list(SIDES),
+        default=list(SIDES),
+        help="columns, in their order",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds; each runs every column once"
+    )
+    parser.add_argument(
+        "--updates", type=int, default=3, help="per process, after one for warming up"
+    )
+    parser.add_argument(
+        "--config", help="a YAML of recipes/configs/ppo with the settings of the column `ours`"
+    )
+    parser.add_argument(
+        "--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py"
+    )
     parser.add_argument("--record", action="store_true", help="write results/<date>.json")
     arguments = parser.parse_args()
     arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
-    if not Path(arguments.trl_python).exists() and any(side.startswith("trl") for side in arguments.sides):
+    if not Path(arguments.trl_python).exists() and any(
+        side.startswith("trl") for side in arguments.sides
+    ):
         raise SystemExit(
             f"{arguments.trl_venv} holds no Python: make it with\n"
             f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
@@ -263,16 +322,30 @@ def main() -> None:
         print(table(name, found[name]))
     if not arguments.record:
         return
-    every = [column for measured in shapes.values() for one in measured["rounds"] for column in one["columns"].items()]
+    every = [
+        column
+        for measured in shapes.values()
+        for one in measured["rounds"]
+        for column in one["columns"].items()
+    ]
     result = {
         "question": __doc__.strip().splitlines()[0],
         "date": time.strftime("%Y-%m-%d"),
         "command": command_line(),
         "commit": code_version(),
-        "versions": {side: column["versions"] for side, column in every if side in ("ours", "trl fp32")},
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "threads": every[0][1]["threads"]},
+        "versions": {
+            side: column["versions"] for side, column in every if side in ("ours", "trl fp32")
+        },
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": every[0][1]["threads"],
+        },
         "config": arguments.config,
-        "settings": {side: {**SETTINGS, **own, "value_model": model} for side, (_, own, model) in sides.items()},
+        "settings": {
+            side: {**SETTINGS, **own, "value_model": model}
+            for side, (_, own, model) in sides.items()
+        },
         "repeats": arguments.repeats,
         "updates": arguments.updates,
         "summary": found,
@@ -284,7 +357,9 @@ def main() -> None:
                 del column["versions"]  # the same in every process of a side, and kept above
     (HERE / "results").mkdir(exist_ok=True)
     path = HERE / "results" / f"{result['date']}.json"
-    path.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(f"wrote {path.relative_to(ROOT)}")
 
 

@@ -50,7 +50,9 @@ def watch(clock: Clock, shape: dict) -> None:
         return result
 
     def timed_whiten(values, mask, *args, **kwargs):
-        assert mask.all() and mask.shape[1] == shape["completion"], "a completion ended before its last token"
+        assert mask.all() and mask.shape[1] == shape["completion"], (
+            "a completion ended before its last token"
+        )
         clock.add("score", time.perf_counter() - decoded)
         return whiten(values, mask, *args, **kwargs)
 
@@ -88,11 +90,14 @@ def main(job: dict) -> None:
         set_seed(args.seed)
         tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
         reward, value = (
-            AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1, dtype=torch.float32)
+            AutoModelForSequenceClassification.from_pretrained(
+                folder / "reward", num_labels=1, dtype=torch.float32
+            )
             for _ in range(2)
         )
         policy, reference = (
-            AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32) for _ in range(2)
+            AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+            for _ in range(2)
         )
         trainer = PPOTrainer(
             args=args,

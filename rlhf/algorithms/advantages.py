@@ -19,7 +19,9 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     return result.masked_fill(~mask, 0.0)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> Tensor:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float
+) -> Tensor:
     """A_t = sum_{l >= 0} (gamma lambda)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t.
 
     Schulman et al. 2016 (arXiv 1506.02438), equation 16. values_t is V(s_t), of the state before token t. All (B, T);
@@ -27,7 +29,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
     """
     assert rewards.shape == values.shape == mask.shape, (rewards.shape, values.shape, mask.shape)
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # 0 after the last token
+    next_values = torch.cat(
+        [values[:, 1:], torch.zeros_like(values[:, :1])], dim=1
+    )  # 0 after the last token
     return rewards_to_go(rewards + gamma * next_values - values, mask, gamma=gamma * gae_lambda)
 
 
@@ -48,6 +52,8 @@ def group_standardize(totals: Tensor, *, num_generations: int) -> Tensor:
 
     totals (B,), groups of `num_generations` (>= 2) next to each other. A group of equal scores gives 0. Returns (B,).
     """
-    groups = totals.double().view(-1, num_generations)  # in fp32 a large mean would be rounded, and equal scores differ
+    groups = totals.double().view(
+        -1, num_generations
+    )  # in fp32 a large mean would be rounded, and equal scores differ
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, keepdim=True) + 1e-4)).view(-1).to(totals.dtype)

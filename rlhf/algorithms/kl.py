@@ -19,7 +19,9 @@ def k2(log_ratio: Tensor) -> Tensor:
 
 def k3(log_ratio: Tensor) -> Tensor:
     """exp(-log r) - 1 + log r: unbiased and >= 0. Any shape."""
-    return (-log_ratio).expm1() + log_ratio  # expm1: near 0 the rounding of exp is larger than the result
+    return (
+        -log_ratio
+    ).expm1() + log_ratio  # expm1: near 0 the rounding of exp is larger than the result
 
 
 def adapt_kl_coef(coef: float, *, kl: float, target: float, horizon: int, episodes: int) -> float:

@@ -19,7 +19,9 @@ def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float) ->
     return _chosen(_log_distribution(logits, token_ids, temperature), token_ids)
 
 
-def token_log_probs_and_entropy(logits: Tensor, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+def token_log_probs_and_entropy(
+    logits: Tensor, token_ids: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
     """`token_log_probs`, and the entropy (...) >= 0 of the distribution, both differentiable.
 
     A function of its own: the entropy takes as long as the log-probs, and few passes need it.
@@ -39,7 +41,9 @@ def _chosen(log_distribution: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _entropy(log_distribution: Tensor) -> Tensor:
-    possible = log_distribution.clamp(min=torch.finfo(torch.float32).min)  # 0 * -inf of impossible tokens would be NaN
+    possible = log_distribution.clamp(
+        min=torch.finfo(torch.float32).min
+    )  # 0 * -inf of impossible tokens would be NaN
     return -(log_distribution.exp() * possible).sum(-1).clamp(max=0.0)
 
 
@@ -57,7 +61,10 @@ def chunked(
     hidden (N, H); output_layer maps H to V; token_ids (N,). Returns what the formula returns, as a tuple of (N,): equal to
     the full computation, forward and backward.
     """
-    assert hidden.dim() == 2 and token_ids.shape == hidden.shape[:1], (hidden.shape, token_ids.shape)
+    assert hidden.dim() == 2 and token_ids.shape == hidden.shape[:1], (
+        hidden.shape,
+        token_ids.shape,
+    )
 
     def part(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         found = formula(output_layer(states), ids, temperature=temperature)
@@ -86,8 +93,14 @@ def masked(
     hidden (B, T, H), token_ids (B, T), mask (B, T) bool. Returns a tuple of (B, T) tensors.
     """
     found = chunked(
-        formula, hidden[mask], output_layer, token_ids[mask], temperature=temperature, chunk_size=chunk_size
+        formula,
+        hidden[mask],
+        output_layer,
+        token_ids[mask],
+        temperature=temperature,
+        chunk_size=chunk_size,
     )
     return tuple(
-        torch.zeros(mask.shape, dtype=part.dtype, device=mask.device).masked_scatter(mask, part) for part in found
+        torch.zeros(mask.shape, dtype=part.dtype, device=mask.device).masked_scatter(mask, part)
+        for part in found
     )

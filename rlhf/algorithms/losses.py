@@ -5,7 +5,12 @@ Kept per token on purpose: a mean over a micro-batch would weigh tokens by how t
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    log_softmax,
+    logsigmoid,
+)
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -32,7 +37,9 @@ def clipped_surrogate_loss(
     """
     assert log_probs.shape == old_log_probs.shape == advantages.shape
     ratio = (log_probs - old_log_probs).exp()
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+    return torch.maximum(
+        -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    )
 
 
 def value_loss(values: Tensor, returns: Tensor) -> Tensor:
@@ -41,7 +48,9 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
     return 0.5 * (values - returns) ** 2
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip_range: float) -> Tensor:
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip_range: float
+) -> Tensor:
     """max((V - R)^2, (V_clipped - R)^2) / 2, V_clipped within value_clip_range of the value at rollout time.
 
     From the PPO code of OpenAI baselines, not from the paper; N implementation details, 1.9. All (B, T).

@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def _check(values: Tensor, mask: Tensor) -> None:
-    assert values.shape == mask.shape and mask.dtype == torch.bool, (values.shape, mask.shape, mask.dtype)
+    assert values.shape == mask.shape and mask.dtype == torch.bool, (
+        values.shape,
+        mask.shape,
+        mask.dtype,
+    )
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:

@@ -11,7 +11,10 @@ def token_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, *, kl_coef: f
     scores (B,); log_ratio (B, T) = log pi - log pi_ref; mask (B, T) bool, True from the first completion token to EOS
     inclusive. A row without a single token gets no reward at all. Returns (B, T), 0 outside the mask.
     """
-    assert scores.shape == mask.shape[:1] and log_ratio.shape == mask.shape, (scores.shape, log_ratio.shape)
+    assert scores.shape == mask.shape[:1] and log_ratio.shape == mask.shape, (
+        scores.shape,
+        log_ratio.shape,
+    )
     rewards = (-kl_coef * log_ratio).masked_fill(~mask, 0.0)
     lengths = mask.sum(1)
     rows = torch.nonzero(lengths).squeeze(1)

@@ -31,12 +31,17 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of `flatten`: pieces of vector (N,) with the shapes and dtypes of `like`, views where they can be."""
     sizes = [tensor.numel() for tensor in like]
     assert vector.shape == (sum(sizes),), (vector.shape, sum(sizes))
-    return [piece.view(tensor.shape).to(tensor.dtype) for piece, tensor in zip(vector.split(sizes), like, strict=True)]
+    return [
+        piece.view(tensor.shape).to(tensor.dtype)
+        for piece, tensor in zip(vector.split(sizes), like, strict=True)
+    ]
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
     assert left.shape == right.shape and left.dim() == 1, (left.shape, right.shape)
-    return (left * right).sum(dtype=torch.float64).item()  # beside large terms fp32 loses the small ones
+    return (
+        (left * right).sum(dtype=torch.float64).item()
+    )  # beside large terms fp32 loses the small ones
 
 
 def categorical_kl(old_logits: Tensor, logits: Tensor) -> Tensor:
@@ -50,7 +55,9 @@ def categorical_kl(old_logits: Tensor, logits: Tensor) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     old, new = (x.log_softmax(-1, dtype=dtype) for x in (old_logits.detach(), logits))
     probability = old.exp()
-    log_ratio = (old - new).masked_fill(probability == 0, 0.0)  # (..., V); 0 * (-inf + inf) is NaN, and should be 0
+    log_ratio = (old - new).masked_fill(
+        probability == 0, 0.0
+    )  # (..., V); 0 * (-inf + inf) is NaN, and should be 0
     return (probability * log_ratio).sum(-1)
 
 
@@ -65,7 +72,9 @@ def differentiable_gradient(value: Tensor, parameters: Sequence[Tensor]) -> list
     return list(torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True))
 
 
-def fisher_vector_product(gradient: Sequence[Tensor], parameters: Sequence[Tensor], vector: Tensor) -> Tensor:
+def fisher_vector_product(
+    gradient: Sequence[Tensor], parameters: Sequence[Tensor], vector: Tensor
+) -> Tensor:
     """F v = d (g . v) / d parameters, g the gradient of KL(old || new) at new = old. TRPO, appendix C.1; Pearlmutter 1994.
 
     gradient: `differentiable_gradient` of the mean KL, or of one micro-batch's share of it; then the products are summed,
@@ -76,7 +85,11 @@ def fisher_vector_product(gradient: Sequence[Tensor], parameters: Sequence[Tenso
     if not outputs:  # the KL does not depend on any parameter, or is linear in all of them
         return torch.zeros_like(vector)
     gradients, vectors = zip(*outputs, strict=True)
-    return flatten(torch.autograd.grad(gradients, parameters, vectors, retain_graph=True, materialize_grads=True))
+    return flatten(
+        torch.autograd.grad(
+            gradients, parameters, vectors, retain_graph=True, materialize_grads=True
+        )
+    )
 
 
 def conjugate_gradient(

@@ -22,7 +22,11 @@ from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, model_kind, read_object
 from rlhf.serving.predictors import columns_of, open_encoder
 from rlhf.tasks.classification.encode import names_of, number
-from rlhf.tasks.classification.metrics import classification_report, multi_label_report, regression_report
+from rlhf.tasks.classification.metrics import (
+    classification_report,
+    multi_label_report,
+    regression_report,
+)
 from rlhf.tasks.ner.encode import find_scheme, to_bio
 from rlhf.tasks.ner.metrics import tagging_report
 from rlhf.tasks.question_answering.encode import question_ids
@@ -35,7 +39,11 @@ CLASS = ("label", "rows", "precision", "recall", "f1")
 TYPE = ("type", "entities", "marked", "precision", "recall", "f1")
 
 
-ANSWERS = {"classifier": "label", "tagger": "tags", "reader": "answers"}  # kind of model -> column of the answer
+ANSWERS = {
+    "classifier": "label",
+    "tagger": "tags",
+    "reader": "answers",
+}  # kind of model -> column of the answer
 OTHERS = {
     "causal": "a language model: talk to it with `python app.py {run}`, or compare runs with `python -m rlhf report`",
     "masked": "a pretrained encoder: fine-tune it with recipes/classification.py, ner.py or question_answering.py first",
@@ -49,7 +57,10 @@ def kind_of_run(run: str) -> str:
         raise UserError(f"{run}: no such run folder: give the output_dir of a finished run")
     kind = model_kind(run)
     if kind not in ANSWERS:
-        what = OTHERS.get(kind, "no finished model: its config.json names none; give the output_dir of a finished run")
+        what = OTHERS.get(
+            kind,
+            "no finished model: its config.json names none; give the output_dir of a finished run",
+        )
         raise UserError(f"{run} holds {what.format(run=run)}")
     return kind
 
@@ -59,11 +70,18 @@ def kinds_of_rows(kind: str, run: str) -> tuple[str, ...]:
     if kind == "tagger":
         return ("tokens", "text")
     needed, taken = columns_of(kind, run)
-    return tuple(row.name for row in KINDS.values() if set(needed) <= set(row.columns) <= {*needed, *taken})
+    return tuple(
+        row.name for row in KINDS.values() if set(needed) <= set(row.columns) <= {*needed, *taken}
+    )
 
 
 def check_rows(
-    name: str, kinds: tuple[str, ...], columns=None, *, skip_bad: bool = False, ids: list | None = None
+    name: str,
+    kinds: tuple[str, ...],
+    columns=None,
+    *,
+    skip_bad: bool = False,
+    ids: list | None = None,
 ) -> Scan:
     """A whole pass over the file; UserError where a row is bad or has a column that a prediction would take.
 
@@ -84,7 +102,9 @@ def check_rows(
     return scan
 
 
-def predict_rows(encoder, rows: Iterable[dict], kind: str, *, batch_size: int = 32) -> Iterator[tuple[dict, dict]]:
+def predict_rows(
+    encoder, rows: Iterable[dict], kind: str, *, batch_size: int = 32
+) -> Iterator[tuple[dict, dict]]:
     """(row, prediction) in the order of the rows; kind: of the rows. A part of them is in memory at a time."""
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK * batch_size)):
@@ -93,19 +113,30 @@ def predict_rows(encoder, rows: Iterable[dict], kind: str, *, batch_size: int = 
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("run", help="folder of a finished classification, ner or question_answering run")
     parser.add_argument(
-        "file", help="rows as the recipe reads them, with or without the answers; .txt: a text per line"
+        "run", help="folder of a finished classification, ner or question_answering run"
     )
-    parser.add_argument("--output", default="predictions.jsonl", help="JSON lines; - for the terminal [%(default)s]")
+    parser.add_argument(
+        "file",
+        help="rows as the recipe reads them, with or without the answers; .txt: a text per line",
+    )
+    parser.add_argument(
+        "--output", default="predictions.jsonl", help="JSON lines; - for the terminal [%(default)s]"
+    )
     parser.add_argument("--columns", help="our name = their name, as in text=document,label=label")
     parser.add_argument("--batch_size", type=int, default=32, help="[%(default)s]")
     parser.add_argument("--device", help="cpu or cuda [cuda where there is one]")
     parser.add_argument(
-        "--skip_bad", action="store_true", help="leave bad rows out and count them, instead of stopping"
+        "--skip_bad",
+        action="store_true",
+        help="leave bad rows out and count them, instead of stopping",
     )
     parser.add_argument("--force", action="store_true", help="write over an output that is there")
-    parser.add_argument("--squad", metavar="FILE", help="of a reader: also {id: answer}, as the SQuAD script reads it")
+    parser.add_argument(
+        "--squad",
+        metavar="FILE",
+        help="of a reader: also {id: answer}, as the SQuAD script reads it",
+    )
 
 
 def main(args) -> int:
@@ -123,13 +154,19 @@ def main(args) -> int:
     count = checked.total - checked.bad
     say = print if args.output != "-" else lambda text: print(text, file=sys.stderr)
     if checked.bad:
-        say(f"{checked.bad} of {checked.total} rows are bad and left out; first: {checked.problems[0]}")
+        say(
+            f"{checked.bad} of {checked.total} rows are bad and left out; first: {checked.problems[0]}"
+        )
     encoder = open_encoder(kind, args.run, args.device or best_device())
     answers, official = Answers(kind, encoder, args.run), {}
     rows, given = Scan(args.file, kinds=kinds, columns=args.columns), KINDS[checked.kind].columns
     with writing(args.output) as file, progress(count) as advance:
-        for row, prediction in predict_rows(encoder, rows, checked.kind, batch_size=args.batch_size):
-            named = {PREFIX + name: value for name, value in prediction.items() if name not in given}
+        for row, prediction in predict_rows(
+            encoder, rows, checked.kind, batch_size=args.batch_size
+        ):
+            named = {
+                PREFIX + name: value for name, value in prediction.items() if name not in given
+            }
             file.write(as_line({**row, **named}))
             answers.add(row, prediction)
             if args.squad:
@@ -198,7 +235,9 @@ class Answers:
 
     def add(self, row: dict, prediction: dict) -> None:
         answer = row.get(self.column)
-        odd = self.kind == "tagger" and answer is not None and len(answer) != len(prediction["tags"])
+        odd = (
+            self.kind == "tagger" and answer is not None and len(answer) != len(prediction["tags"])
+        )
         if answer is None or odd or CHECKS[self.column](answer):
             self.without += 1
         elif self.kind == "classifier":
@@ -213,15 +252,27 @@ class Answers:
         """The metrics as text; "" where no row has an answer."""
         if not self.pairs:
             return ""
-        said = {"classifier": self._labels, "tagger": self._tags, "reader": self._spans}[self.kind]()
-        return f"{said}\n{self.without} rows without {self.column} are not judged" if self.without else said
+        said = {"classifier": self._labels, "tagger": self._tags, "reader": self._spans}[
+            self.kind
+        ]()
+        return (
+            f"{said}\n{self.without} rows without {self.column} are not judged"
+            if self.without
+            else said
+        )
 
     def _labels(self) -> str:
         if self.encoder.problem == "regression":
-            numbers = [(number(true), said) for true, said in self.pairs if number(true) is not None]
+            numbers = [
+                (number(true), said) for true, said in self.pairs if number(true) is not None
+            ]
             self.without += len(self.pairs) - len(numbers)
             names = ("rows", "mae", "r2", "pearson", "spearman")
-            return table(names, [regression_report(*zip(*numbers))]) if numbers else "no label is a number"
+            return (
+                table(names, [regression_report(*zip(*numbers))])
+                if numbers
+                else "no label is a number"
+            )
         place = {label: i for i, label in enumerate(self.encoder.labels)}
         pairs = [(names_of(true), names_of(said)) for true, said in self.pairs]
         known = [pair for pair in pairs if all(name in place for name in pair[0])]
@@ -239,9 +290,13 @@ class Answers:
             report = multi_label_report(*zip(*marks), self.encoder.labels)
             overall = ("rows", "accuracy", "f1_micro", "f1")
         else:
-            report = classification_report(*zip(*([place[n[0]] for n in pair] for pair in known)), self.encoder.labels)
+            report = classification_report(
+                *zip(*([place[n[0]] for n in pair] for pair in known)), self.encoder.labels
+            )
             overall = ("rows", "accuracy", "f1")
-        classes = sorted((entry for entry in report["classes"] if entry["rows"]), key=lambda entry: entry["f1"])
+        classes = sorted(
+            (entry for entry in report["classes"] if entry["rows"]), key=lambda entry: entry["f1"]
+        )
         return "\n".join([table(overall, [report]), "", table(CLASS, classes, limit=SHOWN), *notes])
 
     def _tags(self) -> str:
@@ -255,7 +310,12 @@ class Answers:
         parts = {"all": self.pairs, "answerable": [p for p in self.pairs if p[0]]}
         parts["unanswerable"] = [p for p in self.pairs if not p[0]]
         rows = [
-            {"questions": name, "rows": len(part), "exact": mean(p[1] for p in part), "f1": mean(p[2] for p in part)}
+            {
+                "questions": name,
+                "rows": len(part),
+                "exact": mean(p[1] for p in part),
+                "f1": mean(p[2] for p in part),
+            }
             for name, part in parts.items()
             if part and (name == "all" or len(part) < len(self.pairs))
         ]
@@ -264,7 +324,15 @@ class Answers:
 
 def table(columns: Sequence[str], rows: Sequence[dict], limit: int | None = None) -> str:
     """Aligned columns for the terminal; the first `limit` rows, and how many more there are."""
-    cells = [[f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows[:limit]]
+    cells = [
+        [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns]
+        for row in rows[:limit]
+    ]
     widths = [max(map(len, column)) for column in zip(columns, *cells)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [columns, *cells]]
-    return "\n".join(lines + ([f"... and {len(rows) - limit} more"] if limit and len(rows) > limit else []))
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+        for line in [columns, *cells]
+    ]
+    return "\n".join(
+        lines + ([f"... and {len(rows) - limit} more"] if limit and len(rows) > limit else [])
+    )

@@ -21,14 +21,52 @@ from rlhf.runs.record import RECORD, RunRecord
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run folders or Hub ids, in the order base, SFT, PPO")
-    add("--prompts", metavar="FILE", help="held-out prompts; default: those the last run was evaluated on")
-    add("--reward_model", nargs="+", default=[], metavar="RUN", help="reward models that score the completions")
-    add("--reward_functions", nargs="+", default=[], metavar="MODULE:FUNCTION", help="Python functions that score them")
-    add("--reward_weights", nargs="+", type=float, metavar="W", help="for the total, reward models first [1 each]")
-    add("--text", metavar="FILE", help="plain text for perplexity; default: the prompts' own completions")
-    add("--output", metavar="FOLDER", help="for report.json, report.md and plots; default: <last RUN>/report")
-    add("--samples", type=int, default=10, metavar="N", help="prompts shown side by side, drawn by the seed [10]")
+    add(
+        "runs", nargs="+", metavar="RUN", help="run folders or Hub ids, in the order base, SFT, PPO"
+    )
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="held-out prompts; default: those the last run was evaluated on",
+    )
+    add(
+        "--reward_model",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="reward models that score the completions",
+    )
+    add(
+        "--reward_functions",
+        nargs="+",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="Python functions that score them",
+    )
+    add(
+        "--reward_weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="for the total, reward models first [1 each]",
+    )
+    add(
+        "--text",
+        metavar="FILE",
+        help="plain text for perplexity; default: the prompts' own completions",
+    )
+    add(
+        "--output",
+        metavar="FOLDER",
+        help="for report.json, report.md and plots; default: <last RUN>/report",
+    )
+    add(
+        "--samples",
+        type=int,
+        default=10,
+        metavar="N",
+        help="prompts shown side by side, drawn by the seed [10]",
+    )
     add("--seed", type=int, default=0, help="of sampling [0]")
     add("--temperature", type=float, default=1.0, help="of sampling [1.0]")
     add("--max_completion_length", type=int, help="in tokens; default: that of the last run, or 64")
@@ -42,7 +80,9 @@ def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[di
     if args.prompts:
         return load_rows(args.prompts, kinds=kinds, limit=args.limit).rows
     if record is None or not record.config.get("dataset_name"):
-        raise UserError(f"{args.runs[-1]} does not say which prompts were held out: give --prompts FILE")
+        raise UserError(
+            f"{args.runs[-1]} does not say which prompts were held out: give --prompts FILE"
+        )
     from rlhf.runs.settings import DataSettings
 
     settings = vars(DataSettings()) | record.config
@@ -56,7 +96,11 @@ def main(args: argparse.Namespace) -> int:
     record = RunRecord.load(args.runs[-1]) if Path(args.runs[-1], RECORD).is_file() else None
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit} must be at least 1")
-    length = args.max_completion_length or (record.config.get("max_completion_length") if record else None) or 64
+    length = (
+        args.max_completion_length
+        or (record.config.get("max_completion_length") if record else None)
+        or 64
+    )
     rows = held_out_rows(args, record)
     scorers = load_scorers(args.reward_model, args.reward_functions)
     for scorer in scorers.values():

@@ -52,7 +52,10 @@ class Report:
 
 def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) -> Report:
     """Reads a file, folder or Hub data set once. A `tokenizer` adds lengths in tokens."""
-    units: dict[str, Callable[[str], int]] = {"characters": len, "words": lambda text: len(text.split())}
+    units: dict[str, Callable[[str], int]] = {
+        "characters": len,
+        "words": lambda text: len(text.split()),
+    }
     if tokenizer is not None:
         units["tokens"] = lambda text: len(encode_text(tokenizer, text))
     scan = Scan(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
@@ -80,7 +83,12 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
                     for unit, measure in units.items():
                         lengths[unit].append(measure(text))
     report.kind, report.layout = scan.kind, scan.layout.name if scan.layout else ""
-    report.total, report.bad, report.problems, report.passed = scan.total, scan.bad, scan.problems, scan.passed
+    report.total, report.bad, report.problems, report.passed = (
+        scan.total,
+        scan.bad,
+        scan.problems,
+        scan.passed,
+    )
     return report
 
 
@@ -112,9 +120,16 @@ def format_report(report: Report) -> str:
         f"duplicates  {report.duplicates} whole rows, {report.prompt_duplicates} prompts or texts",
     ]
     if report.passed:
-        lines.append("passed over " + ", ".join(f"{event} {count}" for event, count in report.passed.most_common()))
+        lines.append(
+            "passed over "
+            + ", ".join(f"{event} {count}" for event, count in report.passed.most_common())
+        )
     if report.lengths:
-        lines += ["", f"{'length':<24}" + "".join(f"{'max' if p == 100 else f'{p} %':>8}" for p in PERCENTILES)]
+        lines += [
+            "",
+            f"{'length':<24}"
+            + "".join(f"{'max' if p == 100 else f'{p} %':>8}" for p in PERCENTILES),
+        ]
     for column, units in report.lengths.items():
         for unit, values in units.items():
             if not values:  # no question has an answer
@@ -124,16 +139,26 @@ def format_report(report: Report) -> str:
     if report.answers:
         answers = ", ".join(f"K = {k}: {count}" for k, count in sorted(report.answers.items()))
         rate = report.tied / report.pairs
-        lines += ["", f"rankings    {answers}; {report.tied} of {report.pairs} pairs tie ({rate:.1%})"]
+        lines += [
+            "",
+            f"rankings    {answers}; {report.tied} of {report.pairs} pairs tie ({rate:.1%})",
+        ]
     if report.readings:
-        counts = ", ".join(f"{number}: {count}" for number, count in sorted(report.readings.items()))
+        counts = ", ".join(
+            f"{number}: {count}" for number, count in sorted(report.readings.items())
+        )
         rate = report.readings[0] / report.readings.total()
         lines += ["", f"answers     per question {counts}; {rate:.1%} of the questions without one"]
     for name, values in (("labels", report.labels), ("tags", report.tags)):
         if values:
-            shown = ", ".join(f"{value} {count}" for value, count in values.most_common(LABELS_SHOWN))
+            shown = ", ".join(
+                f"{value} {count}" for value, count in values.most_common(LABELS_SHOWN)
+            )
             more = len(values) - LABELS_SHOWN
-            lines += ["", f"{name:<12}{len(values)}: {shown}" + (f", and {more} more" if more > 0 else "")]
+            lines += [
+                "",
+                f"{name:<12}{len(values)}: {shown}" + (f", and {more} more" if more > 0 else ""),
+            ]
     if report.problems:
         lines += ["", *report.problems]
     return "\n".join(lines)
@@ -165,4 +190,6 @@ def _tokenizer(name: str | None):
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--tokenizer {name}: no tokenizer there ({reason}): give a folder or Hub id") from error
+        raise UserError(
+            f"--tokenizer {name}: no tokenizer there ({reason}): give a folder or Hub id"
+        ) from error

@@ -126,7 +126,9 @@ def win_rate(first: Sequence[float], second: Sequence[float]) -> list[float]:
     The same completion gets scores that differ in the last digits when it stands in another batch: that is a tie.
     """
     pairs = zip(first, second, strict=True)
-    return [0.5 if math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) else float(a > b) for a, b in pairs]
+    return [
+        0.5 if math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) else float(a > b) for a, b in pairs
+    ]
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -155,25 +157,37 @@ def perplexity(run: ChatRun, rows: list[dict]) -> tuple[Estimate | None, int]:
     n, tokens = len(losses), sum(map(len, targets))
     rate = sum(losses) / tokens
     if not math.isfinite(rate):
-        raise UserError(f"{run.label}: perplexity is not a finite number: do the weights of this run hold NaN?")
+        raise UserError(
+            f"{run.label}: perplexity is not a finite number: do the weights of this run hold NaN?"
+        )
     if n < 2:
         return Estimate(math.exp(rate), None, None, n), len(rows) - n
-    spread = sum((loss - rate * len(target)) ** 2 for loss, target in zip(losses, targets, strict=True))
+    spread = sum(
+        (loss - rate * len(target)) ** 2 for loss, target in zip(losses, targets, strict=True)
+    )
     half = Z * math.sqrt(spread * n / (n - 1)) / tokens
     return Estimate(math.exp(rate), math.exp(rate - half), math.exp(rate + half), n), len(rows) - n
 
 
 @torch.no_grad()
-def summed_log_probs(run: ChatRun, prompts: list[list[int]], targets: list[list[int]], *, temperature: float):
+def summed_log_probs(
+    run: ChatRun, prompts: list[list[int]], targets: list[list[int]], *, temperature: float
+):
     """log p(target | prompt) of each row, summed over its tokens."""
     device, sums = next(run.model.parameters()).device, []
     for start in range(0, len(prompts), BATCH):
-        prompt_ids, prompt_mask = left_pad(prompts[start : start + BATCH], run.tokenizer.pad_token_id or 0)
-        ids, mask = left_pad([row[::-1] for row in targets[start : start + BATCH]], run.tokenizer.pad_token_id or 0)
+        prompt_ids, prompt_mask = left_pad(
+            prompts[start : start + BATCH], run.tokenizer.pad_token_id or 0
+        )
+        ids, mask = left_pad(
+            [row[::-1] for row in targets[start : start + BATCH]], run.tokenizer.pad_token_id or 0
+        )
         batch = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
         batch |= {"completion_ids": ids.flip(1), "mask": mask.flip(1)}  # right-padded
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        sums += masked_sum(reference_log_probs(run.model, batch, temperature=temperature), batch["mask"], 1).tolist()
+        sums += masked_sum(
+            reference_log_probs(run.model, batch, temperature=temperature), batch["mask"], 1
+        ).tolist()
     return sums
 
 
@@ -187,13 +201,19 @@ def load_runs(paths: Sequence[str]) -> list[ChatRun]:
         record = RunRecord.load(path) if Path(path, RECORD).is_file() else None
         label = Path(path).name
         if record:
-            label = {"pretrain": "base", "ppo": record.config.get("algorithm", "ppo")}.get(record.recipe, record.recipe)
+            label = {"pretrain": "base", "ppo": record.config.get("algorithm", "ppo")}.get(
+                record.recipe, record.recipe
+            )
         others = sum(run.label.split(" ")[0] == label for run in runs)
         label = f"{label} {others + 1}" if others else label
         tokenizer = load_tokenizer(path)
         if tokenizer.eos_token_id is None:
-            raise UserError(f"{path}: its tokenizer has no end-of-text token: give the run of a causal LM")
-        runs.append(ChatRun(label, path, record, freeze(load_policy(path)).to(best_device()), tokenizer))
+            raise UserError(
+                f"{path}: its tokenizer has no end-of-text token: give the run of a causal LM"
+            )
+        runs.append(
+            ChatRun(label, path, record, freeze(load_policy(path)).to(best_device()), tokenizer)
+        )
     return runs
 
 
@@ -201,7 +221,9 @@ def fitting(rows: list[dict], runs: list[ChatRun], max_completion_length: int) -
     """The rows whose prompt leaves room for a completion in every run, so that all answer the same ones."""
 
     def fits(row: dict, run: ChatRun) -> bool:
-        return len(encode_prompt(run.tokenizer, row["prompt"])) + max_completion_length <= context_length(run.model)
+        return len(
+            encode_prompt(run.tokenizer, row["prompt"])
+        ) + max_completion_length <= context_length(run.model)
 
     kept = [row for row in rows if all(fits(row, run) for run in runs)]
     if not kept:
@@ -213,7 +235,13 @@ def fitting(rows: list[dict], runs: list[ChatRun], max_completion_length: int) -
 
 
 def generate(
-    run: ChatRun, rows: list[dict], *, seed: int, temperature: float, max_completion_length: int, greedy: bool = False
+    run: ChatRun,
+    rows: list[dict],
+    *,
+    seed: int,
+    temperature: float,
+    max_completion_length: int,
+    greedy: bool = False,
 ) -> Answers:
     """One completion per row. The random numbers depend on the seed and the row's place only, never on the run."""
     uniforms = uniform_numbers(len(rows), max_completion_length, seed=seed, stream=0)
@@ -230,7 +258,9 @@ def generate(
             temperature=temperature,
             uniforms=None if greedy else uniforms[start : start + BATCH],
         )
-        ids += [row[kept].tolist() for row, kept in zip(done.ids.cpu(), done.mask.cpu(), strict=True)]
+        ids += [
+            row[kept].tolist() for row, kept in zip(done.ids.cpu(), done.mask.cpu(), strict=True)
+        ]
         ended += done.ended.tolist()
     return Answers([decode_text(run.tokenizer, row) for row in ids], prompt_ids, ids, ended)
 
@@ -263,7 +293,10 @@ def measure(
             values = {"score": total.tolist(), **values}
     if reference and same_encoding(run.tokenizer, reference.tokenizer):
         pair = (run, reference)
-        own, theirs = (summed_log_probs(r, answers.prompt_ids, answers.ids, temperature=temperature) for r in pair)
+        own, theirs = (
+            summed_log_probs(r, answers.prompt_ids, answers.ids, temperature=temperature)
+            for r in pair
+        )
         values["kl"] = [a - b for a, b in zip(own, theirs, strict=True)]
     values["completion_length"] = [float(len(row)) for row in answers.ids]
     values["eos_rate"] = [float(ended) for ended in answers.ended]
@@ -287,12 +320,18 @@ def build_report(
     The reference of KL and the opponent in win rates is the run before the last. greedy: greedy completions too.
     """
     if temperature <= 0:
-        raise UserError(f"--temperature {temperature} must be > 0: 1.0 is usual; --greedy adds greedy answers")
+        raise UserError(
+            f"--temperature {temperature} must be > 0: 1.0 is usual; --greedy adds greedy answers"
+        )
     runs = load_runs(paths)
     kept = fitting(rows, runs, max_completion_length)
-    notes = [f"{len(rows) - len(kept)} of {len(rows)} prompts are too long and were left out"] * (len(kept) < len(rows))
+    notes = [f"{len(rows) - len(kept)} of {len(rows)} prompts are too long and were left out"] * (
+        len(kept) < len(rows)
+    )
     if not all(same_encoding(run.tokenizer, runs[-1].tokenizer) for run in runs):
-        notes.append("the tokenizers differ: lengths and perplexities count different tokens, KL is left out (-)")
+        notes.append(
+            "the tokenizers differ: lengths and perplexities count different tokens, KL is left out (-)"
+        )
     known = text_rows or [row for row in kept if isinstance(row.get("completion"), str)]
     reference, columns = runs[-2] if len(runs) > 1 else None, []
     ways = {"temperature": temperature, "max_completion_length": max_completion_length}
@@ -300,7 +339,9 @@ def build_report(
         for way in ("sampled", "greedy")[: 1 + greedy]:
             answers = generate(run, kept, seed=seed, greedy=way == "greedy", **ways)
             compared = reference if way == "sampled" else None  # KL is an expectation over samples
-            values = measure(run, answers, kept, rewards=rewards, reference=compared, temperature=temperature)
+            values = measure(
+                run, answers, kept, rewards=rewards, reference=compared, temperature=temperature
+            )
             check_finite(values, run.label)
             metrics = {}
             for n in (1, 2):
@@ -310,10 +351,15 @@ def build_report(
                 found, long = perplexity(run, known)
                 metrics |= {"perplexity": found} if found else {}
                 if long:
-                    notes.append(f"{run.label}: {long} of {len(known)} texts are too long for perplexity, left out")
+                    notes.append(
+                        f"{run.label}: {long} of {len(known)} texts are too long for perplexity, left out"
+                    )
             columns.append(Column(run.label, run.path, way, answers.texts, values, metrics))
     names = [name for name in columns[0].values if name.startswith("score")]
-    rates = [*(name for name in names if all(is_rate(column.values[name]) for column in columns)), "eos_rate"]
+    rates = [
+        *(name for name in names if all(is_rate(column.values[name]) for column in columns)),
+        "eos_rate",
+    ]
     for column in columns:
         for name, values in column.values.items():
             column.metrics[name] = rate_estimate(values) if name in rates else mean_estimate(values)
@@ -324,7 +370,12 @@ def build_report(
             interval = rate_estimate if is_rate(wins) else mean_estimate  # ties are halves
             last[1].metrics[f"win_rate{name.removeprefix('score')}"] = interval(wins)
     shown = sorted(random.Random(seed).sample(range(len(kept)), max(0, min(samples, len(kept)))))
-    settings = {"seed": seed, "prompts": len(kept), **ways, "weights": rewards.weights if rewards else {}}
+    settings = {
+        "seed": seed,
+        "prompts": len(kept),
+        **ways,
+        "weights": rewards.weights if rewards else {},
+    }
     settings["reference"] = reference.label if reference else None
     titles = [as_text(row["prompt"]) for row in kept]
     return Report(columns, titles, names, rates, shown, settings, notes)

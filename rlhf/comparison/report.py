@@ -31,7 +31,10 @@ def metric_names(report: Report) -> list[str]:
     """Metrics that any run has, in the order of the tables."""
     order = ("score", "win_rate", "kl", "completion_length", "eos_rate", "distinct", "perplexity")
     names = list(dict.fromkeys(name for column in report.columns for name in column.metrics))
-    return sorted(names, key=lambda name: next(place for place, start in enumerate(order) if name.startswith(start)))
+    return sorted(
+        names,
+        key=lambda name: next(place for place, start in enumerate(order) if name.startswith(start)),
+    )
 
 
 def metric_rows(report: Report) -> list[list[str]]:
@@ -60,14 +63,25 @@ def shown(number: Estimate, percent: bool) -> str:
     """mean [low, high], in per cent for rates."""
 
     def text(value: float) -> str:
-        return f"{100 * value:.1f}" if percent else f"{value:.4g}" if abs(value) >= 1 else f"{value:.3f}"
+        return (
+            f"{100 * value:.1f}"
+            if percent
+            else f"{value:.4g}"
+            if abs(value) >= 1
+            else f"{value:.3f}"
+        )
 
-    return text(number.mean) + (f" [{text(number.low)}, {text(number.high)}]" if number.low is not None else "")
+    return text(number.mean) + (
+        f" [{text(number.low)}, {text(number.high)}]" if number.low is not None else ""
+    )
 
 
 def sample_rows(report: Report) -> list[list[str]]:
     """One row per shown prompt: the prompt, and what every column answered."""
-    return [[report.prompts[i], *(column.completions[i] for column in report.columns)] for i in report.samples]
+    return [
+        [report.prompts[i], *(column.completions[i] for column in report.columns)]
+        for i in report.samples
+    ]
 
 
 def facts(report: Report) -> list[str]:
@@ -90,13 +104,17 @@ def to_table(report: Report) -> str:
 
     def cell(text: str) -> Text:
         text = text if len(text) <= CELL else text[: CELL - 1] + "…"
-        return Text("".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text))
+        return Text(
+            "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
+        )
 
     console = Console(width=max(WIDTH[0], min(WIDTH[1], Console().width)))
     titles = [column.title for column in report.columns]
     numbers = Table(title="metrics")
     for name in ("metric", *titles, "n"):
-        numbers.add_column(Text(name), justify="left" if name == "metric" else "right", no_wrap=name == "metric")
+        numbers.add_column(
+            Text(name), justify="left" if name == "metric" else "right", no_wrap=name == "metric"
+        )
     for row in metric_rows(report):
         numbers.add_row(*map(cell, row))
     examples = Table(title="samples", show_lines=True)
@@ -148,7 +166,10 @@ def to_json(report: Report) -> str:
             {
                 "prompt": report.prompts[i],
                 "completions": {column.title: column.completions[i] for column in report.columns},
-                "scores": {c.title: {name: c.values[name][i] for name in report.rewards} for c in report.columns},
+                "scores": {
+                    c.title: {name: c.values[name][i] for name in report.rewards}
+                    for c in report.columns
+                },
             }
             for i in report.samples
         ],
@@ -167,7 +188,11 @@ def plot(report: Report, folder: str | Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     found = []
-    for name, draw in (("learning_curves", draw_curves), ("score_kl", draw_score_kl), ("scores", draw_scores)):
+    for name, draw in (
+        ("learning_curves", draw_curves),
+        ("score_kl", draw_score_kl),
+        ("scores", draw_scores),
+    ):
         figure = draw(report, plt)
         if figure is not None:
             found.append(Path(folder) / f"{name}.png")
@@ -197,13 +222,24 @@ def draw_curves(report: Report, plt):
             panels.append((column.label, name, lines))
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained"
+    )
     for axis, (label, name, lines) in zip(axes.flat, panels, strict=True):
         for place, (title, line) in enumerate(lines.items()):
             if line:
-                style = {"color": COLOURS[place], "ls": LINES[place], "marker": MARKERS[place], "ms": 3}
+                style = {
+                    "color": COLOURS[place],
+                    "ls": LINES[place],
+                    "marker": MARKERS[place],
+                    "ms": 3,
+                }
                 axis.plot(*zip(*line, strict=True), label=title, **style)
-        axis.set(title=label, xlabel="optimiser step", ylabel="loss (nats per token)" if name == "loss" else "score")
+        axis.set(
+            title=label,
+            xlabel="optimiser step",
+            ylabel="loss (nats per token)" if name == "loss" else "score",
+        )
         axis.grid(alpha=0.3)
         axis.legend()
     return figure
@@ -217,16 +253,28 @@ def draw_score_kl(report: Report, plt):
     measured = [c for c in sampled(report)[-2:] if "kl" in c.metrics]
     if not report.rewards or not measured:
         return None
-    name = next(name for name in report.rewards if name != "score")  # rollouts log it by this name too
+    name = next(
+        name for name in report.rewards if name != "score"
+    )  # rollouts log it by this name too
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     if path := points(measured[-1].path, "kl", name):
         axis.plot(*zip(*path, strict=True), color="0.8", lw=1, zorder=1)
-        dots = axis.scatter(*zip(*path, strict=True), c=range(1, len(path) + 1), cmap="cividis", s=14, zorder=2)
-        figure.colorbar(dots, label=f"rollout of {measured[-1].label}", ticks=sorted({1, len(path)}))
+        dots = axis.scatter(
+            *zip(*path, strict=True), c=range(1, len(path) + 1), cmap="cividis", s=14, zorder=2
+        )
+        figure.colorbar(
+            dots, label=f"rollout of {measured[-1].label}", ticks=sorted({1, len(path)})
+        )
     for place, column in enumerate(measured):
         x, y = column.metrics["kl"], column.metrics[name]
         bars = [None if e.low is None else [[e.mean - e.low], [e.high - e.mean]] for e in (x, y)]
-        style = {"fmt": MARKERS[place % 7], "color": COLOURS[place % 7], "ms": 8, "capsize": 3, "zorder": 3}
+        style = {
+            "fmt": MARKERS[place % 7],
+            "color": COLOURS[place % 7],
+            "ms": 8,
+            "capsize": 3,
+            "zorder": 3,
+        }
         axis.errorbar([x.mean], [y.mean], xerr=bars[0], yerr=bars[1], label=column.label, **style)
     axis.set(xlabel=f"KL(run || {report.settings['reference']}) (nats per completion)", ylabel=name)
     axis.grid(alpha=0.3)
@@ -239,7 +287,9 @@ def draw_scores(report: Report, plt):
     if not report.rewards:
         return None
     names, columns = report.rewards, sampled(report)
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes.flat, names, strict=True):
         everything = [value for column in columns for value in column.values[name]]
         for place, column in enumerate(columns):
@@ -249,8 +299,16 @@ def draw_scores(report: Report, plt):
                 bars = [[100 * (number.mean - number.low)], [100 * (number.high - number.mean)]]
                 axis.bar([column.label], [100 * number.mean], yerr=bars, color=colour, capsize=4)
             else:
-                style = {"histtype": "step", "color": colour, "ls": LINES[place % 4], "lw": 1.8, "label": column.label}
-                axis.hist(column.values[name], bins=20, range=(min(everything), max(everything)), **style)
+                style = {
+                    "histtype": "step",
+                    "color": colour,
+                    "ls": LINES[place % 4],
+                    "lw": 1.8,
+                    "label": column.label,
+                }
+                axis.hist(
+                    column.values[name], bins=20, range=(min(everything), max(everything)), **style
+                )
         if name in report.rates:
             axis.set(title=name, ylabel="completions (%)", ylim=(0, 105))
         else:

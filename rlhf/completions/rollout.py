@@ -82,7 +82,9 @@ def collect(
     uniforms (B, max_completion_length) decide the sampling; batch_size: rows per forward pass when looking.
     """
     device = next(model.parameters()).device
-    ids, prompt_mask = (tensor.to(device) for tensor in left_pad(prompt_ids, tokenizer.pad_token_id))
+    ids, prompt_mask = (
+        tensor.to(device) for tensor in left_pad(prompt_ids, tokenizer.pad_token_id)
+    )
     done = decode(
         model.policy,
         ids,
@@ -92,8 +94,14 @@ def collect(
         temperature=temperature,
         uniforms=uniforms,
     )
-    completion_ids = [row[kept].tolist() for row, kept in zip(done.ids.cpu(), done.mask.cpu(), strict=True)]
-    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
+    completion_ids = [
+        row[kept].tolist() for row, kept in zip(done.ids.cpu(), done.mask.cpu(), strict=True)
+    ]
+    columns = {
+        key: [row.get(key) for row in rows]
+        for key in rows[0]
+        if key not in ("prompt", "completion")
+    }
     scores, parts = rewards(
         Completed(
             prompts=[row["prompt"] for row in rows],
@@ -123,7 +131,10 @@ def collect(
         batch = {key: value for key, value in rollout.rows(index).items() if key in FORWARD}
         width = batch["mask"].shape[1]
         seen = model(**batch, temperature=temperature, entropy=True)
-        rollout.log_probs[index, :width], rollout.entropy[index, :width] = seen.log_probs, seen.entropy
+        rollout.log_probs[index, :width], rollout.entropy[index, :width] = (
+            seen.log_probs,
+            seen.entropy,
+        )
         rollout.ref_log_probs[index, :width] = reference(batch)
         if seen.values is not None:
             rollout.values[index, :width] = seen.values
@@ -145,7 +156,9 @@ def estimate(
     """Fill in rewards, advantages and returns. Under several processes: on the gathered rollout, so that means and
     variances are those of all completions."""
     mask = rollout.mask
-    rewards = token_rewards(rollout.scores, k1(rollout.log_probs - rollout.ref_log_probs), mask, kl_coef=kl_coef)
+    rewards = token_rewards(
+        rollout.scores, k1(rollout.log_probs - rollout.ref_log_probs), mask, kl_coef=kl_coef
+    )
     advantages = call(
         algorithm.advantages,
         rewards=rewards,

@@ -42,12 +42,22 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     blocks = torch.nn.functional.pad(probabilities, (0, missing)).view(len(logits), -1, BLOCK)
     reached = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, V / BLOCK)
     threshold = uniforms.to(reached.device).unsqueeze(1) * reached[:, -1:]
-    block = torch.searchsorted(reached, threshold, right=True).clamp(max=reached.shape[1] - 1)  # (B, 1)
+    block = torch.searchsorted(reached, threshold, right=True).clamp(
+        max=reached.shape[1] - 1
+    )  # (B, 1)
     before = torch.where(block > 0, reached.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks[torch.arange(len(blocks), device=block.device), block.squeeze(1)].to(torch.float64).cumsum(-1)
-    rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-12))  # the two sums round differently
+    inside = (
+        blocks[torch.arange(len(blocks), device=block.device), block.squeeze(1)]
+        .to(torch.float64)
+        .cumsum(-1)
+    )
+    rest = torch.minimum(
+        threshold - before, inside[:, -1:] * (1 - 1e-12)
+    )  # the two sums round differently
     token = torch.searchsorted(inside, rest, right=True)
-    return (block * BLOCK + token).squeeze(1).clamp(max=logits.shape[1] - 1)  # NaN leads nowhere; the caller sees it
+    return (
+        (block * BLOCK + token).squeeze(1).clamp(max=logits.shape[1] - 1)
+    )  # NaN leads nowhere; the caller sees it
 
 
 @torch.no_grad()
@@ -70,7 +80,9 @@ def decode(
     ids = torch.full((rows, max_completion_length), eos_token_id, device=device)
     lengths = torch.full((rows,), max_completion_length, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    active = torch.arange(rows, device=device)  # row of the result that each row of the batch belongs to
+    active = torch.arange(
+        rows, device=device
+    )  # row of the result that each row of the batch belongs to
     finished = torch.zeros(rows, dtype=torch.bool, device=device)  # per row of the batch
     attention, cache, tokens = prompt_mask, None, prompt_ids
     positions = position_ids(prompt_mask)
@@ -100,10 +112,17 @@ def decode(
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         positions = positions[:, -1:] + 1
         tokens = chosen.unsqueeze(1)
-        if remaining <= 0.75 * len(active):  # a copy of the cache pays for itself only when it becomes clearly smaller
+        if remaining <= 0.75 * len(
+            active
+        ):  # a copy of the cache pays for itself only when it becomes clearly smaller
             kept = torch.nonzero(~finished).squeeze(1)
             cache.batch_select_indices(kept)
-            active, attention, positions, tokens = active[kept], attention[kept], positions[kept], tokens[kept]
+            active, attention, positions, tokens = (
+                active[kept],
+                attention[kept],
+                positions[kept],
+                tokens[kept],
+            )
             finished = finished[kept]
 
     width = int(lengths.max())

@@ -57,7 +57,10 @@ class RewardModelScorer:
             if self._same[key]:
                 return [p + c for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
         pairs = zip(batch.prompts, batch.completions, strict=True)
-        return [encode_prompt(self.tokenizer, p) + encode_completion(self.tokenizer, c) for p, c in pairs]
+        return [
+            encode_prompt(self.tokenizer, p) + encode_completion(self.tokenizer, c)
+            for p, c in pairs
+        ]
 
     @torch.no_grad()
     def __call__(self, batch: Completed) -> Tensor:
@@ -108,15 +111,22 @@ class FunctionScorer:
         try:
             scores = list(self.function(batch.prompts, batch.completions, **batch.columns))
         except Exception as error:
-            raise UserError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
+            raise UserError(
+                f"reward function {self.name} raised {type(error).__name__}: {error}"
+            ) from error
         if len(scores) != len(batch.completions):
             raise UserError(
                 f"reward function {self.name} returned {len(scores)} scores for {len(batch.completions)} completions"
             )
         bad = [place for place, score in enumerate(scores) if not _is_finite(score)]
         if bad:
-            shown = "; ".join(f"row {place}: {batch.completions[place][:60]!r} -> {scores[place]}" for place in bad[:5])
-            raise UserError(f"reward function {self.name}: {len(bad)} scores are not finite numbers: {shown}")
+            shown = "; ".join(
+                f"row {place}: {batch.completions[place][:60]!r} -> {scores[place]}"
+                for place in bad[:5]
+            )
+            raise UserError(
+                f"reward function {self.name}: {len(bad)} scores are not finite numbers: {shown}"
+            )
         return torch.tensor([float(score) for score in scores])
 
 
@@ -130,7 +140,11 @@ def _is_finite(score) -> bool:
 class WeightedSum:
     """sum_i weight_i * score_i; `parts` of the last call hold each score before its weight."""
 
-    def __init__(self, scorers: dict[str, Callable[[Completed], Tensor]], weights: Sequence[float] | None = None):
+    def __init__(
+        self,
+        scorers: dict[str, Callable[[Completed], Tensor]],
+        weights: Sequence[float] | None = None,
+    ):
         weights = list(weights) if weights else [1.0] * len(scorers)
         if not scorers:
             raise UserError("no reward given: set reward_model_path, reward_functions, or both")
@@ -152,11 +166,15 @@ def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict
     path where the name is taken."""
     scorers: dict[str, Callable] = {}
     for place, path in enumerate(reward_models):
-        scorers["reward_model" if place == 0 else f"reward_model_{place + 1}"] = RewardModelScorer.load(path)
+        scorers["reward_model" if place == 0 else f"reward_model_{place + 1}"] = (
+            RewardModelScorer.load(path)
+        )
     for path in functions:
         scorer = FunctionScorer.load(path)
         name = path if scorer.name in scorers else scorer.name
         if name in scorers:
-            raise UserError(f"reward_functions names {path} twice: name it once and give it a weight")
+            raise UserError(
+                f"reward_functions names {path} twice: name it once and give it a weight"
+            )
         scorers[name] = scorer
     return scorers

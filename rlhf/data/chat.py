@@ -57,7 +57,9 @@ def as_messages(prompt: Prompt) -> list[dict]:
 
 def as_text(prompt: Prompt) -> str:
     """A prompt as one readable string, for logs, tables and tokenizers without a chat template."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    return (
+        prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    )
 
 
 def _apply(tokenizer, messages: list[dict], *, generation_prompt: bool) -> list[int]:
@@ -90,7 +92,9 @@ def encode_completion(tokenizer, completion: str) -> list[int]:
     if tokenizer.chat_template is None:
         return [*encode_text(tokenizer, completion), tokenizer.eos_token_id]
     before = _opening(tokenizer, tokenizer.chat_template)
-    ids = _apply(tokenizer, [*OPENING, {"role": "assistant", "content": completion}], generation_prompt=False)
+    ids = _apply(
+        tokenizer, [*OPENING, {"role": "assistant", "content": completion}], generation_prompt=False
+    )
     if ids[: len(before)] != before:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path!r} writes an answer differently from its generation prompt; "
@@ -129,7 +133,10 @@ def encode_example(tokenizer, row: dict) -> tuple[list[int], list[bool]]:
     if "messages" in row:
         return encode_conversation(tokenizer, row["messages"])
     if "completion" in row:
-        prompt, completion = encode_prompt(tokenizer, row["prompt"]), encode_completion(tokenizer, row["completion"])
+        prompt, completion = (
+            encode_prompt(tokenizer, row["prompt"]),
+            encode_completion(tokenizer, row["completion"]),
+        )
         return prompt + completion, [False] * len(prompt) + [True] * len(completion)
     ids = [*encode_text(tokenizer, row["text"]), tokenizer.eos_token_id]
     return ids, [True] * len(ids)

@@ -46,9 +46,13 @@ def read_or_broken(path: Path, separator: str | None = None) -> Iterator[tuple[i
     ending = suffix(path)
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        raise UserError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else "; check the path"))
+        raise UserError(
+            f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else "; check the path")
+        )
     if ending not in READERS:
-        raise UserError(f"{path}: unknown file type {ending!r}; allowed: {', '.join(READERS)}, each also with .gz")
+        raise UserError(
+            f"{path}: unknown file type {ending!r}; allowed: {', '.join(READERS)}, each also with .gz"
+        )
     read: Callable = READERS[ending]
     if separator is not None and ending == ".txt":
         read = partial(_read_documents, separator=separator)
@@ -58,10 +62,14 @@ def read_or_broken(path: Path, separator: str | None = None) -> Iterator[tuple[i
             empty = False
             yield item
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged or truncated gzip file ({error}): fetch or pack it again") from error
+        raise UserError(
+            f"{path}: damaged or truncated gzip file ({error}): fetch or pack it again"
+        ) from error
     if empty:
         size = path.stat().st_size
-        raise UserError(f"{path}: no rows ({size} bytes): the file is empty; give a file with at least one row")
+        raise UserError(
+            f"{path}: no rows ({size} bytes): the file is empty; give a file with at least one row"
+        )
 
 
 def suffix(path: Path) -> str:
@@ -78,7 +86,9 @@ def _decode(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         column = error.start - data.rfind(b"\n", 0, error.start)
-        return Broken(f"not UTF-8 (byte 0x{data[error.start]:02x} at column {column}): save the file as UTF-8")
+        return Broken(
+            f"not UTF-8 (byte 0x{data[error.start]:02x} at column {column}): save the file as UTF-8"
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -114,7 +124,9 @@ def _read_documents(path: Path, separator: str):
             met |= number > 0
             if not met:
                 shown = "empty line" if separator == BLANK else f"line {separator!r}"
-                raise UserError(f"{path}: document_separator: the file has no {shown}, so it would be one document")
+                raise UserError(
+                    f"{path}: document_separator: the file has no {shown}, so it would be one document"
+                )
             if lines:
                 yield start, {"text": "\n".join(lines).rstrip()}
             lines = []
@@ -126,7 +138,9 @@ def _read_json(path: Path):
     if first.startswith("["):
         return _read_json_array(path)
     opened = _object(first)
-    if suffix(path) == ".json" and (isinstance(opened, Broken) or isinstance(opened.get("data"), list)):
+    if suffix(path) == ".json" and (
+        isinstance(opened, Broken) or isinstance(opened.get("data"), list)
+    ):
         return _read_json_array(path)
     return _read_json_lines(path)
 
@@ -143,10 +157,16 @@ def _object(line: str) -> dict | Broken:
     try:
         row = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        return Broken(f"not valid JSON ({error.msg}, column {error.colno}): the line is cut off or damaged")
+        return Broken(
+            f"not valid JSON ({error.msg}, column {error.colno}): the line is cut off or damaged"
+        )
     except (ValueError, RecursionError) as error:
         return Broken(f"not valid JSON ({error})")
-    return row if isinstance(row, dict) else Broken(f"an object {{...}} is expected, {line.strip():.60} given")
+    return (
+        row
+        if isinstance(row, dict)
+        else Broken(f"an object {{...}} is expected, {line.strip():.60} given")
+    )
 
 
 def _read_json_array(path: Path):
@@ -185,7 +205,12 @@ def _read_json_array(path: Path):
             line += text.count("\n", seen, place)
             seen = place
             row, place = decoder.raw_decode(text, place)
-            yield line, row if isinstance(row, dict) else Broken(f"an object is expected, {row!r:.60} given")
+            yield (
+                line,
+                row
+                if isinstance(row, dict)
+                else Broken(f"an object is expected, {row!r:.60} given"),
+            )
             place = expect(",]", place)
     except json.JSONDecodeError as error:
         raise UserError(
@@ -209,13 +234,20 @@ def _read_table(path: Path, **dialect):
 
     reader = csv.reader(feed(), strict=True, **dialect)
     try:
-        header = [name.strip() or f"column {place}" for place, name in enumerate(next(reader, []), start=1)]
+        header = [
+            name.strip() or f"column {place}"
+            for place, name in enumerate(next(reader, []), start=1)
+        ]
     except csv.Error as error:
-        raise UserError(f"{path}:1: not a valid header ({error}): end lines with \\n and close every quote") from error
+        raise UserError(
+            f"{path}:1: not a valid header ({error}): end lines with \\n and close every quote"
+        ) from error
     if broken:
         raise UserError(f"{path}:{broken[0][0]}: {broken[0][1]}")
     if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise UserError(f"{path}:1: {twice[0]}: the header names this column twice: give each column its own name")
+        raise UserError(
+            f"{path}:1: {twice[0]}: the header names this column twice: give each column its own name"
+        )
     while True:
         start = last + 1
         try:
@@ -229,7 +261,12 @@ def _read_table(path: Path, **dialect):
         if isinstance(fields, Broken):
             yield start, fields
         elif fields and len(fields) != len(header):
-            yield start, Broken(f"{len(fields)} fields, but the header has {len(header)}: {', '.join(header)}")
+            yield (
+                start,
+                Broken(
+                    f"{len(fields)} fields, but the header has {len(header)}: {', '.join(header)}"
+                ),
+            )
         elif fields:
             yield start, dict(zip(header, fields, strict=True))
 
@@ -241,7 +278,9 @@ def _read_csv(path: Path):
 def _read_tsv(path: Path):
     if looks_like_conll(path):
         return _read_conll(path)
-    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)  # a quote in a TSV file is only a character
+    return _read_table(
+        path, delimiter="\t", quoting=csv.QUOTE_NONE
+    )  # a quote in a TSV file is only a character
 
 
 TAG = re.compile(r"O|[BIESLUMW]-\S+")
@@ -261,7 +300,9 @@ def _conll_lines(path: Path) -> Iterator[tuple[int, list[str] | Broken]]:
     for number, line in _lines(path):
         if not isinstance(line, Broken):
             line = line.rstrip("\r\n\t ")
-            columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+            columns = (
+                line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+            )
             comment = not inside and re.match("#+ ", line) and not TAG.fullmatch(columns[-1])
             line = [] if comment or line.startswith("-DOCSTART-") else columns
         inside = bool(line)
@@ -304,9 +345,13 @@ def _read_parquet(path: Path):
     try:
         with _open(path) as file:
             batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000)
-            yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
+            yield from enumerate(
+                chain.from_iterable(batch.to_pylist() for batch in batches), start=1
+            )
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a valid parquet file ({str(error).splitlines()[0]}): write it again") from error
+        raise UserError(
+            f"{path}: not a valid parquet file ({str(error).splitlines()[0]}): write it again"
+        ) from error
 
 
 READERS = {
@@ -316,7 +361,9 @@ READERS = {
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
     ".txt": _read_text,
-    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".ner", ".annotated"), _read_conll),
+    **dict.fromkeys(
+        (".conll", ".iob", ".iob2", ".bio", ".bioes", ".ner", ".annotated"), _read_conll
+    ),
 }
 
 
@@ -329,5 +376,7 @@ def data_files(name: str, split: str | None = None) -> list[Path]:
         return [path / f"{split}.jsonl"]
     files = sorted(path.glob("*.jsonl"))
     if not files:
-        raise UserError(f"{name}: the folder holds no .jsonl file: give a file, or a folder of .jsonl files")
+        raise UserError(
+            f"{name}: the folder holds no .jsonl file: give a file, or a folder of .jsonl files"
+        )
     return files

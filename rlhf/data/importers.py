@@ -18,16 +18,30 @@ from rlhf.errors import UserError
 def from_alpaca(row: dict) -> list[dict]:
     """{instruction, input, output}: the input follows the instruction after an empty line."""
     prompt = _instruction(row["instruction"], row.get("input"))
-    return [{"prompt": prompt, "completion": row["output"], **_rest(row, "instruction", "input", "output")}]
+    return [
+        {
+            "prompt": prompt,
+            "completion": row["output"],
+            **_rest(row, "instruction", "input", "output"),
+        }
+    ]
 
 
 def from_instances(row: dict) -> list[dict]:
     """Self-Instruct's {instruction, instances: [{input, output}, ...]}: one row for each instance."""
     instances, rest = row["instances"], _rest(row, "instruction", "instances")
-    if not isinstance(instances, list) or not all(isinstance(i, dict) and "output" in i for i in instances):
-        raise UserError(f"instances: a list of {{input, output}} is expected, {instances!r:.60} given")
+    if not isinstance(instances, list) or not all(
+        isinstance(i, dict) and "output" in i for i in instances
+    ):
+        raise UserError(
+            f"instances: a list of {{input, output}} is expected, {instances!r:.60} given"
+        )
     return [
-        {"prompt": _instruction(row["instruction"], i.get("input")), "completion": i["output"], **rest}
+        {
+            "prompt": _instruction(row["instruction"], i.get("input")),
+            "completion": i["output"],
+            **rest,
+        }
         for i in instances
     ]
 
@@ -36,7 +50,13 @@ def _instruction(instruction: str, given: str | None) -> str:
     return f"{instruction}\n\n{given}" if instruction and given else instruction or given
 
 
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 def from_sharegpt(row: dict) -> list[dict]:
@@ -45,7 +65,9 @@ def from_sharegpt(row: dict) -> list[dict]:
     for turn in row["conversations"]:
         role = SPEAKERS.get(str(turn["from"]))
         if role is None:
-            raise UserError(f"conversations: unknown speaker {turn['from']!r}, allowed: {', '.join(SPEAKERS)}")
+            raise UserError(
+                f"conversations: unknown speaker {turn['from']!r}, allowed: {', '.join(SPEAKERS)}"
+            )
         messages.append({"role": role, "content": turn.get("value")})
     return [{"messages": messages, **_rest(row, "conversations")}]
 
@@ -56,24 +78,42 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 def from_hh(row: dict) -> list[dict]:
     """HH-RLHF's two whole dialogues: the turns they share are the prompt, the answer that differs is judged."""
     chosen, rejected = _turns(row["chosen"], "chosen"), _turns(row["rejected"], "rejected")
-    shared = [turn for turn, _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))]
+    shared = [
+        turn
+        for turn, _ in takewhile(
+            lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)
+        )
+    ]
     answers = []
     for column, turns in (("chosen", chosen), ("rejected", rejected)):
         own = turns[len(shared) :]
         if [turn["role"] for turn in own] != ["assistant"]:
-            raise UserError(f"{column}: one own answer after the shared turns is expected, {len(own)} turns given")
+            raise UserError(
+                f"{column}: one own answer after the shared turns is expected, {len(own)} turns given"
+            )
         answers.append(own[0]["content"])
-    return [{"prompt": shared, "chosen": answers[0], "rejected": answers[1], **_rest(row, "chosen", "rejected")}]
+    return [
+        {
+            "prompt": shared,
+            "chosen": answers[0],
+            "rejected": answers[1],
+            **_rest(row, "chosen", "rejected"),
+        }
+    ]
 
 
 def _turns(dialogue: str, column: str) -> list[dict]:
     before, *parts = TURN.split(dialogue)
     if before.strip() or not parts:
-        raise UserError(f"{column}: a dialogue that begins with '\\n\\nHuman:' is expected, {dialogue!r:.60} given")
+        raise UserError(
+            f"{column}: a dialogue that begins with '\\n\\nHuman:' is expected, {dialogue!r:.60} given"
+        )
     turns: list[dict] = []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
-        if turns and turns[-1]["role"] == role:  # the same speaker twice in a row: one turn, as chat templates want it
+        if (
+            turns and turns[-1]["role"] == role
+        ):  # the same speaker twice in a row: one turn, as chat templates want it
             turns[-1]["content"] += "\n\n" + text.strip()
         else:
             turns.append({"role": role, "content": text.strip()})
@@ -86,7 +126,9 @@ def from_kochatgpt(row: dict) -> list[dict]:
     That reading is the one of the project's own training code, which takes completion_i over completion_j as chosen
     where ranking[i] < ranking[j]; `ranking` is not a list of answers in order of merit.
     """
-    columns = sorted((c for c in row if re.fullmatch(r"completion_\d+", c)), key=lambda c: int(c.split("_")[1]))
+    columns = sorted(
+        (c for c in row if re.fullmatch(r"completion_\d+", c)), key=lambda c: int(c.split("_")[1])
+    )
     completions = [row[column] for column in columns]
     rest = _rest(row, "prompt", "ranking", *columns)
     return [{"prompt": row["prompt"], "completions": completions, "ranks": row["ranking"], **rest}]
@@ -113,9 +155,13 @@ def from_entities(row: dict) -> list[dict]:
     borders = {place for start, end, _ in marked for place in (start, end)}
     for (start, end, _), (later, *_) in zip(marked, [*marked[1:], (len(text),)]):
         if not 0 <= start < end <= len(text):
-            raise UserError(f"{column}: {start} to {end} is no part of a text of {len(text)} characters")
+            raise UserError(
+                f"{column}: {start} to {end} is no part of a text of {len(text)} characters"
+            )
         if later < end:
-            raise UserError(f"{column}: two entities overlap at character {later}: keep one of them")
+            raise UserError(
+                f"{column}: two entities overlap at character {later}: keep one of them"
+            )
     if NO_SPACES.search(text):
         units = [(place, place + 1) for place in range(len(text))]
     else:
@@ -131,7 +177,9 @@ def from_entities(row: dict) -> list[dict]:
         for place in inside:
             tags[place] = f"{'B' if place == inside[0] else 'I'}-{label}"
     tokens = [text[start:end] for start, end in units]
-    return [{**_rest(row, "text", column), "tokens": tokens, "tags": tags}]  # Prodigy's own tokens are another cut
+    return [
+        {**_rest(row, "text", column), "tokens": tokens, "tags": tags}
+    ]  # Prodigy's own tokens are another cut
 
 
 NO_SPACES = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
@@ -148,13 +196,17 @@ def _entity(entity, column: str) -> tuple[int, int, str]:
 
 def _marks(row: dict) -> str | None:
     """The column that holds the entities of a text."""
-    return next((name for name in ("entities", "spans", "label") if isinstance(row.get(name), list)), None)
+    return next(
+        (name for name in ("entities", "spans", "label") if isinstance(row.get(name), list)), None
+    )
 
 
 def _has_spans(row: dict) -> bool:
     """A list of `label` may be of names, of a text with several labels."""
     column = isinstance(row["text"], str) and _marks(row)
-    return bool(column) and (column != "label" or any(isinstance(mark, list | dict) for mark in row[column]))
+    return bool(column) and (
+        column != "label" or any(isinstance(mark, list | dict) for mark in row[column])
+    )
 
 
 def from_squad(row: dict) -> list[dict]:
@@ -164,7 +216,14 @@ def from_squad(row: dict) -> list[dict]:
         for question in _objects(paragraph.get("qas"), f"paragraphs: paragraph {place}: qas"):
             given = {name: question.get(name) for name in ("id", "question", "answers")}
             impossible = {"is_impossible": True} if question.get("is_impossible") is True else {}
-            rows.append({**given, **impossible, "context": paragraph.get("context"), **_rest(row, "paragraphs")})
+            rows.append(
+                {
+                    **given,
+                    **impossible,
+                    "context": paragraph.get("context"),
+                    **_rest(row, "paragraphs"),
+                }
+            )
     return rows
 
 
@@ -179,12 +238,18 @@ def _rest(row: dict, *used: str) -> dict:
 
 
 def _has_dialogues(row: dict) -> bool:
-    return "prompt" not in row and all(isinstance(row[c], str) and TURN.search(row[c]) for c in ("chosen", "rejected"))
+    return "prompt" not in row and all(
+        isinstance(row[c], str) and TURN.search(row[c]) for c in ("chosen", "rejected")
+    )
 
 
 def _has_speakers(row: dict) -> bool:
     turns = row["conversations"]
-    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) and "from" in turn for turn in turns)
+    return (
+        isinstance(turns, list)
+        and bool(turns)
+        and all(isinstance(turn, dict) and "from" in turn for turn in turns)
+    )
 
 
 @dataclass(frozen=True)
@@ -202,7 +267,9 @@ class Layout:
 
     def read(self, row: dict) -> list[dict]:
         if not self.matches(row):
-            raise UserError(f"{', '.join(self.columns)}: not a {self.name} row; its columns are {', '.join(row)}")
+            raise UserError(
+                f"{', '.join(self.columns)}: not a {self.name} row; its columns are {', '.join(row)}"
+            )
         return self.convert(row)
 
 
@@ -211,7 +278,12 @@ LAYOUTS = (
     Layout("Self-Instruct", ("instruction", "instances"), "prompt_completion", from_instances),
     Layout("ShareGPT", ("conversations",), "messages", from_sharegpt, _has_speakers),
     Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
-    Layout("KoChatGPT", ("prompt", "completion_0", "completion_1", "ranking"), "ranking", from_kochatgpt),
+    Layout(
+        "KoChatGPT",
+        ("prompt", "completion_0", "completion_1", "ranking"),
+        "ranking",
+        from_kochatgpt,
+    ),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
     Layout("ner_tags", ("tokens", "ner_tags"), "tagging", from_ner_tags),

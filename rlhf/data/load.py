@@ -24,7 +24,12 @@ HEAD = 100  # rows that decide what kind a file is of, so that one bad first row
 def is_local(name: str) -> bool:
     """Whether a name means a file or folder here (it exists, or could not be a Hub id) and not a Hub data set."""
     path = Path(name)
-    return path.exists() or suffix(path) in READERS or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return (
+        path.exists()
+        or suffix(path) in READERS
+        or name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+    )
 
 
 def parse_columns(columns: dict | str | None) -> dict[str, str]:
@@ -33,8 +38,12 @@ def parse_columns(columns: dict | str | None) -> dict[str, str]:
         pairs = [part.partition("=")[::2] for part in columns.split(",") if part.strip()]
         columns = {our.strip(): their.strip() for our, their in pairs}
     columns = columns or {}
-    if not isinstance(columns, dict) or not all(isinstance(n, str) and n for pair in columns.items() for n in pair):
-        raise UserError(f"columns: {columns!r} is not a map of our name to their name, as in text=document,label=label")
+    if not isinstance(columns, dict) or not all(
+        isinstance(n, str) and n for pair in columns.items() for n in pair
+    ):
+        raise UserError(
+            f"columns: {columns!r} is not a map of our name to their name, as in text=document,label=label"
+        )
     return columns
 
 
@@ -77,7 +86,11 @@ class Scan:
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
         files = data_files(self.name, self.split)
-        rows = ((f"{path}:{line}", row) for path in files for line, row in read_or_broken(path, self.separator))
+        rows = (
+            (f"{path}:{line}", row)
+            for path in files
+            for line, row in read_or_broken(path, self.separator)
+        )
         return self._rankings(rows) if Path(self.name).is_dir() else rows
 
     def _rankings(self, rows):
@@ -101,8 +114,15 @@ class Scan:
         votes = Counter(vote for row in head if (vote := self._vote(self._map(row))))
         if not votes:
             needed = "; ".join(f"{name}: {', '.join(KINDS[name].columns)}" for name in self.kinds)
-            missing = {column for name in self.kinds for column in KINDS[name].columns if column not in names}
-            near = next((hint for column in sorted(missing) if (hint := _nearest(column, names))), "")
+            missing = {
+                column
+                for name in self.kinds
+                for column in KINDS[name].columns
+                if column not in names
+            }
+            near = next(
+                (hint for column in sorted(missing) if (hint := _nearest(column, names))), ""
+            )
             raise UserError(
                 f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {needed}{near}; "
                 "map names with columns (our name: their name)"
@@ -119,7 +139,9 @@ class Scan:
 
     def _vote(self, row: dict) -> tuple[Layout | None, str] | None:
         layout, own = recognise_layout(row), recognise(row, self.kinds)
-        if layout and (serves(layout.kind, self.kinds) or not own or not serves(own.name, self.kinds)):
+        if layout and (
+            serves(layout.kind, self.kinds) or not own or not serves(own.name, self.kinds)
+        ):
             return layout, layout.kind
         return (None, own.name) if own else None
 
@@ -142,10 +164,18 @@ class Scan:
         for ours in map(normalise, rows):
             unanswered = self.source_kind in ANSWERS and ours.get(ANSWERS[self.source_kind]) is None
             kind = KINDS[self.kind if unanswered else self.source_kind]
-            asked = ((column, self.checks[column](ours[column])) for column in kind.columns if column in self.checks)
-            if problems := check_row(ours, kind) or [(column, reason) for column, reason in asked if reason]:
+            asked = (
+                (column, self.checks[column](ours[column]))
+                for column in kind.columns
+                if column in self.checks
+            )
+            if problems := check_row(ours, kind) or [
+                (column, reason) for column, reason in asked if reason
+            ]:
                 named = kind.name == "question_answering" and ours.get("id") is not None
-                where = f"{place}: question {ours['id']}" if named else place  # a SQuAD file is one long line
+                where = (
+                    f"{place}: question {ours['id']}" if named else place
+                )  # a SQuAD file is one long line
                 self._reject(where, [f"{column}: {reason}" for column, reason in problems])
                 continue
             self.total += 1
@@ -184,7 +214,9 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tupl
         raise UserError(
             f"{name}: no split {split!r}; it has {', '.join(splits)}: set dataset_train_split or dataset_test_split"
         )
-    classes = {column: getattr(f, "feature", f) for column, f in splits[split].features.items()}  # of a list's items
+    classes = {
+        column: getattr(f, "feature", f) for column, f in splits[split].features.items()
+    }  # of a list's items
     named = {column: f.names for column, f in classes.items() if hasattr(f, "names")}
     for place, row in enumerate(splits[split]):
         for column, names in named.items():
@@ -240,30 +272,49 @@ def load_rows(
     if scan.bad and not skip_bad or not rows:
         raise UserError(bad_rows(scan))
     digests = [row_digest(row) for row in rows]
-    counts = {"total": scan.total, "kept": len(rows), "bad": scan.bad, "duplicates": len(rows) - len(set(digests))}
+    counts = {
+        "total": scan.total,
+        "kept": len(rows),
+        "bad": scan.bad,
+        "duplicates": len(rows) - len(set(digests)),
+    }
     warnings = []
     if scan.bad:
-        warnings.append(f"{name}: {scan.bad} of {scan.total} rows are bad and left out; first: {scan.problems[0]}")
+        warnings.append(
+            f"{name}: {scan.bad} of {scan.total} rows are bad and left out; first: {scan.problems[0]}"
+        )
     if counts["duplicates"]:
-        warnings.append(f"{name}: {counts['duplicates']} of {len(rows)} rows repeat an earlier one and are kept")
+        warnings.append(
+            f"{name}: {counts['duplicates']} of {len(rows)} rows repeat an earlier one and are kept"
+        )
     if scan.passed:
         events = ", ".join(f"{event} {count}" for event, count in scan.passed.most_common())
         warnings.append(f"{name}: feedback events passed over: {events}")
     sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Loaded(rows, scan.kind, name, sha256, counts, scan.layout.name if scan.layout else "", warnings)
+    return Loaded(
+        rows, scan.kind, name, sha256, counts, scan.layout.name if scan.layout else "", warnings
+    )
 
 
 def bad_rows(scan: Scan) -> str:
     """The message for a finished scan that met bad rows, or none at all."""
     if not scan.bad:
-        passed = f" ({sum(scan.passed.values())} feedback events, none of them a ranking)" if scan.passed else ""
+        passed = (
+            f" ({sum(scan.passed.values())} feedback events, none of them a ranking)"
+            if scan.passed
+            else ""
+        )
         return f"{scan.name}: no rows{passed}: give at least one {' or '.join(scan.kinds)} row"
     more = len(scan.problems) - SHOWN
     return "\n  ".join(
         [
             f"{scan.name}: {scan.bad} of {scan.total} rows are bad:",
             *scan.problems[:SHOWN],
-            *([f"... and {more} more; `python -m rlhf validate {scan.name}` lists all"] if more > 0 else []),
+            *(
+                [f"... and {more} more; `python -m rlhf validate {scan.name}` lists all"]
+                if more > 0
+                else []
+            ),
             "mend them, or leave them out with skip_bad: true",
         ]
     )

@@ -39,12 +39,22 @@ KINDS = {
             ("reward", "dpo"),
             {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
         ),
-        RowKind("prompt_completion", ("prompt", "completion"), ("sft",), {"prompt": "Hi!", "completion": "Hello!"}),
+        RowKind(
+            "prompt_completion",
+            ("prompt", "completion"),
+            ("sft",),
+            {"prompt": "Hi!", "completion": "Hello!"},
+        ),
         RowKind(
             "messages",
             ("messages",),
             ("sft",),
-            {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]},
+            {
+                "messages": [
+                    {"role": "user", "content": "Hi!"},
+                    {"role": "assistant", "content": "Hello!"},
+                ]
+            },
         ),
         RowKind("prompt", ("prompt",), ("ppo",), {"prompt": "Hi!"}),
         RowKind(
@@ -53,12 +63,20 @@ KINDS = {
             ("classification",),
             {"text": "It rains.", "text_pair": "It is wet.", "label": "entailment"},
         ),
-        RowKind("classification", ("text", "label"), ("classification",), {"text": "A fine film.", "label": "good"}),
+        RowKind(
+            "classification",
+            ("text", "label"),
+            ("classification",),
+            {"text": "A fine film.", "label": "good"},
+        ),
         RowKind(
             "tagging",
             ("tokens", "tags"),
             ("ner",),
-            {"tokens": ["Ada", "Lovelace", "wrote", "."], "tags": ["B-person", "I-person", "O", "O"]},
+            {
+                "tokens": ["Ada", "Lovelace", "wrote", "."],
+                "tags": ["B-person", "I-person", "O", "O"],
+            },
         ),
         RowKind(
             "question_answering",
@@ -75,11 +93,24 @@ KINDS = {
         ),
         # what a finished encoder reads; the answer may stand beside it
         RowKind(
-            "question", ("question", "context"), ("predict",), {"question": "Who wrote it?", "context": "Ada did."}
+            "question",
+            ("question", "context"),
+            ("predict",),
+            {"question": "Who wrote it?", "context": "Ada did."},
         ),
         RowKind("tokens", ("tokens",), ("predict",), {"tokens": ["Ada", "Lovelace", "wrote", "."]}),
-        RowKind("pair", ("text", "text_pair"), ("predict",), {"text": "It rains.", "text_pair": "It is wet."}),
-        RowKind("text", ("text",), ("tokenizer", "pretrain", "predict"), {"text": "It was a dark night."}),
+        RowKind(
+            "pair",
+            ("text", "text_pair"),
+            ("predict",),
+            {"text": "It rains.", "text_pair": "It is wet."},
+        ),
+        RowKind(
+            "text",
+            ("text",),
+            ("tokenizer", "pretrain", "predict"),
+            {"text": "It was a dark night."},
+        ),
     )
 }
 
@@ -95,7 +126,11 @@ def recognise(columns: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | No
 def serves(kind: str, kinds: Iterable[str]) -> str | None:
     """Which of the accepted kinds a row of `kind` is or can be turned into."""
     kinds = tuple(kinds)
-    return kind if kind in kinds else next((wanted for wanted in kinds if (kind, wanted) in CONVERSIONS), None)
+    return (
+        kind
+        if kind in kinds
+        else next((wanted for wanted in kinds if (kind, wanted) in CONVERSIONS), None)
+    )
 
 
 def normalise(row: dict) -> dict:
@@ -106,17 +141,25 @@ def normalise(row: dict) -> dict:
             row[column] = _answer(row[column])
     if isinstance(row.get("completions"), list):
         row["completions"] = [_answer(completion) for completion in row["completions"]]
-    if row.get("is_impossible") is True and "answers" in row:  # what KLUE's rows hold there is only plausible
+    if (
+        row.get("is_impossible") is True and "answers" in row
+    ):  # what KLUE's rows hold there is only plausible
         row["answers"] = []
     answers = row.get("answers")
     if isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
-        row["answers"] = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
+        row["answers"] = {
+            name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")
+        }
     return row
 
 
 def _answer(value):
     message = value[0] if isinstance(value, list) and len(value) == 1 else None
-    return message.get("content") if isinstance(message, dict) and message.get("role") == "assistant" else value
+    return (
+        message.get("content")
+        if isinstance(message, dict) and message.get("role") == "assistant"
+        else value
+    )
 
 
 def check_row(row: dict, kind: RowKind) -> list[Problem]:
@@ -129,11 +172,21 @@ def check_row(row: dict, kind: RowKind) -> list[Problem]:
     if problems:
         return problems
     if kind.name == "ranking" and len(row["ranks"]) != len(row["completions"]):
-        return [("ranks", f"{len(row['ranks'])} ranks for {len(row['completions'])} completions: give each its rank")]
+        return [
+            (
+                "ranks",
+                f"{len(row['ranks'])} ranks for {len(row['completions'])} completions: give each its rank",
+            )
+        ]
     if kind.name == "preference" and row["chosen"] == row["rejected"]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
     if kind.name == "tagging" and len(row["tokens"]) != len(row["tags"]):
-        return [("tags", f"{len(row['tags'])} tags for {len(row['tokens'])} tokens: give each token its tag")]
+        return [
+            (
+                "tags",
+                f"{len(row['tags'])} tags for {len(row['tokens'])} tokens: give each token its tag",
+            )
+        ]
     if kind.name == "question_answering":
         return [("answers", reason) for reason in _misplaced(row["answers"], row["context"])]
     return []
@@ -169,7 +222,11 @@ def _check_turns(value) -> str | None:
 def _check_messages(value) -> str | None:
     if reason := _check_turns(value):
         return reason
-    return None if any(m["role"] == "assistant" for m in value) else "no assistant message to learn from"
+    return (
+        None
+        if any(m["role"] == "assistant" for m in value)
+        else "no assistant message to learn from"
+    )
 
 
 def _check_prompt(value) -> str | None:
@@ -298,4 +355,7 @@ CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("tagging", "tokens"): dict,  # the answers stay: predictions are compared with them
     ("question_answering", "question"): dict,
 }
-ANSWERS = {"tagging": "tags", "question_answering": "answers"}  # column that a row may lack where it is to be predicted
+ANSWERS = {
+    "tagging": "tags",
+    "question_answering": "answers",
+}  # column that a row may lack where it is to be predicted

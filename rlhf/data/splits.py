@@ -28,10 +28,14 @@ def prompt_key(row: dict, kind: str | None = None) -> str:
     turns = as_messages(row[column])
     if column == "messages":
         turns = turns[: [turn["role"] for turn in turns].index("assistant")]
-    return json.dumps([[turn["role"], " ".join(turn["content"].split())] for turn in turns], ensure_ascii=False)
+    return json.dumps(
+        [[turn["role"], " ".join(turn["content"].split())] for turn in turns], ensure_ascii=False
+    )
 
 
-def split_rows(rows: list[dict], fraction: float, seed: int, kind: str | None = None) -> tuple[list[dict], list[dict]]:
+def split_rows(
+    rows: list[dict], fraction: float, seed: int, kind: str | None = None
+) -> tuple[list[dict], list[dict]]:
     """(train, test) by a seeded hash of the prompt: about `fraction` of the prompts are test.
 
     A prompt never stands on both sides, and it stays on its side when rows are added.
@@ -83,7 +87,9 @@ def to_dataset(rows: list[dict]):
         try:
             columns[name] = pyarrow.array([row.get(name) for row in rows])
         except (pyarrow.ArrowException, TypeError, OverflowError) as error:
-            raise UserError(f"column {name} mixes types ({error}): give it one type in all rows, or drop it") from error
+            raise UserError(
+                f"column {name} mixes types ({error}): give it one type in all rows, or drop it"
+            ) from error
     return Dataset(InMemoryTable(pyarrow.table(columns)))
 
 
@@ -98,7 +104,9 @@ class Splits:
     warnings: list[str] = field(default_factory=list)
 
 
-def load_splits(settings, kinds: Sequence[str], *, seed: int, checks: dict[str, Callable] | None = None) -> Splits:
+def load_splits(
+    settings, kinds: Sequence[str], *, seed: int, checks: dict[str, Callable] | None = None
+) -> Splits:
     """What a recipe trains and evaluates on; checks: as in load.Scan.
 
     Eval rows are the first of these that is given: eval_dataset_name; dataset_test_split, where the Hub data set has
@@ -119,10 +127,14 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int, checks: dict[str, 
         )
 
     if not settings.dataset_name:
-        raise UserError("dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id")
+        raise UserError(
+            "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
+        )
     train = load(settings.dataset_name, settings.dataset_train_split, kinds)
     test_name = settings.eval_dataset_name
-    if not test_name and _has_split(settings.dataset_name, settings.dataset_config, settings.dataset_test_split):
+    if not test_name and _has_split(
+        settings.dataset_name, settings.dataset_config, settings.dataset_test_split
+    ):
         test_name = settings.dataset_name
     loaded = [train]
     train_rows, eval_rows = train.rows, []
@@ -133,7 +145,9 @@ def load_splits(settings, kinds: Sequence[str], *, seed: int, checks: dict[str, 
     elif settings.eval_fraction:
         train_rows, eval_rows = split_rows(train_rows, settings.eval_fraction, seed, train.kind)
     sources = [source for part in loaded for source in part.sources]
-    return Splits(train_rows, eval_rows, train.kind, sources, [w for part in loaded for w in part.warnings])
+    return Splits(
+        train_rows, eval_rows, train.kind, sources, [w for part in loaded for w in part.warnings]
+    )
 
 
 def _has_split(name: str, config: str | None, split: str | None) -> bool:

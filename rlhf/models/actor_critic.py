@@ -65,8 +65,12 @@ class ActorCritic(nn.Module):
                 "completions; use value_model: shared, or a reward model of the policy's own kind"
             )
         self.config = policy.config  # read by the Trainer
-        blocks = [getattr(model, "_no_split_modules", None) or () for model in (policy, self.value_model)]
-        self._no_split_modules = sorted({name for names in blocks for name in names})  # read by FSDP
+        blocks = [
+            getattr(model, "_no_split_modules", None) or () for model in (policy, self.value_model)
+        ]
+        self._no_split_modules = sorted(
+            {name for names in blocks for name in names}
+        )  # read by FSDP
 
     def forward(
         self, prompt_ids, prompt_mask, completion_ids, mask, temperature: float, only_values: bool = False,
@@ -93,29 +97,41 @@ class ActorCritic(nn.Module):
                 use_cache=False,
             )
             states = trunk_output.last_hidden_state[:, :-1]
-            (text,) = self._log_probs(token_log_probs, states, text_ids[:, 1:], text_mask[:, 1:], 1.0)
+            (text,) = self._log_probs(
+                token_log_probs, states, text_ids[:, 1:], text_mask[:, 1:], 1.0
+            )
         if self.value_head is not None:
             states = hidden if self.value_moves_trunk else hidden.detach()
-            values = self.value_head(states.to(self.value_head.weight.dtype))  # the trunk may be bf16
+            values = self.value_head(
+                states.to(self.value_head.weight.dtype)
+            )  # the trunk may be bf16
         elif self.value_model is not None:
             values = self.value_model.score(hidden_before(trunk_of(self.value_model), *batch))
         if values is not None:
             values = values.squeeze(-1).float().masked_fill(~mask, 0.0)
         return Evaluation(log_probs, found_entropy, values, text)
 
-    def _log_probs(self, formula, hidden, token_ids, mask, temperature: float) -> tuple[Tensor, ...]:
+    def _log_probs(
+        self, formula, hidden, token_ids, mask, temperature: float
+    ) -> tuple[Tensor, ...]:
         head = self.policy.get_output_embeddings()
-        return masked(formula, hidden, head, token_ids, mask, temperature=temperature, chunk_size=CHUNK)
+        return masked(
+            formula, hidden, head, token_ids, mask, temperature=temperature, chunk_size=CHUNK
+        )
 
     def value_parameters(self) -> list[nn.Parameter]:
         critic = self.value_head or self.value_model
         if critic is None:
             return []
-        parameters = critic.adapter_parameters() if isinstance(critic, AdapterModel) else critic.parameters()
+        parameters = (
+            critic.adapter_parameters() if isinstance(critic, AdapterModel) else critic.parameters()
+        )
         return [p for p in parameters if p.requires_grad]
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        values = {id(p) for p in self.value_parameters()}  # a critic that is an adapter lives inside the policy
+        values = {
+            id(p) for p in self.value_parameters()
+        }  # a critic that is an adapter lives inside the policy
         return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in values]
 
 
@@ -124,7 +140,10 @@ def hidden_before(trunk: nn.Module, prompt_ids, prompt_mask, completion_ids, mas
     ids = torch.cat([prompt_ids, completion_ids], dim=1)
     attention = torch.cat([prompt_mask, mask], dim=1)
     hidden = trunk(
-        input_ids=ids, attention_mask=attention.long(), position_ids=position_ids(attention), use_cache=False
+        input_ids=ids,
+        attention_mask=attention.long(),
+        position_ids=position_ids(attention),
+        use_cache=False,
     ).last_hidden_state
     start = prompt_ids.shape[1] - 1
     return hidden[:, start : start + completion_ids.shape[1]]
@@ -134,7 +153,9 @@ def reference_log_probs(model: nn.Module, batch: dict, *, temperature: float) ->
     """Log-probs (B, T) of given completions under a frozen causal LM."""
     hidden, head = hidden_before(trunk_of(model), **batch), model.get_output_embeddings()
     ids, mask = batch["completion_ids"], batch["mask"]
-    (log_probs,) = masked(token_log_probs, hidden, head, ids, mask, temperature=temperature, chunk_size=CHUNK)
+    (log_probs,) = masked(
+        token_log_probs, hidden, head, ids, mask, temperature=temperature, chunk_size=CHUNK
+    )
     return log_probs
 
 

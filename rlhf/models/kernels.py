@@ -36,9 +36,15 @@ def halve_frozen_matrices(model: nn.Module, *, keep: bool = False) -> None:
             if not module.weight.requires_grad:
                 full = dict(module.named_parameters(recurse=False))
                 for name, parameter in full.items():
-                    setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))
+                    setattr(
+                        module,
+                        name,
+                        nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False),
+                    )
                 if keep:
-                    module.__dict__["full"] = full  # not registered: never moved, counted or trained
+                    module.__dict__["full"] = (
+                        full  # not registered: never moved, counted or trained
+                    )
 
 
 @contextmanager
@@ -49,7 +55,9 @@ def full_matrices(model: nn.Module):
         half, full = dict(module.named_parameters(recurse=False)), module.__dict__["full"]
         module.__dict__["full"] = half
         for name, parameter in full.items():
-            setattr(module, name, nn.Parameter(parameter.to(half[name].device), requires_grad=False))
+            setattr(
+                module, name, nn.Parameter(parameter.to(half[name].device), requires_grad=False)
+            )
     try:
         yield
     finally:

@@ -42,13 +42,19 @@ def load_tokenizer(path: str, *, revision: str | None = None):
     return _from_pretrained(AutoTokenizer, path, revision=revision)
 
 
-def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> PreTrainedModel:
+def load_policy(
+    path: str, *, revision: str | None = None, dtype: str = "float32"
+) -> PreTrainedModel:
     """A causal language model. A LoRA folder is merged into its base, which the adapter names itself."""
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
-        return _from_pretrained(AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype).merge_and_unload()
-    model, info = _from_pretrained(AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True)
+        return _from_pretrained(
+            AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype
+        ).merge_and_unload()
+    model, info = _from_pretrained(
+        AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True
+    )
     if info["missing_keys"]:
         raise UserError(
             f"{path} is not a language model: {', '.join(sorted(info['missing_keys'])[:3])} would be random"
@@ -118,7 +124,11 @@ def load_encoder(
             f"{path} is no finished {task}: {', '.join(sorted(info['missing_keys'])[:3])} would be random; give the run "
             "folder of a recipe that trained one"
         )
-    if new_head and labels is not None and trained_labels(path, revision=revision) not in ([], labels):
+    if (
+        new_head
+        and labels is not None
+        and trained_labels(path, revision=revision) not in ([], labels)
+    ):
         head = score_head(model)
         nn.init.normal_(head.weight, std=model.config.initializer_range)
         if head.bias is not None:
@@ -130,27 +140,38 @@ def load_encoder(
 def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
     """The labels of a checkpoint that holds a trained classifier or tagger, in the order of its outputs; [] of others."""
     config = _from_pretrained(AutoConfig, path, revision=revision)
-    if not any(name.endswith(("SequenceClassification", "TokenClassification")) for name in config.architectures or ()):
+    if not any(
+        name.endswith(("SequenceClassification", "TokenClassification"))
+        for name in config.architectures or ()
+    ):
         return []
     return [config.id2label[place] for place in range(config.num_labels)]
 
 
 def _label_maps(labels: list[str]) -> dict:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: place for place, label in enumerate(labels)},
+    }
 
 
 def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **options):
     if dtype is not None:
         options["dtype"] = getattr(torch, dtype)
     if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
-        raise UserError(f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2")
+        raise UserError(
+            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2"
+        )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing from the weights is judged by the callers, in their own words
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        known = os.path.isdir(path) and f"the folder holds {', '.join(sorted(os.listdir(path))[:12]) or 'nothing'}"
+        known = (
+            os.path.isdir(path)
+            and f"the folder holds {', '.join(sorted(os.listdir(path))[:12]) or 'nothing'}"
+        )
         raise UserError(
             f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n"
             f"  {known or 'it is neither a folder here nor reachable on the Hub; check the name or the network'}"
@@ -178,7 +199,9 @@ def fit_tokenizer(tokenizer, model, *, pairs: bool) -> None:
     )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no pad_token: set one in its folder")
+            raise UserError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no pad_token: set one in its folder"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if pairs and tokenizer.sep_token is None:
         eos = (tokenizer.eos_token, tokenizer.eos_token_id)
@@ -188,12 +211,18 @@ def fit_tokenizer(tokenizer, model, *, pairs: bool) -> None:
     # BERT was pretrained with token types, and a tokenizer made by hand gives none; GPT-2 takes them too, as *words* 0
     # and 1. So it follows the model, in this process and in the saved folder (init_kwargs).
     typed = (getattr(model.config, "type_vocab_size", None) or 1) > 1
-    tokenizer.model_input_names = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+    tokenizer.model_input_names = [
+        "input_ids",
+        *(["token_type_ids"] if typed else []),
+        "attention_mask",
+    ]
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
 
 
 def _named_loss(model: PreTrainedModel) -> PreTrainedModel:
-    model.loss_type = "ForCausalLM"  # transformers guesses it from the class name and warns at GPT2LMHeadModel
+    model.loss_type = (
+        "ForCausalLM"  # transformers guesses it from the class name and warns at GPT2LMHeadModel
+    )
     return model
 
 
@@ -201,6 +230,8 @@ def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
     """A plain `from_pretrained` folder: LoRA is merged, weights are safetensors, the tokenizer brings its template."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        model = copy.deepcopy(model).merge_and_unload()  # of a copy: merging takes the matrices out of the training
+        model = copy.deepcopy(
+            model
+        ).merge_and_unload()  # of a copy: merging takes the matrices out of the training
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

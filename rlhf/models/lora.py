@@ -14,7 +14,9 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     from peft import LoraConfig, get_peft_model
 
     whole = ["score"] if task == "SEQ_CLS" and hasattr(model, "score") else []
-    whole += ["pooler"] if any(".pooler." in name for name in getattr(model, "new_weights", ())) else []
+    whole += (
+        ["pooler"] if any(".pooler." in name for name in getattr(model, "new_weights", ())) else []
+    )
     # peft keeps the first ones whole by itself, and LoRA on what is kept whole would make it fail
     without = {"TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}.get(task, [])
     config = LoraConfig(

@@ -33,12 +33,16 @@ class Memory:
     @property
     def needed(self) -> int:
         """What the run will take beyond the models, which are loaded already."""
-        return self.optimizer + self.ema + max(sum(self.rollout.values()), sum(self.update.values()))
+        return (
+            self.optimizer + self.ema + max(sum(self.rollout.values()), sum(self.update.values()))
+        )
 
     def table(self) -> str:
         """One line per item in GB, and the total."""
         rows = [(f"{name}, weights", size) for name, size in self.weights.items()]
-        rows += [("AdamW's moments", self.optimizer)] + [("averaged weights (EMA)", self.ema)] * bool(self.ema)
+        rows += [("AdamW's moments", self.optimizer)] + [
+            ("averaged weights (EMA)", self.ema)
+        ] * bool(self.ema)
         rows += [(f"in a rollout: {name}", size) for name, size in self.rollout.items()]
         rows += [(f"in an update: {name}", size) for name, size in self.update.items()]
         rows += [("largest at one time", self.total)]
@@ -87,13 +91,20 @@ def estimate_memory(
     policy = next(iter(models.values()))
     trained = {id(p) for p in trainable}
     gradients = sum(p.nbytes for p in {id(p): p for p in trainable}.values())
-    learning = [m for m in models.values() if m is not None and any(id(p) in trained for p in m.parameters())]
-    trunks = [m for m in learning if hasattr(m, "config")]  # a value head beside the policy has no layers
+    learning = [
+        m
+        for m in models.values()
+        if m is not None and any(id(p) in trained for p in m.parameters())
+    ]
+    trunks = [
+        m for m in learning if hasattr(m, "config")
+    ]  # a value head beside the policy has no layers
     length, vocabulary = prompt_length + completion_length, policy.config.vocab_size
     update = {
         "gradients": gradients,
         "activations": sum(
-            micro_batch * length * layer_bytes(m, length, computes_in_16_bit=computes_in_16_bit) for m in trunks
+            micro_batch * length * layer_bytes(m, length, computes_in_16_bit=computes_in_16_bit)
+            for m in trunks
         ),
         "logits": min(micro_batch * completion_length, chunk) * vocabulary * LOGITS_BYTES,
     }
@@ -104,7 +115,9 @@ def estimate_memory(
         optimizer=2 * gradients,
         ema=gradients if ema else 0,
         rollout={
-            "keys and values": rollout_batch * length * cache_bytes(policy, computes_in_16_bit=computes_in_16_bit),
+            "keys and values": rollout_batch
+            * length
+            * cache_bytes(policy, computes_in_16_bit=computes_in_16_bit),
             "prompts' forward, or next tokens": rollout_batch
             * max(
                 prompt_length * reading_bytes(policy, computes_in_16_bit=computes_in_16_bit),
@@ -119,7 +132,10 @@ def own_bytes(model: nn.Module, seen: set) -> int:
     """Bytes of the parameters and buffers whose storage is not in `seen`; they are added to it."""
     total = 0
     for tensor in itertools.chain(model.parameters(), model.buffers()):
-        key = (tensor.device, tensor.untyped_storage().data_ptr() or id(tensor))  # meta tensors have no address
+        key = (
+            tensor.device,
+            tensor.untyped_storage().data_ptr() or id(tensor),
+        )  # meta tensors have no address
         if key not in seen:
             seen.add(key)
             total += tensor.nbytes
@@ -157,12 +173,20 @@ def cache_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * (2 if computes_in_16_bit else weight_bytes(model))
+    return (
+        2
+        * config.num_hidden_layers
+        * heads
+        * width
+        * (2 if computes_in_16_bit else weight_bytes(model))
+    )
 
 
 def copied_bytes(model: nn.Module) -> int:
     """Autocast keeps a 16-bit copy of every fp32 weight matrix until the backward pass is over."""
-    return sum(2 * p.numel() for p in model.parameters() if p.dim() > 1 and p.dtype == torch.float32)
+    return sum(
+        2 * p.numel() for p in model.parameters() if p.dim() > 1 and p.dtype == torch.float32
+    )
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -48,7 +48,11 @@ def adapter(model: nn.Module, name: str | None):
 def fingerprint(trunk: nn.Module) -> str:
     """sha256 of the trunk's frozen weights, in the order of their names without LoRA's; equal for equal bases."""
     digest = hashlib.sha256()
-    named = {name.replace(".base_layer", ""): p for name, p in trunk.named_parameters() if ".lora_" not in name}
+    named = {
+        name.replace(".base_layer", ""): p
+        for name, p in trunk.named_parameters()
+        if ".lora_" not in name
+    }
     for name in sorted(named):
         digest.update(name.encode())
         digest.update(named[name].detach().float().cpu().numpy().tobytes())
@@ -74,7 +78,9 @@ class AdapterModel(nn.Module):
 
     def __init__(self, policy: nn.Module, name: str, head: Tensor, centre: float):
         super().__init__()
-        self.__dict__["policy"] = policy  # not a child: its parameters are counted, moved and saved with the policy
+        self.__dict__["policy"] = (
+            policy  # not a child: its parameters are counted, moved and saved with the policy
+        )
         self.name, self.config = name, policy.config
         self.score = nn.Linear(head.shape[1], 1)
         with torch.no_grad():
@@ -91,11 +97,16 @@ class AdapterModel(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """Tensors by name: the LoRA matrices and the head."""
         return {
-            n: p.detach().contiguous() for n, p in {**self._matrices(), **dict(self.score.named_parameters())}.items()
+            n: p.detach().contiguous()
+            for n, p in {**self._matrices(), **dict(self.score.named_parameters())}.items()
         }
 
     def _matrices(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.policy.named_parameters() if ".lora_" in n and n.endswith(f".{self.name}.weight")}
+        return {
+            n: p
+            for n, p in self.policy.named_parameters()
+            if ".lora_" in n and n.endswith(f".{self.name}.weight")
+        }
 
 
 def add_adapter_model(policy, run_folder: str, name: str, *, trainable: bool) -> AdapterModel:
@@ -114,7 +125,11 @@ def add_adapter_model(policy, run_folder: str, name: str, *, trainable: bool) ->
             "that start from the same SFT run; set model_name_or_path to that run, or leave share_trunk out"
         )
     config = LoraConfig.from_pretrained(folder)
-    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", not trainable
+    config.modules_to_save, config.task_type, config.inference_mode = (
+        None,
+        "CAUSAL_LM",
+        not trainable,
+    )
     weights = load_file(folder / "adapter_model.safetensors")
     head = weights.pop(next(key for key in weights if key.endswith("score.weight")))
     active = policy.active_adapter

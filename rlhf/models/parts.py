@@ -11,7 +11,11 @@ def disable_dropout(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout"):  # models that call F.dropout (Llama, OPT)
+        for name in (
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+        ):  # models that call F.dropout (Llama, OPT)
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model

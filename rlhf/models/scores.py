@@ -14,7 +14,9 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     """The layer that turns a hidden state into the score: the last linear layer of a classification model."""
     model = model.get_base_model() if hasattr(model, "peft_config") else model
     head = getattr(model, "score", None) or getattr(model, "classifier", None)
-    head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head  # LoRA trains a copy of it
+    head = (
+        head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+    )  # LoRA trains a copy of it
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     return layers[-1]
 
@@ -26,9 +28,15 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> 
     """
     if not hasattr(model, "score"):  # encoders pool the first token themselves
         return model(input_ids=input_ids, attention_mask=mask.long()).logits.squeeze(-1).float()
-    hidden = trunk_of(model)(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state  # (B, L, H)
+    hidden = trunk_of(model)(
+        input_ids=input_ids, attention_mask=mask.long()
+    ).last_hidden_state  # (B, L, H)
     last = mask.sum(1) - 1
-    return model.score(hidden[torch.arange(len(hidden), device=hidden.device), last]).squeeze(-1).float()
+    return (
+        model.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        .squeeze(-1)
+        .float()
+    )
 
 
 @torch.no_grad()
@@ -52,7 +60,11 @@ def shift_scores(model: PreTrainedModel, amount: float) -> None:
         head.bias += amount
         return
     trunk = trunk_of(model)
-    norms = [m for name, m in trunk.named_children() if isinstance(m, nn.LayerNorm) and m.bias is not None]
+    norms = [
+        m
+        for name, m in trunk.named_children()
+        if isinstance(m, nn.LayerNorm) and m.bias is not None
+    ]
     weight = head.weight[0]
     if not norms or not weight.any():
         raise UserError(f"{type(model).__name__} has no bias to store the centre of its scores in")

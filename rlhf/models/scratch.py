@@ -12,10 +12,19 @@ from rlhf.models.load import HEADS, _label_maps, _named_loss
 
 
 def new_policy(
-    tokenizer, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int, dropout: float = 0.1
+    tokenizer,
+    *,
+    model_type: str,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    context: int,
+    dropout: float = 0.1,
 ) -> PreTrainedModel:
     """A GPT-2 class model with random weights, sized for `tokenizer`."""
-    config = _new_config(tokenizer, ("gpt2",), model_type, hidden_size, layers, heads, context, dropout)
+    config = _new_config(
+        tokenizer, ("gpt2",), model_type, hidden_size, layers, heads, context, dropout
+    )
     return _named_loss(AutoModelForCausalLM.from_config(config))
 
 
@@ -25,7 +34,9 @@ def new_encoder(
 ) -> PreTrainedModel:  # fmt: skip
     """A BERT (or, for a classifier or tagger, GPT-2) class model with random weights, sized for `tokenizer`."""
     allowed = ("bert", "gpt2") if task in ("classifier", "tagger") else ("bert",)
-    config = _new_config(tokenizer, allowed, model_type, hidden_size, layers, heads, context, dropout)
+    config = _new_config(
+        tokenizer, allowed, model_type, hidden_size, layers, heads, context, dropout
+    )
     for name, value in (_label_maps(labels) if labels is not None else {}).items():
         setattr(config, name, value)
     config.problem_type = problem_type
@@ -39,7 +50,9 @@ def _new_config(
     if hidden_size % heads:
         valid = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
         nearest = min(valid, key=lambda n: abs(n - heads))
-        raise UserError(f"hidden_size={hidden_size} is not a multiple of heads={heads}: use heads={nearest}")
+        raise UserError(
+            f"hidden_size={hidden_size} is not a multiple of heads={heads}: use heads={nearest}"
+        )
     if model_type not in allowed:
         raise UserError(f"model_type={model_type!r}: use one of {', '.join(allowed)}")
     names = {
@@ -62,10 +75,16 @@ def _new_config(
             attention_probs_dropout_prob=dropout,
         ),
     }
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
     # The 0.02 of BERT and GPT-2 is for their width of 768. A BERT of width 128 learned 64 topics to 46 % in five epochs
     # with it, to 84 % in four with this.
     scale = 0.02 * (768 / hidden_size) ** 0.5
     return AutoConfig.for_model(
-        model_type, vocab_size=len(tokenizer), initializer_range=scale, **special, **names[model_type]
+        model_type,
+        vocab_size=len(tokenizer),
+        initializer_range=scale,
+        **special,
+        **names[model_type],
     )

@@ -62,9 +62,16 @@ def above(rows: list[dict], metric: str, limit: float) -> dict | None:
 def not_finite(rows: list[dict], metric: str, limit: float) -> dict | None:
     """More than `limit` steps were skipped (`metric`), or some logged number is NaN or infinite."""
     skipped = rows[-1].get(metric, 0)
-    names = [name for name, value in rows[-1].items() if isinstance(value, float) and not math.isfinite(value)]
+    names = [
+        name
+        for name, value in rows[-1].items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     if skipped > limit or names:
-        return {"skipped": skipped, "names": f"; not finite: {', '.join(sorted(names))}" if names else ""}
+        return {
+            "skipped": skipped,
+            "names": f"; not finite: {', '.join(sorted(names))}" if names else "",
+        }
     return None
 
 
@@ -102,7 +109,10 @@ def parted(rows: list[dict], metric: str, limit: float) -> dict | None:
     pairs = paired(rows, metric, "score")
     if len(pairs) < 2 * WINDOW:
         return None
-    windows = [[mean(column) for column in zip(*pairs[end - WINDOW : end])] for end in range(WINDOW, len(pairs) + 1)]
+    windows = [
+        [mean(column) for column in zip(*pairs[end - WINDOW : end])]
+        for end in range(WINDOW, len(pairs) + 1)
+    ]
     watched, score = windows[-1]
     best, then = max(windows)  # the best watched score, and the trained score of that time
     watched_noise, score_noise = (noise(column) for column in zip(*pairs))
@@ -124,7 +134,11 @@ def numbers(first: float, now: float) -> dict:
 def paired(rows: list[dict], *metrics: str) -> list[tuple[float, ...]]:
     """The metrics of all rows; [] unless the newest row has them."""
     found = [tuple(row.get(name, math.nan) for name in metrics) for row in rows]
-    return [pair for pair in found if all(map(math.isfinite, pair))] if all(map(math.isfinite, found[-1])) else []
+    return (
+        [pair for pair in found if all(map(math.isfinite, pair))]
+        if all(map(math.isfinite, found[-1]))
+        else []
+    )
 
 
 def mean(values) -> float:
@@ -240,7 +254,9 @@ class Watch:
 
     rows: list[dict] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
-    streaks: dict[str, int] = field(default_factory=dict)  # rollouts in a row that speak against `active`
+    streaks: dict[str, int] = field(
+        default_factory=dict
+    )  # rollouts in a row that speak against `active`
 
     def observe(self, row: dict) -> dict[str, str]:
         """Take in the next rollout; the alarms that begin with it: name -> message."""
@@ -279,7 +295,10 @@ class Guards(TrainerCallback):
         path = Path(args.output_dir) / ALARMS_FILE
         if state.is_world_process_zero and path.exists():
             kept = [row for row in read_jsonl(path) if row["step"] <= state.global_step]
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+            path.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept),
+                encoding="utf-8",
+            )
         if self.watch.rows and self.beyond(self.watch.rows[-1]):
             raise UserError(
                 f"the run stopped at this checkpoint, with a KL of {self.watch.rows[-1]['kl']:.1f} nats per completion "

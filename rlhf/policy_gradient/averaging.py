@@ -19,7 +19,9 @@ class WeightAverage(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         begun = self.tensors or self.parameters  # those of a checkpoint, when resuming
-        self.tensors = [t.detach().to(p.device, copy=True) for t, p in zip(begun, self.parameters, strict=True)]
+        self.tensors = [
+            t.detach().to(p.device, copy=True) for t, p in zip(begun, self.parameters, strict=True)
+        ]
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.steps_per_rollout == 0:

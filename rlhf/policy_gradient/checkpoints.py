@@ -43,12 +43,18 @@ def save_models(folder: Path, model: ActorCritic, tokenizer, *, value_model: boo
         save_file(head, critic / "value_head.safetensors")
 
 
-def save_state(folder: Path, state: dict, weights: dict[str, Tensor], average: WeightAverage | None) -> None:
+def save_state(
+    folder: Path, state: dict, weights: dict[str, Tensor], average: WeightAverage | None
+) -> None:
     """weights: whole, of what is trained, by name."""
     (folder / STATE).write_text(json.dumps(state))
-    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS
+    )
     if average is not None:
-        save_file({str(place): tensor for place, tensor in enumerate(average.tensors)}, folder / AVERAGE)
+        save_file(
+            {str(place): tensor for place, tensor in enumerate(average.tensors)}, folder / AVERAGE
+        )
 
 
 def load_state(folder: Path) -> dict:

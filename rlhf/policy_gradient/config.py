@@ -25,28 +25,47 @@ class PolicyGradientConfig(TrainingArguments):
     """
 
     algorithm: str = field(default="ppo", metadata={"help": f"One of {', '.join(ALGORITHMS)}."})
-    total_episodes: int = field(default=2048, metadata={"help": "Completions to sample in the whole run."})
+    total_episodes: int = field(
+        default=2048, metadata={"help": "Completions to sample in the whole run."}
+    )
     rollout_batch_size: int = field(
-        default=64, metadata={"help": "Completions per rollout, over all processes. InstructGPT: 512."}
+        default=64,
+        metadata={"help": "Completions per rollout, over all processes. InstructGPT: 512."},
     )
     epochs_per_rollout: int | None = field(
         default=None,
         metadata={"help": "Passes over each rollout. Default: the algorithm's own (PPO 4, N implementation details; "
                           "InstructGPT used 1; the others 1)."},
     )  # fmt: skip
-    num_generations: int = field(default=1, metadata={"help": "Completions per prompt: 1, or >= 2 for rloo and grpo."})
+    num_generations: int = field(
+        default=1, metadata={"help": "Completions per prompt: 1, or >= 2 for rloo and grpo."}
+    )
     max_prompt_length: int = field(default=512, metadata={"help": "Longest prompt in tokens."})
     long_prompts: str = field(
-        default="drop", metadata={"help": "drop: leave longer prompts out; cut: keep their end. Both are counted."}
+        default="drop",
+        metadata={"help": "drop: leave longer prompts out; cut: keep their end. Both are counted."},
     )
-    max_completion_length: int = field(default=64, metadata={"help": "Longest completion in tokens."})
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling and of all log-probs. InstructGPT: 1."})
-    kl_coef: float = field(default=0.02, metadata={"help": "Weight of the per-token KL penalty. InstructGPT: 0.02."})
+    max_completion_length: int = field(
+        default=64, metadata={"help": "Longest completion in tokens."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Of sampling and of all log-probs. InstructGPT: 1."}
+    )
+    kl_coef: float = field(
+        default=0.02, metadata={"help": "Weight of the per-token KL penalty. InstructGPT: 0.02."}
+    )
     kl_target: float | None = field(
-        default=None, metadata={"help": "KL per completion to steer to (Ziegler 2019: 6). Unset: kl_coef stays fixed."}
+        default=None,
+        metadata={
+            "help": "KL per completion to steer to (Ziegler 2019: 6). Unset: kl_coef stays fixed."
+        },
     )
-    kl_horizon: int = field(default=10_000, metadata={"help": "Episodes over which kl_coef adapts. Ziegler 2019."})
-    clip_range: float = field(default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."})
+    kl_horizon: int = field(
+        default=10_000, metadata={"help": "Episodes over which kl_coef adapts. Ziegler 2019."}
+    )
+    clip_range: float = field(
+        default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."}
+    )
     value_clip_range: float | None = field(
         default=None,
         metadata={
@@ -54,40 +73,65 @@ class PolicyGradientConfig(TrainingArguments):
             "size 1: with scores of +-5 the demo's value model stood still and PPO learned nothing."
         },
     )
-    value_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss. Ziegler 2019: 0.1."})
-    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus. RLHF papers: none."})
+    value_coef: float = field(
+        default=0.1, metadata={"help": "Weight of the value loss. Ziegler 2019: 0.1."}
+    )
+    entropy_coef: float = field(
+        default=0.0, metadata={"help": "Weight of an entropy bonus. RLHF papers: none."}
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount. InstructGPT: 1."})
     gae_lambda: float = field(default=0.95, metadata={"help": "Of GAE. Ziegler 2019: 0.95."})
     missing_eos_penalty: float = field(
-        default=0.0, metadata={"help": "Subtracted from the score of a completion that was cut off. TL;DR code: 1."}
+        default=0.0,
+        metadata={
+            "help": "Subtracted from the score of a completion that was cut off. TL;DR code: 1."
+        },
     )
     value_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the value model or head. Default: learning_rate. InstructGPT: 9e-6."}
+        default=None,
+        metadata={"help": "Of the value model or head. Default: learning_rate. InstructGPT: 9e-6."},
     )
     value_warmup_rollouts: int = field(
         default=0,
         metadata={"help": "First rollouts in which only the value model learns: for a new head."},
     )
     max_kl: float = field(
-        default=0.01, metadata={"help": "trpo: KL(old || new) per token of one step, at most. TRPO paper: 0.01."}
+        default=0.01,
+        metadata={"help": "trpo: KL(old || new) per token of one step, at most. TRPO paper: 0.01."},
     )
     ptx_coef: float = field(
-        default=0.0, metadata={"help": "PPO-ptx: weight of the language-model loss on plain text. InstructGPT: 27.8."}
+        default=0.0,
+        metadata={
+            "help": "PPO-ptx: weight of the language-model loss on plain text. InstructGPT: 27.8."
+        },
     )
-    ptx_per_episode: int = field(default=1, metadata={"help": "Plain texts per completion. InstructGPT: 8."})
+    ptx_per_episode: int = field(
+        default=1, metadata={"help": "Plain texts per completion. InstructGPT: 8."}
+    )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Average the policy's weights after each rollout, saved in ema/. InstructGPT: 0.992."},
+        metadata={
+            "help": "Average the policy's weights after each rollout, saved in ema/. InstructGPT: 0.992."
+        },
     )
     max_kl_stop: float | None = field(
-        default=None, metadata={"help": "End the run when a rollout's KL per completion is above this. Unset: never."}
+        default=None,
+        metadata={
+            "help": "End the run when a rollout's KL per completion is above this. Unset: never."
+        },
     )
-    eval_every: int = field(default=0, metadata={"help": "Rollouts between evaluations; 0: only at the end."})
+    eval_every: int = field(
+        default=0, metadata={"help": "Rollouts between evaluations; 0: only at the end."}
+    )
     save_every: int = field(default=0, metadata={"help": "Rollouts between checkpoints; 0: none."})
 
-    learning_rate: float = field(default=9e-6, metadata={"help": "InstructGPT's order; small models bear 1e-4."})
+    learning_rate: float = field(
+        default=9e-6, metadata={"help": "InstructGPT's order; small models bear 1e-4."}
+    )
     adam_epsilon: float = field(default=1e-5, metadata={"help": "PPO codes since baselines."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "InstructGPT: constant."})
+    lr_scheduler_type: str = field(
+        default="constant_with_warmup", metadata={"help": "InstructGPT: constant."}
+    )
 
     def __post_init__(self):
         if self.algorithm not in ALGORITHMS:
@@ -104,29 +148,39 @@ class PolicyGradientConfig(TrainingArguments):
                 f"num_generations={self.num_generations}: {self.algorithm} compares answers to one prompt, use >= 2"
             )
         if not algorithm.grouped and self.num_generations != 1:
-            raise UserError(f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1")
+            raise UserError(
+                f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1"
+            )
         if self.value_warmup_rollouts and not algorithm.value_model:
             raise UserError(
                 f"value_warmup_rollouts={self.value_warmup_rollouts}: {self.algorithm} has no value model, set 0"
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay} must be between 0 and 1; InstructGPT: 0.992")
+            raise UserError(
+                f"ema_decay={self.ema_decay} must be between 0 and 1; InstructGPT: 0.992"
+            )
         if self.ptx_coef < 0 or self.ptx_per_episode < 1:
             raise UserError(
                 f"ptx_coef={self.ptx_coef}, ptx_per_episode={self.ptx_per_episode}: use ptx_coef >= 0 (0: no plain text) "
                 "and ptx_per_episode >= 1"
             )
         if algorithm.trust_region and (self.ptx_coef or self.entropy_coef):
-            raise UserError(f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0")
+            raise UserError(
+                f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0"
+            )
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
-        self.max_grad_norm = self.max_grad_norm or math.inf  # at 0 the Trainer would not look at gradients at all
+        self.max_grad_norm = (
+            self.max_grad_norm or math.inf
+        )  # at 0 the Trainer would not look at gradients at all
         self.eval_strategy, self.save_strategy = "no", "no"  # placed on rollout boundaries below
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
         self.ignore_data_skip = True
         if algorithm.trust_region or self.value_warmup_rollouts:
-            self.ddp_find_unused_parameters = True  # while only the value model learns the policy is not used
+            self.ddp_find_unused_parameters = (
+                True  # while only the value model learns the policy is not used
+            )
         super().__post_init__()
         load_whole()
         self._place_on_rollouts()
@@ -145,14 +199,19 @@ class PolicyGradientConfig(TrainingArguments):
         return rollout >= self.value_warmup_rollouts and not (one_step and epoch > 0)
 
     def _place_on_rollouts(self) -> None:
-        if ALGORITHMS[self.algorithm].trust_region and self.mini_batch_size != self.rollout_batch_size:
+        if (
+            ALGORITHMS[self.algorithm].trust_region
+            and self.mini_batch_size != self.rollout_batch_size
+        ):
             per_step = self.per_device_train_batch_size * self.world_size
             if self.rollout_batch_size % per_step:
                 raise UserError(
                     f"rollout_batch_size={self.rollout_batch_size} must be a multiple of {per_step} "
                     f"(per_device_train_batch_size x processes): use {nearest_multiples(self.rollout_batch_size, per_step)}"
                 )
-            self.gradient_accumulation_steps = self.rollout_batch_size // per_step  # one step sees the whole rollout
+            self.gradient_accumulation_steps = (
+                self.rollout_batch_size // per_step
+            )  # one step sees the whole rollout
         divisors = {
             "rollout_batch_size": (self.rollout_batch_size,
                 math.lcm(self.mini_batch_size, self.num_generations * self.world_size),

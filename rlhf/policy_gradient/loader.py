@@ -17,7 +17,9 @@ from rlhf.data.padding import right_pad
 @lru_cache(maxsize=8)
 def permutation(size: int, *, seed: int, stream: int) -> Tensor:
     """A permutation that is the same on every process, whatever was drawn before."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed((seed * 999_983 + stream) % 2**63))
+    return torch.randperm(
+        size, generator=torch.Generator().manual_seed((seed * 999_983 + stream) % 2**63)
+    )
 
 
 def choose_rows(total: int, count: int, *, start: int, seed: int) -> list[int]:
@@ -25,7 +27,9 @@ def choose_rows(total: int, count: int, *, start: int, seed: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < count:
         round_, place = divmod(start + len(chosen), total)
-        chosen += permutation(total, seed=seed, stream=round_)[place : place + count - len(chosen)].tolist()
+        chosen += permutation(total, seed=seed, stream=round_)[
+            place : place + count - len(chosen)
+        ].tolist()
     return chosen
 
 
@@ -69,12 +73,17 @@ class RolloutLoader:
     def batches(self, rollout: Rollout) -> Iterator[dict]:
         lengths = rollout.mask.sum(1).cpu()
         for epoch in range(self.epochs):
-            order = permutation(len(rollout), seed=self.seed, stream=self.index * self.epochs + epoch)
+            order = permutation(
+                len(rollout), seed=self.seed, stream=self.index * self.epochs + epoch
+            )
             for number, rows in enumerate(order.split(self.mini_batch_size)):
                 num_tokens = lengths[rows].sum().clamp(min=1)
-                rows = rows[lengths[rows].argsort(stable=True)]  # rows of like length share a micro-batch
+                rows = rows[
+                    lengths[rows].argsort(stable=True)
+                ]  # rows of like length share a micro-batch
                 texts = self.texts_of(
-                    len(rows), passed=(self.index * self.epochs + epoch) * len(rollout) + number * len(rows)
+                    len(rows),
+                    passed=(self.index * self.epochs + epoch) * len(rollout) + number * len(rows),
                 )
                 micro_batches = list(zip(rows.split(self.micro_batch_size), texts))
                 for micro, extra in micro_batches[self.process_index :: self.processes]:
@@ -96,7 +105,9 @@ class RolloutLoader:
         tokens = torch.tensor(sum(len(text) - 1 for group in texts for text in group))
         found = []
         for start in starts:
-            together = [text for group in texts[start : start + self.micro_batch_size] for text in group]
+            together = [
+                text for group in texts[start : start + self.micro_batch_size] for text in group
+            ]
             ids, mask = right_pad(together, self.pad_token_id)
             found.append({"text_ids": ids, "text_mask": mask, "num_text_tokens": tokens})
         return found

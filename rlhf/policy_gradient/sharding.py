@@ -41,11 +41,15 @@ def splits_weights(accelerator: Accelerator) -> bool:
         return accelerator.state.deepspeed_plugin.zero_stage == 3
     fsdp = accelerator.distributed_type == DistributedType.FSDP
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not fsdp:
-        raise UserError("FSDP was asked for, but on CPUs accelerate runs plain DDP: use ddp_cpu.yaml or zero3_cpu.yaml")
+        raise UserError(
+            "FSDP was asked for, but on CPUs accelerate runs plain DDP: use ddp_cpu.yaml or zero3_cpu.yaml"
+        )
     return fsdp
 
 
-def check_settings(accelerator: Accelerator, args, *, trust_region: bool, share_trunk: bool) -> None:
+def check_settings(
+    accelerator: Accelerator, args, *, trust_region: bool, share_trunk: bool
+) -> None:
     """Refuse what reads or moves the weights themselves and has no form for slices of them; and under DeepSpeed a warm-up of
     the value model, since DeepSpeed steps with gradients of 0 where others have none, which starts Adam's clock."""
     if is_plain(accelerator):
@@ -55,7 +59,10 @@ def check_settings(accelerator: Accelerator, args, *, trust_region: bool, share_
         f"algorithm: {args.algorithm}": (trust_region, "use algorithm: ppo"),
         f"ema_decay: {args.ema_decay}": (args.ema_decay is not None, "leave it out"),
         "share_trunk: true": (share_trunk, "leave it out"),
-        f"value_warmup_rollouts: {args.value_warmup_rollouts}": (warms_up, "set it to 0, use fsdp2.yaml"),
+        f"value_warmup_rollouts: {args.value_warmup_rollouts}": (
+            warms_up,
+            "set it to 0, use fsdp2.yaml",
+        ),
     }
     for setting, (found, remedy) in refused.items():
         if found:
@@ -72,18 +79,29 @@ def autocast_only(accelerator: Accelerator) -> None:
 
 def forward_autocast(accelerator: Accelerator) -> AbstractContextManager:
     """Around the forward pass of an update; other wrappers bring their own."""
-    return accelerator.autocast() if accelerator.distributed_type == DistributedType.FSDP else nullcontext()
+    return (
+        accelerator.autocast()
+        if accelerator.distributed_type == DistributedType.FSDP
+        else nullcontext()
+    )
 
 
 def common_norm(accelerator: Accelerator) -> Tensor:
     """The norm of all gradients before DeepSpeed clipped them; infinite also where it says -1."""
-    norm = torch.as_tensor(accelerator.deepspeed_engine_wrapped.get_global_grad_norm()).detach().float()
+    norm = (
+        torch.as_tensor(accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
+        .detach()
+        .float()
+    )
     return norm.masked_fill(norm < 0, float("inf"))
 
 
 def twin_of(model: nn.Module) -> nn.Module:
     """A frozen copy of the modules, with empty weights."""
-    empty = {id(p): nn.Parameter(torch.empty(0, dtype=p.dtype), requires_grad=False) for p in model.parameters()}
+    empty = {
+        id(p): nn.Parameter(torch.empty(0, dtype=p.dtype), requires_grad=False)
+        for p in model.parameters()
+    }
     return copy.deepcopy(model, memo=empty).eval()
 
 
@@ -106,7 +124,9 @@ def whole_tensor(parameter: Tensor) -> Tensor:
 
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
-    return parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
+    return (
+        parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
+    )
 
 
 @torch.no_grad()

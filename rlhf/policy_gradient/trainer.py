@@ -71,10 +71,14 @@ class PolicyGradientTrainer(Trainer):
             )
         self.prompt_limit = min(args.max_prompt_length, limit)
         self.rows, self.prompt_ids = self._encode(rows, args, "training")
-        self.eval_rows, self.eval_prompt_ids = self._encode(eval_rows, args, "evaluation") if eval_rows else ([], [])
+        self.eval_rows, self.eval_prompt_ids = (
+            self._encode(eval_rows, args, "evaluation") if eval_rows else ([], [])
+        )
 
         if args.ptx_coef and not texts:
-            raise UserError(f"ptx_coef={args.ptx_coef} needs plain text: set ptx_dataset_name, or ptx_coef to 0")
+            raise UserError(
+                f"ptx_coef={args.ptx_coef} needs plain text: set ptx_dataset_name, or ptx_coef to 0"
+            )
         self.texts = self._checked(texts or [], context_length(policy))
 
         model = ActorCritic(
@@ -86,32 +90,58 @@ class PolicyGradientTrainer(Trainer):
             ref_model = frozen_copy(policy)
         self.ref_model = freeze(ref_model) if ref_model is not None else None
         disable_dropout(model)
-        scoring = [s.model for s in rewards.scorers.values() if isinstance(getattr(s, "model", None), nn.Module)]
+        scoring = [
+            s.model
+            for s in rewards.scorers.values()
+            if isinstance(getattr(s, "model", None), nn.Module)
+        ]
         for each in (model.policy, model.value_model, self.ref_model, *scoring):
             if each is not None:
-                use_fast_kernels(each, device=args.device, longest=self.prompt_limit + args.max_completion_length)
+                use_fast_kernels(
+                    each, device=args.device, longest=self.prompt_limit + args.max_completion_length
+                )
         if self.algorithm.trust_region:
             policy.set_attn_implementation("eager")  # fused attention has no second derivative
-        self.average = WeightAverage(model.policy_parameters(), args.ema_decay) if args.ema_decay is not None else None
+        self.average = (
+            WeightAverage(model.policy_parameters(), args.ema_decay)
+            if args.ema_decay is not None
+            else None
+        )
         self.nonfinite = NonFinite(SKIPPED_AT_MOST, args.output_dir)
         super().__init__(
             model=model, args=args, callbacks=callbacks,
             data_collator=lambda batch: batch, eval_dataset=self.eval_rows or None,
         )  # fmt: skip
         self.create_optimizer()  # not passed in: DeepSpeed would put a default one in its place, FSDP refuses it
-        self.loss_is_scaled_for_ga = True  # compute_loss divides by the token total of the whole mini-batch
+        self.loss_is_scaled_for_ga = (
+            True  # compute_loss divides by the token total of the whole mini-batch
+        )
         one_trunk = any(isinstance(each, AdapterModel) for each in (model.value_model, *scoring))
-        sharding.check_settings(self.accelerator, args, trust_region=self.algorithm.trust_region, share_trunk=one_trunk)
+        sharding.check_settings(
+            self.accelerator, args, trust_region=self.algorithm.trust_region, share_trunk=one_trunk
+        )
         sharding.autocast_only(self.accelerator)
-        self._twin = sharding.twin_of(model).to(self.args.device) if sharding.splits_weights(self.accelerator) else None
-        model.to(self.args.device)  # DeepSpeed and FSDP would do it, but a rollout may come before them
+        self._twin = (
+            sharding.twin_of(model).to(self.args.device)
+            if sharding.splits_weights(self.accelerator)
+            else None
+        )
+        model.to(
+            self.args.device
+        )  # DeepSpeed and FSDP would do it, but a rollout may come before them
         for each in (self.ref_model, *scoring):
             if each is not None:
                 each.to(self.args.device)
-                if self.args.bf16 and not sharding.uses_deepspeed(self.accelerator):  # it has no autocast
+                if self.args.bf16 and not sharding.uses_deepspeed(
+                    self.accelerator
+                ):  # it has no autocast
                     halve_frozen_matrices(each)
         # Not for TRPO, whose step is computed in full precision, nor under wrappers, which want one dtype.
-        if self.args.bf16 and not self.algorithm.trust_region and sharding.is_plain(self.accelerator):
+        if (
+            self.args.bf16
+            and not self.algorithm.trust_region
+            and sharding.is_plain(self.accelerator)
+        ):
             halve_frozen_matrices(model.policy, keep=True)  # those beside LoRA
         self.add_callback(Guards(max_kl_stop=args.max_kl_stop))
         if self.average is not None:
@@ -127,9 +157,15 @@ class PolicyGradientTrainer(Trainer):
     def memory(self) -> Memory:
         """What this run will take, estimated before it starts."""
         model = self.accelerator.unwrap_model(self.model)
-        scorers = {name: getattr(scorer, "model", None) for name, scorer in self.rewards.scorers.items()}
+        scorers = {
+            name: getattr(scorer, "model", None) for name, scorer in self.rewards.scorers.items()
+        }
         return estimate_memory(
-            {"policy": model.policy, "value model": model.value_head or model.value_model, "reference": self.ref_model}
+            {
+                "policy": model.policy,
+                "value model": model.value_head or model.value_model,
+                "reference": self.ref_model,
+            }
             | {name: each for name, each in scorers.items() if isinstance(each, nn.Module)},
             trainable=[p for p in model.parameters() if p.requires_grad],
             ema=self.average is not None,
@@ -157,7 +193,9 @@ class PolicyGradientTrainer(Trainer):
             ids.append(prompt)
         if long and args.process_index == 0:
             done = "left out" if args.long_prompts == "drop" else "cut to their end"
-            print(f"{long} of {len(rows)} {name} prompts are longer than {self.prompt_limit} tokens and were {done}")
+            print(
+                f"{long} of {len(rows)} {name} prompts are longer than {self.prompt_limit} tokens and were {done}"
+            )
         if not kept:
             raise UserError(
                 f"every {name} prompt is longer than {self.prompt_limit} tokens (max_prompt_length "
@@ -210,16 +248,32 @@ class PolicyGradientTrainer(Trainer):
             num_generations=args.num_generations,
         )  # fmt: skip
         if not torch.isfinite(rollout.scores).all():
-            raise UserError(f"rollout {index}: a score is not a finite number; check the reward model")
+            raise UserError(
+                f"rollout {index}: a score is not a finite number; check the reward model"
+            )
         found = statistics(rollout)
-        found |= {"kl_coef": self.kl_coef, "episodes": (index + 1) * size, "rollout_seconds": time.time() - started}
-        completions = [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids.cpu(), rollout.mask.cpu())]
+        found |= {
+            "kl_coef": self.kl_coef,
+            "episodes": (index + 1) * size,
+            "rollout_seconds": time.time() - started,
+        }
+        completions = [
+            ids[mask].tolist()
+            for ids, mask in zip(rollout.completion_ids.cpu(), rollout.mask.cpu())
+        ]
         found["unique_completions"] = len(set(map(tuple, completions))) / size
-        found["distinct_2"], found["repetition"] = distinct_n(completions, 2), repetition(completions)
+        found["distinct_2"], found["repetition"] = (
+            distinct_n(completions, 2),
+            repetition(completions),
+        )
         self._rollout_statistics = found
         if args.kl_target is not None:
             self.kl_coef = adapt_kl_coef(
-                self.kl_coef, kl=found["kl"], target=args.kl_target, horizon=args.kl_horizon, episodes=size
+                self.kl_coef,
+                kl=found["kl"],
+                target=args.kl_target,
+                horizon=args.kl_horizon,
+                episodes=size,
             )
         return rollout
 
@@ -227,10 +281,15 @@ class PolicyGradientTrainer(Trainer):
         """The plain texts beside the completion at `place` of the whole run's stream."""
         each = self.args.ptx_per_episode
         return [
-            self.texts[row] for row in choose_rows(len(self.texts), each, start=place * each, seed=self.args.seed + 1)
+            self.texts[row]
+            for row in choose_rows(
+                len(self.texts), each, start=place * each, seed=self.args.seed + 1
+            )
         ]
 
-    def _collect(self, rows: list[dict], prompt_ids: list[list[int]], uniforms: Tensor | None) -> Rollout:
+    def _collect(
+        self, rows: list[dict], prompt_ids: list[list[int]], uniforms: Tensor | None
+    ) -> Rollout:
         """Each process completes its share of the rows; every process gets the whole rollout, in the order of the rows.
 
         The number of rows may be anything: shares are filled up with repeated rows, which are cut off again.
@@ -258,25 +317,41 @@ class PolicyGradientTrainer(Trainer):
     def _gathered(self, rollout: Rollout, count: int) -> Rollout:
         def whole(name: str, tensor: Tensor) -> Tensor:
             if tensor.dim() == 2:
-                padded = self.accelerator.pad_across_processes(tensor, dim=1, pad_first=name.startswith("prompt"))
-                tensor = padded.to(tensor.dtype)  # a padded mask comes back as int64, an unpadded one as bool
+                padded = self.accelerator.pad_across_processes(
+                    tensor, dim=1, pad_first=name.startswith("prompt")
+                )
+                tensor = padded.to(
+                    tensor.dtype
+                )  # a padded mask comes back as int64, an unpadded one as bool
             return gather(tensor)[:count]
 
         tensors = {name: whole(name, tensor) for name, tensor in rollout.tensors().items()}
-        return replace(rollout, **tensors, parts={name: gather(part)[:count] for name, part in rollout.parts.items()})
+        return replace(
+            rollout,
+            **tensors,
+            parts={name: gather(part)[:count] for name, part in rollout.parts.items()},
+        )
 
     @contextmanager
     def _whole_model(self):
         """The ActorCritic with whole weights on this process; all processes must enter together."""
         model = self.accelerator.unwrap_model(self.model)
-        with sharding.filled(self._twin, model) if self._twin is not None else nullcontext(model) as model:
+        with (
+            sharding.filled(self._twin, model)
+            if self._twin is not None
+            else nullcontext(model) as model
+        ):
             if self.ref_model is not None and sharding.uses_deepspeed(self.accelerator):
-                self.ref_model.to(next(model.parameters()).dtype)  # its bf16 is of the weights themselves
+                self.ref_model.to(
+                    next(model.parameters()).dtype
+                )  # its bf16 is of the weights themselves
             yield model
 
     def _reference(self, policy: nn.Module, batch: dict) -> Tensor:
         with adapter(policy, None) if self.ref_model is None else nullcontext():
-            return reference_log_probs(self.ref_model or policy, batch, temperature=self.args.temperature)
+            return reference_log_probs(
+                self.ref_model or policy, batch, temperature=self.args.temperature
+            )
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
@@ -321,7 +396,10 @@ class PolicyGradientTrainer(Trainer):
                 value_losses = value_loss(seen.values, inputs["returns"])
             else:
                 value_losses = clipped_value_loss(
-                    seen.values, inputs["values"], inputs["returns"], value_clip_range=args.value_clip_range
+                    seen.values,
+                    inputs["values"],
+                    inputs["returns"],
+                    value_clip_range=args.value_clip_range,
                 )
             found["value_loss"] = masked_sum(value_losses, mask)
             loss = loss + args.value_coef * found["value_loss"]
@@ -338,7 +416,9 @@ class PolicyGradientTrainer(Trainer):
         ratio = (-log_ratio).exp()
         found["approx_kl"] = masked_sum(k3(log_ratio), mask)
         found["ratio"] = masked_sum(ratio, mask)
-        found["clip_fraction"] = masked_sum(((ratio - 1).abs() > self.args.clip_range).float(), mask)
+        found["clip_fraction"] = masked_sum(
+            ((ratio - 1).abs() > self.args.clip_range).float(), mask
+        )
         if inputs["epoch"] == inputs["update"] == 0:
             deviation = ((ratio - 1).abs() * mask).max()
             known = self._sums.get("first_ratio_error", torch.zeros_like(deviation))
@@ -358,7 +438,9 @@ class PolicyGradientTrainer(Trainer):
         return self.optimizer
 
     def _optimizer(self, model: ActorCritic, args: PolicyGradientConfig) -> torch.optim.Optimizer:
-        value_rate = args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
+        value_rate = (
+            args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
+        )
         groups = [
             {"params": model.policy_parameters(), "lr": args.learning_rate},
             {"params": model.value_parameters(), "lr": value_rate},
@@ -378,7 +460,11 @@ class PolicyGradientTrainer(Trainer):
         DeepSpeed has by now clipped both by their common norm and stepped, or left the step out; here it is counted.
         """
         deepspeed = sharding.uses_deepspeed(self.accelerator)
-        norms = {"grad_norm": sharding.common_norm(self.accelerator)} if deepspeed else self._clip_apart(model)
+        norms = (
+            {"grad_norm": sharding.common_norm(self.accelerator)}
+            if deepspeed
+            else self._clip_apart(model)
+        )
         finite = all(bool(norm.isfinite()) for norm in norms.values())
         self.nonfinite.count(not finite)
         if finite:
@@ -393,10 +479,14 @@ class PolicyGradientTrainer(Trainer):
     def _clip_apart(self, model) -> dict[str, Tensor]:
         inner = self.accelerator.unwrap_model(model)
         parts = {"policy": inner.policy_parameters(), "value": inner.value_parameters()}
-        limits = {"policy": float("inf") if self.algorithm.trust_region else self.args.max_grad_norm}
+        limits = {
+            "policy": float("inf") if self.algorithm.trust_region else self.args.max_grad_norm
+        }
         return {
             f"grad_norm_{name}": sharding.whole_tensor(
-                self.accelerator.clip_grad_norm_(parameters, limits.get(name, self.args.max_grad_norm))
+                self.accelerator.clip_grad_norm_(
+                    parameters, limits.get(name, self.args.max_grad_norm)
+                )
             ).float()
             for name, parameters in parts.items()
             if parameters
@@ -407,8 +497,14 @@ class PolicyGradientTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._rollout_statistics:
             logs.pop("grad_norm", None)
-            logs |= self._rollout_statistics | self._averages() | {"nonfinite_steps": self.nonfinite.take()}
-        self.state.epoch = self.state.global_step / self.args.max_steps  # the Trainer counts from where it resumed
+            logs |= (
+                self._rollout_statistics
+                | self._averages()
+                | {"nonfinite_steps": self.nonfinite.take()}
+            )
+        self.state.epoch = (
+            self.state.global_step / self.args.max_steps
+        )  # the Trainer counts from where it resumed
         super().log(logs, start_time)
 
     def _averages(self) -> dict[str, float]:
@@ -416,7 +512,9 @@ class PolicyGradientTrainer(Trainer):
         names = sorted(self._sums)
         if not names:  # every update was left out
             return {}
-        sums = torch.stack([self._sums[name].to(self.args.device).float() for name in names])  # norms may be on the CPU
+        sums = torch.stack(
+            [self._sums[name].to(self.args.device).float() for name in names]
+        )  # norms may be on the CPU
         per_process = gather(sums.unsqueeze(0)) if self.args.world_size > 1 else sums.unsqueeze(0)
         found = {}
         for place, name in enumerate(names):
@@ -430,19 +528,32 @@ class PolicyGradientTrainer(Trainer):
         self._sums, self._counts = {}, Counter()
         return found
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Sample one completion per evaluation prompt, with the same random numbers every time, and score them."""
         rows, started = self.eval_rows, time.time()
         if not rows:
-            raise UserError("there are no evaluation prompts: give eval_dataset_name or eval_fraction")
-        uniforms = uniform_numbers(len(rows), self.args.max_completion_length, seed=self.args.seed, stream=2**40)
+            raise UserError(
+                "there are no evaluation prompts: give eval_dataset_name or eval_fraction"
+            )
+        uniforms = uniform_numbers(
+            len(rows), self.args.max_completion_length, seed=self.args.seed, stream=2**40
+        )
         rollout = self._collect(rows, self.eval_prompt_ids, uniforms)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in statistics(rollout).items()}
+        metrics = {
+            f"{metric_key_prefix}_{name}": value for name, value in statistics(rollout).items()
+        }
         self.log(metrics | {f"{metric_key_prefix}_seconds": time.time() - started})
         if self.is_world_process_zero():
             for sample in self.samples(rollout, rows):
-                append_jsonl(Path(self.args.output_dir) / "samples.jsonl", {"step": self.state.global_step, **sample})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+                append_jsonl(
+                    Path(self.args.output_dir) / "samples.jsonl",
+                    {"step": self.state.global_step, **sample},
+                )
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         self.model.train()
         return metrics
 
@@ -452,7 +563,9 @@ class PolicyGradientTrainer(Trainer):
         return [
             {
                 "prompt": as_text(row["prompt"]),
-                "completion": decode(self.tokenizer, rollout.completion_ids[i][rollout.mask[i]].tolist()),
+                "completion": decode(
+                    self.tokenizer, rollout.completion_ids[i][rollout.mask[i]].tolist()
+                ),
                 "score": float(rollout.scores[i]),
                 "kl": float(kl[i]),
                 **{name: float(part[i]) for name, part in rollout.parts.items()},
@@ -491,7 +604,9 @@ class PolicyGradientTrainer(Trainer):
             state = checkpoints.load_state(Path(resume_from_checkpoint))
             self.kl_coef, self._first_rollout = state["kl_coef"], state["rollouts"]
             self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
-        return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super()._inner_training_loop(
+            *args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), self.model, self.average)

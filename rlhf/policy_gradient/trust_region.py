@@ -25,7 +25,11 @@ from rlhf.models.parts import trunk_of
 ITERATIONS = 10  # of conjugate gradient: TRPO paper
 TOLERANCE = 1e-10  # relative squared residual: baselines
 DAMPING = 0.1  # fewer samples than parameters leave F singular: baselines
-SHRINK, ATTEMPTS, ACCEPT_RATIO = 0.8, 10, 0.1  # of the line search: 0.8 and 10 as in Spinning Up, 0.1 as in modular_rl
+SHRINK, ATTEMPTS, ACCEPT_RATIO = (
+    0.8,
+    10,
+    0.1,
+)  # of the line search: 0.8 and 10 as in Spinning Up, 0.1 as in modular_rl
 FISHER_SHARE = 0.1
 FORWARD = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
 
@@ -40,15 +44,21 @@ class TrustRegion(TrainerCallback):
         batches, self.batches = self.batches, []
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         parameters = model.policy_parameters()
-        if not batches or all(p.grad is None for p in parameters):  # a pass for the value model, or a step left out
+        if not batches or all(
+            p.grad is None for p in parameters
+        ):  # a pass for the value model, or a step left out
             return
         with torch.autocast(args.device.type, enabled=False):
-            found = self.step(model.policy, parameters, batches, args, total=batches[0]["num_tokens"])
+            found = self.step(
+                model.policy, parameters, batches, args, total=batches[0]["num_tokens"]
+            )
         self.trainer.count(found)
         for parameter in parameters:
             parameter.grad = None  # so that the optimiser leaves it where the step has put it
 
-    def step(self, policy, parameters, batches: list[dict], args, *, total: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, policy, parameters, batches: list[dict], args, *, total: Tensor
+    ) -> dict[str, Tensor]:
         """Move the parameters by the accepted step; what to log of it."""
 
         def over_processes(value: Tensor) -> Tensor:
@@ -68,12 +78,21 @@ class TrustRegion(TrainerCallback):
         graphs = []
         for batch in chosen:
             now = logits(states(batch))
-            graphs.append(differentiable_gradient(categorical_kl(now.detach(), now).sum() / tokens, parameters))
+            graphs.append(
+                differentiable_gradient(
+                    categorical_kl(now.detach(), now).sum() / tokens, parameters
+                )
+            )
 
         def product(vector: Tensor) -> Tensor:
-            return over_processes(sum(fisher_vector_product(g, parameters, vector) for g in graphs)) + DAMPING * vector
+            return (
+                over_processes(sum(fisher_vector_product(g, parameters, vector) for g in graphs))
+                + DAMPING * vector
+            )
 
-        direction = conjugate_gradient(product, gradient, iterations=ITERATIONS, tolerance=TOLERANCE)
+        direction = conjugate_gradient(
+            product, gradient, iterations=ITERATIONS, tolerance=TOLERANCE
+        )
         step = step_length(direction, product(direction), max_kl=args.max_kl) * direction
 
         with torch.no_grad():
@@ -87,15 +106,21 @@ class TrustRegion(TrainerCallback):
                     p.copy_(old + fraction * move)
                 sums = torch.zeros(2, device=step.device, dtype=torch.float64)
                 for batch, old in zip(batches, old_states):
-                    advantages, ids = batch["advantages"][batch["mask"]], batch["completion_ids"][batch["mask"]]
+                    advantages, ids = (
+                        batch["advantages"][batch["mask"]],
+                        batch["completion_ids"][batch["mask"]],
+                    )
                     pieces = (x.split(CHUNK) for x in (old, states(batch), advantages, ids))
                     for old_hidden, new_hidden, advantage, token in zip(*pieces):
                         before = (
-                            torch.nn.functional.linear(old_hidden, old_weight, head.bias).float() / args.temperature
+                            torch.nn.functional.linear(old_hidden, old_weight, head.bias).float()
+                            / args.temperature
                         )
                         after = logits(new_hidden)
                         ratio = (log_prob(after, token) - log_prob(before, token)).exp()
-                        sums += torch.stack([(advantage * (ratio - 1)).sum(), categorical_kl(before, after).sum()])
+                        sums += torch.stack(
+                            [(advantage * (ratio - 1)).sum(), categorical_kl(before, after).sum()]
+                        )
                 improvement, kl = (over_processes(sums) / total.to(sums.device)).tolist()
                 return improvement, kl
 

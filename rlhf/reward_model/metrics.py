@@ -26,7 +26,9 @@ def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
     row_of = torch.tensor([pair[0] for pair in pairs])
     gaps = torch.tensor([pair[4] for pair in pairs])
     hits = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, right)
-    counts = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, torch.ones_like(right))
+    counts = torch.zeros(len(rows), dtype=torch.double).index_add_(
+        0, row_of, torch.ones_like(right)
+    )
     draws = torch.randint(len(rows), (1000, len(rows)), generator=torch.Generator().manual_seed(0))
     resampled = hits[draws].sum(1) / counts[draws].sum(1).clamp(min=1)
     predicted = torch.sigmoid(margins.abs())
@@ -46,11 +48,18 @@ def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
         "score_mean": flat.mean().item(),
         "score_std": flat.std().item(),
         "accuracy_by_gap": {
-            int(gap): {"accuracy": right[gaps == gap].mean().item(), "pairs": int((gaps == gap).sum())}
+            int(gap): {
+                "accuracy": right[gaps == gap].mean().item(),
+                "pairs": int((gaps == gap).sum()),
+            }
             for gap in gaps.unique().tolist()
         },
         "calibration": [
-            {"predicted": predicted[bins == b].mean().item(), "observed": right[bins == b].mean().item(), "pairs": n}
+            {
+                "predicted": predicted[bins == b].mean().item(),
+                "observed": right[bins == b].mean().item(),
+                "pairs": n,
+            }
             for b in range(10)
             if (n := int((bins == b).sum()))
         ],
@@ -80,7 +89,10 @@ def plot_ranking_report(report: dict, folder) -> None:
     left.axvline(0, color="black", linewidth=1)
     left.set(title="margin of ordered pairs", xlabel="score(better) - score(worse)")
     middle.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
-    middle.plot(*zip(*[(b["predicted"], b["observed"]) for b in report["calibration"]], strict=True), marker="o")
+    middle.plot(
+        *zip(*[(b["predicted"], b["observed"]) for b in report["calibration"]], strict=True),
+        marker="o",
+    )
     middle.set(title="calibration", xlabel="predicted share of right pairs", ylabel="observed")
     gaps = report["accuracy_by_gap"]
     right.bar([str(gap) for gap in gaps], [entry["accuracy"] for entry in gaps.values()])

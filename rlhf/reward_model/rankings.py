@@ -27,7 +27,9 @@ def encode_rankings(tokenizer, rows: list[dict], *, max_length: int) -> tuple[li
                 }
             )
     if not encoded:
-        raise UserError(f"no ranking fits max_length={max_length} tokens: raise it (prompt + completion counts)")
+        raise UserError(
+            f"no ranking fits max_length={max_length} tokens: raise it (prompt + completion counts)"
+        )
     return encoded, long
 
 

@@ -23,11 +23,20 @@ class RewardConfig(TrainingArguments):
     """TrainingArguments keep their meaning; a batch counts prompts, each with all its completions."""
 
     max_length: int = field(
-        default=1024, metadata={"help": "Longest prompt + completion in tokens; longer ones are left out and counted."}
+        default=1024,
+        metadata={
+            "help": "Longest prompt + completion in tokens; longer ones are left out and counted."
+        },
     )
-    learning_rate: float = field(default=9e-6, metadata={"help": "InstructGPT: 9e-6, cosine to 10 %."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "InstructGPT: 1; a second epoch overfits quickly."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Prompts per step. InstructGPT: 64."})
+    learning_rate: float = field(
+        default=9e-6, metadata={"help": "InstructGPT: 9e-6, cosine to 10 %."}
+    )
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "InstructGPT: 1; a second epoch overfits quickly."}
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Prompts per step. InstructGPT: 64."}
+    )
 
     def __post_init__(self):
         self.remove_unused_columns = False
@@ -61,7 +70,9 @@ class RewardTrainer(Trainer):
         callbacks=None,
     ):
         self.tokenizer = tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
         super().__init__(
             model=ScoreModel(model),
             args=args,
@@ -91,21 +102,34 @@ class RewardTrainer(Trainer):
             part = mine[start : start + size]
             batch = self.data_collator(part)
             with self.accelerator.autocast():
-                flat = model(batch["input_ids"].to(self.args.device), batch["mask"].to(self.args.device)).tolist()
+                flat = model(
+                    batch["input_ids"].to(self.args.device), batch["mask"].to(self.args.device)
+                ).tolist()
             for row in part:
                 found.append(flat[: len(row["ranks"])])
                 flat = flat[len(row["ranks"]) :]
         if self.args.world_size == 1:
             return found
         everyone = gather_object([found])
-        return [everyone[place % self.args.world_size][place // self.args.world_size] for place in range(len(rows))]
+        return [
+            everyone[place % self.args.world_size][place // self.args.world_size]
+            for place in range(len(rows))
+        ]
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         rows = eval_dataset if eval_dataset is not None else self.eval_dataset
         report = ranking_report(self.scores(rows), rows)
-        metrics = {f"{metric_key_prefix}_{name}": v for name, v in report.items() if isinstance(v, int | float)}
+        metrics = {
+            f"{metric_key_prefix}_{name}": v
+            for name, v in report.items()
+            if isinstance(v, int | float)
+        }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         self.model.train()
         return metrics
 
@@ -118,11 +142,14 @@ class RewardTrainer(Trainer):
         save(model, self.tokenizer, folder)
         if _internal_call:
             torch.save(
-                {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, f"{folder}/trainable.pt"
+                {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
+                f"{folder}/trainable.pt",
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         parameters = dict(self.model.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in torch.load(f"{resume_from_checkpoint}/trainable.pt", weights_only=True).items():
+            for name, tensor in torch.load(
+                f"{resume_from_checkpoint}/trainable.pt", weights_only=True
+            ).items():
                 parameters[name].copy_(tensor)

@@ -28,15 +28,31 @@ RECIPES = {
     "ner": ("tagger", "A model that labels each word (named entity recognition)."),
     "question_answering": ("reader", "A model that marks the answer to a question in a text."),
     "sft": ("causal", "A chat model, fine-tuned on demonstrations (SFT)."),
-    "reward": ("reward", "A reward model: it gives an answer to a prompt one score, learned from human rankings."),
+    "reward": (
+        "reward",
+        "A reward model: it gives an answer to a prompt one score, learned from human rankings.",
+    ),
     "ppo": ("causal", "A chat model trained by {algorithm} to raise the score of its answers."),
-    "dpo": ("causal", "A chat model trained on pairs of answers by direct preference optimisation (DPO)."),
+    "dpo": (
+        "causal",
+        "A chat model trained on pairs of answers by direct preference optimisation (DPO).",
+    ),
 }
 # kind -> (file of its report, the list in it that becomes a table, columns, what a row is)
 REPORTS = {
-    "classifier": ("classification.json", "classes", ("label", "rows", "precision", "recall", "f1"), "labels"),
+    "classifier": (
+        "classification.json",
+        "classes",
+        ("label", "rows", "precision", "recall", "f1"),
+        "labels",
+    ),
     "tagger": ("ner.json", "types", ("type", "entities", "precision", "recall", "f1"), "types"),
-    "reader": ("question_answering.json", "kinds", ("question", "rows", "exact", "f1"), "kinds of questions"),
+    "reader": (
+        "question_answering.json",
+        "kinds",
+        ("question", "rows", "exact", "f1"),
+        "kinds of questions",
+    ),
 }
 # metric of a record -> what the Hub calls it
 EVALUATIONS = {
@@ -72,7 +88,12 @@ LICENCES = {
     "google-bert/bert-base-cased": "apache-2.0",
     "google-bert/bert-base-multilingual-cased": "apache-2.0",
 }
-NOT_THE_ORIGIN = ("reward", "value", "ref", "tokenizer")  # parents by whose weights this run did not start
+NOT_THE_ORIGIN = (
+    "reward",
+    "value",
+    "ref",
+    "tokenizer",
+)  # parents by whose weights this run did not start
 
 # ---- snippets; {path} and {prompt} are Python literals -----------------------------------------------------------
 
@@ -168,14 +189,18 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
     folder = Path(folder)
     record = _record(folder)
     if record is None:
-        raise UserError(f"{folder}: no readable {RECORD}: a card needs the folder of a recipe's run")
+        raise UserError(
+            f"{folder}: no readable {RECORD}: a card needs the folder of a recipe's run"
+        )
     kind, samples = kind_of(folder, record), read_jsonl(folder / "samples.jsonl")
     model_id = model_id or record.config.get("hub_model_id") or _shown_path(folder, record)
     title = _title(folder, record, model_id)
     sections = [
         f"# {markdown_cell(title)}",
         _sentence(folder, record, kind),
-        "" if record.status == "done" else f"**This run is not complete: its status is `{record.status}`.**",
+        ""
+        if record.status == "done"
+        else f"**This run is not complete: its status is `{record.status}`.**",
         _section("Results", _results(folder, record)),
         _section("Samples", _samples(samples)),
         _section("Errors", _errors(folder, kind)),
@@ -187,7 +212,9 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
     ]
     front = yaml.safe_dump(front_matter(folder, record), sort_keys=False, allow_unicode=True)
     text = f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
-    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)  # a token given as a flag is in the command
+    return re.sub(
+        r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text
+    )  # a token given as a flag is in the command
 
 
 def _title(folder: Path, record: RunRecord, model_id: str | None = None) -> str:
@@ -208,7 +235,12 @@ def front_matter(folder: Path, record: RunRecord) -> dict:
         content["datasets"] = datasets
     if kind in PIPELINES:
         content["pipeline_tag"] = PIPELINES[kind]
-    tags = ["rlhf", record.recipe, record.config.get("algorithm"), "reward-model" if kind == "reward" else None]
+    tags = [
+        "rlhf",
+        record.recipe,
+        record.config.get("algorithm"),
+        "reward-model" if kind == "reward" else None,
+    ]
     content["tags"] = list(dict.fromkeys(str(tag) for tag in tags if tag))
     if results := evaluations(folder, record, kind):
         content["model-index"] = [{"name": _title(folder, record), "results": [results]}]
@@ -227,7 +259,11 @@ def evaluations(folder: Path, record: RunRecord, kind: str) -> dict | None:
     name = str(record.data[-1].get("name", ""))
     known = _is_hub_id(name) and not is_local(name)
     shown = name if known else Path(name).name
-    return {"task": {"type": PIPELINES[kind]}, "dataset": {"name": shown, "type": shown}, "metrics": metrics}
+    return {
+        "task": {"type": PIPELINES[kind]},
+        "dataset": {"name": shown, "type": shown},
+        "metrics": metrics,
+    }
 
 
 def kind_of(folder: Path, record: RunRecord) -> str:
@@ -242,8 +278,16 @@ def kind_of(folder: Path, record: RunRecord) -> str:
 def lineage(folder: Path, record: RunRecord) -> list[dict]:
     """This run and all it came from, depth first: depth, role, name, recipe, sha256, code."""
     weights = sorted(folder.glob("*.safetensors"))
-    own = {"depth": 0, "role": "this run", "name": _shown_path(folder, record), "recipe": record.recipe}
-    own |= {"sha256": file_sha256(weights[0]) if weights else "", "code": record.versions.get("code", "")}
+    own = {
+        "depth": 0,
+        "role": "this run",
+        "name": _shown_path(folder, record),
+        "recipe": record.recipe,
+    }
+    own |= {
+        "sha256": file_sha256(weights[0]) if weights else "",
+        "code": record.versions.get("code", ""),
+    }
     return [own, *_ancestors(folder, record, 1, {folder.resolve()})]
 
 
@@ -254,8 +298,16 @@ def _ancestors(folder: Path, record: RunRecord, depth: int, seen: set[Path]) -> 
             continue
         home = _home(entry["name"], folder)
         above = _record(home) if home else None
-        row = {"depth": depth, "role": role, "name": entry["name"], "recipe": entry.get("recipe", "")}
-        row |= {"sha256": entry.get("sha256", ""), "code": above.versions.get("code", "") if above else ""}
+        row = {
+            "depth": depth,
+            "role": role,
+            "name": entry["name"],
+            "recipe": entry.get("recipe", ""),
+        }
+        row |= {
+            "sha256": entry.get("sha256", ""),
+            "code": above.versions.get("code", "") if above else "",
+        }
         found.append(row)
         if above and home.resolve() not in seen:
             found += _ancestors(home, above, depth + 1, seen | {home.resolve()})
@@ -267,12 +319,23 @@ def base_model(folder: Path, record: RunRecord) -> str | None:
     seen: set[Path] = set()
     while folder.resolve() not in seen:
         seen.add(folder.resolve())
-        origins = [entry for role, entry in record.parents.items() if not any(n in role for n in NOT_THE_ORIGIN)]
-        origin = next((entry for entry in origins if isinstance(entry, dict) and entry.get("name")), {})
+        origins = [
+            entry
+            for role, entry in record.parents.items()
+            if not any(n in role for n in NOT_THE_ORIGIN)
+        ]
+        origin = next(
+            (entry for entry in origins if isinstance(entry, dict) and entry.get("name")), {}
+        )
         home = _home(origin.get("name", ""), folder)
         above = _record(home) if home else None
         if above is None:
-            local = home or not _is_hub_id(origin.get("name", "")) or origin.get("sha256") or origin.get("recipe")
+            local = (
+                home
+                or not _is_hub_id(origin.get("name", ""))
+                or origin.get("sha256")
+                or origin.get("recipe")
+            )
             return None if local else origin["name"]
         folder, record = home, above
     return None
@@ -283,7 +346,9 @@ def _home(name: str, child: Path) -> Path | None:
     if not name:
         return None
     places = [Path(name), child.parent / Path(name).name]
-    return next((place for place in places if place.is_dir() and place.resolve() != child.resolve()), None)
+    return next(
+        (place for place in places if place.is_dir() and place.resolve() != child.resolve()), None
+    )
 
 
 # ---- sections ----------------------------------------------------------------------------------------------------
@@ -317,7 +382,9 @@ def _results(folder: Path, record: RunRecord) -> str:
         metrics, origin = (rows[-1], "The last line of metrics.jsonl:\n\n") if rows else ({}, "")
     numbers = [(name, _number(value)) for name, value in _flat(metrics)]
     kind = kind_of(folder, record)
-    pictures = sorted((folder / "plots").glob("*.png"), key=lambda path: (path.name != "curves.png", path.name))
+    pictures = sorted(
+        (folder / "plots").glob("*.png"), key=lambda path: (path.name != "curves.png", path.name)
+    )
     parts = [origin + markdown_table(["metric", "value"], numbers, right=1)] if numbers else []
     parts += [_report_table(folder, kind)] if kind in REPORTS else []
     parts += [f"![{path.stem}](plots/{path.name})" for path in pictures]
@@ -331,9 +398,13 @@ def _report_table(folder: Path, kind: str) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: -row.get(columns[1], 0))
-    table = markdown_table(columns, [[_number(row.get(column, "")) for column in columns] for row in rows[:ROWS]])
+    table = markdown_table(
+        columns, [[_number(row.get(column, "")) for column in columns] for row in rows[:ROWS]]
+    )
     return table + (
-        f"\n\nThe {ROWS} most frequent of {len(rows)} {what}; `{name}` has all." if len(rows) > ROWS else ""
+        f"\n\nThe {ROWS} most frequent of {len(rows)} {what}; `{name}` has all."
+        if len(rows) > ROWS
+        else ""
     )
 
 
@@ -348,7 +419,10 @@ def _errors(folder: Path, kind: str) -> str:
     rows = [row for row in rows if isinstance(row, dict)][:SAMPLES]
     if not rows:
         return ""
-    cells = [[_cell(row.get(column, ""), " " if column == "tokens" else "; ") for column in columns] for row in rows]
+    cells = [
+        [_cell(row.get(column, ""), " " if column == "tokens" else "; ") for column in columns]
+        for row in rows
+    ]
     return "Held-out rows that the model gets wrong:\n\n" + markdown_table(columns, cells)
 
 
@@ -362,7 +436,9 @@ def _samples(samples: list[dict]) -> str:
         return ""
     last = [sample for sample in samples if sample.get("step") == samples[-1].get("step")][:SAMPLES]
     columns = [name for name in last[0] if name != "step"]
-    return markdown_table(columns, [[_number(sample.get(name, "")) for name in columns] for sample in last])
+    return markdown_table(
+        columns, [[_number(sample.get(name, "")) for name in columns] for sample in last]
+    )
 
 
 def _use(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
@@ -383,7 +459,9 @@ def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], pa
         kind = "score"
     text = _example(samples, "text", 200) or "The letter was written by Ada."
     prompt = text if kind == "tagger" else _example(samples, "prompt", 80) or "Hello, how are you?"
-    texts = {"text": text} | ({"text_pair": _example(samples, "text_pair", 200) or "Ada wrote the letter."})
+    texts = {"text": text} | (
+        {"text_pair": _example(samples, "text_pair", 200) or "Ada wrote the letter."}
+    )
     literals = {
         "prompt": prompt,
         "texts": texts if config.get("trained_pairs") else text,
@@ -418,7 +496,10 @@ def _lineage_table(folder: Path, record: RunRecord) -> str:
 
 
 def _data_table(record: RunRecord) -> str:
-    rows = [(entry.get("name", ""), _number(entry.get("rows", "")), entry.get("sha256", "")) for entry in record.data]
+    rows = [
+        (entry.get("name", ""), _number(entry.get("rows", "")), entry.get("sha256", ""))
+        for entry in record.data
+    ]
     return markdown_table(["name", "rows", "sha256 of the rows"], rows) if rows else ""
 
 
@@ -438,7 +519,9 @@ def _making(record: RunRecord) -> str:
         + fenced(yaml.safe_dump(config, allow_unicode=True, width=1000).rstrip(), "yaml")
         if config
         else "",
-        markdown_table(["package", "version"], sorted(record.versions.items())) if record.versions else "",
+        markdown_table(["package", "version"], sorted(record.versions.items()))
+        if record.versions
+        else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -468,7 +551,11 @@ def _is_hub_id(name: str) -> bool:
 def _shown_path(folder: Path, record: RunRecord) -> str:
     """The folder as the command named it; of an absolute path only its name, which tells a reader enough."""
     path = Path(record.config.get("output_dir") or folder)
-    return folder.resolve().name if path.is_absolute() or path.name != folder.resolve().name else path.as_posix()
+    return (
+        folder.resolve().name
+        if path.is_absolute() or path.name != folder.resolve().name
+        else path.as_posix()
+    )
 
 
 def _record(folder: Path) -> RunRecord | None:

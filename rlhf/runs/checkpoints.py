@@ -12,7 +12,11 @@ def check_output_dir(folder: str, resume: bool) -> None:
     path = Path(folder)
     if resume or not path.is_dir() or not any(path.iterdir()):
         return
-    if (path / RECORD).is_file() and RunRecord.load(path).status == "failed" and not list(path.glob("checkpoint-*")):
+    if (
+        (path / RECORD).is_file()
+        and RunRecord.load(path).status == "failed"
+        and not list(path.glob("checkpoint-*"))
+    ):
         for leftover in (RECORD, "metrics.jsonl", "samples.jsonl"):
             (path / leftover).unlink(missing_ok=True)
         return
@@ -32,9 +36,13 @@ def checkpoint_to_resume(args) -> str | None:
         return None
     if asked.lower() != "true":
         if not Path(asked).is_dir():
-            raise UserError(f"resume_from_checkpoint={asked}: no such folder; `true` takes the newest of output_dir")
+            raise UserError(
+                f"resume_from_checkpoint={asked}: no such folder; `true` takes the newest of output_dir"
+            )
         return asked
     newest = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
     if newest is None:
-        raise UserError(f"resume_from_checkpoint: {args.output_dir} holds no checkpoint-N: begin the run without it")
+        raise UserError(
+            f"resume_from_checkpoint: {args.output_dir} holds no checkpoint-N: begin the run without it"
+        )
     return newest

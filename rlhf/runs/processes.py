@@ -23,7 +23,9 @@ def asked_processes() -> int | None:
                 if part in ("--config_file", "--config-file"):
                     import yaml
 
-                    return int(yaml.safe_load(Path(command[place + 1]).read_text()).get("num_processes", 1))
+                    return int(
+                        yaml.safe_load(Path(command[place + 1]).read_text()).get("num_processes", 1)
+                    )
     return None
 
 
@@ -68,7 +70,10 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     size = psutil.virtual_memory().available // 2
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    free.argtypes, madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    free.argtypes, madvise.argtypes = (
+        [ctypes.c_void_p],
+        [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int],
+    )
     if start := malloc(size):  # grows the heap; what is freed at once stays in it
         page = 2**21
         first = -(-start // page) * page
@@ -80,4 +85,6 @@ def best_device() -> str:
     """The accelerator of this machine ("cuda", "mps", "xpu"), or "cpu"."""
     import torch
 
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    return (
+        torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    )

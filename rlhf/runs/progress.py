@@ -49,7 +49,9 @@ class RunProgress(TrainerCallback):
         append_jsonl(self.path, {"step": state.global_step, **logs})
         self.latest.update({name: logs[name] for name in HEADLINES if name in logs})
         if self.bar is not None:
-            self.bar.set_postfix({name: f"{value:.3g}" for name, value in self.latest.items()}, refresh=False)
+            self.bar.set_postfix(
+                {name: f"{value:.3g}" for name, value in self.latest.items()}, refresh=False
+            )
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -103,11 +105,15 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
         "train_loss",
         "num_input_tokens_seen",
     )
-    names = sorted({n.removeprefix("eval_") for row in rows for n in row if not any(s in n for s in skipped)})
+    names = sorted(
+        {n.removeprefix("eval_") for row in rows for n in row if not any(s in n for s in skipped)}
+    )
     curves = {}
     for name in names:
         for label, key in (("training", name), ("evaluation", f"eval_{name}")):
-            points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+            points = [
+                (row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)
+            ]
             if len(points) > 1:
                 curves.setdefault(name, {})[label] = points
     if not curves:
@@ -116,10 +122,17 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
     plots.mkdir(exist_ok=True)
     width = min(4, len(curves))
     height = -(-len(curves) // width)
-    figure, axes = plt.subplots(height, width, figsize=(4 * width, 2.8 * height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        height, width, figsize=(4 * width, 2.8 * height), squeeze=False, layout="constrained"
+    )
     for axis, (name, lines) in zip(axes.flat, curves.items(), strict=False):
         for label, points in lines.items():
-            axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 12 else None, markersize=3)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=label,
+                marker="o" if len(points) < 12 else None,
+                markersize=3,
+            )
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

@@ -16,7 +16,16 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "gradio", "tokenizers")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "accelerate",
+    "gradio",
+    "tokenizers",
+)
 RECORD = "run.json"
 # What the name of a model class ends in -> what the model is.
 ARCHITECTURES = {
@@ -83,7 +92,9 @@ class RunRecord:
 
 def command_line() -> str:
     """The command as a person would type it: `accelerate launch` is not in sys.argv, so it is put back; tokens are not."""
-    script = os.path.relpath(sys.argv[0]) if sys.argv and os.path.exists(sys.argv[0]) else sys.argv[0]
+    script = (
+        os.path.relpath(sys.argv[0]) if sys.argv and os.path.exists(sys.argv[0]) else sys.argv[0]
+    )
     prefix = "accelerate launch" if "recipes" in Path(script).parts else "python"
     secret = re.compile(r"(--\w*token)([= ])\S+")
     return secret.sub(r"\1\2***", " ".join([prefix, script, *sys.argv[1:]]))
@@ -110,7 +121,9 @@ def code_version() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -161,8 +174,14 @@ def read_object(path: str | os.PathLike) -> dict:
 def model_kind(folder: str | os.PathLike) -> str:
     """What the model in a folder is: a value of ARCHITECTURES, "reward", or "" where config.json names none of these."""
     names = read_object(Path(folder) / "config.json").get("architectures") or []
-    kind = next((kind for name in names for end, kind in ARCHITECTURES.items() if name.endswith(end)), "")
-    return "reward" if kind == "classifier" and read_object(Path(folder) / RECORD).get("recipe") == "reward" else kind
+    kind = next(
+        (kind for name in names for end, kind in ARCHITECTURES.items() if name.endswith(end)), ""
+    )
+    return (
+        "reward"
+        if kind == "classifier" and read_object(Path(folder) / RECORD).get("recipe") == "reward"
+        else kind
+    )
 
 
 def find_runs(root: str | os.PathLike) -> list[Path]:

@@ -3,7 +3,7 @@
     def main(settings: Settings, args: SFTConfig) -> None: ...
 
     if __name__ == "__main__":
-        run(main, __doc__)
+        start(main, __doc__)
 
 The dataclasses in the signature of `main` are the keys of the YAML and the flags of the command line.
 """
@@ -41,7 +41,9 @@ class Run:
 
     def __init__(self, recipe: str, settings, args):
         self.args, self.folder, self.main = args, Path(args.output_dir), args.process_index == 0
-        self.record = RunRecord.begin(recipe, config=changed_settings(settings, args), seed=args.seed)
+        self.record = RunRecord.begin(
+            recipe, config=changed_settings(settings, args), seed=args.seed
+        )
 
     def data(self, splits) -> None:
         """Note what was read (`data.splits.Splits`) and pass its warnings on."""
@@ -55,7 +57,8 @@ class Run:
 
     def metrics(self, metrics: dict) -> None:
         self.record.metrics |= {
-            name: round(value, 6) if isinstance(value, float) else value for name, value in metrics.items()
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in metrics.items()
         }
 
     def samples(self, rows: list[dict]) -> None:
@@ -66,7 +69,9 @@ class Run:
         """A file of the run folder: rows where the name ends in .jsonl, any JSON otherwise."""
         if self.main:
             parts, indent = (content, None) if name.endswith(".jsonl") else ([content], 1)
-            text = "".join(json.dumps(part, indent=indent, ensure_ascii=False) + "\n" for part in parts)
+            text = "".join(
+                json.dumps(part, indent=indent, ensure_ascii=False) + "\n" for part in parts
+            )
             (self.folder / name).write_text(text, encoding="utf-8")
 
     def say(self, text: str) -> None:
@@ -104,7 +109,9 @@ def recording(recipe: str, settings, args):
         raise
     finally:
         run.record.seconds = round(time.time() - started, 1)
-        run.record.peak_memory_gb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+        run.record.peak_memory_gb = round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
+        )
         if run.main:
             run.record.save(run.folder)
     if run.main:
@@ -118,10 +125,12 @@ def recording(recipe: str, settings, args):
             for k, v in run.record.metrics.items()
             if isinstance(v, int | float)
         )
-        run.say(f"{recipe}: {run.record.seconds:.0f} s, {run.record.peak_memory_gb:.2f} GB; {numbers}")
+        run.say(
+            f"{recipe}: {run.record.seconds:.0f} s, {run.record.peak_memory_gb:.2f} GB; {numbers}"
+        )
 
 
-def run(main, description: str, argv: list[str] | None = None) -> None:
+def start(main, description: str, argv: list[str] | None = None) -> None:
     """Parse, call `main`, and turn what a user can repair into one line and exit code 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -20,15 +20,27 @@ class DataSettings:
             "help": "Hub id, a file (jsonl, json, csv, tsv, conll, parquet, txt; .gz too), or a folder of feedback events."
         },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub data set to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split of a Hub data set to evaluate on."})
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "File or Hub id with the evaluation rows."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split of a Hub data set to train on."}
+    )
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split of a Hub data set to evaluate on."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "File or Hub id with the evaluation rows."}
+    )
     eval_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the prompts held out when there is no evaluation set; 0: none."}
+        default=0.1,
+        metadata={
+            "help": "Share of the prompts held out when there is no evaluation set; 0: none."
+        },
     )
     columns: dict[str, str] | str | None = field(
-        default=None, metadata={"help": "Our column = their column: text=document,label=class, or a YAML map."}
+        default=None,
+        metadata={"help": "Our column = their column: text=document,label=class, or a YAML map."},
     )
     document_separator: str | None = field(
         default=None,
@@ -37,16 +49,24 @@ class DataSettings:
         },
     )
     dataset_limit: int | None = field(default=None, metadata={"help": "Use the first N rows only."})
-    skip_bad: bool = field(default=False, metadata={"help": "Leave bad rows out and count them, instead of stopping."})
+    skip_bad: bool = field(
+        default=False, metadata={"help": "Leave bad rows out and count them, instead of stopping."}
+    )
 
 
 @dataclass
 class ModelSettings:
     """What is trained, and how much of it."""
 
-    model_name_or_path: str = field(default="gpt2", metadata={"help": "Run folder or Hub id to start from."})
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Default: the model's own."})
+    model_name_or_path: str = field(
+        default="gpt2", metadata={"help": "Run folder or Hub id to start from."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit on the Hub."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Default: the model's own."}
+    )
     dtype: str = field(
         default="float32",
         metadata={
@@ -54,7 +74,8 @@ class ModelSettings:
         },
     )
     use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA matrices instead of all weights; merged when saved."}
+        default=False,
+        metadata={"help": "Train LoRA matrices instead of all weights; merged when saved."},
     )
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: alpha / r."})
@@ -64,18 +85,27 @@ class ModelSettings:
 class ScratchSettings:
     """Sizes of a model with random weights, in place of model_name_or_path."""
 
-    from_scratch: bool = field(default=False, metadata={"help": "Start from random weights of the sizes below."})
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Start from random weights of the sizes below."}
+    )
     model_type: str = field(default="gpt2", metadata={"help": "Architecture."})
     hidden_size: int = field(default=256, metadata={"help": "Width."})
     layers: int = field(default=4, metadata={"help": "Depth."})
     heads: int = field(default=4, metadata={"help": "Attention heads."})
-    context: int = field(default=256, metadata={"help": "Positions: the longest sequence in tokens."})
+    context: int = field(
+        default=256, metadata={"help": "Positions: the longest sequence in tokens."}
+    )
     dropout: float = field(
-        default=0.1, metadata={"help": "GPT-2: 0.1; 0 where a small model sees its data once or twice."}
+        default=0.1,
+        metadata={"help": "GPT-2: 0.1; 0 where a small model sees its data once or twice."},
     )
 
     def sizes(self) -> dict:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(ScratchSettings) if f.name != "from_scratch"}
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(ScratchSettings)
+            if f.name != "from_scratch"
+        }
 
 
 def parse(classes: list[type], description: str, argv: list[str] | None = None) -> tuple:
@@ -95,12 +125,16 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
     for flag in argv:
         if flag.startswith("--") and flag != "--config":
             name = flag[2:].split("=")[0].replace("-", "_")
-            check_key(name.removeprefix("no_") if name not in names else name, names, "the command line")
+            check_key(
+                name.removeprefix("no_") if name not in names else name, names, "the command line"
+            )
     parser = TrlParser(classes)
     if "use_cpu" in names:
         import torch
 
-        parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # else bf16 is refused on a CPU
+        parser.set_defaults(
+            use_cpu=not torch.accelerator.is_available()
+        )  # else bf16 is refused on a CPU
 
     def fail(message):
         raise UserError(f"{message}; --help lists the keys")
@@ -121,7 +155,10 @@ def check_config(path: str, names: list[str]) -> dict:
     if not os.path.isfile(path):
         folder = Path(path).parent
         there = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        raise UserError(f"{path}: no such config file" + (f"; {folder} holds {', '.join(there)}" if there else ""))
+        raise UserError(
+            f"{path}: no such config file"
+            + (f"; {folder} holds {', '.join(there)}" if there else "")
+        )
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -148,17 +185,25 @@ def help_text(classes: list[type], description: str) -> str:
     lines = [description.strip(), "", "Keys (YAML `key: value`, or flags `--key value`):"]
     for cls in classes:
         bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
-        if inherits_arguments(cls):  # what our own bases add to TrainingArguments is listed with their names
+        if inherits_arguments(
+            cls
+        ):  # what our own bases add to TrainingArguments is listed with their names
             bases = [base for base in bases if not base.__module__.startswith("rlhf.")]
         inherited = {f.name for base in bases for f in dataclasses.fields(base)}
         own = [f for f in dataclasses.fields(cls) if f.name not in inherited]
-        own += [f for f in dataclasses.fields(cls) if f.name in inherited and not inherits_arguments(cls)]
+        own += [
+            f
+            for f in dataclasses.fields(cls)
+            if f.name in inherited and not inherits_arguments(cls)
+        ]
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
         for f in own:
             default = "" if f.default in (dataclasses.MISSING, None) else f" [{f.default}]"
             lines.append(f"  --{f.name:<28} {f.metadata.get('help', '')}{default}")
         if inherits_arguments(cls):
-            lines.append("  ... and every field of transformers.TrainingArguments with its usual meaning")
+            lines.append(
+                "  ... and every field of transformers.TrainingArguments with its usual meaning"
+            )
     return "\n".join(lines)
 
 
@@ -171,10 +216,16 @@ def changed_settings(*objects) -> dict:
     changed = {}
     for item in objects:
         for f in dataclasses.fields(item):
-            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            default = (
+                f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            )
             value = getattr(item, f.name, None)
             value = getattr(value, "value", value)  # enums
-            if f.init and value != default and isinstance(value, str | int | float | bool | list | dict):
+            if (
+                f.init
+                and value != default
+                and isinstance(value, str | int | float | bool | list | dict)
+            ):
                 if not f.name.endswith("token"):
                     changed[f.name] = value
     return changed

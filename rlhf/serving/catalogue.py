@@ -21,19 +21,27 @@ def find_models(root: str | os.PathLike) -> Models:
     return label_models(folders, root)
 
 
-def label_models(folders: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> Models:
+def label_models(
+    folders: Sequence[str | os.PathLike], root: str | os.PathLike | None = None
+) -> Models:
     """The label of root/demo/ppo is `ppo · demo`; the order stays. A folder that cannot be tried is an error."""
     models: Models = {kind: {} for kind in SERVED}
     for folder in map(Path, folders):
         if (kind := model_kind(folder)) not in SERVED:
-            what = {"reward": "a reward model", "masked": "a masked language model"}.get(kind, "no model")
+            what = {"reward": "a reward model", "masked": "a masked language model"}.get(
+                kind, "no model"
+            )
             raise UserError(
                 f"{folder} holds {what}, which cannot be tried here: give the folder of a pretrain (causal), sft, ppo, "
                 "classification, ner or question_answering run"
             )
         made_by = stage(folder)
         whole = folder.relative_to(root).as_posix() if root is not None else folder.resolve().name
-        short = "/".join(part for part in whole.split("/") if part not in (made_by, {"base": "pretrain"}.get(made_by)))
+        short = "/".join(
+            part
+            for part in whole.split("/")
+            if part not in (made_by, {"base": "pretrain"}.get(made_by))
+        )
         label = f"{made_by} · {short}" if short not in ("", ".") else made_by
         models[kind][label if label not in models[kind] else f"{made_by} · {folder}"] = str(folder)
     return {kind: named for kind, named in models.items() if named}

@@ -123,7 +123,12 @@ class Engine:
         keep: int = 2,
     ):
         check_device(device)
-        self.runs, self.reward_runs, self.device, self.limits = dict(runs), dict(reward_runs or {}), device, limits
+        self.runs, self.reward_runs, self.device, self.limits = (
+            dict(runs),
+            dict(reward_runs or {}),
+            device,
+            limits,
+        )
         self._policies = Recent(self._load_policy, keep)
         self._scorers = Recent(self._load_scorer, keep)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -132,7 +137,12 @@ class Engine:
     # ---- the interface -------------------------------------------------------------------------------------------
 
     def stream(
-        self, model: str, messages: list[dict], settings: SamplingSettings, *, request: str | None = None
+        self,
+        model: str,
+        messages: list[dict],
+        settings: SamplingSettings,
+        *,
+        request: str | None = None,
     ) -> Iterator[Piece | Done]:
         """Pieces of text as they are generated, then one Done. Closing the iterator, or `cancel(request)`, stops it.
 
@@ -143,18 +153,28 @@ class Engine:
         return self._read(model, messages, settings, request)
 
     def sample(
-        self, model: str, messages: list[dict], settings: SamplingSettings, n: int, *, request: str | None = None
+        self,
+        model: str,
+        messages: list[dict],
+        settings: SamplingSettings,
+        n: int,
+        *,
+        request: str | None = None,
     ) -> list[Completion]:
         """n answers to the same messages. The first is the one that `stream` gives for the same seed."""
         messages = self._checked(model, messages, settings)
         if not 1 <= n <= self.limits.samples:
             raise UserError(f"n={n}: ask for 1 to {self.limits.samples} answers")
         if n > 1 and settings.temperature == 0:
-            raise UserError(f"n={n} answers at temperature 0 would all be the same: raise temperature or ask for one")
+            raise UserError(
+                f"n={n} answers at temperature 0 would all be the same: raise temperature or ask for one"
+            )
         with self._stoppable(request) as stop:
             return self._worker.submit(self._sample, model, messages, settings, n, stop).result()
 
-    def score(self, reward_run: str, messages: list[dict], completions: Sequence[str]) -> list[float]:
+    def score(
+        self, reward_run: str, messages: list[dict], completions: Sequence[str]
+    ) -> list[float]:
         """The reward model's score of each completion, read as the answer to `messages`."""
         known(reward_run, self.reward_runs, "reward model")
         messages = self._checked_messages(messages)
@@ -182,15 +202,21 @@ class Engine:
     def _checked(self, model: str, messages: list[dict], settings: SamplingSettings) -> list[dict]:
         known(model, self.runs, "model")
         if settings.max_new_tokens > self.limits.new_tokens:
-            raise UserError(f"max_new_tokens={settings.max_new_tokens}: at most {self.limits.new_tokens} are served")
+            raise UserError(
+                f"max_new_tokens={settings.max_new_tokens}: at most {self.limits.new_tokens} are served"
+            )
         return self._checked_messages(messages)
 
     def _checked_messages(self, messages: list[dict]) -> list[dict]:
         messages = as_messages(list(messages))
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-            raise UserError("the last message must be from the user, and not empty: write something to answer")
+            raise UserError(
+                "the last message must be from the user, and not empty: write something to answer"
+            )
         if len(messages) > self.limits.messages:
-            raise UserError(f"{len(messages)} messages: at most {self.limits.messages} are read; begin anew")
+            raise UserError(
+                f"{len(messages)} messages: at most {self.limits.messages} are read; begin anew"
+            )
         if any(message["role"] == "system" for message in messages[1:]):
             raise UserError("a system message may only be the first one: move it to the start")
         self._check_size([message["content"] for message in messages])
@@ -199,11 +225,15 @@ class Engine:
     def _check_size(self, texts: list[str]) -> None:
         size = sum(map(len, texts))
         if size > self.limits.characters:
-            raise UserError(f"{size} characters: at most {self.limits.characters} are read; shorten the conversation")
+            raise UserError(
+                f"{size} characters: at most {self.limits.characters} are read; shorten the conversation"
+            )
         try:
             "".join(texts).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UserError("the text holds half a character (a lone surrogate): send it as valid Unicode") from error
+            raise UserError(
+                "the text holds half a character (a lone surrogate): send it as valid Unicode"
+            ) from error
 
     # ---- waiting, on the caller's thread -------------------------------------------------------------------------
 
@@ -242,7 +272,9 @@ class Engine:
         # Sampling settings come with the request, never from the checkpoint; only the stop tokens are its own.
         model.generation_config = GenerationConfig(
             eos_token_id=sorted(stops - {None}) or None,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            pad_token_id=tokenizer.eos_token_id
+            if tokenizer.pad_token_id is None
+            else tokenizer.pad_token_id,
         )
         return model, tokenizer
 
@@ -255,7 +287,11 @@ class Engine:
         try:
             policy, tokenizer = self._policies[model]
             ids, cut = fit_prompt(
-                tokenizer, messages, context_length(policy), settings.max_new_tokens, trained_turns(policy)
+                tokenizer,
+                messages,
+                context_length(policy),
+                settings.max_new_tokens,
+                trained_turns(policy),
             )
             text = DecodeStream(skip_special_tokens=True)
 
@@ -274,10 +310,18 @@ class Engine:
 
     def _sample(self, model, messages, settings, n, stop) -> list[Completion]:
         policy, tokenizer = self._policies[model]
-        ids, _ = fit_prompt(tokenizer, messages, context_length(policy), settings.max_new_tokens, trained_turns(policy))
+        ids, _ = fit_prompt(
+            tokenizer,
+            messages,
+            context_length(policy),
+            settings.max_new_tokens,
+            trained_turns(policy),
+        )
         seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         answers = generate(policy, ids, settings, [(seed, place) for place in range(n)], stop)
-        return [Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers]
+        return [
+            Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers
+        ]
 
 
 def check_device(device: str) -> None:
@@ -291,7 +335,9 @@ def check_device(device: str) -> None:
 
 def known(name: str, names: dict, kind: str) -> None:
     if name not in names:
-        raise UserError(f"no {kind} {name!r}: choose one of {', '.join(map(repr, names)) or '(none are served)'}")
+        raise UserError(
+            f"no {kind} {name!r}: choose one of {', '.join(map(repr, names)) or '(none are served)'}"
+        )
 
 
 class Recent:
@@ -363,7 +409,9 @@ class _Watch(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         if self.on_token is not None:
             self.on_token(int(input_ids[0, -1]))
-        return torch.full((len(input_ids),), self.stop.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full(
+            (len(input_ids),), self.stop.is_set(), dtype=torch.bool, device=input_ids.device
+        )
 
 
 @torch.inference_mode()

@@ -27,7 +27,11 @@ def columns_of(kind: str, folder: str) -> tuple[list[str], list[str]]:
     """The columns that a model needs, and those that it takes; a classifier's config says whether it reads pairs."""
     if kind == "reader":
         return ["question", "context"], []
-    pairs = read_object(Path(folder) / "config.json").get("trained_pairs") if kind == "classifier" else False
+    pairs = (
+        read_object(Path(folder) / "config.json").get("trained_pairs")
+        if kind == "classifier"
+        else False
+    )
     return ["text", *["text_pair"] * (pairs is True)], ["text_pair"] * (pairs is None)
 
 
@@ -37,11 +41,15 @@ class Encoders:
     characters: the most that a request may hold. It stands here because the browser's own check is bypassed by the API.
     """
 
-    def __init__(self, runs: dict[str, dict[str, str]], device: str = "cpu", *, characters: int = 20_000):
+    def __init__(
+        self, runs: dict[str, dict[str, str]], device: str = "cpu", *, characters: int = 20_000
+    ):
         self.runs, self.characters = runs, characters
         self.turn = threading.Lock()  # one request at a time: each uses all cores
         self.opened = {
-            kind: Recent(lambda name, kind=kind: open_encoder(kind, self.runs[kind][name], device), keep=1)
+            kind: Recent(
+                lambda name, kind=kind: open_encoder(kind, self.runs[kind][name], device), keep=1
+            )
             for kind in runs
         }
 
@@ -64,7 +72,10 @@ class Encoders:
         rows = []
         for row in read_jsonl(Path(self.runs[kind][name]) / "samples.jsonl"):
             row = {column: row.get(column) for column in needed}
-            if all(isinstance(text, str) and 0 < len(text) <= 600 for text in row.values()) and row not in rows:
+            if (
+                all(isinstance(text, str) and 0 < len(text) <= 600 for text in row.values())
+                and row not in rows
+            ):
                 rows.append(row)
         return rows[:count]
 
@@ -82,7 +93,9 @@ class Encoders:
             if not text.strip():
                 del row[column]
             if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
-                raise UserError(f"the {what} holds a NUL or half a character (a lone surrogate): send valid Unicode")
+                raise UserError(
+                    f"the {what} holds a NUL or half a character (a lone surrogate): send valid Unicode"
+                )
         if (size := sum(map(len, row.values()))) > self.characters:
             raise UserError(
                 f"{size} characters: at most {self.characters} are read here; for more: python -m rlhf predict"

@@ -46,7 +46,10 @@ def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
 
     @app.get("/v1/models")
     def models() -> dict:
-        entries = [{"id": name, "object": "model", "owned_by": "rlhf", "kind": kind} for name, kind in served]
+        entries = [
+            {"id": name, "object": "model", "owned_by": "rlhf", "kind": kind}
+            for name, kind in served
+        ]
         return {"object": "list", "data": entries}
 
     return gr.mount_gradio_app(

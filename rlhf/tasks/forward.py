@@ -33,14 +33,26 @@ def run_batches(
     order = sorted(range(len(features)), key=lambda place: len(features[place]["input_ids"]))
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
-        rows = [{name: features[place][name] for name in names if name in features[place]} for place in places]
+        rows = [
+            {name: features[place][name] for name in names if name in features[place]}
+            for place in places
+        ]
         batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
-        outputs = {name: value.float().cpu() for name, value in model(**batch).items() if torch.is_tensor(value)}
+        outputs = {
+            name: value.float().cpu()
+            for name, value in model(**batch).items()
+            if torch.is_tensor(value)
+        }
         for i, place in enumerate(places):
             length = len(features[place]["input_ids"])
             # logits are (B, K) of a classifier, (B, L, K) of a tagger; a reader's start and end (B, L)
-            whole = {name for name, value in outputs.items() if name == "logits" and value.dim() == 2}
-            yield place, {name: v[i] if name in whole else v[i, :length] for name, v in outputs.items()}
+            whole = {
+                name for name, value in outputs.items() if name == "logits" and value.dim() == 2
+            }
+            yield (
+                place,
+                {name: v[i] if name in whole else v[i, :length] for name, v in outputs.items()},
+            )
 
 
 def check_texts(row: dict, columns: Sequence[str], place: int) -> None:

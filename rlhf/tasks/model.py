@@ -13,7 +13,9 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
     from rlhf.models.scratch import new_encoder
 
     if settings.from_scratch and settings.use_peft:
-        raise UserError("use_peft freezes the model, and from_scratch makes it random: set one of the two to false")
+        raise UserError(
+            "use_peft freezes the model, and from_scratch makes it random: set one of the two to false"
+        )
     if settings.from_scratch:
         model = new_encoder(tokenizer, task, **settings.sizes(), **options)
     else:

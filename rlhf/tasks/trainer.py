@@ -21,7 +21,13 @@ from rlhf.runs.progress import use_run_progress
 
 POOL = 8  # updates among which group_by_length seeks rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md)
 WORTH = 1.1  # two parts, where one part has so many times their tokens with its padding
-LOWER = ("loss", "mse", "mae", "perplexity", "calibration_error")  # ends of the metrics that are better when lower
+LOWER = (
+    "loss",
+    "mse",
+    "mae",
+    "perplexity",
+    "calibration_error",
+)  # ends of the metrics that are better when lower
 
 
 @dataclass
@@ -30,7 +36,9 @@ class EncoderConfig(TrainingArguments):
 
     max_length: int = field(
         default=128,
-        metadata={"help": "Tokens of a row; what happens to longer ones the recipe says. BERT on GLUE: 128."},
+        metadata={
+            "help": "Tokens of a row; what happens to longer ones the recipe says. BERT on GLUE: 128."
+        },
     )
     learning_rate: float = field(default=2e-5, metadata={"help": "BERT: 2e-5, 3e-5 or 5e-5."})
     head_learning_rate: float | None = field(
@@ -41,7 +49,9 @@ class EncoderConfig(TrainingArguments):
     )
     num_train_epochs: float = field(default=3.0, metadata={"help": "BERT: 2, 3 or 4."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "BERT: 16 or 32."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of one length are together here too."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Rows of one length are together here too."}
+    )
     train_sampling_strategy: str = field(
         default="random",
         metadata={
@@ -49,17 +59,31 @@ class EncoderConfig(TrainingArguments):
         },
     )
     bf16: bool | None = field(
-        default=None, metadata={"help": "Compute in bf16 (weights stay fp32). Default: where the processor has it."}
+        default=None,
+        metadata={
+            "help": "Compute in bf16 (weights stay fp32). Default: where the processor has it."
+        },
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to judge: epoch, steps (eval_steps) or no."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
+    eval_strategy: str = field(
+        default="epoch", metadata={"help": "When to judge: epoch, steps (eval_steps) or no."}
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps or no."}
+    )
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "Checkpoints kept beside the best one."}
+    )
     load_best_model_at_end: bool | None = field(
-        default=None, metadata={"help": "Keep the best checkpoint. Default: where each evaluation has a checkpoint."}
+        default=None,
+        metadata={
+            "help": "Keep the best checkpoint. Default: where each evaluation has a checkpoint."
+        },
     )
     early_stopping_patience: int = field(
         default=0,
-        metadata={"help": "Stop when metric_for_best_model did not improve in so many evaluations; 0: never."},
+        metadata={
+            "help": "Stop when metric_for_best_model did not improve in so many evaluations; 0: never."
+        },
     )
 
     def __post_init__(self):
@@ -69,9 +93,13 @@ class EncoderConfig(TrainingArguments):
         if self.load_best_model_at_end is None:
             every = self.eval_steps or self.logging_steps  # as TrainingArguments reads it
             together = self.save_strategy != "steps" or self.save_steps % every == 0
-            self.load_best_model_at_end = self.save_strategy == self.eval_strategy != "no" and together
+            self.load_best_model_at_end = (
+                self.save_strategy == self.eval_strategy != "no" and together
+            )
         if self.early_stopping_patience and not self.load_best_model_at_end:
-            raise UserError("early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy")
+            raise UserError(
+                "early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy"
+            )
         self.named_metric, self.named_direction = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
 
@@ -91,7 +119,13 @@ class LengthSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], *, group: int, seed: int, pool: int = 1):
-        self.lengths, self.group, self.seed, self.pool, self.epoch = list(lengths), group, seed, pool, 0
+        self.lengths, self.group, self.seed, self.pool, self.epoch = (
+            list(lengths),
+            group,
+            seed,
+            pool,
+            0,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -104,12 +138,20 @@ class LengthSampler(Sampler[int]):
         order = torch.randperm(len(self), generator=generator).tolist()
         size = self.pool * self.group
         pools = [order[start : start + size] for start in range(0, len(order), size)]
-        order = [row for pool in pools for row in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
+        order = [
+            row
+            for pool in pools
+            for row in sorted(pool, key=self.lengths.__getitem__, reverse=True)
+        ]
         groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
-        rest = [groups.pop()] if len(groups[-1]) < self.group else []  # anywhere else it would shift the next group
+        rest = (
+            [groups.pop()] if len(groups[-1]) < self.group else []
+        )  # anywhere else it would shift the next group
         shuffled = torch.randperm(len(groups), generator=generator).tolist()
         longest = max(shuffled, key=lambda place: self.lengths[groups[place][0]], default=None)
-        if longest is not None:  # first, so that a batch that does not fit into memory is met at once
+        if (
+            longest is not None
+        ):  # first, so that a batch that does not fit into memory is met at once
             shuffled.remove(longest)
             shuffled.insert(0, longest)
         return (row for group in [*(groups[place] for place in shuffled), *rest] for row in group)
@@ -122,7 +164,10 @@ def worth_parting(lengths: Sequence[int], batch_size: int) -> bool:
     whole = parted = 0
     rows = list(LengthSampler(lengths, group=batch_size, seed=0))
     for start in range(0, len(rows), batch_size):
-        batch, half = [lengths[row] for row in rows[start : start + batch_size]], batch_size // 2  # the longest first
+        batch, half = (
+            [lengths[row] for row in rows[start : start + batch_size]],
+            batch_size // 2,
+        )  # the longest first
         whole += batch[0] * len(batch)
         parted += sum(part[0] * len(part) for part in (batch[:half], batch[half:]) if part)
     return whole > WORTH * parted
@@ -174,25 +219,39 @@ class EncoderTrainer(Trainer):
         metric = (args.named_metric or best_metric).removeprefix("eval_")
         known = list(dict.fromkeys(("loss", best_metric, *metrics)))
         if metric not in known:
-            raise UserError(f"metric_for_best_model={args.named_metric!r}: use one of {', '.join(known)}")
+            raise UserError(
+                f"metric_for_best_model={args.named_metric!r}: use one of {', '.join(known)}"
+            )
         args.metric_for_best_model = metric
-        args.greater_is_better = not metric.endswith(LOWER) if args.named_direction is None else args.named_direction
+        args.greater_is_better = (
+            not metric.endswith(LOWER) if args.named_direction is None else args.named_direction
+        )
         self.loss, self.consistency_coef = loss, consistency_coef
-        self.mean_items: float | None = None  # of the batches of this update, where there are several
+        self.mean_items: float | None = (
+            None  # of the batches of this update, where there are several
+        )
         # Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales
         # it so. It is the mean of one batch: it came out, and was clipped, as many times too large.
         unwrapped(model).accepts_loss_kwargs = False
         # Weights that share their tensor with others are saved once; without this, Trainer takes the best checkpoint's for
         # incomplete and says so.
-        unwrapped(model)._keys_to_ignore_on_save = list(getattr(model, "_tied_weights_keys", None) or {})
+        unwrapped(model)._keys_to_ignore_on_save = list(
+            getattr(model, "_tied_weights_keys", None) or {}
+        )
         self.lengths = getattr(train, "lengths", None) or [len(row["input_ids"]) for row in train]
         if args.device.type == "cpu":
             use_fast_kernels(unwrapped(model), device=args.device, longest=max(self.lengths))
         self.pool = POOL if args.train_sampling_strategy == "group_by_length" else 1
-        if self.pool == 1 and args.device.type == "cpu" and worth_parting(self.lengths, args.train_batch_size):
+        if (
+            self.pool == 1
+            and args.device.type == "cpu"
+            and worth_parting(self.lengths, args.train_batch_size)
+        ):
             args.per_device_train_batch_size //= 2
             args.gradient_accumulation_steps *= 2
-        super().__init__(model=model, args=args, train_dataset=train, eval_dataset=evaluation, **options)
+        super().__init__(
+            model=model, args=args, train_dataset=train, eval_dataset=evaluation, **options
+        )
         use_run_progress(self, args.output_dir)
         self.order = self._get_train_sampler()
         self.add_callback(EpochStart(self.order, train))
@@ -202,15 +261,23 @@ class EncoderTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         if hasattr(self, "order"):
             return self.order
-        group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return LengthSampler(self.lengths, group=group, seed=self.args.data_seed or self.args.seed, pool=self.pool)
+        group = (
+            self.args.train_batch_size
+            * self.args.world_size
+            * self.args.gradient_accumulation_steps
+        )
+        return LengthSampler(
+            self.lengths, group=group, seed=self.args.data_seed or self.args.seed, pool=self.pool
+        )
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.args.head_learning_rate is not None:
             heads = head_parameters(self.model)
             groups = [
-                group | {"params": chosen} | ({"lr": self.args.head_learning_rate} if of_head else {})
+                group
+                | {"params": chosen}
+                | ({"lr": self.args.head_learning_rate} if of_head else {})
                 for group in optimizer.param_groups
                 for of_head in (False, True)
                 if (chosen := [p for p in group["params"] if (id(p) in heads) == of_head])
@@ -235,7 +302,10 @@ class EncoderTrainer(Trainer):
             outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
             loss = self.loss(outputs.logits.float(), inputs["labels"]).mean()
         if twice:
-            loss = loss + self.consistency_coef * consistency_loss(*outputs.logits.float().chunk(2)).mean()
+            loss = (
+                loss
+                + self.consistency_coef * consistency_loss(*outputs.logits.float().chunk(2)).mean()
+            )
         loss = loss * weight
         return (loss, outputs) if return_outputs else loss
 
@@ -247,7 +317,11 @@ def items(inputs: dict) -> int:
     """Over how many losses a batch has its mean: the labelled tokens, or the rows (as of pairs, which have two means)."""
     ids, labels = inputs["input_ids"], inputs.get("labels")
     by_token = labels is not None and labels.shape == ids.shape and not labels.is_floating_point()
-    return int((labels != -100).sum()) if by_token and "next_sentence_label" not in inputs else len(ids)
+    return (
+        int((labels != -100).sum())
+        if by_token and "next_sentence_label" not in inputs
+        else len(ids)
+    )
 
 
 def head_parameters(model) -> set[int]:

@@ -12,12 +12,16 @@ def tokenization_report(tokenizer, texts: list[str]) -> dict[str, float]:
     unknown = _unknown_id(tokenizer)
     tokens = words = unknown_tokens = single = 0
     for text in texts:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         ends = _word_ends(text)
         places = np.searchsorted(ends, [end for _, end in offsets])
         known = np.array([token != unknown for token in ids], dtype=bool)
-        pieces, known_pieces = (np.bincount(of, minlength=len(ends) + 1)[: len(ends)] for of in (places, places[known]))
+        pieces, known_pieces = (
+            np.bincount(of, minlength=len(ends) + 1)[: len(ends)] for of in (places, places[known])
+        )
         tokens, words = tokens + len(ids), words + len(ends)
         unknown_tokens += int((~known).sum())
         single += int(((pieces == 1) & (known_pieces == 1)).sum())

@@ -13,7 +13,16 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.errors import UserError
@@ -46,13 +55,25 @@ def train_tokenizer(
     if kind == "byte_bpe":
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
     else:
-        special = {f"{name[1:-1].lower()}_token": name for name in SPECIAL} | {"model_input_names": ENCODER_INPUTS}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **special)
+        special = {f"{name[1:-1].lower()}_token": name for name in SPECIAL} | {
+            "model_input_names": ENCODER_INPUTS
+        }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=model_max_length, **special
+    )
 
 
 def _too_small(kind: str, vocab_size: int, needed: int) -> UserError:
-    what = "256 bytes and the special tokens need" if kind == "byte_bpe" else "the letters of this text alone need"
-    remedy = "" if kind == "byte_bpe" else ", or lower character_coverage (0.9995) so that rare letters are unknown"
+    what = (
+        "256 bytes and the special tokens need"
+        if kind == "byte_bpe"
+        else "the letters of this text alone need"
+    )
+    remedy = (
+        ""
+        if kind == "byte_bpe"
+        else ", or lower character_coverage (0.9995) so that rare letters are unknown"
+    )
     return UserError(f"vocab_size={vocab_size}: {what} {needed}; set vocab_size above that{remedy}")
 
 
@@ -73,11 +94,17 @@ def _wordpiece(texts: list[str], size: int, lowercase: bool, coverage: float) ->
     learner.normalizer = _normalizer(lowercase, chinese=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = _covered(texts, learner.normalizer, coverage)
-    inside = sorted({f"##{letter}" for word in _words(texts, learner.pre_tokenizer) for letter in word[1:]})
+    inside = sorted(
+        {f"##{letter}" for word in _words(texts, learner.pre_tokenizer) for letter in word[1:]}
+    )
     options = {"special_tokens": [*SPECIAL, *inside], "min_frequency": SEEN, "show_progress": False}
-    learner.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=max(size, 0), **options))
+    learner.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=max(size, 0), **options)
+    )
 
-    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))  # where ##x is not special
+    tokenizer = Tokenizer(
+        models.WordPiece(learner.get_vocab(), unk_token="[UNK]")
+    )  # where ##x is not special
     tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
     return _framed(tokenizer)
@@ -106,7 +133,9 @@ KINDS = {"byte_bpe": _byte_bpe, "wordpiece": _wordpiece, "unigram": _unigram}
 
 def _normalizer(lowercase: bool, *, chinese: bool):
     """NFC, one kind of space, no control characters. chinese: spaces around Chinese characters, as in BERT."""
-    bert = normalizers.BertNormalizer(handle_chinese_chars=chinese, strip_accents=False, lowercase=lowercase)
+    bert = normalizers.BertNormalizer(
+        handle_chinese_chars=chinese, strip_accents=False, lowercase=lowercase
+    )
     return normalizers.Sequence([normalizers.NFC(), bert])
 
 

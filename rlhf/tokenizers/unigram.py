@@ -18,7 +18,9 @@ import numpy as np
 LONGEST = 16  # characters of a piece; longer words (URLs, laughter) are learned from in parts of this length
 SEEDS = 1_000_000  # at most, as in SentencePiece
 KEPT = 0.75  # share of the pieces that a round of pruning leaves
-SLACK = 1.1  # EM still empties some pieces, so pruning stops short of the size; the last cut is exact
+SLACK = (
+    1.1  # EM still empties some pieces, so pruning stops short of the size; the last cut is exact
+)
 
 
 def train_unigram(words: Mapping[str, int], size: int) -> list[tuple[str, float]]:
@@ -102,14 +104,18 @@ class _Lattice:
             spans = [(start, end) for end in range(1, length + 1) for start in range(end)]
             found = np.empty((len(spans), len(group)), dtype=np.int32)
             for row, (start, end) in enumerate(spans):
-                found[row] = [numbers.get(listed[place][start:end], self.size) for place in group]  # size: no piece
+                found[row] = [
+                    numbers.get(listed[place][start:end], self.size) for place in group
+                ]  # size: no piece
             counts = np.array([words[listed[place]] for place in group], dtype=float)
             self.batches.append((np.array(group), counts, spans, found))
 
     def keep(self, kept: np.ndarray) -> None:
         """Forget the pieces that are not kept, (V,) bool, and number the rest anew."""
         self.size = int(kept.sum())
-        renumbered = np.append(np.where(kept, np.cumsum(kept) - 1, self.size), self.size).astype(np.int32)
+        renumbered = np.append(np.where(kept, np.cumsum(kept) - 1, self.size), self.size).astype(
+            np.int32
+        )
         self.batches = [(*batch, renumbered[found]) for *batch, found in self.batches]
 
     def expected_counts(self, shares: np.ndarray) -> np.ndarray:

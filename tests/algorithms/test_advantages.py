@@ -19,7 +19,10 @@ def slow_gae(rewards, values, lengths, gamma, gae_lambda):
 
 
 def test_rewards_to_go_by_hand():
-    rewards, mask = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]), torch.tensor([[True] * 3, [True, True, False]])
+    rewards, mask = (
+        torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]),
+        torch.tensor([[True] * 3, [True, True, False]]),
+    )
     # 1 + (2 + 3/2)/2 = 2.75, 2 + 3/2 = 3.5, 3;  4 + 5/2 = 6.5, 5
     assert rewards_to_go(rewards, mask, gamma=0.5).tolist() == [[2.75, 3.5, 3.0], [6.5, 5.0, 0.0]]
 
@@ -68,7 +71,8 @@ def test_ppo_md_16_padding_changes_nothing():
     rewards, values = torch.randn(5, 6), torch.randn(5, 6)
     wild = [torch.where(RAGGED, x, torch.full_like(x, float("nan"))) for x in (rewards, values)]
     assert torch.equal(
-        gae(rewards, values, RAGGED, gamma=0.9, gae_lambda=0.9), gae(*wild, RAGGED, gamma=0.9, gae_lambda=0.9)
+        gae(rewards, values, RAGGED, gamma=0.9, gae_lambda=0.9),
+        gae(*wild, RAGGED, gamma=0.9, gae_lambda=0.9),
     )
 
 

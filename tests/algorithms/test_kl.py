@@ -7,7 +7,9 @@ from rlhf.algorithms.kl import adapt_kl_coef, k1, k2, k3
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
-EXACT = 0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)  # KL(policy || reference), by hand
+EXACT = (
+    0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)
+)  # KL(policy || reference), by hand
 
 
 @pytest.mark.parametrize("estimator", [k1, k3])
@@ -58,4 +60,6 @@ def test_padding_where_both_log_probs_are_0_adds_nothing():
     ],
 )
 def test_ppo_md_15_adaptive_coefficient_by_hand(kl, expected):
-    assert adapt_kl_coef(0.02, kl=kl, target=6.0, horizon=10_000, episodes=512) == pytest.approx(expected, rel=1e-9)
+    assert adapt_kl_coef(0.02, kl=kl, target=6.0, horizon=10_000, episodes=512) == pytest.approx(
+        expected, rel=1e-9
+    )

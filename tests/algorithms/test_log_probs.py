@@ -15,7 +15,9 @@ from rlhf.algorithms.log_probs import (
 def test_by_hand():
     """Logits log 1, log 2, log 5: probabilities 1/8, 2/8, 5/8."""
     logits = torch.tensor([1.0, 2.0, 5.0]).log().expand(3, 3)
-    log_probs, entropy = token_log_probs_and_entropy(logits, torch.tensor([0, 1, 2]), temperature=1.0)
+    log_probs, entropy = token_log_probs_and_entropy(
+        logits, torch.tensor([0, 1, 2]), temperature=1.0
+    )
     expected = [math.log(1 / 8), math.log(2 / 8), math.log(5 / 8)]
     torch.testing.assert_close(log_probs, torch.tensor(expected))
     by_hand = -(1 / 8 * math.log(1 / 8) + 2 / 8 * math.log(2 / 8) + 5 / 8 * math.log(5 / 8))
@@ -53,7 +55,9 @@ def test_ppo_md_11_chunks_equal_the_whole_forward_and_backward(chunk_size, formu
         else:
             outputs = chunked(formula, states, head, ids, temperature=0.8, chunk_size=chunk_size)
         sum((output * weights).sum() for output in outputs).backward()
-        found.append((*(output.detach() for output in outputs), states.grad, head.weight.grad.clone()))
+        found.append(
+            (*(output.detach() for output in outputs), states.grad, head.weight.grad.clone())
+        )
     for all_at_once, in_chunks in zip(*found, strict=True):
         torch.testing.assert_close(in_chunks, all_at_once, atol=1e-6, rtol=1e-5)
 
@@ -62,7 +66,9 @@ def test_only_masked_positions_are_computed():
     hidden, head, ids = torch.randn(2, 3, 5), nn.Linear(5, 11), torch.randint(11, (2, 3))
     mask = torch.tensor([[True, True, False], [True, False, False]])
     hidden[~mask] = float("nan")
-    log_probs, entropy = masked(token_log_probs_and_entropy, hidden, head, ids, mask, temperature=1.0, chunk_size=2)
+    log_probs, entropy = masked(
+        token_log_probs_and_entropy, hidden, head, ids, mask, temperature=1.0, chunk_size=2
+    )
     assert log_probs[~mask].tolist() == entropy[~mask].tolist() == [0.0, 0.0, 0.0]
     expected = torch.log_softmax(head(hidden[1, 0]), -1)[ids[1, 0]]
     torch.testing.assert_close(log_probs[1, 0], expected)
@@ -72,7 +78,13 @@ def test_all_masked():
     mask = torch.zeros(2, 3, dtype=torch.bool)
     ids, head = torch.zeros(2, 3, dtype=torch.long), nn.Linear(5, 11)
     log_probs, entropy = masked(
-        token_log_probs_and_entropy, torch.randn(2, 3, 5), head, ids, mask, temperature=1.0, chunk_size=2
+        token_log_probs_and_entropy,
+        torch.randn(2, 3, 5),
+        head,
+        ids,
+        mask,
+        temperature=1.0,
+        chunk_size=2,
     )
     assert not log_probs.any() and not entropy.any()
 

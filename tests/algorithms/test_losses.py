@@ -42,7 +42,9 @@ def test_policy_gradient_by_hand():
 def test_ppo_md_19_clipped_surrogate_by_hand(ratio, advantage, expected, gradient):
     """d loss / d log_prob is -A x ratio where it is not clipped."""
     log_probs = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
-    loss = clipped_surrogate_loss(log_probs, torch.tensor([[-1.0]]), torch.tensor([[advantage]]), clip_range=0.2)
+    loss = clipped_surrogate_loss(
+        log_probs, torch.tensor([[-1.0]]), torch.tensor([[advantage]]), clip_range=0.2
+    )
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     loss.sum().backward()
     assert log_probs.grad.item() == pytest.approx(gradient, abs=1e-6)
@@ -65,13 +67,19 @@ def test_ppo_md_19_at_ratio_1_the_gradient_is_the_policy_gradient():
     ("value", "expected", "gradient"),
     [  # old value 1, clip range 0.2
         (1.1, 0.5 * 0.9**2, -0.9),  # return 2, inside
-        (1.5, 0.5 * 0.8**2, 0.0),  # moved towards the return by more than the range: clipped, no gradient
+        (
+            1.5,
+            0.5 * 0.8**2,
+            0.0,
+        ),  # moved towards the return by more than the range: clipped, no gradient
         (0.5, 0.5 * 1.5**2, -1.5),  # moved away: the worse of the two counts, with its gradient
     ],
 )
 def test_ppo_md_19_clipped_value_loss_by_hand(value, expected, gradient):
     values = torch.tensor([[value]], requires_grad=True)
-    loss = clipped_value_loss(values, torch.tensor([[1.0]]), torch.tensor([[2.0]]), value_clip_range=0.2)
+    loss = clipped_value_loss(
+        values, torch.tensor([[1.0]]), torch.tensor([[2.0]]), value_clip_range=0.2
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.sum().backward()
     assert values.grad.item() == pytest.approx(gradient, abs=1e-6)
@@ -104,9 +112,13 @@ def test_losses_at_padding_are_finite_and_have_no_gradient():
 def test_ppo_md_33_by_hand():
     """Scores 2, 1, 0 with ranks 0, 1, 1: two ordered pairs, margins 1 and 2; the tie is dropped."""
     loss, pairs = kwise_ranking_loss(
-        torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool)
+        torch.tensor([[2.0, 1.0, 0.0]]),
+        torch.tensor([[0, 1, 1]]),
+        torch.ones(1, 3, dtype=torch.bool),
     )
-    assert loss.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, rel=1e-6)
+    assert loss.item() == pytest.approx(
+        (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, rel=1e-6
+    )
     assert pairs.tolist() == [2]
 
 
@@ -120,7 +132,9 @@ def test_ppo_md_33_two_answers_are_the_pairwise_loss():
 def test_ppo_md_33_every_prompt_weighs_the_same_whatever_its_k():
     """With equal scores each pair costs log 2, and so does each prompt, from K = 2 to K = 9."""
     for k in range(2, 10):
-        loss, pairs = kwise_ranking_loss(torch.zeros(1, k), torch.arange(k)[None], torch.ones(1, k, dtype=torch.bool))
+        loss, pairs = kwise_ranking_loss(
+            torch.zeros(1, k), torch.arange(k)[None], torch.ones(1, k, dtype=torch.bool)
+        )
         assert loss.item() == pytest.approx(LOG_2, rel=1e-6)
         assert pairs.item() == k * (k - 1) // 2
 
@@ -143,8 +157,12 @@ def test_ppo_md_33_only_ties_or_nothing_at_all_gives_0_and_finite_gradients(mask
 
 def test_ppo_md_33_gradient_raises_the_better_and_lowers_the_worse():
     scores = torch.zeros(1, 3, requires_grad=True)
-    kwise_ranking_loss(scores, torch.tensor([[1, 0, 2]]), torch.ones(1, 3, dtype=torch.bool))[0].sum().backward()
-    torch.testing.assert_close(scores.grad, torch.tensor([[0.0, -1 / 3, 1 / 3]]))  # pairs of margin 0: 1/2 each, / 3
+    kwise_ranking_loss(scores, torch.tensor([[1, 0, 2]]), torch.ones(1, 3, dtype=torch.bool))[
+        0
+    ].sum().backward()
+    torch.testing.assert_close(
+        scores.grad, torch.tensor([[0.0, -1 / 3, 1 / 3]])
+    )  # pairs of margin 0: 1/2 each, / 3
 
 
 def test_balanced_weights_by_hand_and_as_scikit_learn():
@@ -156,19 +174,28 @@ def test_balanced_weights_by_hand_and_as_scikit_learn():
     assert weights.tolist() == pytest.approx(
         compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels).tolist()
     )
-    assert sum(weights[label] for label in labels) / 9 == pytest.approx(1)  # a row of the data weighs 1 on average
+    assert sum(weights[label] for label in labels) / 9 == pytest.approx(
+        1
+    )  # a row of the data weighs 1 on average
     assert balanced_weights(torch.tensor([3, 0, 1])).tolist() == pytest.approx([4 / 6, 1, 4 / 2])
     absent_present = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
-    assert balanced_weights(absent_present).tolist() == [pytest.approx([4 / 6, 1]), pytest.approx([2, 1])]
+    assert balanced_weights(absent_present).tolist() == [
+        pytest.approx([4 / 6, 1]),
+        pytest.approx([2, 1]),
+    ]
 
 
 def test_weighted_cross_entropy_by_hand_and_as_pytorch():
     logits, labels = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]), torch.tensor([0, 0])
     weights = torch.tensor([2.0, 5.0])
-    assert weighted_cross_entropy(logits, labels, weights).tolist() == pytest.approx([2 * LOG_2, 2 * math.log(4)])
+    assert weighted_cross_entropy(logits, labels, weights).tolist() == pytest.approx(
+        [2 * LOG_2, 2 * math.log(4)]
+    )
     one = torch.ones(2)
     expected = torch.nn.functional.cross_entropy(logits, labels)
-    assert weighted_cross_entropy(logits, labels, one).mean().item() == pytest.approx(expected.item())
+    assert weighted_cross_entropy(logits, labels, one).mean().item() == pytest.approx(
+        expected.item()
+    )
     assert weighted_cross_entropy(logits[:0], labels[:0], weights).shape == (0,)
 
 
@@ -178,9 +205,9 @@ def test_weighted_binary_cross_entropy_by_hand_and_as_pytorch():
     loss = weighted_binary_cross_entropy(logits, labels, weights)
     assert loss[0].tolist() == pytest.approx([3 * LOG_2, 7 * math.log(4)])
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
-    assert weighted_binary_cross_entropy(logits, labels, torch.ones(2, 2)).mean().item() == pytest.approx(
-        expected.item()
-    )
+    assert weighted_binary_cross_entropy(
+        logits, labels, torch.ones(2, 2)
+    ).mean().item() == pytest.approx(expected.item())
 
 
 def test_consistency_by_hand_and_as_pytorch():

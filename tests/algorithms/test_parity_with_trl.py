@@ -43,11 +43,15 @@ from rlhf.policy_gradient.config import PolicyGradientConfig
 TRL = json.loads((Path(__file__).parent / "trl_1_12.json").read_text(encoding="utf-8"))
 SET = TRL["settings"]
 ROLLOUT = {name: torch.tensor(value) for name, value in TRL["rollout"].items()}
-SCORES, LOG_PROBS, REFERENCE, VALUES = (ROLLOUT[name] for name in ("scores", "logprobs", "ref_logprobs", "values"))
+SCORES, LOG_PROBS, REFERENCE, VALUES = (
+    ROLLOUT[name] for name in ("scores", "logprobs", "ref_logprobs", "values")
+)
 LENGTHS = ROLLOUT["response_lengths"]
 WIDTH = SET["response_length"]
 MASK = torch.arange(WIDTH) < LENGTHS.unsqueeze(1)  # (12, 8), ours: up to the last token
-LONGER = torch.arange(WIDTH) < LENGTHS.unsqueeze(1) + 1  # TRL's of rewards and values: one more where there is room
+LONGER = (
+    torch.arange(WIDTH) < LENGTHS.unsqueeze(1) + 1
+)  # TRL's of rewards and values: one more where there is room
 EARLY = LENGTHS < WIDTH  # rows where it is one more
 
 
@@ -65,7 +69,10 @@ def our_advantages(rewards, mask):
 
 
 MICRO_BATCHES = [
-    {name: torch.tensor(value) if isinstance(value, list) else value for name, value in batch.items()}
+    {
+        name: torch.tensor(value) if isinstance(value, list) else value
+        for name, value in batch.items()
+    }
     for batch in TRL["micro_batches"]
 ]
 LOGGED = SET["num_mini_batches"]  # what TRL's logged averages are too small by, see 8
@@ -74,8 +81,12 @@ each_micro_batch = pytest.mark.parametrize("batch", MICRO_BATCHES, ids=range(len
 
 def test_the_rollout_holds_every_kind_of_completion():
     ended = ROLLOUT["contains_eos"]
-    assert (ended & EARLY).any() and (ended & ~EARLY).any() and (~ended).any() and (LENGTHS == 1).any()
-    assert torch.equal(MASK, ~ROLLOUT["padding_mask"]) and torch.equal(LONGER, ~ROLLOUT["padding_mask_p1"])
+    assert (
+        (ended & EARLY).any() and (ended & ~EARLY).any() and (~ended).any() and (LENGTHS == 1).any()
+    )
+    assert torch.equal(MASK, ~ROLLOUT["padding_mask"]) and torch.equal(
+        LONGER, ~ROLLOUT["padding_mask_p1"]
+    )
     last = ROLLOUT["response_ids"].gather(1, LENGTHS.unsqueeze(1) - 1).squeeze(1)
     assert torch.equal(last == TRL["eos_token_id"], ended)
 
@@ -99,7 +110,10 @@ def test_the_kl_of_a_token_is_k1_and_its_sum_the_logged_kl():
 
 def test_a_completion_without_eos_loses_the_penalty():
     raw = torch.tensor(TRL["raw_scores"])
-    close(missing_eos_penalty(raw, ROLLOUT["contains_eos"], penalty=SET["missing_eos_penalty"]), SCORES)
+    close(
+        missing_eos_penalty(raw, ROLLOUT["contains_eos"], penalty=SET["missing_eos_penalty"]),
+        SCORES,
+    )
 
 
 def test_rewards_and_advantages_of_completions_of_full_length():
@@ -113,7 +127,10 @@ def test_rewards_and_advantages_of_completions_of_full_length():
 def test_the_policy_loss_of_each_token_and_its_mean(batch):
     rows = batch["rows"]
     losses = clipped_surrogate_loss(
-        batch["new_logprobs"], LOG_PROBS[rows], ROLLOUT["advantages"][rows], clip_range=SET["cliprange"]
+        batch["new_logprobs"],
+        LOG_PROBS[rows],
+        ROLLOUT["advantages"][rows],
+        clip_range=SET["cliprange"],
     )
     close(losses[MASK[rows]], batch["policy_losses"][MASK[rows]])
     close(masked_mean(losses, MASK[rows]), torch.tensor(batch["pg_loss"]))
@@ -128,12 +145,19 @@ def test_the_value_loss_of_each_token_and_its_mean(batch):
     losses = clipped_value_loss(new, VALUES[rows], returns, value_clip_range=SET["cliprange_value"])
     close(losses[LONGER[rows]], 0.5 * batch["squared_errors_clipped"][LONGER[rows]])
     close(masked_mean(losses, LONGER[rows]), torch.tensor(batch["vf_loss"]))
-    close(torch.tensor(batch["pg_loss"] + SET["vf_coef"] * batch["vf_loss"]), torch.tensor(batch["loss"]))
+    close(
+        torch.tensor(batch["pg_loss"] + SET["vf_coef"] * batch["vf_loss"]),
+        torch.tensor(batch["loss"]),
+    )
 
 
 def test_the_micro_batches_hold_ratios_and_values_on_both_sides_of_the_clip_range():
-    ratios = torch.cat([(b["new_logprobs"] - LOG_PROBS[b["rows"]]).exp()[MASK[b["rows"]]] for b in MICRO_BATCHES])
-    moves = torch.cat([(b["new_values"] - VALUES[b["rows"]]).abs()[MASK[b["rows"]]] for b in MICRO_BATCHES])
+    ratios = torch.cat(
+        [(b["new_logprobs"] - LOG_PROBS[b["rows"]]).exp()[MASK[b["rows"]]] for b in MICRO_BATCHES]
+    )
+    moves = torch.cat(
+        [(b["new_values"] - VALUES[b["rows"]]).abs()[MASK[b["rows"]]] for b in MICRO_BATCHES]
+    )
     assert ratios.min() < 0.8 and ratios.max() > 1.2 and moves.min() < 0.2 < moves.max()
     first = MICRO_BATCHES[0]
     close(first["new_logprobs"], LOG_PROBS[first["rows"]])  # before the first step the ratio is 1
@@ -195,7 +219,9 @@ def test_4_a_mini_batch_is_the_mean_over_its_tokens(place):
         )
         for batch in pair
     ]  # fmt: skip
-    ours = sum(masked_sum(loss, MASK[batch["rows"]]) for loss, batch in zip(losses, pair)) / sum(tokens)
+    ours = sum(masked_sum(loss, MASK[batch["rows"]]) for loss, batch in zip(losses, pair)) / sum(
+        tokens
+    )
     weighted = sum(n * batch["pg_loss"] for n, batch in zip(tokens, pair)) / sum(tokens)
     close(ours, torch.tensor(weighted))
     if tokens[0] != tokens[1]:
@@ -213,7 +239,9 @@ def test_5_a_mini_batch_is_an_optimiser_step(tmp_path):
 
 
 def test_6_approx_kl_is_k3_without_padding():
-    ratios = [batch["new_logprobs"] - LOG_PROBS[batch["rows"]] for batch in MICRO_BATCHES]  # 0 in padding
+    ratios = [
+        batch["new_logprobs"] - LOG_PROBS[batch["rows"]] for batch in MICRO_BATCHES
+    ]  # 0 in padding
     theirs = torch.stack([k2(log_ratio).mean() for log_ratio in ratios]).mean()
     close(theirs / LOGGED, torch.tensor(TRL["metrics"]["policy/approxkl_avg"]))
     ours = [masked_mean(k3(-x), MASK[batch["rows"]]) for x, batch in zip(ratios, MICRO_BATCHES)]
@@ -227,13 +255,17 @@ def test_7_the_clip_fraction_counts_ratios_outside_the_range():
         ratio = (batch["new_logprobs"] - LOG_PROBS[rows]).exp()
         outside = (ratio - 1).abs() > clip
         ours.append(masked_mean(outside.float(), MASK[rows]))
-        for_better = (ratio - 1) * ROLLOUT["advantages"][rows] > 0  # clipped losses are larger on this side only
+        for_better = (ratio - 1) * ROLLOUT["advantages"][
+            rows
+        ] > 0  # clipped losses are larger on this side only
         theirs.append(masked_mean((outside & for_better).float(), MASK[rows]))
     close(torch.stack(theirs).mean() / LOGGED, torch.tensor(TRL["metrics"]["policy/clipfrac_avg"]))
     assert torch.stack(ours).mean() > torch.stack(theirs).mean() + 0.05
 
 
-@pytest.mark.parametrize(("metric", "name"), [("loss/policy_avg", "pg_loss"), ("loss/value_avg", "vf_loss")])
+@pytest.mark.parametrize(
+    ("metric", "name"), [("loss/policy_avg", "pg_loss"), ("loss/value_avg", "vf_loss")]
+)
 def test_8_logged_losses_are_means(metric, name):
     mean = sum(batch[name] for batch in MICRO_BATCHES) / len(MICRO_BATCHES)
     close(torch.tensor(TRL["metrics"][metric]), torch.tensor(mean / LOGGED))

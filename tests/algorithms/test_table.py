@@ -14,7 +14,9 @@ def test_every_formula_of_the_table_can_be_called_with_what_the_trainer_offers(n
     offered = {"log_probs", "old_log_probs", "advantages", "clip_range"}
     assert set(inspect.signature(algorithm.policy_loss).parameters) <= offered
     assert algorithm.value_model == ("values" in inspect.signature(algorithm.advantages).parameters)
-    assert algorithm.grouped == ("num_generations" in inspect.signature(algorithm.advantages).parameters)
+    assert algorithm.grouped == (
+        "num_generations" in inspect.signature(algorithm.advantages).parameters
+    )
 
 
 def test_call_passes_what_the_signature_names_and_nothing_else():

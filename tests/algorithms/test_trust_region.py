@@ -31,7 +31,9 @@ def spd(size: int) -> torch.Tensor:
 
 def network(dtype=torch.double) -> torch.nn.Module:
     """Three features, four hidden units, five outcomes; 41 parameters, the second derivative of tanh is not 0."""
-    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 5)).to(dtype)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 5)).to(
+        dtype
+    )
 
 
 def plain_kl(old_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,10 @@ def test_flatten_by_hand_and_back():
 def test_flat_vectors_are_fp32_or_better_and_the_pieces_have_the_parameters_dtype():
     assert flatten([torch.ones(2, dtype=torch.bfloat16)]).dtype == torch.float32
     assert flatten([torch.ones(2, dtype=torch.double), torch.ones(1)]).dtype == torch.double
-    assert [x.dtype for x in unflatten(torch.ones(2), [torch.ones(1, dtype=torch.bfloat16), torch.ones(1)])] == [
+    assert [
+        x.dtype
+        for x in unflatten(torch.ones(2), [torch.ones(1, dtype=torch.bfloat16), torch.ones(1)])
+    ] == [
         torch.bfloat16,
         torch.float32,
     ]
@@ -69,7 +74,10 @@ def test_flat_vectors_are_fp32_or_better_and_the_pieces_have_the_parameters_dtyp
 
 def test_categorical_kl_by_hand():
     """(1/2, 1/2) against (1/4, 3/4): log(2)/2 + log(2/3)/2; the other way round log(1/2)/4 + 3 log(3/2)/4."""
-    half, quarter = torch.tensor([[1.0, 1.0], [5.0, 5.0]]).log(), torch.tensor([[1.0, 3.0], [2.0, 6.0]]).log()
+    half, quarter = (
+        torch.tensor([[1.0, 1.0], [5.0, 5.0]]).log(),
+        torch.tensor([[1.0, 3.0], [2.0, 6.0]]).log(),
+    )
     expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     torch.testing.assert_close(categorical_kl(half, quarter), torch.tensor([expected, expected]))
     reverse = -0.25 * math.log(2) + 0.75 * math.log(1.5)
@@ -87,7 +95,9 @@ def test_categorical_kl_of_equals_is_0_and_its_gradient_too():
 
 def test_categorical_kl_is_that_of_torch_for_any_leading_shape():
     old, new = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    expected = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (old, new)))
+    expected = torch.distributions.kl_divergence(
+        *(torch.distributions.Categorical(logits=x) for x in (old, new))
+    )
     torch.testing.assert_close(categorical_kl(old, new), expected)
     assert categorical_kl(old[0], new[0]).shape == (3,)
 
@@ -110,7 +120,9 @@ def test_impossible_tokens_count_nothing_and_leave_both_derivatives_finite():
     gradient = differentiable_gradient(kl, [possible])
     torch.testing.assert_close(gradient[0], torch.tensor([0.25 - 0.5, 0.75 - 0.5]))  # p - p_old
     found = matrix(lambda v: fisher_vector_product(gradient, [possible], v), 2, torch.float32)
-    torch.testing.assert_close(found, torch.tensor([[3 / 16, -3 / 16], [-3 / 16, 3 / 16]]))  # diag(p) - p p^T
+    torch.testing.assert_close(
+        found, torch.tensor([[3 / 16, -3 / 16], [-3 / 16, 3 / 16]])
+    )  # diag(p) - p p^T
 
 
 def test_a_kl_that_rounding_made_negative_keeps_its_hessian():
@@ -118,9 +130,13 @@ def test_a_kl_that_rounding_made_negative_keeps_its_hessian():
     logits, vector = torch.randn(100, 7, requires_grad=True), torch.randn(100, 7)
     kl = categorical_kl(logits + 3.0, logits)
     assert (kl < 0).any()
-    found = fisher_vector_product(differentiable_gradient(kl.sum(), [logits]), [logits], vector.view(-1))
+    found = fisher_vector_product(
+        differentiable_gradient(kl.sum(), [logits]), [logits], vector.view(-1)
+    )
     p = logits.detach().softmax(-1)
-    torch.testing.assert_close(found.view(100, 7), p * vector - p * (p * vector).sum(-1, keepdim=True))
+    torch.testing.assert_close(
+        found.view(100, 7), p * vector - p * (p * vector).sum(-1, keepdim=True)
+    )
 
 
 def test_what_became_impossible_costs_infinitely_much_and_what_became_possible_does_not():
@@ -222,12 +238,16 @@ def test_padding_changes_nothing_and_all_masked_gives_zeros():
 
     def product(of, mask):
         logits = model(of)
-        gradient = differentiable_gradient(masked_mean(categorical_kl(logits, logits), mask), parameters)
+        gradient = differentiable_gradient(
+            masked_mean(categorical_kl(logits, logits), mask), parameters
+        )
         return fisher_vector_product(gradient, parameters, vector)
 
     mask = torch.tensor([[True, True, False], [True, False, False]])
     alone = states[mask][None]
-    torch.testing.assert_close(product(states, mask), product(alone, torch.ones(1, 3, dtype=torch.bool)))
+    torch.testing.assert_close(
+        product(states, mask), product(alone, torch.ones(1, 3, dtype=torch.bool))
+    )
     assert not product(states, torch.zeros(2, 3, dtype=torch.bool)).any()
 
 
@@ -267,7 +287,9 @@ def test_conjugate_gradient_needs_one_product_per_distinct_eigenvalue():
     turn, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.double))
     system = turn @ torch.diag(torch.tensor([1.0, 2.0, 5.0] * 10, dtype=torch.double)) @ turn.T
     target, calls = torch.randn(30, dtype=torch.double), []
-    found = conjugate_gradient(lambda v: calls.append(v) or system @ v, target, iterations=30, tolerance=1e-20)
+    found = conjugate_gradient(
+        lambda v: calls.append(v) or system @ v, target, iterations=30, tolerance=1e-20
+    )
     assert len(calls) == 3
     torch.testing.assert_close(found, torch.linalg.solve(system, target))
 
@@ -302,15 +324,23 @@ def test_conjugate_gradient_in_fp32():
     system, target = spd(50), torch.randn(50, dtype=torch.double)
     found = conjugate_gradient(system.float().mv, target.float(), iterations=200, tolerance=1e-12)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), torch.linalg.solve(system, target), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        found.double(), torch.linalg.solve(system, target), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_conjugate_gradient_of_0_is_0_without_a_product():
     def product(vector):
         raise AssertionError("not needed")
 
-    assert conjugate_gradient(product, torch.zeros(3), iterations=10, tolerance=1e-10).tolist() == [0.0] * 3
-    assert conjugate_gradient(product, torch.zeros(3), iterations=10, tolerance=0.0).tolist() == [0.0] * 3
+    assert (
+        conjugate_gradient(product, torch.zeros(3), iterations=10, tolerance=1e-10).tolist()
+        == [0.0] * 3
+    )
+    assert (
+        conjugate_gradient(product, torch.zeros(3), iterations=10, tolerance=0.0).tolist()
+        == [0.0] * 3
+    )
 
 
 def test_conjugate_gradient_stops_at_non_positive_curvature():
@@ -328,7 +358,9 @@ def test_conjugate_gradient_stops_at_non_positive_curvature():
 
 def test_step_length_by_hand():
     """x.Fx = 3 * 6 + 4 * 8 = 50: sqrt(2 * 0.25 / 50) = 0.1."""
-    assert step_length(torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0]), max_kl=0.25) == pytest.approx(0.1)
+    assert step_length(
+        torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0]), max_kl=0.25
+    ) == pytest.approx(0.1)
 
 
 def test_step_length_brings_the_quadratic_kl_to_the_bound_whatever_the_direction_is_scaled_by():
@@ -394,7 +426,16 @@ def test_line_search_shrinks_as_often_as_the_bound_needs(shrink, kl):
 
 @pytest.mark.parametrize(
     "measured",
-    [(-1.0, 0.0), (0.0, 0.0), (0.01, 0.02), (NAN, 0.0), (1.0, NAN), (NAN, NAN), (INFINITY, 0.0), (1.0, -INFINITY)]
+    [
+        (-1.0, 0.0),
+        (0.0, 0.0),
+        (0.01, 0.02),
+        (NAN, 0.0),
+        (1.0, NAN),
+        (NAN, NAN),
+        (INFINITY, 0.0),
+        (1.0, -INFINITY),
+    ]
     + [(1.0, INFINITY)],
 )
 def test_line_search_returns_0_when_nothing_works_and_nan_is_not_accepted(measured):
@@ -433,9 +474,16 @@ def test_no_accepted_step_breaks_the_bound_on_random_quadratics():
         measure, expected, seen = quadratic(draw)
         settings = {"shrink": draw.uniform(0.2, 0.9), "attempts": draw.randrange(1, 12)}
         max_kl, accept_ratio = math.exp(draw.gauss(-4, 2)), draw.choice([0.0, 0.1, 0.5])
-        found = line_search(measure, expected=expected, max_kl=max_kl, accept_ratio=accept_ratio, **settings)
-        fine = [kl <= max_kl and gain > 0 and gain >= accept_ratio * expected * f for f, gain, kl in seen]
-        assert [f for f, _, _ in seen] == pytest.approx([settings["shrink"] ** k for k in range(len(seen))])
+        found = line_search(
+            measure, expected=expected, max_kl=max_kl, accept_ratio=accept_ratio, **settings
+        )
+        fine = [
+            kl <= max_kl and gain > 0 and gain >= accept_ratio * expected * f
+            for f, gain, kl in seen
+        ]
+        assert [f for f, _, _ in seen] == pytest.approx(
+            [settings["shrink"] ** k for k in range(len(seen))]
+        )
         if found[0] == 0:
             refused += 1
             assert found == (0.0, 0.0, 0.0) and len(seen) == settings["attempts"] and not any(fine)
@@ -448,7 +496,9 @@ def test_no_accepted_step_breaks_the_bound_on_random_quadratics():
 # ---- the whole step ----
 
 
-@pytest.mark.parametrize(("max_kl", "damping"), [(0.001, 0.1), (0.01, 0.1), (0.01, 0.001), (0.3, 0.001)])
+@pytest.mark.parametrize(
+    ("max_kl", "damping"), [(0.001, 0.1), (0.01, 0.1), (0.01, 0.001), (0.3, 0.001)]
+)
 @pytest.mark.parametrize("seed", range(20))
 def test_no_accepted_step_breaks_the_bound_on_a_categorical_policy(seed, max_kl, damping):
     """Ragged rows of sampled actions with random advantages, in fp32; the KL is measured again from its definition."""
@@ -467,7 +517,9 @@ def test_no_accepted_step_breaks_the_bound_on_a_categorical_policy(seed, max_kl,
     logits, log_probs = look()
     surrogate = masked_mean((log_probs - old_log_probs).exp() * advantages, mask)
     gradient = flatten(torch.autograd.grad(surrogate, parameters, retain_graph=True))
-    of_kl = differentiable_gradient(masked_mean(categorical_kl(old_logits, logits), mask), parameters)
+    of_kl = differentiable_gradient(
+        masked_mean(categorical_kl(old_logits, logits), mask), parameters
+    )
 
     def product(vector):
         return fisher_vector_product(of_kl, parameters, vector) + damping * vector
@@ -485,12 +537,16 @@ def test_no_accepted_step_breaks_the_bound_on_a_categorical_policy(seed, max_kl,
         return improvement.item(), masked_mean(categorical_kl(old_logits, logits), mask).item()
 
     settings = {"shrink": 0.5, "attempts": 10, "accept_ratio": 0.1}
-    fraction, improvement, kl = line_search(measure, expected=(gradient @ step).item(), max_kl=max_kl, **settings)
+    fraction, improvement, kl = line_search(
+        measure, expected=(gradient @ step).item(), max_kl=max_kl, **settings
+    )
     assert fraction > 0 and improvement > 0 and 0 < kl <= max_kl
     measure(fraction)
     again = plain_kl(old_logits[mask].double(), model(states)[mask].double()).item()
     assert again == pytest.approx(kl, abs=1e-6) and again <= max_kl + 1e-6
-    if damping == 0.1:  # the quadratic model holds as far as the step goes; with less, every other full step is refused
+    if (
+        damping == 0.1
+    ):  # the quadratic model holds as far as the step goes; with less, every other full step is refused
         assert fraction == 1 and kl > max_kl / 5
 
 
@@ -500,7 +556,9 @@ def test_a_small_full_step_lands_on_the_bound():
     parameters, old = list(model.parameters()), model(states).detach()
     of_kl = differentiable_gradient(categorical_kl(old, model(states)).mean(), parameters)
     direction = torch.randn(41, dtype=torch.double)
-    length = step_length(direction, fisher_vector_product(of_kl, parameters, direction), max_kl=1e-8)
+    length = step_length(
+        direction, fisher_vector_product(of_kl, parameters, direction), max_kl=1e-8
+    )
     with torch.no_grad():
         for parameter, change in zip(parameters, unflatten(length * direction, parameters)):
             parameter.add_(change)

@@ -9,7 +9,12 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 from rlhf.__main__ import main as command
 from rlhf.commands import predict
@@ -63,7 +68,9 @@ def run_of(tmp_path):
         folder.mkdir(exist_ok=True)
         content = {"architectures": [ARCHITECTURES[kind]] if kind else [], **model_config}
         (folder / "config.json").write_text(json.dumps(content))
-        RunRecord("reward" if kind == "reward" else recipe, config=config or {}, status="done").save(folder)
+        RunRecord(
+            "reward" if kind == "reward" else recipe, config=config or {}, status="done"
+        ).save(folder)
         return str(folder)
 
     return run_of
@@ -111,12 +118,19 @@ def test_a_packed_table_keeps_its_columns_and_order(tmp_path, run_of, predicted)
     file = tmp_path / "rows.csv.gz"
     with gzip.open(file, "wt", encoding="utf-8") as packed:
         packed.write(
-            "nr,review\n" + "".join(f"{place},{'word ' * (place % 7)}end{'!' * (place % 2)}\n" for place in range(99))
+            "nr,review\n"
+            + "".join(
+                f"{place},{'word ' * (place % 7)}end{'!' * (place % 2)}\n" for place in range(99)
+            )
         )
     encoder = Loud()
-    rows = predicted(encoder, run_of("classifier"), file, "--columns", "text=review", "--batch_size", "2")
+    rows = predicted(
+        encoder, run_of("classifier"), file, "--columns", "text=review", "--batch_size", "2"
+    )
     assert [row["nr"] for row in rows] == [str(place) for place in range(99)]
-    assert [row["predicted_label"] for row in rows] == ["loud" if place % 2 else "quiet" for place in range(99)]
+    assert [row["predicted_label"] for row in rows] == [
+        "loud" if place % 2 else "quiet" for place in range(99)
+    ]
     assert encoder.chunks == [32, 32, 32, 3]  # a part of the file at a time
 
 
@@ -125,7 +139,9 @@ def test_the_terminal_gets_rows_and_nothing_else(tmp_path, run_of, monkeypatch, 
     file = write(tmp_path / "a.jsonl", {"text": "Hey!", "label": "loud"})
     main(arguments(run_of("classifier"), file, "--output", "-"))
     out, err = capsys.readouterr()
-    assert json.loads(out)["predicted_label"] == "loud" and "accuracy" in err and "1 rows -> -" in err
+    assert (
+        json.loads(out)["predicted_label"] == "loud" and "accuracy" in err and "1 rows -> -" in err
+    )
 
 
 def test_half_a_character_in_another_column_survives(tmp_path, run_of, predicted):
@@ -140,7 +156,9 @@ def test_a_model_of_pairs_wants_pairs(tmp_path, run_of, predicted, refused):
         write(tmp_path / "p.jsonl", {"text": "a", "text_pair": "b"}),
     )
     run = run_of("classifier", trained_pairs=True)
-    assert "recognised as text rows; this recipe takes pair" in refused(main, arguments(run, single))
+    assert "recognised as text rows; this recipe takes pair" in refused(
+        main, arguments(run, single)
+    )
     assert predicted(Loud(), run, pairs)[0]["predicted_label"] == "quiet"
     asked = []
 
@@ -150,14 +168,23 @@ def test_a_model_of_pairs_wants_pairs(tmp_path, run_of, predicted, refused):
             return super().predict(rows, batch_size)
 
     predicted(Asked(), run_of("classifier", trained_pairs=False), pairs, "--force")
-    assert asked == [{"text": "a"}]  # the second text is only an extra column for a model of single texts
+    assert asked == [
+        {"text": "a"}
+    ]  # the second text is only an extra column for a model of single texts
 
 
 def test_official_answers(tmp_path, run_of, predicted):
-    rows = [{"id": "x", "question": "Who?", "context": "Ada."}, {"id": "y", "question": "Why?", "context": "Ada."}]
-    reader = Fixed({"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None})
+    rows = [
+        {"id": "x", "question": "Who?", "context": "Ada."},
+        {"id": "y", "question": "Why?", "context": "Ada."},
+    ]
+    reader = Fixed(
+        {"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None}
+    )
     squad = tmp_path / "squad.json"
-    found = predicted(reader, run_of("reader"), write(tmp_path / "q.jsonl", *rows), "--squad", squad)
+    found = predicted(
+        reader, run_of("reader"), write(tmp_path / "q.jsonl", *rows), "--squad", squad
+    )
     assert [(row["id"], row["predicted_answer"], row["predicted_start"]) for row in found] == [
         ("x", "Ada", 0),
         ("y", "", None),
@@ -166,13 +193,20 @@ def test_official_answers(tmp_path, run_of, predicted):
 
 
 def test_official_answers_of_questions_without_ids(tmp_path, run_of, predicted, refused):
-    rows = [{"question": "Who?", "context": "Ada."}, {"id": None, "question": "Why?", "context": "Ada."}]
-    reader = Fixed({"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None})
+    rows = [
+        {"question": "Who?", "context": "Ada."},
+        {"id": None, "question": "Why?", "context": "Ada."},
+    ]
+    reader = Fixed(
+        {"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None}
+    )
     squad = tmp_path / "squad.json"
     predicted(reader, run_of("reader"), write(tmp_path / "q.jsonl", *rows), "--squad", squad)
     assert json.loads(squad.read_text()) == {"q0": "Ada", "q1": ""}
     twice = write(tmp_path / "t.jsonl", *({**row, "id": 7} for row in rows))
-    said = refused(main, arguments(run_of("reader"), twice, "--force", "--squad", tmp_path / "s.json"))
+    said = refused(
+        main, arguments(run_of("reader"), twice, "--force", "--squad", tmp_path / "s.json")
+    )
     assert "1 ids stand in more than one row, the first: 7;" in said
 
 
@@ -180,7 +214,14 @@ def test_official_answers_of_questions_without_ids(tmp_path, run_of, predicted, 
 
 
 def test_accuracy_where_there_are_labels(tmp_path, run_of, predicted, capsys):
-    rows = [("a!", "loud"), ("b!", "quiet"), ("c", "quiet"), ("d", "quiet"), ("e", None), ("f", "odd")]
+    rows = [
+        ("a!", "loud"),
+        ("b!", "quiet"),
+        ("c", "quiet"),
+        ("d", "quiet"),
+        ("e", None),
+        ("f", "odd"),
+    ]
     file = write(tmp_path / "a.jsonl", *({"text": text, "label": label} for text, label in rows))
     predicted(Loud(), run_of("classifier"), file)
     # right: a, c, d of 4. F1 of loud: precision 1/2, recall 1: 2/3; of quiet: precision 1, recall 2/3: 4/5.
@@ -198,8 +239,9 @@ def test_accuracy_where_there_are_labels(tmp_path, run_of, predicted, capsys):
 
 def test_labels_that_are_all_unknown_are_said(tmp_path, run_of, predicted, capsys):
     predicted(Loud(), run_of("classifier"), write(tmp_path / "a.jsonl", {"text": "a", "label": 1}))
-    assert "1 rows have a label that the model does not know, as '1' (1): not judged; its labels are quiet, loud" in (
-        capsys.readouterr().out
+    assert (
+        "1 rows have a label that the model does not know, as '1' (1): not judged; its labels are quiet, loud"
+        in (capsys.readouterr().out)
     )
 
 
@@ -240,7 +282,9 @@ def test_entities_in_any_scheme(tmp_path, run_of, predicted, capsys):
         {"tokens": rows[1]["tokens"], "tags": ["B-per"], "entities": []},
     ]
     found = predicted(Fixed(*said), run_of("tagger"), write(tmp_path / "a.jsonl", *rows))
-    assert found[0]["predicted_tags"] == ["B-per", "I-per", "O"] and "predicted_tokens" not in found[0]
+    assert (
+        found[0]["predicted_tags"] == ["B-per", "I-per", "O"] and "predicted_tokens" not in found[0]
+    )
     out = capsys.readouterr().out.splitlines()
     assert [line.split() for line in out[1:3]] == [
         ["sentences", "entities", "precision", "recall", "f1"], ["2", "2", "0.500", "0.500", "0.500"],
@@ -248,24 +292,40 @@ def test_entities_in_any_scheme(tmp_path, run_of, predicted, capsys):
     assert [line.split()[0] for line in out[5:]] == ["loc", "per"]
 
 
-def test_rows_without_answers_among_others_are_predicted_and_counted(tmp_path, run_of, predicted, capsys):
-    rows = [{"tokens": ["Paris"], "tags": ["B-loc"]}, {"tokens": ["Ada"]}, {"tokens": ["Rome"], "tags": None}]
+def test_rows_without_answers_among_others_are_predicted_and_counted(
+    tmp_path, run_of, predicted, capsys
+):
+    rows = [
+        {"tokens": ["Paris"], "tags": ["B-loc"]},
+        {"tokens": ["Ada"]},
+        {"tokens": ["Rome"], "tags": None},
+    ]
     said = [{"tokens": row["tokens"], "tags": ["B-loc"], "entities": []} for row in rows]
     found = predicted(Fixed(*said), run_of("tagger"), write(tmp_path / "a.jsonl", *rows))
     assert [row["predicted_tags"] for row in found] == [["B-loc"]] * 3
     assert "2 rows without tags are not judged" in capsys.readouterr().out
 
 
-def test_a_squad_file_without_answers_and_a_conll_file_without_tags(tmp_path, run_of, predicted, capsys):
+def test_a_squad_file_without_answers_and_a_conll_file_without_tags(
+    tmp_path, run_of, predicted, capsys
+):
     questions = [{"id": "x", "question": "Who?"}, {"id": "y", "question": "Why?"}]
     (file := tmp_path / "q.json").write_text(
         json.dumps({"data": [{"paragraphs": [{"context": "Ada.", "qas": questions}]}]})
     )
-    reader = Fixed({"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None})
-    assert [row["predicted_answer"] for row in predicted(reader, run_of("reader"), file)] == ["Ada", ""]
+    reader = Fixed(
+        {"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None}
+    )
+    assert [row["predicted_answer"] for row in predicted(reader, run_of("reader"), file)] == [
+        "Ada",
+        "",
+    ]
     (file := tmp_path / "a.conll").write_text("Ada\nleft\n")
     tagger = Fixed({"tokens": ["Ada", "left"], "tags": ["B-per", "O"], "entities": []})
-    assert predicted(tagger, run_of("tagger"), file, "--force")[0]["predicted_tags"] == ["B-per", "O"]
+    assert predicted(tagger, run_of("tagger"), file, "--force")[0]["predicted_tags"] == [
+        "B-per",
+        "O",
+    ]
     assert "not judged" not in capsys.readouterr().out
 
 
@@ -287,7 +347,13 @@ def test_exact_match_and_f1_by_kind_of_question(tmp_path, run_of, predicted, cap
 
 
 def test_the_unit_of_an_answer_is_that_of_the_run(tmp_path, run_of, predicted, capsys):
-    rows = [{"question": "누구?", "context": "에이다가 썼다.", "answers": {"text": ["에이다"], "answer_start": [0]}}]
+    rows = [
+        {
+            "question": "누구?",
+            "context": "에이다가 썼다.",
+            "answers": {"text": ["에이다"], "answer_start": [0]},
+        }
+    ]
     run = run_of("reader", config={"answer_unit": "character"})
     predicted(Fixed({"answer": "에이다가"}), run, write(tmp_path / "a.jsonl", *rows))
     assert "all        1     0.000  0.857" in capsys.readouterr().out  # 3 of 4 characters: 6 / 7
@@ -322,17 +388,28 @@ def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch
     output = tmp_path / "out.jsonl"
 
     def error(*words):
-        message = refused(main, arguments(*words, *(() if "--output" in words else ("--output", output))))
+        message = refused(
+            main, arguments(*words, *(() if "--output" in words else ("--output", output)))
+        )
         assert not output.exists()
         return message
 
     assert "runs/none: no such run folder" in error("runs/none", good)
-    assert f"{bad}:2: text: empty" in (message := error(run, bad)) and "leave them out with --skip_bad" in message
+    assert (
+        f"{bad}:2: text: empty" in (message := error(run, bad))
+        and "leave them out with --skip_bad" in message
+    )
     assert "no such file" in error(run, tmp_path / "none.txt")
     assert "recognised as tokens rows" in error(run, write(tmp_path / "t.jsonl", {"tokens": ["a"]}))
-    assert "without predicted_* columns" in error(run, write(tmp_path / "p.jsonl", {"text": "a", "predicted_label": 1}))
-    assert "good.jsonl exists: give another --output, or --force" in error(run, good, "--output", good)
-    assert "a file in a folder that exists" in error(run, good, "--output", tmp_path / "none" / "out.jsonl")
+    assert "without predicted_* columns" in error(
+        run, write(tmp_path / "p.jsonl", {"text": "a", "predicted_label": 1})
+    )
+    assert "good.jsonl exists: give another --output, or --force" in error(
+        run, good, "--output", good
+    )
+    assert "a file in a folder that exists" in error(
+        run, good, "--output", tmp_path / "none" / "out.jsonl"
+    )
     assert "--batch_size 0" in error(run, good, "--batch_size", 0)
     assert "--squad is for question answering" in error(run, good, "--squad", tmp_path / "s.json")
     assert good.read_text() == '{"text": "a"}\n'
@@ -340,8 +417,13 @@ def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch
 
 def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, run_of, predicted, capsys):
     file = write(tmp_path / "a.jsonl", {"text": "a"}, {"text": ""}, {"text": "b!"})
-    assert [row["text"] for row in predicted(Loud(), run_of("classifier"), file, "--skip_bad")] == ["a", "b!"]
-    assert f"1 of 3 rows are bad and left out; first: {file}:2: text: empty" in capsys.readouterr().out
+    assert [row["text"] for row in predicted(Loud(), run_of("classifier"), file, "--skip_bad")] == [
+        "a",
+        "b!",
+    ]
+    assert (
+        f"1 of 3 rows are bad and left out; first: {file}:2: text: empty" in capsys.readouterr().out
+    )
 
 
 def test_a_failure_leaves_no_output_under_its_name(tmp_path, run_of, monkeypatch):
@@ -352,7 +434,15 @@ def test_a_failure_leaves_no_output_under_its_name(tmp_path, run_of, monkeypatch
     monkeypatch.setattr(predict, "open_encoder", lambda *given: Fails())
     old = write(tmp_path / "out.jsonl", {"text": "old"})
     with pytest.raises(RuntimeError):
-        main(arguments(run_of("classifier"), write(tmp_path / "a.jsonl", {"text": "a"}), "--output", old, "--force"))
+        main(
+            arguments(
+                run_of("classifier"),
+                write(tmp_path / "a.jsonl", {"text": "a"}),
+                "--output",
+                old,
+                "--force",
+            )
+        )
     assert json.loads(old.read_text()) == {"text": "old"}
 
 
@@ -373,7 +463,12 @@ def tiny(cls, tokenizer, **config):
 @pytest.mark.parametrize(
     ("kind", "cls", "config", "rows"),
     [
-        ("classifier", BertForSequenceClassification, {"num_labels": 3}, [{"text": "a b"}, {"text": "c"}]),
+        (
+            "classifier",
+            BertForSequenceClassification,
+            {"num_labels": 3},
+            [{"text": "a b"}, {"text": "c"}],
+        ),
         (
             "tagger",
             BertForTokenClassification,
@@ -392,9 +487,13 @@ def test_what_is_written_is_what_the_model_says(tmp_path, bert_tokenizer, kind, 
     folder = tmp_path / "run"
     save(tiny(cls, bert_tokenizer, **config), bert_tokenizer, folder)
     output = tmp_path / "out.jsonl"
-    main(arguments(folder, write(tmp_path / "a.jsonl", *rows), "--output", output, "--device", "cpu"))
+    main(
+        arguments(folder, write(tmp_path / "a.jsonl", *rows), "--output", output, "--device", "cpu")
+    )
     found = [json.loads(line) for line in output.read_text().splitlines()]
-    for row, expected, written in zip(rows, open_encoder(kind, str(folder)).predict(rows), found, strict=True):
+    for row, expected, written in zip(
+        rows, open_encoder(kind, str(folder)).predict(rows), found, strict=True
+    ):
         expected = json.loads(json.dumps(expected))
         expected.pop("tokens") if "tokens" in row else None
         assert written == row | {f"predicted_{name}": value for name, value in expected.items()}
@@ -404,4 +503,13 @@ def test_an_unusable_device_is_an_error(tmp_path, bert_tokenizer):
     folder = tmp_path / "run"
     save(tiny(BertForSequenceClassification, bert_tokenizer), bert_tokenizer, folder)
     with pytest.raises(UserError, match="device 'nonsense'"):
-        main(arguments(folder, write(tmp_path / "a.jsonl", {"text": "a"}), "--output", "-", "--device", "nonsense"))
+        main(
+            arguments(
+                folder,
+                write(tmp_path / "a.jsonl", {"text": "a"}),
+                "--output",
+                "-",
+                "--device",
+                "nonsense",
+            )
+        )

@@ -35,7 +35,10 @@ def test_report_on_rankings(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "rows        4 (2 good, 2 bad)" in out
     assert "rankings    K = 2: 1, K = 3: 1; 1 of 4 pairs tie (25.0%)" in out
-    assert f"{path}:3: ranks: 1 ranks for 2 completions: give each its rank\n{path}:4: not valid JSON" in out
+    assert (
+        f"{path}:3: ranks: 1 ranks for 2 completions: give each its rank\n{path}:4: not valid JSON"
+        in out
+    )
 
 
 def test_every_bad_row_is_listed(tmp_path):
@@ -81,12 +84,17 @@ def test_report_on_questions(tmp_path, capsys):
     assert report.lengths["context"]["words"] == [4] * 4
     assert report.lengths["answers"] == {"characters": [3, 6], "words": [1, 2]}
     assert main(arguments(path)) == 0
-    assert "answers     per question 0: 3, 2: 1; 75.0% of the questions without one" in capsys.readouterr().out
+    assert (
+        "answers     per question 0: 3, 2: 1; 75.0% of the questions without one"
+        in capsys.readouterr().out
+    )
 
 
 def test_questions_without_any_answer(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"question": "Why?", "context": "Ada.", "answers": {"text": [], "answer_start": []}}\n')
+    path.write_text(
+        '{"question": "Why?", "context": "Ada.", "answers": {"text": [], "answer_start": []}}\n'
+    )
     assert main(arguments(path)) == 0
     out = capsys.readouterr().out
     assert "100.0% of the questions without one" in out and "answers, words" not in out
@@ -110,5 +118,7 @@ def test_lengths_in_tokens(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     path = tmp_path / "a.txt"
     path.write_text("a b a\nb\n")
-    report = validate(str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"))
+    report = validate(
+        str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    )
     assert report.lengths["text"] == {"characters": [5, 1], "words": [3, 1], "tokens": [3, 1]}

@@ -14,8 +14,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
 from rlhf.commands.report import add_arguments, main
-from rlhf.comparison.compare import distinct, fitting, load_runs, mean_estimate, perplexity, rate_estimate, win_rate
-from rlhf.comparison.report import Answers, build_report, generate, measure, plot, to_json, to_markdown, to_table
+from rlhf.comparison.compare import (
+    Answers,
+    build_report,
+    distinct,
+    fitting,
+    generate,
+    load_runs,
+    mean_estimate,
+    measure,
+    perplexity,
+    rate_estimate,
+    win_rate,
+)
+from rlhf.comparison.report import plot, to_json, to_markdown, to_table
 from rlhf.completions.rollout import Rollout, statistics
 from rlhf.completions.score import FunctionScorer, WeightedSum
 from rlhf.data.chat import add_chat_template
@@ -27,7 +39,9 @@ from rlhf.reward_model.metrics import ranking_report
 from rlhf.runs.record import RunRecord
 
 PROMPTS = ["Hello!", "Who are you?", "Is it late?", "What is a fox?"]
-ROWS = [{"prompt": p, "completion": "A fine day.", "answers": {"calm": "A fine day."}} for p in PROMPTS]
+ROWS = [
+    {"prompt": p, "completion": "A fine day.", "answers": {"calm": "A fine day."}} for p in PROMPTS
+]
 
 
 def make_tokenizer(words: list[str]):
@@ -36,7 +50,10 @@ def make_tokenizer(words: list[str]):
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(words, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
@@ -83,7 +100,13 @@ def runs(tokenizer, tmp_path_factory):
     base = put(root / "base", tiny(tokenizer, 1), tokenizer, "pretrain")
     sft = put(root / "sft", tiny(tokenizer, 2), tokenizer, "sft")
     ppo = put(root / "ppo", tiny(tokenizer, 3), tokenizer, "ppo", max_completion_length=8)
-    log(ppo, [{"step": s, "score": 0.1 * s, "score_letters": 5 + s, "kl": 0.2 * s, "eval_score": s} for s in range(4)])
+    log(
+        ppo,
+        [
+            {"step": s, "score": 0.1 * s, "score_letters": 5 + s, "kl": 0.2 * s, "eval_score": s}
+            for s in range(4)
+        ],
+    )
     log(sft, [{"step": 1, "loss": 3}, {"step": 2, "loss": 2}, {"step": 2, "eval_loss": 2}])
     return [base, sft, ppo]
 
@@ -98,7 +121,9 @@ def even(prompts, completions, answers, **columns):
 
 
 def rewards():
-    return WeightedSum({f.__name__: FunctionScorer(f, f.__name__) for f in (letters, even)}, [1.0, 2.0])
+    return WeightedSum(
+        {f.__name__: FunctionScorer(f, f.__name__) for f in (letters, even)}, [1.0, 2.0]
+    )
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------------
@@ -115,7 +140,9 @@ def test_estimate_of_a_rate():
     """Wilson, 8 of 10: centre (0.8 + 0.19208) / 1.38416, half 1.96 sqrt(0.016 + 0.009604) / 1.38416."""
     found = rate_estimate([1.0] * 8 + [0.0] * 2)
     assert (found.low, found.high) == pytest.approx((0.490157, 0.943318), abs=1e-5)
-    assert rate_estimate([1.0] * 10).low == pytest.approx(10 / 13.8416, abs=1e-6)  # never a width of 0
+    assert rate_estimate([1.0] * 10).low == pytest.approx(
+        10 / 13.8416, abs=1e-6
+    )  # never a width of 0
     assert rate_estimate([1.0] * 10).high == 1.0
 
 
@@ -160,9 +187,15 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(tokenizer, tmp_path):
 def test_perplexity_of_a_known_model(tokenizer, tmp_path):
     """Two completions of one token and EOS; EOS has probability a / (V - 1 + a), the other token 1 / (V - 1 + a)."""
     a, total = 20.0, len(tokenizer) - 1 + 20.0
-    (run,) = load_runs([put(tmp_path / "k", constant(tokenizer, tokenizer.eos_token_id, a), tokenizer, "sft")])
-    found, _ = perplexity(run, [{"prompt": "Hello!", "completion": "A"}, {"prompt": "Hello!", "completion": "B"}])
-    assert found.mean == pytest.approx(math.exp((math.log(total / a) + math.log(total)) / 2), rel=1e-4)
+    (run,) = load_runs(
+        [put(tmp_path / "k", constant(tokenizer, tokenizer.eos_token_id, a), tokenizer, "sft")]
+    )
+    found, _ = perplexity(
+        run, [{"prompt": "Hello!", "completion": "A"}, {"prompt": "Hello!", "completion": "B"}]
+    )
+    assert found.mean == pytest.approx(
+        math.exp((math.log(total / a) + math.log(total)) / 2), rel=1e-4
+    )
 
 
 def test_kl_of_known_models(tokenizer, tmp_path):
@@ -186,7 +219,10 @@ def test_a_run_against_itself(runs):
     assert [first.label, second.label] == ["sft", "sft 2"]
     assert first.completions == second.completions
     assert second.values["kl"] == [0.0] * 4
-    assert (second.metrics["kl"].low, second.metrics["kl"].high) == (0.0, 0.0)  # zeros are no rate here
+    assert (second.metrics["kl"].low, second.metrics["kl"].high) == (
+        0.0,
+        0.0,
+    )  # zeros are no rate here
     assert second.metrics["win_rate_letters"].mean == 0.5
 
 
@@ -212,7 +248,10 @@ def test_other_tokenizer_has_no_kl(runs, tmp_path):
 
 def test_long_prompts_are_counted(runs):
     report = build_report(runs, [*ROWS, {"prompt": "fox " * 60}], max_completion_length=8)
-    assert report.settings["prompts"] == 4 and report.notes[0] == "1 of 5 prompts are too long and were left out"
+    assert (
+        report.settings["prompts"] == 4
+        and report.notes[0] == "1 of 5 prompts are too long and were left out"
+    )
     with pytest.raises(UserError, match="max_completion_length"):
         fitting(ROWS, load_runs(runs), 64)
 
@@ -227,7 +266,9 @@ def test_temperature_is_checked(runs):
 
 @pytest.fixture(scope="module")
 def report(runs):
-    return build_report(runs, ROWS, rewards=rewards(), samples=3, max_completion_length=8, greedy=True)
+    return build_report(
+        runs, ROWS, rewards=rewards(), samples=3, max_completion_length=8, greedy=True
+    )
 
 
 def test_report(report):
@@ -238,7 +279,12 @@ def test_report(report):
     assert all("kl" not in column.metrics for column in greedy)  # an expectation over samples
     for column in report.columns:
         assert column.values["score_letters"] == letters(None, column.completions)
-        total = [x + 2 * y for x, y in zip(column.values["score_letters"], column.values["score_even"], strict=True)]
+        total = [
+            x + 2 * y
+            for x, y in zip(
+                column.values["score_letters"], column.values["score_even"], strict=True
+            )
+        ]
         assert column.values["score"] == total
     wins = win_rate(ppo.values["score_letters"], sft.values["score_letters"])
     assert ppo.metrics["win_rate_letters"].mean == sum(wins) / 4
@@ -263,7 +309,10 @@ def test_views(report, tmp_path):
 
 def test_terminal_shows_no_control_codes(report):
     column = report.columns[0]
-    kept, column.completions[report.samples[0]] = column.completions[report.samples[0]], "\x1b[31m[bold]red"
+    kept, column.completions[report.samples[0]] = (
+        column.completions[report.samples[0]],
+        "\x1b[31m[bold]red",
+    )
     try:
         assert "\x1b" not in to_table(report) and "[bold]" in to_table(report).replace("\n", "")
     finally:
@@ -273,8 +322,13 @@ def test_terminal_shows_no_control_codes(report):
 def test_without_rewards_or_record(tokenizer, tmp_path):
     """One plain from_pretrained folder, no scores, no completions: what can be said is said."""
     save(tiny(tokenizer, 1), tokenizer, tmp_path / "plain")
-    report = build_report([str(tmp_path / "plain")], [{"prompt": "Hello!"}], max_completion_length=4)
-    assert report.columns[0].label == "plain" and set(report.columns[0].metrics) >= {"completion_length", "eos_rate"}
+    report = build_report(
+        [str(tmp_path / "plain")], [{"prompt": "Hello!"}], max_completion_length=4
+    )
+    assert report.columns[0].label == "plain" and set(report.columns[0].metrics) >= {
+        "completion_length",
+        "eos_rate",
+    }
     assert to_table(report) and plot(report, tmp_path) == []
 
 
@@ -295,12 +349,30 @@ def test_command(runs, tokenizer, tmp_path, capsys, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     (tmp_path / "text.txt").write_text("Who are you?\nIs it late?\n")
     monkeypatch.setitem(sys.modules, "some_rewards", sys.modules[__name__])
-    flags = ["--prompts", tmp_path / "rows.jsonl", "--reward_model", tmp_path / "reward", "--reward_functions"]
-    flags += ["some_rewards:even", "--reward_weights", 1, 0, "--text", tmp_path / "text.txt", "--samples", 2]
+    flags = [
+        "--prompts",
+        tmp_path / "rows.jsonl",
+        "--reward_model",
+        tmp_path / "reward",
+        "--reward_functions",
+    ]
+    flags += [
+        "some_rewards:even",
+        "--reward_weights",
+        1,
+        0,
+        "--text",
+        tmp_path / "text.txt",
+        "--samples",
+        2,
+    ]
     assert command(*runs, *flags, "--output", tmp_path / "out", "--limit", 3) == 0
     assert "win_rate_reward_model" in capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert content["settings"]["prompts"] == 3 and content["settings"]["weights"] == {"reward_model": 1.0, "even": 0.0}
+    assert content["settings"]["prompts"] == 3 and content["settings"]["weights"] == {
+        "reward_model": 1.0,
+        "even": 0.0,
+    }
     assert content["settings"]["max_completion_length"] == 8  # of the last run
     values = content["runs"][2]["values"]
     assert values["score"] == values["score_reward_model"]
@@ -330,10 +402,31 @@ def test_every_metric_is_in_the_manual(report):
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([a-z_0-9]+)`", page))
     grid = torch.ones(1, 1)
-    rollout = Rollout(*[grid] * 2, grid, grid.bool(), grid.bool(), *[grid] * 4, torch.ones(1), {}, grid, grid, grid)
-    ranking = {"ranks": [0, 1], "lengths": [1, 2], "places": [0, 1], "row": {"prompt": "", "completions": ["", ""]}}
+    rollout = Rollout(
+        *[grid] * 2,
+        grid,
+        grid.bool(),
+        grid.bool(),
+        *[grid] * 4,
+        torch.ones(1),
+        {},
+        grid,
+        grid,
+        grid,
+    )
+    ranking = {
+        "ranks": [0, 1],
+        "lengths": [1, 2],
+        "places": [0, 1],
+        "row": {"prompt": "", "completions": ["", ""]},
+    }
     named = {*statistics(rollout), *ranking_report([[1.0, 0.0]], [ranking])}
-    named |= {name for column in report.columns for name in column.metrics if not re.search("_(letters|even)$", name)}
+    named |= {
+        name
+        for column in report.columns
+        for name in column.metrics
+        if not re.search("_(letters|even)$", name)
+    }
     source = inspect.getsource(PolicyGradientTrainer)
     logged = re.findall(r'(?:found|_sums|_statistics)\["(\w+)"\]', source)
     assert "approx_kl" in logged

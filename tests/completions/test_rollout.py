@@ -18,7 +18,17 @@ def length(prompts, completions, **columns):
     return [float(len(completion.split())) for completion in completions]
 
 
-def gather(tokenizer, policy, words=WORDS, *, start=0, rewards=None, temperature=0.8, eos_penalty=0.0, batch_size=3):
+def gather(
+    tokenizer,
+    policy,
+    words=WORDS,
+    *,
+    start=0,
+    rewards=None,
+    temperature=0.8,
+    eos_penalty=0.0,
+    batch_size=3,
+):
     model = ActorCritic(policy, "shared").eval()
     with torch.no_grad():
         model.value_head.weight.copy_(torch.linspace(-1, 1, 16))
@@ -70,9 +80,14 @@ def test_ppo_md_12_log_probs_are_those_of_the_tokens_that_were_sampled(rollout, 
     for row in range(len(rollout)):
         prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]]
         completion = rollout.completion_ids[row][rollout.mask[row]]
-        logits = policy(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1] / 0.8
+        logits = (
+            policy(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+            / 0.8
+        )
         expected = torch.log_softmax(logits, -1).gather(1, completion[:, None])[:, 0]
-        torch.testing.assert_close(rollout.log_probs[row][rollout.mask[row]], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            rollout.log_probs[row][rollout.mask[row]], expected, atol=1e-5, rtol=1e-4
+        )
     assert rollout.mask.sum(1).unique().numel() > 1
 
 
@@ -100,16 +115,25 @@ def test_ppo_md_02_reward_model_scores_eos_too(eos_is_pad, policy, make_reward_m
     scorer = RewardModelScorer(make_reward_model(eos_is_pad), eos_is_pad)
     found = gather(eos_is_pad, policy, rewards=WeightedSum({"reward_model": scorer}))
     for row in range(len(found)):
-        ids = torch.cat([found.prompt_ids[row][found.prompt_mask[row]], found.completion_ids[row][found.mask[row]]])
+        ids = torch.cat(
+            [
+                found.prompt_ids[row][found.prompt_mask[row]],
+                found.completion_ids[row][found.mask[row]],
+            ]
+        )
         hidden = scorer.model.transformer(input_ids=ids[None]).last_hidden_state[0, -1]
-        torch.testing.assert_close(found.scores[row], scorer.model.score(hidden)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.scores[row], scorer.model.score(hidden)[0], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_ppo_md_05_missing_eos_is_judged_by_the_completion(rollout, tokenizer, policy):
     """Every prompt of the chat template holds an EOS; only the completion's own counts."""
     penalised = gather(tokenizer, policy, eos_penalty=3.0)
     assert all((ids == 0).any() for ids in rollout.prompt_ids)
-    stopped = torch.tensor([row[mask][-1] == 0 for row, mask in zip(rollout.completion_ids, rollout.mask)])
+    stopped = torch.tensor(
+        [row[mask][-1] == 0 for row, mask in zip(rollout.completion_ids, rollout.mask)]
+    )
     assert rollout.ended.tolist() == stopped.tolist() and 0 < stopped.sum() < len(stopped)
     assert (rollout.scores - penalised.scores).tolist() == (3.0 * ~stopped).tolist()
 
@@ -121,14 +145,17 @@ def test_ppo_md_32_rewards_get_prompts_completions_and_the_other_columns(tokeniz
         seen.update(prompts=prompts, completions=completions, **columns)
         return [0.0] * len(prompts)
 
-    found = gather(tokenizer, policy, rewards=WeightedSum({"reward": FunctionScorer(reward, "reward")}))
+    found = gather(
+        tokenizer, policy, rewards=WeightedSum({"reward": FunctionScorer(reward, "reward")})
+    )
     assert (
         seen["prompts"] == WORDS
         and seen["place"] == list(range(8))
         and set(seen) == {"prompts", "completions", "place"}
     )
     texts = [
-        tokenizer.decode(row[mask], skip_special_tokens=True) for row, mask in zip(found.completion_ids, found.mask)
+        tokenizer.decode(row[mask], skip_special_tokens=True)
+        for row, mask in zip(found.completion_ids, found.mask)
     ]
     assert [text.strip() for text in texts] == seen["completions"]
 
@@ -145,7 +172,9 @@ def test_ppo_md_13_score_stands_on_the_last_real_token_of_the_rollout(rollout):
 
 
 def test_ppo_md_13_kl_of_policy_and_reference_with_the_right_sign():
-    found = by_hand([[True, True]], log_probs=[[-1.0, -2.0]], ref_log_probs=[[-1.5, -1.0]], scores=[4.0])
+    found = by_hand(
+        [[True, True]], log_probs=[[-1.0, -2.0]], ref_log_probs=[[-1.5, -1.0]], scores=[4.0]
+    )
     rewards = estimate(found, ALGORITHMS["ppo"], **SETTINGS).rewards
     torch.testing.assert_close(rewards, torch.tensor([[-0.1 * 0.5, -0.1 * -1.0 + 4.0]]))
 
@@ -153,12 +182,16 @@ def test_ppo_md_13_kl_of_policy_and_reference_with_the_right_sign():
 def test_ppo_md_17_returns_are_advantages_before_whitening_plus_values():
     """lambda 1, gamma 1: returns are rewards-to-go whatever the values are; whitened advantages would not give that."""
     found = by_hand(
-        [[True, True, True], [True, False, False]], values=[[1.0, 2.0, 3.0], [5.0, 9.0, 9.0]], scores=[10.0, -1.0]
+        [[True, True, True], [True, False, False]],
+        values=[[1.0, 2.0, 3.0], [5.0, 9.0, 9.0]],
+        scores=[10.0, -1.0],
     )
     found = estimate(found, ALGORITHMS["ppo"], **SETTINGS | {"gae_lambda": 1.0})
     torch.testing.assert_close(found.returns, torch.tensor([[10.0, 10.0, 10.0], [-1.0, 0.0, 0.0]]))
     raw = torch.tensor([9.0, 8.0, 7.0, -6.0])
-    torch.testing.assert_close(found.advantages[found.mask], (raw - raw.mean()) / raw.std(correction=0))
+    torch.testing.assert_close(
+        found.advantages[found.mask], (raw - raw.mean()) / raw.std(correction=0)
+    )
 
 
 def join(first: Rollout, second: Rollout) -> Rollout:
@@ -184,19 +217,25 @@ def test_ppo_md_18_two_gathered_halves_equal_the_whole(name, rollout, tokenizer,
     joined = estimate(join(*halves), ALGORITHMS[name], **SETTINGS)
     whole = estimate(rollout, ALGORITHMS[name], **SETTINGS)
     for part in ("rewards", "advantages", "returns"):
-        torch.testing.assert_close(getattr(joined, part), getattr(whole, part), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            getattr(joined, part), getattr(whole, part), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_ppo_md_18_whitening_spans_the_whole_rollout(rollout):
     found = estimate(rollout, ALGORITHMS["ppo"], **SETTINGS)
     white = found.advantages[found.mask].double()
-    assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.var(correction=0).item() == pytest.approx(
-        1, abs=1e-4
-    )
+    assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.var(
+        correction=0
+    ).item() == pytest.approx(1, abs=1e-4)
     apart = estimate(
-        replace(rollout, **{n: t[:4] for n, t in rollout.tensors().items()}), ALGORITHMS["ppo"], **SETTINGS
+        replace(rollout, **{n: t[:4] for n, t in rollout.tensors().items()}),
+        ALGORITHMS["ppo"],
+        **SETTINGS,
     )
-    assert not torch.allclose(apart.advantages, found.advantages[:4, : apart.mask.shape[1]], atol=1e-3)
+    assert not torch.allclose(
+        apart.advantages, found.advantages[:4, : apart.mask.shape[1]], atol=1e-3
+    )
 
 
 def test_rloo_gives_every_token_of_a_completion_the_same_advantage():
@@ -214,7 +253,11 @@ def test_ppo_md_03_a_micro_batch_leaves_out_only_padding(rollout):
     assert batch["mask"].shape[1] == int(rollout.mask[index].sum(1).max())
     assert batch["prompt_mask"].shape[1] == int(rollout.prompt_mask[index].sum(1).max())
     for row, place in enumerate(index.tolist()):
-        for ids, mask in (("prompt_ids", "prompt_mask"), ("completion_ids", "mask"), ("log_probs", "mask")):
+        for ids, mask in (
+            ("prompt_ids", "prompt_mask"),
+            ("completion_ids", "mask"),
+            ("log_probs", "mask"),
+        ):
             assert (
                 batch[ids][row][batch[mask][row]].tolist()
                 == getattr(rollout, ids)[place][getattr(rollout, mask)[place]].tolist()
@@ -243,9 +286,14 @@ def test_ppo_md_30_statistics_by_hand():
     found = replace(found, returns=torch.tensor([[1.0, 2.0], [3.0, 99.0]]))
     # returns 1, 2, 3: variance 2/3; errors 0, 1, 2: variance 2/3
     expected = {"value_mean": 1.0, "return_mean": 2.0, "explained_variance": 0.0}
-    assert {k: v for k, v in statistics(found).items() if k in expected} == pytest.approx(expected, abs=1e-6)
+    assert {k: v for k, v in statistics(found).items() if k in expected} == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_ppo_md_30_statistics_do_not_see_padding(rollout):
-    wild = replace(rollout, **{n: torch.where(rollout.mask, getattr(rollout, n), 1e6) for n in ("log_probs", "values")})
+    wild = replace(
+        rollout,
+        **{n: torch.where(rollout.mask, getattr(rollout, n), 1e6) for n in ("log_probs", "values")},
+    )
     assert statistics(wild) == statistics(rollout)

@@ -5,12 +5,23 @@ from rlhf.completions.sample import decode, sample_tokens, uniform_numbers
 from rlhf.data.padding import left_pad
 
 EOS = 0
-PROMPTS = [[11, 2, 0, 12], [11, 5, 3, 7, 0, 12], [4], [11, 0, 12], [6, 6], [7, 2, 3]]  # most have an EOS inside
+PROMPTS = [
+    [11, 2, 0, 12],
+    [11, 5, 3, 7, 0, 12],
+    [4],
+    [11, 0, 12],
+    [6, 6],
+    [7, 2, 3],
+]  # most have an EOS inside
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def policy(request, tokenizer, make_policy, make_llama):
-    return make_policy(tokenizer, factor=2.0, seed=1) if request.param == "gpt2" else make_llama(tokenizer)
+    return (
+        make_policy(tokenizer, factor=2.0, seed=1)
+        if request.param == "gpt2"
+        else make_llama(tokenizer)
+    )
 
 
 def run(policy, prompts, uniforms, *, length=8, temperature=1.0, pad=13):
@@ -29,7 +40,9 @@ def slow(policy, prompt, uniforms, length, temperature):
             token = logits.argmax().item()
         else:
             cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(0).tolist()
-            token = next(token for token, reached in enumerate(cumulative) if reached > uniforms[step])
+            token = next(
+                token for token, reached in enumerate(cumulative) if reached > uniforms[step]
+            )
         ids.append(token)
         if token == EOS:
             break
@@ -45,19 +58,25 @@ def completions(done):
 def test_ppo_md_01_02_each_row_of_a_mixed_batch_is_sampled_as_if_alone(policy, temperature, pad):
     uniforms = uniform_numbers(len(PROMPTS), 12, seed=3, stream=0)
     done = run(policy, PROMPTS, uniforms, length=12, temperature=temperature, pad=pad)
-    expected = [slow(policy, p, u.tolist(), 12, temperature) for p, u in zip(PROMPTS, uniforms, strict=True)]
+    expected = [
+        slow(policy, p, u.tolist(), 12, temperature) for p, u in zip(PROMPTS, uniforms, strict=True)
+    ]
     assert completions(done) == expected
     assert done.ended.tolist() == [row[-1] == EOS for row in expected]
     assert len({len(row) for row in expected}) > 1  # else the test would say little
 
 
 def test_greedy_is_the_most_probable_token(policy):
-    assert completions(run(policy, PROMPTS, None)) == [slow(policy, p, None, 8, 1.0) for p in PROMPTS]
+    assert completions(run(policy, PROMPTS, None)) == [
+        slow(policy, p, None, 8, 1.0) for p in PROMPTS
+    ]
 
 
 def test_greedy_equals_generate(policy):
     prompt = torch.tensor([PROMPTS[0]])
-    theirs = policy.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=EOS, pad_token_id=13)
+    theirs = policy.generate(
+        prompt, max_new_tokens=8, do_sample=False, eos_token_id=EOS, pad_token_id=13
+    )
     assert completions(run(policy, PROMPTS[:1], None)) == [theirs[0, prompt.shape[1] :].tolist()]
 
 
@@ -138,7 +157,10 @@ def test_sampling_in_blocks_is_sampling_over_all():
     numbers = torch.rand(200, dtype=torch.double)
     numbers[0], numbers[1] = 0.0, 1 - 1e-16
     cumulative = torch.softmax(logits, -1).double().cumsum(-1)
-    expected = [next(t for t, c in enumerate(row) if c > u * row[-1]) for row, u in zip(cumulative, numbers.tolist())]
+    expected = [
+        next(t for t, c in enumerate(row) if c > u * row[-1])
+        for row, u in zip(cumulative, numbers.tolist())
+    ]
     chosen = sample_tokens(logits, numbers, temperature=1.0)
     assert chosen.tolist()[2:] == expected[2:]
     assert torch.isfinite(logits[torch.arange(200), chosen]).all()

@@ -3,7 +3,13 @@ import sys
 import pytest
 import torch
 
-from rlhf.completions.score import Completed, FunctionScorer, RewardModelScorer, WeightedSum, load_scorers
+from rlhf.completions.score import (
+    Completed,
+    FunctionScorer,
+    RewardModelScorer,
+    WeightedSum,
+    load_scorers,
+)
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.models.load import save
 
@@ -13,25 +19,36 @@ PROMPTS, TEXTS = ["a", "b c d", [{"role": "user", "content": "e"}]], ["a b", "",
 @torch.no_grad()
 def slow(model, ids):
     """The score at the last token of one row, without padding."""
-    return model.score(model.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]).item()
+    return model.score(
+        model.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    ).item()
 
 
 def trained_on(tokenizer):
-    return [encode_prompt(tokenizer, p) + encode_completion(tokenizer, c) for p, c in zip(PROMPTS, TEXTS, strict=True)]
+    return [
+        encode_prompt(tokenizer, p) + encode_completion(tokenizer, c)
+        for p, c in zip(PROMPTS, TEXTS, strict=True)
+    ]
 
 
 def test_ppo_md_04_text_is_scored_exactly_as_it_was_trained(tokenizer, make_reward_model):
     scorer = RewardModelScorer(make_reward_model(tokenizer), tokenizer, batch_size=2)
     found = scorer(Completed(PROMPTS, TEXTS))
-    assert found.tolist() == pytest.approx([slow(scorer.model, ids) for ids in trained_on(tokenizer)], abs=1e-5)
+    assert found.tolist() == pytest.approx(
+        [slow(scorer.model, ids) for ids in trained_on(tokenizer)], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_ppo_md_04_the_policys_own_ids_are_scored_at_their_last_token(eos_is_pad, make_reward_model, batch_size):
+def test_ppo_md_04_the_policys_own_ids_are_scored_at_their_last_token(
+    eos_is_pad, make_reward_model, batch_size
+):
     """A completion that was cut off has no EOS, and none is invented; pad == EOS hides nothing."""
     scorer = RewardModelScorer(make_reward_model(eos_is_pad), eos_is_pad, batch_size=batch_size)
     prompts, completions = [[11, 2, 0, 12], [11, 3, 0, 12], [4]], [[5, 0], [5, 6, 7], [0]]
-    batch = Completed(PROMPTS, ["?"] * 3, tokenizer=eos_is_pad, prompt_ids=prompts, completion_ids=completions)
+    batch = Completed(
+        PROMPTS, ["?"] * 3, tokenizer=eos_is_pad, prompt_ids=prompts, completion_ids=completions
+    )
     expected = [slow(scorer.model, p + c) for p, c in zip(prompts, completions, strict=True)]
     assert scorer(batch).tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -41,7 +58,9 @@ def test_ppo_md_04_another_tokenizer_gets_the_text_again_with_its_own_template(
 ):
     scorer = RewardModelScorer(make_reward_model(bytes_tokenizer), bytes_tokenizer)
     ids = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
-    batch = Completed(PROMPTS, TEXTS, tokenizer=tokenizer, prompt_ids=ids, completion_ids=[[2, 3, 0], [0], [4]])
+    batch = Completed(
+        PROMPTS, TEXTS, tokenizer=tokenizer, prompt_ids=ids, completion_ids=[[2, 3, 0], [0], [4]]
+    )
     expected = [slow(scorer.model, row) for row in trained_on(bytes_tokenizer)]
     assert scorer(batch).tolist() == pytest.approx(expected, abs=1e-4)
 
@@ -70,11 +89,15 @@ def test_ppo_md_32_weighted_sum_keeps_each_part():
         return bonus
 
     rewards = WeightedSum(
-        {"shout": FunctionScorer(shout, "shout"), "given": FunctionScorer(given, "given")}, [2.0, -1.0]
+        {"shout": FunctionScorer(shout, "shout"), "given": FunctionScorer(given, "given")},
+        [2.0, -1.0],
     )
     scores, parts = rewards(Completed(["x", "y"], ["aa", "b"], {"bonus": [0.5, 1.0]}))
     assert scores.tolist() == [3.5, -1.0]
-    assert {name: part.tolist() for name, part in parts.items()} == {"shout": [2.0, 0.0], "given": [0.5, 1.0]}
+    assert {name: part.tolist() for name, part in parts.items()} == {
+        "shout": [2.0, 0.0],
+        "given": [0.5, 1.0],
+    }
 
 
 def test_ppo_md_32_weights_are_1_by_default_and_must_fit(refused):
@@ -110,13 +133,22 @@ def test_ppo_md_32_an_exception_in_a_function_is_told_with_its_name(refused):
 
 def test_ppo_md_32_functions_are_loaded_by_module_and_name(tmp_path, monkeypatch, refused):
     for module in ("first_rewards", "second_rewards"):
-        (tmp_path / f"{module}.py").write_text("def score(prompts, completions, **columns):\n    return [1.0]\n")
+        (tmp_path / f"{module}.py").write_text(
+            "def score(prompts, completions, **columns):\n    return [1.0]\n"
+        )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     scorers = load_scorers([], ["first_rewards:score", "second_rewards:score"])
-    assert list(scorers) == ["score", "second_rewards:score"]  # neither takes the place of the other
+    assert list(scorers) == [
+        "score",
+        "second_rewards:score",
+    ]  # neither takes the place of the other
     assert "twice" in refused(load_scorers, [], ["first_rewards:score"] * 3)
-    for path, said in (("score", "module:function"), ("nowhere:score", "nowhere"), ("first_rewards:other", "other")):
+    for path, said in (
+        ("score", "module:function"),
+        ("nowhere:score", "nowhere"),
+        ("first_rewards:other", "other"),
+    ):
         assert said in refused(load_scorers, [], [path])
 
 

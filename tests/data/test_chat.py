@@ -57,9 +57,16 @@ def test_prompt_and_completion_make_the_conversation(bytes_tokenizer):
 
 def test_conversation_learns_what_the_assistant_says(tokenizer):
     ids, mask = encode_conversation(tokenizer, TALK)
-    turns = [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT], [3, 4, EOS], [USER, 5, EOS, ASSISTANT], [6, EOS]
+    turns = (
+        [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT],
+        [3, 4, EOS],
+        [USER, 5, EOS, ASSISTANT],
+        [6, EOS],
+    )
     assert ids == [token for turn in turns for token in turn]
-    assert mask == [said for turn, said in zip(turns, (False, True, False, True), strict=True) for _ in turn]
+    assert mask == [
+        said for turn, said in zip(turns, (False, True, False, True), strict=True) for _ in turn
+    ]
 
 
 def test_examples_of_each_row_kind(tokenizer):
@@ -83,7 +90,12 @@ def test_roles_and_contents_are_checked(refused):
 
 def test_ppo_md_02_padding_never_is_eos(plain_tokenizer):
     plain_tokenizer.pad_token = plain_tokenizer.eos_token
-    assert add_chat_template(plain_tokenizer) == ["<|assistant|>", "<|pad|>", "<|system|>", "<|user|>"]
+    assert add_chat_template(plain_tokenizer) == [
+        "<|assistant|>",
+        "<|pad|>",
+        "<|system|>",
+        "<|user|>",
+    ]
     assert plain_tokenizer.pad_token_id != plain_tokenizer.eos_token_id
     assert add_chat_template(plain_tokenizer) == []  # a second time changes nothing
 
@@ -102,7 +114,9 @@ def test_a_template_of_its_own_is_kept_and_cut_at_eos(plain_tokenizer):
     add_chat_template(plain_tokenizer)
     assert plain_tokenizer.chat_template == own
     ids = encode_completion(plain_tokenizer, "b c")
-    assert plain_tokenizer.decode(ids) == "b c<|endoftext|>"  # the newline behind EOS is never sampled
+    assert (
+        plain_tokenizer.decode(ids) == "b c<|endoftext|>"
+    )  # the newline behind EOS is never sampled
 
 
 def test_a_template_that_contradicts_its_generation_prompt_is_refused(plain_tokenizer, refused):
@@ -110,14 +124,18 @@ def test_a_template_that_contradicts_its_generation_prompt_is_refused(plain_toke
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}(answer){% endif %}"
     )
-    assert "differently from its generation prompt" in refused(encode_completion, plain_tokenizer, "b")
+    assert "differently from its generation prompt" in refused(
+        encode_completion, plain_tokenizer, "b"
+    )
 
 
 def test_same_encoding(tokenizer, eos_is_pad, bytes_tokenizer, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(tmp_path)
-    assert same_encoding(tokenizer, tokenizer) and same_encoding(tokenizer, AutoTokenizer.from_pretrained(tmp_path))
+    assert same_encoding(tokenizer, tokenizer) and same_encoding(
+        tokenizer, AutoTokenizer.from_pretrained(tmp_path)
+    )
     assert not same_encoding(tokenizer, bytes_tokenizer)
 
 

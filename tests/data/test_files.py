@@ -12,8 +12,16 @@ from rlhf.data.files import read_or_broken, read_rows
         ("a.jsonl", '{"text": "é"}\n\n{"text": "b"}', [(1, {"text": "é"}), (3, {"text": "b"})]),
         ("bom.jsonl", '\ufeff{"text": "a"}\r\n', [(1, {"text": "a"})]),
         ("a.jsonl.gz", '{"text": "a"}\n', [(1, {"text": "a"})]),
-        ("array.jsonl", '\ufeff [\n  {"text": "a"},\n  {"text":\n "b"}\n]\n', [(2, {"text": "a"}), (3, {"text": "b"})]),
-        ("data.json", '{"version": {"data": 1},\n "data": [{"text": "a"}], "x": 1}', [(2, {"text": "a"})]),
+        (
+            "array.jsonl",
+            '\ufeff [\n  {"text": "a"},\n  {"text":\n "b"}\n]\n',
+            [(2, {"text": "a"}), (3, {"text": "b"})],
+        ),
+        (
+            "data.json",
+            '{"version": {"data": 1},\n "data": [{"text": "a"}], "x": 1}',
+            [(2, {"text": "a"})],
+        ),
         ("one_line.json", '{"data": [{"text": "a"}]}', [(1, {"text": "a"})]),
         ("lines.json", '{"text": "a"}\n{"text": "b"}\n', [(1, {"text": "a"}), (2, {"text": "b"})]),
         (
@@ -34,7 +42,10 @@ def test_parquet(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    rows = [{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}, {"prompt": [], "completion": None}]
+    rows = [
+        {"prompt": [{"role": "user", "content": "a"}], "completion": "b"},
+        {"prompt": [], "completion": None},
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert list(read_rows(tmp_path / "a.parquet")) == [(1, rows[0]), (2, rows[1])]
 
@@ -51,13 +62,21 @@ def test_parquet(tmp_path):
             b'{"text": "a"}\n{"text": "\xff"}\n',
             "latin.jsonl:2: not UTF-8 (byte 0xff at column 11): save the file as UTF-8",
         ),
-        ("latin.csv", b"text\nok\ncaf\xe9\n", "latin.csv:3: not UTF-8 (byte 0xe9 at column 4): save the file as UTF-8"),
+        (
+            "latin.csv",
+            b"text\nok\ncaf\xe9\n",
+            "latin.csv:3: not UTF-8 (byte 0xe9 at column 4): save the file as UTF-8",
+        ),
         (
             "latin.json",
             b'[\n{"text": "\xff"}]',
             "latin.json:2: not UTF-8 (byte 0xff at column 11): save the file as UTF-8",
         ),
-        ("utf16.txt", "a".encode("utf-16"), "utf16.txt:1: not UTF-8 (byte 0xff at column 1): save the file as UTF-8"),
+        (
+            "utf16.txt",
+            "a".encode("utf-16"),
+            "utf16.txt:1: not UTF-8 (byte 0xff at column 1): save the file as UTF-8",
+        ),
         (
             "cut.jsonl",
             '{"text": "a"}\n{"text": "b',
@@ -68,16 +87,32 @@ def test_parquet(tmp_path):
             '[\n{"text": "a"},\n{"text"',
             "cut.json:3: not valid JSON (Expecting ':' delimiter, column 8): cut off, damaged, or of another form",
         ),
-        ("open.json", '[\n{"text": "a"}', "open.json:2: not valid JSON (, or ] expected, column 14): cut off"),
+        (
+            "open.json",
+            '[\n{"text": "a"}',
+            "open.json:2: not valid JSON (, or ] expected, column 14): cut off",
+        ),
         ("number.jsonl", "3\n", "number.jsonl:1: an object {...} is expected, 3 given"),
-        ("object.json", '{\n"text": "a"}', "object.json:2: not valid JSON (, expected, column 12): cut off"),
+        (
+            "object.json",
+            '{\n"text": "a"}',
+            "object.json:2: not valid JSON (, expected, column 12): cut off",
+        ),
         (
             "quote.csv",
             'text,label\na,0\n"b,1\nc,2\n',
             "quote.csv:3: not a valid row (unexpected end of data): is a quote opened here and never closed?",
         ),
-        ("header.csv", '"text,label\na,0\n', "header.csv:1: not a valid header (unexpected end of data)"),
-        ("wide.csv", "text,label\na,b,0\n", "wide.csv:2: 3 fields, but the header has 2: text, label"),
+        (
+            "header.csv",
+            '"text,label\na,0\n',
+            "header.csv:1: not a valid header (unexpected end of data)",
+        ),
+        (
+            "wide.csv",
+            "text,label\na,b,0\n",
+            "wide.csv:2: 3 fields, but the header has 2: text, label",
+        ),
         ("twice.csv", "text,text\na,b\n", "twice.csv:1: text: the header names this column twice"),
         (
             "rows.xlsx",
@@ -94,7 +129,9 @@ def test_files_that_cannot_be_read_say_where_and_why(write, name, content, messa
 def test_truncated_gzip(write, tmp_path, refused):
     data = gzip.compress(b'{"text": "some text"}\n' * 100)
     (tmp_path / "a.txt.gz").write_bytes(data[:-20])
-    assert "a.txt.gz: damaged or truncated gzip file" in refused(lambda: list(read_rows(tmp_path / "a.txt.gz")))
+    assert "a.txt.gz: damaged or truncated gzip file" in refused(
+        lambda: list(read_rows(tmp_path / "a.txt.gz"))
+    )
 
 
 CONLL = "-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\n# # B-NP O\n\nhi UH O O\n"
@@ -137,13 +174,19 @@ def test_bad_lines_of_conll_files(write, refused, line, message):
     path = write("a.conll", b"a\tO\n" + line + b"\nc\n\nd\tO\n")
     assert message in refused(lambda: list(read_rows(path)))
     found = list(read_or_broken(Path(path)))
-    assert [number for number, _ in found] == [2, 5]  # the sentence is one bad row; the next one is good
+    assert [number for number, _ in found] == [
+        2,
+        5,
+    ]  # the sentence is one bad row; the next one is good
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.tsv", "text\tlabel\na\tO\nb\tB-x\n"),  # a table whose labels look like tags: its header does not
+        (
+            "a.tsv",
+            "text\tlabel\na\tO\nb\tB-x\n",
+        ),  # a table whose labels look like tags: its header does not
         ("a.txt", "all of it is O\nbut most lines are text\n"),
         ("a.txt", "one\ntwo\n"),
         ("a.txt", "type O\nblood\nis\nrare\n"),
@@ -162,7 +205,10 @@ def test_tables_and_texts_are_no_conll(write, name, content):
     ],
 )
 def test_texts_of_several_lines(write, content, separator, expected):
-    found = [(line, row["text"]) for line, row in read_or_broken(Path(write("a.txt", content)), separator)]
+    found = [
+        (line, row["text"])
+        for line, row in read_or_broken(Path(write("a.txt", content)), separator)
+    ]
     assert found == expected
 
 

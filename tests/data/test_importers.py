@@ -14,12 +14,27 @@ ROWS = [
         {"instruction": "Translate.", "input": "chat", "output": "cat", "id": 1},
         [{"prompt": "Translate.\n\nchat", "completion": "cat", "id": 1}],
     ),
-    ("Alpaca", {"instruction": "hi", "input": "", "output": "Hello!"}, [{"prompt": "hi", "completion": "Hello!"}]),
-    ("Alpaca", {"instruction": "hi", "output": "Hello!"}, [{"prompt": "hi", "completion": "Hello!"}]),
+    (
+        "Alpaca",
+        {"instruction": "hi", "input": "", "output": "Hello!"},
+        [{"prompt": "hi", "completion": "Hello!"}],
+    ),
+    (
+        "Alpaca",
+        {"instruction": "hi", "output": "Hello!"},
+        [{"prompt": "hi", "completion": "Hello!"}],
+    ),
     (
         "Self-Instruct",
-        {"id": 3, "instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}, {"input": "", "output": "0"}]},
-        [{"prompt": "Add.\n\n1 1", "completion": "2", "id": 3}, {"prompt": "Add.", "completion": "0", "id": 3}],
+        {
+            "id": 3,
+            "instruction": "Add.",
+            "instances": [{"input": "1 1", "output": "2"}, {"input": "", "output": "0"}],
+        },
+        [
+            {"prompt": "Add.\n\n1 1", "completion": "2", "id": 3},
+            {"prompt": "Add.", "completion": "0", "id": 3},
+        ],
     ),
     (
         "ShareGPT",
@@ -74,8 +89,16 @@ ROWS = [
         {
             "title": "t",
             "paragraphs": [
-                {"context": "c", "qas": [{"id": "1", "question": "q", "answers": [{"text": "c", "answer_start": 0}]}]},
-                {"context": "d", "qas": [{"id": "2", "question": "r", "answers": [], "is_impossible": True}]},
+                {
+                    "context": "c",
+                    "qas": [
+                        {"id": "1", "question": "q", "answers": [{"text": "c", "answer_start": 0}]}
+                    ],
+                },
+                {
+                    "context": "d",
+                    "qas": [{"id": "2", "question": "r", "answers": [], "is_impossible": True}],
+                },
             ],
         },
         [
@@ -86,10 +109,21 @@ ROWS = [
                 "context": "c",
                 "answers": [{"text": "c", "answer_start": 0}],  # rows.normalise turns it
             },
-            {"title": "t", "id": "2", "question": "r", "context": "d", "answers": [], "is_impossible": True},
+            {
+                "title": "t",
+                "id": "2",
+                "question": "r",
+                "context": "d",
+                "answers": [],
+                "is_impossible": True,
+            },
         ],
     ),
-    ("ChatbotData", {"Q": "q", "A": "a", "label": "0"}, [{"prompt": "q", "completion": "a", "label": "0"}]),
+    (
+        "ChatbotData",
+        {"Q": "q", "A": "a", "label": "0"},
+        [{"prompt": "q", "completion": "a", "label": "0"}],
+    ),
 ]
 
 
@@ -102,7 +136,10 @@ def test_each_layout_is_recognised_and_turned(name, row, expected):
 
 def test_our_own_rows_are_no_foreign_layout():
     assert recognise_layout({"prompt": "a", "chosen": "b", "rejected": "c"}) is None
-    assert recognise_layout({"prompt": "a", "chosen": "\n\nHuman: x", "rejected": "\n\nHuman: y"}) is None
+    assert (
+        recognise_layout({"prompt": "a", "chosen": "\n\nHuman: x", "rejected": "\n\nHuman: y"})
+        is None
+    )
     assert recognise_layout({"conversations": "text"}) is None
 
 
@@ -111,7 +148,9 @@ def test_one_speaker_twice_in_a_row_is_one_turn():
         "chosen": "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c",
         "rejected": "\n\nHuman: a\n\nAssistant: d",
     }
-    assert from_hh(row) == [{"prompt": [{"role": "user", "content": "a"}], "chosen": "b\n\nc", "rejected": "d"}]
+    assert from_hh(row) == [
+        {"prompt": [{"role": "user", "content": "a"}], "chosen": "b\n\nc", "rejected": "d"}
+    ]
 
 
 def test_dialogues_that_part_early_are_refused():
@@ -119,13 +158,17 @@ def test_dialogues_that_part_early_are_refused():
         "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
         "rejected": "\n\nHuman: a\n\nAssistant: x",
     }
-    with pytest.raises(UserError, match="chosen: one own answer after the shared turns is expected, 3 turns given"):
+    with pytest.raises(
+        UserError, match="chosen: one own answer after the shared turns is expected, 3 turns given"
+    ):
         from_hh(row)
 
 
 def test_unknown_speaker_is_named():
     row = {"conversations": [{"from": "tool", "value": "x"}]}
-    with pytest.raises(UserError, match="conversations: unknown speaker 'tool', allowed: human, user, gpt"):
+    with pytest.raises(
+        UserError, match="conversations: unknown speaker 'tool', allowed: human, user, gpt"
+    ):
         recognise_layout(row).read(row)
 
 
@@ -150,8 +193,15 @@ def test_unknown_speaker_is_named():
 def test_real_sets(file, kind, layout, kept, bad):
     if not (REAL / file).exists():
         pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
-    loaded = load_rows(str(REAL / file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True)
-    assert (loaded.kind, loaded.layout, loaded.counts["kept"], loaded.counts["bad"]) == (kind, layout, kept, bad)
+    loaded = load_rows(
+        str(REAL / file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True
+    )
+    assert (loaded.kind, loaded.layout, loaded.counts["kept"], loaded.counts["bad"]) == (
+        kind,
+        layout,
+        kept,
+        bad,
+    )
 
 
 def read(row: dict) -> list[dict]:
@@ -168,17 +218,26 @@ def test_ner_tags_become_tags():
     [
         [{"start": 4, "end": 8, "label": "team"}, {"start": 0, "end": 3, "label": "per"}],
         [[0, 3, "per"], [4, 8, "team"]],
-        [{"start_offset": 0, "end_offset": 3, "type": "per"}, {"start_offset": 4, "end_offset": 8, "type": "team"}],
+        [
+            {"start_offset": 0, "end_offset": 3, "type": "per"},
+            {"start_offset": 4, "end_offset": 8, "type": "team"},
+        ],
     ],
 )
 @pytest.mark.parametrize("column", ["entities", "spans", "label"])
 def test_marked_characters_become_tagged_words(entities, column):
     row = {"text": "Ada runs-fast.", column: entities}
-    assert read(row) == [{"tokens": ["Ada", "runs", "-fast", "."], "tags": ["B-per", "B-team", "O", "O"]}]
+    assert read(row) == [
+        {"tokens": ["Ada", "runs", "-fast", "."], "tags": ["B-per", "B-team", "O", "O"]}
+    ]
 
 
 def test_prodigys_own_tokens_give_way():
-    row = {"text": "Ada runs.", "tokens": [{"text": "Ada", "start": 0, "end": 3, "id": 0}], "spans": [[0, 3, "per"]]}
+    row = {
+        "text": "Ada runs.",
+        "tokens": [{"text": "Ada", "start": 0, "end": 3, "id": 0}],
+        "spans": [[0, 3, "per"]],
+    }
     assert read(row) == [{"tokens": ["Ada", "runs", "."], "tags": ["B-per", "O", "O"]}]
 
 

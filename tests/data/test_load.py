@@ -16,13 +16,24 @@ def test_missing_file_names_the_nearest(write, refused):
 
 
 def test_loaded_rows_with_counts_and_fingerprint(write):
-    path = write("a.jsonl", [PAIR, {"completion": "c", "prompt": "p"}, {"prompt": "q", "completion": "c", "id": 1}])
+    path = write(
+        "a.jsonl",
+        [PAIR, {"completion": "c", "prompt": "p"}, {"prompt": "q", "completion": "c", "id": 1}],
+    )
     loaded = load_rows(path, kinds=("messages", "prompt_completion"))
-    assert loaded.kind == "prompt_completion" and loaded.rows[2] == {"prompt": "q", "completion": "c", "id": 1}
+    assert loaded.kind == "prompt_completion" and loaded.rows[2] == {
+        "prompt": "q",
+        "completion": "c",
+        "id": 1,
+    }
     assert loaded.counts == {"total": 3, "kept": 3, "bad": 0, "duplicates": 1}
     assert loaded.warnings == [f"{path}: 1 of 3 rows repeat an earlier one and are kept"]
     again = load_rows(write("b.csv", "prompt,completion\np,c\np,c\n"), kinds=("prompt_completion",))
-    assert loaded.sha256 != again.sha256 == load_rows(path, kinds=("prompt_completion",), limit=2).sha256
+    assert (
+        loaded.sha256
+        != again.sha256
+        == load_rows(path, kinds=("prompt_completion",), limit=2).sha256
+    )
 
 
 def test_bad_rows_are_all_collected_and_the_first_ten_shown(write, refused):
@@ -42,20 +53,29 @@ def test_bad_rows_are_all_collected_and_the_first_ten_shown(write, refused):
 def test_broken_lines_count_as_bad_rows_and_can_be_left_out(write, refused):
     path = write("a.jsonl", b'{"text": "\xff"}\n{"text": "a"}\n{"text": "b')
     message = refused(load_rows, path, kinds=("text",))
-    assert f"{path}:1: not UTF-8 (byte 0xff at column 11)" in message and f"{path}:3: not valid JSON" in message
+    assert (
+        f"{path}:1: not UTF-8 (byte 0xff at column 11)" in message
+        and f"{path}:3: not valid JSON" in message
+    )
     assert load_rows(path, kinds=("text",), skip_bad=True).rows == [{"text": "a"}]
     nothing = write("b.jsonl", '{"text": ')
-    assert f"{nothing}:1: not valid JSON" in refused(load_rows, nothing, kinds=("text",), skip_bad=True)
+    assert f"{nothing}:1: not valid JSON" in refused(
+        load_rows, nothing, kinds=("text",), skip_bad=True
+    )
 
 
 def test_ranks_not_as_long_as_completions(write, refused):
     path = write("a.jsonl", [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1]}])
-    assert f"{path}:1: ranks: 2 ranks for 3 completions: give each its rank" in refused(load_rows, path, kinds=ANY)
+    assert f"{path}:1: ranks: 2 ranks for 3 completions: give each its rank" in refused(
+        load_rows, path, kinds=ANY
+    )
 
 
 def test_a_bad_first_row_does_not_decide_the_kind(write, refused):
     path = write("a.jsonl", [{"prompt": "p"}, PAIR, PAIR])
-    assert f"{path}:1: completion: missing" in refused(load_rows, path, kinds=("prompt_completion",))
+    assert f"{path}:1: completion: missing" in refused(
+        load_rows, path, kinds=("prompt_completion",)
+    )
 
 
 def test_another_kind_is_refused_with_its_recipe(write, refused):
@@ -65,8 +85,12 @@ def test_another_kind_is_refused_with_its_recipe(write, refused):
         f"{path}: recognised as preference rows; this recipe takes prompt_completion or messages; "
         "preference rows are for reward and dpo"
     )
-    foreign = write("b.jsonl", [{"prompt": "p", "completion_0": "a", "completion_1": "b", "ranking": [0, 1]}])
-    assert "recognised as KoChatGPT rows (ranking)" in refused(load_rows, foreign, kinds=("messages",))
+    foreign = write(
+        "b.jsonl", [{"prompt": "p", "completion_0": "a", "completion_1": "b", "ranking": [0, 1]}]
+    )
+    assert "recognised as KoChatGPT rows (ranking)" in refused(
+        load_rows, foreign, kinds=("messages",)
+    )
 
 
 def test_prompts_and_rankings_are_made_where_asked_for(write):
@@ -94,21 +118,29 @@ def test_columns_map_our_name_to_their_name(write):
     path = write("a.tsv", "id\tdocument\tlabel\n7\tfine\t1\n")
     expected = [{"id": "7", "text": "fine", "label": "1"}]
     assert load_rows(path, kinds=("classification",), columns={"text": "document"}).rows == expected
-    assert load_rows(path, kinds=("classification",), columns="text=document, label=label").rows == expected
-    assert load_rows(path, kinds=("text",), columns={"text": "label", "label": "document"}).rows == [
-        {"id": "7", "text": "1", "label": "fine"}
-    ]
+    assert (
+        load_rows(path, kinds=("classification",), columns="text=document, label=label").rows
+        == expected
+    )
+    assert load_rows(
+        path, kinds=("text",), columns={"text": "label", "label": "document"}
+    ).rows == [{"id": "7", "text": "1", "label": "fine"}]
 
 
 def test_a_wrong_column_lists_the_columns_and_the_nearest(write, refused):
     path = write("a.csv", "id,document,label\n7,fine,1\n")
     message = refused(load_rows, path, kinds=("classification",), columns={"text": "documnt"})
-    assert "text=documnt: there is no column 'documnt'; the columns are id, document, label" in message
+    assert (
+        "text=documnt: there is no column 'documnt'; the columns are id, document, label" in message
+    )
     assert "did you mean 'document'" in message
     turned = refused(load_rows, path, kinds=("classification",), columns={"document": "text"})
     assert "document exists: did you turn the two round?" in turned
     unmapped = refused(load_rows, write("b.csv", "Text,class\na,1\n"), kinds=("classification",))
-    assert "no known row form; the columns are Text, class; needed are classification: text, label" in unmapped
+    assert (
+        "no known row form; the columns are Text, class; needed are classification: text, label"
+        in unmapped
+    )
     assert "did you mean 'Text' for text?" in unmapped and "map names with columns" in unmapped
 
 
@@ -133,7 +165,9 @@ def test_a_folder_is_a_feedback_store_whose_rankings_are_rows(write, tmp_path, r
         load_rows, str(tmp_path / "likes"), kinds=ANY
     )
     (tmp_path / "void").mkdir()
-    assert "the folder holds no .jsonl file" in refused(load_rows, str(tmp_path / "void"), kinds=ANY)
+    assert "the folder holds no .jsonl file" in refused(
+        load_rows, str(tmp_path / "void"), kinds=ANY
+    )
 
 
 def test_hub_rows_carry_the_names_of_their_classes(hub, refused):
@@ -144,7 +178,9 @@ def test_hub_rows_carry_the_names_of_their_classes(hub, refused):
     assert "user/films[test]:0: label: missing" in refused(
         load_rows, "user/films", kinds=("classification",), split="test"
     )
-    assert "no split 'dev'; it has train, test" in refused(load_rows, "user/films", kinds=ANY, split="dev")
+    assert "no split 'dev'; it has train, test" in refused(
+        load_rows, "user/films", kinds=ANY, split="dev"
+    )
 
 
 def test_neither_local_nor_on_the_hub(monkeypatch, refused):
@@ -155,12 +191,19 @@ def test_neither_local_nor_on_the_hub(monkeypatch, refused):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     message = refused(load_rows, "no-such/thing", kinds=ANY)
-    assert "'no-such/thing' is neither a local file or folder nor a data set reachable on the Hub" in message
+    assert (
+        "'no-such/thing' is neither a local file or folder nor a data set reachable on the Hub"
+        in message
+    )
     assert "(ConnectionError: offline)" in message
 
 
 def test_digest_does_not_depend_on_the_order_of_columns():
-    assert row_digest({"a": 1, "b": "é"}) == row_digest({"b": "é", "a": 1}) != row_digest({"a": 2, "b": "é"})
+    assert (
+        row_digest({"a": 1, "b": "é"})
+        == row_digest({"b": "é", "a": 1})
+        != row_digest({"a": 2, "b": "é"})
+    )
 
 
 @pytest.mark.parametrize("form", ["List", "Sequence"])
@@ -168,12 +211,19 @@ def test_hub_tags_carry_the_names_of_their_classes(monkeypatch, form):
     import datasets
 
     tags = getattr(datasets, form)(datasets.ClassLabel(names=["O", "B-per"]))
-    features = datasets.Features({"words": datasets.List(datasets.Value("string")), "ner_tags": tags})
-    data = datasets.Dataset.from_dict({"words": [["Ada", "ran"]], "ner_tags": [[1, 0]]}, features=features)
+    features = datasets.Features(
+        {"words": datasets.List(datasets.Value("string")), "ner_tags": tags}
+    )
+    data = datasets.Dataset.from_dict(
+        {"words": [["Ada", "ran"]], "ner_tags": [[1, 0]]}, features=features
+    )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: {"train": data})
     expected = [{"tokens": ["Ada", "ran"], "tags": ["B-per", "O"]}]
     assert load_rows("user/names", kinds=("tagging",), columns="tokens=words").rows == expected
-    assert load_rows("user/names", kinds=("tagging",), columns="tokens=words,tags=ner_tags").rows == expected
+    assert (
+        load_rows("user/names", kinds=("tagging",), columns="tokens=words,tags=ner_tags").rows
+        == expected
+    )
 
 
 def test_bad_tags_are_named_with_their_line(write, refused):
@@ -185,6 +235,9 @@ def test_bad_tags_are_named_with_their_line(write, refused):
     ])  # fmt: skip
     message = refused(load_rows, path, kinds=("tagging",))
     assert "a.jsonl:1: tags: 1 tags for 2 tokens: give each token its tag" in message
-    assert "a.jsonl:3: tags: numbers without names, [1]: write the names, as in B-person, I-person and O" in message
+    assert (
+        "a.jsonl:3: tags: numbers without names, [1]: write the names, as in B-person, I-person and O"
+        in message
+    )
     assert "a.jsonl:4: tokens: item 0: empty" in message
     assert "3 of 4 rows are bad" in message

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.rows import CHECKS, KINDS, check_row, normalise, recognise, serves, to_prompt, to_ranking
+from rlhf.data.rows import (
+    CHECKS,
+    KINDS,
+    check_row,
+    normalise,
+    recognise,
+    serves,
+    to_prompt,
+    to_ranking,
+)
 
 USER = {"role": "user", "content": "Hi!"}
 ASSISTANT = {"role": "assistant", "content": "Hello!"}
@@ -19,7 +28,9 @@ def test_every_example_is_a_good_row_of_its_kind(kind):
 
 def test_the_guide_shows_every_kind_with_its_example_and_recipes():
     guide = Path(__file__).resolve().parents[2] / "docs" / "data.md"
-    table = re.findall(r"^\| (\w+) \| `(\{.*\})` \| (.*) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    table = re.findall(
+        r"^\| (\w+) \| `(\{.*\})` \| (.*) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE
+    )
     shown = {kind: (json.loads(example), recipes.split(", ")) for kind, example, recipes in table}
     assert shown == {kind.name: (kind.example, list(kind.recipes)) for kind in KINDS.values()}
 
@@ -64,8 +75,16 @@ def test_what_the_caller_accepts_decides_between_fitting_kinds():
         ),
         ("prompt", {"prompt": []}, [("prompt", "a list of messages is expected, [] given")]),
         ("messages", {"messages": [USER]}, [("messages", "no assistant message to learn from")]),
-        ("messages", {"messages": [USER, {**ASSISTANT, "content": ""}]}, [("messages", "message 1: content: empty")]),
-        ("messages", {"messages": ["Hi!"]}, [("messages", "message 0: role and content are expected, 'Hi!' given")]),
+        (
+            "messages",
+            {"messages": [USER, {**ASSISTANT, "content": ""}]},
+            [("messages", "message 1: content: empty")],
+        ),
+        (
+            "messages",
+            {"messages": ["Hi!"]},
+            [("messages", "message 0: role and content are expected, 'Hi!' given")],
+        ),
         (
             "preference",
             {"prompt": "a", "chosen": "b", "rejected": "b"},
@@ -99,15 +118,33 @@ def test_what_the_caller_accepts_decides_between_fitting_kinds():
         (
             "classification",
             {"text": "a", "label": ["b", 0.5]},
-            [("label", "a string, a number, true or false, or a list of labels is expected, ['b', 0.5] given")],
+            [
+                (
+                    "label",
+                    "a string, a number, true or false, or a list of labels is expected, ['b', 0.5] given",
+                )
+            ],
         ),
         ("classification", {"text": "a", "label": ["b", ""]}, [("label", "empty")]),
-        ("classification", {"text": "a", "label": ["1", 1]}, [("label", "the label '1' stands twice in the list")]),
-        ("classification", {"text": "a", "label": float("inf")}, [("label", "a number is expected, inf given")]),
+        (
+            "classification",
+            {"text": "a", "label": ["1", 1]},
+            [("label", "the label '1' stands twice in the list")],
+        ),
+        (
+            "classification",
+            {"text": "a", "label": float("inf")},
+            [("label", "a number is expected, inf given")],
+        ),
         (
             "classification",
             {"text": "a", "label": {}},
-            [("label", "a string, a number, true or false, or a list of labels is expected, {} given")],
+            [
+                (
+                    "label",
+                    "a string, a number, true or false, or a list of labels is expected, {} given",
+                )
+            ],
         ),
         (
             "classification",
@@ -121,7 +158,12 @@ def test_bad_rows_are_named_by_column_and_reason(kind, row, problems):
 
 
 def test_ties_and_gaps_in_ranks_and_every_sort_of_label_are_good():
-    assert check_row({"prompt": [USER], "completions": ["a", "b", "c"], "ranks": [0, 5, 0]}, KINDS["ranking"]) == []
+    assert (
+        check_row(
+            {"prompt": [USER], "completions": ["a", "b", "c"], "ranks": [0, 5, 0]}, KINDS["ranking"]
+        )
+        == []
+    )
     assert all(
         check_row({"text": "a", "label": label}, KINDS["classification"]) == []
         for label in ("good", 0, False, 0.5, [], ["a", 1])
@@ -130,7 +172,12 @@ def test_ties_and_gaps_in_ranks_and_every_sort_of_label_are_good():
 
 def test_conversational_answers_become_strings():
     row = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [USER, ASSISTANT], "id": 7}
-    assert normalise(row) == {"prompt": [USER], "chosen": "Hello!", "rejected": [USER, ASSISTANT], "id": 7}
+    assert normalise(row) == {
+        "prompt": [USER],
+        "chosen": "Hello!",
+        "rejected": [USER, ASSISTANT],
+        "id": 7,
+    }
     assert normalise({"completions": [[ASSISTANT], "b"]}) == {"completions": ["Hello!", "b"]}
 
 

@@ -18,7 +18,9 @@ def test_a_prompt_never_stands_on_both_sides_and_stays_where_it_is():
 
 def test_splits_that_leave_a_side_empty_are_refused(refused):
     rows = [{"prompt": "one", "completion": str(i)} for i in range(9)]
-    assert "eval_fraction=0.1 of 1 distinct prompts leaves the" in refused(split_rows, rows, 0.1, seed=0)
+    assert "eval_fraction=0.1 of 1 distinct prompts leaves the" in refused(
+        split_rows, rows, 0.1, seed=0
+    )
     assert "eval_fraction=1.5 must lie between 0 and 1" in refused(split_rows, rows, 1.5, seed=0)
 
 
@@ -26,13 +28,21 @@ def test_prompt_key():
     asked = [{"role": "user", "content": "a b"}]
     answered = [*asked, {"role": "assistant", "content": "c"}]
     key = prompt_key({"prompt": " a\n b"})
-    assert key == prompt_key({"prompt": asked}) == prompt_key({"messages": answered}) == prompt_key({"text": "a b"})
+    assert (
+        key
+        == prompt_key({"prompt": asked})
+        == prompt_key({"messages": answered})
+        == prompt_key({"text": "a b"})
+    )
     assert key != prompt_key({"prompt": [{"role": "system", "content": "a b"}]})
     assert key == prompt_key({"text": "a b", "prompt": 3, "messages": "an extra column"})
 
 
 def test_a_column_that_only_bears_the_name_of_another_kinds_text_does_not_decide_the_split():
-    rows = [{"text": f"t{i % 20}", "label": "a", "context": "web" if i % 2 else f"app {i}"} for i in range(200)]
+    rows = [
+        {"text": f"t{i % 20}", "label": "a", "context": "web" if i % 2 else f"app {i}"}
+        for i in range(200)
+    ]
     train, test = split_rows(rows, 0.3, seed=0, kind="classification")
     assert train and test and not {row["text"] for row in train} & {row["text"] for row in test}
     check_disjoint(train, test, "classification")  # though "web" stands on both sides
@@ -71,17 +81,30 @@ def settings(name, **changes):
 
 def test_load_splits(write, tmp_path, hub, refused):
     rows = [{"prompt": f"p{i}", "completion": "c"} for i in range(40)]
-    path, other = write("all.jsonl", rows), write("other.jsonl", [{"prompt": "q", "completion": "c"}])
+    path, other = (
+        write("all.jsonl", rows),
+        write("other.jsonl", [{"prompt": "q", "completion": "c"}]),
+    )
     plain = load_splits(settings(path), ("prompt_completion",), seed=0)
     assert (plain.train, plain.eval, plain.kind) == (rows, [], "prompt_completion")
-    assert plain.sources == [{"name": path, "rows": 40, "sha256": load_rows(path, kinds=ANY).sha256}]
+    assert plain.sources == [
+        {"name": path, "rows": 40, "sha256": load_rows(path, kinds=ANY).sha256}
+    ]
 
     parted = load_splits(settings(path, eval_fraction=0.25), ("prompt_completion",), seed=0)
     assert parted.eval and sorted(parted.train + parted.eval, key=rows.index) == rows
 
-    named = load_splits(settings(path, eval_dataset_name=other, eval_fraction=0.25), ("prompt",), seed=0)
-    assert (len(named.train), named.eval, [s["rows"] for s in named.sources]) == (40, [{"prompt": "q"}], [40, 1])
-    assert "stand in both" in refused(load_splits, settings(path, eval_dataset_name=path), ("prompt",), seed=0)
+    named = load_splits(
+        settings(path, eval_dataset_name=other, eval_fraction=0.25), ("prompt",), seed=0
+    )
+    assert (len(named.train), named.eval, [s["rows"] for s in named.sources]) == (
+        40,
+        [{"prompt": "q"}],
+        [40, 1],
+    )
+    assert "stand in both" in refused(
+        load_splits, settings(path, eval_dataset_name=path), ("prompt",), seed=0
+    )
 
     write("set/train.jsonl", rows)
     write("set/test.jsonl", [{"prompt": "q", "completion": "c"}])
@@ -89,4 +112,7 @@ def test_load_splits(write, tmp_path, hub, refused):
     assert (len(folder.train), len(folder.eval)) == (40, 1)
 
     found = load_splits(settings("user/films", skip_bad=True), ("text",), seed=0)
-    assert ([r["text"] for r in found.train], [r["text"] for r in found.eval]) == (["a", "b"], ["c"])
+    assert ([r["text"] for r in found.train], [r["text"] for r in found.eval]) == (
+        ["a", "b"],
+        ["c"],
+    )

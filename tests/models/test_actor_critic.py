@@ -7,7 +7,11 @@ from rlhf.models.parts import disable_dropout
 from rlhf.models.scores import sequence_scores
 
 T, F = True, False
-PROMPTS = [[11, 2, 0, 12], [11, 5, 3, 7, 0, 12], [4]]  # the first two have an EOS (0) inside, as chat prompts do
+PROMPTS = [
+    [11, 2, 0, 12],
+    [11, 5, 3, 7, 0, 12],
+    [4],
+]  # the first two have an EOS (0) inside, as chat prompts do
 COMPLETIONS = [[3, 4, 0], [0], [5, 6, 7, 8]]
 
 
@@ -17,7 +21,9 @@ def pad(prompts, completions, pad_token_id, left=0):
     return {
         "prompt_ids": torch.tensor([[pad_token_id] * (width - len(row)) + row for row in prompts]),
         "prompt_mask": torch.tensor([[F] * (width - len(row)) + [T] * len(row) for row in prompts]),
-        "completion_ids": torch.tensor([row + [pad_token_id] * (length - len(row)) for row in completions]),
+        "completion_ids": torch.tensor(
+            [row + [pad_token_id] * (length - len(row)) for row in completions]
+        ),
         "mask": torch.tensor([[T] * len(row) + [F] * (length - len(row)) for row in completions]),
     }
 
@@ -53,8 +59,12 @@ def test_ppo_md_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, le
         expected = slow(model.policy, prompt, completion, 0.7)
         for found in (alone.log_probs[0], together.log_probs[row, :count]):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(together.values[row, :count], alone.values[0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(together.entropy[row, :count], alone.entropy[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            together.values[row, :count], alone.values[0], atol=1e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            together.entropy[row, :count], alone.entropy[0], atol=1e-5, rtol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -63,9 +73,12 @@ def test_ppo_md_01_the_test_above_can_fail(make_policy, tokenizer):
     policy = make_policy(tokenizer)
     batch = pad([[4]], [[5, 6]], 13, left=5)
     ids, mask = (
-        torch.cat([batch[a], batch[b]], 1) for a, b in (("prompt_ids", "completion_ids"), ("prompt_mask", "mask"))
+        torch.cat([batch[a], batch[b]], 1)
+        for a, b in (("prompt_ids", "completion_ids"), ("prompt_mask", "mask"))
     )
-    wrong = policy(input_ids=ids, attention_mask=mask.long(), position_ids=torch.arange(8)[None]).logits[:, 5:7]
+    wrong = policy(
+        input_ids=ids, attention_mask=mask.long(), position_ids=torch.arange(8)[None]
+    ).logits[:, 5:7]
     wrong = torch.log_softmax(wrong, -1)[0, torch.arange(2), torch.tensor([5, 6])]
     assert (wrong - slow(policy, [4], [5, 6], 1.0)).abs().max() > 1e-2
 
@@ -75,7 +88,9 @@ def test_ppo_md_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
     seen = model(**pad([PROMPTS[0], PROMPTS[2]], [[3, 0], [0]], 0), temperature=1.0, entropy=True)
     assert (seen.log_probs[0, :2] < 0).all() and seen.log_probs[1, 0] < 0
     assert seen.values[0, 1] != 0 and seen.values[1, 0] != 0
-    assert seen.log_probs[1, 1] == seen.values[1, 1] == seen.entropy[1, 1] == 0  # padding, although its id is EOS
+    assert (
+        seen.log_probs[1, 1] == seen.values[1, 1] == seen.entropy[1, 1] == 0
+    )  # padding, although its id is EOS
 
 
 @torch.no_grad()
@@ -130,7 +145,9 @@ def test_ppo_md_11_a_bf16_policy_gives_fp32_log_probs_and_values(tokenizer, make
     assert seen.log_probs.dtype == seen.values.dtype == seen.entropy.dtype == torch.float32
 
 
-def test_ppo_md_10_dropout_is_off_in_train_mode_too(tokenizer, make_policy, make_llama, make_reward_model):
+def test_ppo_md_10_dropout_is_off_in_train_mode_too(
+    tokenizer, make_policy, make_llama, make_reward_model
+):
     batch = pad(PROMPTS, COMPLETIONS, 13)
     for policy in (make_policy(tokenizer), make_llama(tokenizer)):
         model = ActorCritic(policy, make_reward_model(tokenizer)).train()
@@ -138,7 +155,9 @@ def test_ppo_md_10_dropout_is_off_in_train_mode_too(tokenizer, make_policy, make
         assert not torch.equal(first, second)  # these models do have dropout
         disable_dropout(model).train()
         first, second = (model(**batch, temperature=1.0) for _ in range(2))
-        assert torch.equal(first.log_probs, second.log_probs) and torch.equal(first.values, second.values)
+        assert torch.equal(first.log_probs, second.log_probs) and torch.equal(
+            first.values, second.values
+        )
 
 
 def test_policy_and_value_parameters_are_all_and_apart(model):
@@ -149,7 +168,9 @@ def test_policy_and_value_parameters_are_all_and_apart(model):
 
 def test_an_encoder_cannot_be_a_value_model(tokenizer, make_policy, refused):
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    bert = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=20, num_labels=1, **sizes))
+    bert = AutoModelForSequenceClassification.from_config(
+        BertConfig(vocab_size=20, num_labels=1, **sizes)
+    )
     assert "value_model: shared" in refused(ActorCritic, make_policy(tokenizer), bert)
 
 

@@ -43,14 +43,19 @@ def test_fast_kernels_change_neither_outputs_nor_gradients(model):
     fast = copy.deepcopy(model)
     use_fast_kernels(fast, device=CPU, longest=32)
     assert new_gelus(model) == 2 and new_gelus(fast) == 0
-    assert (model.config._attn_implementation, fast.config._attn_implementation) == ("sdpa", "eager")
+    assert (model.config._attn_implementation, fast.config._attn_implementation) == (
+        "sdpa",
+        "eager",
+    )
     first, second = output(model), output(fast)
     torch.testing.assert_close(second, first, atol=1e-5, rtol=1e-5)
     for found in (first, second):
         (found.sum() / 100).backward()
     compared = 0
     for (name, slow), quick in zip(model.named_parameters(), fast.parameters(), strict=True):
-        torch.testing.assert_close(quick.grad, slow.grad, atol=1e-5, rtol=1e-4, msg=lambda t, n=name: f"{n}: {t}")
+        torch.testing.assert_close(
+            quick.grad, slow.grad, atol=1e-5, rtol=1e-4, msg=lambda t, n=name: f"{n}: {t}"
+        )
         compared += bool(slow.grad.abs().max() > 1e-3)
     assert compared > 20  # gradients of some size, not zeros
 

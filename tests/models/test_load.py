@@ -8,7 +8,14 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from rlhf.models.load import fit_embeddings, load_encoder, load_policy, load_reward_model, load_tokenizer, save
+from rlhf.models.load import (
+    fit_embeddings,
+    load_encoder,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    save,
+)
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length, disable_dropout, freeze
 from rlhf.models.scores import score_head, sequence_scores, shift_scores
@@ -63,22 +70,31 @@ def test_ppo_md_10_freeze_and_disable_dropout_reach_functional_dropout(tokenizer
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_ppo_md_22_a_fresh_reward_head_is_an_error_unless_asked_for(tokenizer, make_policy, tmp_path, refused):
+def test_ppo_md_22_a_fresh_reward_head_is_an_error_unless_asked_for(
+    tokenizer, make_policy, tmp_path, refused
+):
     save(make_policy(tokenizer), tokenizer, tmp_path / "policy")
     message = refused(load_reward_model, str(tmp_path / "policy"))
-    assert "no reward head" in message and "score.weight" in message and "recipes/reward.py" in message
+    assert (
+        "no reward head" in message and "score.weight" in message and "recipes/reward.py" in message
+    )
     fresh = load_reward_model(str(tmp_path / "policy"), new_head=True)
     assert not scores(fresh).any()
 
 
-def test_ppo_md_29_a_saved_policy_gives_the_same_logits(tokenizer, make_policy, make_llama, tmp_path):
+def test_ppo_md_29_a_saved_policy_gives_the_same_logits(
+    tokenizer, make_policy, make_llama, tmp_path
+):
     for name, policy in (("gpt2", make_policy(tokenizer)), ("llama", make_llama(tokenizer))):
         save(policy, tokenizer, tmp_path / name)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
         with torch.no_grad():
             assert torch.equal(loaded(input_ids=IDS).logits, policy(input_ids=IDS).logits)
         again = AutoTokenizer.from_pretrained(tmp_path / name)
-        assert again.get_vocab() == tokenizer.get_vocab() and again.chat_template == tokenizer.chat_template
+        assert (
+            again.get_vocab() == tokenizer.get_vocab()
+            and again.chat_template == tokenizer.chat_template
+        )
 
 
 def test_ppo_md_29_saving_a_lora_policy_merges_a_copy(tokenizer, make_policy, tmp_path):
@@ -89,12 +105,16 @@ def test_ppo_md_29_saving_a_lora_policy_merges_a_copy(tokenizer, make_policy, tm
         save(policy, tokenizer, tmp_path)
         assert [name for name, p in policy.named_parameters() if p.requires_grad] == trainable != []
         assert torch.equal(policy(input_ids=IDS).logits, before)
-        torch.testing.assert_close(load_policy(str(tmp_path))(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            load_policy(str(tmp_path))(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_an_adapter_folder_is_merged_into_its_base(tokenizer, make_policy, tmp_path):
     save(make_policy(tokenizer), tokenizer, tmp_path / "base")
-    policy = perturb(add_lora(load_policy(str(tmp_path / "base")), task="CAUSAL_LM", rank=2, alpha=4)).eval()
+    policy = perturb(
+        add_lora(load_policy(str(tmp_path / "base")), task="CAUSAL_LM", rank=2, alpha=4)
+    ).eval()
     policy.save_pretrained(tmp_path / "adapter")
     loaded = load_policy(str(tmp_path / "adapter")).eval()
     assert not hasattr(loaded, "peft_config")
@@ -112,18 +132,26 @@ def test_ppo_md_35_the_shift_is_exact_on_a_head_without_bias_and_survives_reload
     shift_scores(model, -2.5)
     torch.testing.assert_close(scores(model), before - 2.5, atol=1e-4, rtol=0)
     save(model, tokenizer, tmp_path)
-    torch.testing.assert_close(scores(load_reward_model(str(tmp_path))), scores(model), atol=1e-6, rtol=0)
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)  # any loader, its own forward
+    torch.testing.assert_close(
+        scores(load_reward_model(str(tmp_path))), scores(model), atol=1e-6, rtol=0
+    )
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path
+    )  # any loader, its own forward
     with torch.no_grad():
         own = plain(input_ids=IDS[:1]).logits[0, 0]
     torch.testing.assert_close(own, scores(model)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_ppo_md_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(tokenizer, make_reward_model, tmp_path):
+def test_ppo_md_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(
+    tokenizer, make_reward_model, tmp_path
+):
     lora = perturb(add_lora(make_reward_model(tokenizer), task="SEQ_CLS", rank=2, alpha=4))
     before = scores(lora)
     save(lora, tokenizer, tmp_path / "merged")
-    torch.testing.assert_close(scores(load_reward_model(str(tmp_path / "merged"))), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        scores(load_reward_model(str(tmp_path / "merged"))), before, atol=1e-4, rtol=1e-4
+    )
     merged = lora.merge_and_unload()
     shift_scores(merged, 1.25)
     torch.testing.assert_close(scores(merged), before + 1.25, atol=1e-4, rtol=1e-4)
@@ -133,7 +161,9 @@ def test_ppo_md_35_lora_trains_and_saves_the_whole_head(tokenizer, make_reward_m
     lora = add_lora(make_reward_model(tokenizer), task="SEQ_CLS", rank=2, alpha=4)
     assert score_head(lora).weight.requires_grad
     trainable = [name for name, p in lora.named_parameters() if p.requires_grad]
-    assert any("score" in name for name in trainable) and all("lora" in n or "score" in n for n in trainable)
+    assert any("score" in name for name in trainable) and all(
+        "lora" in n or "score" in n for n in trainable
+    )
 
 
 def test_ppo_md_35_a_head_with_a_bias_takes_the_shift(tokenizer, make_reward_model):
@@ -157,7 +187,9 @@ def test_new_tokens_get_room_and_special_tokens_are_told(plain_tokenizer, make_p
     count = len(plain_tokenizer)
     added = add_chat_template(plain_tokenizer)
     fit_embeddings(policy, plain_tokenizer)
-    assert policy.get_input_embeddings().num_embeddings == count + len(added) == len(plain_tokenizer)
+    assert (
+        policy.get_input_embeddings().num_embeddings == count + len(added) == len(plain_tokenizer)
+    )
     assert policy.get_output_embeddings().weight is policy.get_input_embeddings().weight
     for config in (policy.config, policy.generation_config):
         assert config.pad_token_id == plain_tokenizer.pad_token_id != plain_tokenizer.eos_token_id
@@ -184,7 +216,13 @@ def test_a_folder_without_a_model_is_named(load, tmp_path, refused):
 def test_lora_trains_a_pooler_whole_that_the_checkpoint_lacks(tmp_path):
     from transformers import BertConfig, BertForMaskedLM
 
-    sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    sizes = dict(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+    )
     BertForMaskedLM(BertConfig(**sizes)).save_pretrained(tmp_path)
     model = load_encoder(str(tmp_path), "classifier", labels=["x", "y"], new_head=True)
     before = model.bert.pooler.dense.weight.detach().clone()
@@ -193,5 +231,9 @@ def test_lora_trains_a_pooler_whole_that_the_checkpoint_lacks(tmp_path):
     assert any("pooler.modules_to_save" in name for name in trained)
     assert not any("pooler" in name and "lora" in name for name in trained)
     with torch.no_grad():
-        next(p for n, p in tuned.named_parameters() if n in trained and "pooler" in n and "weight" in n).add_(1.0)
+        next(
+            p
+            for n, p in tuned.named_parameters()
+            if n in trained and "pooler" in n and "weight" in n
+        ).add_(1.0)
     assert torch.equal(tuned.merge_and_unload().bert.pooler.dense.weight, before + 1)

@@ -43,7 +43,9 @@ def fast(model, *, attention):
 
 def reward_model():
     return disable_dropout(
-        GPT2ForSequenceClassification(GPT2Config(**SIZES, vocab_size=V, n_positions=CONTEXT, num_labels=1))
+        GPT2ForSequenceClassification(
+            GPT2Config(**SIZES, vocab_size=V, n_positions=CONTEXT, num_labels=1)
+        )
     )
 
 
@@ -58,39 +60,60 @@ def test_a_tiny_gpt2_by_hand():
         trainable=trainable(policy, head), **RUN | {"ema": True},
     )  # fmt: skip
     learned = 4 * (PARAMETERS + H + 1)
-    assert found.weights == {"policy": 4 * PARAMETERS, "reference": 4 * PARAMETERS, "value head": 4 * (H + 1)}
+    assert found.weights == {
+        "policy": 4 * PARAMETERS,
+        "reference": 4 * PARAMETERS,
+        "value head": 4 * (H + 1),
+    }
     assert found.optimizer == 2 * learned and found.ema == learned
     assert found.update == {
         "gradients": learned,
-        "activations": 2 * (3 + 5) * L * H * 72,  # rows x tokens x layers x width x bytes; the head has no layers
+        "activations": 2
+        * (3 + 5)
+        * L
+        * H
+        * 72,  # rows x tokens x layers x width x bytes; the head has no layers
         "logits": 2 * 5 * V * 20,
     }
     assert found.rollout == {
         "keys and values": 2 * L * 4 * (3 + 5) * H * 4,
         "prompts' forward, or next tokens": 4 * max(3 * H * 40, V * 12),
     }
-    assert found.needed == found.optimizer + found.ema + max(sum(found.rollout.values()), sum(found.update.values()))
+    assert found.needed == found.optimizer + found.ema + max(
+        sum(found.rollout.values()), sum(found.update.values())
+    )
     assert found.total == 4 * (2 * PARAMETERS + H + 1) + found.needed
 
 
 def test_logits_are_made_a_chunk_at_a_time():
     policy = gpt2()
-    assert estimate_memory({"policy": policy}, trainable=[], **RUN | {"chunk": 4}).update["logits"] == 4 * V * 20
+    assert (
+        estimate_memory({"policy": policy}, trainable=[], **RUN | {"chunk": 4}).update["logits"]
+        == 4 * V * 20
+    )
 
 
 def test_a_value_model_of_its_own_keeps_activations_too():
     policy, critic = gpt2(), reward_model()
     alone = estimate_memory({"policy": policy}, trainable=trainable(policy), **RUN)
-    both = estimate_memory({"policy": policy, "value model": critic}, trainable=trainable(policy, critic), **RUN)
+    both = estimate_memory(
+        {"policy": policy, "value model": critic}, trainable=trainable(policy, critic), **RUN
+    )
     assert both.update["activations"] == 2 * alone.update["activations"]
-    frozen = estimate_memory({"policy": policy, "reward model": critic}, trainable=trainable(policy), **RUN)
+    frozen = estimate_memory(
+        {"policy": policy, "reward model": critic}, trainable=trainable(policy), **RUN
+    )
     assert frozen.update == alone.update and frozen.optimizer == alone.optimizer
 
 
 def test_lora_learns_its_matrices_only():
     policy = add_lora(gpt2(), task="CAUSAL_LM", rank=2, alpha=4)
-    found = estimate_memory({"policy": policy, "reference": None}, trainable=trainable(policy), **RUN)
-    matrices = L * 2 * ((H + 3 * H) + (H + H) + (H + 4 * H) + (4 * H + H))  # rank x (in + out) of a layer's four
+    found = estimate_memory(
+        {"policy": policy, "reference": None}, trainable=trainable(policy), **RUN
+    )
+    matrices = (
+        L * 2 * ((H + 3 * H) + (H + H) + (H + 4 * H) + (4 * H + H))
+    )  # rank x (in + out) of a layer's four
     assert found.weights == {"policy": 4 * (PARAMETERS + matrices)}
     assert found.update["gradients"] == 4 * matrices and found.optimizer == 8 * matrices
 
@@ -98,14 +121,18 @@ def test_lora_learns_its_matrices_only():
 def test_a_shared_trunk_is_counted_once():
     policy, critic = gpt2(), reward_model()
     critic.transformer = policy.transformer
-    found = estimate_memory({"policy": policy, "value model": critic, "again": policy}, trainable=[], **RUN)
+    found = estimate_memory(
+        {"policy": policy, "value model": critic, "again": policy}, trainable=[], **RUN
+    )
     assert found.weights == {"policy": 4 * PARAMETERS, "value model": 4 * H, "again": 0}
 
 
 def test_sixteen_bits():
     policy = gpt2()
     fp32 = estimate_memory({"policy": policy}, trainable=trainable(policy), **RUN)
-    autocast = estimate_memory({"policy": policy}, trainable=trainable(policy), **RUN | {"computes_in_16_bit": True})
+    autocast = estimate_memory(
+        {"policy": policy}, trainable=trainable(policy), **RUN | {"computes_in_16_bit": True}
+    )
     matrices = L * 12 * H * H + (V + CONTEXT) * H
     assert autocast.weights == fp32.weights and autocast.optimizer == fp32.optimizer
     assert autocast.update["activations"] == fp32.update["activations"] * 40 / 72
@@ -113,19 +140,26 @@ def test_sixteen_bits():
     assert autocast.rollout["keys and values"] == fp32.rollout["keys and values"] / 2
     half = copy.deepcopy(policy).bfloat16()
     halved = estimate_memory({"policy": half}, trainable=trainable(half), **RUN)
-    assert halved.weights["policy"] == fp32.weights["policy"] / 2 and halved.optimizer == fp32.optimizer / 2
+    assert (
+        halved.weights["policy"] == fp32.weights["policy"] / 2
+        and halved.optimizer == fp32.optimizer / 2
+    )
     assert halved.update["activations"] == fp32.update["activations"] / 2
 
 
 def test_grouped_heads_cache_less(make_llama, tokenizer):
     found = estimate_memory({"policy": make_llama(tokenizer)}, trainable=[], **RUN)
-    assert found.rollout["keys and values"] == 2 * 2 * 4 * (3 + 5) * 1 * 8 * 4  # one of two heads of width 8 is cached
+    assert (
+        found.rollout["keys and values"] == 2 * 2 * 4 * (3 + 5) * 1 * 8 * 4
+    )  # one of two heads of width 8 is cached
 
 
 def test_models_that_are_not_in_memory_yet_can_be_estimated():
     with torch.device("meta"):
         policy = gpt2()
-    assert estimate_memory({"policy": policy}, trainable=trainable(policy), **RUN).weights == {"policy": 4 * PARAMETERS}
+    assert estimate_memory({"policy": policy}, trainable=trainable(policy), **RUN).weights == {
+        "policy": 4 * PARAMETERS
+    }
 
 
 # ---- against what tensors really take ----
@@ -148,11 +182,13 @@ def test_weights_gradients_and_optimizer_are_what_one_step_leaves():
     tensors += [value for state in optimizer.state.values() for value in state.values()]
     measured = sum({t.untyped_storage().data_ptr(): t.nbytes for t in tensors}.values())
     found = estimate_memory(
-        {"policy": policy, "reference": reference, "value head": model.value_head}, trainable=trainable(model), **RUN
+        {"policy": policy, "reference": reference, "value head": model.value_head},
+        trainable=trainable(model),
+        **RUN,
     )
-    assert sum(found.weights.values()) + found.update["gradients"] + found.optimizer == pytest.approx(
-        measured, rel=0.15
-    )
+    assert sum(found.weights.values()) + found.update[
+        "gradients"
+    ] + found.optimizer == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -171,7 +207,10 @@ def test_activations_are_what_the_forward_keeps(lora, autocast, attention):
         return tensor
 
     ids = torch.randint(1, 2000, (8, 64))
-    with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with (
+        saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
         trunk_of(model.train())(input_ids=ids, use_cache=False)
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     measured -= 2 * 4 * 12 * 64 * 64 if autocast else 0
@@ -184,22 +223,41 @@ def test_activations_are_what_the_forward_keeps(lora, autocast, attention):
 def test_the_table_and_the_warning():
     gb = 2**30
     memory = Memory(
-        weights={"policy": gb}, optimizer=2 * gb, ema=0, rollout={"keys and values": gb}, update={"gradients": 3 * gb}
+        weights={"policy": gb},
+        optimizer=2 * gb,
+        ema=0,
+        rollout={"keys and values": gb},
+        update={"gradients": 3 * gb},
     )
     assert (memory.needed, memory.total) == (5 * gb, 6 * gb)
     table = memory.table()
     assert "policy, weights" in table and "EMA" not in table
-    assert [line.split()[-1] for line in table.splitlines()] == ["GB", "1.000", "2.000", "1.000", "3.000", "6.000"]
+    assert [line.split()[-1] for line in table.splitlines()] == [
+        "GB",
+        "1.000",
+        "2.000",
+        "1.000",
+        "3.000",
+        "6.000",
+    ]
     assert len({len(line) for line in table.splitlines()}) == 1
     assert memory.warning(5 * gb) is None
     warning = memory.warning(4 * gb)
     assert "needs about 5.00 GB" in warning and "4.00 GB are free" in warning
-    assert "per_device_train_batch_size" in warning and "use_peft" in warning and "value_model: shared" in warning
+    assert (
+        "per_device_train_batch_size" in warning
+        and "use_peft" in warning
+        and "value_model: shared" in warning
+    )
 
 
 def test_where_the_rollout_is_the_peak_the_remedy_is_another():
-    memory = Memory(weights={}, optimizer=0, ema=0, rollout={"keys and values": 10}, update={"gradients": 3})
-    assert "rollout_batch_size" in memory.warning(5) and "per_device_train_batch_size" not in memory.warning(5)
+    memory = Memory(
+        weights={}, optimizer=0, ema=0, rollout={"keys and values": 10}, update={"gradients": 3}
+    )
+    assert "rollout_batch_size" in memory.warning(
+        5
+    ) and "per_device_train_batch_size" not in memory.warning(5)
 
 
 def test_free_memory_is_a_plausible_number():

@@ -8,7 +8,13 @@ from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 from rlhf.completions.score import RewardModelScorer
 from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
-from rlhf.models.one_trunk import AdapterModel, adapter, add_adapter_model, fingerprint, save_adapter
+from rlhf.models.one_trunk import (
+    AdapterModel,
+    adapter,
+    add_adapter_model,
+    fingerprint,
+    save_adapter,
+)
 from rlhf.models.parts import trunk_of
 from rlhf.models.scores import sequence_scores, shift_scores
 
@@ -41,7 +47,11 @@ def folders(tokenizer, make_policy, tmp_path_factory):
     """An SFT run, a reward run with LoRA from it (merged, its adapter beside it), and an SFT run of other weights."""
     root = tmp_path_factory.mktemp("trunk")
     for name, seed in (("sft", 0), ("other", 7)):
-        save(make_policy(tokenizer, seed=seed, factor=3.0, hidden_size=32, context=32), tokenizer, root / name)
+        save(
+            make_policy(tokenizer, seed=seed, factor=3.0, hidden_size=32, context=32),
+            tokenizer,
+            root / name,
+        )
     torch.manual_seed(3)
     reward = load_reward_model(str(root / "sft"), new_head=True)
     reward = perturb(add_lora(reward, task="SEQ_CLS", rank=2, alpha=4))
@@ -68,7 +78,10 @@ def make_one_trunk(folders, tokenizer, make_trainer):
         value = add_adapter_model(policy, str(folders / "reward"), "value", trainable=True)
         scorer = RewardModelScorer(reward, tokenizer)
         trainer = make_trainer(folder, policy=policy, models={"value_model": value}, **settings)
-        trainer.rewards.scorers, trainer.rewards.weights = {"reward_model": scorer}, {"reward_model": 1.0}
+        trainer.rewards.scorers, trainer.rewards.weights = (
+            {"reward_model": scorer},
+            {"reward_model": 1.0},
+        )
         return trainer
 
     return make
@@ -78,7 +91,9 @@ def parts(model):
     """Names of an ActorCritic's parameters by whose they are."""
     found = {"default": set(), "value": set(), "reward": set(), "base": set()}
     for name in dict(model.named_parameters()):
-        owner = next((part for part in ("default", "value", "reward") if f".{part}." in name), "base")
+        owner = next(
+            (part for part in ("default", "value", "reward") if f".{part}." in name), "base"
+        )
         found["value" if name.startswith("value_model") else owner].add(name)
     return found
 
@@ -99,7 +114,11 @@ def test_the_context_restores_what_was_active_and_nests(folders, policy):
             assert torch.equal(logits(policy), reward)
         assert torch.equal(logits(policy), off)
     assert torch.equal(logits(policy), before)
-    assert not torch.allclose(off, before) and not torch.allclose(off, reward) and not torch.allclose(before, reward)
+    assert (
+        not torch.allclose(off, before)
+        and not torch.allclose(off, reward)
+        and not torch.allclose(before, reward)
+    )
     with pytest.raises(KeyError), adapter(policy, None):
         raise KeyError
     assert torch.equal(logits(policy), before)
@@ -133,7 +152,9 @@ def test_ppo_md_35_the_adapter_scores_as_the_merged_reward_model_does(folders, p
     reward = add_adapter_model(policy, str(folders / "reward"), "reward", trainable=False)
     torch.testing.assert_close(scores(reward), scores(merged), atol=1e-5, rtol=0)
     assert scores(merged).std() > 0.1  # they differ, so that agreement says something
-    assert json.loads((folders / "reward" / "adapter" / "trunk.json").read_text())["centre"] == CENTRE
+    assert (
+        json.loads((folders / "reward" / "adapter" / "trunk.json").read_text())["centre"] == CENTRE
+    )
     assert reward.score.bias.item() == CENTRE
 
 
@@ -171,7 +192,11 @@ def test_a_run_without_an_adapter_is_refused(folders, policy, refused):
 def test_the_fingerprint_knows_the_base_through_lora_and_notices_one_number(folders, policy):
     base = load_policy(str(folders / "sft"))
     found = fingerprint(trunk_of(base))
-    assert fingerprint(trunk_of(perturb(policy))) == found != fingerprint(trunk_of(load_policy(str(folders / "other"))))
+    assert (
+        fingerprint(trunk_of(perturb(policy)))
+        == found
+        != fingerprint(trunk_of(load_policy(str(folders / "other"))))
+    )
     with torch.no_grad():
         trunk_of(base).h[1].ln_2.bias[3] += 1e-4
     assert fingerprint(trunk_of(base)) != found
@@ -179,10 +204,18 @@ def test_the_fingerprint_knows_the_base_through_lora_and_notices_one_number(fold
 
 def test_an_adapters_parameters_are_its_own_whatever_the_layers_are_called(tokenizer):
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        is_decoder=True,
     )
-    policy = add_lora(BertLMHeadModel(config), task="CAUSAL_LM", rank=2, alpha=4)  # its only adapter is "default"
-    found = {id(p) for p in AdapterModel(policy, "value", torch.zeros(1, 16), 0.0).adapter_parameters()}
+    policy = add_lora(
+        BertLMHeadModel(config), task="CAUSAL_LM", rank=2, alpha=4
+    )  # its only adapter is "default"
+    found = {
+        id(p) for p in AdapterModel(policy, "value", torch.zeros(1, 16), 0.0).adapter_parameters()
+    }
     assert not found & {id(p) for p in policy.parameters()}
 
 
@@ -193,7 +226,9 @@ def test_ppo_md_28_training_moves_policy_and_value_adapters_and_nothing_else(mak
     trainer = make_one_trunk(learning_rate=1e-2)
     model = trainer.model
     rollout = trainer.make_rollout(0)
-    assert trainer.ref_model is None and torch.equal(rollout.log_probs, rollout.ref_log_probs)  # KL exactly 0
+    assert trainer.ref_model is None and torch.equal(
+        rollout.log_probs, rollout.ref_log_probs
+    )  # KL exactly 0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     reward_scores = scores(trainer.rewards.scorers["reward_model"].model)
     with adapter(model.policy, None):
@@ -204,7 +239,9 @@ def test_ppo_md_28_training_moves_policy_and_value_adapters_and_nothing_else(mak
     for part, moves in {"default": True, "value": True, "reward": False, "base": False}.items():
         assert owned[part]
         for name in owned[part]:
-            assert torch.equal(before[name], after[name]) != moves, f"{name} {'stood still' if moves else 'moved'}"
+            assert torch.equal(before[name], after[name]) != moves, (
+                f"{name} {'stood still' if moves else 'moved'}"
+            )
     assert torch.equal(scores(trainer.rewards.scorers["reward_model"].model), reward_scores)
     later = trainer.make_rollout(1)
     assert later.log_probs.ne(later.ref_log_probs).any()
@@ -214,11 +251,15 @@ def test_ppo_md_28_training_moves_policy_and_value_adapters_and_nothing_else(mak
 
 def test_policy_and_value_parameters_are_disjoint_and_complete(make_one_trunk):
     model = make_one_trunk().model
-    policy, value = ({id(p) for p in part} for part in (model.policy_parameters(), model.value_parameters()))
+    policy, value = (
+        {id(p) for p in part} for part in (model.policy_parameters(), model.value_parameters())
+    )
     names, owned = {id(p): name for name, p in model.named_parameters()}, parts(model)
     assert not policy & value
     assert policy | value == {id(p) for p in model.parameters() if p.requires_grad}
-    assert {names[p] for p in policy} == owned["default"] and {names[p] for p in value} == owned["value"]
+    assert {names[p] for p in policy} == owned["default"] and {names[p] for p in value} == owned[
+        "value"
+    ]
     assert {"value_model.score.weight", "value_model.score.bias"} < owned["value"]
 
 
@@ -252,15 +293,23 @@ def test_ppo_md_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(make_on
 
 
 def test_ppo_md_27_resumed_equals_uninterrupted(make_one_trunk, tmp_path):
-    settings = dict(total_episodes=64, save_every=2, epochs_per_rollout=1, per_device_train_batch_size=8)
+    settings = dict(
+        total_episodes=64, save_every=2, epochs_per_rollout=1, per_device_train_batch_size=8
+    )
     whole, resumed = (make_one_trunk(name, **settings) for name in ("whole", "resumed"))
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert resumed.state.global_step == whole.state.global_step == 8
-    for (name, first), second in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+    for (name, first), second in zip(
+        whole.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
         assert torch.equal(first, second), name
     last = [
-        {name: value for name, value in trainer.state.log_history[-2].items() if "second" not in name}
+        {
+            name: value
+            for name, value in trainer.state.log_history[-2].items()
+            if "second" not in name
+        }
         for trainer in (whole, resumed)
     ]
     assert "policy_loss" in last[0] and last[0] == last[1]

@@ -39,7 +39,9 @@ def test_distinct_n_by_hand():
 
 
 def test_repetition_by_hand():
-    assert repetition([[1, 2, 3, 4, 1, 2, 3, 4]]) == pytest.approx(1 / 5)  # 1234 2341 3412 4123 1234
+    assert repetition([[1, 2, 3, 4, 1, 2, 3, 4]]) == pytest.approx(
+        1 / 5
+    )  # 1234 2341 3412 4123 1234
     assert repetition([[1, 2, 3, 1, 2, 3]]) == 1 / 4  # under 8 tokens 3-grams: 123 231 312 123
     assert repetition([[7] * 9]) == pytest.approx(5 / 6)
     assert repetition([list(range(20))]) == repetition([[1]]) == repetition([[]]) == 0
@@ -54,11 +56,26 @@ def test_repetition_by_hand():
 @pytest.mark.parametrize(
     ("name", "sound", "bad", "said"),
     [
-        ("longer", dict(completion_length=45.0), dict(completion_length=64.0), "grew from 30 to 64 tokens (x2.1)"),
-        ("shorter", dict(completion_length=15.0), dict(completion_length=12.0), "shrank from 30 to 12 tokens (x0.4)"),
+        (
+            "longer",
+            dict(completion_length=45.0),
+            dict(completion_length=64.0),
+            "grew from 30 to 64 tokens (x2.1)",
+        ),
+        (
+            "shorter",
+            dict(completion_length=15.0),
+            dict(completion_length=12.0),
+            "shrank from 30 to 12 tokens (x0.4)",
+        ),
         ("repetition", dict(repetition=0.11), dict(repetition=0.13), "rose from 0.02 to 0.13"),
         ("distinct_2", dict(distinct_2=0.3), dict(distinct_2=0.29), "fell from 0.60 to 0.29"),
-        ("unique_completions", dict(unique_completions=0.37), dict(unique_completions=0.35), "fell from 0.90 to 0.35"),
+        (
+            "unique_completions",
+            dict(unique_completions=0.37),
+            dict(unique_completions=0.35),
+            "fell from 0.90 to 0.35",
+        ),
         ("endless", dict(eos_rate=0.71), dict(eos_rate=0.69), "fell from 0.90 to 0.69"),
         ("kl", dict(kl=20.0), dict(kl=20.5), "20.5 nats per completion (above 20)"),
         ("entropy", dict(entropy=0.5), dict(entropy=0.49), "fell from 2.00 to 0.49 nats"),
@@ -78,7 +95,9 @@ def test_two_bad_rollouts_are_chance_and_an_alarm_ends_before_it_comes_back():
     bad, good = dict(completion_length=60.0), {}
     assert begun(rows(good, bad, bad, good, bad, bad, good)) == []
     flickering = rows(good, *[bad] * HOLD, good, bad, good, good, *[bad] * HOLD)
-    assert begun(flickering) == [(4, "longer")]  # never HOLD good ones in a row: still the same alarm
+    assert begun(flickering) == [
+        (4, "longer")
+    ]  # never HOLD good ones in a row: still the same alarm
     cleared = rows(good, *[bad] * HOLD, *[good] * HOLD, *[bad] * HOLD)
     assert begun(cleared) == [(4, "longer"), (10, "longer")]
 
@@ -87,9 +106,15 @@ def test_a_number_that_is_not_finite_is_an_alarm_at_once():
     watch = Watch()
     watch.observe(STILL)
     assert "2 updates were skipped" in watch.observe(STILL | {"nonfinite_steps": 2})["not_finite"]
-    assert begun(rows({}, dict(entropy=math.nan), {}, dict(loss=math.inf))) == [(2, "not_finite"), (4, "not_finite")]
+    assert begun(rows({}, dict(entropy=math.nan), {}, dict(loss=math.inf))) == [
+        (2, "not_finite"),
+        (4, "not_finite"),
+    ]
     watch = Watch()
-    assert "not finite: entropy, score" in watch.observe(STILL | dict(score=math.nan, entropy=math.inf))["not_finite"]
+    assert (
+        "not finite: entropy, score"
+        in watch.observe(STILL | dict(score=math.nan, entropy=math.inf))["not_finite"]
+    )
 
 
 def test_metrics_that_are_not_logged_set_nothing_off():
@@ -112,7 +137,10 @@ def test_a_shortfall_within_the_noise_of_the_score_is_none():
     """The best of many noisy quotients is high by chance, above all where the first score was low by chance."""
     for seed in range(10):
         random.seed(seed)
-        law = [dict(kl=0.15 * step, score=math.sqrt(0.15 * step) + random.gauss(0, 0.5)) for step in range(60)]
+        law = [
+            dict(kl=0.15 * step, score=math.sqrt(0.15 * step) + random.gauss(0, 0.5))
+            for step in range(60)
+        ]
         assert begun(rows(*law)) == []
 
 
@@ -127,14 +155,19 @@ def test_the_watched_score_falls_while_the_trained_one_rises():
     def run(gold):
         return rows(
             *[
-                dict(score=0.1 * t + random.gauss(0, 0.05), score_watched=gold(t) + random.gauss(0, 0.05))
+                dict(
+                    score=0.1 * t + random.gauss(0, 0.05),
+                    score_watched=gold(t) + random.gauss(0, 0.05),
+                )
                 for t in range(30)
             ]
         )
 
     assert begun(run(lambda t: 0.05 * t)) == []  # both rise
     assert begun(run(lambda t: 0.0)) == []  # it stays where it was
-    turned = begun(run(lambda t: 0.08 * t - 0.004 * t * t))  # best at rollout 10, back at its first value at 20
+    turned = begun(
+        run(lambda t: 0.08 * t - 0.004 * t * t)
+    )  # best at rollout 10, back at its first value at 20
     assert [name for _, name in turned] == ["watched"] and 14 <= turned[0][0] <= 20
     both_fall = run(lambda t: -0.1 * t)
     for row in both_fall:
@@ -146,11 +179,18 @@ def test_the_watched_score_falls_while_the_trained_one_rises():
 def test_noise_alone_sets_nothing_off(seed):
     random.seed(seed)
     history = [
-        {name: value * random.gauss(1, 0.05) + random.gauss(0, 0.01) for name, value in STILL.items()}
+        {
+            name: value * random.gauss(1, 0.05) + random.gauss(0, 0.01)
+            for name, value in STILL.items()
+        }
         for _ in range(200)
     ]
     for row in history:
-        row |= {"nonfinite_steps": 0, "score": random.gauss(0, 1), "score_watched": random.gauss(0, 1)}
+        row |= {
+            "nonfinite_steps": 0,
+            "score": random.gauss(0, 1),
+            "score_watched": random.gauss(0, 1),
+        }
     assert begun(history) == []
 
 
@@ -184,7 +224,9 @@ def test_alarms_are_printed_and_kept(tmp_path, capsys):
     written = read_jsonl(tmp_path / "alarms.jsonl")
     assert [(row["step"], row["alarm"]) for row in written] == [(8, "longer"), (24, "endless")]
     printed = capsys.readouterr().out.strip().splitlines()
-    assert printed == [row["message"] for row in written] and printed[1].startswith("alarm at rollout 12: ")
+    assert printed == [row["message"] for row in written] and printed[1].startswith(
+        "alarm at rollout 12: "
+    )
     assert not control.should_training_stop
 
 
@@ -203,14 +245,17 @@ def test_a_resumed_run_has_the_alarms_of_the_uninterrupted_one(tmp_path, resumed
     feed(callback(tmp_path / "whole"), LONG)
     feed(callback(tmp_path / "cut"), LONG[: resumed_at + 2])
     feed(callback(tmp_path / "cut", history=LONG[:resumed_at]), LONG[resumed_at:])
-    assert (tmp_path / "cut" / "alarms.jsonl").read_text() == (tmp_path / "whole" / "alarms.jsonl").read_text()
+    assert (tmp_path / "cut" / "alarms.jsonl").read_text() == (
+        tmp_path / "whole" / "alarms.jsonl"
+    ).read_text()
 
 
 def test_the_run_stops_when_the_kl_is_too_large(tmp_path, capsys):
     assert not feed(callback(tmp_path, max_kl_stop=6.0), rows(dict(kl=6.0))).should_training_stop
     assert feed(callback(tmp_path, max_kl_stop=6.0), rows({}, dict(kl=6.5))).should_training_stop
     assert (
-        "stopped after rollout 2: its KL of 6.5 nats per completion is above max_kl_stop=6:" in capsys.readouterr().out
+        "stopped after rollout 2: its KL of 6.5 nats per completion is above max_kl_stop=6:"
+        in capsys.readouterr().out
     )
     assert read_jsonl(tmp_path / "alarms.jsonl")[0]["alarm"] == "max_kl_stop"
 
@@ -223,17 +268,24 @@ def test_a_run_that_stopped_is_not_resumed_with_the_same_limit(tmp_path, refused
 
 
 def settled(trainer):
-    return [{name: value for name, value in row.items() if "second" not in name} for row in trainer.state.log_history]
+    return [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in trainer.state.log_history
+    ]
 
 
 def test_a_real_run_is_the_same_with_guards_and_stops_by_kl(make_trainer, tmp_path, capsys):
     settings = dict(total_episodes=64, learning_rate=3e-2, kl_coef=0.0)
-    plain, guarded, stopped = (make_trainer(name, **settings) for name in ("plain", "guarded", "stopped"))
+    plain, guarded, stopped = (
+        make_trainer(name, **settings) for name in ("plain", "guarded", "stopped")
+    )
     guarded.add_callback(Guards(max_kl_stop=None))
     plain.train()
     guarded.train()
     drop = {"train_runtime", "total_flos"}
-    assert [r for r in settled(plain) if not drop & set(r)] == [r for r in settled(guarded) if not drop & set(r)]
+    assert [r for r in settled(plain) if not drop & set(r)] == [
+        r for r in settled(guarded) if not drop & set(r)
+    ]
 
     kls = [row["kl"] for row in plain.state.log_history if "kl" in row]
     assert kls[1] > kls[0] + 0.1

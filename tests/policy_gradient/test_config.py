@@ -10,12 +10,19 @@ from rlhf.policy_gradient.config import PolicyGradientConfig
 @pytest.fixture
 def config(tmp_path):
     def config(**settings):
-        return PolicyGradientConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, **settings)
+        return PolicyGradientConfig(
+            output_dir=str(tmp_path), report_to="none", use_cpu=True, **settings
+        )
 
     return config
 
 
-SIZES = dict(rollout_batch_size=32, per_device_train_batch_size=4, gradient_accumulation_steps=2, total_episodes=64)
+SIZES = dict(
+    rollout_batch_size=32,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=2,
+    total_episodes=64,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +33,10 @@ SIZES = dict(rollout_batch_size=32, per_device_train_batch_size=4, gradient_accu
         ({"total_episodes": 50}, ["total_episodes=50", "multiple of 32", "use 32 or 64"]),
         ({"total_episodes": 0}, ["use 32"]),
         # 8 per step and groups of 3: 32 and 40 would fail again
-        ({"algorithm": "grpo", "num_generations": 3}, ["multiple of 24", "use 24 or 48", "num_generations 3"]),
+        (
+            {"algorithm": "grpo", "num_generations": 3},
+            ["multiple of 24", "use 24 or 48", "num_generations 3"],
+        ),
         ({"algorithm": "rloo"}, ["num_generations=1", ">= 2"]),
         ({"num_generations": 2}, ["num_generations=2", "set 1"]),
         ({"algorithm": "pp"}, ["'pp'", *ALGORITHMS]),
@@ -34,7 +44,9 @@ SIZES = dict(rollout_batch_size=32, per_device_train_batch_size=4, gradient_accu
         ({"long_prompts": "skip"}, ["'skip'", "drop or cut"]),
     ],
 )
-def test_ppo_md_21_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(config, refused, settings, said):
+def test_ppo_md_21_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(
+    config, refused, settings, said
+):
     message = refused(config, **SIZES | settings)
     assert all(part in message for part in said), message
 

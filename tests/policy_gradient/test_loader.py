@@ -31,7 +31,9 @@ def rows_of(batch):
 
 def test_ppo_md_21_each_epoch_is_a_fresh_permutation_with_every_sample_once():
     batches = list(islice(iter(loader(epochs=3)), 24))  # 2 rollouts x 3 epochs x 4 micro-batches
-    epochs = [[row for batch in batches[i : i + 4] for row in rows_of(batch)] for i in range(0, 24, 4)]
+    epochs = [
+        [row for batch in batches[i : i + 4] for row in rows_of(batch)] for i in range(0, 24, 4)
+    ]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
@@ -41,16 +43,26 @@ def test_ppo_md_26_processes_share_each_mini_batch_without_overlap():
     pair = [list(islice(iter(loader(process, 2, micro=1)), 8)) for process in (0, 1)]
     for step in range(4):
         mini = sorted(row for batch in alone[2 * step : 2 * step + 2] for row in rows_of(batch))
-        shared = sorted(row for share in pair for batch in share[2 * step : 2 * step + 2] for row in rows_of(batch))
+        shared = sorted(
+            row
+            for share in pair
+            for batch in share[2 * step : 2 * step + 2]
+            for row in rows_of(batch)
+        )
         assert mini == shared and len(set(mini)) == 4
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)])
 def test_ppo_md_20_every_micro_batch_knows_the_tokens_of_its_whole_mini_batch(processes, micro):
     per_step = 4 // micro // processes
-    shares = [list(islice(iter(loader(p, processes, micro=micro)), 4 * per_step)) for p in range(processes)]
+    shares = [
+        list(islice(iter(loader(p, processes, micro=micro)), 4 * per_step))
+        for p in range(processes)
+    ]
     for step in range(4):
-        batches = [batch for share in shares for batch in share[step * per_step : (step + 1) * per_step]]
+        batches = [
+            batch for share in shares for batch in share[step * per_step : (step + 1) * per_step]
+        ]
         tokens = sum(int(batch["mask"].sum()) for batch in batches)
         assert {int(batch["num_tokens"]) for batch in batches} == {tokens}
         assert tokens == sum(LENGTHS[row] for batch in batches for row in rows_of(batch))
@@ -76,7 +88,10 @@ def test_ppo_md_27_a_later_rollout_is_the_same_whether_one_starts_there_or_not()
 def test_ppo_md_21_prompts_come_in_permutations_each_once():
     stream = [row for start in range(0, 30, 3) for row in choose_rows(10, 3, start=start, seed=4)]
     rounds = [stream[i : i + 10] for i in range(0, 30, 10)]
-    assert all(sorted(part) == list(range(10)) for part in rounds) and len({tuple(part) for part in rounds}) == 3
+    assert (
+        all(sorted(part) == list(range(10)) for part in rounds)
+        and len({tuple(part) for part in rounds}) == 3
+    )
     assert choose_rows(10, 25, start=0, seed=4) == stream[:25]
 
 

@@ -82,7 +82,11 @@ if dist.is_initialized():
     dist.destroy_process_group()
 """
 
-KINDS = {"zero2": ("zero2_cpu", "DEEPSPEED"), "zero3": ("zero3_cpu", "DEEPSPEED"), "fsdp2": ("fsdp2", "FSDP")}
+KINDS = {
+    "zero2": ("zero2_cpu", "DEEPSPEED"),
+    "zero3": ("zero3_cpu", "DEEPSPEED"),
+    "fsdp2": ("fsdp2", "FSDP"),
+}
 
 
 def run(folder: Path, start: list[str]) -> tuple[dict, Path]:
@@ -106,7 +110,15 @@ def two(request, tmp_path_factory):
     if request.param.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed; it is optional: pip install deepspeed")
     config, kind = KINDS[request.param]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--mixed_precision", "no"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--main_process_port",
+        "0",
+        "--mixed_precision",
+        "no",
+    ]
     launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
     results, folder = run(tmp_path_factory.mktemp(request.param), launch)
     assert all((r["kind"], r["processes"]) == (kind, 2) for r in results.values())
@@ -120,7 +132,9 @@ def name(request, two):
     return request.param
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_accelerate_knows_every_key_of_each_layout(path):
     assert path.read_text().startswith("# ")
     load_config_from_file(str(path))
@@ -129,14 +143,23 @@ def test_accelerate_knows_every_key_of_each_layout(path):
 def test_the_twin_is_the_model_while_it_is_filled_and_empty_otherwise(tokenizer, make_policy):
     model = ActorCritic(make_policy(tokenizer), "shared")
     batch = dict(prompt_ids=torch.tensor([[11, 2]]), completion_ids=torch.tensor([[3, 0]]))
-    batch |= dict(prompt_mask=torch.ones(1, 2).bool(), mask=torch.ones(1, 2).bool(), temperature=1.0)
+    batch |= dict(
+        prompt_mask=torch.ones(1, 2).bool(), mask=torch.ones(1, 2).bool(), temperature=1.0
+    )
     twin = twin_of(model)
     with torch.no_grad():
         model.value_head.bias += 1  # weights of today, not of the day the twin was made
         with filled(twin, model) as whole:
-            torch.testing.assert_close(whole(**batch).log_probs, model(**batch).log_probs, atol=0, rtol=0)
-            assert torch.equal(whole(**batch).values, model(**batch).values) and whole(**batch).values[0, 0] != 0
-    assert sum(p.numel() for p in twin.parameters()) == 0 and not any(p.requires_grad for p in twin.parameters())
+            torch.testing.assert_close(
+                whole(**batch).log_probs, model(**batch).log_probs, atol=0, rtol=0
+            )
+            assert (
+                torch.equal(whole(**batch).values, model(**batch).values)
+                and whole(**batch).values[0, 0] != 0
+            )
+    assert sum(p.numel() for p in twin.parameters()) == 0 and not any(
+        p.requires_grad for p in twin.parameters()
+    )
     assert sum(p.numel() for p in model.parameters()) > 1000
 
 
@@ -151,14 +174,24 @@ def test_the_twin_is_the_model_while_it_is_filled_and_empty_otherwise(tokenizer,
     ],
 )
 def test_what_does_not_work_on_slices_is_refused(refused, kind, setting, said):
-    found = dict(trust_region=False, share_trunk=False, ema_decay=None, value_warmup_rollouts=0) | setting
+    found = (
+        dict(trust_region=False, share_trunk=False, ema_decay=None, value_warmup_rollouts=0)
+        | setting
+    )
     roles = {name: found.pop(name) for name in ("trust_region", "share_trunk")}
-    call = (check_settings, SimpleNamespace(distributed_type=kind), SimpleNamespace(algorithm="trpo", **found))
+    call = (
+        check_settings,
+        SimpleNamespace(distributed_type=kind),
+        SimpleNamespace(algorithm="trpo", **found),
+    )
     if "value_warmup_rollouts" in setting and kind == DistributedType.FSDP:
         check_settings(*call[1:], **roles)
     else:
         message = refused(*call, **roles)
-        assert message.startswith(f"{said} does not work under {kind.value}: ") and "ddp.yaml" in message
+        assert (
+            message.startswith(f"{said} does not work under {kind.value}: ")
+            and "ddp.yaml" in message
+        )
 
 
 def test_fsdp_on_cpus_is_refused(monkeypatch, refused):
@@ -170,13 +203,21 @@ def test_fsdp_on_cpus_is_refused(monkeypatch, refused):
 @pytest.mark.slow
 def test_ppo_md_08_09_bf16_rollouts_are_those_of_the_update(two):
     first, second = two[0]["bf16"]["logs"]
-    assert first["first_ratio_error"] == second["first_ratio_error"] == first["kl"] == 0 != second["kl"]
+    assert (
+        first["first_ratio_error"]
+        == second["first_ratio_error"]
+        == first["kl"]
+        == 0
+        != second["kl"]
+    )
 
 
 @pytest.mark.slow
 def test_weights_are_really_split(one, two, name, request):
     split = two[0][name]["local"] / one[0][name]["local"]
-    assert split == pytest.approx({"zero2": 1, "zero3": 0, "fsdp2": 0.5}[request.node.callspec.params["two"]], abs=0.02)
+    assert split == pytest.approx(
+        {"zero2": 1, "zero3": 0, "fsdp2": 0.5}[request.node.callspec.params["two"]], abs=0.02
+    )
 
 
 @pytest.mark.slow
@@ -184,7 +225,8 @@ def test_metrics_are_those_of_one_process(one, two, name):
     first, second = one[0][name], two[0][name]
     for when in ("before", "after"):
         mine, theirs = (
-            {key: value for key, value in run[when].items() if "seconds" not in key} for run in (first, second)
+            {key: value for key, value in run[when].items() if "seconds" not in key}
+            for run in (first, second)
         )
         assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-4)
     assert len(first["logs"]) == len(second["logs"])
@@ -200,15 +242,22 @@ def test_gradient_norms(one, two, name):
     if "grad_norm" not in theirs:
         for key in [key for key in mine if key.startswith("grad_norm")]:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
-    elif name == "grpo":  # with one group of parameters DeepSpeed's norm of all is that of the policy
+    elif (
+        name == "grpo"
+    ):  # with one group of parameters DeepSpeed's norm of all is that of the policy
         assert theirs["grad_norm"] == pytest.approx(mine["grad_norm_policy"], rel=1e-3)
 
 
 @pytest.mark.slow
 def test_the_saved_policy_loads_and_is_that_of_one_process(one, two, name):
-    first, second = (AutoModelForCausalLM.from_pretrained(run[1] / name).state_dict() for run in (one, two))
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(run[1] / name).state_dict() for run in (one, two)
+    )
     for key, tensor in first.items():
         torch.testing.assert_close(second[key], tensor, atol=1e-4, rtol=0)
     if name != "grpo":
-        heads = [load_file(run[1] / name / "value_model" / "value_head.safetensors") for run in (one, two)]
+        heads = [
+            load_file(run[1] / name / "value_model" / "value_head.safetensors")
+            for run in (one, two)
+        ]
         torch.testing.assert_close(heads[1], heads[0], atol=1e-4, rtol=0)

@@ -21,7 +21,16 @@ from rlhf.runs.record import read_jsonl
 
 PROMPTS = [{"prompt": word} for word in "a b c d e f g h".split()]
 SIXTEEN = dict(per_device_train_batch_size=16, epochs_per_rollout=1)  # one update per rollout
-TEXTS = [[2, 3, 0], [4, 5, 6, 7, 8, 0], [9, 0], [5, 2, 9, 3, 0], [3] * 12, [6, 4, 0], [8, 7, 2, 0], [2] * 7 + [0]]
+TEXTS = [
+    [2, 3, 0],
+    [4, 5, 6, 7, 8, 0],
+    [9, 0],
+    [5, 2, 9, 3, 0],
+    [3] * 12,
+    [6, 4, 0],
+    [8, 7, 2, 0],
+    [2] * 7 + [0],
+]
 
 
 def metrics(trainer):
@@ -37,7 +46,9 @@ def weights(trainer):
 def assert_same(first, second, **tolerance):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+        torch.testing.assert_close(
+            second[name], tensor, msg=lambda text, name=name: f"{name}: {text}", **tolerance
+        )
 
 
 class Watch(TrainerCallback):
@@ -59,30 +70,45 @@ class Watch(TrainerCallback):
     def moved(self, part):
         """For each step, whether any weight of the policy, or of the value model or head, changed."""
         return [
-            any(not torch.equal(after[name], tensor) for name, tensor in before.items() if name.startswith(part))
+            any(
+                not torch.equal(after[name], tensor)
+                for name, tensor in before.items()
+                if name.startswith(part)
+            )
             for before, after in zip(self.weights, self.weights[1:])
         ]
 
 
 def lora(tokenizer, make_policy):
-    return add_lora(make_policy(tokenizer, factor=2.0, seed=1, context=32), task="CAUSAL_LM", rank=2, alpha=4)
+    return add_lora(
+        make_policy(tokenizer, factor=2.0, seed=1, context=32), task="CAUSAL_LM", rank=2, alpha=4
+    )
 
 
 # ---- prompts ----
 
 
-@pytest.mark.parametrize(("choice", "left", "said"), [("drop", 2, "left out"), ("cut", 3, "cut to their end")])
-def test_ppo_md_06_long_prompts_are_dropped_or_cut_and_counted(make_trainer, capsys, choice, left, said):
+@pytest.mark.parametrize(
+    ("choice", "left", "said"), [("drop", 2, "left out"), ("cut", 3, "cut to their end")]
+)
+def test_ppo_md_06_long_prompts_are_dropped_or_cut_and_counted(
+    make_trainer, capsys, choice, left, said
+):
     rows = [{"prompt": "a b c d e"}, {"prompt": "a"}, {"prompt": "b"}]
     trainer = make_trainer(rows=rows, max_prompt_length=6, long_prompts=choice)
     assert len(trainer.prompt_ids) == len(trainer.rows) == left
-    assert f"1 of 3 training prompts are longer than 6 tokens and were {said}" in capsys.readouterr().out
+    assert (
+        f"1 of 3 training prompts are longer than 6 tokens and were {said}"
+        in capsys.readouterr().out
+    )
     if choice == "cut":
         assert trainer.prompt_ids[0] == [3, 4, 5, 6, 0, 12]  # its last six tokens
 
 
 def test_ppo_md_06_prompt_and_completion_fit_the_context(make_trainer, refused):
-    trainer = make_trainer(max_completion_length=26, rows=[{"prompt": "a"}, {"prompt": "a b c d e f"}])
+    trainer = make_trainer(
+        max_completion_length=26, rows=[{"prompt": "a"}, {"prompt": "a b c d e f"}]
+    )
     assert trainer.prompt_limit == 32 - 26 and [row["prompt"] for row in trainer.rows] == ["a"]
     trainer.make_rollout(0)
     assert "every training prompt" in refused(make_trainer, max_completion_length=30)
@@ -93,10 +119,17 @@ def test_ppo_md_06_prompt_and_completion_fit_the_context(make_trainer, refused):
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
-def test_ppo_md_08_before_the_first_update_of_each_rollout_nothing_has_moved(make_trainer, algorithm):
+def test_ppo_md_08_before_the_first_update_of_each_rollout_nothing_has_moved(
+    make_trainer, algorithm
+):
     groups = dict(num_generations=4) if algorithm == "grpo" else {}
     trainer = make_trainer(
-        algorithm=algorithm, total_episodes=48, learning_rate=1e-2, temperature=0.7, **groups, **SIXTEEN
+        algorithm=algorithm,
+        total_episodes=48,
+        learning_rate=1e-2,
+        temperature=0.7,
+        **groups,
+        **SIXTEEN,
     )
     trainer.train()
     assert len(metrics(trainer)) == 3
@@ -114,7 +147,9 @@ def test_ppo_md_08_later_updates_of_a_rollout_do_move(make_trainer):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora over a merged SFT adapter"])
-def test_ppo_md_09_at_step_0_the_policy_is_the_reference(make_trainer, tokenizer, make_policy, tmp_path, kind):
+def test_ppo_md_09_at_step_0_the_policy_is_the_reference(
+    make_trainer, tokenizer, make_policy, tmp_path, kind
+):
     policy = make_policy(tokenizer, factor=3.0, context=32)
     if kind == "lora over a merged SFT adapter":
         save(policy, tokenizer, tmp_path / "base")
@@ -135,14 +170,20 @@ def test_ppo_md_09_at_step_0_the_policy_is_the_reference(make_trainer, tokenizer
     trainer.train()
     after = trainer.evaluate()
     assert abs(after["eval_kl"]) > 1e-4
-    batch = {k: getattr(rollout, k) for k in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
+    batch = {
+        k: getattr(rollout, k) for k in ("prompt_ids", "prompt_mask", "completion_ids", "mask")
+    }
     stayed = trainer._reference(trainer.model.policy, batch)[0, 0].item()
     assert stayed == pytest.approx(reference, abs=1e-6)
 
 
-def test_ppo_md_10_dropout_is_off_in_all_four_models(make_trainer, tokenizer, make_policy, make_reward_model):
+def test_ppo_md_10_dropout_is_off_in_all_four_models(
+    make_trainer, tokenizer, make_policy, make_reward_model
+):
     policy = make_policy(tokenizer, context=32).train()
-    trainer = make_trainer(policy=policy, models={"value_model": make_reward_model(tokenizer, seed=1).train()})
+    trainer = make_trainer(
+        policy=policy, models={"value_model": make_reward_model(tokenizer, seed=1).train()}
+    )
     scorer = RewardModelScorer(make_reward_model(tokenizer).train(), tokenizer)
     for model in (trainer.model.policy, trainer.model.value_model, trainer.ref_model, scorer.model):
         rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
@@ -159,19 +200,25 @@ def test_ppo_md_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_mov
     assert [row["kl_coef"] for row in metrics(fixed)] == [0.3, 0.3]
     adaptive = make_trainer("other", kl_coef=0.3, kl_target=6.0, kl_horizon=100, **SIXTEEN)
     adaptive.train()
-    found = [row["kl_coef"] for row in metrics(adaptive)]  # the first rollout has KL 0: error clipped at -0.2
+    found = [
+        row["kl_coef"] for row in metrics(adaptive)
+    ]  # the first rollout has KL 0: error clipped at -0.2
     assert found == pytest.approx([0.3, 0.3 * (1 - 0.2 * 16 / 100)])
 
 
 def test_ppo_md_05_penalty_reaches_the_score(make_trainer):
-    plain, penalised = (make_trainer(str(p), missing_eos_penalty=p).make_rollout(0) for p in (0.0, 2.0))
+    plain, penalised = (
+        make_trainer(str(p), missing_eos_penalty=p).make_rollout(0) for p in (0.0, 2.0)
+    )
     assert 0 < plain.ended.sum() < 16
     torch.testing.assert_close(plain.scores - penalised.scores, 2.0 * ~plain.ended)
 
 
 def test_a_reward_model_can_score_and_estimate_values(make_trainer, tokenizer, make_reward_model):
     trainer = make_trainer(models={"value_model": make_reward_model(tokenizer)})
-    trainer.rewards.scorers = {"reward_model": RewardModelScorer(make_reward_model(tokenizer), tokenizer)}
+    trainer.rewards.scorers = {
+        "reward_model": RewardModelScorer(make_reward_model(tokenizer), tokenizer)
+    }
     trainer.rewards.weights = {"reward_model": 1.0}
     trainer.train()
     assert all(torch.isfinite(torch.tensor(row["value_loss"])) for row in metrics(trainer))
@@ -225,10 +272,14 @@ def test_ppo_md_21_rollouts_go_through_all_prompts_evenly(make_trainer):
 def test_groups_stand_next_to_each_other(make_trainer):
     trainer = make_trainer(algorithm="rloo", num_generations=4)
     prompts = [tuple(row.tolist()) for row in trainer.make_rollout(0).prompt_ids]
-    assert all(len(set(prompts[i : i + 4])) == 1 for i in range(0, 16, 4)) and len(set(prompts)) == 4
+    assert (
+        all(len(set(prompts[i : i + 4])) == 1 for i in range(0, 16, 4)) and len(set(prompts)) == 4
+    )
 
 
-def test_ppo_md_23_policy_and_value_gradients_are_clipped_and_logged_apart(make_trainer, tokenizer, make_reward_model):
+def test_ppo_md_23_policy_and_value_gradients_are_clipped_and_logged_apart(
+    make_trainer, tokenizer, make_reward_model
+):
     trainer = make_trainer(max_grad_norm=0.5, models={"value_model": make_reward_model(tokenizer)})
     inner = trainer.model
     for parameters, size in ((inner.policy_parameters(), 3.0), (inner.value_parameters(), 40.0)):
@@ -262,7 +313,9 @@ def test_ppo_md_23_optimiser_and_schedule(make_trainer):
 
 
 @pytest.mark.parametrize("kind", ["full, value model", "full, shared head", "lora, shared head"])
-def test_every_trainable_parameter_changes_and_no_other(make_trainer, tokenizer, make_policy, make_reward_model, kind):
+def test_every_trainable_parameter_changes_and_no_other(
+    make_trainer, tokenizer, make_policy, make_reward_model, kind
+):
     policy = lora(tokenizer, make_policy) if kind.startswith("lora") else None
     value_model = make_reward_model(tokenizer, seed=1) if "value model" in kind else "shared"
     trainer = make_trainer(policy=policy, models={"value_model": value_model})
@@ -270,14 +323,21 @@ def test_every_trainable_parameter_changes_and_no_other(make_trainer, tokenizer,
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         if torch.equal(parameter, before[name]) == parameter.requires_grad:
-            pytest.fail(f"{name} {'did not change' if parameter.requires_grad else 'is frozen and changed'}")
+            pytest.fail(
+                f"{name} {'did not change' if parameter.requires_grad else 'is frozen and changed'}"
+            )
 
 
-def test_ppo_md_28_reference_and_reward_model_never_change(make_trainer, tokenizer, make_reward_model):
+def test_ppo_md_28_reference_and_reward_model_never_change(
+    make_trainer, tokenizer, make_reward_model
+):
     reward_model = make_reward_model(tokenizer)
     trainer = make_trainer(models={"value_model": make_reward_model(tokenizer)})
     scorer = RewardModelScorer(reward_model, tokenizer)
-    trainer.rewards.scorers, trainer.rewards.weights = {"reward_model": scorer}, {"reward_model": 1.0}
+    trainer.rewards.scorers, trainer.rewards.weights = (
+        {"reward_model": scorer},
+        {"reward_model": 1.0},
+    )
     frozen = (trainer.ref_model, scorer.model)
     before = [{name: p.clone() for name, p in model.named_parameters()} for model in frozen]
     trainer.train()
@@ -294,7 +354,9 @@ def test_a2c_is_ppo_without_standardising_in_one_update_per_rollout(make_trainer
     runs = {}
     for name in ("a2c", "ppo", "ppo without standardising"):
         if name.endswith("standardising"):
-            monkeypatch.setitem(ALGORITHMS, "ppo", dataclasses.replace(ALGORITHMS["ppo"], normalize=None))
+            monkeypatch.setitem(
+                ALGORITHMS, "ppo", dataclasses.replace(ALGORITHMS["ppo"], normalize=None)
+            )
         runs[name] = make_trainer(name, algorithm=name.split()[0], total_episodes=48, **SIXTEEN)
         runs[name].train()
     a2c, ppo, plain = map(weights, runs.values())
@@ -312,25 +374,38 @@ def by_hand(model, rollout):
     for row in range(len(rollout)):
         prompt, mask = rollout.prompt_ids[row][rollout.prompt_mask[row]], rollout.mask[row]
         completion = rollout.completion_ids[row][mask]
-        hidden = model.policy.transformer(input_ids=torch.cat([prompt, completion])[None]).last_hidden_state[0]
+        hidden = model.policy.transformer(
+            input_ids=torch.cat([prompt, completion])[None]
+        ).last_hidden_state[0]
         before = hidden[len(prompt) - 1 : -1]
         distribution = model.policy.lm_head(before).log_softmax(-1)
         chosen = distribution.gather(-1, completion[:, None])[:, 0]
-        sums[0] += -((chosen - rollout.log_probs[row][mask]).exp() * rollout.advantages[row][mask]).sum()
+        sums[0] += -(
+            (chosen - rollout.log_probs[row][mask]).exp() * rollout.advantages[row][mask]
+        ).sum()
         sums[1] += ((model.value_head(before)[:, 0] - rollout.returns[row][mask]) ** 2 / 2).sum()
         sums[2] += -(distribution.exp() * distribution).sum()
     return [part / tokens for part in sums]
 
 
 def gradients(model, loss):
-    found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
-    return {name: gradient for (name, _), gradient in zip(model.named_parameters(), found, strict=True)}
+    found = torch.autograd.grad(
+        loss, list(model.parameters()), retain_graph=True, materialize_grads=True
+    )
+    return {
+        name: gradient for (name, _), gradient in zip(model.named_parameters(), found, strict=True)
+    }
 
 
 def one_step(make_trainer, folder="run", **settings):
     """A trainer with a value head that is not 0, its model and rollout before the one step it makes, and the step."""
     trainer = make_trainer(
-        folder, total_episodes=16, epochs_per_rollout=1, gradient_accumulation_steps=4, max_grad_norm=1e9, **settings
+        folder,
+        total_episodes=16,
+        epochs_per_rollout=1,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1e9,
+        **settings,
     )
     torch.nn.init.constant_(trainer.model.value_head.weight, 0.1)
     model, rollout = copy.deepcopy(trainer.model), trainer.make_rollout(0)
@@ -346,12 +421,16 @@ def test_ppo_md_24_one_step_takes_the_sum_of_both_gradients(make_trainer):
     trainer, model, rollout, found = one_step(make_trainer, **settings)
     policy_loss, value_loss, _ = by_hand(model, rollout)
     losses = [
-        torch.nn.functional.cross_entropy(model.policy(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+        torch.nn.functional.cross_entropy(
+            model.policy(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum"
+        )
         for ids in map(torch.tensor, TEXTS)
     ]
     text_loss = sum(losses) / sum(len(ids) - 1 for ids in TEXTS)
     ppo, language = gradients(model, policy_loss + 0.1 * value_loss), gradients(model, text_loss)
-    assert_same({name: ppo[name] + 0.7 * language[name] for name in ppo}, found, atol=1e-5, rtol=1e-3)
+    assert_same(
+        {name: ppo[name] + 0.7 * language[name] for name in ppo}, found, atol=1e-5, rtol=1e-3
+    )
     assert not all(torch.allclose(ppo[name], found[name], atol=1e-3, rtol=1e-2) for name in ppo)
     assert all(state["step"] == 1 for state in trainer.optimizer.state.values())
     assert metrics(trainer)[0]["ptx_loss"] == pytest.approx(text_loss.item(), rel=1e-4)
@@ -360,15 +439,24 @@ def test_ppo_md_24_one_step_takes_the_sum_of_both_gradients(make_trainer):
 def test_the_entropy_bonus_has_a_gradient(make_trainer):
     _, model, rollout, found = one_step(make_trainer, entropy_coef=0.5)
     policy_loss, value_loss, entropy = by_hand(model, rollout)
-    assert_same(gradients(model, policy_loss + 0.1 * value_loss - 0.5 * entropy), found, atol=1e-5, rtol=1e-3)
+    assert_same(
+        gradients(model, policy_loss + 0.1 * value_loss - 0.5 * entropy),
+        found,
+        atol=1e-5,
+        rtol=1e-3,
+    )
     without = gradients(model, policy_loss + 0.1 * value_loss)
-    assert not all(torch.allclose(without[name], found[name], atol=1e-3, rtol=1e-2) for name in without)
+    assert not all(
+        torch.allclose(without[name], found[name], atol=1e-3, rtol=1e-2) for name in without
+    )
 
 
 def test_the_entropy_bonus_raises_the_entropy(make_trainer):
     last = []
     for coefficient in (0.0, 1.0):
-        trainer = make_trainer(str(coefficient), entropy_coef=coefficient, total_episodes=64, **SIXTEEN)
+        trainer = make_trainer(
+            str(coefficient), entropy_coef=coefficient, total_episodes=64, **SIXTEEN
+        )
         trainer.train()
         last.append(metrics(trainer)[-1]["entropy"])
     assert last[1] > last[0] + 0.02
@@ -379,14 +467,20 @@ def test_the_entropy_bonus_raises_the_entropy(make_trainer):
 
 def test_ppo_md_24_a_coefficient_of_0_is_the_run_without_text(make_trainer, refused):
     runs = {}
-    for name, coefficient, texts in (("without", 0.0, None), ("zero", 0.0, TEXTS), ("half", 0.5, TEXTS)):
+    for name, coefficient, texts in (
+        ("without", 0.0, None),
+        ("zero", 0.0, TEXTS),
+        ("half", 0.5, TEXTS),
+    ):
         trainer = make_trainer(name, ptx_coef=coefficient, models={"texts": texts}, **SIXTEEN)
         trainer.train()
         runs[name] = weights(trainer), metrics(trainer)
     assert_same(runs["without"][0], runs["zero"][0], atol=0, rtol=0)
     assert runs["without"][1] == runs["zero"][1] and "ptx_loss" not in runs["zero"][1][0]
     assert "ptx_loss" in runs["half"][1][0]
-    assert not torch.equal(*(runs[name][0]["policy.transformer.wte.weight"] for name in ("zero", "half")))
+    assert not torch.equal(
+        *(runs[name][0]["policy.transformer.wte.weight"] for name in ("zero", "half"))
+    )
     assert "ptx_coef=0.5 needs plain text" in refused(make_trainer, ptx_coef=0.5)
 
 
@@ -401,10 +495,16 @@ def test_ppo_md_24_a_text_longer_than_the_context_is_refused(make_trainer, refus
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_ppo_md_25_the_average_is_the_recursion_over_rollouts(make_trainer, tokenizer, make_policy, tmp_path, kind):
+def test_ppo_md_25_the_average_is_the_recursion_over_rollouts(
+    make_trainer, tokenizer, make_policy, tmp_path, kind
+):
     policy = lora(tokenizer, make_policy) if kind == "lora" else None
     trainer = make_trainer(
-        policy=policy, ema_decay=0.8, total_episodes=48, per_device_train_batch_size=8, learning_rate=1e-2
+        policy=policy,
+        ema_decay=0.8,
+        total_episodes=48,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
     )
     watch = Watch(trainer)
     trainer.train()
@@ -414,18 +514,28 @@ def test_ppo_md_25_the_average_is_the_recursion_over_rollouts(make_trainer, toke
     assert trainer.args.steps_per_rollout == 8 and len(watch.weights) == 25
     for after in watch.weights[8::8]:
         expected = {name: 0.8 * tensor + 0.2 * after[name] for name, tensor in expected.items()}
-    assert_same(expected, dict(zip(names, trainer.average.tensors, strict=True)), atol=1e-6, rtol=1e-5)
+    assert_same(
+        expected, dict(zip(names, trainer.average.tensors, strict=True)), atol=1e-6, rtol=1e-5
+    )
 
     before = weights(trainer)
     trainer.save_model()
-    assert_same(before, weights(trainer), atol=0, rtol=0)  # the averaged weights were there for the saving alone
+    assert_same(
+        before, weights(trainer), atol=0, rtol=0
+    )  # the averaged weights were there for the saving alone
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             parameter.copy_(expected.get(name, parameter))
         ids = torch.tensor([[11, 2, 0, 12, 5]])
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "ema").eval()(input_ids=ids).logits
+        loaded = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "ema")
+            .eval()(input_ids=ids)
+            .logits
+        )
         last = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()(input_ids=ids).logits
-        torch.testing.assert_close(trainer.model.policy.eval()(input_ids=ids).logits, loaded, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            trainer.model.policy.eval()(input_ids=ids).logits, loaded, atol=1e-4, rtol=1e-4
+        )
     assert (loaded - last).abs().max() > 1e-2
 
 
@@ -445,11 +555,15 @@ def test_while_the_value_model_warms_up_the_policy_stands_still(
     assert watch.moved("policy") == [False] * 4 + [True, algorithm == "ppo"]
     assert watch.moved("value") == [True] * 6
     logged = [row for row in trainer.state.log_history if "value_loss" in row]
-    assert [("policy_loss" in row, row["kl"]) for row in logged[:2]] == [(False, 0)] * 2 and "policy_loss" in logged[2]
+    assert [("policy_loss" in row, row["kl"]) for row in logged[:2]] == [
+        (False, 0)
+    ] * 2 and "policy_loss" in logged[2]
 
 
 def test_while_the_value_model_warms_up_plain_text_does_not_move_the_policy_either(make_trainer):
-    trainer = make_trainer(value_warmup_rollouts=1, ptx_coef=0.5, models={"texts": TEXTS}, **SIXTEEN)
+    trainer = make_trainer(
+        value_warmup_rollouts=1, ptx_coef=0.5, models={"texts": TEXTS}, **SIXTEEN
+    )
     watch = Watch(trainer)
     trainer.train()
     assert watch.moved("policy") == [False, True]
@@ -471,16 +585,29 @@ def spoil(trainer, updates):
 
 
 def test_ppo_md_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(make_trainer, tmp_path):
-    trainer = make_trainer(total_episodes=48, epochs_per_rollout=1, per_device_train_batch_size=8, weight_decay=0.1)
+    trainer = make_trainer(
+        total_episodes=48, epochs_per_rollout=1, per_device_train_batch_size=8, weight_decay=0.1
+    )
     watch = spoil(trainer, updates={3})  # two updates per rollout: the second of the second rollout
     trainer.train()
     for part in ("policy", "value"):
         assert watch.moved(part) == [True, True, True, False, True, True]
     assert [row["nonfinite_steps"] for row in metrics(trainer)] == [0, 1, 0]
     row = metrics(trainer)[1]
-    for name in ("policy_loss", "value_loss", "ratio", "entropy", "grad_norm_policy", "grad_norm_value"):
-        assert torch.tensor(row[name]).isfinite() and row[name] != 0, name  # of the update that was made
-    (alarm,) = [row for row in read_jsonl(tmp_path / "run" / "alarms.jsonl") if row["alarm"] == "not_finite"]
+    for name in (
+        "policy_loss",
+        "value_loss",
+        "ratio",
+        "entropy",
+        "grad_norm_policy",
+        "grad_norm_value",
+    ):
+        assert torch.tensor(row[name]).isfinite() and row[name] != 0, (
+            name
+        )  # of the update that was made
+    (alarm,) = [
+        row for row in read_jsonl(tmp_path / "run" / "alarms.jsonl") if row["alarm"] == "not_finite"
+    ]
     assert alarm["step"] == 4 and "1 updates were skipped" in alarm["message"]
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
@@ -495,7 +622,11 @@ def test_ppo_md_25_a_step_left_out_does_not_spoil_the_loss_of_later_rollouts(mak
 
 def test_ppo_md_25_a_rollout_whose_every_step_is_left_out_is_logged(make_trainer, monkeypatch):
     losses = iter([float("nan"), 1.0])
-    monkeypatch.setattr(policy_gradient, "value_loss", lambda values, returns: (values - returns) ** 2 * next(losses))
+    monkeypatch.setattr(
+        policy_gradient,
+        "value_loss",
+        lambda values, returns: (values - returns) ** 2 * next(losses),
+    )
     trainer = make_trainer(value_warmup_rollouts=2, **SIXTEEN)
     trainer.train()
     rows = [row for row in trainer.state.log_history if "score" in row]
@@ -513,7 +644,9 @@ def test_ppo_md_25_the_run_stops_after_so_many_in_a_row(make_trainer, refused):
 def test_without_clipping_steps_are_still_watched_and_logged(make_trainer):
     trainer = make_trainer(max_grad_norm=0.0, total_episodes=16, **SIXTEEN)
     trainer.train()
-    assert metrics(trainer)[0]["grad_norm_policy"] > 0 and metrics(trainer)[0]["nonfinite_steps"] == 0
+    assert (
+        metrics(trainer)[0]["grad_norm_policy"] > 0 and metrics(trainer)[0]["nonfinite_steps"] == 0
+    )
 
 
 def test_max_kl_stop_ends_the_run(make_trainer, tmp_path):
@@ -522,7 +655,9 @@ def test_max_kl_stop_ends_the_run(make_trainer, tmp_path):
     kls = [row["kl"] for row in metrics(trainer)]
     assert len(kls) == trainer.state.global_step < 4
     assert kls[-1] > 1e-3 and all(kl <= 1e-3 for kl in kls[:-1])
-    assert [row["alarm"] for row in read_jsonl(tmp_path / "run" / "alarms.jsonl")] == ["max_kl_stop"]
+    assert [row["alarm"] for row in read_jsonl(tmp_path / "run" / "alarms.jsonl")] == [
+        "max_kl_stop"
+    ]
 
 
 # ---- the same run again, and a resumed one ----
@@ -547,10 +682,14 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("kind", RESUMED)
-def test_ppo_md_27_resumed_equals_uninterrupted(make_trainer, tokenizer, make_policy, tmp_path, monkeypatch, kind):
+def test_ppo_md_27_resumed_equals_uninterrupted(
+    make_trainer, tokenizer, make_policy, tmp_path, monkeypatch, kind
+):
     """Weights, metrics, samples, averaged weights, and an alarm that needs the rollouts of before."""
     longer = next(alarm for alarm in guards.ALARMS if alarm.name == "longer")
-    monkeypatch.setattr(guards, "ALARMS", (dataclasses.replace(longer, metric="episodes", limit=1.0),))
+    monkeypatch.setattr(
+        guards, "ALARMS", (dataclasses.replace(longer, metric="episodes", limit=1.0),)
+    )
 
     def start(folder):
         policy = lora(tokenizer, make_policy) if kind.startswith("lora") else None
@@ -570,7 +709,11 @@ def test_ppo_md_27_resumed_equals_uninterrupted(make_trainer, tokenizer, make_po
     assert resumed.state.global_step == whole.state.global_step == 4 * whole.args.steps_per_rollout
     assert_same(weights(whole), weights(resumed), atol=0, rtol=0)
     first, second = (
-        [{n: v for n, v in row.items() if "second" not in n} for row in t.state.log_history if "score" in row]
+        [
+            {n: v for n, v in row.items() if "second" not in n}
+            for row in t.state.log_history
+            if "score" in row
+        ]
         for t in (whole, resumed)
     )
     assert len(first) == 4 and first == second
@@ -580,7 +723,10 @@ def test_ppo_md_27_resumed_equals_uninterrupted(make_trainer, tokenizer, make_po
         assert after and read_jsonl(tmp_path / "resumed" / name) == after, name
     assert "average" in kind or whole.average is None
     if "average" in kind:
-        first, second = (load_file(tmp_path / name / "ema" / "model.safetensors") for name in ("whole", "resumed"))
+        first, second = (
+            load_file(tmp_path / name / "ema" / "model.safetensors")
+            for name in ("whole", "resumed")
+        )
         assert_same(first, second, atol=0, rtol=0)
         last = load_file(tmp_path / "whole" / "model.safetensors")
         assert any(not torch.equal(tensor, last[name]) for name, tensor in first.items())
@@ -589,7 +735,9 @@ def test_ppo_md_27_resumed_equals_uninterrupted(make_trainer, tokenizer, make_po
 def test_ppo_md_27_a_folder_that_is_no_checkpoint_is_named(make_trainer, tmp_path, refused):
     (tmp_path / "checkpoint-3").mkdir()
     trainer = make_trainer()
-    assert "policy_gradient.json is missing" in refused(trainer._load_from_checkpoint, str(tmp_path / "checkpoint-3"))
+    assert "policy_gradient.json is missing" in refused(
+        trainer._load_from_checkpoint, str(tmp_path / "checkpoint-3")
+    )
 
 
 # ---- what is kept ----
@@ -609,12 +757,19 @@ def test_ppo_md_29_the_saved_policy_gives_the_same_logits(make_trainer, tokenize
     assert torch.equal(head["weight"], trainer.model.value_head.weight)
 
 
-def test_ppo_md_29_the_value_model_and_its_head_are_saved(make_trainer, tokenizer, make_reward_model, tmp_path):
+def test_ppo_md_29_the_value_model_and_its_head_are_saved(
+    make_trainer, tokenizer, make_reward_model, tmp_path
+):
     trainer = make_trainer(models={"value_model": make_reward_model(tokenizer)})
     trainer.train()
     trainer.save_model()
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "value_model")
-    assert_same(dict(trainer.model.value_model.named_parameters()), dict(loaded.named_parameters()), atol=0, rtol=0)
+    assert_same(
+        dict(trainer.model.value_model.named_parameters()),
+        dict(loaded.named_parameters()),
+        atol=0,
+        rtol=0,
+    )
 
 
 def test_ppo_md_29_a_checkpoint_in_the_middle_of_a_lora_run_does_not_end_its_learning(
@@ -637,7 +792,9 @@ def test_ppo_md_30_an_evaluation_set_of_any_size(make_trainer, tmp_path, count):
     assert first["eval_score"] == pytest.approx(sum(row["score"] for row in samples) / len(samples))
 
 
-def test_ppo_md_30_without_evaluation_prompts_training_goes_on_and_evaluating_says_why_not(make_trainer, refused):
+def test_ppo_md_30_without_evaluation_prompts_training_goes_on_and_evaluating_says_why_not(
+    make_trainer, refused
+):
     trainer = make_trainer()
     trainer.train()
     assert "no evaluation prompts" in refused(trainer.evaluate)
@@ -653,7 +810,10 @@ def test_ppo_md_30_what_is_logged(make_trainer, tmp_path):
         "clip_fraction value_loss value_mean return_mean explained_variance grad_norm_policy grad_norm_value"
     ).split()
     assert len(logged) == 2 and all(set(expected) <= set(row) for row in logged)
-    assert all(row["entropy"] >= 0 for row in logged) and [row["episodes"] for row in logged] == [16, 32]
+    assert all(row["entropy"] >= 0 for row in logged) and [row["episodes"] for row in logged] == [
+        16,
+        32,
+    ]
     json.dumps(rows, allow_nan=False)
 
 
@@ -676,7 +836,9 @@ def learner(make_trainer, tokenizer, algorithm, seed, **settings):
         num_generations=4 if algorithm in ("rloo", "grpo") else 1, per_device_eval_batch_size=64,
         max_completion_length=4, max_kl=0.1,
     )  # fmt: skip
-    return make_trainer(policy=policy, eval_rows=PROMPTS * 4, algorithm=algorithm, seed=seed, **defaults | settings)
+    return make_trainer(
+        policy=policy, eval_rows=PROMPTS * 4, algorithm=algorithm, seed=seed, **defaults | settings
+    )
 
 
 def learns(make_trainer, tokenizer, algorithm, seed):
@@ -693,13 +855,19 @@ def test_ppo_md_31_ppo_learns_to_say_this_token(make_trainer, tokenizer):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-def test_ppo_md_31_every_algorithm_learns_to_say_this_token(make_trainer, tokenizer, algorithm, seed):
+def test_ppo_md_31_every_algorithm_learns_to_say_this_token(
+    make_trainer, tokenizer, algorithm, seed
+):
     learns(make_trainer, tokenizer, algorithm, seed)
 
 
-def test_ppo_md_31_a_huge_kl_coef_keeps_the_policy_still(make_trainer, tokenizer, make_reward_model):
+def test_ppo_md_31_a_huge_kl_coef_keeps_the_policy_still(
+    make_trainer, tokenizer, make_reward_model
+):
     """The rate falls to 0: whitening makes the steps of a noisy policy as large as those of one that learns."""
-    settings = dict(total_episodes=64 * 8, learning_rate=2e-3, lr_scheduler_type="linear", value_clip_range=0.2)
+    settings = dict(
+        total_episodes=64 * 8, learning_rate=2e-3, lr_scheduler_type="linear", value_clip_range=0.2
+    )
     free, held = (
         learner(
             make_trainer,

@@ -7,7 +7,9 @@ from transformers import TrainerCallback
 from rlhf.models.lora import add_lora
 from rlhf.policy_gradient import trust_region
 
-ONE = dict(algorithm="trpo", total_episodes=16)  # one rollout: one step of the policy, four of the value model
+ONE = dict(
+    algorithm="trpo", total_episodes=16
+)  # one rollout: one step of the policy, four of the value model
 FORWARD = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
 
 
@@ -79,9 +81,14 @@ def test_the_kl_of_a_step_is_what_is_logged_and_never_above_the_bound(make_train
     assert len(rows) == len(steps) == 2
     for row, (before, after, batches) in zip(rows, steps, strict=True):
         assert sum(len(batch["mask"]) for batch in batches) == 16  # the step saw the whole rollout
-        old, new = (torch.cat([logits_row_by_row(policy, b, 0.7) for b in batches]) for policy in (before, after))
+        old, new = (
+            torch.cat([logits_row_by_row(policy, b, 0.7) for b in batches])
+            for policy in (before, after)
+        )
         assert row["step_kl"] == pytest.approx(exact_kl(old, new), rel=1e-3)
-        assert 0.1 * max_kl < row["step_kl"] <= max_kl  # and not so timid that the bound says nothing
+        assert (
+            0.1 * max_kl < row["step_kl"] <= max_kl
+        )  # and not so timid that the bound says nothing
         assert 0 < row["step_fraction"] <= 1 and row["step_gain"] > 0
 
 
@@ -93,9 +100,15 @@ def test_the_gain_that_is_logged_is_the_surrogates(make_trainer):
     gain = tokens = 0
     for batch in batches:
         chosen = batch["completion_ids"][batch["mask"]][:, None]
-        old, new = (logits_row_by_row(p, batch, 1.0).log_softmax(-1).gather(-1, chosen) for p in (before, after))
+        old, new = (
+            logits_row_by_row(p, batch, 1.0).log_softmax(-1).gather(-1, chosen)
+            for p in (before, after)
+        )
         advantages = batch["advantages"][batch["mask"]][:, None]
-        gain, tokens = gain + (advantages * ((new - old).exp() - 1)).sum().item(), tokens + len(chosen)
+        gain, tokens = (
+            gain + (advantages * ((new - old).exp() - 1)).sum().item(),
+            tokens + len(chosen),
+        )
     assert metrics(trainer)[0]["step_gain"] == pytest.approx(gain / tokens, rel=1e-3)
 
 
@@ -110,8 +123,12 @@ def test_every_parameter_changes(make_trainer, tokenizer, make_reward_model, kin
 
 
 def test_with_lora_only_its_matrices_move(make_trainer, tokenizer, make_policy):
-    policy = add_lora(make_policy(tokenizer, factor=2.0, seed=1, context=32), task="CAUSAL_LM", rank=2, alpha=4)
-    trainer = make_trainer(algorithm="trpo", policy=policy)  # two rollouts: A has no gradient while B is 0
+    policy = add_lora(
+        make_policy(tokenizer, factor=2.0, seed=1, context=32), task="CAUSAL_LM", rank=2, alpha=4
+    )
+    trainer = make_trainer(
+        algorithm="trpo", policy=policy
+    )  # two rollouts: A has no gradient while B is 0
     before = policy_weights(trainer)
     trainer.train()
     assert changed(before, policy_weights(trainer)) == {name for name in before if "lora_" in name}
@@ -142,7 +159,9 @@ def test_a_refused_step_leaves_the_policy_bit_for_bit(make_trainer, monkeypatch)
 
 
 def test_a_bound_that_no_step_can_keep_is_refused_by_the_search_itself(make_trainer, monkeypatch):
-    monkeypatch.setattr(trust_region, "step_length", lambda *args, **settings: 1e4)  # all ten fractions are far outside
+    monkeypatch.setattr(
+        trust_region, "step_length", lambda *args, **settings: 1e4
+    )  # all ten fractions are far outside
     trainer = make_trainer(**ONE)
     watch = Watch(trainer)
     trainer.train()
@@ -181,7 +200,9 @@ def test_a_shared_heads_loss_does_not_move_the_trunk(make_trainer):
 
 
 def test_ppo_md_20_accumulating_4_times_4_equals_16(make_trainer, monkeypatch):
-    monkeypatch.setattr(trust_region, "FISHER_SHARE", 1)  # a tenth of four micro-batches is not a tenth of one
+    monkeypatch.setattr(
+        trust_region, "FISHER_SHARE", 1
+    )  # a tenth of four micro-batches is not a tenth of one
     runs = []
     for size in (16, 4):
         trainer = make_trainer(str(size), algorithm="trpo", per_device_train_batch_size=size)
@@ -191,8 +212,12 @@ def test_ppo_md_20_accumulating_4_times_4_equals_16(make_trainer, monkeypatch):
         trainer.train()
         runs.append(trainer)
     one, four = runs
-    for (name, first), second in zip(one.model.named_parameters(), four.model.parameters(), strict=True):
-        torch.testing.assert_close(second, first, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    for (name, first), second in zip(
+        one.model.named_parameters(), four.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            second, first, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for first, second in zip(metrics(one), metrics(four), strict=True):
         for name in ("step_kl", "step_gain", "step_fraction", "value_loss", "policy_loss"):
             assert second[name] == pytest.approx(first[name], rel=5e-3, abs=1e-6), (
@@ -211,4 +236,7 @@ def test_accumulation_is_set_so_that_a_step_sees_the_whole_rollout(make_trainer,
 @pytest.mark.parametrize("settings", [{"ptx_coef": 1.0}, {"entropy_coef": 0.1}])
 def test_other_objectives_are_refused(make_trainer, refused, settings):
     message = refused(make_trainer, **ONE, models={"texts": [[2, 3]]}, **settings)
-    assert "trpo maximises the surrogate alone" in message and "ptx_coef and entropy_coef to 0" in message
+    assert (
+        "trpo maximises the surrogate alone" in message
+        and "ptx_coef and entropy_coef to 0" in message
+    )

@@ -77,14 +77,23 @@ if dist.is_initialized():
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--quiet",
+        "--main_process_port",
+        "0",
+    ]
     launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
     found = []
     for name, start in {"one": [sys.executable], "two": launch}.items():
         (folder / name).mkdir()
         command = [*start, str(folder / "script.py"), str(ROOT / "tests"), str(folder / name)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         results = json.loads((folder / name / "results.json").read_text())
         found.append((results, torch.load(folder / name / "weights.pt"), folder / name))
@@ -92,7 +101,12 @@ def runs(tmp_path_factory):
     return found
 
 
-LOOSER = {"ppo": 1, "grpo": 1, "ppo-ptx": 1, "trpo": 10}  # ten solver steps of trpo amplify the rounding of sums
+LOOSER = {
+    "ppo": 1,
+    "grpo": 1,
+    "ppo-ptx": 1,
+    "trpo": 10,
+}  # ten solver steps of trpo amplify the rounding of sums
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("algorithm", LOOSER)]
 
 
@@ -111,7 +125,10 @@ def test_ppo_md_27_two_processes_resumed_are_two_uninterrupted(runs, algorithm):
     for name, tensor in weights[algorithm].items():
         assert torch.equal(weights[f"{algorithm}-resumed"][name], tensor), name
     whole, resumed = (
-        [{name: value for name, value in row.items() if "second" not in name} for row in results[algorithm][part]]
+        [
+            {name: value for name, value in row.items() if "second" not in name}
+            for row in results[algorithm][part]
+        ]
         for part in ("logs", "resumed logs")
     )
     assert len(whole) == 2 and resumed == whole
@@ -125,14 +142,19 @@ def test_ppo_md_20_23_24_26_metrics_and_schedule_are_the_same(runs, algorithm):
     for first, second in zip(one, two, strict=True):
         for name in first:
             if "seconds" not in name:
-                assert second[name] == pytest.approx(first[name], rel=1e-3 * LOOSER[algorithm], abs=2e-5), name
+                assert second[name] == pytest.approx(
+                    first[name], rel=1e-3 * LOOSER[algorithm], abs=2e-5
+                ), name
 
 
 def test_ppo_md_30_an_evaluation_set_that_does_not_divide(runs, algorithm):
     one, two = (run[0][algorithm]["evaluation"] for run in runs)
     assert two == pytest.approx(one, rel=1e-4 * LOOSER[algorithm], abs=1e-5)
     lines = [(run[2] / algorithm / "samples.jsonl").read_text().splitlines() for run in runs]
-    texts = [[(json.loads(line)["prompt"], json.loads(line)["completion"]) for line in part] for part in lines]
+    texts = [
+        [(json.loads(line)["prompt"], json.loads(line)["completion"]) for line in part]
+        for part in lines
+    ]
     assert texts[0] == texts[1] and len(texts[0]) == 3
 
 

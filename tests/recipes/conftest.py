@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.runs.record import run as recipe
+from rlhf.runs.run import start
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -13,7 +13,9 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 @pytest.fixture
 def write(tmp_path):
     def write(name: str, rows: list[dict]) -> str:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (tmp_path / name).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
         return str(tmp_path / name)
 
     return write
@@ -28,8 +30,13 @@ def trainer_of(recipe_module, make_tokenizer, tmp_path):
 
         def train(*flags, kind="bert", name="run"):
             make_tokenizer(words, kind).save_pretrained(tmp_path / kind)
-            places = ["--tokenizer_name_or_path", str(tmp_path / kind), "--output_dir", str(tmp_path / name)]
-            recipe.run(module.main, module.__doc__, [*defaults, "--use_cpu", *places, *flags])
+            places = [
+                "--tokenizer_name_or_path",
+                str(tmp_path / kind),
+                "--output_dir",
+                str(tmp_path / name),
+            ]
+            start(module.main, module.__doc__, [*defaults, "--use_cpu", *places, *flags])
             return tmp_path / name
 
         return train
@@ -54,7 +61,9 @@ def failing(train, capsys):
 def launch_two(launch, make_tokenizer, tmp_path):
     """f(recipe, words, *flags): the folder of a run on two processes (or another layout)."""
 
-    def launch_two(name: str, words: list[str], *flags, layout: str = "ddp_cpu", folder: str = "two"):
+    def launch_two(
+        name: str, words: list[str], *flags, layout: str = "ddp_cpu", folder: str = "two"
+    ):
         make_tokenizer(words).save_pretrained(tmp_path / "bert")
         places = ["--tokenizer_name_or_path", tmp_path / "bert", "--output_dir", tmp_path / folder]
         launch(RECIPES / f"{name}.py", *flags, *places, layout=layout)

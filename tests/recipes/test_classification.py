@@ -20,28 +20,66 @@ def train(trainer_of):
 
 def colour_rows(count: int, offset: int = 0) -> list[dict]:
     """Which colour stands in the text; every text occurs once."""
-    texts = [f"{a} {b} {c}" for a in LETTERS for b in LETTERS for c in LETTERS][offset : offset + count]
-    return [{"text": f"{text} {COLOURS[i % 3]}", "label": (COLOURS[i % 3]).upper()} for i, text in enumerate(texts)]
+    texts = [f"{a} {b} {c}" for a in LETTERS for b in LETTERS for c in LETTERS][
+        offset : offset + count
+    ]
+    return [
+        {"text": f"{text} {COLOURS[i % 3]}", "label": (COLOURS[i % 3]).upper()}
+        for i, text in enumerate(texts)
+    ]
 
 
 def test_learns_colours_and_saves_a_folder_that_transformers_loads(train, write):
-    data, test = write("train.jsonl", colour_rows(240)), write("test.jsonl", colour_rows(60, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "1e-2", "--num_train_epochs", "6"]
+    data, test = (
+        write("train.jsonl", colour_rows(240)),
+        write("test.jsonl", colour_rows(60, offset=240)),
+    )
+    flags = [
+        "--dataset_name",
+        data,
+        "--eval_dataset_name",
+        test,
+        "--learning_rate",
+        "1e-2",
+        "--num_train_epochs",
+        "6",
+    ]
     folder = train(*flags, "--eval_strategy", "epoch", "--save_strategy", "no")
     record = RunRecord.load(folder)
     assert record.status == "done" and record.metrics["accuracy"] == record.metrics["f1"] == 1.0
-    assert (record.metrics["eval_rows"], record.metrics["labels"], record.metrics["texts_cut"]) == (60, 3, 0)
+    assert (record.metrics["eval_rows"], record.metrics["labels"], record.metrics["texts_cut"]) == (
+        60,
+        3,
+        0,
+    )
     report = json.loads((folder / "classification.json").read_text())
-    assert report["confusion"] == [[20, 0, 0], [0, 20, 0], [0, 0, 20]] and report["confusions"] == []
-    assert all((folder / "plots" / f"{name}.png").is_file() for name in ("confusion", "calibration"))
+    assert (
+        report["confusion"] == [[20, 0, 0], [0, 20, 0], [0, 0, 20]] and report["confusions"] == []
+    )
+    assert all(
+        (folder / "plots" / f"{name}.png").is_file() for name in ("confusion", "calibration")
+    )
     assert (folder / "errors.jsonl").read_text() == ""
-    reader, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
-    assert model.config.id2label == {0: "BLUE", 1: "GREEN", 2: "RED"} and model.config.label2id["RED"] == 2
+    reader, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForSequenceClassification.from_pretrained(folder),
+    )
+    assert (
+        model.config.id2label == {0: "BLUE", 1: "GREEN", 2: "RED"}
+        and model.config.label2id["RED"] == 2
+    )
     with torch.no_grad():
         assert model(**reader("b c d green", return_tensors="pt")).logits.argmax().item() == 1
     # and further from there, with LoRA, on other labels: only the head is new
     rows = [{**row, "label": i % 2} for i, row in enumerate(colour_rows(40))]
-    more = ["--dataset_name", write("more.jsonl", rows), "--model_name_or_path", str(folder), "--max_steps", "2"]
+    more = [
+        "--dataset_name",
+        write("more.jsonl", rows),
+        "--model_name_or_path",
+        str(folder),
+        "--max_steps",
+        "2",
+    ]
     tuned = train(*more, "--use_peft", "true", "--from_scratch", "false", name="tuned")
     tuned_model = AutoModelForSequenceClassification.from_pretrained(tuned)
     assert tuned_model.config.id2label == {0: "0", 1: "1"}
@@ -57,7 +95,14 @@ def test_gpt2_pairs_learn_to_compare(train, write):
         for i, x in enumerate(f"{a} {b}" for a in LETTERS for b in LETTERS)
         for j in range(3)
     ]
-    flags = ["--dataset_name", write("pairs.jsonl", rows), "--eval_fraction", "0.2", "--model_type", "gpt2"]
+    flags = [
+        "--dataset_name",
+        write("pairs.jsonl", rows),
+        "--eval_fraction",
+        "0.2",
+        "--model_type",
+        "gpt2",
+    ]
     flags += ["--learning_rate", "1e-2", "--max_steps", "3", "--save_strategy", "no"]
     folder = train(*flags, kind="gpt2")
     config = AutoModelForSequenceClassification.from_pretrained(folder).config
@@ -67,10 +112,19 @@ def test_gpt2_pairs_learn_to_compare(train, write):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_the_loss_is_a_mean_whatever_the_accumulation(train, write, kind):
-    flags = ["--dataset_name", write("train.jsonl", colour_rows(240)), "--model_type", kind, "--max_steps", "1"]
+    flags = [
+        "--dataset_name",
+        write("train.jsonl", colour_rows(240)),
+        "--model_type",
+        kind,
+        "--max_steps",
+        "1",
+    ]
     folder = train(*flags, "--gradient_accumulation_steps", "4", "--logging_steps", "1", kind=kind)
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["loss"] == pytest.approx(math.log(3), abs=0.3)  # a guess among three, not four times it
+    assert first["loss"] == pytest.approx(
+        math.log(3), abs=0.3
+    )  # a guess among three, not four times it
 
 
 def test_bad_input_is_one_line_and_exit_code_2(failing, write):
@@ -104,23 +158,55 @@ def slot_rows(count: int, offset: int = 0) -> list[dict]:
 
 def number_rows(count: int, offset: int = 0) -> list[dict]:
     """1000 for red, 2000 for green, 3000 for blue."""
-    return [{**row, "label": 1000.0 * (1 + COLOURS.index(row["label"].lower()))} for row in colour_rows(count, offset)]
+    return [
+        {**row, "label": 1000.0 * (1 + COLOURS.index(row["label"].lower()))}
+        for row in colour_rows(count, offset)
+    ]
 
 
 def test_several_labels_balanced_and_predicted_as_reported(train, write):
-    data, test = write("train.jsonl", slot_rows(240)), write("test.jsonl", slot_rows(80, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "5e-3", "--num_train_epochs", "10"]
+    data, test = (
+        write("train.jsonl", slot_rows(240)),
+        write("test.jsonl", slot_rows(80, offset=240)),
+    )
+    flags = [
+        "--dataset_name",
+        data,
+        "--eval_dataset_name",
+        test,
+        "--learning_rate",
+        "5e-3",
+        "--num_train_epochs",
+        "10",
+    ]
     flags += ["--bf16", "false", "--dropout", "0", "--per_device_train_batch_size", "8"]
-    folder = train(*flags, "--class_weights", "balanced", "--save_strategy", "no", "--eval_strategy", "epoch")
+    folder = train(
+        *flags, "--class_weights", "balanced", "--save_strategy", "no", "--eval_strategy", "epoch"
+    )
     metrics = RunRecord.load(folder).metrics
-    assert metrics["f1_micro"] > 0.95 and metrics["f1"] > 0.95 and metrics["accuracy"] > 0.85 and metrics["labels"] == 3
+    assert (
+        metrics["f1_micro"] > 0.95
+        and metrics["f1"] > 0.95
+        and metrics["accuracy"] > 0.85
+        and metrics["labels"] == 3
+    )
     config = AutoModelForSequenceClassification.from_pretrained(folder).config
-    assert config.problem_type == "multi_label_classification" and config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert config.problem_type == "multi_label_classification" and config.id2label == {
+        0: "blue",
+        1: "green",
+        2: "red",
+    }
     none = next(row for row in slot_rows(80, offset=240) if not row["label"])
-    found = Classifier(folder).predict([none, {"text": "h h f red blue"}, *slot_rows(80, offset=240)])
+    found = Classifier(folder).predict(
+        [none, {"text": "h h f red blue"}, *slot_rows(80, offset=240)]
+    )
     assert found[0]["label"] == [] and set(found[1]["label"]) == {"red", "blue"}
-    assert list(found[1]["probabilities"].values()) == sorted(found[1]["probabilities"].values(), reverse=True)
-    right = [set(a["label"]) == set(b["label"]) for a, b in zip(found[2:], slot_rows(80, offset=240))]
+    assert list(found[1]["probabilities"].values()) == sorted(
+        found[1]["probabilities"].values(), reverse=True
+    )
+    right = [
+        set(a["label"]) == set(b["label"]) for a, b in zip(found[2:], slot_rows(80, offset=240))
+    ]
     assert sum(right) / 80 == pytest.approx(metrics["accuracy"])
     report = json.loads((folder / "classification.json").read_text())
     assert report["task"] == "multi_label" and (folder / "plots" / "calibration.png").is_file()
@@ -129,12 +215,28 @@ def test_several_labels_balanced_and_predicted_as_reported(train, write):
 
 
 def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, write):
-    data, test = write("train.jsonl", number_rows(240)), write("test.jsonl", number_rows(60, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--learning_rate", "1e-2", "--save_strategy", "no"]
-    folder = train(*flags, "--num_train_epochs", "6", "--metric_for_best_model", "spearman", "--bf16", "false")
+    data, test = (
+        write("train.jsonl", number_rows(240)),
+        write("test.jsonl", number_rows(60, offset=240)),
+    )
+    flags = [
+        "--dataset_name",
+        data,
+        "--eval_dataset_name",
+        test,
+        "--learning_rate",
+        "1e-2",
+        "--save_strategy",
+        "no",
+    ]
+    folder = train(
+        *flags, "--num_train_epochs", "6", "--metric_for_best_model", "spearman", "--bf16", "false"
+    )
     metrics = RunRecord.load(folder).metrics
     assert metrics["r2"] > 0.9 and metrics["mae"] < 300 and "labels" not in metrics
-    assert metrics["eval_loss"] == pytest.approx(metrics["mse"] / (2 / 3 * 1000**2), rel=0.02)  # in units of the spread
+    assert metrics["eval_loss"] == pytest.approx(
+        metrics["mse"] / (2 / 3 * 1000**2), rel=0.02
+    )  # in units of the spread
     found = [row["label"] for row in Classifier(folder).predict(number_rows(60, offset=240))]
     mse = sum((a - b["label"]) ** 2 for a, b in zip(found, number_rows(60, offset=240))) / 60
     assert mse == pytest.approx(metrics["mse"], rel=1e-3)
@@ -143,47 +245,110 @@ def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, writ
     assert worst["difference"] == pytest.approx(worst["predicted"] - worst["label"])
     # with rate 0 the head that goes on is the same function, in the units of other rows too
     other = write("other.jsonl", [{**row, "label": row["label"] / 100} for row in number_rows(40)])
-    more = ["--dataset_name", other, "--model_name_or_path", str(folder), "--from_scratch", "false", "--max_steps", "1"]
+    more = [
+        "--dataset_name",
+        other,
+        "--model_name_or_path",
+        str(folder),
+        "--from_scratch",
+        "false",
+        "--max_steps",
+        "1",
+    ]
     again = train(*more, "--learning_rate", "0", "--save_strategy", "no", name="again")
-    before, after = (Classifier(path).predict([{"text": "a b c red"}])[0]["label"] for path in (folder, again))
+    before, after = (
+        Classifier(path).predict([{"text": "a b c red"}])[0]["label"] for path in (folder, again)
+    )
     assert after == pytest.approx(before, rel=1e-4) and abs(before - 1000) < 500
 
 
 def test_whole_numbers_are_a_regression_when_the_task_says_so(train, write):
     rows = [{**row, "label": int(row["label"])} for row in number_rows(60)]
-    flags = ["--dataset_name", write("train.jsonl", rows), "--model_type", "gpt2", "--max_steps", "2"]
+    flags = [
+        "--dataset_name",
+        write("train.jsonl", rows),
+        "--model_type",
+        "gpt2",
+        "--max_steps",
+        "2",
+    ]
     folder = train(*flags, "--task", "regression", "--save_strategy", "no", kind="gpt2")
     config = AutoModelForSequenceClassification.from_pretrained(folder).config
     assert (config.problem_type, config.id2label) == ("regression", {0: "score"})
     metrics = RunRecord.load(folder).metrics
-    assert metrics["mse"] ** 0.5 < 2000  # from the start it is about the mean, though GPT-2's head has no bias
+    assert (
+        metrics["mse"] ** 0.5 < 2000
+    )  # from the start it is about the mean, though GPT-2's head has no bias
     found = Classifier(folder).predict([{"text": "a b c"}])[0]
     assert 500 < found["label"] < 3500 and found["probabilities"] == {}
 
 
 def test_years_survive_weights_of_half_precision(train, write):
-    years = write("years.jsonl", [{**row, "label": 2010.0 + row["label"] / 1000} for row in number_rows(60)])
-    flags = ["--dataset_name", years, "--max_steps", "1", "--save_strategy", "no", "--task", "regression"]
-    half = ["--from_scratch", "false", "--dtype", "bfloat16", "--learning_rate", "0", "--model_name_or_path"]
+    years = write(
+        "years.jsonl", [{**row, "label": 2010.0 + row["label"] / 1000} for row in number_rows(60)]
+    )
+    flags = [
+        "--dataset_name",
+        years,
+        "--max_steps",
+        "1",
+        "--save_strategy",
+        "no",
+        "--task",
+        "regression",
+    ]
+    half = [
+        "--from_scratch",
+        "false",
+        "--dtype",
+        "bfloat16",
+        "--learning_rate",
+        "0",
+        "--model_name_or_path",
+    ]
     folder = train(*flags, *half, str(train(*flags, name="base")))
     worst = json.loads((folder / "errors.jsonl").read_text().splitlines()[0])
     found = Classifier(folder).predict([{"text": worst["text"]}])[0]["label"]
     assert found == pytest.approx(worst["predicted"], abs=0.05)  # in bf16 a year is right to 8
 
 
-def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_others(train, write, capsys):
+def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_others(
+    train, write, capsys
+):
     data = write("train.jsonl", colour_rows(120))
-    base = train("--dataset_name", data, "--learning_rate", "1e-2", "--num_train_epochs", "1", "--save_strategy", "no")
-    onward = ["--model_name_or_path", str(base), "--from_scratch", "false", "--max_steps", "1", "--learning_rate", "0"]
+    base = train(
+        "--dataset_name",
+        data,
+        "--learning_rate",
+        "1e-2",
+        "--num_train_epochs",
+        "1",
+        "--save_strategy",
+        "no",
+    )
+    onward = [
+        "--model_name_or_path",
+        str(base),
+        "--from_scratch",
+        "false",
+        "--max_steps",
+        "1",
+        "--learning_rate",
+        "0",
+    ]
     onward += ["--save_strategy", "no"]
     two = write("two.jsonl", [row for row in colour_rows(60) if row["label"] != "BLUE"])
     kept = train("--dataset_name", two, *onward, name="kept")
-    others = write("others.jsonl", [{**row, "label": row["label"].lower()} for row in colour_rows(60)])
+    others = write(
+        "others.jsonl", [{**row, "label": row["label"].lower()} for row in colour_rows(60)]
+    )
     said = capsys.readouterr().out
     assert "has a head for BLUE, GREEN, RED: it is trained on" in said
     new = train("--dataset_name", others, *onward, name="new")
     assert "the head is new, for the labels of these rows" in capsys.readouterr().out
-    models = [AutoModelForSequenceClassification.from_pretrained(path) for path in (base, kept, new)]
+    models = [
+        AutoModelForSequenceClassification.from_pretrained(path) for path in (base, kept, new)
+    ]
     assert models[1].config.id2label == {0: "BLUE", 1: "GREEN", 2: "RED"}
     assert models[2].config.id2label == {0: "blue", 1: "green", 2: "red"}
     assert torch.equal(models[0].classifier.weight, models[1].classifier.weight)
@@ -192,11 +357,20 @@ def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_oth
 
 
 def test_the_form_of_labels_is_one_in_all_rows(failing, write):
-    mixed = write("mixed.jsonl", [*colour_rows(20), {"text": "a", "label": ["x"]}, {"text": "b", "label": 0.5}])
+    mixed = write(
+        "mixed.jsonl",
+        [*colour_rows(20), {"text": "a", "label": ["x"]}, {"text": "b", "label": 0.5}],
+    )
     message = failing("--dataset_name", mixed, name="a")
     expected = "one label, a string or an integer, is expected (a row before has 'RED')"
-    assert f"mixed.jsonl:21: label: {expected}, ['x'] given" in message and "mixed.jsonl:22: label: one" in message
-    data, lists = write("train.jsonl", colour_rows(20)), write("lists.jsonl", slot_rows(4, offset=400))
+    assert (
+        f"mixed.jsonl:21: label: {expected}, ['x'] given" in message
+        and "mixed.jsonl:22: label: one" in message
+    )
+    data, lists = (
+        write("train.jsonl", colour_rows(20)),
+        write("lists.jsonl", slot_rows(4, offset=400)),
+    )
     flags = ["--dataset_name", data, "--eval_dataset_name", lists]
     assert f"lists.jsonl:1: label: {expected}" in failing(*flags, name="b")
     message = failing("--dataset_name", data, "--task", "regression", name="c")
@@ -207,22 +381,40 @@ def test_bad_settings_are_named_before_anything_is_trained(failing, write, tmp_p
     data = ["--dataset_name", write("train.jsonl", colour_rows(40))]
     message = failing(*data, "--metric_for_best_model", "pearson", name="a")
     known = "use one of loss, accuracy, f1, f1_weighted, mcc, calibration_error"
-    assert f"metric_for_best_model='pearson': {known}" in message and not (tmp_path / "a" / "checkpoint-1").exists()
-    assert "class_weights='some': use none or" in failing(*data, "--class_weights", "some", name="b")
+    assert (
+        f"metric_for_best_model='pearson': {known}" in message
+        and not (tmp_path / "a" / "checkpoint-1").exists()
+    )
+    assert "class_weights='some': use none or" in failing(
+        *data, "--class_weights", "some", name="b"
+    )
     assert "task='two': use one of auto, single" in failing(*data, "--task", "two", name="c")
-    numbers = ["--dataset_name", write("numbers.jsonl", number_rows(40)), "--class_weights", "balanced"]
+    numbers = [
+        "--dataset_name",
+        write("numbers.jsonl", number_rows(40)),
+        "--class_weights",
+        "balanced",
+    ]
     assert "class_weights is for labels" in failing(*numbers, name="d")
     smoothed = ["--label_smoothing_factor", "0.1"]
     assert "label_smoothing_factor is for one label" in failing(*numbers[:2], *smoothed, name="f")
-    assert "label_smoothing_factor is for one" in failing(*data, *smoothed, "--class_weights", "balanced", name="g")
-    same = ["--dataset_name", write("same.jsonl", [{**row, "label": 2.5} for row in number_rows(40)])]
+    assert "label_smoothing_factor is for one" in failing(
+        *data, *smoothed, "--class_weights", "balanced", name="g"
+    )
+    same = [
+        "--dataset_name",
+        write("same.jsonl", [{**row, "label": 2.5} for row in number_rows(40)]),
+    ]
     assert "have the label 2.5: there is nothing to learn" in failing(*same, name="e")
 
 
 # --- the same weights, however one comes to them
 
 
-LONG = [{**row, "text": " ".join([row["text"]] + ["a"] * (i * 7 % 5))} for i, row in enumerate(colour_rows(64))]
+LONG = [
+    {**row, "text": " ".join([row["text"]] + ["a"] * (i * 7 % 5))}
+    for i, row in enumerate(colour_rows(64))
+]
 
 
 def weights(folder) -> dict:
@@ -233,25 +425,58 @@ def assert_equal(first, second, **tolerance) -> None:
     first, second = weights(first), weights(second)
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], msg=name, **({"rtol": 0, "atol": 0} | tolerance))
+        torch.testing.assert_close(
+            first[name], second[name], msg=name, **({"rtol": 0, "atol": 0} | tolerance)
+        )
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_resumed_in_mid_epoch_is_uninterrupted(train, write, kind, lora):
-    data = ["--dataset_name", write("train.jsonl", LONG), "--per_device_train_batch_size", "4", "--model_type", kind]
+    data = [
+        "--dataset_name",
+        write("train.jsonl", LONG),
+        "--per_device_train_batch_size",
+        "4",
+        "--model_type",
+        kind,
+    ]
     data += ["--learning_rate", "3e-3", "--eval_strategy", "no"]
     if lora:
         base = train(*data, "--max_steps", "2", "--save_strategy", "no", kind=kind, name="base")
-        data += ["--model_name_or_path", str(base), "--from_scratch", "false", "--use_peft", "true", "--lora_r", "4"]
-    data += ["--num_train_epochs", "2", "--save_strategy", "steps", "--save_steps", "20", "--save_total_limit", "9"]
+        data += [
+            "--model_name_or_path",
+            str(base),
+            "--from_scratch",
+            "false",
+            "--use_peft",
+            "true",
+            "--lora_r",
+            "4",
+        ]
+    data += [
+        "--num_train_epochs",
+        "2",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "20",
+        "--save_total_limit",
+        "9",
+    ]
     whole = train(*data, kind=kind, name="whole")
-    assert (whole / "checkpoint-20").is_dir() and not (whole / "checkpoint-20" / "pytorch_model.bin").exists()
-    resumed = train(*data, "--resume_from_checkpoint", str(whole / "checkpoint-20"), kind=kind, name="resumed")
+    assert (whole / "checkpoint-20").is_dir() and not (
+        whole / "checkpoint-20" / "pytorch_model.bin"
+    ).exists()
+    resumed = train(
+        *data, "--resume_from_checkpoint", str(whole / "checkpoint-20"), kind=kind, name="resumed"
+    )
     assert_equal(whole, resumed)
     if lora:
         changed = {
-            name.split(".")[-2] for name, value in weights(whole).items() if not value.equal(weights(base)[name])
+            name.split(".")[-2]
+            for name, value in weights(whole).items()
+            if not value.equal(weights(base)[name])
         }
         head = (
             {"classifier", "dense", "query", "key", "value"}
@@ -270,7 +495,16 @@ def test_early_stopping_keeps_the_best_and_goes_on_counting_when_resumed(train, 
         "--num_train_epochs",
         "9",
     ]
-    data += ["--learning_rate", "0", "--eval_strategy", "steps", "--eval_steps", "5", "--save_strategy", "steps"]
+    data += [
+        "--learning_rate",
+        "0",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "5",
+        "--save_strategy",
+        "steps",
+    ]
     data += ["--save_steps", "5", "--save_total_limit", "9", "--early_stopping_patience", "3"]
     whole = train(*data, name="whole")
     steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
@@ -281,14 +515,37 @@ def test_early_stopping_keeps_the_best_and_goes_on_counting_when_resumed(train, 
 
 
 def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
-    data, test = write("train.jsonl", colour_rows(120)), write("test.jsonl", colour_rows(60, offset=240))
-    flags = ["--dataset_name", data, "--eval_dataset_name", test, "--num_train_epochs", "3", "--learning_rate", "1e-2"]
-    flags += ["--save_total_limit", "9", "--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
-    folder = train(*flags, "--per_device_train_batch_size", "8")  # the loss falls: turned round, the first is the best
+    data, test = (
+        write("train.jsonl", colour_rows(120)),
+        write("test.jsonl", colour_rows(60, offset=240)),
+    )
+    flags = [
+        "--dataset_name",
+        data,
+        "--eval_dataset_name",
+        test,
+        "--num_train_epochs",
+        "3",
+        "--learning_rate",
+        "1e-2",
+    ]
+    flags += [
+        "--save_total_limit",
+        "9",
+        "--metric_for_best_model",
+        "eval_loss",
+        "--greater_is_better",
+        "true",
+    ]
+    folder = train(
+        *flags, "--per_device_train_batch_size", "8"
+    )  # the loss falls: turned round, the first is the best
     logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["eval_loss"] for row in reversed(logs) if "eval_loss" in row}
     best = max(losses, key=losses.get)
-    assert best != max(losses) and RunRecord.load(folder).metrics["eval_loss"] == pytest.approx(losses[best], abs=1e-5)
+    assert best != max(losses) and RunRecord.load(folder).metrics["eval_loss"] == pytest.approx(
+        losses[best], abs=1e-5
+    )
     assert_equal(folder, folder / f"checkpoint-{best}")
 
 
@@ -296,8 +553,24 @@ def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
 def test_eight_rows_are_eight_times_one_row(train, write, strategy):
     """With weights: a mean of PyTorch's own would lose them in batches of one row."""
     rare = [row for i, row in enumerate(LONG) if row["label"] != "RED" or i % 4 == 0]
-    flags = ["--dataset_name", write("train.jsonl", rare), "--class_weights", "balanced", "--dropout", "0"]
-    flags += ["--train_sampling_strategy", strategy, "--max_steps", "5", "--save_strategy", "no", "--bf16", "false"]
+    flags = [
+        "--dataset_name",
+        write("train.jsonl", rare),
+        "--class_weights",
+        "balanced",
+        "--dropout",
+        "0",
+    ]
+    flags += [
+        "--train_sampling_strategy",
+        strategy,
+        "--max_steps",
+        "5",
+        "--save_strategy",
+        "no",
+        "--bf16",
+        "false",
+    ]
     flags += ["--learning_rate", "1e-3", "--optim", "sgd"]
     whole = train(*flags, "--per_device_train_batch_size", "8", name="whole")
     split = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8"]
@@ -330,7 +603,14 @@ json.dump(seen, open(f"{sys.argv[1]}/{args.process_index}.json", "w"))
 
 @pytest.mark.slow
 def test_two_processes_report_the_mean_loss(launch_two, write):
-    flags = ["--dataset_name", write("train.jsonl", colour_rows(240)), "--max_steps", "2", "--logging_steps", "1"]
+    flags = [
+        "--dataset_name",
+        write("train.jsonl", colour_rows(240)),
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+    ]
     folder = launch_two("classification", [*COLOURS, *LETTERS], *TINY, *flags)
     logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(math.log(3), abs=0.3)
@@ -341,11 +621,20 @@ def test_two_processes_report_the_mean_loss(launch_two, write):
 def test_two_processes_judge_as_one(launch_two, write):
     """The same weights on 63 rows, which two processes cannot share evenly: every number, and every error in its row."""
     flags = [*TINY, "--dataset_name", write("train.jsonl", LONG), "--eval_dataset_name"]
-    flags += [write("test.jsonl", colour_rows(63, offset=240)), "--learning_rate", "0", "--max_steps", "1", "--use_cpu"]
+    flags += [
+        write("test.jsonl", colour_rows(63, offset=240)),
+        "--learning_rate",
+        "0",
+        "--max_steps",
+        "1",
+        "--use_cpu",
+    ]
     flags += ["--per_device_eval_batch_size", "4"]
     reports, errors = [], []
     for layout in ("one_process", "ddp_cpu"):
-        folder = launch_two("classification", [*COLOURS, *LETTERS], *flags, layout=layout, folder=layout)
+        folder = launch_two(
+            "classification", [*COLOURS, *LETTERS], *flags, layout=layout, folder=layout
+        )
         reports.append(json.loads((folder / "classification.json").read_text()))
         wrong = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
         errors.append({(row["text"], row["predicted"]) for row in wrong})

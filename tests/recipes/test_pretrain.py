@@ -18,7 +18,13 @@ from rlhf.models.load import load_encoder
 from rlhf.runs.card import front_matter
 from rlhf.runs.record import RunRecord, read_jsonl
 
-STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinystories" / "tinystories_2mb.txt.gz"
+STORIES = (
+    Path(__file__).resolve().parents[3]
+    / "shared"
+    / "data"
+    / "tinystories"
+    / "tinystories_2mb.txt.gz"
+)
 LETTERS = "a b c d e f g h".split()
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32 --block_size 32 --report_to none".split()
 TINY += "--per_device_train_batch_size 8 --logging_steps 5 --bf16 false".split()
@@ -41,7 +47,8 @@ def stories(tmp_path):
 
     steps = [draw.choice((1, -1)) for _ in range(120)]
     return from_documents(
-        tmp_path / "stories.txt", ["\n".join(line(s) for _ in range(draw.randint(1, 5))) for s in steps]
+        tmp_path / "stories.txt",
+        ["\n".join(line(s) for _ in range(draw.randint(1, 5))) for s in steps],
     )
 
 
@@ -53,19 +60,37 @@ def train(trainer_of):
 LEARN = "--learning_rate 3e-3 --num_train_epochs 2 --hidden_size 64 --heads 4 --dropout 0 --seed 3".split()
 
 
-def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(train, tmp_path, capsys):
-    stories = from_documents(tmp_path / "same.txt", [" ".join([x] * n) for x in LETTERS for n in range(5, 30)])
-    folder = train("--objective", "masked", *stories, *LEARN, "--eval_fraction", "0.2", "--whole_words", "true")
+def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(
+    train, tmp_path, capsys
+):
+    stories = from_documents(
+        tmp_path / "same.txt", [" ".join([x] * n) for x in LETTERS for n in range(5, 30)]
+    )
+    folder = train(
+        "--objective", "masked", *stories, *LEARN, "--eval_fraction", "0.2", "--whole_words", "true"
+    )
     metrics = RunRecord.load(folder).metrics
     assert metrics["masked_accuracy"] > metrics["masked_baseline"] + 0.4
     assert metrics["perplexity"] < 5 and metrics["eval_rows"] > 0
     assert "nsp_accuracy" not in metrics
-    curve = [line["eval_masked_loss"] for line in read_jsonl(folder / "metrics.jsonl") if "eval_loss" in line]
+    curve = [
+        line["eval_masked_loss"]
+        for line in read_jsonl(folder / "metrics.jsonl")
+        if "eval_loss" in line
+    ]
     assert len(curve) == 3 and curve[-1] < curve[0]  # after each epoch, and the best once more
     samples = read_jsonl(folder / "samples.jsonl")
-    assert samples and all("[?]" in sample["text"] and sample["word"] in LETTERS for sample in samples)
-    assert sum(sample["filled"].split(", ")[0] == sample["word"] for sample in samples) >= len(samples) / 2
-    reader, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).eval()
+    assert samples and all(
+        "[?]" in sample["text"] and sample["word"] in LETTERS for sample in samples
+    )
+    assert (
+        sum(sample["filled"].split(", ")[0] == sample["word"] for sample in samples)
+        >= len(samples) / 2
+    )
+    reader, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForMaskedLM.from_pretrained(folder).eval(),
+    )
     inputs = reader("g g g [MASK] g g g g", return_tensors="pt")
     assert reader.decode(model(**inputs).logits[0, 4].argmax()) == "g"
     assert front_matter(folder, RunRecord.load(folder))["pipeline_tag"] == "fill-mask"
@@ -86,37 +111,67 @@ def test_masked_nsp_folder_loads_with_both_heads_and_goes_on(train, stories, cap
     assert not info["missing_keys"]
     assert "AutoModelForMaskedLM" in (folder / "README.md").read_text()
     capsys.readouterr()
-    further = train(*flags, "--from_scratch", "false", "--model_name_or_path", str(folder), name="further")
+    further = train(
+        *flags, "--from_scratch", "false", "--model_name_or_path", str(folder), name="further"
+    )
     assert "random at first" not in capsys.readouterr().out
     assert RunRecord.load(further).parents["base"]["name"] == str(folder)
 
 
-def test_a_checkpoint_without_the_head_is_continued_and_that_is_said(train, stories, tmp_path, capsys):
+def test_a_checkpoint_without_the_head_is_continued_and_that_is_said(
+    train, stories, tmp_path, capsys
+):
     config = BertConfig(
         vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=32,
     )  # fmt: skip
     base = BertModel(config)
     base.save_pretrained(tmp_path / "base")
-    flags = ["--from_scratch", "false", "--model_name_or_path", str(tmp_path / "base"), "--objective", "masked"]
+    flags = [
+        "--from_scratch",
+        "false",
+        "--model_name_or_path",
+        str(tmp_path / "base"),
+        "--objective",
+        "masked",
+    ]
     folder = train(*flags, *stories, "--max_steps", "1", "--learning_rate", "0")
     out = capsys.readouterr().out
     assert (
-        "so random at first: cls.predictions" in out and "bert." not in out.split("random at first:")[1].split("\n")[0]
+        "so random at first: cls.predictions" in out
+        and "bert." not in out.split("random at first:")[1].split("\n")[0]
     )
     words = "embeddings.word_embeddings.weight"
-    assert torch.equal(load_file(folder / "model.safetensors")[f"bert.{words}"], base.state_dict()[words])
+    assert torch.equal(
+        load_file(folder / "model.safetensors")[f"bert.{words}"], base.state_dict()[words]
+    )
 
 
 @pytest.mark.parametrize("objective", ["masked", "masked_nsp", "causal"])
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(train, stories, objective):
     kind = "gpt2" if objective == "causal" else "bert"
-    flags = [*stories, "--objective", objective, "--eval_fraction", "0", "--learning_rate", "1e-2", "--dropout", "0.2"]
-    flags += "--num_train_epochs 2 --save_strategy steps --save_steps 20 --save_total_limit 9".split()
+    flags = [
+        *stories,
+        "--objective",
+        objective,
+        "--eval_fraction",
+        "0",
+        "--learning_rate",
+        "1e-2",
+        "--dropout",
+        "0.2",
+    ]
+    flags += (
+        "--num_train_epochs 2 --save_strategy steps --save_steps 20 --save_total_limit 9".split()
+    )
     whole = train(*flags, kind=kind)
     steps = json.loads((whole / "checkpoint-20" / "trainer_state.json").read_text())
-    assert steps["epoch"] % 1 and steps["max_steps"] > 20  # in the middle of an epoch, and not the end
-    resumed = train(*flags, "--resume_from_checkpoint", str(whole / "checkpoint-20"), kind=kind, name="resumed")
+    assert (
+        steps["epoch"] % 1 and steps["max_steps"] > 20
+    )  # in the middle of an epoch, and not the end
+    resumed = train(
+        *flags, "--resume_from_checkpoint", str(whole / "checkpoint-20"), kind=kind, name="resumed"
+    )
     first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
     begun = load_file(whole / "checkpoint-20" / "model.safetensors")
@@ -125,7 +180,10 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(train, stories, o
 
 def test_causal_blocks_within_documents(train, stories):
     flags = [*stories, "--max_steps", "2", "--eval_fraction", "0.2", "--save_strategy", "no"]
-    apart, across = train(*flags, kind="gpt2"), train(*flags, "--cross_documents", "true", kind="gpt2", name="across")
+    apart, across = (
+        train(*flags, kind="gpt2"),
+        train(*flags, "--cross_documents", "true", kind="gpt2", name="across"),
+    )
     AutoModelForCausalLM.from_pretrained(apart)
     apart, across = RunRecord.load(apart).metrics, RunRecord.load(across).metrics
     assert across["train_tokens"] % 32 == 0 and apart["train_tokens"] >= across["train_tokens"] - 1
@@ -137,11 +195,17 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, stories, tmp_path
         return failing(*flags, name=f"run{len(list(tmp_path.iterdir()))}", **options)
 
     masked = ["--objective", "masked"]
-    assert "has no pad_token, cls_token, sep_token, mask_token" in fails(*masked, *stories, kind="gpt2")
+    assert "has no pad_token, cls_token, sep_token, mask_token" in fails(
+        *masked, *stories, kind="gpt2"
+    )
     assert "has no eos_token" in fails(*stories)
-    assert "objective='mlm': use one of causal, masked, masked_nsp" in fails("--objective", "mlm", *stories)
+    assert "objective='mlm': use one of causal, masked, masked_nsp" in fails(
+        "--objective", "mlm", *stories
+    )
     assert "model_type='gpt2': use one of bert" in fails(*masked, *stories, "--model_type", "gpt2")
-    assert "block_size=64 is over the model's context of 32 tokens" in fails(*masked, *stories, "--block_size", "64")
+    assert "block_size=64 is over the model's context of 32 tokens" in fails(
+        *masked, *stories, "--block_size", "64"
+    )
     assert "give a row at least 8 tokens" in fails(*masked, *stories, "--block_size", "4")
     assert "unknown key 'max_length'" in fails(*masked, *stories, "--max_length", "4")
     assert "use_peft" in fails(*masked, *stories, "--use_peft", "true")
@@ -151,14 +215,20 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, stories, tmp_path
     (tmp_path / "one.txt").write_text("a b c\nd e f\n", encoding="utf-8")
     one = ["--dataset_name", str(tmp_path / "one.txt"), "--eval_fraction", "0"]
     across = ["--cross_documents", "true"]
-    assert "training text is shorter than one block of 32 tokens" in fails(*one, *across, kind="gpt2")
+    assert "training text is shorter than one block of 32 tokens" in fails(
+        *one, *across, kind="gpt2"
+    )
     assert "the file has no line '###'" in fails(*masked, *one, "--document_separator", "###")
     assert "each is one: use objective: masked" in fails(*nsp, *one)
     assert "here is one" in fails(*nsp, *stories, "--dataset_limit", "1", "--eval_fraction", "0")
-    gpt2 = train(*stories, "--max_steps", "1", "--save_strategy", "no", kind="gpt2", name="gpt2-run")
+    gpt2 = train(
+        *stories, "--max_steps", "1", "--save_strategy", "no", kind="gpt2", name="gpt2-run"
+    )
     wrong = fails(*masked, *stories, "--from_scratch", "false", "--model_name_or_path", str(gpt2))
     assert "cannot be loaded as AutoModelForMaskedLM" in wrong
-    assert "label_smoothing_factor is for one label" in fails(*masked, *stories, "--label_smoothing_factor", "0.1")
+    assert "label_smoothing_factor is for one label" in fails(
+        *masked, *stories, "--label_smoothing_factor", "0.1"
+    )
     stop = ["--early_stopping_patience", "1", "--eval_fraction", "0"]
     assert "there are no evaluation rows" in fails(*masked, *stories, *stop)
 
@@ -166,11 +236,27 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, stories, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["masked", "masked_nsp"])
 def test_two_processes_measure_what_one_does(train, launch_two, stories, objective):
-    flags = [*stories, "--objective", objective, "--max_steps", "2", "--learning_rate", "0", "--eval_fraction", "0.3"]
+    flags = [
+        *stories,
+        "--objective",
+        objective,
+        "--max_steps",
+        "2",
+        "--learning_rate",
+        "0",
+        "--eval_fraction",
+        "0.3",
+    ]
     flags += ["--per_device_eval_batch_size", "3", "--save_strategy", "no"]
     alone = RunRecord.load(train(*flags)).metrics
     both = RunRecord.load(launch_two("pretrain", LETTERS, *TINY, *flags)).metrics
-    for name in ("masked_loss", "masked_accuracy", "masked_baseline", "nsp_accuracy", "nsp_baseline"):
+    for name in (
+        "masked_loss",
+        "masked_accuracy",
+        "masked_baseline",
+        "nsp_accuracy",
+        "nsp_baseline",
+    ):
         assert both.get(name) == pytest.approx(alone.get(name), abs=1e-5), name
 
 

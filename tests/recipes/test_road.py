@@ -24,7 +24,11 @@ def in_process(recipe_module):
     def in_process(recipe, *argv):
         module = recipe_module(recipe)
         hints = typing.get_type_hints(module.main)
-        module.main(*parse([hints[name] for name in hints if name != "return"], "", [*QUICK, *map(str, argv)]))
+        module.main(
+            *parse(
+                [hints[name] for name in hints if name != "return"], "", [*QUICK, *map(str, argv)]
+            )
+        )
 
     return in_process
 
@@ -32,7 +36,14 @@ def in_process(recipe_module):
 @pytest.fixture
 def in_two_processes(launch):
     def in_two_processes(recipe, *argv):
-        run = launch(ROOT / "recipes" / f"{recipe}.py", *QUICK, *argv, check=False, capture_output=True, text=True)
+        run = launch(
+            ROOT / "recipes" / f"{recipe}.py",
+            *QUICK,
+            *argv,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 0, run.stderr[-3000:]
         assert f"{recipe}: 2 processes on cpu" in run.stdout
 
@@ -42,11 +53,20 @@ def in_two_processes(launch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    prompts = [f"what is a {a} and {b} {c} thing" for a in COLOURS for b in COLOURS[:3] for c in ("big", "small")]
+    prompts = [
+        f"what is a {a} and {b} {c} thing"
+        for a in COLOURS
+        for b in COLOURS[:3]
+        for c in ("big", "small")
+    ]
     files = {
         "sft": [{"prompt": p, "completion": f"it is {p.split()[3]}"} for p in prompts],
         "rankings": [
-            {"prompt": p, "completions": [f"it is {p.split()[3]}", "no", "who knows"], "ranks": [0, 1, 1]}
+            {
+                "prompt": p,
+                "completions": [f"it is {p.split()[3]}", "no", "who knows"],
+                "ranks": [0, 1, 1],
+            }
             for p in prompts
         ],
         "prompts": [{"prompt": p} for p in prompts],
@@ -97,12 +117,21 @@ def test_every_run_folder_is_plain_and_complete(runs):
         assert read_jsonl(runs / name / "metrics.jsonl"), name
         assert (runs / name / "README.md").is_file(), name
     assert RunRecord.load(runs / "ppo").parents["reward"]["name"] == str(runs / "reward")
-    assert {"prompt", "completion", "score", "kl"} <= set(read_jsonl(runs / "ppo" / "samples.jsonl")[0])
+    assert {"prompt", "completion", "score", "kl"} <= set(
+        read_jsonl(runs / "ppo" / "samples.jsonl")[0]
+    )
 
 
 def test_the_report_reads_the_runs(runs, data, capsys):
     names = [str(runs / name) for name in ("base", "sft", "ppo")]
-    flags = ["--prompts", str(data / "sft.jsonl"), "--reward_model", str(runs / "reward"), "--limit", "6"]
+    flags = [
+        "--prompts",
+        str(data / "sft.jsonl"),
+        "--reward_model",
+        str(runs / "reward"),
+        "--limit",
+        "6",
+    ]
     assert command(["report", *names, *flags]) == 0
     report = json.loads((runs / "ppo" / "report" / "report.json").read_text())
     assert [run["label"] for run in report["runs"]] == ["base", "sft", "ppo"]
@@ -110,7 +139,16 @@ def test_the_report_reads_the_runs(runs, data, capsys):
 
 
 def test_lora_and_packing_run(in_process, runs, data, tmp_path):
-    lora = ["--model_name_or_path", runs / "base", "--use_peft", "true", "--lora_r", 2, "--max_steps", 2]
+    lora = [
+        "--model_name_or_path",
+        runs / "base",
+        "--use_peft",
+        "true",
+        "--lora_r",
+        2,
+        "--max_steps",
+        2,
+    ]
     packed = ["--packing", "true", "--max_length", 48, "--output_dir", tmp_path / "sft"]
     in_process("sft", "--dataset_name", data / "sft.jsonl", *lora, *packed)
     AutoModelForCausalLM.from_pretrained(tmp_path / "sft")  # merged
@@ -134,7 +172,11 @@ def test_packed_rows_do_not_see_each_other(runs, tmp_path):
         tokenizer = load_tokenizer(str(runs / "sft"))
         dataset = Dataset.from_list(rows)
         trainer = SFTTrainer(
-            model=model, args=args, processing_class=tokenizer, train_dataset=dataset, eval_dataset=dataset
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=dataset,
+            eval_dataset=dataset,
         )
         return trainer.evaluate()["eval_loss"]
 

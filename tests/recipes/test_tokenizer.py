@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rlhf.runs.record import RunRecord
-from rlhf.runs.record import run as recipe
+from rlhf.runs.run import start
 
 SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "tokenizer.py"
 TEXTS = [f"the {colour} {animal} sat on a {place}" for colour in ("red", "blue", "grey") for animal in ("cat", "dog", "hen")
@@ -24,30 +24,55 @@ def text(tmp_path):
 def train(recipe_module, tmp_path, text):
     def train(*flags, name="run"):
         module = recipe_module("tokenizer")
-        recipe.run(module.main, "", ["--dataset_name", text, "--output_dir", str(tmp_path / name), *QUIET, *flags])
+        start(
+            module.main,
+            "",
+            ["--dataset_name", text, "--output_dir", str(tmp_path / name), *QUIET, *flags],
+        )
         return tmp_path / name
 
     return train
 
 
-@pytest.mark.parametrize(("kind", "size"), [("byte_bpe", "290"), ("wordpiece", "60"), ("unigram", "36")])
-def test_a_run_measures_on_held_out_text_beside_others(train, bytes_tokenizer, tmp_path, capsys, kind, size):
+@pytest.mark.parametrize(
+    ("kind", "size"), [("byte_bpe", "290"), ("wordpiece", "60"), ("unigram", "36")]
+)
+def test_a_run_measures_on_held_out_text_beside_others(
+    train, bytes_tokenizer, tmp_path, capsys, kind, size
+):
     bytes_tokenizer.save_pretrained(tmp_path / "bytes")
     other = str(tmp_path / "bytes")
-    folder = train("--tokenizer_type", kind, "--vocab_size", size, "--compare_tokenizers", other, name=kind)
+    folder = train(
+        "--tokenizer_type", kind, "--vocab_size", size, "--compare_tokenizers", other, name=kind
+    )
     record, tokenizer = RunRecord.load(folder), AutoTokenizer.from_pretrained(folder)
     metrics = record.metrics
     assert len(tokenizer) == metrics["vocab_size"] == int(size)
     assert metrics["train_rows"] + metrics["eval_rows"] == len(TEXTS) and metrics["eval_rows"] > 0
-    names = {"vocab_size", "tokens_per_word", "tokens_per_character", "unknown_rate", "single_token_words"}
+    names = {
+        "vocab_size",
+        "tokens_per_word",
+        "tokens_per_character",
+        "unknown_rate",
+        "single_token_words",
+    }
     assert names <= set(metrics) and names == set(metrics["compared"][other])
-    assert metrics["unknown_rate"] == 0 and metrics["tokens_per_word"] < metrics["compared"][other]["tokens_per_word"]
+    assert (
+        metrics["unknown_rate"] == 0
+        and metrics["tokens_per_word"] < metrics["compared"][other]["tokens_per_word"]
+    )
     assert (tokenizer.chat_template is not None) == (kind == "byte_bpe")
     card, out = (folder / "README.md").read_text(), capsys.readouterr().out
-    assert "tokens\\_per\\_word" in card and "single\\_token\\_words" in card and f"compared.{other}"[:8] in card
+    assert (
+        "tokens\\_per\\_word" in card
+        and "single\\_token\\_words" in card
+        and f"compared.{other}"[:8] in card
+    )
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [sample["tokenizer"] for sample in samples[:2]] == [str(folder), other]
-    assert all(sample["cut"].replace("|", "") in TEXTS and sample["cut"] in out for sample in samples)
+    assert all(
+        sample["cut"].replace("|", "") in TEXTS and sample["cut"] in out for sample in samples
+    )
     assert "whole words" in out
 
 
@@ -58,7 +83,9 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train):
     large = failing("--tokenizer_type", "wordpiece", "--vocab_size", "30000", name="b")
     assert "error: vocab_size=30000: this text fills only" in large
     most = large.split("at most ")[1].split(",")[0]
-    train("--tokenizer_type", "wordpiece", "--vocab_size", most, name="b")  # a refused run leaves its folder free
+    train(
+        "--tokenizer_type", "wordpiece", "--vocab_size", most, name="b"
+    )  # a refused run leaves its folder free
     assert "256 bytes and the special tokens need 261" in failing("--vocab_size", "200", name="c")
     rare = ["--tokenizer_type", "unigram", "--character_coverage"]
     assert "character_coverage=0.5: use 0.9 to 1" in failing(*rare, "0.5", name="d")

@@ -45,7 +45,9 @@ def make(tokenizer, make_reward_model, tmp_path):
             report_to="none", use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no", seed=1,
         )  # fmt: skip
         args = RewardConfig(output_dir=str(tmp_path / folder), **defaults | settings)
-        return RewardTrainer(model=model, tokenizer=tokenizer, args=args, train_rows=encoded, eval_rows=encoded)
+        return RewardTrainer(
+            model=model, tokenizer=tokenizer, args=args, train_rows=encoded, eval_rows=encoded
+        )
 
     return make
 
@@ -62,11 +64,16 @@ def test_ppo_md_34_eos_closes_every_completion(tokenizer):
     assert long == 0 and len(encoded) == 3
     for row in encoded:
         for ids, length in zip(row["input_ids"], row["lengths"], strict=True):
-            assert ids[-1] == EOS and length == 4 and ids[-5] == 12  # three words and EOS after <|assistant|>
+            assert (
+                ids[-1] == EOS and length == 4 and ids[-5] == 12
+            )  # three words and EOS after <|assistant|>
 
 
 def test_ppo_md_34_the_split_is_by_prompt_never_by_pair():
-    rows = [{"prompt": f"p{place // 3}", "completions": ["x", "y"], "ranks": [0, 1]} for place in range(90)]
+    rows = [
+        {"prompt": f"p{place // 3}", "completions": ["x", "y"], "ranks": [0, 1]}
+        for place in range(90)
+    ]
     train, test = split_rows(rows, 0.3, seed=0)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
     assert len(train) + len(test) == 90 and len(test) % 3 == 0 and 9 <= len(test) <= 45
@@ -78,14 +85,27 @@ def test_long_completions_are_left_out_and_counted(tokenizer, refused):
         {"prompt": "a", "completions": ["b", "b " * 30], "ranks": [0, 1]},
     ]
     encoded, long = encode_rankings(tokenizer, rows, max_length=10)
-    assert long == 2 and [row["places"] for row in encoded] == [[0, 2]] and encoded[0]["ranks"] == [0, 2]
+    assert (
+        long == 2
+        and [row["places"] for row in encoded] == [[0, 2]]
+        and encoded[0]["ranks"] == [0, 2]
+    )
     assert "max_length=3" in refused(encode_rankings, tokenizer, rows, max_length=3)
 
 
 def test_batch_by_hand():
-    rows = [{"input_ids": [[5, 0], [5, 6, 0], [0]], "ranks": [1, 0, 1]}, {"input_ids": [[7, 0], [0]], "ranks": [0, 1]}]
+    rows = [
+        {"input_ids": [[5, 0], [5, 6, 0], [0]], "ranks": [1, 0, 1]},
+        {"input_ids": [[7, 0], [0]], "ranks": [0, 1]},
+    ]
     batch = collate_rankings(rows, 13)
-    assert batch["input_ids"].tolist() == [[5, 0, 13], [5, 6, 0], [0, 13, 13], [7, 0, 13], [0, 13, 13]]
+    assert batch["input_ids"].tolist() == [
+        [5, 0, 13],
+        [5, 6, 0],
+        [0, 13, 13],
+        [7, 0, 13],
+        [0, 13, 13],
+    ]
     assert batch["mask"].sum(1).tolist() == [2, 3, 1, 2, 1]
     assert batch["ranks"].tolist() == [[1, 0, 1], [0, 1, 0]]
     assert batch["valid"].tolist() == [[True, True, True], [True, True, False]]
@@ -110,18 +130,30 @@ def test_ppo_md_33_one_forward_per_completion_and_the_loss_by_hand(make):
     batch = collate_rankings(rows, 13)
     loss = trainer.compute_loss(trainer.model, batch)
     assert calls == [5]
-    assert loss.item() == pytest.approx(math.log(2), rel=1e-5)  # the head is 0; the prompt of ties does not count
+    assert loss.item() == pytest.approx(
+        math.log(2), rel=1e-5
+    )  # the head is 0; the prompt of ties does not count
 
 
 def test_ppo_md_33_accumulating_equals_one_batch(make):
     rows = rankings(8)
     one = make("one", rows=rows, per_device_train_batch_size=8, num_train_epochs=3)
-    two = make("two", rows=rows, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=3)
+    two = make(
+        "two",
+        rows=rows,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        num_train_epochs=3,
+    )
     one.train()
     two.train()
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    for (name, first), second in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
-        torch.testing.assert_close(second, first, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    for (name, first), second in zip(
+        one.model.named_parameters(), two.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            second, first, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -131,7 +163,9 @@ def test_every_trainable_parameter_changes_and_no_other(make, lora):
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         if torch.equal(parameter, before[name]) == parameter.requires_grad:
-            pytest.fail(f"{name} {'did not change' if parameter.requires_grad else 'is frozen and changed'}")
+            pytest.fail(
+                f"{name} {'did not change' if parameter.requires_grad else 'is frozen and changed'}"
+            )
 
 
 def test_it_learns_the_ranking(make):
@@ -149,7 +183,9 @@ def test_resumed_equals_uninterrupted(make, tmp_path, lora):
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert losses(whole)[3:] == losses(resumed)[-3:] and len(losses(whole)) == 6
-    for (name, first), second in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+    for (name, first), second in zip(
+        whole.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
         assert torch.equal(first, second), name
 
 
@@ -169,7 +205,9 @@ def test_ppo_md_35_what_is_saved_is_a_plain_folder_with_its_head(make, tokenizer
     )
     after = [value for values in loaded.scores(rows) for value in values]
     assert after == pytest.approx(before, abs=1e-4)
-    assert [value for values in trainer.scores(rows) for value in values] == before  # saving changed nothing
+    assert [
+        value for values in trainer.scores(rows) for value in values
+    ] == before  # saving changed nothing
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert plain.config.num_labels == 1 and plain.score.weight.any()
 
@@ -205,7 +243,9 @@ def test_ppo_md_36_report_by_hand():
     assert report["accuracy"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
     assert 0 <= report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"] <= 0.5
     assert report["margin"] == pytest.approx(-0.5)
-    assert report["loss"] == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in (1, -1, -2, 0)) / 4)
+    assert report["loss"] == pytest.approx(
+        sum(math.log(1 + math.exp(-m)) for m in (1, -1, -2, 0)) / 4
+    )
     assert report["margins"] == [1.0, -1.0, -2.0, 0.0]
     assert report["accuracy_by_gap"] == {
         1: {"accuracy": pytest.approx(0.5), "pairs": 3}, 2: {"accuracy": pytest.approx(0.0), "pairs": 1},
@@ -225,7 +265,11 @@ def test_ppo_md_36_report_by_hand():
 
 def test_ppo_md_36_a_perfect_order_has_no_worst_and_only_ties_are_refused(refused):
     report = ranking_report([[3.0, 2.0, 1.0]], [row([0, 1, 2], [1, 1, 1])])
-    assert report["accuracy"] == 1 and report["worst"] == [] and report["score_length_correlation"] == 0
+    assert (
+        report["accuracy"] == 1
+        and report["worst"] == []
+        and report["score_length_correlation"] == 0
+    )
     assert "all ties" in refused(ranking_report, [[1.0, 2.0]], [row([0, 0], [1, 1])])
 
 

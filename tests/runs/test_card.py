@@ -44,7 +44,10 @@ def plain_tokenizer():
     options = dict(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=300, **options))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], mask_token=special[1]
+        tokenizer_object=tokenizer,
+        eos_token=special[0],
+        pad_token=special[0],
+        mask_token=special[1],
     )
 
 
@@ -64,7 +67,9 @@ def tiny(tokenizer):
 
 def bert(cls, tokenizer, **options):
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    return cls(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **options))
+    return cls(
+        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **options)
+    )
 
 
 def reward_model(tokenizer):
@@ -76,7 +81,9 @@ def reward_model(tokenizer):
 
 
 def record(recipe: str, **fields) -> RunRecord:
-    return RunRecord(recipe=recipe, command=f"accelerate launch recipes/{recipe}.py", status="done", **fields)
+    return RunRecord(
+        recipe=recipe, command=f"accelerate launch recipes/{recipe}.py", status="done", **fields
+    )
 
 
 def front_and_body(card: str) -> tuple[dict, str]:
@@ -89,7 +96,10 @@ def run_snippet(folder) -> dict:
     card = write_card(folder).read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.M | re.S)
     code, replaced = re.subn(
-        r'(path = |from_pretrained\()"[^"]*"', lambda m: m[1] + json.dumps(str(folder)), code, count=1
+        r'(path = |from_pretrained\()"[^"]*"',
+        lambda m: m[1] + json.dumps(str(folder)),
+        code,
+        count=1,
     )
     assert replaced == 1
     variables = {}
@@ -109,16 +119,30 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
     record("sft", parents={"model": parent(str(base))}).save(sft)
     record(
         "ppo",
-        config={"algorithm": "ppo", "kl_coef": 0.05, "hub_token": "hf_" + "a" * 30, "max_completion_length": 16},
-        data=[{"name": "someone/prompts", "rows": 20, "sha256": "ab" * 32}, {"name": "recipes/a.jsonl", "rows": 3}],
-        parents={"policy": parent(str(sft)), "reward_model": {"name": "runs/gone", "sha256": "cd" * 32}},
+        config={
+            "algorithm": "ppo",
+            "kl_coef": 0.05,
+            "hub_token": "hf_" + "a" * 30,
+            "max_completion_length": 16,
+        },
+        data=[
+            {"name": "someone/prompts", "rows": 20, "sha256": "ab" * 32},
+            {"name": "recipes/a.jsonl", "rows": 3},
+        ],
+        parents={
+            "policy": parent(str(sft)),
+            "reward_model": {"name": "runs/gone", "sha256": "cd" * 32},
+        },
         metrics={"eval_score": 1.23456, "n": 20, "by": {"gap": 0.5}, "margins": [1.0, 2.0]},
         versions={"torch": "2.9", "code": "abc"},
         seconds=12.0,
     ).save(ppo)
     (ppo / "plots").mkdir()
     (ppo / "plots" / "curves.png").write_bytes(b"")
-    samples = [{"step": step, "prompt": "Hi | <b>", "completion": f"no {step}", "score": 0.5} for step in (1, 2)]
+    samples = [
+        {"step": step, "prompt": "Hi | <b>", "completion": f"no {step}", "score": 0.5}
+        for step in (1, 2)
+    ]
     (ppo / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
 
     card = write_card(ppo).read_text(encoding="utf-8")
@@ -133,7 +157,9 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
         "tags": ["rlhf", "ppo"],
     }
     assert "# ppo\n" in body and "trained by PPO" in body
-    assert "| eval\\_score | 1.235 |" in card and "| by.gap | 0.5 |" in card and "margins" not in card
+    assert (
+        "| eval\\_score | 1.235 |" in card and "| by.gap | 0.5 |" in card and "margins" not in card
+    )
     assert "![curves](plots/curves.png)" in card
     assert "| Hi \\| &lt;b&gt; | no 2 | 0.5 |" in section(card, "Samples") and "no 1" not in card
     rows = section(card, "Lineage").splitlines()[2:]
@@ -160,7 +186,17 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
 
 def test_bare_records(tmp_path):
     """Only run.json, of every recipe, and of one nobody knows."""
-    for recipe in ("tokenizer", "pretrain", "classification", "ner", "question_answering", "sft", "reward", "ppo", "x"):
+    for recipe in (
+        "tokenizer",
+        "pretrain",
+        "classification",
+        "ner",
+        "question_answering",
+        "sft",
+        "reward",
+        "ppo",
+        "x",
+    ):
         RunRecord(recipe=recipe).save(tmp_path / recipe)
         front, body = front_and_body(write_card(tmp_path / recipe).read_text(encoding="utf-8"))
         assert front["license"] == "other" and "base_model" not in front
@@ -275,11 +311,17 @@ def samples(folder, *rows):
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+@pytest.mark.parametrize(
+    "problem", ["single_label_classification", "multi_label_classification", "regression"]
+)
 @pytest.mark.parametrize("pairs", [False, True])
-def test_the_classifier_snippet_says_what_our_classifier_says(tmp_path, bert_tokenizer, problem, pairs, capsys):
+def test_the_classifier_snippet_says_what_our_classifier_says(
+    tmp_path, bert_tokenizer, problem, pairs, capsys
+):
     labels = 1 if problem == "regression" else 3
-    model = bert(BertForSequenceClassification, bert_tokenizer, num_labels=labels, problem_type=problem)
+    model = bert(
+        BertForSequenceClassification, bert_tokenizer, num_labels=labels, problem_type=problem
+    )
     model.config.trained_pairs = pairs
     save(model, bert_tokenizer, tmp_path)
     record("classification").save(tmp_path)
@@ -292,9 +334,13 @@ def test_the_classifier_snippet_says_what_our_classifier_says(tmp_path, bert_tok
     if problem == "regression":
         assert said[0]["score"] == pytest.approx(ours["label"], abs=1e-5)
     else:
-        assert {entry["label"]: entry["score"] for entry in said} == pytest.approx(ours["probabilities"], abs=1e-5)
+        assert {entry["label"]: entry["score"] for entry in said} == pytest.approx(
+            ours["probabilities"], abs=1e-5
+        )
     assert ("'text_pair': 'c d'" in card_text(tmp_path)) == pairs
-    what = {"multi_label_classification": "any number of labels", "regression": "a number"}.get(problem, "one label")
+    what = {"multi_label_classification": "any number of labels", "regression": "a number"}.get(
+        problem, "one label"
+    )
     assert f"gives a {'pair of texts' if pairs else 'text'} {what}." in card_text(tmp_path)
 
 
@@ -302,7 +348,10 @@ def test_the_tagger_snippet_marks_what_our_tagger_marks(tmp_path, bert_tokenizer
     labels = {0: "O", 1: "B-x", 2: "I-x", 3: "B-y", 4: "I-y"}
     torch.manual_seed(5)
     model = bert(
-        BertForTokenClassification, bert_tokenizer, id2label=labels, label2id={v: k for k, v in labels.items()}
+        BertForTokenClassification,
+        bert_tokenizer,
+        id2label=labels,
+        label2id={v: k for k, v in labels.items()},
     )
     with torch.no_grad():
         model.classifier.weight.mul_(50)
@@ -335,15 +384,29 @@ def test_the_reader_snippet_answers_what_our_reader_answers(tmp_path, bert_token
 def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokenizer):
     save(bert(BertForSequenceClassification, bert_tokenizer), bert_tokenizer, tmp_path)
     metrics = {"accuracy": 0.75, "f1": 0.5, "eval_loss": 1.0}
-    record("classification", metrics=metrics, data=[{"name": "a.csv"}, {"name": "/home/me/b.csv"}]).save(tmp_path)
-    classes = [{"label": f"l{n}", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "rows": n} for n in range(32)]
+    record(
+        "classification", metrics=metrics, data=[{"name": "a.csv"}, {"name": "/home/me/b.csv"}]
+    ).save(tmp_path)
+    classes = [
+        {"label": f"l{n}", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "rows": n}
+        for n in range(32)
+    ]
     (tmp_path / "classification.json").write_text(json.dumps({"classes": classes}))
-    errors = [{"text": f"wrong {n}", "label": ["a", "b"], "predicted": "c", "probability": 0.98765} for n in range(7)]
+    errors = [
+        {"text": f"wrong {n}", "label": ["a", "b"], "predicted": "c", "probability": 0.98765}
+        for n in range(7)
+    ]
     (tmp_path / "errors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in errors))
     card = card_text(tmp_path)
     results = section(card, "Results")
-    assert "| label | rows | precision | recall | f1 |" in results and "| l31 | 31 | 0.5 | 1 | 0.6667 |" in results
-    assert "| l1 |" not in results and "The 30 most frequent of 32 labels; `classification.json` has all." in results
+    assert (
+        "| label | rows | precision | recall | f1 |" in results
+        and "| l31 | 31 | 0.5 | 1 | 0.6667 |" in results
+    )
+    assert (
+        "| l1 |" not in results
+        and "The 30 most frequent of 32 labels; `classification.json` has all." in results
+    )
     wrong = section(card, "Errors")
     assert "| wrong 0 | a; b | c | 0.9877 |" in wrong and "wrong 5" not in wrong
     index = front_and_body(card)[0]["model-index"]
@@ -355,7 +418,9 @@ def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokeniz
 def test_cards_of_taggers_and_readers_have_their_tables(tmp_path):
     tagger, reader = tmp_path / "t", tmp_path / "r"
     record("ner").save(tagger)
-    types = [{"type": "per", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "entities": 4, "marked": 2}]
+    types = [
+        {"type": "per", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "entities": 4, "marked": 2}
+    ]
     (tagger / "ner.json").write_text(json.dumps({"types": types}))
     (tagger / "errors.jsonl").write_text(
         json.dumps({"tokens": ["Ada", "left"], "errors": ["missed: Ada (per)"]}) + "\n"
@@ -363,14 +428,20 @@ def test_cards_of_taggers_and_readers_have_their_tables(tmp_path):
     card = card_text(tagger)
     assert "| per | 4 | 1 | 0.5 | 0.6667 |" in section(card, "Results")
     assert "| Ada left | missed: Ada (per) |" in section(card, "Errors")
-    record("question_answering", metrics={"exact": 0.5}, data=[{"name": "someone/squad"}]).save(reader)
-    kinds = [{"question": "who is", "exact": 0.5, "f1": 0.75, "rows": 4}]
-    mistakes = [{"id": "q1", "question": "Who?", "gold": "Ada", "exact": 0.0, "f1": 0.0, "predicted": ""}]
-    (reader / "question_answering.json").write_text(json.dumps({"kinds": kinds, "mistakes": mistakes}))
-    card = card_text(reader)
-    assert "| who is | 4 | 0.5 | 0.75 |" in section(card, "Results") and "| Who? | Ada |  | 0 |" in section(
-        card, "Errors"
+    record("question_answering", metrics={"exact": 0.5}, data=[{"name": "someone/squad"}]).save(
+        reader
     )
+    kinds = [{"question": "who is", "exact": 0.5, "f1": 0.75, "rows": 4}]
+    mistakes = [
+        {"id": "q1", "question": "Who?", "gold": "Ada", "exact": 0.0, "f1": 0.0, "predicted": ""}
+    ]
+    (reader / "question_answering.json").write_text(
+        json.dumps({"kinds": kinds, "mistakes": mistakes})
+    )
+    card = card_text(reader)
+    assert "| who is | 4 | 0.5 | 0.75 |" in section(
+        card, "Results"
+    ) and "| Who? | Ada |  | 0 |" in section(card, "Errors")
     [result] = model_index_to_eval_results(front_and_body(card)[0]["model-index"])[1]
     assert (result.dataset_type, result.metric_type) == ("someone/squad", "exact_match")
 

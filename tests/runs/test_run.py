@@ -16,10 +16,11 @@ from rlhf.completions.score import Completed, RewardModelScorer
 from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
+from rlhf.runs import processes
 from rlhf.runs.checkpoints import check_output_dir
 from rlhf.runs.record import RunRecord
-from rlhf.runs.record import run as recipe
-from rlhf.runs.settings import DataSettings, parse
+from rlhf.runs.run import start
+from rlhf.runs.settings import DataSettings, changed_settings, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -56,7 +57,10 @@ def test_flags_win_over_the_file(config, tmp_path):
 
 def test_an_unknown_key_of_the_file_suggests_the_nearest(config, refused):
     message = refused(parse, CLASSES, "", config("dataset_nam: x\n"))
-    assert "config.yaml" in message and "unknown key 'dataset_nam'; did you mean 'dataset_name'?" in message
+    assert (
+        "config.yaml" in message
+        and "unknown key 'dataset_nam'; did you mean 'dataset_name'?" in message
+    )
 
 
 def test_an_unknown_flag_suggests_the_nearest(refused):
@@ -65,18 +69,24 @@ def test_an_unknown_flag_suggests_the_nearest(refused):
 
 
 def test_a_value_of_the_wrong_type_is_refused(refused, tmp_path):
-    message = refused(parse, CLASSES, "", ["--output_dir", str(tmp_path), "--dataset_limit", "many"])
+    message = refused(
+        parse, CLASSES, "", ["--output_dir", str(tmp_path), "--dataset_limit", "many"]
+    )
     assert "dataset_limit" in message and "many" in message
 
 
 def test_a_missing_config_names_those_that_are_there(config, tmp_path, refused):
     config("a: 1\n", name="here.yaml")
-    assert "no such config file" in (message := refused(parse, CLASSES, "", ["--config", str(tmp_path / "no.yaml")]))
+    assert "no such config file" in (
+        message := refused(parse, CLASSES, "", ["--config", str(tmp_path / "no.yaml")])
+    )
     assert "here.yaml" in message
     assert "needs the path" in refused(parse, CLASSES, "", ["--config"])
 
 
-@pytest.mark.parametrize(("text", "said"), [("- a\n- b\n", "found list"), ("a: [1\n", "not readable as YAML")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("- a\n- b\n", "found list"), ("a: [1\n", "not readable as YAML")]
+)
 def test_a_file_that_is_no_map_is_refused(config, refused, text, said):
     assert said in refused(parse, CLASSES, "", config(text))
 
@@ -87,7 +97,7 @@ def test_a_file_that_is_no_map_is_refused(config, refused, text, said):
 def test_help_prints_the_docstring_and_every_key(recipe_module, capsys):
     ppo = recipe_module("ppo")
     with pytest.raises(SystemExit) as left:
-        recipe.run(ppo.main, ppo.__doc__, ["--help"])
+        start(ppo.main, ppo.__doc__, ["--help"])
     shown = capsys.readouterr().out
     assert left.value.code == 0 and ppo.__doc__.strip() in shown
     own = [f.name for cls in classes_of(ppo) for f in dataclasses.fields(cls)]
@@ -97,11 +107,18 @@ def test_help_prints_the_docstring_and_every_key(recipe_module, capsys):
 
 
 def test_a_user_error_is_one_line_and_exit_code_2():
-    command = [sys.executable, "recipes/sft.py", "--config", "recipes/configs/sft/no-such-file.yaml"]
+    command = [
+        sys.executable,
+        "recipes/sft.py",
+        "--config",
+        "recipes/configs/sft/no-such-file.yaml",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: recipes/configs/sft/no-such-file.yaml: no such config file")
+    assert len(lines) == 1 and lines[0].startswith(
+        "error: recipes/configs/sft/no-such-file.yaml: no such config file"
+    )
 
 
 def test_only_a_user_error_is_shortened(capsys):
@@ -109,7 +126,7 @@ def test_only_a_user_error_is_shortened(capsys):
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        recipe.run(broken, "", ["--output_dir", "unused"])
+        start(broken, "", ["--output_dir", "unused"])
 
 
 def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
@@ -117,7 +134,9 @@ def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
     record.status = "done"
     record.save(tmp_path)
     message = refused(check_output_dir, str(tmp_path), False)
-    assert "already holds a run (run.json)" in message and "--resume_from_checkpoint true" in message
+    assert (
+        "already holds a run (run.json)" in message and "--resume_from_checkpoint true" in message
+    )
     check_output_dir(str(tmp_path), True)
     check_output_dir(str(tmp_path / "new"), False)
 
@@ -136,7 +155,7 @@ def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
 
 def test_settings_that_differ_from_their_default_are_recorded(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), learning_rate=0.5, report_to="none")
-    changed = recipe.changed_settings(DataSettings(dataset_name="a.jsonl"), args)
+    changed = changed_settings(DataSettings(dataset_name="a.jsonl"), args)
     assert changed["dataset_name"] == "a.jsonl" and changed["learning_rate"] == 0.5
     assert "eval_fraction" not in changed and "adam_beta1" not in changed
 
@@ -164,25 +183,43 @@ def started_as(monkeypatch, command):
 )
 def test_how_many_processes_were_asked_for(monkeypatch, refused, flags, asked):
     started_as(monkeypatch, ["python", "/usr/bin/accelerate", "launch", *flags, "recipes/sft.py"])
-    assert recipe.asked_processes() == asked
+    assert processes.asked_processes() == asked
     if asked is not None:
-        recipe.check_world(asked)
-        message = refused(recipe.check_world, asked + 1)
-        assert f"asked for {asked} processes, {asked + 1} started" in message and "ddp_cpu.yaml" in message
+        processes.check_world(asked)
+        message = refused(processes.check_world, asked + 1)
+        assert (
+            f"asked for {asked} processes, {asked + 1} started" in message
+            and "ddp_cpu.yaml" in message
+        )
 
 
 def test_without_accelerate_any_number_is_right(monkeypatch):
     started_as(monkeypatch, ["bash"])
-    assert recipe.asked_processes() is None
-    recipe.check_world(1)
+    assert processes.asked_processes() is None
+    processes.check_world(1)
 
 
 @pytest.mark.slow
 def test_two_processes_that_do_not_start_are_an_error(tmp_path):
     (tmp_path / "text.txt").write_text("a b c\n" * 20)
     accelerate = Path(sys.executable).with_name("accelerate")
-    command = [accelerate, "launch", "--quiet", "--cpu", "--num_processes", "2", "recipes/tokenizer.py"]
-    command += ["--dataset_name", tmp_path / "text.txt", "--output_dir", tmp_path / "run", "--report_to", "none"]
+    command = [
+        accelerate,
+        "launch",
+        "--quiet",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "recipes/tokenizer.py",
+    ]
+    command += [
+        "--dataset_name",
+        tmp_path / "text.txt",
+        "--output_dir",
+        tmp_path / "run",
+        "--report_to",
+        "none",
+    ]
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
@@ -216,7 +253,10 @@ def test_every_config_is_parsed_by_its_recipe(recipe_module, path):
 @pytest.mark.parametrize("path", CONFIGS, ids=short)
 def test_every_config_begins_with_purpose_machine_and_command(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    block = [line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+    block = [
+        line
+        for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    ]
     assert len(block) >= 3 and len(block[0].split()) >= 5, "the first line says what it is for"
     assert any(line.startswith("# Machine: ") for line in block)
     name = path.parent.name
@@ -268,7 +308,9 @@ def test_ppo_md_22_the_value_model_starts_from_the_reward_model(
 def trunk_folders(tokenizer, bytes_tokenizer, make_policy, tmp_path):
     """An SFT run, a reward run with LoRA from it, and reward runs without adapters: the same vocabulary, and another."""
     save(make_policy(tokenizer), tokenizer, tmp_path / "sft")
-    reward = add_lora(load_reward_model(str(tmp_path / "sft"), new_head=True), task="SEQ_CLS", rank=2, alpha=4)
+    reward = add_lora(
+        load_reward_model(str(tmp_path / "sft"), new_head=True), task="SEQ_CLS", rank=2, alpha=4
+    )
     save_adapter(reward, str(tmp_path / "reward"), centre=0.5)
     save(reward, tokenizer, tmp_path / "reward")
     for name, each in (("plain", tokenizer), ("other", bytes_tokenizer)):
@@ -285,7 +327,9 @@ def rewards_of(recipe_module, trunk_folders, tokenizer):
         policy = load_policy(str(trunk_folders / "sft"))
         if peft:
             policy = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4)
-        settings["reward_model_path"] = [str(trunk_folders / path) for path in settings.get("reward_model_path", [])]
+        settings["reward_model_path"] = [
+            str(trunk_folders / path) for path in settings.get("reward_model_path", [])
+        ]
         settings = ppo.PPOSettings(use_peft=peft, **settings)
         return ppo.load_rewards(settings, policy, tokenizer, value_model=critic)
 
@@ -293,11 +337,18 @@ def rewards_of(recipe_module, trunk_folders, tokenizer):
 
 
 def test_one_trunk_gives_reward_and_value_as_adapters(rewards_of):
-    settings = dict(share_trunk=True, reward_model_path=["reward"], reward_functions=["recipes.rewards:slot_coverage"])
+    settings = dict(
+        share_trunk=True,
+        reward_model_path=["reward"],
+        reward_functions=["recipes.rewards:slot_coverage"],
+    )
     rewards, value_model = rewards_of(reward_weights=[2.0, 0.5], **settings)
     reward = rewards.scorers["reward_model"].model
     assert isinstance(reward, AdapterModel) and isinstance(value_model, AdapterModel)
-    assert reward.policy is value_model.policy and (reward.name, value_model.name) == ("reward", "value")
+    assert reward.policy is value_model.policy and (reward.name, value_model.name) == (
+        "reward",
+        "value",
+    )
     assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 0.5}
     assert not any(p.requires_grad for p in reward.adapter_parameters())
     assert all(p.requires_grad for p in value_model.adapter_parameters())
@@ -323,7 +374,9 @@ def test_one_trunk_is_refused_where_it_cannot_be_shared(rewards_of, refused, set
 
 @pytest.mark.parametrize("share", [False, True])
 @torch.no_grad()
-def test_a_watched_reward_model_is_a_part_of_weight_0(rewards_of, trunk_folders, tokenizer, make_reward_model, share):
+def test_a_watched_reward_model_is_a_part_of_weight_0(
+    rewards_of, trunk_folders, tokenizer, make_reward_model, share
+):
     save(make_reward_model(tokenizer, seed=5), tokenizer, trunk_folders / "watched")
     rewards, _ = rewards_of(
         share_trunk=share, peft=share, reward_model_path=["reward"],
@@ -331,7 +384,9 @@ def test_a_watched_reward_model_is_a_part_of_weight_0(rewards_of, trunk_folders,
         watch_reward_model_path=str(trunk_folders / "watched"),
     )  # fmt: skip
     assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 1.0, "watched": 0.0}
-    batch = Completed(prompts=["a", "b c"], completions=["c d", "e"], columns={"meaning": ["x", "y"]})
+    batch = Completed(
+        prompts=["a", "b c"], completions=["c d", "e"], columns={"meaning": ["x", "y"]}
+    )
     rewards.scorers["slot_coverage"] = lambda batch: torch.tensor([1.0, 3.0])
     total, parts = rewards(batch)
     torch.testing.assert_close(total, 2.0 * parts["reward_model"] + torch.tensor([1.0, 3.0]))
@@ -348,13 +403,23 @@ def test_ppo_md_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tmp_p
     settings = ppo.PPOSettings(ptx_dataset_name=str(tmp_path / "text.jsonl"))
     found = ppo.load_texts(settings, tokenizer, record, limit=4)
     # letters are 2 to 9, EOS is 0; the fifth token of the second text would have nothing to predict
-    assert found == [[2, 3, 4, 5], [6, 7, 8, 0], [2, 3, 4, 5], [2, 0], [2, 3, 4, 5], [6, 7, 8, 9], [2, 0]]
+    assert found == [
+        [2, 3, 4, 5],
+        [6, 7, 8, 0],
+        [2, 3, 4, 5],
+        [2, 0],
+        [2, 3, 4, 5],
+        [6, 7, 8, 9],
+        [2, 0],
+    ]
     assert len(read) == 1 and read[0].sources
     assert ppo.load_texts(settings, tokenizer, record, limit=100)[0] == [2, 3, 4, 5, 6, 7, 8, 0]
     assert ppo.load_texts(ppo.PPOSettings(), tokenizer, record, limit=4) == []
 
 
-def test_ppo_md_24_pieces_of_text_fit_the_models_context(recipe_module, trunk_folders, tokenizer, monkeypatch):
+def test_ppo_md_24_pieces_of_text_fit_the_models_context(
+    recipe_module, trunk_folders, tokenizer, monkeypatch
+):
     ppo, limits = recipe_module("ppo"), []
 
     class Enough(Exception):
@@ -366,12 +431,16 @@ def test_ppo_md_24_pieces_of_text_fit_the_models_context(recipe_module, trunk_fo
 
     monkeypatch.setattr(ppo, "load_texts", remember)
     (trunk_folders / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    names = dict(dataset_name="prompts.jsonl", model_name_or_path="sft", ptx_dataset_name="text.jsonl")
+    names = dict(
+        dataset_name="prompts.jsonl", model_name_or_path="sft", ptx_dataset_name="text.jsonl"
+    )
     settings = ppo.PPOSettings(
         **{name: str(trunk_folders / path) for name, path in names.items()}, eval_fraction=0.0, value_model="shared",
         reward_functions=["recipes.rewards:slot_coverage"],
     )  # fmt: skip
-    args = ppo.PolicyGradientConfig(output_dir=str(trunk_folders / "run"), ptx_coef=1.0, report_to="none", use_cpu=True)
+    args = ppo.PolicyGradientConfig(
+        output_dir=str(trunk_folders / "run"), ptx_coef=1.0, report_to="none", use_cpu=True
+    )
     with pytest.raises(Enough):
         ppo.main(settings, args)
     assert limits[0] <= 48  # the context of these models; 512 + 64 are the defaults

@@ -21,7 +21,10 @@ def make_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=270, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=270,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["hi there, hello friend, see you"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
@@ -35,7 +38,10 @@ def make_policy(tokenizer, steps: int = 60):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     for _ in range(steps):
         for question, answer in ANSWERS.items():
-            prompt, completion = encode_prompt(tokenizer, question), encode_completion(tokenizer, answer)
+            prompt, completion = (
+                encode_prompt(tokenizer, question),
+                encode_completion(tokenizer, answer),
+            )
             labels = torch.tensor([[-100] * len(prompt) + completion])
             policy(input_ids=torch.tensor([prompt + completion]), labels=labels).loss.backward()
         optimizer.step()
@@ -49,7 +55,9 @@ def make_runs(root) -> None:
     policy = make_policy(tokenizer)
     save(policy, tokenizer, root / "demo" / "ppo")
     save(make_policy(tokenizer, steps=0), tokenizer, root / "demo" / "pretrain")
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, num_labels=1)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, num_labels=1
+    )
     reward_model = AutoModelForSequenceClassification.from_config(config)
     fit_embeddings(reward_model, tokenizer)
     save(reward_model, tokenizer, root / "demo" / "reward")
@@ -69,6 +77,10 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def engine(runs):
     demo = runs / "demo"
-    engine = Engine({"ppo": demo / "ppo", "base": demo / "pretrain"}, "cpu", reward_runs={"reward": demo / "reward"})
+    engine = Engine(
+        {"ppo": demo / "ppo", "base": demo / "pretrain"},
+        "cpu",
+        reward_runs={"reward": demo / "reward"},
+    )
     yield engine
     engine.close()

@@ -18,11 +18,18 @@ def run_folder(folder, architecture: str, recipe: str, status: str = "done"):
 
 def test_models_are_named_and_grouped_by_what_they_do(runs):
     demo = runs / "demo"
-    assert find_models(runs) == {"causal": {"ppo · demo": str(demo / "ppo"), "base · demo": str(demo / "pretrain")}}
+    assert find_models(runs) == {
+        "causal": {"ppo · demo": str(demo / "ppo"), "base · demo": str(demo / "pretrain")}
+    }
 
 
 def test_newest_ppo_run_comes_first(tmp_path, runs):
-    for age, name, recipe in ((3, "old", "ppo"), (2, "tuned", "sft"), (1, "new", "ppo"), (0, "running", "ppo")):
+    for age, name, recipe in (
+        (3, "old", "ppo"),
+        (2, "tuned", "sft"),
+        (1, "new", "ppo"),
+        (0, "running", "ppo"),
+    ):
         folder = tmp_path / name / recipe
         shutil.copytree(runs / "demo" / "ppo", folder)
         RunRecord(recipe, status="running" if name == "running" else "done").save(folder)
@@ -63,5 +70,7 @@ def test_a_plain_checkpoint_is_named_by_its_kind(tmp_path):
     ],
 )
 def test_a_folder_that_cannot_be_tried_is_an_error(tmp_path, architecture, recipe, what):
-    with pytest.raises(UserError, match=f"holds {what}, which cannot be tried here: give the folder of"):
+    with pytest.raises(
+        UserError, match=f"holds {what}, which cannot be tried here: give the folder of"
+    ):
         label_models([run_folder(tmp_path / "run", architecture, recipe)])

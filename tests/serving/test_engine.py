@@ -60,7 +60,9 @@ def test_greedy_text_equals_plain_generate(engine, runs, model):
     ids = encode_prompt(tokenizer, HI)
     row = policy.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=30)[0, len(ids) :]
     text, done = drain(engine.stream(model, HI, GREEDY))
-    assert text == tokenizer.decode(row, skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert text == tokenizer.decode(row, skip_special_tokens=True).rstrip(
+        "\N{REPLACEMENT CHARACTER}"
+    )
     assert done.tokens == len(row)
 
 
@@ -77,7 +79,9 @@ def test_length_is_the_finish_when_tokens_run_out(engine):
 
 
 def test_answer_ends_at_the_context(engine):
-    _, done = drain(engine.stream("base", HI, SamplingSettings(temperature=1, max_new_tokens=500, seed=3)))
+    _, done = drain(
+        engine.stream("base", HI, SamplingSettings(temperature=1, max_new_tokens=500, seed=3))
+    )
     assert done.finish in ("length", "stop") and done.tokens <= 64
 
 
@@ -99,7 +103,10 @@ def test_same_seed_same_text_whatever_else_runs(engine):
     settings = SamplingSettings(temperature=1.5, max_new_tokens=20, seed=7)
     first, done = drain(engine.stream("base", HI, settings))
     torch.manual_seed(123)
-    others = [engine.stream("base", HI, SamplingSettings(temperature=1.5, max_new_tokens=20)) for _ in range(3)]
+    others = [
+        engine.stream("base", HI, SamplingSettings(temperature=1.5, max_new_tokens=20))
+        for _ in range(3)
+    ]
     threads = [threading.Thread(target=drain, args=(other,)) for other in others]
     [thread.start() for thread in threads]
     second, _ = drain(engine.stream("base", HI, settings))
@@ -122,7 +129,11 @@ def test_the_global_random_state_is_left_alone(engine):
 
 
 def test_top_k_one_is_greedy(engine):
-    text, _ = drain(engine.stream("ppo", HI, SamplingSettings(temperature=2, top_k=1, max_new_tokens=30, seed=0)))
+    text, _ = drain(
+        engine.stream(
+            "ppo", HI, SamplingSettings(temperature=2, top_k=1, max_new_tokens=30, seed=0)
+        )
+    )
     assert text == "Hello \N{GRINNING FACE} friend"
 
 
@@ -134,7 +145,9 @@ def test_draws_follow_the_model(runs):
     with torch.no_grad():
         probability, best = (policy(torch.tensor([ids])).logits[0, -1] / 3).softmax(-1).max(-1)
     settings = SamplingSettings(temperature=3.0, top_p=1.0, max_new_tokens=1)
-    answers = generate(policy, ids, settings, [(0, stream) for stream in range(400)], threading.Event())
+    answers = generate(
+        policy, ids, settings, [(0, stream) for stream in range(400)], threading.Event()
+    )
     hits = sum(tokens == [int(best)] for tokens, _ in answers)
     sigma = float(probability * (1 - probability) * 400) ** 0.5
     assert abs(hits - 400 * float(probability)) < 4 * sigma
@@ -148,7 +161,9 @@ def test_first_sample_is_what_stream_gives(engine):
     settings = SamplingSettings(temperature=1.5, max_new_tokens=12, seed=11)
     three = engine.sample("base", HI, settings, 3)
     text, done = drain(engine.stream("base", HI, settings))
-    assert three[0].text == text.strip() or three[0].text.startswith(text.strip())  # half a character may end it
+    assert three[0].text == text.strip() or three[0].text.startswith(
+        text.strip()
+    )  # half a character may end it
     assert (three[0].tokens, three[0].finish) == (done.tokens, done.finish)
     assert len({answer.text for answer in three}) == 3
     assert engine.sample("base", HI, settings, 2) == three[:2]
@@ -171,12 +186,16 @@ def test_score_is_the_reward_models(engine, runs):
 
 
 def test_cancel_stops_one_token_later(engine, stepped):
-    events = engine.stream("base", HI, SamplingSettings(temperature=1, max_new_tokens=40, seed=5), request="a")
+    events = engine.stream(
+        "base", HI, SamplingSettings(temperature=1, max_new_tokens=40, seed=5), request="a"
+    )
     reader = threading.Thread(target=lambda: done.append(drain(events)[1]))
     done = []
     stepped.release(4)
     reader.start()
-    while stepped._value > 0 or not engine._stops:  # four tokens are made; the fifth waits at the gate
+    while (
+        stepped._value > 0 or not engine._stops
+    ):  # four tokens are made; the fifth waits at the gate
         threading.Event().wait(0.01)
     threading.Event().wait(0.05)
     assert engine.cancel("a")
@@ -192,7 +211,9 @@ def test_closing_the_iterator_stops_the_worker(engine, stepped):
     next(events)
     events.close()
     stepped.release(2)
-    assert engine._worker.submit(lambda: "free").result(timeout=20) == "free"  # 40 tokens were never released
+    assert (
+        engine._worker.submit(lambda: "free").result(timeout=20) == "free"
+    )  # 40 tokens were never released
     assert not engine._stops
 
 
@@ -258,7 +279,9 @@ def test_oldest_turns_are_cut_and_counted(engine):
     ids, cut = fit_prompt(tokenizer, history, 64, 20)
     assert cut == 2
     assert ids == encode_prompt(tokenizer, [history[0], *history[3:]])
-    _, done = drain(engine.stream("ppo", history, SamplingSettings(temperature=0, max_new_tokens=20)))
+    _, done = drain(
+        engine.stream("ppo", history, SamplingSettings(temperature=0, max_new_tokens=20))
+    )
     assert done.messages_cut == 2
 
 
@@ -277,7 +300,9 @@ def test_no_more_turns_are_read_than_were_trained(engine):
 
 def test_a_last_message_that_does_not_fit_is_an_error(engine):
     events = engine.stream("ppo", [{"role": "user", "content": "q" * 100}], GREEDY)
-    with pytest.raises(UserError, match="your message has 103 tokens; this model reads 64 and keeps 30"):
+    with pytest.raises(
+        UserError, match="your message has 103 tokens; this model reads 64 and keeps 30"
+    ):
         next(events)
 
 
@@ -348,5 +373,7 @@ def test_encoding_is_the_training_one(engine):
     """What the engine reads is what SFT trained on: prompt and completion meet without a gap."""
     _, tokenizer = engine._worker.submit(lambda: engine._policies["ppo"]).result()
     ids, _ = fit_prompt(tokenizer, HI, 64, 20)
-    whole = tokenizer.apply_chat_template([*HI, {"role": "assistant", "content": "ok"}], return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(
+        [*HI, {"role": "assistant", "content": "ok"}], return_dict=True
+    )["input_ids"]
     assert ids + encode_completion(tokenizer, "ok") == whole

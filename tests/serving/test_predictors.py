@@ -43,7 +43,10 @@ def served(tmp_path, opened):
         "two": make("two", trained_pairs=True),
         "any": make("any"),
     }
-    return Encoders({"classifier": classifiers, "tagger": {"t": make("t")}, "reader": {"r": make("r")}}, characters=40)
+    return Encoders(
+        {"classifier": classifiers, "tagger": {"t": make("t")}, "reader": {"r": make("r")}},
+        characters=40,
+    )
 
 
 def test_a_model_gets_the_columns_it_was_trained_on(served):
@@ -51,7 +54,9 @@ def test_a_model_gets_the_columns_it_was_trained_on(served):
     assert served.predict("classifier", "one", texts)["row"] == {"text": "a"}
     assert served.predict("classifier", "two", texts)["row"] == texts
     assert served.predict("classifier", "any", texts)["row"] == texts
-    assert served.predict("classifier", "any", {"text": "a", "text_pair": " "})["row"] == {"text": "a"}
+    assert served.predict("classifier", "any", {"text": "a", "text_pair": " "})["row"] == {
+        "text": "a"
+    }
     asked = {"question": "Who?", "context": "Ada."}
     assert served.predict("reader", "r", asked)["row"] == asked
     assert [served.columns("classifier", name) for name in ("one", "two", "any")] == [
@@ -60,7 +65,12 @@ def test_a_model_gets_the_columns_it_was_trained_on(served):
 
 
 def test_one_model_of_a_kind_is_in_memory(served, opened):
-    for kind, name in (("tagger", "t"), ("classifier", "one"), ("classifier", "one"), ("classifier", "any")):
+    for kind, name in (
+        ("tagger", "t"),
+        ("classifier", "one"),
+        ("classifier", "one"),
+        ("classifier", "any"),
+    ):
         served.predict(kind, name, {"text": "a"})
     served.predict("tagger", "t", {"text": "a"})
     served.predict("classifier", "one", {"text": "a"})
@@ -74,19 +84,29 @@ def test_one_model_of_a_kind_is_in_memory(served, opened):
         ("tagger", "t", {"text": "  "}, "the text is empty: write something to read"),
         ("classifier", "two", {"text": "a"}, "the text to compare with is empty"),
         ("reader", "r", {"question": "Who?", "context": ""}, "the context is empty"),
-        ("reader", "r", {"question": "x" * 20, "context": "y" * 21}, "41 characters: at most 40 are read here"),
+        (
+            "reader",
+            "r",
+            {"question": "x" * 20, "context": "y" * 21},
+            "41 characters: at most 40 are read here",
+        ),
         ("tagger", "t", {"text": "a\0"}, "the text holds a NUL"),
         ("tagger", "t", {"text": "\ud83d"}, "half a character"),
         ("tagger", "t", {"text": ["a"]}, "the text is no text"),
     ],
 )
-def test_what_is_refused_before_a_model_is_loaded(served, opened, refused, kind, name, row, message):
+def test_what_is_refused_before_a_model_is_loaded(
+    served, opened, refused, kind, name, row, message
+):
     assert message in refused(served.predict, kind, name, row)
     assert opened == []
 
 
 def test_labels_come_in_the_order_of_their_numbers(served):
-    assert served.labels("classifier", "one") == ["bad", "good", "odd"] and served.labels("classifier", "any") == []
+    assert (
+        served.labels("classifier", "one") == ["bad", "good", "odd"]
+        and served.labels("classifier", "any") == []
+    )
 
 
 def test_examples_are_short_rows_that_the_run_left(served, tmp_path):
@@ -97,7 +117,9 @@ def test_examples_are_short_rows_that_the_run_left(served, tmp_path):
         {"text": ["b"]},
         {"text": "c", "text_pair": "d"},
     ]
-    (tmp_path / "one" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
+    (tmp_path / "one" / "samples.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"torn'
+    )
     assert served.examples("classifier", "one") == [{"text": "a"}, {"text": "c"}]
     assert served.examples("classifier", "one", count=1) == [{"text": "a"}]
     assert served.examples("classifier", "two") == []

@@ -12,7 +12,12 @@ import torch
 import uvicorn
 from fastapi.testclient import TestClient
 from gradio_client import Client
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 from rlhf.errors import UserError
 from rlhf.models.load import save
@@ -25,7 +30,15 @@ from rlhf.serving.ui.tasks import IDLE
 from rlhf.tasks.classification.predictor import Classifier
 
 ROOT = Path(__file__).parents[2]
-GREEDY = ("", 0, 1, 0, 30, 1, "")  # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
+GREEDY = (
+    "",
+    0,
+    1,
+    0,
+    30,
+    1,
+    "",
+)  # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +51,9 @@ def runs(tmp_path_factory):
 def save_encoder(folder, cls, tokenizer, recipe: str, **config):
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    model = cls(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=48, **sizes, **config))
+    model = cls(
+        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=48, **sizes, **config)
+    )
     save(model, tokenizer, folder)
     RunRecord(recipe, status="done").save(folder)
 
@@ -48,9 +63,21 @@ def encoder_runs(tmp_path_factory, bert_tokenizer):
     root = tmp_path_factory.mktemp("encoders")
     labels = {0: "O", 1: "B-x", 2: "I-x"}
     windows = {"max_length": 24, "stride": 4, "max_answer_length": 2}
-    save_encoder(root / "c", BertForSequenceClassification, bert_tokenizer, "classification", trained_pairs=False)
+    save_encoder(
+        root / "c",
+        BertForSequenceClassification,
+        bert_tokenizer,
+        "classification",
+        trained_pairs=False,
+    )
     save_encoder(root / "t", BertForTokenClassification, bert_tokenizer, "ner", id2label=labels)
-    save_encoder(root / "r", BertForQuestionAnswering, bert_tokenizer, "question_answering", reader_windows=windows)
+    save_encoder(
+        root / "r",
+        BertForQuestionAnswering,
+        bert_tokenizer,
+        "question_answering",
+        reader_windows=windows,
+    )
     return root
 
 
@@ -60,7 +87,9 @@ def serving(app):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -103,15 +132,24 @@ def test_the_conversation_goes_on_with_another_model(url):
     client = Client(url, verbose=False)
     turns = [("user", "hi"), ("assistant", "Hello")]
     history = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-    _, history, status = client.predict("bye", history, "base · demo", "", 0, 1, 0, 2, 1, "", api_name="/send")
-    assert [turn["role"] for turn in history[:3]] == ["user", "assistant", "user"] and "base · demo" in status
+    _, history, status = client.predict(
+        "bye", history, "base · demo", "", 0, 1, 0, 2, 1, "", api_name="/send"
+    )
+    assert [turn["role"] for turn in history[:3]] == [
+        "user",
+        "assistant",
+        "user",
+    ] and "base · demo" in status
 
 
 def test_health_models_and_names(runs):
     app = build_app(Engine(find_models(runs)["causal"]), Encoders({}))
     client = TestClient(app, base_url="http://127.0.0.1:7860")
     assert client.get("/health").json()["models"] == 2
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["ppo · demo", "base · demo"]
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [
+        "ppo · demo",
+        "base · demo",
+    ]
     page = client.get("/")
     assert page.status_code == 200 and "RLHF Chat" in page.text
     assert "googleapis" not in page.text and "cdnjs" not in page.text
@@ -124,13 +162,23 @@ def test_a_client_asks_each_encoder(encoder_runs):
         client = Client(address, verbose=False)
         head, bars = client.predict("classification · c", "a b", "", api_name="/classify")
         ours = Classifier(encoder_runs / "c").predict([{"text": "a b"}])[0]
-        assert ours["label"] in head and bars["label"] == ours["label"] and len(bars["confidences"]) == 2
+        assert (
+            ours["label"] in head
+            and bars["label"] == ours["label"]
+            and len(bars["confidences"]) == 2
+        )
         _, pieces, table = client.predict("ner · t", "a b c", api_name="/tag")
         assert "".join(piece["token"] for piece in pieces) == "a b c"
-        assert len(table["data"]) == sum(piece["class_or_confidence"] is not None for piece in pieces)
-        head, pieces, table = client.predict("question_answering · r", "a", "b c d", api_name="/read")
+        assert len(table["data"]) == sum(
+            piece["class_or_confidence"] is not None for piece in pieces
+        )
+        head, pieces, table = client.predict(
+            "question_answering · r", "a", "b c d", api_name="/read"
+        )
         assert len(table["data"]) > 1 and "score" in head
-        head, bars = client.predict("classification · c", "a" * 31, "", api_name="/classify")  # no box to hold it back
+        head, bars = client.predict(
+            "classification · c", "a" * 31, "", api_name="/classify"
+        )  # no box to hold it back
         assert head == IDLE and not bars
 
 

@@ -24,13 +24,23 @@ LENGTHS = [3, 9, 1, 7, 7, 2, 9, 4, 5, 6, 8]
 
 def small_trainer(folder, best_metric="loss", rows=None, **settings):
     torch.manual_seed(0)
-    sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    sizes = dict(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+    )
     model = BertForSequenceClassification(BertConfig(**sizes))
     rows = rows or [{"input_ids": [2, 3 + i], "labels": i % 2} for i in range(8)]
-    quiet = dict(use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
+    quiet = dict(
+        use_cpu=True, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True
+    )
     settings = dict(per_device_train_batch_size=4, num_train_epochs=1) | quiet | settings
     args = EncoderConfig(output_dir=str(folder), **settings)
-    return EncoderTrainer(model=model, args=args, train=rows, best_metric=best_metric, data_collator=padded)
+    return EncoderTrainer(
+        model=model, args=args, train=rows, best_metric=best_metric, data_collator=padded
+    )
 
 
 def test_an_order_has_every_row_once_and_is_a_function_of_seed_and_epoch():
@@ -62,21 +72,36 @@ def test_rows_of_uneven_length_are_read_in_two_parts(tmp_path):
     assert not worth_parting([3, 30] * 16, 1)
     rows = [{"input_ids": [2] + [3 + i] * (1 + i % 5 * 3), "labels": i % 2} for i in range(10)]
     trainer = small_trainer(tmp_path, rows=rows)
-    assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (2, 2)
+    assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (
+        2,
+        2,
+    )
     read = []
     trainer.model.bert.embeddings.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     assert trainer.train().global_step == 3  # of 4, 4 and 2 rows
     assert [size for size, _ in read] == [2, 2, 2, 2, 2] and read[0][1] > read[1][1]
-    plain = small_trainer(tmp_path / "grouped", rows=rows, train_sampling_strategy="group_by_length")
-    assert (plain.args.per_device_train_batch_size, plain.args.gradient_accumulation_steps) == (4, 1)
+    plain = small_trainer(
+        tmp_path / "grouped", rows=rows, train_sampling_strategy="group_by_length"
+    )
+    assert (plain.args.per_device_train_batch_size, plain.args.gradient_accumulation_steps) == (
+        4,
+        1,
+    )
 
 
 def test_an_update_is_the_mean_over_its_rows_however_they_are_parted(tmp_path):
     """Six rows are one update of batches of 8, and its parts have four and two of them."""
     rows = [{"input_ids": [2] + [3 + i] * (1 + i % 3 * 6), "labels": i % 2} for i in range(6)]
-    quiet = dict(rows=rows, per_device_train_batch_size=8, bf16=False, learning_rate=1e-2, optim="sgd", max_grad_norm=0)
+    quiet = dict(
+        rows=rows,
+        per_device_train_batch_size=8,
+        bf16=False,
+        learning_rate=1e-2,
+        optim="sgd",
+        max_grad_norm=0,
+    )
     weights = []
     for strategy in ("random", "group_by_length"):
         trainer = small_trainer(tmp_path / strategy, train_sampling_strategy=strategy, **quiet)
@@ -91,7 +116,9 @@ def test_an_update_is_the_mean_over_its_rows_however_they_are_parted(tmp_path):
 
 def test_items_are_rows_or_labelled_tokens():
     ids = torch.zeros(2, 3, dtype=torch.long)
-    assert items({"input_ids": ids, "labels": torch.tensor([0, 1])}) == items({"input_ids": ids}) == 2
+    assert (
+        items({"input_ids": ids, "labels": torch.tensor([0, 1])}) == items({"input_ids": ids}) == 2
+    )
     assert items({"input_ids": ids, "labels": torch.tensor([[0, -100, 1], [-100, -100, 2]])}) == 3
     assert items({"input_ids": ids, "labels": torch.zeros(2, 3)}) == 2  # three labels of each row
 
@@ -113,10 +140,14 @@ def test_the_head_has_its_own_learning_rate(tmp_path):
 
 
 def test_the_schedule_keeps_the_ratio_of_the_two_rates(tmp_path):
-    trainer = small_trainer(tmp_path, learning_rate=1e-3, head_learning_rate=1e-2, lr_scheduler_type="linear")
+    trainer = small_trainer(
+        tmp_path, learning_rate=1e-3, head_learning_rate=1e-2, lr_scheduler_type="linear"
+    )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
-    moved = {name: (p - before[name]).abs().max().item() for name, p in trainer.model.named_parameters()}
+    moved = {
+        name: (p - before[name]).abs().max().item() for name, p in trainer.model.named_parameters()
+    }
     # Adam's first steps are as large as the rate: two steps, the second at half of it
     assert moved["classifier.weight"] == pytest.approx(1.5e-2, rel=0.35)
     assert moved["bert.encoder.layer.0.output.dense.weight"] == pytest.approx(1.5e-3, rel=0.35)
@@ -130,12 +161,16 @@ def test_consistency_reads_a_row_twice_while_training_only(tmp_path):
     trainer = small_trainer(tmp_path)
     batch = {"input_ids": torch.tensor([[2, 3], [2, 4]]), "labels": torch.tensor([0, 1])}
     read = []
-    trainer.model.bert.encoder.register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
+    trainer.model.bert.encoder.register_forward_pre_hook(
+        lambda module, args: read.append(len(args[0]))
+    )
     plain = trainer.compute_loss(trainer.model.eval(), batch).item()
     trainer.consistency_coef = 10.0
     assert trainer.compute_loss(trainer.model.eval(), batch).item() == plain
     disable_dropout(trainer.model.train())
-    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(plain)  # two equal answers cost nothing
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(
+        plain
+    )  # two equal answers cost nothing
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
@@ -160,9 +195,33 @@ def test_a_loss_by_any_name_is_better_when_it_is_lower(tmp_path, metric, higher)
         ({"eval_strategy": "epoch", "save_strategy": "epoch"}, True),
         ({"eval_strategy": "no", "save_strategy": "no"}, False),
         ({"eval_strategy": "epoch", "save_strategy": "no"}, False),
-        ({"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 10, "save_steps": 20}, True),
-        ({"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 20, "save_steps": 10}, False),
-        ({"eval_strategy": "steps", "save_strategy": "steps", "logging_steps": 7, "save_steps": 20}, False),
+        (
+            {
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+                "eval_steps": 10,
+                "save_steps": 20,
+            },
+            True,
+        ),
+        (
+            {
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+                "eval_steps": 20,
+                "save_steps": 10,
+            },
+            False,
+        ),
+        (
+            {
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+                "logging_steps": 7,
+                "save_steps": 20,
+            },
+            False,
+        ),
     ],
 )
 def test_the_best_checkpoint_is_kept_where_each_is_judged(tmp_path, settings, kept):

@@ -7,7 +7,9 @@ from rlhf.tokenizers.metrics import cut_text, tokenization_report
 
 @pytest.fixture
 def wordpiece():
-    inner = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "cat": 2, "##s": 3, ".": 4}, unk_token="[UNK]"))
+    inner = Tokenizer(
+        models.WordPiece({"[UNK]": 0, "the": 1, "cat": 2, "##s": 3, ".": 4}, unk_token="[UNK]")
+    )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
 
@@ -34,7 +36,11 @@ def test_bytes_are_never_unknown_and_parts_of_a_character_are_counted(bytes_toke
     text = "é"  # two bytes, which the tiny vocabulary has not merged
     assert cut_text(bytes_tokenizer, text) == "é|"
     report = tokenization_report(bytes_tokenizer, [text])
-    assert (report["tokens_per_character"], report["unknown_rate"], report["single_token_words"]) == (2, 0, 0)
+    assert (
+        report["tokens_per_character"],
+        report["unknown_rate"],
+        report["single_token_words"],
+    ) == (2, 0, 0)
 
 
 def test_a_lone_space_belongs_to_the_next_word(bytes_tokenizer):

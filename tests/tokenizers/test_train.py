@@ -39,13 +39,23 @@ def test_a_pair_is_framed_as_bert_frames_it_and_a_folder_keeps_it(kind, tmp_path
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for one in (tokenizer, loaded):
         assert [one.convert_tokens_to_ids(name) for name in SPECIAL] == [0, 1, 2, 3, 4]
-        assert (one.mask_token, one.pad_token_id, one.model_max_length, len(one)) == ("[MASK]", 0, 64, 28)
+        assert (one.mask_token, one.pad_token_id, one.model_max_length, len(one)) == (
+            "[MASK]",
+            0,
+            64,
+            28,
+        )
         both = one("the cat", "mat")
-        first, second = (one(text, add_special_tokens=False)["input_ids"] for text in ("the cat", "mat"))
+        first, second = (
+            one(text, add_special_tokens=False)["input_ids"] for text in ("the cat", "mat")
+        )
         assert both["input_ids"] == [2, *first, 3, *second, 3]
         assert both["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
         assert one.tokenize("the [MASK] mat").count("[MASK]") == 1
-        assert one.decode(one("The CAT sat on a mat")["input_ids"], skip_special_tokens=True) == "the cat sat on a mat"
+        assert (
+            one.decode(one("The CAT sat on a mat")["input_ids"], skip_special_tokens=True)
+            == "the cat sat on a mat"
+        )
         sizes = dict(model_type="bert", hidden_size=8, layers=1, heads=1, context=64)
         fit_tokenizer(one, new_encoder(one, "masked", **sizes), pairs=True)
         assert one("the cat", "mat") == both
@@ -57,10 +67,15 @@ def test_korean_comes_back(kind):
     for text in KOREAN[:4]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in ids
-        spaced = text if kind != "wordpiece" else text.replace("(", "( ").replace(")!", " )!")  # WordPiece's decoder
+        spaced = (
+            text if kind != "wordpiece" else text.replace("(", "( ").replace(")!", " )!")
+        )  # WordPiece's decoder
         assert tokenizer.decode(ids).replace(" !", "!") == spaced
         if kind != "byte_bpe":  # typed on a Mac: each syllable as its letters
-            assert tokenizer(unicodedata.normalize("NFD", text), add_special_tokens=False)["input_ids"] == ids
+            assert (
+                tokenizer(unicodedata.normalize("NFD", text), add_special_tokens=False)["input_ids"]
+                == ids
+            )
     assert tokenizer.tokenize(" 정말" if kind == "byte_bpe" else "정말").__len__() == 1
 
 
@@ -88,28 +103,47 @@ def test_unigram_pieces_stop_at_punctuation_and_know_pretokenized_words():
 def test_the_same_text_gives_the_same_file(kind, tmp_path):
     files = []
     for name in "ab":
-        tokenizer = trained(kind, KOREAN, 300 if kind == "byte_bpe" else 63 if kind == "wordpiece" else 45)
+        tokenizer = trained(
+            kind, KOREAN, 300 if kind == "byte_bpe" else 63 if kind == "wordpiece" else 45
+        )
         tokenizer.save_pretrained(tmp_path / name)
-        files.append([(tmp_path / name / file).read_bytes() for file in ("tokenizer.json", "tokenizer_config.json")])
+        files.append(
+            [
+                (tmp_path / name / file).read_bytes()
+                for file in ("tokenizer.json", "tokenizer_config.json")
+            ]
+        )
     assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", *WORDS])
 def test_a_vocabulary_the_text_cannot_fill_is_refused_with_the_largest_that_it_can(kind, refused):
     message = refused(trained, kind, vocab_size=5000)
-    assert message.startswith("vocab_size=5000: this text fills only ") and "or bring more text" in message
+    assert (
+        message.startswith("vocab_size=5000: this text fills only ")
+        and "or bring more text" in message
+    )
     most = int(message.split("set vocab_size to at most ")[1].split(",")[0])
     assert len(trained(kind, vocab_size=most)) == most
     assert f"at most {most}," in refused(trained, kind, vocab_size=most + 1)
 
 
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused_with_the_number_it_needs(refused):
-    assert "256 bytes and the special tokens need 261" in refused(trained, "byte_bpe", vocab_size=260, reserved=4)
+    assert "256 bytes and the special tokens need 261" in refused(
+        trained, "byte_bpe", vocab_size=260, reserved=4
+    )
     assert len(trained("byte_bpe", vocab_size=261, reserved=4)) == 257
     # "ab ba" has a, b, ##a, ##b; Unigram has a, b and the ▁ of the space
-    assert "the letters of this text alone need 9; " in refused(trained, "wordpiece", ["ab ba"] * 3, 8)
-    assert "the letters of this text alone need 8; " in refused(trained, "unigram", ["ab ba"] * 3, 7)
-    assert len(trained("wordpiece", ["ab ba"] * 3, 9)) == 9 and len(trained("unigram", ["ab ba"] * 3, 8)) == 8
+    assert "the letters of this text alone need 9; " in refused(
+        trained, "wordpiece", ["ab ba"] * 3, 8
+    )
+    assert "the letters of this text alone need 8; " in refused(
+        trained, "unigram", ["ab ba"] * 3, 7
+    )
+    assert (
+        len(trained("wordpiece", ["ab ba"] * 3, 9)) == 9
+        and len(trained("unigram", ["ab ba"] * 3, 8)) == 8
+    )
 
 
 @pytest.mark.parametrize("kind", WORDS)

@@ -35,7 +35,9 @@ def test_a_piece_saves_what_its_best_cut_costs():
     chance = {"a": 0.5, "b": 0.2, "ab": 0.2, "aba": 0.1}
     saved = _saved(list(chance), np.array(list(chance.values())))
     assert np.isinf(saved[:2]).all()
-    assert saved[2:].tolist() == pytest.approx([log(0.2 / (0.5 * 0.2)), log(0.1 / (0.2 * 0.5))])  # ab|a beats a|b|a
+    assert saved[2:].tolist() == pytest.approx(
+        [log(0.2 / (0.5 * 0.2)), log(0.1 / (0.2 * 0.5))]
+    )  # ab|a beats a|b|a
 
 
 def test_forgotten_pieces_are_in_no_cut():

@@ -45,7 +45,9 @@ def content_text(content) -> str:
 def to_messages(history: list[dict], system: str) -> list[dict]:
     """What the engine reads: the system prompt, if there is one, and the turns as plain text."""
     opening = [{"role": "system", "content": system.strip()}] if system and system.strip() else []
-    return opening + [{"role": turn["role"], "content": content_text(turn["content"])} for turn in history]
+    return opening + [
+        {"role": turn["role"], "content": content_text(turn["content"])} for turn in history
+    ]
 
 
 def asked_before(history: list[dict], index: int) -> tuple[list[dict], str]:
@@ -56,7 +58,9 @@ def asked_before(history: list[dict], index: int) -> tuple[list[dict], str]:
     return history[: places[-1]], content_text(history[places[-1]]["content"])
 
 
-def read_settings(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed) -> SamplingSettings:
+def read_settings(
+    temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
+) -> SamplingSettings:
     """Settings from the side panel. Sliders give whole floats where a whole number is meant; an empty seed is None."""
 
     def whole(value):
@@ -109,7 +113,11 @@ def status_line(model: str, done: Done, *, empty: bool = False) -> str:
     ]
     notes = {"length": "reached the length limit", "cancelled": "stopped", "stop": ""}[done.finish]
     if empty:
-        notes = "stopped before the first word" if done.finish == "cancelled" else "an empty answer: try again"
+        notes = (
+            "stopped before the first word"
+            if done.finish == "cancelled"
+            else "an empty answer: try again"
+        )
     if notes:
         parts.append(notes)
     line = " &middot; ".join(f"<span>{part}</span>" for part in parts)
@@ -142,7 +150,9 @@ def reply(
     shown, line = history if otherwise is None else otherwise, ""
     update, idle = gr.update(submit_btn=False, stop_btn=True, **(first or {})), failed or {}
     try:
-        for shown, line in answer(engine, history, text, model, system, read_settings(*sampling), request):
+        for shown, line in answer(
+            engine, history, text, model, system, read_settings(*sampling), request
+        ):
             yield update, shown, line
             update, idle = gr.skip(), {}
     except UserError as error:
@@ -155,7 +165,15 @@ def reply(
 
 # ---- wiring ------------------------------------------------------------------------------------------------------
 
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans KR", "sans-serif")
+FONTS = (
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Roboto",
+    "Noto Sans",
+    "Noto Sans KR",
+    "sans-serif",
+)
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 CSS = """
@@ -204,7 +222,9 @@ footer .divider {display: none !important;}
 #welcome p {margin: 4px 0 0; color: var(--body-text-color-subdued);}
 """
 
-WELCOME = "<div id='welcome'><h2>What is on your mind?</h2><p>Pick a line or write your own.</p></div>"
+WELCOME = (
+    "<div id='welcome'><h2>What is on your mind?</h2><p>Pick a line or write your own.</p></div>"
+)
 
 
 def theme() -> gr.themes.Base:
@@ -242,7 +262,9 @@ def theme() -> gr.themes.Base:
 @contextmanager
 def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
     """A page with its heading; what is built in the block stands below it."""
-    with gr.Blocks(title=title, fill_height=True, analytics_enabled=False, delete_cache=(86400, 86400)) as page:
+    with gr.Blocks(
+        title=title, fill_height=True, analytics_enabled=False, delete_cache=(86400, 86400)
+    ) as page:
         gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
         yield page
 
@@ -299,11 +321,18 @@ def chat_view(engine: Engine, page: gr.Blocks) -> None:
                 max_new_tokens = gr.Slider(
                     1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Max tokens"
                 )
-                seed = gr.Textbox(label="Seed", placeholder="a new one each time")  # gr.Number cannot be empty
+                seed = gr.Textbox(
+                    label="Seed", placeholder="a new one each time"
+                )  # gr.Number cannot be empty
             with gr.Accordion("More", open=False):
                 top_k = gr.Slider(0, 200, DEFAULTS.top_k, step=1, label="Top-k", info="0: off")
                 penalty = gr.Slider(
-                    1, 2, DEFAULTS.repetition_penalty, step=0.05, label="Repetition penalty", info="1: off"
+                    1,
+                    2,
+                    DEFAULTS.repetition_penalty,
+                    step=0.05,
+                    label="Repetition penalty",
+                    info="1: off",
                 )
 
     controls = [model, system, temperature, top_p, top_k, max_new_tokens, penalty, seed]
@@ -312,7 +341,15 @@ def chat_view(engine: Engine, page: gr.Blocks) -> None:
     # Gradio passes what is annotated by type; the rest comes from the components, in the order given below.
     def send(text: str, history: list[dict], request: gr.Request, *controls):
         first = {"value": ""}
-        yield from reply(engine, history, text, controls, request.session_hash, first=first, failed={"value": text})
+        yield from reply(
+            engine,
+            history,
+            text,
+            controls,
+            request.session_hash,
+            first=first,
+            failed={"value": text},
+        )
 
     def example(history: list[dict], event: gr.SelectData, request: gr.Request, *controls):
         yield from reply(engine, history, event.value["text"], controls, request.session_hash)
@@ -323,7 +360,9 @@ def chat_view(engine: Engine, page: gr.Blocks) -> None:
 
     def edit(history: list[dict], event: gr.EditData, request: gr.Request, *controls):
         before = history[: event.index]
-        yield from reply(engine, before, event.value, controls, request.session_hash, otherwise=history)
+        yield from reply(
+            engine, before, event.value, controls, request.session_hash, otherwise=history
+        )
 
     def undo(history: list[dict], event: gr.UndoData):
         before, text = asked_before(history, event.index)

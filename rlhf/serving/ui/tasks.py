@@ -35,7 +35,11 @@ def show_classified(row: dict, prediction: dict) -> tuple[str, dict[str, float] 
     note = f"the {MOST} likeliest of {len(probabilities)} labels" if more > 0 else ""
     if isinstance(label, list):
         title = ", ".join(label) or "No label"
-        note = ", ".join(filter(None, ["each label is more likely than not" if label else "none is likely", note]))
+        note = ", ".join(
+            filter(
+                None, ["each label is more likely than not" if label else "none is likely", note]
+            )
+        )
     else:
         title, note = label, ", ".join(filter(None, [f"{probabilities[label]:.1%}", note]))
     return heading(title, note), dict(list(probabilities.items())[:MOST])
@@ -44,7 +48,9 @@ def show_classified(row: dict, prediction: dict) -> tuple[str, dict[str, float] 
 def show_tagged(row: dict, prediction: dict) -> tuple[str, list, list]:
     """(heading, spans of the text, rows of the table)."""
     entities = sorted(prediction["entities"], key=lambda entity: entity["start"])
-    title = f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}" if entities else "No entity"
+    title = (
+        f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}" if entities else "No entity"
+    )
     marks = [(entity["start"], entity["end"], entity["type"]) for entity in entities]
     table = [[entity["type"], entity["text"], f"{entity['score']:.1%}"] for entity in entities]
     return heading(title, ""), spans(row["text"], marks), table
@@ -57,7 +63,10 @@ def show_read(row: dict, prediction: dict) -> tuple[str, list, list]:
     if prediction.get("no_answer") is not None:
         note += f"; no answer: {prediction['no_answer']:.1%}"
     marks = [(prediction["start"], prediction["end"], "answer")] if found else []
-    table = [[candidate["answer"] or "(no answer)", f"{candidate['score']:.1%}"] for candidate in prediction["n_best"]]
+    table = [
+        [candidate["answer"] or "(no answer)", f"{candidate['score']:.1%}"]
+        for candidate in prediction["n_best"]
+    ]
     title = prediction["answer"] if found else "The text does not say"
     return heading(title, note), spans(row["context"], marks), table
 
@@ -109,25 +118,44 @@ def heading_output():
 
 
 def marked_output(options: dict):
-    return gr.HighlightedText(show_label=False, show_inline_category=False, elem_classes="marked", **options)
+    return gr.HighlightedText(
+        show_label=False, show_inline_category=False, elem_classes="marked", **options
+    )
 
 
 def table_output(headers: list[str]):
-    return gr.Dataframe(headers=headers, show_label=False, interactive=False, wrap=True, buttons=[], max_height=320)
+    return gr.Dataframe(
+        headers=headers, show_label=False, interactive=False, wrap=True, buttons=[], max_height=320
+    )
 
 
 VIEWS = (
     View(
         "classifier",
         "Classify",
-        {"text": ("Text", "A sentence or a paragraph", 4), "text_pair": ("Second text", "What it is compared with", 3)},
+        {
+            "text": ("Text", "A sentence or a paragraph", 4),
+            "text_pair": ("Second text", "What it is compared with", 3),
+        },
         (
-            {"text": "A warm and funny film that I would gladly see again.", "text_pair": "The film is good."},
-            {"text": "The parcel came late and the box was damaged.", "text_pair": "The parcel came on time."},
-            {"text": "Can you tell me when the shop opens tomorrow?", "text_pair": "The shop is open now."},
+            {
+                "text": "A warm and funny film that I would gladly see again.",
+                "text_pair": "The film is good.",
+            },
+            {
+                "text": "The parcel came late and the box was damaged.",
+                "text_pair": "The parcel came on time.",
+            },
+            {
+                "text": "Can you tell me when the shop opens tomorrow?",
+                "text_pair": "The shop is open now.",
+            },
         ),
         show_classified,
-        lambda head, bars: [heading_output(), gr.Label(show_label=False, show_heading=False, **bars)],
+        lambda head, bars: [
+            heading_output(),
+            gr.Label(show_label=False, show_heading=False, **bars),
+        ],
         lambda labels: [{}, {"visible": len(labels) != 1}],
     ),
     View(
@@ -136,16 +164,25 @@ VIEWS = (
         {"text": ("Text", "A sentence or a paragraph", 4)},
         (
             {"text": "Ada Lovelace met Charles Babbage in London in 1833."},
-            {"text": "Please book a table for four at Luigi's tomorrow at 7 pm, the name is Smith."},
+            {
+                "text": "Please book a table for four at Luigi's tomorrow at 7 pm, the name is Smith."
+            },
         ),
         show_tagged,
-        lambda head, marked, table: [heading_output(), marked_output(marked), table_output(["type", "text", "score"])],
+        lambda head, marked, table: [
+            heading_output(),
+            marked_output(marked),
+            table_output(["type", "text", "score"]),
+        ],
         lambda labels: [{}, {"color_map": type_colours(labels), "show_legend": True}, {}],
     ),
     View(
         "reader",
         "Read",
-        {"question": ("Question", "Who, what, when, where?", 1), "context": ("Text", "The text that may answer it", 8)},
+        {
+            "question": ("Question", "Who, what, when, where?", 1),
+            "context": ("Text", "The text that may answer it", 8),
+        },
         (
             {
                 "question": "Who wrote the first program?",
@@ -157,7 +194,11 @@ VIEWS = (
             },
         ),
         show_read,
-        lambda head, marked, table: [heading_output(), marked_output(marked), table_output(["candidate", "score"])],
+        lambda head, marked, table: [
+            heading_output(),
+            marked_output(marked),
+            table_output(["candidate", "score"]),
+        ],
         lambda labels: [{}, {"color_map": {"answer": COLOURS[0]}}, {}],
     ),
 )
@@ -189,7 +230,9 @@ def example_rows(encoders: Encoders, view: View, model: str) -> list[list[str]]:
     """Texts to try with this model, in the order of view.texts."""
     columns = encoders.columns(view.kind, model)
     rows = encoders.examples(view.kind, model) or view.examples
-    return [[row.get(column, "") if column in columns else "" for column in view.texts] for row in rows]
+    return [
+        [row.get(column, "") if column in columns else "" for column in view.texts] for row in rows
+    ]
 
 
 def example_names(rows: list[list[str]]) -> list[str]:
@@ -230,7 +273,9 @@ def encoder_view(encoders: Encoders, view: View) -> None:
     rows = example_rows(encoders, view, models[0])
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="asked"):
-            model = gr.Dropdown(models, value=models[0], label="Model", filterable=len(models) > MOST)
+            model = gr.Dropdown(
+                models, value=models[0], label="Model", filterable=len(models) > MOST
+            )
             texts = [
                 gr.Textbox(
                     label=label,
@@ -244,7 +289,11 @@ def encoder_view(encoders: Encoders, view: View) -> None:
             ]
             button = gr.Button(view.name, variant="primary")
             examples = gr.Dataset(
-                components=texts, samples=rows, sample_labels=example_names(rows), type="index", label="Examples"
+                components=texts,
+                samples=rows,
+                sample_labels=example_names(rows),
+                type="index",
+                label="Examples",
             )
         with gr.Column(scale=5, min_width=300, elem_classes="found"):
             outputs = view.outputs(*props(models[0]))
@@ -256,16 +305,30 @@ def encoder_view(encoders: Encoders, view: View) -> None:
         """The second text, the examples and the look of the outputs follow the model; its answers are cleared."""
         rows = example_rows(encoders, view, model)
         shown = [gr.update(visible=column in columns(model)) for column in view.texts]
-        empty = [gr.update(value=value, **changes) for value, changes in zip([IDLE, None, None], props(model))]
+        empty = [
+            gr.update(value=value, **changes)
+            for value, changes in zip([IDLE, None, None], props(model))
+        ]
         return [*shown, gr.update(samples=rows, sample_labels=example_names(rows)), *empty]
 
     def example(model: str, place: int) -> list[str] | str:
         row = example_rows(encoders, view, model)[place]
-        return row if len(row) > 1 else row[0]  # of one output Gradio takes the value, not a list of it
+        return (
+            row if len(row) > 1 else row[0]
+        )  # of one output Gradio takes the value, not a list of it
 
-    asked = {"inputs": [model, *texts], "outputs": outputs, "concurrency_limit": 4, "show_progress": "minimal"}
+    asked = {
+        "inputs": [model, *texts],
+        "outputs": outputs,
+        "concurrency_limit": 4,
+        "show_progress": "minimal",
+    }
     at_once = {"queue": False, "show_progress": "hidden"}
     gr.on([button.click, *(text.submit for text in texts)], run, api_name=view.action, **asked)
-    model.change(choose, model, [*texts, examples, *outputs], api_name=f"{view.action}_model", **at_once)
-    filled = examples.click(example, [model, examples], texts, api_name=f"{view.action}_example", **at_once)
+    model.change(
+        choose, model, [*texts, examples, *outputs], api_name=f"{view.action}_model", **at_once
+    )
+    filled = examples.click(
+        example, [model, examples], texts, api_name=f"{view.action}_example", **at_once
+    )
     filled.then(run, api_name=f"{view.action}_filled", **asked)

@@ -103,7 +103,9 @@ def find_task(train: Sequence[dict], evaluation: Sequence[dict], form: LabelForm
         return Task(name, labels)
     numbers = [number(row["label"]) for row in train]
     if not (spread := pstdev(numbers)):
-        raise UserError(f"all {len(train)} training rows have the label {numbers[0]:g}: there is nothing to learn")
+        raise UserError(
+            f"all {len(train)} training rows have the label {numbers[0]:g}: there is nothing to learn"
+        )
     return Task(name, ["score"], fmean(numbers), spread)
 
 
@@ -111,7 +113,9 @@ def _refuse_odd_numbers(rows: Sequence[dict]) -> None:
     """UserError where a few labels, as "N/A", would turn a column of numbers with fractions into as many classes."""
     numbers = [number(row["label"]) for row in rows]
     odd = [row["label"] for row, value in zip(rows, numbers) if value is None]
-    fraction = next((value for value in numbers if value is not None and not value.is_integer()), None)
+    fraction = next(
+        (value for value in numbers if value is not None and not value.is_integer()), None
+    )
     if odd and fraction is not None and 10 * len(odd) <= len(rows):
         raise UserError(
             f"{len(odd)} of {len(rows)} labels are no numbers, the first {odd[0]!r:.60}, and the others are, as "
@@ -128,11 +132,17 @@ def label_names(rows: Sequence[dict]) -> list[str]:
     """The labels of the training rows as strings: whole numbers by size, everything else by the alphabet."""
     names = {name for row in rows for name in names_of(row["label"])}
     if not names:
-        raise UserError(f"none of the {len(rows)} training rows has a label: there is nothing to learn")
+        raise UserError(
+            f"none of the {len(rows)} training rows has a label: there is nothing to learn"
+        )
     if len(names) < 2 and isinstance(rows[0]["label"], list):
-        raise UserError(f"{names.pop()!r} is the only label of all lists: give true or false in place of lists")
+        raise UserError(
+            f"{names.pop()!r} is the only label of all lists: give true or false in place of lists"
+        )
     if len(names) < 2:
-        raise UserError(f"all {len(rows)} training rows have the label {names.pop()!r}: a classifier needs two or more")
+        raise UserError(
+            f"all {len(rows)} training rows have the label {names.pop()!r}: a classifier needs two or more"
+        )
     whole = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name), name) if whole else name)
 
@@ -149,7 +159,9 @@ def check_labels(rows: Sequence[dict], labels: Sequence[str]) -> None:
     shown = []
     for label, places in sorted(unknown.items())[:SHOWN]:
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        shown.append(f"{label!r} in evaluation row{'s' * (len(places) > 1)} {', '.join(map(str, places[:5]))}{more}")
+        shown.append(
+            f"{label!r} in evaluation row{'s' * (len(places) > 1)} {', '.join(map(str, places[:5]))}{more}"
+        )
     others = f", and {len(unknown) - SHOWN} labels more" if len(unknown) > SHOWN else ""
     known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
     raise UserError(
@@ -160,23 +172,34 @@ def check_labels(rows: Sequence[dict], labels: Sequence[str]) -> None:
 
 def rare_labels(train: Sequence[dict], evaluation: Sequence[dict]) -> list[str]:
     """Warnings: labels that one training row has, and labels that no evaluation row has."""
-    counts, judged = (Counter(name for row in rows for name in names_of(row["label"])) for rows in (train, evaluation))
+    counts, judged = (
+        Counter(name for row in rows for name in names_of(row["label"]))
+        for rows in (train, evaluation)
+    )
     once = sorted(name for name, count in counts.items() if count == 1)
     unseen = sorted(set(counts) - set(judged))
 
     def listed(names: list[str], text: str) -> list[str]:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return [f"{len(names)} of {len(counts)} labels {text}: {', '.join(names[:SHOWN])}{more}"] if names else []
+        return (
+            [f"{len(names)} of {len(counts)} labels {text}: {', '.join(names[:SHOWN])}{more}"]
+            if names
+            else []
+        )
 
     return listed(once, "stand in one training row only") + listed(
         unseen, "stand in no held-out row, and are not judged"
     )
 
 
-def encode(tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int) -> tuple[list[dict], int]:
+def encode(
+    tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int
+) -> tuple[list[dict], int]:
     """Rows of token ids, and how many were cut. No text can spell a special token."""
     if max_length <= tokenizer.num_special_tokens_to_add(pair=pairs) + pairs:
-        raise UserError(f"max_length={max_length} leaves no room for a text: raise it, up to the model's context")
+        raise UserError(
+            f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
+        )
     encoded, cut = [], 0
     for first in range(0, len(rows), CHUNK):
         part = rows[first : first + CHUNK]
@@ -185,7 +208,11 @@ def encode(tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int) -> 
         for own, values in zip(zip(*texts), zip(*columns.values())):
             row = dict(zip(columns, values))
             if len(row["input_ids"]) > max_length:
-                row = dict(tokenizer(*own, split_special_tokens=True, truncation=True, max_length=max_length))
+                row = dict(
+                    tokenizer(
+                        *own, split_special_tokens=True, truncation=True, max_length=max_length
+                    )
+                )
                 cut += 1
             encoded.append(row)
     return encoded, cut

@@ -22,7 +22,9 @@ METRICS = {  # task -> the numbers of its report, the first of which picks the c
 }
 
 
-def classification_report(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> dict:
+def classification_report(
+    truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]
+) -> dict:
     """How well one label of several is predicted: accuracy with its 95 % interval, macro and weighted F1, Matthews'
     correlation (mcc: 0 is chance), and
 
@@ -45,7 +47,10 @@ def classification_report(truth: Sequence[int], predicted: Sequence[int], labels
         "rows": len(truth),
         "classes": _classes(truth, predicted, labels, labels=range(len(labels))),
         "confusion": matrix.tolist(),
-        "confusions": [{"label": labels[t], "predicted": labels[p], "rows": n} for (t, p), n in wrong.most_common()],
+        "confusions": [
+            {"label": labels[t], "predicted": labels[p], "rows": n}
+            for (t, p), n in wrong.most_common()
+        ],
     }
 
 
@@ -77,7 +82,9 @@ def multi_label_report(truth: np.ndarray, predicted: np.ndarray, labels: Sequenc
 def _classes(truth, predicted, names: Sequence[str], **options) -> list[dict]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    scores = precision_recall_fscore_support(truth, predicted, average=None, zero_division=0, **options)
+    scores = precision_recall_fscore_support(
+        truth, predicted, average=None, zero_division=0, **options
+    )
     return [
         {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
         for name, p, r, f, n in zip(names, *scores)
@@ -151,7 +158,9 @@ def judge(task: str, truth: np.ndarray, outputs: np.ndarray, labels: Sequence[st
         return regression_report(truth, outputs)
     if task == "multi_label":
         certainty, happened = outputs.ravel(), truth.ravel()
-        return multi_label_report(truth, outputs > THRESHOLD, labels) | calibration(certainty, happened)
+        return multi_label_report(truth, outputs > THRESHOLD, labels) | calibration(
+            certainty, happened
+        )
     predicted = outputs.argmax(1)
     report = classification_report(truth.tolist(), predicted.tolist(), labels)
     return report | calibration(outputs.max(1), predicted == truth) | proper_scores(truth, outputs)
@@ -170,9 +179,19 @@ def errors(
     for text, row, true, given in zip(texts, rows, truth, outputs):
         entry = {**text, "label": row["label"]}
         if task == "regression":
-            found.append((abs(given - true), entry | {"predicted": float(given), "difference": float(given - true)}))
+            found.append(
+                (
+                    abs(given - true),
+                    entry | {"predicted": float(given), "difference": float(given - true)},
+                )
+            )
         elif task == "single_label" and (best := int(given.argmax())) != true:
-            found.append((given[best], entry | {"predicted": labels[best], "probability": float(given[best])}))
+            found.append(
+                (
+                    given[best],
+                    entry | {"predicted": labels[best], "probability": float(given[best])},
+                )
+            )
         elif task == "multi_label" and ((given > THRESHOLD) != (true > 0.5)).any():
             off = int(np.abs(given - true).argmax())
             said = [labels[i] for i in np.flatnonzero(given > THRESHOLD)]
@@ -202,7 +221,9 @@ def plot_calibration(report: dict, path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    x, y, rows = ([entry[name] for entry in report["bins"]] for name in ("probability", "share", "rows"))
+    x, y, rows = (
+        [entry[name] for entry in report["bins"]] for name in ("probability", "share", "rows")
+    )
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(4.6, 5.2), sharex=True, height_ratios=[3, 1], layout="constrained"
     )
@@ -257,7 +278,14 @@ def plot_confusion(report: dict, path) -> None:
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for i, row in enumerate(report["confusion"]):
             for j, n in enumerate(row):
-                axis.text(j, i, n or "", ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+                axis.text(
+                    j,
+                    i,
+                    n or "",
+                    ha="center",
+                    va="center",
+                    color="white" if shares[i][j] > 0.5 else "black",
+                )
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(names)), names)
         axis.set(xlabel="predicted", ylabel="label")
@@ -270,7 +298,9 @@ def plot_confusion(report: dict, path) -> None:
         axis.set(xlabel="rows", ylabel="label → predicted")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.margins(x=0.08)
-    kind = "" if len(names) <= READABLE else f"; the most frequent confusions of {len(names)} labels"
+    kind = (
+        "" if len(names) <= READABLE else f"; the most frequent confusions of {len(names)} labels"
+    )
     figure.suptitle(
         f"{report['rows']} held-out rows\naccuracy {report['accuracy']:.3f}, macro F1 {report['f1']:.3f}{kind}",
         fontsize=10,

@@ -50,7 +50,9 @@ class Classifier:
                 for place, feature in zip(places, encoded):
                     features[place] = feature
         found: list[dict] = [{}] * len(rows)
-        for place, outputs in run_batches(self.model, self.tokenizer, features, batch_size=batch_size):
+        for place, outputs in run_batches(
+            self.model, self.tokenizer, features, batch_size=batch_size
+        ):
             found[place] = self._prediction(outputs["logits"])
         return found
 
@@ -64,5 +66,8 @@ class Classifier:
         order = probabilities.argsort(descending=True, stable=True).tolist()
         ranked = {self.labels[i]: probabilities[i].item() for i in order}
         if self.problem == "multi_label_classification":
-            return {"label": [name for name, p in ranked.items() if p > THRESHOLD], "probabilities": ranked}
+            return {
+                "label": [name for name, p in ranked.items() if p > THRESHOLD],
+                "probabilities": ranked,
+            }
         return {"label": self.labels[order[0]], "probabilities": ranked}

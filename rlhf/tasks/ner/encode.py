@@ -137,11 +137,17 @@ def tag_names(rows: Sequence[dict]) -> list[str]:
 def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
     """UserError where evaluation rows have a type of entity that no training row has."""
     known = {label[2:] for label in labels[1:]}
-    unknown = {kind: count for kind, count in sorted(type_counts(rows).items()) if kind not in known}
+    unknown = {
+        kind: count for kind, count in sorted(type_counts(rows).items()) if kind not in known
+    }
     if unknown:
-        first = {kind: next(n for n, row in enumerate(rows, 1) if f"B-{kind}" in row["tags"]) for kind in unknown}
+        first = {
+            kind: next(n for n, row in enumerate(rows, 1) if f"B-{kind}" in row["tags"])
+            for kind in unknown
+        }
         shown = ", ".join(
-            f"{kind!r} ({count}, first in row {first[kind]})" for kind, count in list(unknown.items())[:10]
+            f"{kind!r} ({count}, first in row {first[kind]})"
+            for kind, count in list(unknown.items())[:10]
         )
         raise UserError(
             f"no training row has an entity of the type {shown} of the evaluation rows. Types of the training rows: "
@@ -150,16 +156,24 @@ def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
         )
 
 
-def warnings_of(train: Sequence[dict], evaluation: Sequence[dict], scheme: str, broken: int) -> list[str]:
+def warnings_of(
+    train: Sequence[dict], evaluation: Sequence[dict], scheme: str, broken: int
+) -> list[str]:
     """What a person should know of rows in BIO before they train on them, each thing counted."""
     warnings = []
     if broken:
-        warnings.append(f"{broken} tags break {scheme}; each is read as a new entity, or as the end of one")
+        warnings.append(
+            f"{broken} tags break {scheme}; each is read as a new entity, or as the end of one"
+        )
     counts, judged = type_counts(train), type_counts(evaluation)
     if single := sorted(kind for kind, count in counts.items() if count == 1):
-        warnings.append(f"{len(single)} types have a single entity to learn from: {', '.join(single)}")
+        warnings.append(
+            f"{len(single)} types have a single entity to learn from: {', '.join(single)}"
+        )
     if unjudged := sorted(counts.keys() - judged.keys()):
-        warnings.append(f"{len(unjudged)} types are in no evaluation row and not judged: {', '.join(unjudged)}")
+        warnings.append(
+            f"{len(unjudged)} types are in no evaluation row and not judged: {', '.join(unjudged)}"
+        )
     return warnings
 
 
@@ -186,7 +200,9 @@ def find_joints(rows: Iterable[dict]) -> tuple[str, str]:
             alone[token] += 1
         inside.update(re.findall(r"(?<=\w)[^\w\s](?=\w)", token))
         before.update(re.findall(r"^[^\w\s](?=\w)", token))
-    return tuple("".join(sorted(c for c in found if found[c] * 20 >= alone[c])) for found in (inside, before))
+    return tuple(
+        "".join(sorted(c for c in found if found[c] * 20 >= alone[c])) for found in (inside, before)
+    )
 
 
 def join(tokens: Sequence[str], units: str) -> tuple[str, list[int]]:
@@ -218,22 +234,32 @@ def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> 
     A longer text is split into windows that overlap; a unit's tag is decided in the one where it stands more in the middle.
     """
     if not tokenizer.is_fast:
-        raise UserError("tags need a tokenizer that knows where its tokens stand in the text: give a fast one")
+        raise UserError(
+            "tags need a tokenizer that knows where its tokens stand in the text: give a fast one"
+        )
     frame = tokenizer("a", return_special_tokens_mask=True)
     text_at = [place for place, special in enumerate(frame["special_tokens_mask"]) if not special]
     opening, closing = frame["input_ids"][: text_at[0]], frame["input_ids"][text_at[-1] + 1 :]
     room = max_length - len(opening) - len(closing)
     if room < 1:
-        raise UserError(f"max_length={max_length} leaves no room for a text: raise it, up to the model's context")
+        raise UserError(
+            f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
+        )
     found = []
     for row_place, row in enumerate(rows):
         text, starts = join(row["tokens"], units)
         encoded = tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
         )
         ids, first, reach = encoded["input_ids"], {}, {}
         for place, (start, end) in enumerate(encoded["offset_mapping"]):
-            while start < end - 1 and text[start].isspace():  # GPT-2 has the space in front in its token
+            while (
+                start < end - 1 and text[start].isspace()
+            ):  # GPT-2 has the space in front in its token
                 start += 1
             if start < end:
                 unit = bisect_right(starts, start) - 1
@@ -257,8 +283,14 @@ def _spans(length: int, room: int) -> list[tuple[int, int, int, int]]:
     if length <= room:
         return [(0, length, 0, length)]
     starts = list(range(0, length - room, room - room // OVERLAP)) + [length - room]
-    borders = [0, *((later + start + room) // 2 for start, later in zip(starts, starts[1:])), length]
-    return [(start, start + room, *between) for start, between in zip(starts, zip(borders, borders[1:]))]
+    borders = [
+        0,
+        *((later + start + room) // 2 for start, later in zip(starts, starts[1:])),
+        length,
+    ]
+    return [
+        (start, start + room, *between) for start, between in zip(starts, zip(borders, borders[1:]))
+    ]
 
 
 def encode(found: Iterable[Window], rows: Sequence[dict], labels: Sequence[str]) -> list[dict]:
@@ -273,7 +305,9 @@ def encode(found: Iterable[Window], rows: Sequence[dict], labels: Sequence[str])
     return encoded
 
 
-def decode(found: Iterable[Window], marks: Iterable[Sequence[str]], rows: Sequence[dict]) -> list[list[str]]:
+def decode(
+    found: Iterable[Window], marks: Iterable[Sequence[str]], rows: Sequence[dict]
+) -> list[list[str]]:
     """Legal BIO tags of every unit of every row, from the tags at the heads of its windows.
 
     Units that a token reaches into go on with its entity. Units that no token stands for (white space, mostly) are inside
@@ -307,4 +341,7 @@ def out_of_reach(found: Sequence[Window], rows: Sequence[dict]) -> int:
     """Entities that even a perfect model cannot mark, because one of their ends stands inside a token."""
     marks = [[rows[window.row]["tags"][unit] for _, unit, _ in window.heads] for window in found]
     best = decode(found, marks, rows)
-    return sum(len(set(entities(row["tags"])) - set(entities(tags))) for row, tags in zip(rows, best, strict=True))
+    return sum(
+        len(set(entities(row["tags"])) - set(entities(tags)))
+        for row, tags in zip(rows, best, strict=True)
+    )

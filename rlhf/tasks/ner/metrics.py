@@ -19,7 +19,9 @@ ERRORS = {
 }
 
 
-def entity_scores(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+def entity_scores(
+    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
     """precision, recall and f1 over all entities, and token_accuracy; sentences of BIO tags."""
     from seqeval.metrics.v1 import precision_recall_fscore_support
     from seqeval.scheme import IOB2
@@ -27,8 +29,12 @@ def entity_scores(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
     truth, predicted = [list(tags) for tags in truth], [list(tags) for tags in predicted]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # seqeval warns of a model that marks nothing; 0 says it
-        scores = precision_recall_fscore_support(truth, predicted, average="micro", scheme=IOB2, zero_division=0)
-    pairs = [pair for tags in zip(truth, predicted, strict=True) for pair in zip(*tags, strict=True)]
+        scores = precision_recall_fscore_support(
+            truth, predicted, average="micro", scheme=IOB2, zero_division=0
+        )
+    pairs = [
+        pair for tags in zip(truth, predicted, strict=True) for pair in zip(*tags, strict=True)
+    ]
     names = ("precision", "recall", "f1")
     return {name: float(score) for name, score in zip(names, scores)} | {
         "token_accuracy": sum(right == said for right, said in pairs) / len(pairs)
@@ -36,7 +42,9 @@ def entity_scores(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
 
 
 def tagging_report(
-    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], sentences: Sequence[Sequence[str]]
+    truth: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    sentences: Sequence[Sequence[str]],
 ) -> dict:
     """How well entities are marked: entity_scores, and
 
@@ -47,7 +55,11 @@ def tagging_report(
     mistakes: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for right, said, tokens in zip(truth, predicted, sentences, strict=True):
         true, marked = entities(right), entities(said)
-        for name, found in (("entities", true), ("marked", marked), ("right", set(true) & set(marked))):
+        for name, found in (
+            ("entities", true),
+            ("marked", marked),
+            ("right", set(true) & set(marked)),
+        ):
             of_type[name].update(kind for kind, _, _ in found)
         for kind, wanted, got, example in find_errors(true, marked, tokens):
             mistakes[kind, wanted, got].append(example)
@@ -58,11 +70,21 @@ def tagging_report(
         **entity_scores(truth, predicted),
         "sentences": len(truth),
         "entities": of_type["entities"].total(),
-        "types": [_type_scores(kind, of_type) for kind in sorted(of_type["entities"] | of_type["marked"])],
+        "types": [
+            _type_scores(kind, of_type) for kind in sorted(of_type["entities"] | of_type["marked"])
+        ],
         "errors": {kind: kinds[kind] for kind in ERRORS},
         "confusions": [
-            {"error": kind, "entity": wanted, "marked": got, "count": len(examples), "example": examples[0]}
-            for (kind, wanted, got), examples in sorted(mistakes.items(), key=lambda item: -len(item[1]))
+            {
+                "error": kind,
+                "entity": wanted,
+                "marked": got,
+                "count": len(examples),
+                "example": examples[0],
+            }
+            for (kind, wanted, got), examples in sorted(
+                mistakes.items(), key=lambda item: -len(item[1])
+            )
         ],
     }
 
@@ -116,8 +138,18 @@ def wrong_sentences(rows: Sequence[dict], predicted: Sequence[Sequence[str]]) ->
     for row, said in zip(rows, predicted, strict=True):
         errors = find_errors(entities(row["tags"]), entities(said), row["tokens"])
         if errors:
-            named = [f"{kind}: {example} ({wanted or marked})" for kind, wanted, marked, example in errors]
-            wrong.append({"tokens": row["tokens"], "tags": row["tags"], "predicted": list(said), "errors": named})
+            named = [
+                f"{kind}: {example} ({wanted or marked})"
+                for kind, wanted, marked, example in errors
+            ]
+            wrong.append(
+                {
+                    "tokens": row["tokens"],
+                    "tags": row["tags"],
+                    "predicted": list(said),
+                    "errors": named,
+                }
+            )
     return sorted(wrong, key=lambda row: -len(row["errors"]))
 
 
@@ -131,7 +163,12 @@ def plot_entities(report: dict, path) -> None:
     types = sorted(report["types"], key=lambda entry: entry["entities"])[-READABLE:]
     figure, axis = plt.subplots(figsize=(7, 1.4 + 0.35 * len(types)), layout="constrained")
     bars = axis.barh(range(len(types)), [entry["f1"] for entry in types])
-    axis.bar_label(bars, [f"{entry['f1']:.3f}  ({entry['entities']})" for entry in types], padding=3, fontsize=8)
+    axis.bar_label(
+        bars,
+        [f"{entry['f1']:.3f}  ({entry['entities']})" for entry in types],
+        padding=3,
+        fontsize=8,
+    )
     axis.set_yticks(range(len(types)), [shortened(entry["type"]) for entry in types])
     axis.set(xlim=(0, 1.2), xlabel="F1 (entities)")
     axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])

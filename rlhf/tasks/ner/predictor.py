@@ -37,7 +37,9 @@ class Tagger:
         marks: list[list[str]] = [[] for _ in found]
         chances: list[dict[int, float]] = [{} for _ in rows]  # unit -> probability of its tag
         inputs = [window.inputs for window in found]
-        for place, outputs in run_batches(self.model, self.tokenizer, inputs, batch_size=batch_size):
+        for place, outputs in run_batches(
+            self.model, self.tokenizer, inputs, batch_size=batch_size
+        ):
             best, numbers = outputs["logits"].softmax(-1).max(-1)  # (L, labels) -> (L,)
             for token, unit, _ in found[place].heads:
                 marks[place].append(self.labels[numbers[token]])
@@ -53,7 +55,11 @@ class Tagger:
         if "tokens" in row:
             tokens = list(row["tokens"])
             text, starts = join(tokens, self.units)
-            return tokens, text, [(start, start + len(token)) for start, token in zip(starts, tokens)]
+            return (
+                tokens,
+                text,
+                [(start, start + len(token)) for start, token in zip(starts, tokens)],
+            )
         text = row["text"]
         spans = (
             cut_words(text, self.joints)
@@ -63,11 +69,15 @@ class Tagger:
         return [text[start:end] for start, end in spans], text, spans
 
 
-def _entities(text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], chance: dict[int, float]) -> list[dict]:
+def _entities(
+    text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], chance: dict[int, float]
+) -> list[dict]:
     found = []
     for kind, first, last in entities(tags):
         start, end = spans[first][0], spans[last][1]
         known = [chance[unit] for unit in range(first, last + 1) if unit in chance]
         score = sum(known) / len(known)
-        found.append({"type": kind, "text": text[start:end], "start": start, "end": end, "score": score})
+        found.append(
+            {"type": kind, "text": text[start:end], "start": start, "end": end, "score": score}
+        )
     return found

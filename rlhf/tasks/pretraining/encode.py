@@ -19,7 +19,10 @@ from torch.utils.data import Dataset
 
 from rlhf.errors import UserError
 
-MASK_SHARE, SHORT_SHARE = 0.15, 0.1  # of tokens that are predicted; of pairs that are shorter on purpose
+MASK_SHARE, SHORT_SHARE = (
+    0.15,
+    0.1,
+)  # of tokens that are predicted; of pairs that are shorter on purpose
 IGNORED = -100  # label of what is not learned
 
 
@@ -53,7 +56,9 @@ def encode_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """
     plain = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
     found = []
-    for start in range(0, len(texts), 1000):  # the encodings of one batch are larger than what is kept of them
+    for start in range(
+        0, len(texts), 1000
+    ):  # the encodings of one batch are larger than what is kept of them
         encoded = tokenizer(list(texts[start : start + 1000]), **plain)
         for place, ids in enumerate(encoded["input_ids"]):
             words = encoded.word_ids(place) if tokenizer.is_fast else range(len(ids))
@@ -71,7 +76,9 @@ def sentences(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def blocks(documents: Sequence[Tokens], size: int, *, cross_documents: bool) -> tuple[list[Tokens], int]:
+def blocks(
+    documents: Sequence[Tokens], size: int, *, cross_documents: bool
+) -> tuple[list[Tokens], int]:
     """Documents cut every `size` tokens, and how many tokens were left out.
 
     The rest of a document is a shorter block; of fewer than 2 tokens it is left out, there is nothing to learn from. With
@@ -80,22 +87,30 @@ def blocks(documents: Sequence[Tokens], size: int, *, cross_documents: bool) -> 
     shortest = 2
     if cross_documents and documents:
         documents, shortest = [joined(documents)], size
-    cut = [doc.part(start, start + size) for doc in documents for start in range(0, len(doc.ids), size)]
+    cut = [
+        doc.part(start, start + size) for doc in documents for start in range(0, len(doc.ids), size)
+    ]
     kept = [block for block in cut if len(block.ids) >= shortest]
     return kept, sum(len(block.ids) for block in cut) - sum(len(block.ids) for block in kept)
 
 
-def causal_blocks(tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool) -> tuple[list[dict], int]:
+def causal_blocks(
+    tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool
+) -> tuple[list[dict], int]:
     """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens left out."""
     end = special(tokenizer.eos_token_id)
     cut, left = blocks(
-        [joined([text, end]) for text in encode_texts(tokenizer, texts)], size, cross_documents=cross_documents
+        [joined([text, end]) for text in encode_texts(tokenizer, texts)],
+        size,
+        cross_documents=cross_documents,
     )
     rows = [torch.from_numpy(block.ids.astype(np.int64)) for block in cut]
     return [{"input_ids": ids, "labels": ids} for ids in rows], left
 
 
-def masked_blocks(tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool) -> tuple[list[Tokens], int]:
+def masked_blocks(
+    tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool
+) -> tuple[list[Tokens], int]:
     """[CLS] block [SEP] of at most `size` tokens; and the tokens left out. Across documents a [SEP] parts them."""
     before, after = special(tokenizer.cls_token_id), special(tokenizer.sep_token_id)
     documents = encode_texts(tokenizer, texts)
@@ -121,7 +136,11 @@ class Masking:
         """
         places = np.flatnonzero(row.words >= 0)
         count = max(1, round(MASK_SHARE * len(places)))
-        chosen = self._words(row, places, count, random) if self.whole_words else random.permutation(places)[:count]
+        chosen = (
+            self._words(row, places, count, random)
+            if self.whole_words
+            else random.permutation(places)[:count]
+        )
         labels = np.full(len(row.ids), IGNORED, dtype=np.int64)
         labels[chosen] = row.ids[chosen]
         ids = row.ids.astype(np.int64)
@@ -131,7 +150,9 @@ class Masking:
         ids[other] = random.choice(self.vocabulary, len(other))
         return ids, labels
 
-    def _words(self, row: Tokens, places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    def _words(
+        self, row: Tokens, places: np.ndarray, count: int, random: np.random.Generator
+    ) -> np.ndarray:
         starts = np.flatnonzero(np.diff(row.words[places], prepend=-1))
         ends = np.append(starts[1:], len(places))
         chosen: list[int] = []
@@ -151,7 +172,9 @@ class DrawnRows(Dataset):
 
     def __init__(self, lengths: Sequence[int], masking: Masking, *, seed: int):
         self.lengths, self.masking, self.seed = list(lengths), masking, seed
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that outlive an epoch see it too
+        self.epoch = torch.zeros(
+            (), dtype=torch.long
+        ).share_memory_()  # workers that outlive an epoch see it too
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -193,28 +216,45 @@ class PairRows(DrawnRows):
                 "evaluation rows need two each), or name what parts the documents of a .txt file, document_separator"
             )
         # tokens from each sentence to the end of its document
-        self.remaining = [np.cumsum([len(s.ids) for s in reversed(pieces)])[::-1] for pieces in self.documents]
+        self.remaining = [
+            np.cumsum([len(s.ids) for s in reversed(pieces)])[::-1] for pieces in self.documents
+        ]
         random = np.random.default_rng([seed])
-        self.runs = [run for place in range(len(self.documents)) for run in self._runs(place, random)]
+        self.runs = [
+            run for place in range(len(self.documents)) for run in self._runs(place, random)
+        ]
         if all(stop - start == 1 for _, start, stop, _ in self.runs):
-            raise UserError("masked_nsp needs documents of several sentences, and each is one: use objective: masked")
+            raise UserError(
+                "masked_nsp needs documents of several sentences, and each is one: use objective: masked"
+            )
         super().__init__([length + 3 for *_, length in self.runs], masking, seed=seed)
 
     def _documents(self, tokenizer, texts: Sequence[str]) -> list[list[Tokens]]:
         parted, half = [sentences(text) for text in texts], self.room // 2
-        encoded = iter(encode_texts(tokenizer, [sentence for document in parted for sentence in document]))
+        encoded = iter(
+            encode_texts(tokenizer, [sentence for document in parted for sentence in document])
+        )
         whole = [[next(encoded) for _ in document] for document in parted]
-        return [[s.part(i, i + half) for s in document for i in range(0, len(s.ids), half)] for document in whole]
+        return [
+            [s.part(i, i + half) for s in document for i in range(0, len(s.ids), half)]
+            for document in whole
+        ]
 
     def _runs(self, place: int, random: np.random.Generator) -> list[tuple[int, int, int, int]]:
         """(document, first sentence, last + 1, tokens of the pair) of the rows of a document."""
         found, start, length, wanted = [], 0, 0, 0
         for stop, sentence in enumerate(self.documents[place], start=1):
             if not wanted:
-                wanted = int(random.integers(2, self.room + 1)) if random.random() < SHORT_SHARE else self.room
+                wanted = (
+                    int(random.integers(2, self.room + 1))
+                    if random.random() < SHORT_SHARE
+                    else self.room
+                )
             length += len(sentence.ids)
             if length >= wanted or stop == len(self.documents[place]):
-                found.append((place, start, stop, min(length, self.room) if stop - start > 1 else self.room))
+                found.append(
+                    (place, start, stop, min(length, self.room) if stop - start > 1 else self.room)
+                )
                 start, length, wanted = stop, 0, 0
         return found
 
@@ -230,7 +270,9 @@ class PairRows(DrawnRows):
             second = self._elsewhere(document, max(1, length - len(first.ids)), ends, random)
         return *self._fitting(first, joined(second), random), is_random
 
-    def _elsewhere(self, document: int, wanted: int, ends: bool, random: np.random.Generator) -> list[Tokens]:
+    def _elsewhere(
+        self, document: int, wanted: int, ends: bool, random: np.random.Generator
+    ) -> list[Tokens]:
         """Sentences of another document, `wanted` tokens or a little more; its last ones if the run `ends` its document.
 
         Thus neither the length of B nor a last sentence of a story tells whether B is random.
@@ -245,11 +287,17 @@ class PairRows(DrawnRows):
             stop += 1
         return self.documents[other][start:stop]
 
-    def _fitting(self, first: Tokens, second: Tokens, random: np.random.Generator) -> tuple[Tokens, Tokens]:
+    def _fitting(
+        self, first: Tokens, second: Tokens, random: np.random.Generator
+    ) -> tuple[Tokens, Tokens]:
         """Both cut to the room of a row: tokens are taken from the longer one, from its start or its end at random."""
         bounds = [[0, len(first.ids)], [0, len(second.ids)]]
         for _ in range(len(first.ids) + len(second.ids) - self.room):
-            longer = bounds[0] if bounds[0][1] - bounds[0][0] > bounds[1][1] - bounds[1][0] else bounds[1]
+            longer = (
+                bounds[0]
+                if bounds[0][1] - bounds[0][0] > bounds[1][1] - bounds[1][0]
+                else bounds[1]
+            )
             if random.random() < 0.5:
                 longer[0] += 1
             else:
@@ -259,7 +307,9 @@ class PairRows(DrawnRows):
     def __getitem__(self, place: int) -> dict:
         random = self.random(place)
         first, second, is_random = self.pair(place, random)
-        ids, labels = self.masking(joined([self.before, first, self.after, second, self.after]), random)
+        ids, labels = self.masking(
+            joined([self.before, first, self.after, second, self.after]), random
+        )
         types = torch.zeros(len(ids), dtype=torch.long)
         types[len(first.ids) + 2 :] = 1
         row = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
@@ -278,12 +328,16 @@ class PadRows:
         if lengths.min() == lengths.max():
             return {name: torch.stack(values) for name, values in batch.items()}
         padded = {
-            name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=self.fill[name])
+            name: torch.nn.utils.rnn.pad_sequence(
+                values, batch_first=True, padding_value=self.fill[name]
+            )
             if name in self.fill
             else torch.stack(values)
             for name, values in batch.items()
         }
-        return padded | {"attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
+        return padded | {
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        }
 
 
 def baselines(rows: DrawnRows) -> dict[str, float]:

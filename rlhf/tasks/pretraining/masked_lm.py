@@ -19,7 +19,10 @@ class MaskedPlacesOnly:
 
     def __init__(self, model: nn.Module):
         self.places: Tensor | None = None  # (B, L) bool
-        head = getattr(getattr(model, "cls", None), "predictions", None) or model.get_output_embeddings()
+        head = (
+            getattr(getattr(model, "cls", None), "predictions", None)
+            or model.get_output_embeddings()
+        )
         model.register_forward_pre_hook(self._narrow_labels, with_kwargs=True)
         head.register_forward_pre_hook(self._narrow_states)
 
@@ -45,7 +48,9 @@ def row_sums(logits, labels) -> Tensor:
     each = torch.stack([losses, hits.float(), torch.ones_like(losses)], dim=1)  # (N, 3)
     sums = each.new_zeros(len(labels), 3).index_add_(0, row, each)
     if next_logits:
-        sums = torch.cat([sums, (next_logits[0].argmax(-1) == next_labels[0]).float()[:, None]], dim=1)
+        sums = torch.cat(
+            [sums, (next_logits[0].argmax(-1) == next_labels[0]).float()[:, None]], dim=1
+        )
     return sums
 
 
@@ -83,7 +88,11 @@ def filled_in(model, tokenizer, rows: DrawnRows, *, count: int, around: int = 10
         logits, *_ = model(input_ids=ids, **inputs, return_dict=False)
         before = tokenizer.decode(ids[0, max(0, spot - around) : spot])
         after = tokenizer.decode(ids[0, spot + 1 : spot + 1 + around])
-        likeliest = [tokenizer.decode([token]) for token in logits[0, spot].topk(3).indices.tolist()]
+        likeliest = [
+            tokenizer.decode([token]) for token in logits[0, spot].topk(3).indices.tolist()
+        ]
         word = tokenizer.decode([labels[spot]])
-        found.append({"text": f"{before} [?] {after}", "word": word, "filled": ", ".join(likeliest)})
+        found.append(
+            {"text": f"{before} [?] {after}", "word": word, "filled": ", ".join(likeliest)}
+        )
     return found[:count]

@@ -46,14 +46,18 @@ class Reading:
     missed: int
 
 
-def encode_windows(tokenizer, rows: Sequence[dict], *, max_length: int, stride: int, max_answer_length: int) -> Reading:
+def encode_windows(
+    tokenizer, rows: Sequence[dict], *, max_length: int, stride: int, max_answer_length: int
+) -> Reading:
     """Windows of at most max_length tokens, `stride` of which repeat the window before.
 
     Rows have question and context; with answers {text, answer_start} the windows have start_positions and end_positions,
     those of the first answer that lies in them. No text can spell a special token.
     """
     if not tokenizer.is_fast:
-        raise UserError("question answering needs a fast tokenizer, one that knows the characters of its tokens")
+        raise UserError(
+            "question answering needs a fast tokenizer, one that knows the characters of its tokens"
+        )
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     longest = min(QUESTION, room // 2)
     if longest < 1 or stride >= room - longest:
@@ -89,16 +93,22 @@ def encode_windows(tokenizer, rows: Sequence[dict], *, max_length: int, stride: 
                     f"the tokenizer {tokenizer.name_or_path!r} has none; use a BERT class model"
                 )
             first = parts.index(1) if 1 in parts else 0
-            offsets = np.array(encoding.offsets[first : first + parts.count(1)], dtype=np.int32).reshape(-1, 2)
+            offsets = np.array(
+                encoding.offsets[first : first + parts.count(1)], dtype=np.int32
+            ).reshape(-1, 2)
             names = [name for name in tokenizer.model_input_names if name in batch]
             feature = {name: np.array(batch[name][place], dtype=np.int32) for name in names}
             if "answers" in row:
                 edges = (
                     0 if place == 0 or owners[place - 1] != owner else None,
-                    len(row["context"]) if place + 1 == len(owners) or owners[place + 1] != owner else None,
+                    len(row["context"])
+                    if place + 1 == len(owners) or owners[place + 1] != owner
+                    else None,
                 )
                 span, exact = _label(row, offsets, edges, max_answer_length)
-                feature["start_positions"], feature["end_positions"] = (first + t for t in span) if span else (0, 0)
+                feature["start_positions"], feature["end_positions"] = (
+                    (first + t for t in span) if span else (0, 0)
+                )
                 reached |= {owner} if exact else set()
             windows.append(Window(feature, begin + owner, first, offsets))
         missed += sum(bool(row.get("answers", {}).get("text")) for row in chunk) - len(reached)
@@ -109,7 +119,11 @@ def _shortened(tokenizer, questions: list[str], longest: int) -> list[str]:
     """Questions of at most `longest` tokens, cut between tokens."""
     short = []
     encoded = tokenizer(
-        questions, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        questions,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
     )
     for question, offsets in zip(questions, encoded["offset_mapping"]):
         short.append(question if len(offsets) <= longest else question[: offsets[longest - 1][1]])
@@ -138,7 +152,10 @@ def _label(
         )
         if left >= begin and right <= end and span[0] <= span[1]:
             given = (int(offsets[span[0], 0]), int(offsets[span[1], 1]))
-            exact = trimmed(row["context"], *given) == (left, right) and span[1] - span[0] < max_answer_length
+            exact = (
+                trimmed(row["context"], *given) == (left, right)
+                and span[1] - span[0] < max_answer_length
+            )
             labels.append((span, exact))
     return (labels[0][0] if labels else None), any(exact for _, exact in labels)
 
@@ -171,10 +188,16 @@ def best_answers(
         null[window.row] = min(null[window.row], start[0] + end[0])
         spans = found[window.row]
         for first, last, logit in _best_spans(window, start, end, max_answer_length):
-            place = trimmed(rows[window.row]["context"], int(window.offsets[first, 0]), int(window.offsets[last, 1]))
+            place = trimmed(
+                rows[window.row]["context"],
+                int(window.offsets[first, 0]),
+                int(window.offsets[last, 1]),
+            )
             if place[0] < place[1]:
                 spans[place] = max(spans.get(place, -np.inf), logit)
-    return [_answer(row["context"], spans, nothing) for row, spans, nothing in zip(rows, found, null)]
+    return [
+        _answer(row["context"], spans, nothing) for row, spans, nothing in zip(rows, found, null)
+    ]
 
 
 def _best_spans(window: Window, start: np.ndarray, end: np.ndarray, max_answer_length: int):
@@ -185,10 +208,17 @@ def _best_spans(window: Window, start: np.ndarray, end: np.ndarray, max_answer_l
     inside = slice(window.first, window.first + count)
     width = min(max_answer_length, count)
     padded = np.concatenate([end[inside], np.full(width - 1, -np.inf)])
-    totals = start[inside, None] + np.lib.stride_tricks.sliding_window_view(padded, width)  # (count, width)
-    starts = _largest(totals.max(axis=1))  # a span among the best begins where the best of its start is among the best
+    totals = start[inside, None] + np.lib.stride_tricks.sliding_window_view(
+        padded, width
+    )  # (count, width)
+    starts = _largest(
+        totals.max(axis=1)
+    )  # a span among the best begins where the best of its start is among the best
     best = _largest(totals[starts].ravel())
-    spans = [(int(starts[i // width]), int(i % width), float(totals[starts[i // width], i % width])) for i in best]
+    spans = [
+        (int(starts[i // width]), int(i % width), float(totals[starts[i // width], i % width]))
+        for i in best
+    ]
     return [(first, first + more, logit) for first, more, logit in spans if np.isfinite(logit)]
 
 
@@ -200,7 +230,14 @@ def _largest(values: np.ndarray) -> np.ndarray:
 def _answer(context: str, spans: dict[tuple[int, int], float], null: float) -> dict:
     ranked = sorted(spans, key=lambda place: (-spans[place], place))[:CANDIDATES]
     if not ranked:  # a context without any token the model knows how to read
-        return {"answer": "", "start": None, "end": None, "score": 0.0, "no_answer": 1.0, "n_best": []}
+        return {
+            "answer": "",
+            "start": None,
+            "end": None,
+            "score": 0.0,
+            "no_answer": 1.0,
+            "n_best": [],
+        }
     logits = np.array([spans[place] for place in ranked])
     scores = np.exp(logits - logits[0])
     scores /= scores.sum()
@@ -224,7 +261,10 @@ def decide(answer: dict, threshold: float | None) -> dict:
 
 def question_ids(rows: Sequence[dict]) -> list[str]:
     """The id of each row as a string, q0, q1, ... where it has none. A prediction file is keyed by it: none may repeat."""
-    ids = [str(row["id"]) if row.get("id") is not None else f"q{place}" for place, row in enumerate(rows)]
+    ids = [
+        str(row["id"]) if row.get("id") is not None else f"q{place}"
+        for place, row in enumerate(rows)
+    ]
     seen: set[str] = set()
     twice = list(dict.fromkeys(name for name in ids if name in seen or seen.add(name)))
     if twice:

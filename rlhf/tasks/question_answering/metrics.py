@@ -28,7 +28,9 @@ _KOREAN_MARKS = str.maketrans(dict.fromkeys("'\"‘’《》〈〉<>()", " "))
 def normalised(text: str, unit: str) -> str:
     """An answer as it is compared, words separated by one space."""
     if unit not in UNITS:
-        raise UserError(f"answer_unit={unit!r}: use one of {', '.join(UNITS)} (word: SQuAD, character: KorQuAD)")
+        raise UserError(
+            f"answer_unit={unit!r}: use one of {', '.join(UNITS)} (word: SQuAD, character: KorQuAD)"
+        )
     if unit == "character":
         return " ".join(text.translate(_KOREAN_MARKS).lower().translate(_NO_PUNCTUATION).split())
     text = text.lower().translate(_NO_PUNCTUATION)
@@ -39,7 +41,9 @@ def answer_scores(predicted: str, gold: Sequence[str], unit: str) -> tuple[float
     """(exact match, F1) of an answer, each the best over the gold answers; no gold answer: "" is right."""
     wanted = [text for text in (normalised(text, unit) for text in gold) if text] or [""]
     given = normalised(predicted, unit)
-    return float(given in wanted), max(_f1(_parts(given, unit), _parts(text, unit)) for text in wanted)
+    return float(given in wanted), max(
+        _f1(_parts(given, unit), _parts(text, unit)) for text in wanted
+    )
 
 
 def _parts(text: str, unit: str) -> Counter:
@@ -74,7 +78,9 @@ def best_threshold(
     return best[0], best[1] / len(scores)
 
 
-def reading_report(rows: Sequence[dict], found: Sequence[dict], *, answer_unit: str, with_threshold: bool) -> dict:
+def reading_report(
+    rows: Sequence[dict], found: Sequence[dict], *, answer_unit: str, with_threshold: bool
+) -> dict:
     """How well questions are answered: exact, f1 (means, 0 to 1), rows, and
 
     answerable, unanswerable: the same of these questions alone, where there are any. kinds: the same by question, or by
@@ -87,12 +93,16 @@ def reading_report(rows: Sequence[dict], found: Sequence[dict], *, answer_unit: 
     """
     gold = [row["answers"]["text"] for row in rows]
     has_answer = [bool(texts) for texts in gold]
-    given = [answer_scores(answer["answer"], texts, answer_unit) for answer, texts in zip(found, gold)]
+    given = [
+        answer_scores(answer["answer"], texts, answer_unit) for answer, texts in zip(found, gold)
+    ]
     report: dict = {}
     answered = [True] * len(rows)
     if with_threshold:
         nothing = [answer["no_answer"] for answer in found]
-        report["no_answer_threshold"], _ = best_threshold([f1 for _, f1 in given], has_answer, nothing)
+        report["no_answer_threshold"], _ = best_threshold(
+            [f1 for _, f1 in given], has_answer, nothing
+        )
         report["best_exact_threshold"], report["best_exact"] = best_threshold(
             [exact for exact, _ in given], has_answer, nothing
         )
@@ -121,7 +131,10 @@ def reading_report(rows: Sequence[dict], found: Sequence[dict], *, answer_unit: 
 
 
 def _decided(given, has_answer, answered) -> list[tuple[float, float]]:
-    return [pair if said else (float(not has),) * 2 for pair, has, said in zip(given, has_answer, answered)]
+    return [
+        pair if said else (float(not has),) * 2
+        for pair, has, said in zip(given, has_answer, answered)
+    ]
 
 
 def _means(scores: Sequence[tuple[float, float]]) -> dict:

@@ -17,7 +17,11 @@ class Reader:
         fit_tokenizer(self.tokenizer, self.model, pairs=True)
         config = self.model.config
         length = min(384, context_length(self.model), self.tokenizer.model_max_length)
-        elsewhere = {"max_length": length, "stride": length // 3, "max_answer_length": 30}  # BERT's own
+        elsewhere = {
+            "max_length": length,
+            "stride": length // 3,
+            "max_answer_length": 30,
+        }  # BERT's own
         self.windows: dict = getattr(config, "reader_windows", None) or elsewhere
         self.no_answer_threshold: float | None = getattr(config, "no_answer_threshold", None)
 
@@ -34,7 +38,11 @@ class Reader:
         windows = encode_windows(self.tokenizer, asked, **self.windows).windows
         logits: list = [None] * len(windows)
         features = [window.feature for window in windows]
-        for place, outputs in run_batches(self.model, self.tokenizer, features, batch_size=batch_size):
+        for place, outputs in run_batches(
+            self.model, self.tokenizer, features, batch_size=batch_size
+        ):
             logits[place] = (outputs["start_logits"].numpy(), outputs["end_logits"].numpy())
-        found = best_answers(asked, windows, logits, max_answer_length=self.windows["max_answer_length"])
+        found = best_answers(
+            asked, windows, logits, max_answer_length=self.windows["max_answer_length"]
+        )
         return [decide(answer, self.no_answer_threshold) for answer in found]

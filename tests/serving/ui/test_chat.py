@@ -43,12 +43,16 @@ def notices(monkeypatch):
 
 def test_answer_grows_and_ends_with_its_status():
     engine = ScriptedEngine(Piece("Hel"), Piece("lo"), DONE)
-    frames = list(chat.answer(engine, [], " hi ", "ppo · demo", "be kind", SamplingSettings(), "me"))
+    frames = list(
+        chat.answer(engine, [], " hi ", "ppo · demo", "be kind", SamplingSettings(), "me")
+    )
     assert [[turn["content"] for turn in history] for history, _ in frames] == [
         ["hi"], ["hi", "Hel"], ["hi", "Hello"], ["hi", "Hello"],
     ]  # fmt: skip
     assert [bool(status) for _, status in frames] == [False, False, False, True]
-    assert "40 tokens/s" in frames[-1][1] and "2 tokens" in frames[-1][1] and "seed 5" in frames[-1][1]
+    assert (
+        "40 tokens/s" in frames[-1][1] and "2 tokens" in frames[-1][1] and "seed 5" in frames[-1][1]
+    )
     [(model, messages, _, request)] = engine.asked
     assert (model, request) == ("ppo · demo", "me")
     assert messages == [{"role": "system", "content": "be kind"}, ASKED]
@@ -60,7 +64,9 @@ def test_an_empty_question_is_refused():
 
 
 def test_an_empty_answer_leaves_no_bubble():
-    *_, (history, status) = chat.answer(ScriptedEngine(DONE), [], "hi", "ppo · demo", "", SamplingSettings(), "me")
+    *_, (history, status) = chat.answer(
+        ScriptedEngine(DONE), [], "hi", "ppo · demo", "", SamplingSettings(), "me"
+    )
     assert history == [ASKED] and "empty answer" in status
 
 
@@ -100,7 +106,11 @@ def test_settings_from_the_panel():
 def test_reply_shows_stop_while_it_runs_and_send_at_the_end(notices):
     engine = ScriptedEngine(Piece("Hello"), DONE)
     frames = list(chat.reply(engine, [], "hi", CONTROLS, "me", first={"value": ""}))
-    assert (frames[0][0]["value"], frames[0][0]["stop_btn"], frames[0][0]["submit_btn"]) == ("", True, False)
+    assert (frames[0][0]["value"], frames[0][0]["stop_btn"], frames[0][0]["submit_btn"]) == (
+        "",
+        True,
+        False,
+    )
     assert (frames[-1][0]["stop_btn"], frames[-1][0]["submit_btn"]) == (False, True)
     assert "value" not in frames[-1][0]  # what was typed meanwhile stays
     assert frames[-1][1][-1]["content"] == "Hello" and not notices
@@ -109,7 +119,9 @@ def test_reply_shows_stop_while_it_runs_and_send_at_the_end(notices):
 def test_a_refused_question_keeps_text_and_history(notices):
     before = [ASKED, {"role": "assistant", "content": "Hello"}]
     controls = (*CONTROLS[:2], 99, *CONTROLS[3:])
-    frames = list(chat.reply(ScriptedEngine(), before, "more", controls, "me", failed={"value": "more"}))
+    frames = list(
+        chat.reply(ScriptedEngine(), before, "more", controls, "me", failed={"value": "more"})
+    )
     assert len(frames) == 1 and frames[0][0]["value"] == "more" and frames[0][1] == before
     assert "temperature=99" in notices[0]
 

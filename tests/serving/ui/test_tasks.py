@@ -45,7 +45,11 @@ def runs(tmp_path):
     for kind, name, config in (
         ("classifier", "one", {"trained_pairs": False, "id2label": {"0": "bad", "1": "good"}}),
         ("classifier", "pairs", {"trained_pairs": True, "id2label": {"0": "LABEL_0"}}),
-        ("tagger", "t", {"id2label": {"0": "O", "1": "B-per", "2": "I-per", "3": "B-loc", "4": "I-loc"}}),
+        (
+            "tagger",
+            "t",
+            {"id2label": {"0": "O", "1": "B-per", "2": "I-per", "3": "B-loc", "4": "I-loc"}},
+        ),
         ("reader", "r", {}),
     ):
         (tmp_path / name).mkdir()
@@ -58,19 +62,26 @@ def runs(tmp_path):
 
 
 def test_one_label_is_named_above_its_bars():
-    head, bars = ui.show_classified({}, {"label": "good", "probabilities": {"good": 0.9, "bad": 0.1}})
+    head, bars = ui.show_classified(
+        {}, {"label": "good", "probabilities": {"good": 0.9, "bad": 0.1}}
+    )
     assert "<b>good</b>" in head and "90.0%" in head and bars == {"good": 0.9, "bad": 0.1}
 
 
 def test_of_many_labels_the_likeliest_are_shown():
     probabilities = {f"label {place}": 0.5 / 2**place for place in range(12)}
     head, bars = ui.show_classified({}, {"label": "label 0", "probabilities": probabilities})
-    assert list(bars) == [f"label {place}" for place in range(10)] and "the 10 likeliest of 12 labels" in head
+    assert (
+        list(bars) == [f"label {place}" for place in range(10)]
+        and "the 10 likeliest of 12 labels" in head
+    )
 
 
 @pytest.mark.parametrize(("labels", "title"), [(["time", "date"], "time, date"), ([], "No label")])
 def test_several_labels_or_none(labels, title):
-    head, bars = ui.show_classified({}, {"label": labels, "probabilities": {"time": 0.9, "date": 0.8}})
+    head, bars = ui.show_classified(
+        {}, {"label": labels, "probabilities": {"time": 0.9, "date": 0.8}}
+    )
     assert f"<b>{title}</b>" in head and len(bars) == 2
 
 
@@ -100,7 +111,14 @@ def test_the_answer_is_marked_in_its_text():
         {"answer": "Ada", "start": 7, "end": 10, "score": 0.75},
         {"answer": "By", "start": 0, "end": 2, "score": 0.2},
     ]
-    found = {"answer": "Ada", "start": 7, "end": 10, "score": 0.75, "no_answer": 0.125, "n_best": n_best}
+    found = {
+        "answer": "Ada",
+        "start": 7,
+        "end": 10,
+        "score": 0.75,
+        "no_answer": 0.125,
+        "n_best": n_best,
+    }
     head, pieces, table = ui.show_read({"context": "By our Ada."}, found)
     assert "<b>Ada</b>" in head and "score 75.0%; no answer: 12.5%" in head
     assert pieces == [("By our ", None), ("Ada", "answer"), (".", None)]
@@ -114,7 +132,9 @@ def test_no_answer_is_said_plainly():
 
 
 def test_hostile_names_stay_text():
-    head, _ = ui.show_classified({}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}})
+    head, _ = ui.show_classified(
+        {}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}}
+    )
     assert "<img" not in head and "&lt;img src=x&gt;" in head
 
 
@@ -132,7 +152,9 @@ def test_a_type_has_one_colour_whatever_the_scheme():
 def test_ask_names_the_texts_by_their_columns(runs):
     served = Served(runs, {"label": "good", "probabilities": {"good": 1.0}})
     head, _ = ui.ask(served, CLASSIFY, "one", "a", "")
-    assert served.asked == [("classifier", "one", {"text": "a", "text_pair": ""})] and "good" in head
+    assert (
+        served.asked == [("classifier", "one", {"text": "a", "text_pair": ""})] and "good" in head
+    )
 
 
 def test_a_refusal_empties_the_outputs_and_is_escaped(notices):
@@ -154,7 +176,9 @@ def test_examples_fill_what_the_model_reads(runs, tmp_path):
     served = Served(runs)
     assert all(row[0] and not row[1] for row in ui.example_rows(served, CLASSIFY, "one"))
     assert all(all(row) for row in ui.example_rows(served, CLASSIFY, "pairs"))
-    (tmp_path / "r" / "samples.jsonl").write_text('{"question": "Who?", "context": "Ada.", "answer": "Ada"}\n')
+    (tmp_path / "r" / "samples.jsonl").write_text(
+        '{"question": "Who?", "context": "Ada.", "answer": "Ada"}\n'
+    )
     assert ui.example_rows(served, READ, "r") == [["Who?", "Ada."]]
     assert ui.example_names([["Who?", "Ada."], ["x" * 90, ""]]) == ["Who? / Ada.", "x" * 79 + "…"]
 
@@ -173,7 +197,11 @@ def endpoints(page):
 def test_a_tab_for_each_kind_that_is_there(runs):
     page = build_page(NoChat, Served(runs))
     assert names_of_tabs(page) == ["Classify", "Tag", "Read"]
-    names = {name + end for name in ("classify", "tag", "read") for end in ("", "_model", "_example", "_filled")}
+    names = {
+        name + end
+        for name in ("classify", "tag", "read")
+        for end in ("", "_model", "_example", "_filled")
+    }
     assert names == endpoints(page)
 
 
@@ -184,10 +212,14 @@ def test_one_kind_is_just_its_view(runs):
 
 def test_the_page_follows_the_model(runs):
     page = build_page(NoChat, Served(runs))
-    [choose] = [function.fn for function in page.fns.values() if function.api_name == "classify_model"]
+    [choose] = [
+        function.fn for function in page.fns.values() if function.api_name == "classify_model"
+    ]
     first, second, examples, head, bars = choose("pairs")
     assert (first["visible"], second["visible"]) == (True, True) and len(examples["samples"]) == 3
-    assert bars["visible"] is False and bars["value"] is None  # one output: a number, which has no bars
+    assert (
+        bars["visible"] is False and bars["value"] is None
+    )  # one output: a number, which has no bars
     assert choose("one")[1]["visible"] is False and choose("one")[4]["visible"] is True
     [choose] = [function.fn for function in page.fns.values() if function.api_name == "tag_model"]
     assert list(choose("t")[3]["color_map"]) == ["per", "loc"]
@@ -197,4 +229,7 @@ def test_an_example_fills_the_texts(runs):
     page = build_page(NoChat, Served(runs))
     fill = {function.api_name: function.fn for function in page.fns.values()}
     assert fill["tag_example"]("t", 0) == TAG.examples[0]["text"]
-    assert fill["read_example"]("r", 1) == [READ.examples[1]["question"], READ.examples[1]["context"]]
+    assert fill["read_example"]("r", 1) == [
+        READ.examples[1]["question"],
+        READ.examples[1]["context"],
+    ]

@@ -4,7 +4,15 @@ from transformers import AutoTokenizer
 
 from rlhf.models.load import fit_tokenizer
 from rlhf.models.scratch import new_encoder
-from rlhf.tasks.classification.encode import LabelForm, Task, check_labels, encode, find_task, label_names, rare_labels
+from rlhf.tasks.classification.encode import (
+    LabelForm,
+    Task,
+    check_labels,
+    encode,
+    find_task,
+    label_names,
+    rare_labels,
+)
 
 WORDS = "a b c d e f".split()
 SIZES = dict(hidden_size=16, layers=1, heads=2, context=16)
@@ -41,14 +49,20 @@ def test_one_label_is_not_enough(refused):
 def test_a_label_that_only_evaluation_rows_have_is_named_with_its_rows(refused):
     check_labels([{"label": 1}], ["0", "1"])
     message = refused(check_labels, [{"label": v} for v in ("a", "z", "b", "z")], ["a", "b"])
-    assert "no training row has the label 'z' in evaluation rows 2, 4. Labels of the training rows: a, b." in message
+    assert (
+        "no training row has the label 'z' in evaluation rows 2, 4. Labels of the training rows: a, b."
+        in message
+    )
     many = refused(check_labels, [{"label": "z"}] * 7, ["a", "b"])
     assert "'z' in evaluation rows 1, 2, 3, 4, 5 and 2 more." in many
 
 
 def test_bert_pairs_have_token_types_and_are_cut_and_counted(fitted):
     reader = fitted("bert", pairs=True)
-    rows = [{"text": "a b", "text_pair": "c", "label": "x"}, {"text": "a b c", "text_pair": "d e f", "label": "y"}]
+    rows = [
+        {"text": "a b", "text_pair": "c", "label": "x"},
+        {"text": "a b c", "text_pair": "d e f", "label": "y"},
+    ]
     encoded, cut = encode(reader, rows, pairs=True, max_length=7)
     assert encoded[0] == {
         "input_ids": [2, 5, 6, 3, 7, 3],
@@ -59,7 +73,10 @@ def test_bert_pairs_have_token_types_and_are_cut_and_counted(fitted):
 
 
 def test_chunks_make_no_difference(fitted, monkeypatch):
-    tokenizer, rows = fitted("bert", pairs=False), [{"text": "a b c d e"[: 2 * i + 1]} for i in range(5)]
+    tokenizer, rows = (
+        fitted("bert", pairs=False),
+        [{"text": "a b c d e"[: 2 * i + 1]} for i in range(5)],
+    )
     whole = encode(tokenizer, rows, pairs=False, max_length=5)
     monkeypatch.setattr("rlhf.tasks.classification.encode.CHUNK", 2)
     assert encode(tokenizer, rows, pairs=False, max_length=5) == whole and whole[1] == 2
@@ -68,7 +85,11 @@ def test_chunks_make_no_difference(fitted, monkeypatch):
 def test_padding_is_on_the_right(make_tokenizer):
     tokenizer = make_tokenizer(WORDS, "gpt2")
     tokenizer.padding_side = "left"
-    fit_tokenizer(tokenizer, new_encoder(tokenizer, "tagger", model_type="gpt2", labels=["O"], **SIZES), pairs=False)
+    fit_tokenizer(
+        tokenizer,
+        new_encoder(tokenizer, "tagger", model_type="gpt2", labels=["O"], **SIZES),
+        pairs=False,
+    )
     assert tokenizer.padding_side == tokenizer.init_kwargs["padding_side"] == "right"
 
 
@@ -105,7 +126,9 @@ def test_rare_labels_are_counted_and_named():
         "2 of 3 labels stand in one training row only: b, c",
         "1 of 3 labels stand in no held-out row, and are not judged: c",
     ]
-    assert rare_labels([{"label": ["a", "b"]}, {"label": ["a", "b"]}], [{"label": ["b", "a"]}]) == []
+    assert (
+        rare_labels([{"label": ["a", "b"]}, {"label": ["a", "b"]}], [{"label": ["b", "a"]}]) == []
+    )
 
 
 def test_the_task_follows_from_the_labels():
@@ -115,20 +138,35 @@ def test_the_task_follows_from_the_labels():
         rows = [{"label": value} for value in values]
         return find_task(rows, rows, form).name
 
-    assert task("good", "1.5") == task(0, 1) == task(True, False) == task("0.0", "1.0") == "single_label"
+    assert (
+        task("good", "1.5")
+        == task(0, 1)
+        == task(True, False)
+        == task("0.0", "1.0")
+        == "single_label"
+    )
     assert task(["a"], ["b"], []) == "multi_label"
     assert task(1, 0.5) == task("1", "2.5") == task(1, 2, asked="regression") == "regression"
     form = LabelForm()
-    assert (form(0.5), form("x")) == (None, "a number is expected (a row before has 0.5), 'x' given")
+    assert (form(0.5), form("x")) == (
+        None,
+        "a number is expected (a row before has 0.5), 'x' given",
+    )
 
 
 def test_one_odd_cell_does_not_turn_numbers_into_classes(refused):
     form, rows = LabelForm(), [{"label": f"{i / 2}"} for i in range(20)] + [{"label": "N/A"}]
     assert [form(row["label"]) for row in rows] == [None] * 21
     said = refused(find_task, rows, [], form)
-    assert "1 of 21 labels are no numbers, the first 'N/A', and the others are, as 0.5: say what is meant" in said
+    assert (
+        "1 of 21 labels are no numbers, the first 'N/A', and the others are, as 0.5: say what is meant"
+        in said
+    )
     asked = LabelForm("single_label")
-    assert all(asked(row["label"]) is None for row in rows) and len(find_task(rows, [], asked).labels) == 21
+    assert (
+        all(asked(row["label"]) is None for row in rows)
+        and len(find_task(rows, [], asked).labels) == 21
+    )
 
 
 def test_targets_by_hand(refused):
@@ -136,6 +174,10 @@ def test_targets_by_hand(refused):
     targets = several.targets([{"label": ["c", "a"]}, {"label": []}])
     assert [row.tolist() for row in targets] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     numbers = find_task([{"label": 1.0}, {"label": 3.0}], [], LabelForm("regression"))
-    assert (numbers.mean, numbers.spread) == (2.0, 1.0) and numbers.targets([{"label": "5"}]) == [3.0]
-    assert "'a' is the only label of all lists" in refused(label_names, [{"label": ["a"]}, {"label": []}])
+    assert (numbers.mean, numbers.spread) == (2.0, 1.0) and numbers.targets([{"label": "5"}]) == [
+        3.0
+    ]
+    assert "'a' is the only label of all lists" in refused(
+        label_names, [{"label": ["a"]}, {"label": []}]
+    )
     assert "none of the 1 training rows has a label" in refused(label_names, [{"label": []}])

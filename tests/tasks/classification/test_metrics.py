@@ -27,9 +27,21 @@ def test_report_by_hand():
     assert found["f1"] == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
     assert found["f1_weighted"] == pytest.approx((3 * 4 / 5 + 2 * 1 / 2) / 5)
     assert found["confusion"] == [[2, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    a = {"label": "a", "precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(4 / 5), "rows": 3}
+    a = {
+        "label": "a",
+        "precision": 1.0,
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(4 / 5),
+        "rows": 3,
+    }
     assert found["classes"][0] == a
-    assert found["classes"][2] == {"label": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0}
+    assert found["classes"][2] == {
+        "label": "c",
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "rows": 0,
+    }
     assert found["confusions"] == [
         {"label": "a", "predicted": "b", "rows": 1},
         {"label": "b", "predicted": "d", "rows": 1},
@@ -71,7 +83,11 @@ def test_proper_scores_by_hand_and_as_scikit_learn():
 
     p, truth = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), [0, 2]
     found = proper_scores(truth, p)
-    assert found["nll"] == pytest.approx((np.log(2) + np.log(10)) / 2) == log_loss(truth, p, labels=[0, 1, 2])
+    assert (
+        found["nll"]
+        == pytest.approx((np.log(2) + np.log(10)) / 2)
+        == log_loss(truth, p, labels=[0, 1, 2])
+    )
     # (0.25 + 0.0625 + 0.0625) and (0.01 + 0.64 + 0.81)
     assert found["brier"] == pytest.approx((0.375 + 1.46) / 2)
 
@@ -95,7 +111,9 @@ def test_macro_f1_of_several_labels_agrees_with_scikit_learn():
     from sklearn.metrics import f1_score
 
     generator = np.random.default_rng(0)
-    truth, said = (generator.integers(0, 2, (40, 5)) * [1, 1, 1, 1, 0] for _ in range(2))  # one that never occurs
+    truth, said = (
+        generator.integers(0, 2, (40, 5)) * [1, 1, 1, 1, 0] for _ in range(2)
+    )  # one that never occurs
     found = multi_label_report(truth, said, list("abcde"))
     assert found["f1"] == pytest.approx(f1_score(truth, said, average="macro", zero_division=0))
 
@@ -122,7 +140,10 @@ def test_correlations_agree_with_scipy_and_ties_share_their_rank():
     assert found["spearman"] == pytest.approx(spearmanr(x, y)[0])
 
 
-ROWS = [{"text": t, "label": label, "id": 1} for t, label in (("one", "a"), ("two", "b"), ("three", "b"))]
+ROWS = [
+    {"text": t, "label": label, "id": 1}
+    for t, label in (("one", "a"), ("two", "b"), ("three", "b"))
+]
 
 
 def test_errors_of_one_label_stand_by_how_sure_they_are():
@@ -143,9 +164,18 @@ def test_errors_of_several_labels_name_the_label_that_is_farthest_off():
 
 
 def test_errors_of_numbers_are_differences():
-    rows = [{"text": "one", "text_pair": "x", "label": 1.0}, {"text": "two", "text_pair": "y", "label": 2.0}]
+    rows = [
+        {"text": "one", "text_pair": "x", "label": 1.0},
+        {"text": "two", "text_pair": "y", "label": 2.0},
+    ]
     found = errors("regression", rows, np.array([1.0, 2.0]), np.array([1.5, 0.0]), ["score"])
-    assert found[0] == {"text": "two", "text_pair": "y", "label": 2.0, "predicted": 0.0, "difference": -2.0}
+    assert found[0] == {
+        "text": "two",
+        "text_pair": "y",
+        "label": 2.0,
+        "predicted": 0.0,
+        "difference": -2.0,
+    }
     assert found[1]["difference"] == 0.5
 
 
@@ -155,7 +185,9 @@ def test_judge_has_what_its_task_has():
     assert one["accuracy"] == 0.5 and one["nll"] == pytest.approx(-(np.log(0.4) + np.log(0.9)) / 2)
     assert sum(b["rows"] for b in one["bins"]) == 2  # the probability of the predicted label
     several = judge("multi_label", np.array([[1.0, 0.0], [1.0, 0.0]]), p, ["a", "b"])
-    assert several["accuracy"] == 0.5 and sum(b["rows"] for b in several["bins"]) == 4  # of every label
+    assert (
+        several["accuracy"] == 0.5 and sum(b["rows"] for b in several["bins"]) == 4
+    )  # of every label
     assert judge("regression", np.array([1.0, 2.0]), np.array([1.0, 2.0]), ["score"])["mse"] == 0
 
 
@@ -166,5 +198,10 @@ def test_pictures_of_few_and_of_many_classes(tmp_path, classes):
     plot_confusion(classification_report(truth, sorted(truth), names), tmp_path / "some.png")
     plot_confusion(classification_report(truth, truth, names), tmp_path / "none.png")
     plot_calibration(calibration([0.2, 1.0], [True, True]), tmp_path / "calibration.png")
-    plot_scatter(regression_report([1.0, 2.0], [1.0, 2.0]), [1.0, 2.0], [1.0, 2.0], tmp_path / "scatter.png")
-    assert all(path.stat().st_size > 1000 for path in tmp_path.glob("*.png")) and len([*tmp_path.glob("*.png")]) == 4
+    plot_scatter(
+        regression_report([1.0, 2.0], [1.0, 2.0]), [1.0, 2.0], [1.0, 2.0], tmp_path / "scatter.png"
+    )
+    assert (
+        all(path.stat().st_size > 1000 for path in tmp_path.glob("*.png"))
+        and len([*tmp_path.glob("*.png")]) == 4
+    )

@@ -13,7 +13,9 @@ def folder(tokenizer, tmp_path):
     def make(labels=("x", "y", "z"), problem="single_label_classification", **config):
         torch.manual_seed(0)
         sizes = dict(model_type="gpt2", hidden_size=16, layers=1, heads=2, context=32)
-        model = new_encoder(tokenizer, "classifier", **sizes, labels=list(labels), problem_type=problem)
+        model = new_encoder(
+            tokenizer, "classifier", **sizes, labels=list(labels), problem_type=problem
+        )
         torch.nn.init.normal_(model.score.weight)
         fit_tokenizer(tokenizer, model, pairs=False)
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -43,26 +45,35 @@ def test_probabilities_by_the_model_itself_in_the_order_of_the_rows(folder):
 
 def test_several_labels_are_those_above_a_half(folder):
     for prediction in Classifier(folder(problem="multi_label_classification")).predict(TEXTS):
-        assert prediction["label"] == [name for name, p in prediction["probabilities"].items() if p > 0.5]
+        assert prediction["label"] == [
+            name for name, p in prediction["probabilities"].items() if p > 0.5
+        ]
 
 
 def test_a_number_has_no_probabilities(folder):
     classifier = Classifier(folder(labels=("score",), problem="regression"))
     prediction = classifier.predict(TEXTS[:1])[0]
     with torch.no_grad():
-        expected = classifier.model(**classifier.tokenizer(TEXTS[0]["text"], return_tensors="pt")).logits.item()
+        expected = classifier.model(
+            **classifier.tokenizer(TEXTS[0]["text"], return_tensors="pt")
+        ).logits.item()
     assert prediction == {"label": pytest.approx(expected, abs=1e-5), "probabilities": {}}
 
 
 def test_texts_are_cut_where_they_were_in_training(folder):
     classifier = Classifier(folder(trained_max_length=3, trained_pairs=False))
-    long, short = classifier.predict([{"text": "a b c d e"}, {"text": "a b c", "text_pair": "not read"}])
+    long, short = classifier.predict(
+        [{"text": "a b c d e"}, {"text": "a b c", "text_pair": "not read"}]
+    )
     assert long["probabilities"] == pytest.approx(short["probabilities"], abs=1e-6)
 
 
 def test_bad_rows_are_named(folder, refused):
     classifier = Classifier(folder(trained_pairs=True))
-    assert refused(classifier.predict, [{"text": "a", "text_pair": "b"}, {"text": "a"}]) == "row 2: text_pair: missing"
+    assert (
+        refused(classifier.predict, [{"text": "a", "text_pair": "b"}, {"text": "a"}])
+        == "row 2: text_pair: missing"
+    )
     assert refused(classifier.predict, [{"text": " ", "text_pair": "b"}]) == "row 1: text: empty"
     assert classifier.predict([]) == []
 

@@ -34,7 +34,9 @@ def wordpiece(*pieces: str) -> PreTrainedTokenizerFast:
     inner.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {f"{name[1:-1].lower()}_token": name for name in special}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
@@ -97,7 +99,10 @@ def test_one_stray_tag_does_not_make_bio_iob1():
 
 def test_a_tag_of_no_scheme_is_named(refused):
     message = refused(find_scheme, [BIO, ["O", "Tag"]])
-    assert "the tag 'Tag' (1 times, first in sentence 2) is neither O nor a letter and a type as in B-person" in message
+    assert (
+        "the tag 'Tag' (1 times, first in sentence 2) is neither O nor a letter and a type as in B-person"
+        in message
+    )
 
 
 def test_entities_strictly():
@@ -115,14 +120,19 @@ def test_labels_stand_in_a_stable_order():
 
 
 def test_no_entity_at_all(refused):
-    assert "none of the 2 training rows has an entity (all tags are O)" in refused(tag_names, [{"tags": ["O"]}] * 2)
+    assert "none of the 2 training rows has an entity (all tags are O)" in refused(
+        tag_names, [{"tags": ["O"]}] * 2
+    )
 
 
 def test_types_that_training_lacks_are_named(refused):
     labels = ["O", "B-x", "I-x"]
     check_types([{"tags": ["B-x", "I-x"]}], labels)
     message = refused(check_types, [{"tags": ["O"]}, {"tags": ["B-y", "O", "B-y"]}], labels)
-    assert "the type 'y' (2, first in row 2) of the evaluation rows. Types of the training rows: x." in message
+    assert (
+        "the type 'y' (2, first in row 2) of the evaluation rows. Types of the training rows: x."
+        in message
+    )
 
 
 def test_warnings_are_counted():
@@ -154,7 +164,10 @@ def test_texts_are_cut_as_the_data_were():
     assert cut() == "Dr . Kim ( @kim_j ) isn ' t at 12 : 30 , re-read https://a.b/c?d!".split()
     rows = [{"tokens": ["12:30", "@ada", "it", "'s", ".", ":", "a.b"] + ["."] * 20}]
     assert find_joints(rows) == (":", "'@")  # a dot is apart 21 times of 22
-    assert cut(find_joints(rows)) == "Dr . Kim ( @kim_j ) isn 't at 12:30 , re - read https://a.b/c?d!".split()
+    assert (
+        cut(find_joints(rows))
+        == "Dr . Kim ( @kim_j ) isn 't at 12:30 , re - read https://a.b/c?d!".split()
+    )
     assert find_joints([{"tokens": ["a.b"] + ["."] * 20}]) == (".", "")
 
 
@@ -166,7 +179,11 @@ def test_only_the_first_token_of_a_word_has_a_label():
     rows = [{"tokens": ["Newtons", "law"], "tags": ["B-x", "O"]}]
     found = windows(tokenizer, rows, units="words", max_length=8)
     assert encode(found, rows, ["O", "B-x", "I-x"]) == [
-        {"input_ids": [2, 4, 5, 6, 7, 3], "attention_mask": [1] * 6, "labels": [-100, 1, -100, -100, 0, -100]}
+        {
+            "input_ids": [2, 4, 5, 6, 7, 3],
+            "attention_mask": [1] * 6,
+            "labels": [-100, 1, -100, -100, 0, -100],
+        }
     ]
     assert decode(found, [["B-x", "O"]], rows) == [["B-x", "O"]]
 
@@ -174,7 +191,10 @@ def test_only_the_first_token_of_a_word_has_a_label():
 def test_long_rows_are_split_and_every_word_is_decided_once_where_it_has_most_context():
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokenizer = wordpiece(*letters)
-    rows = [{"tokens": list(letters) + ["a", "b"], "tags": ["O"] * 28}, {"tokens": ["c"], "tags": ["O"]}]
+    rows = [
+        {"tokens": list(letters) + ["a", "b"], "tags": ["O"] * 28},
+        {"tokens": ["c"], "tags": ["O"]},
+    ]
     found = windows(tokenizer, rows, units="words", max_length=14)  # 12 letters, 3 of them shared
     ids = list(range(4, 30)) + [4, 5]
     assert [w.inputs["input_ids"] for w in found] == [
@@ -184,12 +204,16 @@ def test_long_rows_are_split_and_every_word_is_decided_once_where_it_has_most_co
         [2, 6, 3],
     ]
     assert [[unit for _, unit, _ in w.heads] for w in found] == [
-        list(range(10)),  # 9, 10, 11 stand in two; 10 is 1 from the edge of the first, 1 from that of the second
+        list(
+            range(10)
+        ),  # 9, 10, 11 stand in two; 10 is 1 from the edge of the first, 1 from that of the second
         list(range(10, 18)),
         list(range(18, 28)),
         [0],
     ]
-    assert all(w.inputs["input_ids"][token] == ids[unit] for w in found[:3] for token, unit, _ in w.heads)
+    assert all(
+        w.inputs["input_ids"][token] == ids[unit] for w in found[:3] for token, unit, _ in w.heads
+    )
 
 
 def test_a_word_of_more_tokens_than_a_window_is_decided_once():
@@ -202,7 +226,9 @@ def test_a_word_of_more_tokens_than_a_window_is_decided_once():
 
 def test_words_that_the_tokenizer_turns_into_nothing_get_a_tag():
     tokenizer = wordpiece("a", "b")
-    rows = [{"tokens": ["a", "\u200b", "a", "\u200b", "b", "\u200b"], "tags": []}]  # zero width: BERT drops it
+    rows = [
+        {"tokens": ["a", "\u200b", "a", "\u200b", "b", "\u200b"], "tags": []}
+    ]  # zero width: BERT drops it
     found = windows(tokenizer, rows, units="words", max_length=10)
     assert [unit for w in found for _, unit, _ in w.heads] == [0, 2, 4]
     assert decode(found, [["B-x", "I-x", "O"]], rows) == [["B-x", "I-x", "I-x", "O", "O", "O"]]
@@ -232,23 +258,39 @@ def test_a_text_cannot_spell_a_special_token():
 
 
 def test_bytes_of_gpt2_with_the_space_in_the_token(bytes_tokenizer):
-    rows = [{"tokens": ["the", "bridge", "é", "🌉", "over"], "tags": ["O", "B-x", "I-x", "B-y", "O"]}]
+    rows = [
+        {"tokens": ["the", "bridge", "é", "🌉", "over"], "tags": ["O", "B-x", "I-x", "B-y", "O"]}
+    ]
     found = windows(bytes_tokenizer, rows, units="words", max_length=48)
     ids, places = found[0].inputs["input_ids"], [token for token, _, _ in found[0].heads]
     assert [unit for _, unit, _ in found[0].heads] == [0, 1, 2, 3, 4]
     between = [bytes_tokenizer.decode(ids[a:b]) for a, b in zip(places, [*places[1:], len(ids)])]
-    assert between == ["the", " bridge ", "é ", "🌉", " over"]  # a space that is a token by itself decides nothing
+    assert between == [
+        "the",
+        " bridge ",
+        "é ",
+        "🌉",
+        " over",
+    ]  # a space that is a token by itself decides nothing
     assert decode(found, perfect(found, rows), rows) == [rows[0]["tags"]]
 
 
 def test_a_length_without_room(refused):
-    assert "max_length=2 leaves no room" in refused(windows, wordpiece("a"), [], units="words", max_length=2)
+    assert "max_length=2 leaves no room" in refused(
+        windows, wordpiece("a"), [], units="words", max_length=2
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "sentences", "units", "broken", "counts"),
     [  # entities as `grep -c` counts the B- tags of the file; one of restaurant8k lacks its B-
-        ("restaurant8k/restaurant8k_dev.conll.gz", 8193, "words", 1, {"people": 2154, "time": 1935 + 1}),
+        (
+            "restaurant8k/restaurant8k_dev.conll.gz",
+            8193,
+            "words",
+            1,
+            {"people": 2154, "time": 1935 + 1},
+        ),
         ("wnut17/wnut17train.conll.gz", 3394, "words", 0, {"person": 660, "product": 142}),
         ("wnut17/emerging.test.annotated.gz", 1287, "words", 0, {"person": 429, "group": 165}),
         ("klue_ner/klue_ner_dev.tsv.gz", 4000, "characters", 0, {"PS": 3530, "TI": 445}),

@@ -3,7 +3,13 @@ import random
 import pytest
 
 from rlhf.tasks.ner.encode import entities, to_bio
-from rlhf.tasks.ner.metrics import entity_scores, find_errors, plot_entities, tagging_report, wrong_sentences
+from rlhf.tasks.ner.metrics import (
+    entity_scores,
+    find_errors,
+    plot_entities,
+    tagging_report,
+    wrong_sentences,
+)
 
 TOKENS = ["Ada", "Byron", "King", "of", "Ockham", "met", "Bob", "there"]
 TRUTH = ["B-per", "I-per", "I-per", "O", "B-loc", "O", "B-per", "O"]
@@ -18,25 +24,46 @@ def test_report_by_hand():
     assert report["token_accuracy"] == pytest.approx(5 / 9)
     assert (report["entities"], report["sentences"]) == (4, 2)
     assert report["types"] == [
-        {"type": "loc", "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "entities": 2, "marked": 2},
+        {
+            "type": "loc",
+            "precision": 1 / 2,
+            "recall": 1 / 2,
+            "f1": 1 / 2,
+            "entities": 2,
+            "marked": 2,
+        },
         {"type": "per", "precision": 0.0, "recall": 0.0, "f1": 0.0, "entities": 2, "marked": 2},
     ]
-    assert report["errors"] == {"missed": 1, "invented": 1, "boundary": 1, "type": 1, "type and boundary": 0}
+    assert report["errors"] == {
+        "missed": 1,
+        "invented": 1,
+        "boundary": 1,
+        "type": 1,
+        "type and boundary": 0,
+    }
     assert {"error": "boundary", "entity": "per", "marked": "per", "count": 1,
             "example": "Ada Byron King → Ada Byron"} in report["confusions"]  # fmt: skip
 
 
 def test_kinds_of_errors():
     tokens = "a b c d".split()
-    assert find_errors([("x", 0, 1)], [("y", 1, 2)], tokens) == [("type and boundary", "x", "y", "a b → b c")]
+    assert find_errors([("x", 0, 1)], [("y", 1, 2)], tokens) == [
+        ("type and boundary", "x", "y", "a b → b c")
+    ]
     assert find_errors([("x", 0, 1)], [("y", 0, 1)], tokens) == [("type", "x", "y", "a b → a b")]
     # one long mark over two entities: two errors of boundary, none invented
-    assert [e[0] for e in find_errors([("x", 0, 0), ("x", 2, 2)], [("x", 0, 2)], tokens)] == ["boundary"] * 2
+    assert [e[0] for e in find_errors([("x", 0, 0), ("x", 2, 2)], [("x", 0, 2)], tokens)] == [
+        "boundary"
+    ] * 2
     assert find_errors([("x", 0, 1)], [("x", 0, 1)], tokens) == []
 
 
 def test_wrong_sentences_stand_in_the_order_of_their_errors():
-    rows = [{"tokens": ["Rome"], "tags": ["O"]}, {"tokens": TOKENS, "tags": TRUTH}, {"tokens": ["a"], "tags": ["O"]}]
+    rows = [
+        {"tokens": ["Rome"], "tags": ["O"]},
+        {"tokens": TOKENS, "tags": TRUTH},
+        {"tokens": ["a"], "tags": ["O"]},
+    ]
     found = wrong_sentences(rows, [["B-loc"], FOUND, ["O"]])
     assert [row["tokens"] for row in found] == [TOKENS, ["Rome"]]
     assert found[1] == {

@@ -36,7 +36,9 @@ def tagger(tmp_path):
         inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         inner.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B [SEP]",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         names = {f"{name[1:-1].lower()}_token": name for name in special}
         PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(tmp_path)
@@ -50,7 +52,9 @@ def tagger(tmp_path):
         made = Tagger(tmp_path)
         table = {vocabulary[piece]: LABELS.index(tag) for piece, tag in pieces.items()}
         fixed = Fixed(table, made.model)
-        fixed.__class__ = type("FixedForTokenClassification", (Fixed,), {})  # run_batches goes by the name
+        fixed.__class__ = type(
+            "FixedForTokenClassification", (Fixed,), {}
+        )  # run_batches goes by the name
         fixed.device = made.model.device
         made.model = fixed
         return made
@@ -64,20 +68,31 @@ NAMES = {"ada": "B-per", "love": "I-per", "##lace": "O", "met": "O", ",": "O", "
 
 def test_tokens_and_text_give_the_same_entities(tagger):
     made = tagger(NAMES)
-    rows = [{"tokens": ["met", "ada", "lovelace", ","]}, {"text": "met  ada lovelace,"}, {"text": "she"}, {"text": " "}]
+    rows = [
+        {"tokens": ["met", "ada", "lovelace", ","]},
+        {"text": "met  ada lovelace,"},
+        {"text": "she"},
+        {"text": " "},
+    ]
     tokens, text, none, blank = made.predict(rows, batch_size=2)
     assert tokens["tokens"] == text["tokens"] == ["met", "ada", "lovelace", ","]
     assert tokens["tags"] == text["tags"] == ["O", "B-per", "I-per", "O"]
     score = pytest.approx(SURE)
-    assert tokens["entities"] == [{"type": "per", "text": "ada lovelace", "start": 4, "end": 16, "score": score}]
-    assert text["entities"] == [{"type": "per", "text": "ada lovelace", "start": 5, "end": 17, "score": score}]
+    assert tokens["entities"] == [
+        {"type": "per", "text": "ada lovelace", "start": 4, "end": 16, "score": score}
+    ]
+    assert text["entities"] == [
+        {"type": "per", "text": "ada lovelace", "start": 5, "end": 17, "score": score}
+    ]
     assert none == {"tokens": ["she"], "tags": ["O"], "entities": []}
     assert blank == {"tokens": [], "tags": [], "entities": []}
 
 
 def test_a_tokenizer_that_pads_on_the_left_is_turned_round(tagger, tmp_path):
     tagger(NAMES)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"padding_side": "left"}
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {
+        "padding_side": "left"
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     made = Tagger(tmp_path)
     alone, together = (
@@ -98,7 +113,13 @@ def test_a_model_of_characters_cuts_text_into_characters(tagger):
     (found,) = made.predict([{"text": "서울 대학은"}])
     assert found["tokens"] == list("서울 대학은")
     assert found["tags"] == ["B-per", "I-per", "I-per", "I-per", "I-per", "O"]
-    entity = {"type": "per", "text": "서울 대학", "start": 0, "end": 5, "score": pytest.approx(SURE)}
+    entity = {
+        "type": "per",
+        "text": "서울 대학",
+        "start": 0,
+        "end": 5,
+        "score": pytest.approx(SURE),
+    }
     assert found["entities"] == [entity]
 
 

@@ -8,7 +8,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.tasks.pretraining import encode as pretraining
-from rlhf.tasks.pretraining.encode import IGNORED, MaskedRows, Masking, PadRows, PairRows, Tokens, sentences
+from rlhf.tasks.pretraining.encode import (
+    IGNORED,
+    MaskedRows,
+    Masking,
+    PadRows,
+    PairRows,
+    Tokens,
+    sentences,
+)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "a b c d e f g h".split()
@@ -16,16 +24,24 @@ LETTERS = "a b c d e f g h".split()
 
 def wordpiece(words: int = 0) -> PreTrainedTokenizerFast:
     """Letters are words or, inside a word, pieces: abc is a ##b ##c. Then the words w0, w1, ... as whole tokens."""
-    names = SPECIAL + LETTERS + [f"##{letter}" for letter in LETTERS] + [f"w{i}" for i in range(words)]
-    inner = Tokenizer(models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    names = (
+        SPECIAL + LETTERS + [f"##{letter}" for letter in LETTERS] + [f"w{i}" for i in range(words)]
+    )
+    inner = Tokenizer(
+        models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+    )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **{f"{name[1:-1].lower()}_token": name for name in SPECIAL})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, **{f"{name[1:-1].lower()}_token": name for name in SPECIAL}
+    )
 
 
 def row(length: int) -> Tokens:
     """[CLS], words of one piece with ids 5, 6, ..., [SEP]."""
     ids = np.arange(5, 5 + length) % 8 + 5
-    return Tokens(np.array([2, *ids, 3], dtype=np.int32), np.array([-1, *range(length), -1], dtype=np.int32))
+    return Tokens(
+        np.array([2, *ids, 3], dtype=np.int32), np.array([-1, *range(length), -1], dtype=np.int32)
+    )
 
 
 # --- documents
@@ -52,7 +68,10 @@ def test_blocks_stay_within_documents_unless_told():
     assert [block.ids.tolist() for block in cut] == [[5] * 4, [5, 1, 8, 8], [8] * 4] and left == 2
     assert pretraining.blocks(documents, 15, cross_documents=True) == ([], 14)
     rest, left = pretraining.blocks(documents[:1], 3, cross_documents=False)
-    assert [len(block.ids) for block in rest] == [3, 2] and left == 0  # the rest of a document is not thrown away
+    assert [len(block.ids) for block in rest] == [
+        3,
+        2,
+    ] and left == 0  # the rest of a document is not thrown away
 
 
 def test_causal_rows_close_each_text_with_eos(tokenizer):
@@ -70,7 +89,16 @@ def test_masked_rows_are_framed_and_hold_one_document():
     assert all((r.words[[0, -1]] == -1).all() and (r.words[1:-1] >= 0).all() for r in rows)
     across, left = pretraining.masked_blocks(wordpiece(), texts, 8, cross_documents=True)
     assert [len(r.ids) for r in across] == [8] * 10 and left == 3 * 21 - 10 * 6
-    assert across[3].ids.tolist() == [2, 5, 5, 3, 6, 6, 6, 3]  # a [SEP] between the documents is no word
+    assert across[3].ids.tolist() == [
+        2,
+        5,
+        5,
+        3,
+        6,
+        6,
+        6,
+        3,
+    ]  # a [SEP] between the documents is no word
     assert across[3].words[3] == -1
 
 
@@ -122,7 +150,9 @@ def test_whole_words_are_never_half_masked():
 
 def test_a_short_row_has_a_mask():
     for length, whole_words in ((1, False), (2, True)):
-        labels = Masking(wordpiece(), whole_words=whole_words)(row(length), np.random.default_rng(0))[1]
+        labels = Masking(wordpiece(), whole_words=whole_words)(
+            row(length), np.random.default_rng(0)
+        )[1]
         assert (labels != IGNORED).sum() == 1
 
 
@@ -158,13 +188,16 @@ def numbered(documents: int, lines: int, words: int) -> list[str]:
     """Every word of the text is another token, in order; a line is a sentence."""
     number = iter(range(documents * lines * words))
     return [
-        "\n".join(" ".join(f"w{next(number)}" for _ in range(words)) for _ in range(lines)) for _ in range(documents)
+        "\n".join(" ".join(f"w{next(number)}" for _ in range(words)) for _ in range(lines))
+        for _ in range(documents)
     ]
 
 
 def test_next_really_follows_and_random_is_of_another_document():
     tokenizer, per_document = wordpiece(words=1200), 60
-    rows = PairRows(tokenizer, numbered(20, 12, 5), 32, Masking(tokenizer, whole_words=False), seed=0)
+    rows = PairRows(
+        tokenizer, numbered(20, 12, 5), 32, Masking(tokenizer, whole_words=False), seed=0
+    )
     labels, lengths = [], {0: [], 1: []}
     for epoch in range(20):
         rows.set_epoch(epoch)
@@ -179,34 +212,52 @@ def test_next_really_follows_and_random_is_of_another_document():
             if not is_random:  # nothing stands between them but what was cut off for want of room
                 assert b[0] > a[-1] and (b[0] == a[-1] + 1 or len(a) + len(b) == 29)
             item = rows[place]
-            assert item["next_sentence_label"] == is_random and len(item["input_ids"]) == len(a) + len(b) + 3
+            assert (
+                item["next_sentence_label"] == is_random
+                and len(item["input_ids"]) == len(a) + len(b) + 3
+            )
             assert item["token_type_ids"].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
-            whole = torch.where(item["labels"] == IGNORED, item["input_ids"], item["labels"]).tolist()
+            whole = torch.where(
+                item["labels"] == IGNORED, item["input_ids"], item["labels"]
+            ).tolist()
             assert whole == [2, *first.ids, 3, *second.ids, 3]
             if rows.runs[place][2] - rows.runs[place][1] > 1:
                 labels.append(is_random)
             lengths[is_random].append(len(whole))
     assert np.mean(labels) == pytest.approx(0.5, abs=0.06)
     assert abs(np.mean(lengths[0]) - np.mean(lengths[1])) < 3  # the length of a row does not tell
-    covered = {w for run in rows.runs for s in rows.documents[run[0]][run[1] : run[2]] for w in s.ids.tolist()}
+    covered = {
+        w
+        for run in rows.runs
+        for s in rows.documents[run[0]][run[1] : run[2]]
+        for w in s.ids.tolist()
+    }
     assert covered == set(range(21, 1221))  # no sentence is left out
 
 
 def test_a_sentence_longer_than_a_row_is_parted():
     tokenizer = wordpiece(words=300)
-    rows = PairRows(tokenizer, numbered(2, 1, 100), 23, Masking(tokenizer, whole_words=False), seed=0)
+    rows = PairRows(
+        tokenizer, numbered(2, 1, 100), 23, Masking(tokenizer, whole_words=False), seed=0
+    )
     assert [len(s.ids) for s in rows.documents[0]] == [10] * 10
 
 
 def test_pairs_need_documents_and_sentences(refused):
     tokenizer = wordpiece(words=50)
     masking = Masking(tokenizer, whole_words=False)
-    assert "two documents, and here is one" in refused(PairRows, tokenizer, numbered(1, 4, 5), 32, masking, seed=0)
-    assert "each is one: use objective: masked" in refused(PairRows, tokenizer, numbered(4, 1, 5), 32, masking, seed=0)
+    assert "two documents, and here is one" in refused(
+        PairRows, tokenizer, numbered(1, 4, 5), 32, masking, seed=0
+    )
+    assert "each is one: use objective: masked" in refused(
+        PairRows, tokenizer, numbered(4, 1, 5), 32, masking, seed=0
+    )
 
 
 def test_workers_that_outlive_an_epoch_draw_anew():
-    rows = pretraining.MaskedRows([row(20)] * 4, pretraining.Masking(wordpiece(), whole_words=False), seed=0)
+    rows = pretraining.MaskedRows(
+        [row(20)] * 4, pretraining.Masking(wordpiece(), whole_words=False), seed=0
+    )
     loader = DataLoader(rows, batch_size=4, num_workers=1, persistent_workers=True, collate_fn=list)
     drawn = []
     for epoch in range(2):
@@ -219,7 +270,10 @@ def test_workers_that_outlive_an_epoch_draw_anew():
 
 
 def test_only_rows_of_different_length_are_padded():
-    rows = [{"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)} for ids in ([5, 6], [7, 8], [9])]
+    rows = [
+        {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
+        for ids in ([5, 6], [7, 8], [9])
+    ]
     assert set(PadRows(1)(rows[:2])) == {"input_ids", "labels"}
     batch = PadRows(1)(rows)
     assert batch["input_ids"].tolist() == [[5, 6], [7, 8], [9, 1]]
@@ -234,4 +288,6 @@ def test_baselines_by_hand():
         {"labels": torch.tensor([9, IGNORED]), "next_sentence_label": torch.tensor(0)},
     ]
     assert pretraining.baselines(rows) == {"masked_baseline": 3 / 6, "nsp_baseline": 2 / 3}
-    assert pretraining.baselines([{"labels": torch.tensor([4, 4, 5, IGNORED])}]) == {"masked_baseline": 2 / 3}
+    assert pretraining.baselines([{"labels": torch.tensor([4, 4, 5, IGNORED])}]) == {
+        "masked_baseline": 2 / 3
+    }

@@ -4,11 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, masked_metrics, row_sums
 
-SIZES = dict(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+SIZES = dict(
+    vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+)
 MODELS = {
     "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
     "bert_nsp": lambda: BertForPreTraining(BertConfig(**SIZES)),
@@ -35,7 +43,9 @@ def test_loss_and_gradients_are_those_of_the_plain_forward(name):
     inputs = batch(name == "bert_nsp")
     expected, found = plain(**inputs), narrow(**inputs)
     assert found.loss.item() == pytest.approx(expected.loss.item(), abs=1e-6)
-    logits = [out["prediction_logits" if name == "bert_nsp" else "logits"] for out in (expected, found)]
+    logits = [
+        out["prediction_logits" if name == "bert_nsp" else "logits"] for out in (expected, found)
+    ]
     assert logits[0].shape == (4, 9, 30) and logits[1].shape == (7, 30)
     torch.testing.assert_close(logits[1], logits[0][inputs["labels"] != -100])
     expected.loss.backward()
@@ -53,8 +63,14 @@ def test_metrics_by_hand():
     words = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]))
     labels = torch.tensor([[-100, 0, 0], [2, -100, -100]])
     sums = row_sums((words, torch.tensor([[1.0, 0.0], [0.0, 1.0]])), (labels, torch.tensor([1, 1])))
-    torch.testing.assert_close(sums, torch.tensor([[math.log(2) + math.log(4), 1, 2, 0], [math.log(2), 1, 1, 1]]))
+    torch.testing.assert_close(
+        sums, torch.tensor([[math.log(2) + math.log(4), 1, 2, 0], [math.log(2), 1, 1, 1]])
+    )
     found = masked_metrics(SimpleNamespace(predictions=sums.numpy()))
-    assert found["masked_loss"] == pytest.approx(math.log(16) / 3) and found["masked_accuracy"] == pytest.approx(2 / 3)
+    assert found["masked_loss"] == pytest.approx(math.log(16) / 3) and found[
+        "masked_accuracy"
+    ] == pytest.approx(2 / 3)
     assert found["perplexity"] == pytest.approx(16 ** (1 / 3)) and found["nsp_accuracy"] == 0.5
-    assert "nsp_accuracy" not in masked_metrics(SimpleNamespace(predictions=row_sums(words, labels).numpy()))
+    assert "nsp_accuracy" not in masked_metrics(
+        SimpleNamespace(predictions=row_sums(words, labels).numpy())
+    )

@@ -9,7 +9,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rlhf.data.load import load_rows
 from rlhf.data.rows import KINDS, check_row, normalise
 from rlhf.data.splits import split_rows
-from rlhf.tasks.question_answering.encode import CANDIDATES, Window, best_answers, decide, encode_windows, question_ids
+from rlhf.tasks.question_answering.encode import (
+    CANDIDATES,
+    Window,
+    best_answers,
+    decide,
+    encode_windows,
+    question_ids,
+)
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 WORDS = "who what when a b c d e f g h i j ##x ##은 서울 .".split()
@@ -20,26 +27,39 @@ CONTEXT = "a b c d e f g h i j"  # one token per letter, at the even characters
 def bert():
     """WordPiece with [CLS] and [SEP]: 2 and 3; the letter a is 7."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(strip_accents=False)  # else Hangul falls into jamo
+    inner = Tokenizer(
+        models.WordPiece({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]")
+    )
+    inner.normalizer = normalizers.BertNormalizer(
+        strip_accents=False
+    )  # else Hangul falls into jamo
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {f"{name[1:-1].lower()}_token": name for name in special}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=inputs, **names)
 
 
-def row(answer: str | None, context: str = CONTEXT, question: str = "who", start: int | None = None) -> dict:
+def row(
+    answer: str | None, context: str = CONTEXT, question: str = "who", start: int | None = None
+) -> dict:
     answers = {"text": [], "answer_start": []}
     if answer is not None:
-        answers = {"text": [answer], "answer_start": [context.index(answer) if start is None else start]}
+        answers = {
+            "text": [answer],
+            "answer_start": [context.index(answer) if start is None else start],
+        }
     return {"question": question, "context": context, "answers": answers}
 
 
 def encode(tokenizer, rows, max_length=9, stride=2, max_answer_length=30):
-    return encode_windows(tokenizer, rows, max_length=max_length, stride=stride, max_answer_length=max_answer_length)
+    return encode_windows(
+        tokenizer, rows, max_length=max_length, stride=stride, max_answer_length=max_answer_length
+    )
 
 
 def perfect_logits(window):
@@ -62,7 +82,10 @@ def test_windows_overlap_by_the_stride_and_cover_the_context(bert):
     ]
     assert reading.windows[1].feature["token_type_ids"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert reading.windows[1].offsets.tolist() == [[6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
-    assert [(w.row, w.first) for w in reading.windows] == [(0, 3)] * 3 and (reading.cut, reading.missed) == (0, 0)
+    assert [(w.row, w.first) for w in reading.windows] == [(0, 3)] * 3 and (
+        reading.cut,
+        reading.missed,
+    ) == (0, 0)
 
 
 def labels(reading):
@@ -120,8 +143,9 @@ def test_rows_without_answers_have_no_labels(bert):
 
 
 def test_settings_and_tokenizers_that_cannot_work(bert, tokenizer, refused):
-    assert "leaves 3 tokens for a context beside a question of 3, and stride=3 of them would repeat" in refused(
-        encode, bert, [row("a")], max_length=9, stride=3
+    assert (
+        "leaves 3 tokens for a context beside a question of 3, and stride=3 of them would repeat"
+        in refused(encode, bert, [row("a")], max_length=9, stride=3)
     )
     assert "raise max_length" in refused(encode, bert, [row("a")], max_length=3, stride=0)
     assert "needs a first token that is no text" in refused(encode, tokenizer, [row("a")])
@@ -144,23 +168,35 @@ def by_brute_force(context, windows, logits, max_answer_length):
     shares = np.exp([found[place] - found[ranked[0]] for place in ranked])
     null = min(start[0] + end[0] for start, end in logits)
     no_answer = 1 / (1 + np.exp(found[ranked[0]] - null))
-    return [(context[a:b], a, b, share) for (a, b), share in zip(ranked, shares / shares.sum())], no_answer
+    return [
+        (context[a:b], a, b, share) for (a, b), share in zip(ranked, shares / shares.sum())
+    ], no_answer
 
 
 @pytest.mark.parametrize("max_answer_length", [1, 2, 4, 30])
 def test_the_search_finds_what_trying_every_span_finds(bert, max_answer_length):
-    rows = [row(None, context=" ".join("abcdefghij"[: 1 + n % 10] * (1 + n % 3))) for n in range(12)]
+    rows = [
+        row(None, context=" ".join("abcdefghij"[: 1 + n % 10] * (1 + n % 3))) for n in range(12)
+    ]
     windows = encode(bert, rows).windows
     random = np.random.default_rng(max_answer_length)
-    logits = [tuple(random.normal(size=(2, len(w.feature["input_ids"]) + 3)) * 3) for w in windows]  # 3 of padding
+    logits = [
+        tuple(random.normal(size=(2, len(w.feature["input_ids"]) + 3)) * 3) for w in windows
+    ]  # 3 of padding
     shuffled = random.permutation(len(windows))
     answers = best_answers(
-        rows, [windows[i] for i in shuffled], [logits[i] for i in shuffled], max_answer_length=max_answer_length
+        rows,
+        [windows[i] for i in shuffled],
+        [logits[i] for i in shuffled],
+        max_answer_length=max_answer_length,
     )
     for place, answer in enumerate(answers):
         own = [i for i, window in enumerate(windows) if window.row == place]
         expected, no_answer = by_brute_force(
-            rows[place]["context"], [windows[i] for i in own], [logits[i] for i in own], max_answer_length
+            rows[place]["context"],
+            [windows[i] for i in own],
+            [logits[i] for i in own],
+            max_answer_length,
         )
         got = [(n["answer"], n["start"], n["end"], n["score"]) for n in answer["n_best"]]
         assert [g[:3] for g in got] == [e[:3] for e in expected[:5]]
@@ -171,7 +207,10 @@ def test_the_search_finds_what_trying_every_span_finds(bert, max_answer_length):
 
 def test_scores_by_hand():
     window = Window({"input_ids": [2, 4, 3, 7, 8, 3]}, 0, 3, np.array([[0, 1], [2, 3]]))
-    start, end = np.array([1.0, 9, 9, 2, 0, 9]), np.array([1.0, 9, 9, 0, 1, 9])  # the question's 9s do not count
+    start, end = (
+        np.array([1.0, 9, 9, 2, 0, 9]),
+        np.array([1.0, 9, 9, 0, 1, 9]),
+    )  # the question's 9s do not count
     (answer,) = best_answers([{"context": "x y"}], [window], [(start, end)], max_answer_length=5)
     # spans: x y 2 + 1 = 3, x 2 + 0 = 2, y 0 + 1 = 1; y before x is none. No answer: 1 + 1 = 2
     weights = np.exp([3.0, 2.0, 1.0])
@@ -206,9 +245,13 @@ def test_a_context_without_tokens_has_no_answer(bert):
 
 def test_every_answer_is_recovered_from_perfect_logits(bert):
     rows = [row(CONTEXT[2 * i : 2 * j + 1]) for i in range(10) for j in range(i, min(10, i + 3))]
-    reading = encode(bert, rows, stride=2)  # 3 tokens in a window that repeats 2: each is whole in one
+    reading = encode(
+        bert, rows, stride=2
+    )  # 3 tokens in a window that repeats 2: each is whole in one
     answers = best_answers(rows, reading.windows, map_logits(reading), max_answer_length=3)
-    assert [a["answer"] for a in answers] == [r["answers"]["text"][0] for r in rows] and reading.missed == 0
+    assert [a["answer"] for a in answers] == [
+        r["answers"]["text"][0] for r in rows
+    ] and reading.missed == 0
 
 
 def map_logits(reading):
@@ -233,14 +276,20 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "limit", "max_length", "missed"), SETS, ids=[case[0].split("/")[0] for case in SETS])
+@pytest.mark.parametrize(
+    ("name", "limit", "max_length", "missed"), SETS, ids=[case[0].split("/")[0] for case in SETS]
+)
 def test_answers_of_real_sets_are_recovered(minilm, name, limit, max_length, missed):
     if not (REAL / name).is_file():
         pytest.skip(f"{name} is not here")
     rows = load_rows(str(REAL / name), kinds=("question_answering",), limit=limit).rows
     reading = encode(minilm, rows, max_length=max_length, stride=max_length // 3)
     answers = best_answers(rows, reading.windows, map_logits(reading), max_answer_length=30)
-    wrong = [a["answer"] for a, r in zip(answers, rows) if a["answer"] not in [t.strip() for t in r["answers"]["text"]]]
+    wrong = [
+        a["answer"]
+        for a, r in zip(answers, rows)
+        if a["answer"] not in [t.strip() for t in r["answers"]["text"]]
+    ]
     assert len(rows) == limit and len(wrong) == reading.missed == missed
 
 
@@ -248,15 +297,27 @@ def test_answers_of_real_sets_are_recovered(minilm, name, limit, max_length, mis
 
 
 def article(**question):
-    asked = {"id": "x1", "question": "who?", "answers": [{"text": "Ada", "answer_start": 0}]} | question
+    asked = {
+        "id": "x1",
+        "question": "who?",
+        "answers": [{"text": "Ada", "answer_start": 0}],
+    } | question
     return {"title": "T", "paragraphs": [{"context": "Ada wrote it.", "qas": [asked]}]}
 
 
 def test_squad_files_are_read_one_row_a_question(tmp_path):
-    impossible = {"id": "x2", "question": "where?", "is_impossible": True, "answers": [], "plausible_answers": [1]}
+    impossible = {
+        "id": "x2",
+        "question": "where?",
+        "is_impossible": True,
+        "answers": [],
+        "plausible_answers": [1],
+    }
     content = article()
     content["paragraphs"][0]["qas"].append(impossible)
-    (tmp_path / "squad.json").write_text(json.dumps({"version": "v2.0", "data": [content, article(id="x3")]}))
+    (tmp_path / "squad.json").write_text(
+        json.dumps({"version": "v2.0", "data": [content, article(id="x3")]})
+    )
     loaded = load_rows(str(tmp_path / "squad.json"), kinds=("question_answering",))
     assert loaded.layout == "SQuAD" and [r["id"] for r in loaded.rows] == ["x1", "x2", "x3"]
     first, second = loaded.rows[:2]
@@ -267,7 +328,10 @@ def test_squad_files_are_read_one_row_a_question(tmp_path):
         "answers": {"text": ["Ada"], "answer_start": [0]},
         "title": "T",
     }
-    assert second["answers"] == {"text": [], "answer_start": []} and second["context"] == first["context"]
+    assert (
+        second["answers"] == {"text": [], "answer_start": []}
+        and second["context"] == first["context"]
+    )
 
 
 def test_errors_in_a_squad_file_name_the_question(tmp_path, refused):
@@ -277,14 +341,24 @@ def test_errors_in_a_squad_file_name_the_question(tmp_path, refused):
 
     moved = message(article(answers=[{"text": "wrote", "answer_start": 5}]))
     assert "bad.json: 1 of 2 rows are bad" in moved
-    assert "bad.json:1: question x1: answers: 'wrote' is not at character 5 of the context; it stands at 4" in moved
-    assert "question x1: answers: 'Bob' is not at character 0 of the context; it stands nowhere" in message(
-        article(answers=[{"text": "Bob", "answer_start": 0}])
+    assert (
+        "bad.json:1: question x1: answers: 'wrote' is not at character 5 of the context; it stands at 4"
+        in moved
+    )
+    assert (
+        "question x1: answers: 'Bob' is not at character 0 of the context; it stands nowhere"
+        in message(article(answers=[{"text": "Bob", "answer_start": 0}]))
     )
     assert "question x1: question: missing" in message(article(question=None))
-    assert "question x1: answers: answer_start: characters from 0" in message(article(answers=[{"text": "Ada"}]))
-    assert "bad.json:1: paragraphs: a list of objects is expected, 'x' given" in message({"paragraphs": "x"})
-    assert "paragraph 0: qas: a list of objects is expected, None given" in message({"paragraphs": [{"context": "x"}]})
+    assert "question x1: answers: answer_start: characters from 0" in message(
+        article(answers=[{"text": "Ada"}])
+    )
+    assert "bad.json:1: paragraphs: a list of objects is expected, 'x' given" in message(
+        {"paragraphs": "x"}
+    )
+    assert "paragraph 0: qas: a list of objects is expected, None given" in message(
+        {"paragraphs": [{"context": "x"}]}
+    )
 
 
 def test_flat_rows_may_list_their_answers_and_impossible_ones_have_none():
@@ -302,7 +376,9 @@ def test_flat_rows_may_list_their_answers_and_impossible_ones_have_none():
 def test_questions_about_one_context_stay_on_one_side():
     rows = [row("a", context=f"a {n}", question=q) for n in range(40) for q in ("who", "what")]
     train, held_out = split_rows(rows, 0.3, seed=1)
-    assert {r["context"] for r in train}.isdisjoint({r["context"] for r in held_out}) and len(held_out) % 2 == 0
+    assert {r["context"] for r in train}.isdisjoint({r["context"] for r in held_out}) and len(
+        held_out
+    ) % 2 == 0
 
 
 def test_questions_without_an_id_get_one_and_none_may_repeat(refused):

@@ -4,7 +4,12 @@ import string
 
 import pytest
 
-from rlhf.tasks.question_answering.metrics import answer_scores, best_threshold, normalised, reading_report
+from rlhf.tasks.question_answering.metrics import (
+    answer_scores,
+    best_threshold,
+    normalised,
+    reading_report,
+)
 
 
 def test_what_is_compared():
@@ -51,7 +56,9 @@ def slow_f1(predicted, gold, unit):
         if unit == "character":
             text = re.sub("['\"‘’《》〈〉<>()]", " ", text)
         kept = "".join(sign for sign in text.lower() if sign not in string.punctuation)
-        words = [word for word in kept.split() if unit == "character" or word not in ("a", "an", "the")]
+        words = [
+            word for word in kept.split() if unit == "character" or word not in ("a", "an", "the")
+        ]
         return words if unit == "word" else list("".join(words))
 
     given, wanted = items(predicted), items(gold)
@@ -72,7 +79,9 @@ def test_f1_agrees_with_precision_and_recall_counted_one_by_one(unit):
     pieces = ["the", "a", "An", "cat,", "(dog)", "dog", "cat", "책은", "책", "'x'", "."]
     for _ in range(300):
         predicted, gold = (" ".join(draw.choices(pieces, k=draw.randint(1, 5))) for _ in range(2))
-        assert answer_scores(predicted, [gold], unit)[1] == pytest.approx(slow_f1(predicted, gold, unit))
+        assert answer_scores(predicted, [gold], unit)[1] == pytest.approx(
+            slow_f1(predicted, gold, unit)
+        )
 
 
 def test_threshold_by_hand():
@@ -88,15 +97,24 @@ def test_threshold_by_hand():
 def test_threshold_is_the_best_of_all_and_ties_stay_together():
     draw = random.Random(2)
     for _ in range(100):
-        rows = [(draw.random() < 0.5, draw.choice([0.0, 0.2, 0.5, 0.7, 1.0])) for _ in range(draw.randint(1, 12))]
-        rows = [(draw.choice([0.0, 0.5, 1.0]) if has else 0.0, has, nothing) for has, nothing in rows]
+        rows = [
+            (draw.random() < 0.5, draw.choice([0.0, 0.2, 0.5, 0.7, 1.0]))
+            for _ in range(draw.randint(1, 12))
+        ]
+        rows = [
+            (draw.choice([0.0, 0.5, 1.0]) if has else 0.0, has, nothing) for has, nothing in rows
+        ]
         threshold, value = best_threshold(*zip(*rows))
         assert value == pytest.approx(mean_score(rows, threshold))
-        assert value == pytest.approx(max(mean_score(rows, t) for t in (-1, 0.0, 0.1, 0.3, 0.6, 0.8, 1.0)))
+        assert value == pytest.approx(
+            max(mean_score(rows, t) for t in (-1, 0.0, 0.1, 0.3, 0.6, 0.8, 1.0))
+        )
 
 
 def mean_score(rows, threshold):
-    return sum(score if nothing <= threshold else not has for score, has, nothing in rows) / len(rows)
+    return sum(score if nothing <= threshold else not has for score, has, nothing in rows) / len(
+        rows
+    )
 
 
 def row(question, *gold):
@@ -107,7 +125,9 @@ def test_report_of_questions_that_all_have_an_answer():
     rows = [row("Who is it?", "Ada Lovelace"), row("who is  it?", "Ada"), row("What?", "x")]
     found = [{"answer": text, "no_answer": 0.9} for text in ("Ada", "Ada", "y")]
     report = reading_report(rows, found, answer_unit="word", with_threshold=False)
-    assert (report["exact"], report["f1"], report["rows"]) == pytest.approx((1 / 3, (2 / 3 + 1) / 3, 3))
+    assert (report["exact"], report["f1"], report["rows"]) == pytest.approx(
+        (1 / 3, (2 / 3 + 1) / 3, 3)
+    )
     assert report["kinds"] == [
         {"question": "who is it?", "exact": 0.5, "f1": pytest.approx(5 / 6), "rows": 2},
         {"question": "what?", "exact": 0.0, "f1": 0.0, "rows": 1},
@@ -117,7 +137,10 @@ def test_report_of_questions_that_all_have_an_answer():
 
 def test_report_with_questions_that_have_none():
     rows = [row("Who?", "Ada"), row("Who?"), row("Who?", "Bob"), row("Who?")]
-    found = [{"answer": a, "no_answer": p} for a, p in (("Ada", 0.55), ("x", 0.7), ("Bob", 0.2), ("y", 0.6))]
+    found = [
+        {"answer": a, "no_answer": p}
+        for a, p in (("Ada", 0.55), ("x", 0.7), ("Bob", 0.2), ("y", 0.6))
+    ]
     report = reading_report(rows, found, answer_unit="word", with_threshold=True)
     assert report["f1"] == report["exact"] == report["best_exact"] == 1.0
     assert report["no_answer_threshold"] == report["best_exact_threshold"] == pytest.approx(0.575)
@@ -130,4 +153,9 @@ def test_rare_kinds_of_questions_are_reported_together():
     rows = [row(f"word{n // 2} x {n}", "y") for n in range(44)] + [row("rare x", "z")]
     found = [{"answer": "y", "no_answer": 0.0}] * 45
     kinds = reading_report(rows, found, answer_unit="word", with_threshold=False)["kinds"]
-    assert len(kinds) == 21 and kinds[-1] == {"question": "(others)", "exact": 0.8, "f1": 0.8, "rows": 5}
+    assert len(kinds) == 21 and kinds[-1] == {
+        "question": "(others)",
+        "exact": 0.8,
+        "f1": 0.8,
+        "rows": 5,
+    }

@@ -15,12 +15,18 @@ def bert():
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    inner = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]")
+    )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **{f"{name[1:-1].lower()}_token": name for name in special})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, **{f"{name[1:-1].lower()}_token": name for name in special}
+    )
 
 
 @pytest.fixture
@@ -50,11 +56,20 @@ def test_answers_are_parts_of_the_context_in_order_whatever_the_batch(folder):
     answers = reader.predict(ROWS, batch_size=3)
     assert len(answers) == len(ROWS)
     for row, answer, alone in zip(ROWS, answers, [reader.predict([row])[0] for row in ROWS]):
-        assert answer["answer"] == row["context"][answer["start"] : answer["end"]] == alone["answer"] != ""
-        assert 0 < answer["score"] <= 1 and answer["no_answer"] is None and len(answer["answer"]) <= 3
+        assert (
+            answer["answer"]
+            == row["context"][answer["start"] : answer["end"]]
+            == alone["answer"]
+            != ""
+        )
+        assert (
+            0 < answer["score"] <= 1 and answer["no_answer"] is None and len(answer["answer"]) <= 3
+        )
         assert answer["score"] == pytest.approx(alone["score"], abs=1e-4)
         best = answer["n_best"]
-        assert {k: answer[k] for k in ("answer", "start", "end", "score")} == best[0] and len(best) <= 5
+        assert {k: answer[k] for k in ("answer", "start", "end", "score")} == best[0] and len(
+            best
+        ) <= 5
         assert [n["score"] for n in best] == sorted((n["score"] for n in best), reverse=True)
 
 
