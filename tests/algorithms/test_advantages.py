@@ -35,7 +35,7 @@ def test_rewards_to_go_without_discount_is_the_rest_of_the_sum():
             torch.testing.assert_close(found[row, t], rewards[row, t:length].sum())
 
 
-def test_ppo_md_16_gae_by_hand():
+def test_invariant_16_gae_by_hand():
     """gamma 1, lambda 1/2, rewards 0 0 1, values 1 2 3: deltas 1, 1, -2."""
     rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0]])
     mask = torch.ones(1, 3, dtype=torch.bool)
@@ -44,14 +44,14 @@ def test_ppo_md_16_gae_by_hand():
 
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 0.95, 1.0])
-def test_ppo_md_16_gae_equals_the_double_loop_on_ragged_rows(gamma, gae_lambda):
+def test_invariant_16_gae_equals_the_double_loop_on_ragged_rows(gamma, gae_lambda):
     rewards, values = torch.randn(5, 6, dtype=torch.double), torch.randn(5, 6, dtype=torch.double)
     found = gae(rewards, values, RAGGED, gamma=gamma, gae_lambda=gae_lambda)
     expected = slow_gae(rewards, values, RAGGED.sum(1).tolist(), gamma, gae_lambda)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_ppo_md_16_without_discount_and_lambda_1_it_is_returns_to_go_minus_values():
+def test_invariant_16_without_discount_and_lambda_1_it_is_returns_to_go_minus_values():
     rewards, values = torch.randn(5, 6), torch.randn(5, 6)
     found = gae(rewards, values, RAGGED, gamma=1.0, gae_lambda=1.0)
     for row, length in enumerate(RAGGED.sum(1).tolist()):
@@ -60,14 +60,14 @@ def test_ppo_md_16_without_discount_and_lambda_1_it_is_returns_to_go_minus_value
             torch.testing.assert_close(found[row, t], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_ppo_md_16_value_after_the_last_token_is_0():
+def test_invariant_16_value_after_the_last_token_is_0():
     """One token, reward 1, value 0.4: advantage 0.6, whatever the value model says of the padding behind it."""
     rewards, mask = torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]])
     found = gae(rewards, torch.tensor([[0.4, 50.0]]), mask, gamma=1.0, gae_lambda=0.9)
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.0]]))
 
 
-def test_ppo_md_16_padding_changes_nothing():
+def test_invariant_16_padding_changes_nothing():
     rewards, values = torch.randn(5, 6), torch.randn(5, 6)
     wild = [torch.where(RAGGED, x, torch.full_like(x, float("nan"))) for x in (rewards, values)]
     assert torch.equal(

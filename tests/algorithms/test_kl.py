@@ -13,20 +13,20 @@ EXACT = (
 
 
 @pytest.mark.parametrize("estimator", [k1, k3])
-def test_ppo_md_14_average_over_all_outcomes_is_the_exact_kl(estimator):
+def test_invariant_14_average_over_all_outcomes_is_the_exact_kl(estimator):
     log_ratio = POLICY.log() - REFERENCE.log()
     assert (POLICY * estimator(log_ratio)).sum().item() == pytest.approx(EXACT, rel=1e-12)
     reverse = (REFERENCE * (REFERENCE / POLICY).log()).sum().item()
     assert abs(reverse - EXACT) > 0.01  # so that the wrong direction could not pass
 
 
-def test_ppo_md_14_k1_may_be_negative_and_k3_never_is():
+def test_invariant_14_k1_may_be_negative_and_k3_never_is():
     log_ratio = POLICY.log() - REFERENCE.log()
     assert k1(log_ratio)[2] < 0
     assert (k3(torch.linspace(-5, 5, 100)) >= 0).all()
 
 
-def test_ppo_md_14_k3_is_exact_near_0_in_fp32():
+def test_invariant_14_k3_is_exact_near_0_in_fp32():
     """exp(-x) - 1 + x = x^2 / 2 - x^3 / 6 + ...; at the small ratios of a PPO update rounding must not hide it."""
     assert k3(torch.tensor(1e-3)).item() == pytest.approx(1e-6 / 2 - 1e-9 / 6, rel=1e-3)
     assert k3(torch.tensor(-1e-3)).item() == pytest.approx(1e-6 / 2 + 1e-9 / 6, rel=1e-3)
@@ -59,7 +59,7 @@ def test_padding_where_both_log_probs_are_0_adds_nothing():
         (6.0, 0.02),
     ],
 )
-def test_ppo_md_15_adaptive_coefficient_by_hand(kl, expected):
+def test_invariant_15_adaptive_coefficient_by_hand(kl, expected):
     assert adapt_kl_coef(0.02, kl=kl, target=6.0, horizon=10_000, episodes=512) == pytest.approx(
         expected, rel=1e-9
     )

@@ -24,14 +24,14 @@ def test_by_hand():
     torch.testing.assert_close(entropy, torch.full((3,), by_hand))
 
 
-def test_ppo_md_07_logits_are_divided_by_the_temperature():
+def test_invariant_07_logits_are_divided_by_the_temperature():
     """At temperature 1/2 the odds 1 : 2 : 5 are squared: 1/30, 4/30, 25/30."""
     logits = torch.tensor([1.0, 2.0, 5.0]).log().expand(3, 3)
     log_probs = token_log_probs(logits, torch.tensor([0, 1, 2]), temperature=0.5)
     torch.testing.assert_close(log_probs.exp(), torch.tensor([1 / 30, 4 / 30, 25 / 30]))
 
 
-def test_ppo_md_11_log_softmax_is_fp32():
+def test_invariant_11_log_softmax_is_fp32():
     logits = (4 * torch.randn(8, 50)).to(torch.bfloat16)
     ids = torch.randint(50, (8,))
     log_probs, entropy = token_log_probs_and_entropy(logits, ids, temperature=0.7)
@@ -42,7 +42,7 @@ def test_ppo_md_11_log_softmax_is_fp32():
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 7, 100])
 @pytest.mark.parametrize("formula", [token_log_probs, token_log_probs_and_entropy])
-def test_ppo_md_11_chunks_equal_the_whole_forward_and_backward(chunk_size, formula):
+def test_invariant_11_chunks_equal_the_whole_forward_and_backward(chunk_size, formula):
     hidden, head, ids = torch.randn(7, 5), nn.Linear(5, 11, bias=False), torch.randint(11, (7,))
     weights = torch.randn(7)
     found = []
@@ -89,7 +89,7 @@ def test_all_masked():
     assert not log_probs.any() and not entropy.any()
 
 
-def test_ppo_md_30_entropy_is_never_negative():
+def test_invariant_30_entropy_is_never_negative():
     certain = torch.tensor([[0.0, -1e4, -float("inf")], [50.0, 0.0, -50.0]])
     _, entropy = token_log_probs_and_entropy(certain, torch.tensor([0, 0]), temperature=1.0)
     assert (entropy >= 0).all() and torch.isfinite(entropy).all()

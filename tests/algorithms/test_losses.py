@@ -39,7 +39,7 @@ def test_policy_gradient_by_hand():
         (1.5, 0.0, 0.0, 0.0),
     ],
 )
-def test_ppo_md_19_clipped_surrogate_by_hand(ratio, advantage, expected, gradient):
+def test_invariant_19_clipped_surrogate_by_hand(ratio, advantage, expected, gradient):
     """d loss / d log_prob is -A x ratio where it is not clipped."""
     log_probs = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
     loss = clipped_surrogate_loss(
@@ -50,7 +50,7 @@ def test_ppo_md_19_clipped_surrogate_by_hand(ratio, advantage, expected, gradien
     assert log_probs.grad.item() == pytest.approx(gradient, abs=1e-6)
 
 
-def test_ppo_md_19_at_ratio_1_the_gradient_is_the_policy_gradient():
+def test_invariant_19_at_ratio_1_the_gradient_is_the_policy_gradient():
     log_probs, advantages = torch.randn(3, 4), torch.randn(3, 4)
     gradients = []
     for loss in (
@@ -75,7 +75,7 @@ def test_ppo_md_19_at_ratio_1_the_gradient_is_the_policy_gradient():
         (0.5, 0.5 * 1.5**2, -1.5),  # moved away: the worse of the two counts, with its gradient
     ],
 )
-def test_ppo_md_19_clipped_value_loss_by_hand(value, expected, gradient):
+def test_invariant_19_clipped_value_loss_by_hand(value, expected, gradient):
     values = torch.tensor([[value]], requires_grad=True)
     loss = clipped_value_loss(
         values, torch.tensor([[1.0]]), torch.tensor([[2.0]]), value_clip_range=0.2
@@ -85,7 +85,7 @@ def test_ppo_md_19_clipped_value_loss_by_hand(value, expected, gradient):
     assert values.grad.item() == pytest.approx(gradient, abs=1e-6)
 
 
-def test_ppo_md_19_value_loss_by_hand_and_wide_clipping_is_none():
+def test_invariant_19_value_loss_by_hand_and_wide_clipping_is_none():
     values, returns = torch.tensor([[1.0, 4.0]]), torch.tensor([[3.0, 3.0]])
     assert value_loss(values, returns).tolist() == [[2.0, 0.5]]
     old = torch.tensor([[0.0, 0.0]])
@@ -109,7 +109,7 @@ def test_losses_at_padding_are_finite_and_have_no_gradient():
 # ---- K-wise ranking ----
 
 
-def test_ppo_md_33_by_hand():
+def test_invariant_33_by_hand():
     """Scores 2, 1, 0 with ranks 0, 1, 1: two ordered pairs, margins 1 and 2; the tie is dropped."""
     loss, pairs = kwise_ranking_loss(
         torch.tensor([[2.0, 1.0, 0.0]]),
@@ -122,14 +122,14 @@ def test_ppo_md_33_by_hand():
     assert pairs.tolist() == [2]
 
 
-def test_ppo_md_33_two_answers_are_the_pairwise_loss():
+def test_invariant_33_two_answers_are_the_pairwise_loss():
     scores, ranks = torch.randn(6, 2), torch.tensor([[0, 1], [1, 0]] * 3)
     loss, _ = kwise_ranking_loss(scores, ranks, torch.ones(6, 2, dtype=torch.bool))
     better, worse = scores.gather(1, ranks.argsort(1)).T
     torch.testing.assert_close(loss, -torch.log(torch.sigmoid(better - worse)))
 
 
-def test_ppo_md_33_every_prompt_weighs_the_same_whatever_its_k():
+def test_invariant_33_every_prompt_weighs_the_same_whatever_its_k():
     """With equal scores each pair costs log 2, and so does each prompt, from K = 2 to K = 9."""
     for k in range(2, 10):
         loss, pairs = kwise_ranking_loss(
@@ -139,7 +139,7 @@ def test_ppo_md_33_every_prompt_weighs_the_same_whatever_its_k():
         assert pairs.item() == k * (k - 1) // 2
 
 
-def test_ppo_md_33_padding_changes_nothing():
+def test_invariant_33_padding_changes_nothing():
     scores, ranks = torch.tensor([[2.0, 1.0, 77.0]]), torch.tensor([[0, 1, 0]])
     padded, pairs = kwise_ranking_loss(scores, ranks, torch.tensor([[True, True, False]]))
     alone, _ = kwise_ranking_loss(scores[:, :2], ranks[:, :2], torch.ones(1, 2, dtype=torch.bool))
@@ -147,7 +147,7 @@ def test_ppo_md_33_padding_changes_nothing():
 
 
 @pytest.mark.parametrize("mask", [True, False])
-def test_ppo_md_33_only_ties_or_nothing_at_all_gives_0_and_finite_gradients(mask):
+def test_invariant_33_only_ties_or_nothing_at_all_gives_0_and_finite_gradients(mask):
     scores = torch.tensor([[1000.0, -1000.0, 0.0]], requires_grad=True)
     ranks = torch.zeros(1, 3, dtype=torch.long)
     loss, pairs = kwise_ranking_loss(scores, ranks, torch.full((1, 3), mask))
@@ -155,7 +155,7 @@ def test_ppo_md_33_only_ties_or_nothing_at_all_gives_0_and_finite_gradients(mask
     assert loss.item() == 0 and pairs.item() == 0 and not scores.grad.any()
 
 
-def test_ppo_md_33_gradient_raises_the_better_and_lowers_the_worse():
+def test_invariant_33_gradient_raises_the_better_and_lowers_the_worse():
     scores = torch.zeros(1, 3, requires_grad=True)
     kwise_ranking_loss(scores, torch.tensor([[1, 0, 2]]), torch.ones(1, 3, dtype=torch.bool))[
         0

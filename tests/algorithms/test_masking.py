@@ -33,14 +33,14 @@ def test_center_by_hand():
     assert center(VALUES, MASK).tolist() == [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
 
 
-def test_ppo_md_18_whitening_by_hand():
+def test_invariant_18_whitening_by_hand():
     """1, 2, 3: mean 2, variance 2/3, so +-sqrt(3/2)."""
     root = 1.5**0.5
     expected = torch.tensor([[-root, 0.0, 0.0], [root, 0.0, 0.0]])
     torch.testing.assert_close(standardize(VALUES, MASK), expected, atol=1e-6, rtol=0)
 
 
-def test_ppo_md_18_whitening_ignores_padding_and_gives_mean_0_variance_1():
+def test_invariant_18_whitening_ignores_padding_and_gives_mean_0_variance_1():
     values, mask = 7 + 3 * torch.randn(6, 5), torch.rand(6, 5) < 0.6
     white = standardize(values, mask)[mask].double()
     assert white.mean().item() == pytest.approx(0, abs=1e-6)
@@ -51,7 +51,7 @@ def test_ppo_md_18_whitening_ignores_padding_and_gives_mean_0_variance_1():
 
 @pytest.mark.parametrize("value", [0.1, -3.3, 1000.1])
 @pytest.mark.parametrize("count", [1, 3, 7, 24])
-def test_ppo_md_18_whitening_of_equal_values_is_0(value, count):
+def test_invariant_18_whitening_of_equal_values_is_0(value, count):
     mask = torch.zeros(4, 6, dtype=torch.bool)
     mask.view(-1)[:count] = True
     assert standardize(torch.full((4, 6), value), mask).abs().max().item() < 1e-3

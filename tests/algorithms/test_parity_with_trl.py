@@ -6,13 +6,13 @@ micro-batches. It is written by benchmarks/ppo_parity/run.py. Equal to 1e-5: log
 penalty, GAE, returns, the policy loss and the value loss of every token, and the whole loss of a micro-batch.
 
 Where we differ, each with its test:
- 1. Score: ours on the last token, EOS included; TRL's one token later when the completion ended early (PPO.md 13).
+ 1. Score: ours on the last token, EOS included; TRL's one token later when the completion ended early (invariant 13).
  2. After the last token: our value is 0, as the episode is over; TRL asks the value model once more where the score was
     moved to, and trains it there. With that longer mask as ours all rewards, advantages and value losses agree; without it
     ours are TRL's + lambda^(L-1-t) (1 - lambda) (score - V_L). Nothing differs at lambda = 1 or at full length.
  3. Whitening divides by the variance over n, TRL by that over n - 1: ours = TRL's * sqrt(n / (n - 1)).
  4. Mini-batch loss: mean over all its tokens; TRL's is the mean of its micro-batches' means, so that a token of a short
-    micro-batch weighs more (PPO.md 20).
+    micro-batch weighs more (invariant 20).
  5. An optimiser step per mini-batch; TRL steps after gradient_accumulation_steps micro-batches whatever num_mini_batches
     says, and after every micro-batch in the last batch of each pass over the data.
  6. approx_kl is k3 over the tokens that count; TRL's is k2 over padding too.

@@ -8,7 +8,7 @@ MASK = torch.tensor([[True, True, True], [True, False, False]])
 SCORES = torch.tensor([10.0, -3.0])
 
 
-def test_ppo_md_13_by_hand():
+def test_invariant_13_by_hand():
     """The score stands on the last token that counts: third of the first row, first of the second."""
     expected = [[-0.05, 0.1, 10.0 - 0.2], [-3.0 - 0.1, 0.0, 0.0]]
     torch.testing.assert_close(
@@ -16,7 +16,7 @@ def test_ppo_md_13_by_hand():
     )
 
 
-def test_ppo_md_13_sum_is_score_minus_kl():
+def test_invariant_13_sum_is_score_minus_kl():
     mask = torch.arange(6) < torch.tensor([1, 6, 3, 2])[:, None]
     log_ratio, scores = torch.randn(4, 6), torch.randn(4)
     total = token_rewards(scores, log_ratio, mask, kl_coef=0.3).sum(1)
@@ -26,7 +26,7 @@ def test_ppo_md_13_sum_is_score_minus_kl():
     torch.testing.assert_close(total, torch.stack(expected))
 
 
-def test_ppo_md_13_without_kl_only_the_last_token_is_rewarded():
+def test_invariant_13_without_kl_only_the_last_token_is_rewarded():
     assert token_rewards(SCORES, LOG_RATIO, MASK, kl_coef=0.0).tolist() == [
         [0.0, 0.0, 10.0],
         [-3.0, 0.0, 0.0],
@@ -43,7 +43,7 @@ def test_all_masked():
     assert not token_rewards(SCORES, LOG_RATIO, torch.zeros_like(MASK), kl_coef=0.1).any()
 
 
-def test_ppo_md_05_penalty_only_where_the_completion_was_cut_off():
+def test_invariant_05_penalty_only_where_the_completion_was_cut_off():
     ended = torch.tensor([True, False])
     assert missing_eos_penalty(SCORES, ended, penalty=1.5).tolist() == [10.0, -4.5]
     assert missing_eos_penalty(SCORES, ended, penalty=0.0).tolist() == SCORES.tolist()

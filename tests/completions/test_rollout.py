@@ -75,7 +75,7 @@ def by_hand(mask, **tensors):
 
 
 @torch.no_grad()
-def test_ppo_md_12_log_probs_are_those_of_the_tokens_that_were_sampled(rollout, policy):
+def test_invariant_12_log_probs_are_those_of_the_tokens_that_were_sampled(rollout, policy):
     """A forward of each row by itself, without padding, at the sampling temperature."""
     for row in range(len(rollout)):
         prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]]
@@ -91,13 +91,13 @@ def test_ppo_md_12_log_probs_are_those_of_the_tokens_that_were_sampled(rollout, 
     assert rollout.mask.sum(1).unique().numel() > 1
 
 
-def test_ppo_md_01_how_rows_are_batched_changes_nothing(rollout, tokenizer, policy):
+def test_invariant_01_how_rows_are_batched_changes_nothing(rollout, tokenizer, policy):
     other = gather(tokenizer, policy, batch_size=8)
     for name, tensor in rollout.tensors().items():
         torch.testing.assert_close(getattr(other, name), tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_ppo_md_02_pad_equal_to_eos_changes_nothing(rollout, eos_is_pad, policy):
+def test_invariant_02_pad_equal_to_eos_changes_nothing(rollout, eos_is_pad, policy):
     other = gather(eos_is_pad, policy)
     for name, tensor in rollout.tensors().items():
         if name != "prompt_ids":  # its padding
@@ -111,7 +111,7 @@ def test_ppo_md_02_pad_equal_to_eos_changes_nothing(rollout, eos_is_pad, policy)
     )
 
 
-def test_ppo_md_02_reward_model_scores_eos_too(eos_is_pad, policy, make_reward_model):
+def test_invariant_02_reward_model_scores_eos_too(eos_is_pad, policy, make_reward_model):
     scorer = RewardModelScorer(make_reward_model(eos_is_pad), eos_is_pad)
     found = gather(eos_is_pad, policy, rewards=WeightedSum({"reward_model": scorer}))
     for row in range(len(found)):
@@ -127,7 +127,7 @@ def test_ppo_md_02_reward_model_scores_eos_too(eos_is_pad, policy, make_reward_m
         )
 
 
-def test_ppo_md_05_missing_eos_is_judged_by_the_completion(rollout, tokenizer, policy):
+def test_invariant_05_missing_eos_is_judged_by_the_completion(rollout, tokenizer, policy):
     """Every prompt of the chat template holds an EOS; only the completion's own counts."""
     penalised = gather(tokenizer, policy, eos_penalty=3.0)
     assert all((ids == 0).any() for ids in rollout.prompt_ids)
@@ -138,7 +138,7 @@ def test_ppo_md_05_missing_eos_is_judged_by_the_completion(rollout, tokenizer, p
     assert (rollout.scores - penalised.scores).tolist() == (3.0 * ~stopped).tolist()
 
 
-def test_ppo_md_32_rewards_get_prompts_completions_and_the_other_columns(tokenizer, policy):
+def test_invariant_32_rewards_get_prompts_completions_and_the_other_columns(tokenizer, policy):
     seen = {}
 
     def reward(prompts, completions, **columns):
@@ -163,7 +163,7 @@ def test_ppo_md_32_rewards_get_prompts_completions_and_the_other_columns(tokeniz
 # ---- rewards, advantages, returns ----
 
 
-def test_ppo_md_13_score_stands_on_the_last_real_token_of_the_rollout(rollout):
+def test_invariant_13_score_stands_on_the_last_real_token_of_the_rollout(rollout):
     found = estimate(rollout, ALGORITHMS["ppo"], **SETTINGS | {"kl_coef": 0.0})
     for row in range(len(found)):
         expected = [0.0] * found.mask.shape[1]
@@ -171,7 +171,7 @@ def test_ppo_md_13_score_stands_on_the_last_real_token_of_the_rollout(rollout):
         assert found.rewards[row].tolist() == expected
 
 
-def test_ppo_md_13_kl_of_policy_and_reference_with_the_right_sign():
+def test_invariant_13_kl_of_policy_and_reference_with_the_right_sign():
     found = by_hand(
         [[True, True]], log_probs=[[-1.0, -2.0]], ref_log_probs=[[-1.5, -1.0]], scores=[4.0]
     )
@@ -179,7 +179,7 @@ def test_ppo_md_13_kl_of_policy_and_reference_with_the_right_sign():
     torch.testing.assert_close(rewards, torch.tensor([[-0.1 * 0.5, -0.1 * -1.0 + 4.0]]))
 
 
-def test_ppo_md_17_returns_are_advantages_before_whitening_plus_values():
+def test_invariant_17_returns_are_advantages_before_whitening_plus_values():
     """lambda 1, gamma 1: returns are rewards-to-go whatever the values are; whitened advantages would not give that."""
     found = by_hand(
         [[True, True, True], [True, False, False]],
@@ -212,7 +212,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_ppo_md_18_two_gathered_halves_equal_the_whole(name, rollout, tokenizer, policy):
+def test_invariant_18_two_gathered_halves_equal_the_whole(name, rollout, tokenizer, policy):
     halves = [gather(tokenizer, policy, WORDS[i : i + 4], start=i) for i in (0, 4)]
     joined = estimate(join(*halves), ALGORITHMS[name], **SETTINGS)
     whole = estimate(rollout, ALGORITHMS[name], **SETTINGS)
@@ -222,7 +222,7 @@ def test_ppo_md_18_two_gathered_halves_equal_the_whole(name, rollout, tokenizer,
         )
 
 
-def test_ppo_md_18_whitening_spans_the_whole_rollout(rollout):
+def test_invariant_18_whitening_spans_the_whole_rollout(rollout):
     found = estimate(rollout, ALGORITHMS["ppo"], **SETTINGS)
     white = found.advantages[found.mask].double()
     assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.var(
@@ -247,7 +247,7 @@ def test_rloo_gives_every_token_of_a_completion_the_same_advantage():
 # ---- micro-batches and statistics ----
 
 
-def test_ppo_md_03_a_micro_batch_leaves_out_only_padding(rollout):
+def test_invariant_03_a_micro_batch_leaves_out_only_padding(rollout):
     index = torch.tensor([6, 0])
     batch = rollout.rows(index)
     assert batch["mask"].shape[1] == int(rollout.mask[index].sum(1).max())
@@ -264,7 +264,7 @@ def test_ppo_md_03_a_micro_batch_leaves_out_only_padding(rollout):
             )
 
 
-def test_ppo_md_30_statistics_by_hand():
+def test_invariant_30_statistics_by_hand():
     found = by_hand(
         [[True, True], [True, False]],
         log_probs=[[-1.0, -2.0], [-3.0, 77.0]],
@@ -291,7 +291,7 @@ def test_ppo_md_30_statistics_by_hand():
     )
 
 
-def test_ppo_md_30_statistics_do_not_see_padding(rollout):
+def test_invariant_30_statistics_do_not_see_padding(rollout):
     wild = replace(
         rollout,
         **{n: torch.where(rollout.mask, getattr(rollout, n), 1e6) for n in ("log_probs", "values")},

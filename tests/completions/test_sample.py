@@ -55,7 +55,7 @@ def completions(done):
 
 @pytest.mark.parametrize("pad", [13, EOS], ids=["pad", "pad is eos"])
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_ppo_md_01_02_each_row_of_a_mixed_batch_is_sampled_as_if_alone(policy, temperature, pad):
+def test_invariant_01_02_each_row_of_a_mixed_batch_is_sampled_as_if_alone(policy, temperature, pad):
     uniforms = uniform_numbers(len(PROMPTS), 12, seed=3, stream=0)
     done = run(policy, PROMPTS, uniforms, length=12, temperature=temperature, pad=pad)
     expected = [
@@ -110,7 +110,7 @@ class Memory:
 SCRIPT = [[5, 0, 9, 9], [0, 9, 9, 9], [5, 6, 7, 8], [4, 3, 0, 9]]
 
 
-def test_ppo_md_03_mask_runs_to_the_first_stop_token_inclusive():
+def test_invariant_03_mask_runs_to_the_first_stop_token_inclusive():
     done = run(Scripted(SCRIPT), [[0], [1], [2], [3]], None, length=4)
     assert completions(done) == [[5, 0], [0], [5, 6, 7, 8], [4, 3, 0]]
     assert done.ended.tolist() == [True, True, False, True]
@@ -130,7 +130,7 @@ def test_result_is_as_wide_as_its_longest_row_and_stops_when_all_have_ended():
     assert len(policy.sizes) == 2
 
 
-def test_ppo_md_05_an_eos_in_the_prompt_is_no_end():
+def test_invariant_05_an_eos_in_the_prompt_is_no_end():
     done = run(Scripted([[5, 6, 7, 8]]), [[EOS, EOS, 0]], None, length=3)
     assert done.ended.tolist() == [False] and completions(done) == [[5, 6, 7]]
 
@@ -142,7 +142,7 @@ def test_sampling_by_hand():
     assert sample_tokens(logits, numbers, temperature=1.0).tolist() == [0, 0, 2, 2, 3, 3]
 
 
-def test_ppo_md_07_sampling_follows_the_temperature_and_leaves_no_token_out():
+def test_invariant_07_sampling_follows_the_temperature_and_leaves_no_token_out():
     """Evenly spread numbers hit each token in proportion to its probability: odds 1 : 2 : 5 squared at 1/2."""
     logits = torch.tensor([1.0, 2.0, 5.0]).log().expand(3000, 3)
     numbers = (torch.arange(3000, dtype=torch.double) + 0.5) / 3000

@@ -31,7 +31,7 @@ def trained_on(tokenizer):
     ]
 
 
-def test_ppo_md_04_text_is_scored_exactly_as_it_was_trained(tokenizer, make_reward_model):
+def test_invariant_04_text_is_scored_exactly_as_it_was_trained(tokenizer, make_reward_model):
     scorer = RewardModelScorer(make_reward_model(tokenizer), tokenizer, batch_size=2)
     found = scorer(Completed(PROMPTS, TEXTS))
     assert found.tolist() == pytest.approx(
@@ -40,7 +40,7 @@ def test_ppo_md_04_text_is_scored_exactly_as_it_was_trained(tokenizer, make_rewa
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_ppo_md_04_the_policys_own_ids_are_scored_at_their_last_token(
+def test_invariant_04_the_policys_own_ids_are_scored_at_their_last_token(
     eos_is_pad, make_reward_model, batch_size
 ):
     """A completion that was cut off has no EOS, and none is invented; pad == EOS hides nothing."""
@@ -53,7 +53,7 @@ def test_ppo_md_04_the_policys_own_ids_are_scored_at_their_last_token(
     assert scorer(batch).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_ppo_md_04_another_tokenizer_gets_the_text_again_with_its_own_template(
+def test_invariant_04_another_tokenizer_gets_the_text_again_with_its_own_template(
     tokenizer, bytes_tokenizer, make_reward_model
 ):
     scorer = RewardModelScorer(make_reward_model(bytes_tokenizer), bytes_tokenizer)
@@ -65,7 +65,7 @@ def test_ppo_md_04_another_tokenizer_gets_the_text_again_with_its_own_template(
     assert scorer(batch).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_ppo_md_28_the_reward_model_is_frozen_without_dropout(tokenizer, make_reward_model):
+def test_invariant_28_the_reward_model_is_frozen_without_dropout(tokenizer, make_reward_model):
     scorer = RewardModelScorer(make_reward_model(tokenizer).train(), tokenizer)
     assert not scorer.model.training and not any(p.requires_grad for p in scorer.model.parameters())
     scorer.model.train()
@@ -84,7 +84,7 @@ def shout(prompts, completions, **columns):
     return [completion.count("a") for completion in completions]
 
 
-def test_ppo_md_32_weighted_sum_keeps_each_part():
+def test_invariant_32_weighted_sum_keeps_each_part():
     def given(prompts, completions, *, bonus):
         return bonus
 
@@ -100,7 +100,7 @@ def test_ppo_md_32_weighted_sum_keeps_each_part():
     }
 
 
-def test_ppo_md_32_weights_are_1_by_default_and_must_fit(refused):
+def test_invariant_32_weights_are_1_by_default_and_must_fit(refused):
     scorer = FunctionScorer(shout, "shout")
     assert WeightedSum({"shout": scorer})(Completed(["x"], ["aa"]))[0].tolist() == [2.0]
     assert "2 numbers for 1 rewards (shout)" in refused(WeightedSum, {"shout": scorer}, [1.0, 2.0])
@@ -116,13 +116,13 @@ def test_ppo_md_32_weights_are_1_by_default_and_must_fit(refused):
         (None, "TypeError"),
     ],
 )
-def test_ppo_md_32_what_a_function_returns_is_checked_and_the_row_named(returned, said, refused):
+def test_invariant_32_what_a_function_returns_is_checked_and_the_row_named(returned, said, refused):
     scorer = FunctionScorer(lambda prompts, completions, **columns: returned, "mine")
     message = refused(scorer, Completed(["x", "y"], ["one", "two"]))
     assert "mine" in message and said in message
 
 
-def test_ppo_md_32_an_exception_in_a_function_is_told_with_its_name(refused):
+def test_invariant_32_an_exception_in_a_function_is_told_with_its_name(refused):
     def broken(prompts, completions):
         raise KeyError("answers")
 
@@ -131,7 +131,7 @@ def test_ppo_md_32_an_exception_in_a_function_is_told_with_its_name(refused):
     )
 
 
-def test_ppo_md_32_functions_are_loaded_by_module_and_name(tmp_path, monkeypatch, refused):
+def test_invariant_32_functions_are_loaded_by_module_and_name(tmp_path, monkeypatch, refused):
     for module in ("first_rewards", "second_rewards"):
         (tmp_path / f"{module}.py").write_text(
             "def score(prompts, completions, **columns):\n    return [1.0]\n"
@@ -152,7 +152,7 @@ def test_ppo_md_32_functions_are_loaded_by_module_and_name(tmp_path, monkeypatch
         assert said in refused(load_scorers, [], [path])
 
 
-def test_ppo_md_32_several_reward_models(tokenizer, make_reward_model, tmp_path):
+def test_invariant_32_several_reward_models(tokenizer, make_reward_model, tmp_path):
     for place in range(2):
         save(make_reward_model(tokenizer, seed=place), tokenizer, tmp_path / str(place))
     scorers = load_scorers([str(tmp_path / "0"), str(tmp_path / "1")], [])

@@ -29,7 +29,7 @@ def test_by_hand(tokenizer):
     assert encode_completion(tokenizer, "c d") == [4, 5, EOS]
 
 
-def test_ppo_md_34_eos_is_appended_exactly_once(tokenizer, bytes_tokenizer, plain_tokenizer):
+def test_invariant_34_eos_is_appended_exactly_once(tokenizer, bytes_tokenizer, plain_tokenizer):
     for which in (tokenizer, bytes_tokenizer, plain_tokenizer):
         for text in ("a b", "", "a\n"):
             ids = encode_completion(which, text)
@@ -88,7 +88,7 @@ def test_roles_and_contents_are_checked(refused):
     assert as_text(TALK[:2]) == "h\na"
 
 
-def test_ppo_md_02_padding_never_is_eos(plain_tokenizer):
+def test_invariant_02_padding_never_is_eos(plain_tokenizer):
     plain_tokenizer.pad_token = plain_tokenizer.eos_token
     assert add_chat_template(plain_tokenizer) == [
         "<|assistant|>",

@@ -50,7 +50,7 @@ def model(request, tokenizer, make_policy, make_llama, make_reward_model):
 @pytest.mark.parametrize("pad_token_id", [13, 0], ids=["pad", "pad is eos"])
 @pytest.mark.parametrize("left", [0, 5])
 @torch.no_grad()
-def test_ppo_md_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, left, pad_token_id):
+def test_invariant_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, left, pad_token_id):
     batch = pad(PROMPTS, COMPLETIONS, pad_token_id, left)
     together = model(**batch, temperature=0.7, entropy=True)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
@@ -68,7 +68,7 @@ def test_ppo_md_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, le
 
 
 @torch.no_grad()
-def test_ppo_md_01_the_test_above_can_fail(make_policy, tokenizer):
+def test_invariant_01_the_test_above_can_fail(make_policy, tokenizer):
     """Absolute positions counted from the padding would move the log-probs by far more than 1e-5."""
     policy = make_policy(tokenizer)
     batch = pad([[4]], [[5, 6]], 13, left=5)
@@ -84,7 +84,7 @@ def test_ppo_md_01_the_test_above_can_fail(make_policy, tokenizer):
 
 
 @torch.no_grad()
-def test_ppo_md_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
+def test_invariant_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
     seen = model(**pad([PROMPTS[0], PROMPTS[2]], [[3, 0], [0]], 0), temperature=1.0, entropy=True)
     assert (seen.log_probs[0, :2] < 0).all() and seen.log_probs[1, 0] < 0
     assert seen.values[0, 1] != 0 and seen.values[1, 0] != 0
@@ -94,7 +94,7 @@ def test_ppo_md_02_eos_gets_a_log_prob_and_a_value_when_pad_is_eos(model):
 
 
 @torch.no_grad()
-def test_ppo_md_03_tokens_outside_the_mask_change_nothing(model):
+def test_invariant_03_tokens_outside_the_mask_change_nothing(model):
     batch = pad(PROMPTS, COMPLETIONS, 13, left=1)
     before = model(**batch, temperature=1.0, entropy=True)
     batch["completion_ids"] = torch.where(batch["mask"], batch["completion_ids"], 6)
@@ -105,7 +105,7 @@ def test_ppo_md_03_tokens_outside_the_mask_change_nothing(model):
 
 
 @torch.no_grad()
-def test_ppo_md_07_temperature_reaches_policy_and_reference(tokenizer, make_policy):
+def test_invariant_07_temperature_reaches_policy_and_reference(tokenizer, make_policy):
     policy = make_policy(tokenizer)
     batch = pad(PROMPTS, COMPLETIONS, 13)
     for temperature in (0.5, 1.0):
@@ -117,7 +117,7 @@ def test_ppo_md_07_temperature_reaches_policy_and_reference(tokenizer, make_poli
 
 
 @torch.no_grad()
-def test_ppo_md_22_first_values_of_the_reward_model_are_its_scores_of_the_text_so_far(
+def test_invariant_22_first_values_of_the_reward_model_are_its_scores_of_the_text_so_far(
     tokenizer, make_policy, make_reward_model
 ):
     reward_model = make_reward_model(tokenizer)
@@ -139,13 +139,13 @@ def test_shared_head_starts_at_0_and_no_critic_gives_no_values(tokenizer, make_p
 
 
 @torch.no_grad()
-def test_ppo_md_11_a_bf16_policy_gives_fp32_log_probs_and_values(tokenizer, make_policy):
+def test_invariant_11_a_bf16_policy_gives_fp32_log_probs_and_values(tokenizer, make_policy):
     model = ActorCritic(make_policy(tokenizer).to(torch.bfloat16), "shared")
     seen = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0, entropy=True)
     assert seen.log_probs.dtype == seen.values.dtype == seen.entropy.dtype == torch.float32
 
 
-def test_ppo_md_10_dropout_is_off_in_train_mode_too(
+def test_invariant_10_dropout_is_off_in_train_mode_too(
     tokenizer, make_policy, make_llama, make_reward_model
 ):
     batch = pad(PROMPTS, COMPLETIONS, 13)

@@ -40,7 +40,7 @@ def perturb(model):
 
 
 @torch.no_grad()
-def test_ppo_md_04_score_is_read_at_the_last_real_token(tokenizer, make_reward_model):
+def test_invariant_04_score_is_read_at_the_last_real_token(tokenizer, make_reward_model):
     model = make_reward_model(tokenizer)
     found = scores(model)
     for row, length in enumerate(MASK.sum(1).tolist()):
@@ -48,7 +48,7 @@ def test_ppo_md_04_score_is_read_at_the_last_real_token(tokenizer, make_reward_m
         torch.testing.assert_close(found[row], model.score(hidden[0, -1])[0], atol=1e-5, rtol=1e-4)
 
 
-def test_ppo_md_02_score_does_not_depend_on_what_padding_is(tokenizer, make_reward_model):
+def test_invariant_02_score_does_not_depend_on_what_padding_is(tokenizer, make_reward_model):
     model = make_reward_model(tokenizer)
     before = scores(model)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_ppo_md_02_score_does_not_depend_on_what_padding_is(tokenizer, make_rewa
     torch.testing.assert_close(eos_as_pad, before, atol=1e-5, rtol=1e-4)
 
 
-def test_ppo_md_10_freeze_and_disable_dropout_reach_functional_dropout(tokenizer):
+def test_invariant_10_freeze_and_disable_dropout_reach_functional_dropout(tokenizer):
     torch.manual_seed(0)
     config = OPTConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16,
@@ -70,7 +70,7 @@ def test_ppo_md_10_freeze_and_disable_dropout_reach_functional_dropout(tokenizer
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_ppo_md_22_a_fresh_reward_head_is_an_error_unless_asked_for(
+def test_invariant_22_a_fresh_reward_head_is_an_error_unless_asked_for(
     tokenizer, make_policy, tmp_path, refused
 ):
     save(make_policy(tokenizer), tokenizer, tmp_path / "policy")
@@ -82,7 +82,7 @@ def test_ppo_md_22_a_fresh_reward_head_is_an_error_unless_asked_for(
     assert not scores(fresh).any()
 
 
-def test_ppo_md_29_a_saved_policy_gives_the_same_logits(
+def test_invariant_29_a_saved_policy_gives_the_same_logits(
     tokenizer, make_policy, make_llama, tmp_path
 ):
     for name, policy in (("gpt2", make_policy(tokenizer)), ("llama", make_llama(tokenizer))):
@@ -97,7 +97,7 @@ def test_ppo_md_29_a_saved_policy_gives_the_same_logits(
         )
 
 
-def test_ppo_md_29_saving_a_lora_policy_merges_a_copy(tokenizer, make_policy, tmp_path):
+def test_invariant_29_saving_a_lora_policy_merges_a_copy(tokenizer, make_policy, tmp_path):
     policy = perturb(add_lora(make_policy(tokenizer), task="CAUSAL_LM", rank=2, alpha=4)).eval()
     trainable = [name for name, p in policy.named_parameters() if p.requires_grad]
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_an_adapter_folder_is_merged_into_its_base(tokenizer, make_policy, tmp_p
         torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_ppo_md_35_the_shift_is_exact_on_a_head_without_bias_and_survives_reload(
+def test_invariant_35_the_shift_is_exact_on_a_head_without_bias_and_survives_reload(
     tokenizer, make_reward_model, tmp_path
 ):
     model = make_reward_model(tokenizer)
@@ -143,7 +143,7 @@ def test_ppo_md_35_the_shift_is_exact_on_a_head_without_bias_and_survives_reload
     torch.testing.assert_close(own, scores(model)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_ppo_md_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(
+def test_invariant_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(
     tokenizer, make_reward_model, tmp_path
 ):
     lora = perturb(add_lora(make_reward_model(tokenizer), task="SEQ_CLS", rank=2, alpha=4))
@@ -157,7 +157,7 @@ def test_ppo_md_35_lora_merge_gives_the_same_scores_before_and_after_the_shift(
     torch.testing.assert_close(scores(merged), before + 1.25, atol=1e-4, rtol=1e-4)
 
 
-def test_ppo_md_35_lora_trains_and_saves_the_whole_head(tokenizer, make_reward_model):
+def test_invariant_35_lora_trains_and_saves_the_whole_head(tokenizer, make_reward_model):
     lora = add_lora(make_reward_model(tokenizer), task="SEQ_CLS", rank=2, alpha=4)
     assert score_head(lora).weight.requires_grad
     trainable = [name for name, p in lora.named_parameters() if p.requires_grad]
@@ -166,7 +166,7 @@ def test_ppo_md_35_lora_trains_and_saves_the_whole_head(tokenizer, make_reward_m
     )
 
 
-def test_ppo_md_35_a_head_with_a_bias_takes_the_shift(tokenizer, make_reward_model):
+def test_invariant_35_a_head_with_a_bias_takes_the_shift(tokenizer, make_reward_model):
     model = make_reward_model(tokenizer)
     model.score = torch.nn.Linear(16, 1)
     before = scores(model)
@@ -174,7 +174,7 @@ def test_ppo_md_35_a_head_with_a_bias_takes_the_shift(tokenizer, make_reward_mod
     torch.testing.assert_close(scores(model), before + 3.0, atol=1e-5, rtol=1e-4)
 
 
-def test_ppo_md_35_a_model_without_any_bias_is_refused(tokenizer, make_reward_model, refused):
+def test_invariant_35_a_model_without_any_bias_is_refused(tokenizer, make_reward_model, refused):
     model = make_reward_model(tokenizer)
     torch.nn.init.zeros_(model.score.weight)
     assert "no bias" in refused(shift_scores, model, 1.0)

@@ -135,7 +135,7 @@ def test_the_context_leaves_gradients_as_they_are(folders, policy):
     assert all(p.grad is None for name, p in policy.named_parameters() if ".value." not in name)
 
 
-def test_ppo_md_09_with_all_adapters_off_the_model_is_the_base_exactly(folders, policy):
+def test_invariant_09_with_all_adapters_off_the_model_is_the_base_exactly(folders, policy):
     add_adapter_model(policy, str(folders / "reward"), "reward", trainable=False)
     perturb(policy)
     base = load_policy(str(folders / "sft"))
@@ -147,7 +147,7 @@ def test_ppo_md_09_with_all_adapters_off_the_model_is_the_base_exactly(folders, 
 # ---- the reward model and the value model ----
 
 
-def test_ppo_md_35_the_adapter_scores_as_the_merged_reward_model_does(folders, policy):
+def test_invariant_35_the_adapter_scores_as_the_merged_reward_model_does(folders, policy):
     merged = load_reward_model(str(folders / "reward"))
     reward = add_adapter_model(policy, str(folders / "reward"), "reward", trainable=False)
     torch.testing.assert_close(scores(reward), scores(merged), atol=1e-5, rtol=0)
@@ -158,7 +158,7 @@ def test_ppo_md_35_the_adapter_scores_as_the_merged_reward_model_does(folders, p
     assert reward.score.bias.item() == CENTRE
 
 
-def test_ppo_md_22_a_value_adapter_begins_as_the_reward_model(folders, policy):
+def test_invariant_22_a_value_adapter_begins_as_the_reward_model(folders, policy):
     perturb(policy)  # whatever the policy has learned
     reward = add_adapter_model(policy, str(folders / "reward"), "reward", trainable=False)
     value = add_adapter_model(policy, str(folders / "reward"), "value", trainable=True)
@@ -222,7 +222,7 @@ def test_an_adapters_parameters_are_its_own_whatever_the_layers_are_called(token
 # ---- training ----
 
 
-def test_ppo_md_28_training_moves_policy_and_value_adapters_and_nothing_else(make_one_trunk):
+def test_invariant_28_training_moves_policy_and_value_adapters_and_nothing_else(make_one_trunk):
     trainer = make_one_trunk(learning_rate=1e-2)
     model = trainer.model
     rollout = trainer.make_rollout(0)
@@ -272,7 +272,7 @@ def test_memory_four_roles_take_little_more_than_one(make_one_trunk, folders):
     assert base < sum(trainer.memory().weights.values()) < 1.5 * base
 
 
-def test_ppo_md_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(make_one_trunk, tmp_path):
+def test_invariant_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(make_one_trunk, tmp_path):
     trainer = make_one_trunk(learning_rate=1e-2)
     trainer.train()
     trainer.save_model()
@@ -292,7 +292,7 @@ def test_ppo_md_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(make_on
     )
 
 
-def test_ppo_md_27_resumed_equals_uninterrupted(make_one_trunk, tmp_path):
+def test_invariant_27_resumed_equals_uninterrupted(make_one_trunk, tmp_path):
     settings = dict(
         total_episodes=64, save_every=2, epochs_per_rollout=1, per_device_train_batch_size=8
     )

@@ -44,14 +44,14 @@ SIZES = dict(
         ({"long_prompts": "skip"}, ["'skip'", "drop or cut"]),
     ],
 )
-def test_ppo_md_21_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(
+def test_invariant_21_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(
     config, refused, settings, said
 ):
     message = refused(config, **SIZES | settings)
     assert all(part in message for part in said), message
 
 
-def test_ppo_md_21_what_an_error_recommends_is_accepted(config):
+def test_invariant_21_what_an_error_recommends_is_accepted(config):
     for size in (24, 48):
         sizes = SIZES | {"rollout_batch_size": size, "total_episodes": size}
         config(algorithm="grpo", num_generations=3, **sizes)
@@ -69,7 +69,7 @@ def test_epochs_are_the_algorithms_own(config):
         assert args.epochs_per_rollout == algorithm.epochs
 
 
-def test_ppo_md_23_defaults(config):
+def test_invariant_23_defaults(config):
     args = config()
     assert (args.adam_epsilon, args.lr_scheduler_type) == (1e-5, "constant_with_warmup")
     assert (args.clip_range, args.kl_coef, args.temperature, args.gamma) == (0.2, 0.02, 1.0, 1.0)

@@ -29,7 +29,7 @@ def rows_of(batch):
     return batch["completion_ids"][:, 0].tolist()
 
 
-def test_ppo_md_21_each_epoch_is_a_fresh_permutation_with_every_sample_once():
+def test_invariant_21_each_epoch_is_a_fresh_permutation_with_every_sample_once():
     batches = list(islice(iter(loader(epochs=3)), 24))  # 2 rollouts x 3 epochs x 4 micro-batches
     epochs = [
         [row for batch in batches[i : i + 4] for row in rows_of(batch)] for i in range(0, 24, 4)
@@ -38,7 +38,7 @@ def test_ppo_md_21_each_epoch_is_a_fresh_permutation_with_every_sample_once():
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
-def test_ppo_md_26_processes_share_each_mini_batch_without_overlap():
+def test_invariant_26_processes_share_each_mini_batch_without_overlap():
     alone = list(islice(iter(loader()), 8))
     pair = [list(islice(iter(loader(process, 2, micro=1)), 8)) for process in (0, 1)]
     for step in range(4):
@@ -53,7 +53,7 @@ def test_ppo_md_26_processes_share_each_mini_batch_without_overlap():
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)])
-def test_ppo_md_20_every_micro_batch_knows_the_tokens_of_its_whole_mini_batch(processes, micro):
+def test_invariant_20_every_micro_batch_knows_the_tokens_of_its_whole_mini_batch(processes, micro):
     per_step = 4 // micro // processes
     shares = [
         list(islice(iter(loader(p, processes, micro=micro)), 4 * per_step))
@@ -68,7 +68,7 @@ def test_ppo_md_20_every_micro_batch_knows_the_tokens_of_its_whole_mini_batch(pr
         assert tokens == sum(LENGTHS[row] for batch in batches for row in rows_of(batch))
 
 
-def test_ppo_md_08_the_next_rollout_is_made_only_when_it_is_asked_for():
+def test_invariant_08_the_next_rollout_is_made_only_when_it_is_asked_for():
     """It must see the weights after the last update of the one before."""
     made = []
     batches = iter(loader(epochs=1, make=lambda index: made.append(index) or numbered(index)))
@@ -80,12 +80,12 @@ def test_ppo_md_08_the_next_rollout_is_made_only_when_it_is_asked_for():
         assert (batch["epoch"] == batch["update"] == 0) == (place % 4 < 2)
 
 
-def test_ppo_md_27_a_later_rollout_is_the_same_whether_one_starts_there_or_not():
+def test_invariant_27_a_later_rollout_is_the_same_whether_one_starts_there_or_not():
     through = [rows_of(batch) for batch in islice(iter(loader()), 8, 16)]
     assert through == [rows_of(batch) for batch in islice(iter(loader(first_rollout=1)), 8)]
 
 
-def test_ppo_md_21_prompts_come_in_permutations_each_once():
+def test_invariant_21_prompts_come_in_permutations_each_once():
     stream = [row for start in range(0, 30, 3) for row in choose_rows(10, 3, start=start, seed=4)]
     rounds = [stream[i : i + 10] for i in range(0, 30, 10)]
     assert (

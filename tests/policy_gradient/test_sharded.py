@@ -201,7 +201,7 @@ def test_fsdp_on_cpus_is_refused(monkeypatch, refused):
 
 
 @pytest.mark.slow
-def test_ppo_md_08_09_bf16_rollouts_are_those_of_the_update(two):
+def test_invariant_08_09_bf16_rollouts_are_those_of_the_update(two):
     first, second = two[0]["bf16"]["logs"]
     assert (
         first["first_ratio_error"]

@@ -91,7 +91,7 @@ def lora(tokenizer, make_policy):
 @pytest.mark.parametrize(
     ("choice", "left", "said"), [("drop", 2, "left out"), ("cut", 3, "cut to their end")]
 )
-def test_ppo_md_06_long_prompts_are_dropped_or_cut_and_counted(
+def test_invariant_06_long_prompts_are_dropped_or_cut_and_counted(
     make_trainer, capsys, choice, left, said
 ):
     rows = [{"prompt": "a b c d e"}, {"prompt": "a"}, {"prompt": "b"}]
@@ -105,7 +105,7 @@ def test_ppo_md_06_long_prompts_are_dropped_or_cut_and_counted(
         assert trainer.prompt_ids[0] == [3, 4, 5, 6, 0, 12]  # its last six tokens
 
 
-def test_ppo_md_06_prompt_and_completion_fit_the_context(make_trainer, refused):
+def test_invariant_06_prompt_and_completion_fit_the_context(make_trainer, refused):
     trainer = make_trainer(
         max_completion_length=26, rows=[{"prompt": "a"}, {"prompt": "a b c d e f"}]
     )
@@ -119,7 +119,7 @@ def test_ppo_md_06_prompt_and_completion_fit_the_context(make_trainer, refused):
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
-def test_ppo_md_08_before_the_first_update_of_each_rollout_nothing_has_moved(
+def test_invariant_08_before_the_first_update_of_each_rollout_nothing_has_moved(
     make_trainer, algorithm
 ):
     groups = dict(num_generations=4) if algorithm == "grpo" else {}
@@ -139,7 +139,7 @@ def test_ppo_md_08_before_the_first_update_of_each_rollout_nothing_has_moved(
     assert metrics(trainer)[-1]["kl"] != 0  # and yet the policy has moved away from the reference
 
 
-def test_ppo_md_08_later_updates_of_a_rollout_do_move(make_trainer):
+def test_invariant_08_later_updates_of_a_rollout_do_move(make_trainer):
     trainer = make_trainer(learning_rate=1e-2, total_episodes=16)
     trainer.train()
     row = metrics(trainer)[0]
@@ -147,7 +147,7 @@ def test_ppo_md_08_later_updates_of_a_rollout_do_move(make_trainer):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "lora over a merged SFT adapter"])
-def test_ppo_md_09_at_step_0_the_policy_is_the_reference(
+def test_invariant_09_at_step_0_the_policy_is_the_reference(
     make_trainer, tokenizer, make_policy, tmp_path, kind
 ):
     policy = make_policy(tokenizer, factor=3.0, context=32)
@@ -177,7 +177,7 @@ def test_ppo_md_09_at_step_0_the_policy_is_the_reference(
     assert stayed == pytest.approx(reference, abs=1e-6)
 
 
-def test_ppo_md_10_dropout_is_off_in_all_four_models(
+def test_invariant_10_dropout_is_off_in_all_four_models(
     make_trainer, tokenizer, make_policy, make_reward_model
 ):
     policy = make_policy(tokenizer, context=32).train()
@@ -194,7 +194,7 @@ def test_ppo_md_10_dropout_is_off_in_all_four_models(
 # ---- rewards ----
 
 
-def test_ppo_md_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_moves_it(make_trainer):
+def test_invariant_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_moves_it(make_trainer):
     fixed = make_trainer(kl_coef=0.3, learning_rate=1e-2)
     fixed.train()
     assert [row["kl_coef"] for row in metrics(fixed)] == [0.3, 0.3]
@@ -206,7 +206,7 @@ def test_ppo_md_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_mov
     assert found == pytest.approx([0.3, 0.3 * (1 - 0.2 * 16 / 100)])
 
 
-def test_ppo_md_05_penalty_reaches_the_score(make_trainer):
+def test_invariant_05_penalty_reaches_the_score(make_trainer):
     plain, penalised = (
         make_trainer(str(p), missing_eos_penalty=p).make_rollout(0) for p in (0.0, 2.0)
     )
@@ -237,7 +237,7 @@ def test_a_reward_model_can_score_and_estimate_values(make_trainer, tokenizer, m
     ],
     ids=["ppo", "grpo", "reinforce", "ppo-ptx"],
 )
-def test_ppo_md_20_24_accumulating_4_times_4_equals_16(make_trainer, settings):
+def test_invariant_20_24_accumulating_4_times_4_equals_16(make_trainer, settings):
     """Completions have unequal lengths, so a mean over micro-batches would weigh tokens differently. SGD: Adam would
     hide a wrong scale of the gradient."""
     runs = []
@@ -255,7 +255,7 @@ def test_ppo_md_20_24_accumulating_4_times_4_equals_16(make_trainer, settings):
         assert four == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
-def test_ppo_md_21_rollouts_go_through_all_prompts_evenly(make_trainer):
+def test_invariant_21_rollouts_go_through_all_prompts_evenly(make_trainer):
     """Eight prompts, two of them per rollout of two groups of eight: four rollouts hold each prompt once."""
     seen = Counter()
 
@@ -277,7 +277,7 @@ def test_groups_stand_next_to_each_other(make_trainer):
     )
 
 
-def test_ppo_md_23_policy_and_value_gradients_are_clipped_and_logged_apart(
+def test_invariant_23_policy_and_value_gradients_are_clipped_and_logged_apart(
     make_trainer, tokenizer, make_reward_model
 ):
     trainer = make_trainer(max_grad_norm=0.5, models={"value_model": make_reward_model(tokenizer)})
@@ -296,7 +296,7 @@ def test_ppo_md_23_policy_and_value_gradients_are_clipped_and_logged_apart(
         assert row["grad_norm_policy"] > 0 and row["grad_norm_value"] > 0 and "grad_norm" not in row
 
 
-def test_ppo_md_23_optimiser_and_schedule(make_trainer):
+def test_invariant_23_optimiser_and_schedule(make_trainer):
     logs = []
     for name, sizes in {"one": (8, 1), "two": (4, 2)}.items():
         trainer = make_trainer(
@@ -328,7 +328,7 @@ def test_every_trainable_parameter_changes_and_no_other(
             )
 
 
-def test_ppo_md_28_reference_and_reward_model_never_change(
+def test_invariant_28_reference_and_reward_model_never_change(
     make_trainer, tokenizer, make_reward_model
 ):
     reward_model = make_reward_model(tokenizer)
@@ -415,7 +415,7 @@ def one_step(make_trainer, folder="run", **settings):
     return trainer, model, rollout, watch.gradients[0]
 
 
-def test_ppo_md_24_one_step_takes_the_sum_of_both_gradients(make_trainer):
+def test_invariant_24_one_step_takes_the_sum_of_both_gradients(make_trainer):
     """Each of the 8 texts stands beside 4 of the 16 x 2: a mean over the tokens of all of them, whatever their order."""
     settings = dict(ptx_coef=0.7, ptx_per_episode=2, models={"texts": TEXTS})
     trainer, model, rollout, found = one_step(make_trainer, **settings)
@@ -465,7 +465,7 @@ def test_the_entropy_bonus_raises_the_entropy(make_trainer):
 # ---- plain text, averaged weights, warm-up of the value model ----
 
 
-def test_ppo_md_24_a_coefficient_of_0_is_the_run_without_text(make_trainer, refused):
+def test_invariant_24_a_coefficient_of_0_is_the_run_without_text(make_trainer, refused):
     runs = {}
     for name, coefficient, texts in (
         ("without", 0.0, None),
@@ -484,18 +484,18 @@ def test_ppo_md_24_a_coefficient_of_0_is_the_run_without_text(make_trainer, refu
     assert "ptx_coef=0.5 needs plain text" in refused(make_trainer, ptx_coef=0.5)
 
 
-def test_ppo_md_24_every_text_is_used_evenly(make_trainer):
+def test_invariant_24_every_text_is_used_evenly(make_trainer):
     trainer = make_trainer(ptx_coef=0.5, ptx_per_episode=3, models={"texts": TEXTS})
     seen = Counter(tuple(ids) for place in range(16) for ids in trainer._texts(place))
     assert set(seen.values()) == {16 * 3 // 8} and len(seen) == 8
 
 
-def test_ppo_md_24_a_text_longer_than_the_context_is_refused(make_trainer, refused):
+def test_invariant_24_a_text_longer_than_the_context_is_refused(make_trainer, refused):
     assert "33" in refused(lambda: make_trainer(ptx_coef=0.5, models={"texts": [[2] * 33]}).train())
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_ppo_md_25_the_average_is_the_recursion_over_rollouts(
+def test_invariant_25_the_average_is_the_recursion_over_rollouts(
     make_trainer, tokenizer, make_policy, tmp_path, kind
 ):
     policy = lora(tokenizer, make_policy) if kind == "lora" else None
@@ -584,7 +584,7 @@ def spoil(trainer, updates):
     return Watch(trainer)
 
 
-def test_ppo_md_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(make_trainer, tmp_path):
+def test_invariant_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(make_trainer, tmp_path):
     trainer = make_trainer(
         total_episodes=48, epochs_per_rollout=1, per_device_train_batch_size=8, weight_decay=0.1
     )
@@ -612,7 +612,7 @@ def test_ppo_md_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(make
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-def test_ppo_md_25_a_step_left_out_does_not_spoil_the_loss_of_later_rollouts(make_trainer):
+def test_invariant_25_a_step_left_out_does_not_spoil_the_loss_of_later_rollouts(make_trainer):
     trainer = make_trainer(total_episodes=48, **SIXTEEN)
     spoil(trainer, updates={1})
     trainer.train()
@@ -620,7 +620,7 @@ def test_ppo_md_25_a_step_left_out_does_not_spoil_the_loss_of_later_rollouts(mak
     assert len(losses) == 3 and torch.tensor(losses).isfinite().all()
 
 
-def test_ppo_md_25_a_rollout_whose_every_step_is_left_out_is_logged(make_trainer, monkeypatch):
+def test_invariant_25_a_rollout_whose_every_step_is_left_out_is_logged(make_trainer, monkeypatch):
     losses = iter([float("nan"), 1.0])
     monkeypatch.setattr(
         policy_gradient,
@@ -633,7 +633,7 @@ def test_ppo_md_25_a_rollout_whose_every_step_is_left_out_is_logged(make_trainer
     assert [(row["step"], row["nonfinite_steps"]) for row in rows] == [(1, 1), (2, 0)]
 
 
-def test_ppo_md_25_the_run_stops_after_so_many_in_a_row(make_trainer, refused):
+def test_invariant_25_the_run_stops_after_so_many_in_a_row(make_trainer, refused):
     trainer = make_trainer(total_episodes=64)  # 16 updates per rollout
     watch = spoil(trainer, updates=set(range(7)) | set(range(8, 100)))
     message = refused(trainer.train)
@@ -663,7 +663,7 @@ def test_max_kl_stop_ends_the_run(make_trainer, tmp_path):
 # ---- the same run again, and a resumed one ----
 
 
-def test_ppo_md_26_same_seed_same_run(make_trainer):
+def test_invariant_26_same_seed_same_run(make_trainer):
     trainers = [make_trainer(str(place), seed=seed) for place, seed in enumerate((5, 5, 6))]
     for trainer in trainers:
         trainer.train()
@@ -682,7 +682,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("kind", RESUMED)
-def test_ppo_md_27_resumed_equals_uninterrupted(
+def test_invariant_27_resumed_equals_uninterrupted(
     make_trainer, tokenizer, make_policy, tmp_path, monkeypatch, kind
 ):
     """Weights, metrics, samples, averaged weights, and an alarm that needs the rollouts of before."""
@@ -732,7 +732,7 @@ def test_ppo_md_27_resumed_equals_uninterrupted(
         assert any(not torch.equal(tensor, last[name]) for name, tensor in first.items())
 
 
-def test_ppo_md_27_a_folder_that_is_no_checkpoint_is_named(make_trainer, tmp_path, refused):
+def test_invariant_27_a_folder_that_is_no_checkpoint_is_named(make_trainer, tmp_path, refused):
     (tmp_path / "checkpoint-3").mkdir()
     trainer = make_trainer()
     assert "policy_gradient.json is missing" in refused(
@@ -743,7 +743,7 @@ def test_ppo_md_27_a_folder_that_is_no_checkpoint_is_named(make_trainer, tmp_pat
 # ---- what is kept ----
 
 
-def test_ppo_md_29_the_saved_policy_gives_the_same_logits(make_trainer, tokenizer, tmp_path):
+def test_invariant_29_the_saved_policy_gives_the_same_logits(make_trainer, tokenizer, tmp_path):
     trainer = make_trainer()
     trainer.train()
     trainer.save_model()
@@ -757,7 +757,7 @@ def test_ppo_md_29_the_saved_policy_gives_the_same_logits(make_trainer, tokenize
     assert torch.equal(head["weight"], trainer.model.value_head.weight)
 
 
-def test_ppo_md_29_the_value_model_and_its_head_are_saved(
+def test_invariant_29_the_value_model_and_its_head_are_saved(
     make_trainer, tokenizer, make_reward_model, tmp_path
 ):
     trainer = make_trainer(models={"value_model": make_reward_model(tokenizer)})
@@ -772,7 +772,7 @@ def test_ppo_md_29_the_value_model_and_its_head_are_saved(
     )
 
 
-def test_ppo_md_29_a_checkpoint_in_the_middle_of_a_lora_run_does_not_end_its_learning(
+def test_invariant_29_a_checkpoint_in_the_middle_of_a_lora_run_does_not_end_its_learning(
     make_trainer, tokenizer, make_policy
 ):
     trainer = make_trainer(policy=lora(tokenizer, make_policy), save_every=1)
@@ -782,7 +782,7 @@ def test_ppo_md_29_a_checkpoint_in_the_middle_of_a_lora_run_does_not_end_its_lea
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_ppo_md_30_an_evaluation_set_of_any_size(make_trainer, tmp_path, count):
+def test_invariant_30_an_evaluation_set_of_any_size(make_trainer, tmp_path, count):
     trainer = make_trainer(eval_rows=PROMPTS[:count], per_device_eval_batch_size=2)
     first, second = trainer.evaluate(), trainer.evaluate()
     assert first == second and first["eval_score"] >= 0
@@ -792,7 +792,7 @@ def test_ppo_md_30_an_evaluation_set_of_any_size(make_trainer, tmp_path, count):
     assert first["eval_score"] == pytest.approx(sum(row["score"] for row in samples) / len(samples))
 
 
-def test_ppo_md_30_without_evaluation_prompts_training_goes_on_and_evaluating_says_why_not(
+def test_invariant_30_without_evaluation_prompts_training_goes_on_and_evaluating_says_why_not(
     make_trainer, refused
 ):
     trainer = make_trainer()
@@ -800,7 +800,7 @@ def test_ppo_md_30_without_evaluation_prompts_training_goes_on_and_evaluating_sa
     assert "no evaluation prompts" in refused(trainer.evaluate)
 
 
-def test_ppo_md_30_what_is_logged(make_trainer, tmp_path):
+def test_invariant_30_what_is_logged(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.train()
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -817,7 +817,7 @@ def test_ppo_md_30_what_is_logged(make_trainer, tmp_path):
     json.dumps(rows, allow_nan=False)
 
 
-def test_ppo_md_30_loss_is_policy_loss_plus_weighted_value_loss_and_entropy(make_trainer):
+def test_invariant_30_loss_is_policy_loss_plus_weighted_value_loss_and_entropy(make_trainer):
     trainer = make_trainer(value_coef=0.5, entropy_coef=0.1, gradient_accumulation_steps=2)
     trainer.train()
     for row in metrics(trainer):
@@ -848,20 +848,20 @@ def learns(make_trainer, tokenizer, algorithm, seed):
     assert trainer.evaluate()["eval_score"] > 0.9
 
 
-def test_ppo_md_31_ppo_learns_to_say_this_token(make_trainer, tokenizer):
+def test_invariant_31_ppo_learns_to_say_this_token(make_trainer, tokenizer):
     learns(make_trainer, tokenizer, "ppo", 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-def test_ppo_md_31_every_algorithm_learns_to_say_this_token(
+def test_invariant_31_every_algorithm_learns_to_say_this_token(
     make_trainer, tokenizer, algorithm, seed
 ):
     learns(make_trainer, tokenizer, algorithm, seed)
 
 
-def test_ppo_md_31_a_huge_kl_coef_keeps_the_policy_still(
+def test_invariant_31_a_huge_kl_coef_keeps_the_policy_still(
     make_trainer, tokenizer, make_reward_model
 ):
     """The rate falls to 0: whitening makes the steps of a noisy policy as large as those of one that learns."""

@@ -199,7 +199,7 @@ def test_a_shared_heads_loss_does_not_move_the_trunk(make_trainer):
 # ---- sizes and settings ----
 
 
-def test_ppo_md_20_accumulating_4_times_4_equals_16(make_trainer, monkeypatch):
+def test_invariant_20_accumulating_4_times_4_equals_16(make_trainer, monkeypatch):
     monkeypatch.setattr(
         trust_region, "FISHER_SHARE", 1
     )  # a tenth of four micro-batches is not a tenth of one

@@ -110,17 +110,17 @@ LOOSER = {
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("algorithm", LOOSER)]
 
 
-def test_ppo_md_26_both_sample_the_same_completions(runs, algorithm):
+def test_invariant_26_both_sample_the_same_completions(runs, algorithm):
     one, two = (run[0][algorithm] for run in runs)
     assert one["completions"] == two["completions"]
 
 
-def test_ppo_md_18_advantages_are_whitened_over_all_processes(runs, algorithm):
+def test_invariant_18_advantages_are_whitened_over_all_processes(runs, algorithm):
     one, two = (torch.tensor(run[0][algorithm]["advantages"]) for run in runs)
     torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
 
 
-def test_ppo_md_27_two_processes_resumed_are_two_uninterrupted(runs, algorithm):
+def test_invariant_27_two_processes_resumed_are_two_uninterrupted(runs, algorithm):
     results, weights, _ = runs[1]
     for name, tensor in weights[algorithm].items():
         assert torch.equal(weights[f"{algorithm}-resumed"][name], tensor), name
@@ -136,7 +136,7 @@ def test_ppo_md_27_two_processes_resumed_are_two_uninterrupted(runs, algorithm):
     assert bool(averaged) == (algorithm in ("ppo-ptx", "trpo"))
 
 
-def test_ppo_md_20_23_24_26_metrics_and_schedule_are_the_same(runs, algorithm):
+def test_invariant_20_23_24_26_metrics_and_schedule_are_the_same(runs, algorithm):
     one, two = (run[0][algorithm]["logs"] for run in runs)
     assert len(one) == len(two) == 2
     for first, second in zip(one, two, strict=True):
@@ -147,7 +147,7 @@ def test_ppo_md_20_23_24_26_metrics_and_schedule_are_the_same(runs, algorithm):
                 ), name
 
 
-def test_ppo_md_30_an_evaluation_set_that_does_not_divide(runs, algorithm):
+def test_invariant_30_an_evaluation_set_that_does_not_divide(runs, algorithm):
     one, two = (run[0][algorithm]["evaluation"] for run in runs)
     assert two == pytest.approx(one, rel=1e-4 * LOOSER[algorithm], abs=1e-5)
     lines = [(run[2] / algorithm / "samples.jsonl").read_text().splitlines() for run in runs]
@@ -158,7 +158,7 @@ def test_ppo_md_30_an_evaluation_set_that_does_not_divide(runs, algorithm):
     assert texts[0] == texts[1] and len(texts[0]) == 3
 
 
-def test_ppo_md_20_26_weights_are_the_same(runs, algorithm):
+def test_invariant_20_26_weights_are_the_same(runs, algorithm):
     one, two = (run[1][algorithm] for run in runs)
     for name, tensor in one.items():
         found, say = two[name], lambda text, name=name: f"{name}: {text}"

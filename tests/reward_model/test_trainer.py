@@ -59,7 +59,7 @@ def losses(trainer):
 # ---- rows ----
 
 
-def test_ppo_md_34_eos_closes_every_completion(tokenizer):
+def test_invariant_34_eos_closes_every_completion(tokenizer):
     encoded, long = encode_rankings(tokenizer, rankings(3), max_length=40)
     assert long == 0 and len(encoded) == 3
     for row in encoded:
@@ -69,7 +69,7 @@ def test_ppo_md_34_eos_closes_every_completion(tokenizer):
             )  # three words and EOS after <|assistant|>
 
 
-def test_ppo_md_34_the_split_is_by_prompt_never_by_pair():
+def test_invariant_34_the_split_is_by_prompt_never_by_pair():
     rows = [
         {"prompt": f"p{place // 3}", "completions": ["x", "y"], "ranks": [0, 1]}
         for place in range(90)
@@ -111,7 +111,7 @@ def test_batch_by_hand():
     assert batch["valid"].tolist() == [[True, True, True], [True, True, False]]
 
 
-def test_ppo_md_02_pad_equal_to_eos_still_counts_eos():
+def test_invariant_02_pad_equal_to_eos_still_counts_eos():
     mask = collate_rankings([{"input_ids": [[5, 0], [5, 6, 0]], "ranks": [0, 1]}], 0)["mask"]
     assert mask.tolist() == [[True, True, False], [True, True, True]]
 
@@ -119,7 +119,7 @@ def test_ppo_md_02_pad_equal_to_eos_still_counts_eos():
 # ---- training ----
 
 
-def test_ppo_md_33_one_forward_per_completion_and_the_loss_by_hand(make):
+def test_invariant_33_one_forward_per_completion_and_the_loss_by_hand(make):
     trainer = make()
     calls = []
     trainer.model.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
@@ -135,7 +135,7 @@ def test_ppo_md_33_one_forward_per_completion_and_the_loss_by_hand(make):
     )  # the head is 0; the prompt of ties does not count
 
 
-def test_ppo_md_33_accumulating_equals_one_batch(make):
+def test_invariant_33_accumulating_equals_one_batch(make):
     rows = rankings(8)
     one = make("one", rows=rows, per_device_train_batch_size=8, num_train_epochs=3)
     two = make(
@@ -190,7 +190,7 @@ def test_resumed_equals_uninterrupted(make, tmp_path, lora):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_ppo_md_35_what_is_saved_is_a_plain_folder_with_its_head(make, tokenizer, tmp_path, lora):
+def test_invariant_35_what_is_saved_is_a_plain_folder_with_its_head(make, tokenizer, tmp_path, lora):
     trainer = make(lora=lora)
     trainer.train()
     rows = trainer.eval_dataset
@@ -234,7 +234,7 @@ def row(ranks, lengths):
     }  # fmt: skip
 
 
-def test_ppo_md_36_report_by_hand():
+def test_invariant_36_report_by_hand():
     """Margins 1 (gap 1), -1 (gap 2), -2 (gap 1) in the first row, none in the second, 0 (gap 1) in the third."""
     rows = [row([0, 1, 2], [2, 1, 3]), row([0, 0], [1, 1]), row([1, 0], [1, 1])]
     scores = [[2.0, 1.0, 3.0], [0.5, 0.5], [0.5, 0.5]]
@@ -263,7 +263,7 @@ def test_ppo_md_36_report_by_hand():
     assert report["score_length_correlation"] == pytest.approx(32 / math.sqrt(26 * 41), rel=1e-5)
 
 
-def test_ppo_md_36_a_perfect_order_has_no_worst_and_only_ties_are_refused(refused):
+def test_invariant_36_a_perfect_order_has_no_worst_and_only_ties_are_refused(refused):
     report = ranking_report([[3.0, 2.0, 1.0]], [row([0, 1, 2], [1, 1, 1])])
     assert (
         report["accuracy"] == 1
@@ -273,7 +273,7 @@ def test_ppo_md_36_a_perfect_order_has_no_worst_and_only_ties_are_refused(refuse
     assert "all ties" in refused(ranking_report, [[1.0, 2.0]], [row([0, 0], [1, 1])])
 
 
-def test_ppo_md_36_plot(tmp_path):
+def test_invariant_36_plot(tmp_path):
     report = ranking_report([[3.0, 2.0, 1.0]], [row([0, 1, 2], [1, 1, 1])])
     plot_ranking_report(report, tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").stat().st_size > 1000

@@ -281,7 +281,7 @@ def test_every_recipe_with_a_config_folder_exists():
 
 
 @torch.no_grad()
-def test_ppo_md_22_the_value_model_starts_from_the_reward_model(
+def test_invariant_22_the_value_model_starts_from_the_reward_model(
     recipe_module, tokenizer, bytes_tokenizer, make_reward_model, make_policy, tmp_path, refused
 ):
     ppo = recipe_module("ppo")
@@ -395,7 +395,7 @@ def test_a_watched_reward_model_is_a_part_of_weight_0(
     assert expected.abs().max() > 0.1
 
 
-def test_ppo_md_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tmp_path, refused):
+def test_invariant_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tmp_path, refused):
     ppo, read = recipe_module("ppo"), []
     record = SimpleNamespace(data=read.append)
     lines = ["a b c d e f g", "a b c d", "a", "a b c d e f g h a"]  # 8, 5, 2 and 10 tokens with EOS
@@ -417,7 +417,7 @@ def test_ppo_md_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tmp_p
     assert ppo.load_texts(ppo.PPOSettings(), tokenizer, record, limit=4) == []
 
 
-def test_ppo_md_24_pieces_of_text_fit_the_models_context(
+def test_invariant_24_pieces_of_text_fit_the_models_context(
     recipe_module, trunk_folders, tokenizer, monkeypatch
 ):
     ppo, limits = recipe_module("ppo"), []
