@@ -1,327 +1,357 @@
-"""Write the result tables of README.md and docs/ from the newest committed records: python benchmarks/readme.py"""
+"""Fill the numbers of README.md and docs/ from the newest committed records: python benchmarks/readme.py
+
+The pages hold every sentence. A comment names what belongs behind it, and the text up to its end is replaced:
+
+    <!-- number e2e reward_models.reward.accuracy .3f -->0.709<!-- /number -->
+        one value of the record of `e2e`: its keys, joined by dots, and Python's format for it.
+        An index picks one item (-1 is the last one), and * takes all of them.
+    <!-- table bert/tasks --> ... <!-- /table -->
+        the table that the function for `bert/tasks` in TABLES makes of its record
+    <!-- record e2e -->...<!-- /record -->
+        file, commit and number of cores of the record
+    <!-- picture algorithms -->![any text](old.png)<!-- /picture -->
+        the path of the picture with the record's name
+
+A record is benchmarks/<folder>/results/<date>.json, or benchmarks/<folder>/results/<question>-<date>.json for the name
+<folder>/<question>. The newest date counts.
+"""
 
 import json
+import os
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "algorithms.md", ROOT / "docs" / "bert.md")
+METRICS = {"f1": "F1", "accuracy": "accuracy"}
 
 
-def newest(name: str) -> dict | None:
-    """The last record of a folder, or of one question of it: bert/speed."""
+# ---- records ----
+
+
+def newest(name: str) -> Path:
+    """The newest record of a benchmark such as `e2e`, or of one of its questions such as `bert/speed`."""
     folder, _, question = name.partition("/")
-    records = sorted((HERE / folder / "results").glob(f"{question}*.json"))
-    return (
-        json.loads(records[-1].read_text(encoding="utf-8")) | {"path": records[-1]}
-        if records
-        else None
-    )
+    prefix = re.escape(question) + "-" if question else ""
+    form = re.compile(rf"{prefix}\d{{4}}-\d\d-\d\d\.json")
+    records = [path for path in (HERE / folder / "results").glob("*") if form.fullmatch(path.name)]
+    if not records:
+        raise SystemExit(f"no record of {name} in benchmarks/{folder}/results")
+    return max(records, key=lambda path: path.name)  # the names differ in their dates only
 
 
-def source(record: dict) -> str:
-    path, cores = record["path"].relative_to(ROOT), record["machine"]["cores"]
-    return f"Record: `{path}`, commit {record['commit']}, {cores} core{'s' if cores > 1 else ''}."
+@cache
+def load(path: Path) -> dict:
+    """The content of a record."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def look_up(value, keys: str):
+    """The value behind keys such as `runs.-1.seconds`. `stages.*.seconds` is the list of all of them."""
+    key, _, rest = keys.partition(".")
+    if key == "*":
+        items = value.values() if isinstance(value, dict) else value
+        return [look_up(item, rest) if rest else item for item in items]
+    if isinstance(value, dict) and key in value:
+        value = value[key]
+    else:
+        items = list(value.values()) if isinstance(value, dict) else value
+        value = items[int(key)]
+    return look_up(value, rest) if rest else value
+
+
+def as_text(value, form: str = "") -> str:
+    """A value in Python's format. The items of a list are joined as in a sentence: `0, 1 and 2`."""
+    if isinstance(value, list):
+        items = [as_text(item, form) for item in value]
+        return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
+    if value is None:
+        return "-"
+    return format(value, form)
+
+
+def source(name: str) -> str:
+    """Where a record is, of which commit, and on how many cores it was made."""
+    path, record = newest(name), load(newest(name))
+    commit, cores = record["commit"], record["machine"]["cores"]
+    if commit.endswith("+"):
+        commit = f"{commit[:-1]} with uncommitted changes"
+    unit = "core" if cores == 1 else "cores"
+    return f"`{path.relative_to(ROOT)}`, commit {commit}, {cores} {unit}"
+
+
+# ---- tables ----
+
+
+def lines_of(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines])
+
+
+def with_spread(entry: dict, digits: int) -> str:
+    """Mean and standard deviation of {mean, sd}. One seed has no deviation."""
+    text = f"{entry['mean']:.{digits}f}"
+    if entry["sd"] is not None:
+        text += f" ± {entry['sd']:.{digits}f}"
+    return text
+
+
+def with_interval(entry: dict, digits: int, factor: float = 1.0, unit: str = "") -> str:
+    """Mean and interval of {mean, low, high}, where there is one."""
+    text = f"{entry['mean'] * factor:.{digits}f}{unit}"
+    if entry["low"] is not None:
+        text += f" ({entry['low'] * factor:.{digits}f} to {entry['high'] * factor:.{digits}f})"
+    return text
+
+
+def of_seeds(entry: dict) -> str:
+    """The number of seeds behind an entry, as it is written in a header."""
+    count = len(entry["values"])
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def demo(record: dict) -> str:
-    runs, greedy = (
-        {run["label"]: run["metrics"] for run in record["runs"] if run["decoding"] == way}
-        for way in ("sampled", "greedy")
-    )
-    for label, metrics in greedy.items():
-        runs[label] |= {
-            f"greedy_{name}": metrics[name] for name in ("score_on_topic", "score_preferred_voice")
-        }
-    names = {
-        "score_on_topic": ("on-topic rate", 100, "%"),
-        "score_preferred_voice": (f"preferred voice ({record['voice']})", 100, "%"),
-        "greedy_score_on_topic": ("on-topic rate, greedy", 100, "%"),
-        "greedy_score_preferred_voice": ("preferred voice, greedy", 100, "%"),
-        "score_reward_model": ("reward model's score", 1, ""),
-        "kl": ("KL to the SFT model, nats per answer", 1, ""),
-        "distinct_2": ("distinct-2", 1, ""),
-        "eos_rate": ("ends by itself", 100, "%"),
-    }
-    lines = [f"| on held-out wordings | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
-    for name, (title, factor, unit) in names.items():
-        cells = []
-        for metrics in runs.values():
-            value = metrics.get(name)
-            if value is None:
-                cells.append("-")
-                continue
-            text = f"{value['mean'] * factor:.{1 if unit else 2}f}{unit}"
-            if value["low"] is not None:
-                text += f" ({value['low'] * factor:.{1 if unit else 2}f} to {value['high'] * factor:.{1 if unit else 2}f})"
-            cells.append(text)
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    settings = record["settings"]
-    timing = f"{record['seconds']:.0f} s after installation, "
-    lines.append(
-        f"\n{settings['prompts']} prompts in wordings that no stage saw, one sampled answer each at temperature "
-        f"{settings['temperature']}, 95 % intervals; one seed. Settings and topics were chosen while looking at "
-        f"these wordings, so expect a little less on others; {timing}{record['peak_memory_gb']:.1f} GB. {source(record)}\n"
-    )
-    labels = [run["label"] if run["decoding"] == "sampled" else "" for run in record["runs"]]
-    labels = [label for label in labels if label]
-    lines.append(f"| prompt | {' | '.join(labels[-2:])} |\n|---|---|---|")
+    """The report of the demo: a column for each model, sampled and greedy."""
+    sampled, greedy = {}, {}
+    for run in record["runs"]:
+        side = sampled if run["decoding"] == "sampled" else greedy
+        side[run["label"]] = run["metrics"]
+    voice = f"preferred voice ({record['voice']})"
+    rates = [
+        ("on-topic rate", sampled, "score_on_topic"),
+        (voice, sampled, "score_preferred_voice"),
+        ("on-topic rate, greedy", greedy, "score_on_topic"),
+        (f"{voice}, greedy", greedy, "score_preferred_voice"),
+        ("completions with EOS", sampled, "eos_rate"),
+    ]
+    numbers = [
+        ("reward model's score", sampled, "score_reward_model"),
+        ("KL to SFT, nats per completion", sampled, "kl"),
+        ("distinct-2", sampled, "distinct_2"),
+    ]
+    rows = []
+    for title, side, name in rates:
+        cells = [with_interval(metrics[name], 1, 100, "%") for metrics in side.values()]
+        rows.append([title, *cells])
+    for title, side, name in numbers:
+        cells = [with_interval(metrics[name], 2) for metrics in side.values()]
+        rows.append([title, *cells])
+    return lines_of(["on held-out wordings", *sampled], rows)
+
+
+def demo_samples(record: dict) -> str:
+    """What the last two models of the demo answer to the first prompts of the record."""
+    labels = [run["label"] for run in record["runs"] if run["decoding"] == "sampled"][-2:]
+    rows = []
     for sample in record["samples"][:6]:
-        answers = [
-            next(v for k, v in sample["completions"].items() if k.split()[0] == label)
-            for label in labels[-2:]
-        ]
-        lines.append(
-            f"| {' | '.join(text.replace('|', '/') for text in [sample['prompt'], *answers])} |"
-        )
-    return "\n".join(lines)
+        answers = [sample["completions"][label] for label in labels]
+        rows.append([text.replace("|", "/") for text in [sample["prompt"], *answers]])
+    return lines_of(["prompt", *labels], rows)
 
 
 def e2e(record: dict) -> str:
+    """SFT against PPO on the reward model alone and on reward model plus slot coverage."""
     titles = {
         "score_slot_coverage": "slot coverage (counted)",
-        "score_quality": "quality reward model (PPO's own)",
-        "score_naturalness": "naturalness reward model (never seen by PPO)",
+        "score_quality": "quality reward model (PPO trains on it)",
+        "score_naturalness": "naturalness reward model (PPO never sees it)",
         "kl": "KL to SFT, nats per text",
         "completion_length": "length, tokens",
         "distinct_2": "distinct-2",
     }
-
-    def cell(entry: dict) -> str:
-        return f"{entry['mean']:.2f}" + (f" ± {entry['sd']:.2f}" if entry["sd"] is not None else "")
-
-    reward = record["reward_models"]["reward"]
-    lines = [
-        "Restaurant facts to text (E2E NLG challenge), rankings by people of up to five systems' texts, everything trained "
-        "here from scratch. Reward model: pair accuracy "
-        f"{reward['accuracy']:.3f} ({reward['accuracy_low']:.3f} to {reward['accuracy_high']:.3f}) on {reward['prompts']} "
-        "unseen rankings. Judged on facts that no stage saw, by what no stage optimised alone:\n",
-        "| sampled text | SFT | PPO, reward model alone | PPO, reward model + 8 x slot coverage |",
-        "|---|---|---|---|",
+    alone, both = record["ppo_reward_model_alone"], record["ppo_both"]
+    header = [
+        "sampled text",
+        "SFT",
+        f"PPO, reward model alone ({of_seeds(alone['kl'])})",
+        f"PPO, reward model + 8 x slot coverage ({of_seeds(both['kl'])})",
     ]
+    rows = []
     for name, title in titles.items():
-        sft = record["sft"].get(name)
-        row = [
-            title,
-            f"{sft[0]:.2f}" if sft else "0",
-            cell(record["ppo_reward_model_alone"][name]),
-            cell(record["ppo_both"][name]),
-        ]
-        lines.append(f"| {' | '.join(row)} |")
-    lines.append(
-        f"\nMean ± standard deviation over seeds {record['seeds']} (reward model alone: {record['seeds_alone']}), "
-        f"{record['prompts']} lists of facts x "
-        f"{record['samples_per_prompt']} samples; settings were chosen while looking at these facts. "
-        "The lesson: what a reward model cannot see, PPO does not fix. "
-        "Alone it makes "
-        "the text fluent and well liked while facts go on missing; a Python function of eight lines beside it repairs that. "
-        f"{source(record)} `python benchmarks/e2e/run.py --source FOLDER`"
-    )
-    return "\n".join(lines)
+        sft = record["sft"][name]
+        # records until 2026-11-22 hold [mean, low, high] for SFT
+        first = f"{sft[0]:.2f}" if isinstance(sft, list) else with_spread(sft, 2)
+        rows.append([title, first, with_spread(alone[name], 2), with_spread(both[name], 2)])
+    return lines_of(header, rows)
 
 
 def algorithms(record: dict) -> str:
-    picture = record["path"].with_suffix(".png").relative_to(ROOT)
-    return "\n".join([
-        "The demo's task: from the same SFT model, reward model and prompts, 5,120 episodes each; mean ± standard deviation "
-        f"over seeds {record['seeds']}, judged on samples at temperature 1 for held-out wordings. The learning rate is the "
-        "same for all, tuned for none; PPO and GRPO make two passes over a rollout, the others one. No algorithm sees topic "
-        "or voice, only the reward model's score less KL.\n",
-        *record["table"],
-        f"\n![score against KL and seconds](../{picture})\n",
-        f"{source(record)} `python benchmarks/algorithms/run.py --runs FOLDER`",
-    ])  # fmt: skip
+    """The record holds its own table, one row per algorithm."""
+    return "\n".join(record["table"])
 
 
 def ppo_throughput(record: dict) -> str:
-    lines = ["| shape | side | s per update | decode | score | update | peak GB | times TRL fp32's speed | of its memory |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for shape, found in record["summary"].items():
-        for side, column in found["columns"].items():
-            cells = [
-                f"{column[f'{key}_seconds']['median']:.1f}" for key in ("decode", "score", "update")
-            ]
-            ratio = found["ratios"].get(f"trl fp32 / {side}")
-            speed = (
-                "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio["seconds"]) if ratio else "-"
-            )
-            memory = f"{1 / ratio['memory']['median']:.2f}" if ratio else "-"
-            seconds = f"{column['seconds_per_update']['median']:.1f}"
-            gb = f"{column['memory_gb']['median']:.2f}"
-            lines.append(
-                f"| {shape} | {side} | {seconds} | {' | '.join(cells)} | {gb} | {speed} | {memory} |"
-            )
-    return "\n".join([
-        *lines,
-        "\nOne PPO update, alternating in one run: small is GPT-2 4 x 256, vocabulary 8,192, 64 episodes of 32 + 48 tokens; "
-        "gpt2 is GPT-2 small, 16 episodes of 32 + 32; 4 epochs, the same micro-batches and optimiser steps. `ours` is bf16 "
-        "with a value head on the policy's trunk; `separate` has a value model of its own, as TRL always has; `lora` trains "
-        "rank-16 matrices. Our side keeps freed memory, TRL's runs as it comes. "
-        f"{source(record)} What was tried: `benchmarks/LOG.md`.",
-    ])  # fmt: skip
+    """Seconds and memory of one update, ours against TRL's, for both shapes."""
+    header = ["shape", "side", "s per update", "decode", "score", "update", "peak GB"]
+    header += ["speed-up over TRL fp32", "memory relative to TRL fp32"]
+    rows = []
+    for shape, measured in record["summary"].items():
+        for side, column in measured["columns"].items():
+            cells = [shape, side]
+            for key in ("seconds_per_update", "decode_seconds", "score_seconds", "update_seconds"):
+                cells.append(f"{column[key]['median']:.1f}")
+            cells.append(f"{column['memory_gb']['median']:.2f}")
+            ratio = measured["ratios"].get(f"trl fp32 / {side}")
+            if ratio is None:
+                cells += ["-", "-"]
+            else:
+                cells.append("{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio["seconds"]))
+                cells.append(f"{1 / ratio['memory']['median']:.2f}")
+            rows.append(cells)
+    return lines_of(header, rows)
 
 
 def ppo_learning(record: dict) -> str:
-    lines = [
-        "| side | seconds | score | slot coverage | KL | score - TRL's (95 %) | coverage - TRL's | 90 % of its gain after |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    seed = str(record["seeds"][0])
+    """The end of each learning curve, and its distance from TRL's."""
+    header = ["side", "seconds", "score", "slot coverage", "KL", "score minus TRL's (95 %)"]
+    header += ["coverage minus TRL's (95 %)", "90 % of its gain after"]
+    seed = record["seeds"][0]
+    rows = []
     for side, curves in record["curves"].items():
-        end = curves[seed][-1]
-        gaps = {g["of"]: g for g in record["ours_minus_trl_at_the_end"] if g["side"] == side}
-        reached = [
-            r for r in record["first_with_share_of_final_gain_of_trl"]
-            if r["side"] == side and r["of"] == "score" and r["share"] == 0.9
-        ]  # fmt: skip
-        cells = [f"{end['seconds']:.0f}"] + [
-            f"{end[name]:.2f}" for name in ("score", "coverage", "kl")
-        ]
+        end = curves[str(seed)][-1]
+        cells = [side, f"{end['seconds']:.0f}"]
+        cells += [f"{end[name]:.2f}" for name in ("score", "coverage", "kl")]
+        gaps = {
+            entry["of"]: entry
+            for entry in record["ours_minus_trl_at_the_end"]
+            if entry["side"] == side and entry["seed"] == seed
+        }
         for name in ("score", "coverage"):
-            cells.append(
-                "{mean:.2f} ({low:.2f} to {high:.2f})".format(**gaps[name]) if gaps else "-"
-            )
-        cells.append(
-            "{seconds:.0f} s, {episodes:.0f} episodes".format(**reached[0]) if reached else "-"
-        )
-        lines.append(f"| {side} | {' | '.join(cells)} |")
-    return "\n".join([
-        *lines,
-        "\nE2E restaurant facts, the same SFT policy and reward model, 1,920 episodes, equal settings and optimiser steps, "
-        f"judged on held-out prompts; seed {seed} only, one core. `ours` as in e2e.yaml (bf16, value head on the trunk), "
-        "`ours separate` with a value model of its own, TRL's learning rate for it and no clipping of gradients. "
-        f"{source(record)}\n",
-        f"![score and slot coverage](../{record['path'].with_suffix('.png').relative_to(ROOT)})",
-    ])  # fmt: skip
+            cells.append(with_interval(gaps[name], 2) if gaps else "-")
+        cells.append(first_with_share(record, side, seed))
+        rows.append(cells)
+    return lines_of(header, rows)
 
 
-METRICS = {"f1": "F1", "accuracy": "accuracy"}
+def first_with_share(record: dict, side: str, seed: int, share: float = 0.9) -> str:
+    """After how many seconds and episodes a side has this share of TRL's gain in score."""
+    for entry in record["first_with_share_of_final_gain_of_trl"]:
+        same_run = entry["side"] == side and entry["seed"] == seed
+        if same_run and entry["of"] == "score" and entry["share"] == share:
+            return f"{entry['seconds']:.0f} s, {entry['episodes']:.0f} episodes"
+    return "-"
 
 
 def bert_tasks(record: dict) -> str:
+    """One row per fine-tuning: metric over the seeds, minutes of the slowest seed, memory."""
     titles = {
         "banking77": "77 intents of bank customers (banking77)",
         "sst2": "sentiment of sentences (SST-2, its dev set)",
         "ner": "slots as entities (restaurant8k)",
         "qa": "slots as answers (restaurant8k)",
     }
-    seeds = len(record["seeds"])
-    lines = [
-        f"| task | recipe | metric | {seeds} seeds | held-out rows | minutes | GB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["task", "recipe", "metric", f"{len(record['seeds'])} seeds"]
+    header += ["held-out rows", "minutes", "GB"]
+    rows = []
     for name, task in record["tasks"].items():
         low, high = min(task["values"]), max(task["values"])
-        cells = [
-            titles[name],
+        rows.append([
+            titles.get(name, name),
             f"`{task['recipe']}.py`",
-            METRICS[task["metric"]],
-            f"{task['mean']:.3f} ± {task['sd']:.3f} ({low:.3f} to {high:.3f})",
+            METRICS.get(task["metric"], task["metric"]),
+            f"{with_spread(task, 3)} ({low:.3f} to {high:.3f})",
             f"{task['metrics'][0]['eval_rows']:,}",
             f"{max(task['seconds']) / 60:.1f}",
             f"{task['peak_memory_gb']:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([
-        *lines,
-        "\nMiniLM (6 layers of 384, 22.7 M parameters) fine-tuned with the recipes; mean ± standard deviation over seeds "
-        f"{record['seeds']} (smallest to largest); minutes of the slowest{record['note'] and '; ' + record['note']}. No "
-        "held-out text or context stands in the training rows, and the last epoch is judged, not the best; learning rates "
-        "and epochs were chosen while looking at such splits. "
-        f"{source(record)} `python benchmarks/bert/tasks.py --source FOLDER`",
-    ])  # fmt: skip
+        ])  # fmt: skip
+    return lines_of(header, rows)
 
 
 def bert_speed(record: dict) -> str:
-    settings, rounds = record["settings"], len({run["seed"] for run in record["rounds"]})
-    lines = [
-        "| task | side | rows a second | ours is faster by | judged |",
-        "|---|---|---|---|---|",
-    ]
+    """Rows a second of our encoder trainer and of two others."""
+    header = ["task", "trainer", "rows per second", "speed-up of ours", "metric"]
+    rows = []
     for task, sides in record["summary"].items():
-        for side, found in sides.items():
-            low, middle, high = found["ours_is_faster_by"]
-            times = f"{middle:.2f} ({low:.2f} to {high:.2f})" if side != "ours" else "-"
-            lines.append(
-                f"| {task} | {side} | {found['rows_per_second']:.0f} | {times} | {found['judged']:.3f} |"
-            )
-    return "\n".join([
-        *lines,
-        f"\nTraining on {settings['rows']:,} rows, {settings['epochs']} epochs of batches of {settings['batch']}, "
-        f"{rounds} rounds of all sides in turn. `example`: padded to the example scripts' maximum (sst2 128, "
-        "qa 384, ner to the batch); `plain`: transformers.Trainer, padded to the batch; `ours`: EncoderTrainer. judged: "
-        f"accuracy or F1 on held-out rows, mean of the rounds. {source(record)}",
-    ])  # fmt: skip
-
-
-CORPORA = {  # text, and what is to be known of the fine-tunings
-    "stories": (
-        "stories",
-        "1,000 rows (ner) and 2,000 (sst2: reviews of films, where the stories did not help)",
-    ),
-    "reviews": (
-        "Korean reviews",
-        "5,000 reviews (nsmc, judged on its 5,000 others) and about 3,600 sentences (klue_ner)",
-    ),
-}
+        for side, measured in sides.items():
+            low, middle, high = measured["ours_is_faster_by"]
+            speed_up = "-" if side == "ours" else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            rate, metric = measured["rows_per_second"], measured["judged"]
+            rows.append([task, side, f"{rate:.0f}", speed_up, f"{metric:.3f}"])
+    return lines_of(header, rows)
 
 
 def bert_pretraining(record: dict) -> str:
-    text, rows = CORPORA[record["corpus"]]
-    stages = list(record["stages"].values())
-    found, minutes = stages[-1]["metrics"], sum(stage["seconds"] for stage in stages) / 60
-    cores = record["matrix_gflops"][0]["threads"]
-    rates = " and ".join(f"{stage['floor']['tokens_per_second']:,.0f}" for stage in stages)
-    times = " and ".join(f"{stage['floor']['times_the_floor']:.1f}" for stage in stages)
-    lines = [f"| on held-out {text} | this model | always the most frequent |", "|---|---|---|"]
-    for name, title in (("masked", "masked words found"), ("nsp", "next sentence, or not")):
-        if f"{name}_accuracy" in found:
-            lines.append(
-                f"| {title} | {found[f'{name}_accuracy']:.3f} | {found[f'{name}_baseline']:.3f} |"
-            )
-    lines += ["", "| fine-tuned from | random weights | these |", "|---|---|---|"]
+    """Accuracy of the pretrained model on held-out text."""
+    metrics = list(record["stages"].values())[-1]["metrics"]
+    rows = []
+    for name, title in (("masked", "masked tokens"), ("nsp", "next sentence")):
+        if f"{name}_accuracy" in metrics:
+            accuracy, baseline = metrics[f"{name}_accuracy"], metrics[f"{name}_baseline"]
+            rows.append([title, f"{accuracy:.3f}", f"{baseline:.3f}"])
+    return lines_of(["accuracy on held-out text", "this model", "most frequent answer"], rows)
+
+
+def bert_fine_tuning(record: dict) -> str:
+    """Fine-tuning from random weights against fine-tuning from the pretrained ones."""
+    rows = []
     for task, sides in record["fine_tuning"].items():
-        cells = [
-            f"{sides[side]['mean']:.3f} ± {sides[side]['sd']:.3f}"
-            for side in ("random", "pretrained")
-        ]
-        lines.append(f"| {task}, {METRICS[sides['metric']]} | {' | '.join(cells)} |")
-    return "\n".join([
-        *lines,
-        f"\n{found['parameters'] / 1e6:.1f} M parameters, {minutes:.0f} minutes of pretraining on "
-        f"{record['data'][0]['rows']:,} {text} on {cores} core{'s' * (cores > 1)}: {rates} tokens a second, {times} "
-        "times what their matrix products would take at this machine's rate for large ones. Fine-tuning: mean ± "
-        f"standard deviation over seeds {record['seeds']}, the same settings on both sides, {rows}. "
-        f"{source(record)} `python benchmarks/bert/pretraining.py --source FOLDER --corpus {record['corpus']}`",
-    ])  # fmt: skip
+        cells = [with_spread(sides[side], 3) for side in ("random", "pretrained")]
+        rows.append([f"{task}, {METRICS[sides['metric']]}", *cells])
+    return lines_of(["fine-tuned from", "random weights", "this model"], rows)
 
 
-TABLES = {
-    "bert/tasks": bert_tasks,
-    "bert/speed": bert_speed,
-    "bert/pretraining-stories": bert_pretraining,
-    "bert/pretraining-reviews": bert_pretraining,
-    "ppo_learning": ppo_learning,
+# A table's name is its record's, and after a colon the part of the record it shows.
+TABLES: dict[str, Callable[[dict], str]] = {
     "demo": demo,
+    "demo:samples": demo_samples,
     "e2e": e2e,
     "algorithms": algorithms,
     "ppo_throughput": ppo_throughput,
+    "ppo_learning": ppo_learning,
+    "bert/tasks": bert_tasks,
+    "bert/speed": bert_speed,
+    "bert/pretraining-stories": bert_pretraining,
+    "bert/pretraining-stories:fine_tuning": bert_fine_tuning,
+    "bert/pretraining-reviews": bert_pretraining,
+    "bert/pretraining-reviews:fine_tuning": bert_fine_tuning,
 }
 
 
-def written(text: str) -> str:
-    """The page with its tables filled in; a table without a record stays empty."""
-    for name, table in TABLES.items():
-        record = newest(name) if f"<!-- {name} -->" in text else None
-        if record:
-            body = f"<!-- {name} -->\n{table(record)}\n<!-- /{name} -->"
-            text = re.sub(
-                rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, body=body: body, text, flags=re.S
-            )
-    return text
+# ---- pages ----
+
+
+def pages() -> list[Path]:
+    """Every page that may hold a marker."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fill(page: Path) -> str:
+    """The text of a page with every marker filled in."""
+
+    def fill_one(match: re.Match) -> str:
+        kind, name, arguments, body = (
+            match["kind"],
+            match["name"],
+            match["arguments"],
+            match["body"],
+        )
+        record = load(newest(name.partition(":")[0]))
+        if kind == "number":
+            keys, _, form = arguments.strip().partition(" ")
+            body = as_text(look_up(record, keys), form)
+        elif kind == "table":
+            body = f"\n{TABLES[name](record)}\n"
+        elif kind == "record":
+            body = source(name)
+        else:
+            picture = os.path.relpath(newest(name).with_suffix(".png"), page.parent)
+            body = re.sub(r"\]\(.*\)", f"]({picture})", body)
+        return f"<!-- {kind} {name}{arguments} -->{body}<!-- /{kind} -->"
+
+    marker = (
+        r"<!-- (?P<kind>number|table|record|picture) (?P<name>\S+)(?P<arguments>[^>]*?) -->"
+        r"(?P<body>.*?)<!-- /(?P=kind) -->"
+    )
+    return re.sub(marker, fill_one, page.read_text(encoding="utf-8"), flags=re.S)
+
+
+def main() -> None:
+    for page in pages():
+        page.write_text(fill(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+    main()

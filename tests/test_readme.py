@@ -1,28 +1,111 @@
-"""The README says what the committed records say, and names files that exist."""
+"""The pages say what the newest committed records say, and name files and names that exist."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_tables_are_those_of_the_newest_records():
+@pytest.fixture(scope="module")
+def readme():
+    """The module benchmarks/readme.py."""
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for page in module.PAGES:
+    return module
+
+
+def by_name(paths):
+    return pytest.mark.parametrize("page", paths, ids=lambda path: path.name)
+
+
+@by_name(PAGES)
+def test_numbers_are_those_of_the_newest_records(readme, page):
+    if page in readme.pages():
         text = page.read_text(encoding="utf-8")
-        assert module.written(text) == text, f"{page.name}: run python benchmarks/readme.py"
+        assert readme.fill(page) == text, f"{page.name}: run python benchmarks/readme.py"
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    assert [
-        link for link in links if not link.startswith("http") and not (ROOT / link).exists()
-    ] == []
+@by_name(PAGES)
+def test_every_marker_is_closed_and_shown_as_text(page):
+    """GitHub shows a line that begins with a comment as raw HTML, so a number may not begin one."""
+    text = page.read_text(encoding="utf-8")
+    for kind in ("number", "table", "record", "picture"):
+        assert text.count(f"<!-- {kind} ") == text.count(f"<!-- /{kind} -->"), kind
+    assert not re.findall(r"^ *<!-- (?:number|record).*", text, flags=re.M)
+
+
+@by_name(PAGES)
+def test_every_table_of_a_record_is_filled(page):
+    for table in re.findall(r"<!-- table .*?-->(.*?)<!-- /table -->", page.read_text(), flags=re.S):
+        assert table.count("\n|") >= 3
+
+
+def test_every_table_is_on_a_page(readme):
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name in readme.TABLES:
+        assert f"<!-- table {name} -->" in text, name
+
+
+def test_the_newest_date_counts_and_a_question_has_its_own_records(readme, tmp_path, monkeypatch):
+    folder = tmp_path / "bert" / "results"
+    folder.mkdir(parents=True)
+    names = "2026-12-01 speed-2026-11-30 speed-2026-11-29 speed-more-2027-01-01".split()
+    for name in names:
+        (folder / f"{name}.json").write_text(json.dumps({"name": name}))
+    monkeypatch.setattr(readme, "HERE", tmp_path)
+    assert readme.newest("bert").stem == "2026-12-01"
+    assert readme.newest("bert/speed").stem == "speed-2026-11-30"
+    with pytest.raises(SystemExit, match="no record of bert/tasks"):
+        readme.newest("bert/tasks")
+
+
+def test_values_are_looked_up_by_keys_indexes_and_stars(readme):
+    record = {"runs": [{"seconds": 1.0}, {"seconds": 2.5}], "curves": {"0": [3, 4]}, "note": None}
+    assert readme.look_up(record, "runs.-1.seconds") == 2.5
+    assert readme.look_up(record, "curves.0.1") == 4
+    assert readme.as_text(readme.look_up(record, "runs.*.seconds"), ".1f") == "1.0 and 2.5"
+    assert readme.as_text([0, 1, 2]) == "0, 1 and 2"
+    assert readme.as_text(record["note"], ".1f") == "-"
+    with pytest.raises((KeyError, ValueError)):
+        readme.look_up(record, "missing")
+
+
+def test_a_page_is_filled(readme, tmp_path, monkeypatch):
+    """Numbers in a sentence, a table, the record and the path of its picture. A dirty tree is said in words."""
+    folder = tmp_path / "benchmarks" / "algorithms" / "results"
+    folder.mkdir(parents=True)
+    record = {"table": ["| a |", "|---|", "| 1 |"], "commit": "abc+", "machine": {"cores": 1}}
+    (folder / "2026-12-01.json").write_text(json.dumps(record | {"gb": 1.26}))
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text(
+        "It took <!-- number algorithms gb .1f -->9<!-- /number --> GB.\n"
+        "<!-- table algorithms -->\nold\n<!-- /table -->\n"
+        "See <!-- record algorithms --><!-- /record -->.\n"
+        "<!-- picture algorithms -->![curves](old.png)<!-- /picture -->\n"
+    )
+    monkeypatch.setattr(readme, "HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    text = readme.fill(page)
+    assert "It took <!-- number algorithms gb .1f -->1.3<!-- /number --> GB." in text
+    assert "<!-- table algorithms -->\n| a |\n|---|\n| 1 |\n<!-- /table -->" in text
+    path = "benchmarks/algorithms/results/2026-12-01"
+    assert f"`{path}.json`, commit abc with uncommitted changes, 1 core" in text
+    assert f"![curves](../{path}.png)" in text
+
+
+@by_name(PAGES)
+def test_linked_files_exist(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
 
 
 def test_named_recipes_and_targets_exist():
@@ -30,3 +113,30 @@ def test_named_recipes_and_targets_exist():
         assert (ROOT / recipe).is_file(), recipe
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M)) <= set(targets)
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of the README, without its header."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[1:]]
+
+
+@pytest.mark.parametrize("row", rows_of("Repository layout"), ids=lambda row: row[0])
+def test_the_layout_names_folders_that_exist(row):
+    assert (ROOT / row[0].strip("`")).is_dir()
+
+
+def test_the_layout_names_every_folder_of_the_package():
+    folders = {row[0].strip("`") for row in rows_of("Repository layout")}
+    packages = {f"rlhf/{path.parent.name}/" for path in (ROOT / "rlhf").glob("*/__init__.py")}
+    assert packages - {"rlhf/recipes/"} <= folders
+
+
+@pytest.mark.parametrize("row", rows_of("Where to add"), ids=lambda row: row[0])
+def test_where_to_add_names_a_file_and_what_is_in_it(row):
+    _, where, what = row
+    path = ROOT / re.findall(r"`([\w/]+\.py)`", where)[0]
+    source = path.read_text(encoding="utf-8")
+    for table in re.findall(r"`([A-Z]{2,})`", what):
+        assert re.search(rf"^{table}\b", source, flags=re.M), f"{table} is not in {path}"
