@@ -1,11 +1,12 @@
 """Count how dense the code is: `python tests/density.py` prints a row per file, the densest first, and the total.
 
-A code line is a line with a token that is neither a comment nor part of a docstring. Nested comprehensions are
-comprehensions inside another one, or with more than one `for`.
+A code line is a line with a token that is neither a comment nor part of a docstring. Rulers and notes to tools (`# noqa`)
+do not count as comments. Nested comprehensions are comprehensions inside another one, or with more than one `for`.
 """
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ LAYOUT = (
     tokenize.ENDMARKER,
     tokenize.ENCODING,
 )
+NO_COMMENT = re.compile(r"#[!\s]*(fmt: |noqa\b|type: |isort: |ruff: |pragma: )|#[\W_]*$|# ?[-=#]{3,}|#!")
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -68,7 +70,8 @@ def count(source: str) -> Density:
         if token.type in LAYOUT:
             continue
         if token.type == tokenize.COMMENT:
-            comment_lines.add(token.start[0])
+            if not NO_COMMENT.match(token.string):
+                comment_lines.add(token.start[0])
             continue
         if token.start[0] in docstrings:
             continue

@@ -36,7 +36,7 @@ PHRASES = {
     r"bears?|borne": "has",
     r"hangs? (in|into|on|over|together|from|it)|hung": "attach, depend",
     r"(lie|lies|lay) (in|on|at|between|behind|below|above|outside|within|there)": "is",
-    r"part(ed|s) (by|at|from|into|before)|parted": "split, separated",
+    r"parted|parts (at|from)": "split, separated",
     r"go(es)? on with": "continue",
     r"upon": "on",
     r"whilst|amidst|thereof|wherein|therein": "while, in",
