@@ -162,7 +162,14 @@ def test_run_recipe_starts_a_recipe_once(record, tmp_path, monkeypatch):
 # ---- the benchmarks ----------------------------------------------------------------------------------------------
 
 # These write no record of their own: parts of a benchmark, the tables, and the numbers of a test.
-PARTS = {"list.py", "record.py", "readme.py", "ppo_parity/run.py", "ppo_parity/worker.py"}
+PARTS = {
+    "__main__.py",
+    "list.py",
+    "record.py",
+    "readme.py",
+    "ppo_parity/run.py",
+    "ppo_parity/worker.py",
+}
 WORKERS = {"our_worker.py", "trl_worker.py", "snapshots.py", "clock.py", "make_models.py"}
 SCRIPTS = [
     path
