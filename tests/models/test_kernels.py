@@ -6,7 +6,7 @@ import torch
 from transformers.activations import NewGELUActivation
 
 from rlhf.models.actor_critic import reference_log_probs
-from rlhf.models.kernels import SHORT, halve_frozen_matrices, use_fast_kernels
+from rlhf.models.kernels import SHORT, store_frozen_matrices_in_bf16, use_fast_kernels
 from rlhf.models.load import save
 from rlhf.models.parts import freeze
 from rlhf.models.scores import sequence_scores
@@ -84,7 +84,7 @@ def test_halved_matrices_give_the_same_bits_under_autocast(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = output(model)
     size = sum(p.nbytes for p in model.parameters())
-    halve_frozen_matrices(model)
+    store_frozen_matrices_in_bf16(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(output(model), before)
     assert not torch.equal(before, full)  # autocast was at work
