@@ -167,10 +167,12 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict:
-    """Read a YAML file whose keys are `names` (None: any), on top of the file of the same folder that its key `defaults` names.
+    """Read the keys of a YAML file, on top of those of the file that its key `defaults` names.
 
-    Defaults go one level deep: the file that is named has no `defaults` itself, so there are no cycles. `env` holds
-    environment variables.
+    That file is in the same folder. Defaults go one level deep: it has no `defaults` itself, so there are no cycles. The
+    key `env` holds environment variables.
+
+    names: the keys that are allowed; None: any.
     """
     content = _read_yaml(path, names)
     if "defaults" not in content:
