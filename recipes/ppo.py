@@ -18,11 +18,11 @@ from rlhf.data.chat import add_chat_template, encode_example, same_encoding
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.models.load import load_policy, load_reward_model, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.memory import free_memory
 from rlhf.models.one_trunk import add_adapter_model
-from rlhf.models.parts import context_length
+from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
 from rlhf.runs.progress import sample_table, use_run_progress

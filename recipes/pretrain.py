@@ -17,15 +17,8 @@ from transformers import Trainer, set_seed
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import (
-    fit_embeddings,
-    fit_tokenizer,
-    load_encoder,
-    load_policy,
-    load_tokenizer,
-    save,
-)
-from rlhf.models.parts import context_length
+from rlhf.models.load import load_encoder, load_policy, load_tokenizer, save
+from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
 from rlhf.runs.run import recording, start

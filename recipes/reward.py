@@ -17,10 +17,10 @@ from rlhf.data.chat import add_chat_template
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import fit_embeddings, load_reward_model, load_tokenizer, save
+from rlhf.models.load import load_reward_model, load_tokenizer, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import save_adapter
-from rlhf.models.parts import context_length
+from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.models.scores import shift_scores
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import encode_rankings

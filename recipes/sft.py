@@ -19,9 +19,9 @@ from rlhf.data.chat import add_chat_template, as_messages, encode_example
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import fit_embeddings, load_policy, load_tokenizer, save
+from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.lora import add_lora
-from rlhf.models.parts import context_length
+from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.models.scratch import new_policy
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import recording, start

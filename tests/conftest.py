@@ -25,7 +25,7 @@ from transformers import (  # noqa: E402
 
 from rlhf.data.chat import add_chat_template  # noqa: E402
 from rlhf.errors import UserError  # noqa: E402
-from rlhf.models.load import fit_embeddings  # noqa: E402
+from rlhf.models.parts import fit_embeddings  # noqa: E402
 from rlhf.models.scratch import new_policy  # noqa: E402
 
 torch.set_num_threads(1)

@@ -21,7 +21,9 @@ LAYOUT = (
     tokenize.ENDMARKER,
     tokenize.ENCODING,
 )
-NO_COMMENT = re.compile(r"#[!\s]*(fmt: |noqa\b|type: |isort: |ruff: |pragma: )|#[\W_]*$|# ?[-=#]{3,}|#!")
+NO_COMMENT = re.compile(
+    r"#[!\s]*(fmt: |noqa\b|type: |isort: |ruff: |pragma: )|#[\W_]*$|# ?[-=#]{3,}|#!"
+)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 

@@ -38,7 +38,8 @@ def encoded(task: str, source: Path, work: Path):
     from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
     from benchmarks.bert.tasks import data, minilm
-    from rlhf.models.load import fit_tokenizer, load_encoder, load_tokenizer
+    from rlhf.models.load import load_encoder, load_tokenizer
+    from rlhf.models.parts import fit_tokenizer
 
     flags = data(task, source, work)
     tokenizer = load_tokenizer(minilm())

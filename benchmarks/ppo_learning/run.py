@@ -37,7 +37,7 @@ from rlhf.data.chat import encode_prompt  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
 from rlhf.models.load import load_tokenizer  # noqa: E402
 from rlhf.policy_gradient.loader import choose_rows  # noqa: E402
-from rlhf.runs.record import command_line, package_versions, parent  # noqa: E402
+from rlhf.runs.record import command_line, package_versions, parent_entry  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 EPISODES, MINI_BATCH, PROMPT, COMPLETION = 64, 32, 120, 64
@@ -372,7 +372,7 @@ def main() -> None:
         }
         | {"judge": package_versions()},
         "models": {
-            name: {"sha256": parent(str(runs / name))["sha256"]} for name in ("sft", "reward")
+            name: {"sha256": parent_entry(str(runs / name))["sha256"]} for name in ("sft", "reward")
         },
         "data": [
             {"name": f"data/{name}.jsonl", "rows": len(loaded.rows), "sha256": loaded.sha256}

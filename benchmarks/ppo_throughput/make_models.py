@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import add_chat_template, encode_prompt
-from rlhf.models.load import fit_embeddings, save
+from rlhf.models.load import save
+from rlhf.models.parts import fit_embeddings
 from rlhf.models.scratch import new_encoder, new_policy
 
 TEMPLATE = (

@@ -16,8 +16,9 @@ import rlhf.completions.rollout
 import rlhf.policy_gradient.trainer
 from rlhf.completions.score import WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template
-from rlhf.models.load import fit_embeddings, load_policy, load_reward_model, load_tokenizer
+from rlhf.models.load import load_policy, load_reward_model, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.parts import fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
 from rlhf.runs.processes import keep_freed_memory, use_all_cores

@@ -126,9 +126,8 @@ def our_settings(config: str | None) -> tuple[dict, str | None]:
         return {}, None
     import dataclasses
 
-    import yaml
-
     from rlhf.policy_gradient.config import PolicyGradientConfig
+    from rlhf.runs.settings import read_config
 
     fixed = {
         "output_dir", "total_episodes", "rollout_batch_size", "epochs_per_rollout", "per_device_train_batch_size",
@@ -136,7 +135,7 @@ def our_settings(config: str | None) -> tuple[dict, str | None]:
         "missing_eos_penalty", *SETTINGS,
     }  # fmt: skip
     names = {f.name for f in dataclasses.fields(PolicyGradientConfig)} - fixed
-    content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    content = read_config(config)
     return {key: value for key, value in content.items() if key in names}, content.get(
         "value_model"
     )

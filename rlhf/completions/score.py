@@ -18,7 +18,7 @@ from rlhf.data.chat import Prompt, encode_completion, encode_prompt, same_encodi
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.parts import context_length, freeze
-from rlhf.models.scores import sequence_scores
+from rlhf.models.scores import score_token_ids
 
 
 @dataclass
@@ -71,18 +71,14 @@ class RewardModelScorer:
                 f"the reward model reads at most {self.limit} tokens, prompt + completion has {longest}: "
                 "shorten max_completion_length or the prompts"
             )
-        device = next(self.model.parameters()).device
         scores = torch.zeros(len(rows))
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        pad = self.tokenizer.pad_token_id or 0
+        # Rows of similar length share a batch, so that little of it is padding.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            width = len(rows[places[-1]])
-            ids = torch.full((len(places), width), self.tokenizer.pad_token_id or 0)
-            lengths = torch.tensor([len(rows[place]) for place in places])
-            for line, place in enumerate(places):
-                ids[line, : len(rows[place])] = torch.tensor(rows[place])
-            mask = torch.arange(width) < lengths.unsqueeze(1)
-            scores[places] = sequence_scores(self.model, ids.to(device), mask.to(device)).cpu()
+            indices = order[start : start + self.batch_size]
+            batch = [rows[i] for i in indices]
+            scores[indices] = score_token_ids(self.model, batch, pad_token_id=pad).cpu()
         return scores
 
 

@@ -8,13 +8,16 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 SHORT = 512  # tokens up to which plain attention beats SDPA's CPU kernel
+# Attribute of a module in bf16 that holds its original parameters by name. It is put straight into __dict__, so that
+# nn.Module does not register it: these parameters are never moved, counted or trained.
+ORIGINALS = "original_parameters"
 
 
 def use_fast_kernels(model: nn.Module, *, device: torch.device, longest: int) -> None:
-    """GPT-2's GELU in one kernel in place of eight, everywhere; on a CPU plain attention for short rows.
+    """Replace GPT-2's GELU of eight kernels by one, and on a CPU use plain attention for short rows.
 
     Measured on two cores, 64 rows of 80 tokens, 4 layers of 256: an epoch of PPO took 1.36 s with SDPA, 1.06 s with both
-    changes: SDPA's backward pass is slow on CPUs at such lengths.
+    changes. SDPA's backward pass is slow on CPUs at such lengths.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -24,45 +27,44 @@ def use_fast_kernels(model: nn.Module, *, device: torch.device, longest: int) ->
         model.set_attn_implementation("eager")
 
 
-def halve_frozen_matrices(model: nn.Module, *, keep: bool = False) -> None:
+def store_frozen_matrices_in_bf16(model: nn.Module, *, keep_originals: bool = False) -> None:
     """Store the frozen matrices of a model in bf16, for use under bf16 autocast, which would cast them at every call.
 
     The results are the same bit for bit: embeddings and norms, which autocast computes in fp32, stay as they are, and so
-    does an output layer that is tied to the embeddings. keep: for a model that will be saved; `full_matrices` has them.
+    does an output layer that is tied to the embeddings.
+
+    keep_originals: for a model that will be saved; `original_matrices` puts them back.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embeddings:
-            if not module.weight.requires_grad:
-                full = dict(module.named_parameters(recurse=False))
-                for name, parameter in full.items():
-                    setattr(
-                        module,
-                        name,
-                        nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False),
-                    )
-                if keep:
-                    module.__dict__["full"] = (
-                        full  # not registered: never moved, counted or trained
-                    )
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        if module.weight.requires_grad or id(module.weight) in embeddings:
+            continue
+        originals = dict(module.named_parameters(recurse=False))
+        for name, parameter in originals.items():
+            in_bf16 = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
+            setattr(module, name, in_bf16)
+        if keep_originals:
+            module.__dict__[ORIGINALS] = originals
 
 
 @contextmanager
-def full_matrices(model: nn.Module):
-    """Within it the matrices that were halved with `keep` stand in their full precision again."""
-    halved = [module for module in model.modules() if "full" in module.__dict__]
-    for module in halved:
-        half, full = dict(module.named_parameters(recurse=False)), module.__dict__["full"]
-        module.__dict__["full"] = half
-        for name, parameter in full.items():
-            setattr(
-                module, name, nn.Parameter(parameter.to(half[name].device), requires_grad=False)
-            )
+def original_matrices(model: nn.Module):
+    """Within it, matrices stored in bf16 with `keep_originals` have their original precision again."""
+    modules = [module for module in model.modules() if ORIGINALS in module.__dict__]
+    in_bf16 = [dict(module.named_parameters(recurse=False)) for module in modules]
+    # Taken out of the modules for the time, so that a copy of the model does not hold them twice.
+    originals = [module.__dict__.pop(ORIGINALS) for module in modules]
+    for module, halves, fulls in zip(modules, in_bf16, originals, strict=True):
+        for name, parameter in fulls.items():
+            # The model may have moved to another device since they were set aside.
+            moved = parameter.to(halves[name].device)
+            setattr(module, name, nn.Parameter(moved, requires_grad=False))
     try:
         yield
     finally:
-        for module in halved:
-            full = dict(module.named_parameters(recurse=False))
-            half, module.__dict__["full"] = module.__dict__["full"], full
-            for name, parameter in half.items():
+        for module, halves, fulls in zip(modules, in_bf16, originals, strict=True):
+            for name, parameter in halves.items():
                 setattr(module, name, parameter)
+            module.__dict__[ORIGINALS] = fulls

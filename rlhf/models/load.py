@@ -1,7 +1,6 @@
-"""Loading models and tokenizers: the only caller of `from_pretrained`, so that safety and errors stand in one place.
+"""Loading and saving models and tokenizers: every weight and every tokenizer of a run is read here.
 
-Weights are read from safetensors, remote code is never run. Works with transformers' tied weights: adding tokens resizes
-input and output embeddings together.
+Weights are read from safetensors, and remote code is never run. An error names the folder, what it holds and the remedy.
 """
 
 import copy
@@ -9,7 +8,6 @@ import os
 from pathlib import Path
 
 import torch
-from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
+from rlhf.models.parts import label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
 # What an encoder can be asked for. masked_nsp: BERT's own two heads, masked words and next sentence.
@@ -35,39 +34,39 @@ HEADS = {
     "masked": AutoModelForMaskedLM,
     "masked_nsp": AutoModelForPreTraining,
 }
+FILES_SHOWN = 12  # names of a folder that an error lists
 
 
 def load_tokenizer(path: str, *, revision: str | None = None):
-    """The tokenizer of a run folder or Hub id."""
+    """Load the tokenizer of a run folder or Hub id."""
     return _from_pretrained(AutoTokenizer, path, revision=revision)
 
 
 def load_policy(
     path: str, *, revision: str | None = None, dtype: str = "float32"
 ) -> PreTrainedModel:
-    """A causal language model. A LoRA folder is merged into its base, which the adapter names itself."""
+    """Load a causal language model. A LoRA folder is merged into the base model that it names."""
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
-        return _from_pretrained(
-            AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype
-        ).merge_and_unload()
+        adapted = _from_pretrained(AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype)
+        return adapted.merge_and_unload()
     model, info = _from_pretrained(
         AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True
     )
     if info["missing_keys"]:
         raise UserError(
-            f"{path} is not a language model: {', '.join(sorted(info['missing_keys'])[:3])} would be random"
+            f"{path} is not a language model: {_first(info['missing_keys'])} would be random"
         )
-    return _named_loss(model)
+    return set_causal_loss(model)
 
 
 def load_reward_model(
     path: str, *, revision: str | None = None, dtype: str = "float32", new_head: bool = False
 ) -> PreTrainedModel:
-    """A sequence classification model with one output. A head that is not in the weights is an error.
+    """Load a sequence classification model with one output. A head that is missing from the weights is an error.
 
-    new_head=True is for training one: then the head is expected to be new, and starts at 0 so that every first score is 0.
+    new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
@@ -78,15 +77,16 @@ def load_reward_model(
         output_loading_info=True,
         ignore_mismatched_sizes=new_head,
     )
-    head = score_head(model)
-    fresh = [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]
     if new_head:
+        head = score_head(model)
         nn.init.zeros_(head.weight)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
-    elif fresh:
+        return model
+    random = [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]
+    if random:
         raise UserError(
-            f"{path} holds no reward head ({', '.join(fresh)} would be random): "
+            f"{path} holds no reward head ({', '.join(random)} would be random): "
             "train one with recipes/reward.py and give its run folder"
         )
     return model
@@ -102,12 +102,14 @@ def load_encoder(
     revision: str | None = None,
     dtype: str = "float32",
 ) -> PreTrainedModel:
-    """A model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps those of its config.
+    """Load a model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps the labels of its config.
 
-    A head that is not in the weights is an error; new_head=True is for training one: then it may be random, which
-    `model.new_weights` names, and it is where the checkpoint's labels are others, even as many.
+    A head that is missing from the weights is an error. new_head=True is for training one: then weights may be random,
+    and `model.new_weights` names them. A trained head is drawn again when its labels differ, even if their number is equal.
     """
-    options = _label_maps(labels) if labels is not None else {}
+    options = {}
+    if labels is not None:
+        options |= label_maps(labels)
     if problem_type:
         options["problem_type"] = problem_type
     model, info = _from_pretrained(
@@ -121,117 +123,70 @@ def load_encoder(
     )
     if info["missing_keys"] and not new_head:
         raise UserError(
-            f"{path} is no finished {task}: {', '.join(sorted(info['missing_keys'])[:3])} would be random; give the run "
+            f"{path} has no trained {task} head (missing weights: {_first(info['missing_keys'])}): give the run "
             "folder of a recipe that trained one"
         )
-    if (
-        new_head
-        and labels is not None
-        and trained_labels(path, revision=revision) not in ([], labels)
-    ):
-        head = score_head(model)
-        nn.init.normal_(head.weight, std=model.config.initializer_range)
-        if head.bias is not None:
-            nn.init.zeros_(head.bias)
+    if new_head and labels is not None:
+        trained = trained_labels(path, revision=revision)
+        if trained not in ([], labels):
+            head = score_head(model)
+            nn.init.normal_(head.weight, std=model.config.initializer_range)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
     model.new_weights = sorted(info["missing_keys"])
     return model
 
 
 def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
-    """The labels of a checkpoint that holds a trained classifier or tagger, in the order of its outputs; [] of others."""
+    """Labels of a checkpoint that has a trained classification or tagging head, in the order of its outputs; else []."""
     config = _from_pretrained(AutoConfig, path, revision=revision)
-    if not any(
-        name.endswith(("SequenceClassification", "TokenClassification"))
-        for name in config.architectures or ()
-    ):
+    labelled = ("SequenceClassification", "TokenClassification")
+    if not any(name.endswith(labelled) for name in config.architectures or ()):
         return []
-    return [config.id2label[place] for place in range(config.num_labels)]
+    return [config.id2label[i] for i in range(config.num_labels)]
 
 
-def _label_maps(labels: list[str]) -> dict:
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: place for place, label in enumerate(labels)},
-    }
+def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
+    """Write a plain `from_pretrained` folder: LoRA merged, weights as safetensors, the tokenizer with its template."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        # Merge a copy: merging would remove the LoRA matrices that are in training.
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **options):
+    """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError."""
     if dtype is not None:
         options["dtype"] = getattr(torch, dtype)
+    # One slash may be a Hub id (owner/name); more can only be a folder.
     if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
         raise UserError(
             f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2"
         )
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing from the weights is judged by the callers, in their own words
+    logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        known = (
-            os.path.isdir(path)
-            and f"the folder holds {', '.join(sorted(os.listdir(path))[:12]) or 'nothing'}"
-        )
         raise UserError(
-            f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n"
-            f"  {known or 'it is neither a folder here nor reachable on the Hub; check the name or the network'}"
+            f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n  {_what_is_there(path)}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
 
 
-def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
-    """Make room for tokens the tokenizer has gained, and tell the model its special tokens."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
-            config.eos_token_id = tokenizer.eos_token_id
-            config.bos_token_id = tokenizer.bos_token_id
-
-
-def fit_tokenizer(tokenizer, model, *, pairs: bool) -> None:
-    """What a GPT-2 class tokenizer lacks: EOS pads, on the right, and stands between the texts of a pair (GPT-1 put a
-    delimiter)."""
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
-        "right"  # left is for generation: places would move
-    )
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"the tokenizer {tokenizer.name_or_path!r} has no pad_token: set one in its folder"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if pairs and tokenizer.sep_token is None:
-        eos = (tokenizer.eos_token, tokenizer.eos_token_id)
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="$A", pair=["$A", eos[0], "$B"], special_tokens=[eos]
+def _what_is_there(path: str) -> str:
+    if not os.path.isdir(path):
+        return (
+            "it is neither a local folder nor reachable on the Hub; check the name or the network"
         )
-    # BERT was pretrained with token types, and a tokenizer made by hand gives none; GPT-2 takes them too, as *words* 0
-    # and 1. So it follows the model, in this process and in the saved folder (init_kwargs).
-    typed = (getattr(model.config, "type_vocab_size", None) or 1) > 1
-    tokenizer.model_input_names = [
-        "input_ids",
-        *(["token_type_ids"] if typed else []),
-        "attention_mask",
-    ]
-    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    names = sorted(os.listdir(path))[:FILES_SHOWN]
+    return f"the folder holds {', '.join(names) or 'nothing'}"
 
 
-def _named_loss(model: PreTrainedModel) -> PreTrainedModel:
-    model.loss_type = (
-        "ForCausalLM"  # transformers guesses it from the class name and warns at GPT2LMHeadModel
-    )
-    return model
-
-
-def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
-    """A plain `from_pretrained` folder: LoRA is merged, weights are safetensors, the tokenizer brings its template."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "peft_config"):
-        model = copy.deepcopy(
-            model
-        ).merge_and_unload()  # of a copy: merging takes the matrices out of the training
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _first(keys) -> str:
+    """The first three names, in alphabetical order."""
+    return ", ".join(sorted(keys)[:3])

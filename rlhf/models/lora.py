@@ -1,24 +1,25 @@
 """LoRA matrices for every kind of model here."""
 
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
-    """Freeze a model and put trainable rank-`rank` matrices beside all its linear layers (arXiv 2106.09685).
+    """Freeze a model and add trainable matrices of rank `rank` to all its linear layers (arXiv 2106.09685).
 
-    task: CAUSAL_LM, SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the heads of all but the first are trained in full and saved, and
-    so is a pooler that the checkpoint did not have (a model pretrained on masked words alone).
+    task: CAUSAL_LM, SEQ_CLS, TOKEN_CLS or QUESTION_ANS. The heads of all but the first are trained in full and saved. So is
+    a pooler that the checkpoint did not have (a model pretrained on masked words alone).
     """
     from peft import LoraConfig, get_peft_model
 
-    whole = ["score"] if task == "SEQ_CLS" and hasattr(model, "score") else []
-    whole += (
-        ["pooler"] if any(".pooler." in name for name in getattr(model, "new_weights", ())) else []
-    )
-    # peft keeps the first ones whole by itself, and LoRA on what is kept whole would make it fail
+    whole = []  # modules that are trained in full
+    if task == "SEQ_CLS" and hasattr(model, "score"):
+        whole.append("score")
+    if any(".pooler." in name for name in getattr(model, "new_weights", ())):
+        whole.append("pooler")
+    # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
     without = {"TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}.get(task, [])
+    if "pooler" in whole:
+        without.append("pooler.dense")
     config = LoraConfig(
         task_type=task,
         r=rank,
@@ -26,7 +27,8 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         lora_dropout=dropout,
         target_modules="all-linear",
         modules_to_save=whole or None,
-        exclude_modules=without + ["pooler.dense"] * ("pooler" in whole) or None,
+        exclude_modules=without or None,
+        # GPT-2's Conv1D stores its matrices transposed.
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
     return get_peft_model(model, config)

@@ -1,7 +1,7 @@
-"""How much memory PPO training takes, said before it starts: an estimate per item, for one process.
+"""Estimate of the memory that PPO training takes, per item, for one process. A run prints it before it starts.
 
-What is always there, and what only a rollout or only an update needs: the two take turns, so the larger one counts.
-Left out: the CUDA context (about 0.5 GB), what the allocator cannot reuse, DDP's buckets (as much as the gradients),
+Some memory is always in use. A rollout and an update need more on top, but they take turns, so the larger one counts.
+Not included: the CUDA context (about 0.5 GB), what the allocator cannot reuse, DDP's buckets (as much as the gradients),
 and the forward passes of reference and reward models, which keep nothing. GB means 2^30 bytes.
 """
 
@@ -11,14 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-LOGITS_BYTES = 20  # per position and vocabulary entry: five fp32 tensors at once in log_probs.py
-SAMPLING_BYTES = 12  # per row and entry: three fp32 tensors at once in decoding.sample_tokens
+GB = 2**30
+LOGITS_BYTES = (
+    20  # per position and vocabulary entry: five fp32 tensors at once in algorithms/log_probs.py
+)
+SAMPLING_BYTES = 12  # per row and entry: three fp32 tensors at once in completions/sample.py
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by item. always: models, the optimiser's moments, the averaged weights; rollout, update: what comes on top
-    while completions are sampled, and while the policy is updated."""
+    """Bytes by item.
+
+    weights: of each model.
+    optimizer: AdamW's moments.
+    ema: the averaged weights, 0 without them.
+    rollout, update: what comes on top while completions are sampled, and while the policy is updated.
+    """
 
     weights: dict[str, int]
     optimizer: int
@@ -33,23 +41,24 @@ class Memory:
     @property
     def needed(self) -> int:
         """What the run will take beyond the models, which are loaded already."""
-        return (
-            self.optimizer + self.ema + max(sum(self.rollout.values()), sum(self.update.values()))
-        )
+        rollout = sum(self.rollout.values())
+        update = sum(self.update.values())
+        return self.optimizer + self.ema + max(rollout, update)
 
     def table(self) -> str:
         """One line per item in GB, and the total."""
         rows = [(f"{name}, weights", size) for name, size in self.weights.items()]
-        rows += [("AdamW's moments", self.optimizer)] + [
-            ("averaged weights (EMA)", self.ema)
-        ] * bool(self.ema)
+        rows.append(("AdamW's moments", self.optimizer))
+        if self.ema:
+            rows.append(("averaged weights (EMA)", self.ema))
         rows += [(f"in a rollout: {name}", size) for name, size in self.rollout.items()]
         rows += [(f"in an update: {name}", size) for name, size in self.update.items()]
-        rows += [("largest at one time", self.total)]
+        rows.append(("largest at one time", self.total))
         title = "memory of one process, estimated"
-        width = max(len(name) for name, _ in [*rows, (title, 0)])
-        lines = [f"  {name:<{width}} {size / 2**30:9.3f}" for name, size in rows]
-        return "\n".join([f"  {title:<{width}} {'GB':>9}", *lines])
+        width = max(len(title), *(len(name) for name, _ in rows))
+        lines = [f"  {title:<{width}} {'GB':>9}"]
+        lines += [f"  {name:<{width}} {size / GB:9.3f}" for name, size in rows]
+        return "\n".join(lines)
 
     def warning(self, free: int) -> str | None:
         """What to change when the run does not fit into `free` bytes, measured with the models loaded, or None."""
@@ -60,9 +69,33 @@ class Memory:
         else:
             remedy = "a smaller per_device_train_batch_size (with more gradient_accumulation_steps)"
         return (
-            f"memory: the run needs about {self.needed / 2**30:.2f} GB beside the models, {free / 2**30:.2f} GB are "
+            f"memory: the run needs about {self.needed / GB:.2f} GB besides the models, {free / GB:.2f} GB are "
             f"free: use {remedy}, use_peft: true, value_model: shared, or bf16: true"
         )
+
+
+@dataclass(frozen=True)
+class Load:
+    """Sizes of the work of one process.
+
+    micro_batch: rows of a forward and backward pass.
+    rollout_batch: rows that are sampled at a time.
+    prompt_length, completion_length: tokens, at most.
+    chunk: positions in one block of the log-softmax.
+    computes_in_16_bit: bf16 or fp16 of TrainingArguments (autocast).
+    """
+
+    micro_batch: int
+    rollout_batch: int
+    prompt_length: int
+    completion_length: int
+    chunk: int
+    computes_in_16_bit: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of a whole row."""
+        return self.prompt_length + self.completion_length
 
 
 def estimate_memory(
@@ -70,12 +103,7 @@ def estimate_memory(
     *,
     trainable: list[nn.Parameter],
     ema: bool,
-    micro_batch: int,
-    rollout_batch: int,
-    prompt_length: int,
-    completion_length: int,
-    chunk: int,
-    computes_in_16_bit: bool,
+    **load,
 ) -> Memory:
     """The memory of PPO on `models`, of which the first is the policy; None for a model that the run does without.
 
@@ -83,59 +111,64 @@ def estimate_memory(
     Gradients: bytes of the trainable parameters. AdamW: twice as much (two moments, of the parameters' own dtype). EMA:
     once more. KV cache: 2 * layers * rollout_batch * (P + T) * kv heads * head width * bytes.
 
-    micro_batch, rollout_batch: rows of one process; lengths in tokens; chunk: positions of a block of the log-softmax;
-    computes_in_16_bit: bf16 or fp16 of TrainingArguments (autocast).
+    ema: the run keeps averaged weights.
+    load: the fields of `Load`.
     """
+    present = {name: model for name, model in models.items() if model is not None}
+    policy = next(iter(present.values()))
     seen: set = set()
-    weights = {name: own_bytes(model, seen) for name, model in models.items() if model is not None}
-    policy = next(iter(models.values()))
-    trained = {id(p) for p in trainable}
-    gradients = sum(p.nbytes for p in {id(p): p for p in trainable}.values())
-    learning = [
-        m
-        for m in models.values()
-        if m is not None and any(id(p) in trained for p in m.parameters())
-    ]
-    trunks = [
-        m for m in learning if hasattr(m, "config")
-    ]  # a value head beside the policy has no layers
-    length, vocabulary = prompt_length + completion_length, policy.config.vocab_size
-    update = {
-        "gradients": gradients,
-        "activations": sum(
-            micro_batch * length * layer_bytes(m, length, computes_in_16_bit=computes_in_16_bit)
-            for m in trunks
-        ),
-        "logits": min(micro_batch * completion_length, chunk) * vocabulary * LOGITS_BYTES,
-    }
-    if computes_in_16_bit:
-        update["16-bit copies of the weights"] = sum(copied_bytes(m) for m in trunks)
+    weights = {name: own_bytes(model, seen) for name, model in present.items()}
+    unique = {id(p): p for p in trainable}
+    gradients = sum(p.nbytes for p in unique.values())
+    trunks = []  # models whose layers keep activations for the backward pass
+    for model in present.values():
+        learns = any(id(p) in unique for p in model.parameters())
+        if learns and hasattr(model, "config"):  # a value head by itself has no layers
+            trunks.append(model)
+    sizes = Load(**load)
     return Memory(
         weights=weights,
         optimizer=2 * gradients,
         ema=gradients if ema else 0,
-        rollout={
-            "keys and values": rollout_batch
-            * length
-            * cache_bytes(policy, computes_in_16_bit=computes_in_16_bit),
-            "prompts' forward, or next tokens": rollout_batch
-            * max(
-                prompt_length * reading_bytes(policy, computes_in_16_bit=computes_in_16_bit),
-                vocabulary * SAMPLING_BYTES,
-            ),
-        },
-        update=update,
+        rollout=_rollout_bytes(policy, sizes),
+        update={"gradients": gradients} | _update_bytes(policy, trunks, sizes),
     )
 
 
+def _rollout_bytes(policy: nn.Module, load: Load) -> dict[str, int]:
+    """What sampling takes by item: the cache, and the larger of the prompts' forward pass and the next-token logits."""
+    cache = cache_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
+    forward = forward_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
+    sampling = policy.config.vocab_size * SAMPLING_BYTES
+    per_row = max(load.prompt_length * forward, sampling)
+    return {
+        "keys and values": load.rollout_batch * load.length * cache,
+        "prompts' forward, or next tokens": load.rollout_batch * per_row,
+    }
+
+
+def _update_bytes(policy: nn.Module, trunks: list[nn.Module], load: Load) -> dict[str, int]:
+    """What an update takes by item, besides the gradients."""
+    activations = 0
+    for model in trunks:
+        per_token = layer_bytes(model, load.length, computes_in_16_bit=load.computes_in_16_bit)
+        activations += load.micro_batch * load.length * per_token
+    positions = min(load.micro_batch * load.completion_length, load.chunk)
+    update = {
+        "activations": activations,
+        "logits": positions * policy.config.vocab_size * LOGITS_BYTES,
+    }
+    if load.computes_in_16_bit:
+        update["16-bit copies of the weights"] = sum(copied_bytes(model) for model in trunks)
+    return update
+
+
 def own_bytes(model: nn.Module, seen: set) -> int:
-    """Bytes of the parameters and buffers whose storage is not in `seen`; they are added to it."""
+    """Bytes of the parameters and buffers whose storage is not in `seen`. Their storages are added to it."""
     total = 0
     for tensor in itertools.chain(model.parameters(), model.buffers()):
-        key = (
-            tensor.device,
-            tensor.untyped_storage().data_ptr() or id(tensor),
-        )  # meta tensors have no address
+        address = tensor.untyped_storage().data_ptr() or id(tensor)  # meta tensors have no address
+        key = (tensor.device, address)
         if key not in seen:
             seen.add(key)
             total += tensor.nbytes
@@ -146,26 +179,30 @@ def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> i
     """What all layers keep for the backward pass, per token of a row of `length`, without checkpointing.
 
     Korthikanti et al. 2022 (arXiv 2205.05198), equation 1: h (34 + 5 a s / h) bytes per token and layer in 16 bit; a
-    heads, s tokens. Ours, counted on transformers 5's GPT-2 with `use_fast_kernels`: dropout is off, which saves its masks,
+    heads, s tokens. Ours, counted on transformers 5's GPT-2 with `use_fast_kernels`: dropout is off, which saves its masks
     and leaves 18 numbers per unit of h: fp32 72 bytes, 16-bit weights 36. Autocast: 40, for the fp32 inputs of the norms.
     Attention without a fused kernel keeps its probabilities too: a s numbers, under autocast in fp32 and in 16 bit. A
     Llama keeps 27 numbers when its MLP is 4h wide. LoRA adds 1 to 3 bytes, over 16-bit weights 17, since its matrices stay
     fp32.
     """
     config = model.config
-    bytes_of = weight_bytes(model)
-    kept = config.hidden_size * (40 if computes_in_16_bit else 18 * bytes_of)
+    if computes_in_16_bit:
+        per_width, per_probability = 40, 6
+    else:
+        per_width, per_probability = 18 * weight_bytes(model), weight_bytes(model)
+    total = config.hidden_size * per_width
     if getattr(config, "_attn_implementation", None) == "eager":
-        kept += config.num_attention_heads * length * (6 if computes_in_16_bit else bytes_of)
-    return config.num_hidden_layers * kept
+        total += config.num_attention_heads * length * per_probability
+    return config.num_hidden_layers * total
 
 
-def reading_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
-    """What one layer holds at a time per token, without a backward pass: all prompts are read in one go.
+def forward_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
+    """What one layer holds at a time per token, without a backward pass; all prompts go through in one forward pass.
 
-    Per unit of h: before and after GELU 4h each, beside 2 of h: 10 numbers; autocast 24 bytes.
+    Per unit of h: before and after GELU 4h each, and 2 of h: 10 numbers. Autocast: 24 bytes.
     """
-    return model.config.hidden_size * (24 if computes_in_16_bit else 10 * weight_bytes(model))
+    per_width = 24 if computes_in_16_bit else 10 * weight_bytes(model)
+    return model.config.hidden_size * per_width
 
 
 def cache_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
@@ -173,30 +210,27 @@ def cache_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (
-        2
-        * config.num_hidden_layers
-        * heads
-        * width
-        * (2 if computes_in_16_bit else weight_bytes(model))
-    )
+    number = 2 if computes_in_16_bit else weight_bytes(model)
+    return 2 * config.num_hidden_layers * heads * width * number
 
 
 def copied_bytes(model: nn.Module) -> int:
     """Autocast keeps a 16-bit copy of every fp32 weight matrix until the backward pass is over."""
-    return sum(
-        2 * p.numel() for p in model.parameters() if p.dim() > 1 and p.dtype == torch.float32
-    )
+    total = 0
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.dtype == torch.float32:
+            total += 2 * parameter.numel()
+    return total
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of one number in the model's matrices; with LoRA, in those it stands beside."""
+    """Bytes of one number in the model's matrices; with LoRA, in the frozen ones, which are larger."""
     matrices: list[Tensor] = [p for p in model.parameters() if p.dim() > 1]
     return max(matrices, key=lambda p: p.numel()).itemsize
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device; on a CPU, what the whole machine has to give."""
+    """Bytes that can still be allocated on the device. On a CPU, and on a Mac's GPU, what the whole machine has left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil

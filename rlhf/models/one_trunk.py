@@ -1,10 +1,10 @@
 """One frozen trunk, four roles: policy, value model, reward model and reference as LoRA adapters of the same weights.
 
-The base is the SFT model. The reference is that base with all adapters off, the policy the base with the adapter that is
-trained, the reward model the base with the adapter that `recipes/reward.py` left in `adapter/` of its run folder, and the
-value model begins as a copy of the latter. In memory stand one model and four small sets of matrices.
+The base is the SFT model. The reference is that base with all adapters off. The policy is the base with the adapter that is
+trained. The reward model is the base with the adapter that `recipes/reward.py` saved in `adapter/` of its run folder. The
+value model starts as a copy of the reward model's adapter. Memory holds one model and four small sets of matrices.
 
-A run folder itself always holds the merged, plain model; `adapter/` lies beside it:
+A run folder itself always holds the merged, plain model. Its subfolder `adapter/` holds:
     adapter_model.safetensors, adapter_config.json    the LoRA matrices and the head, in PEFT's form
     trunk.json                                        the centre of the scores, and which base the adapter belongs to
 """
@@ -29,115 +29,129 @@ FOLDER, NOTE = "adapter", "trunk.json"
 
 @contextmanager
 def adapter(model: nn.Module, name: str | None):
-    """Within it the LoRA layers of `model` compute with the adapter `name`, or with none.
+    """Within it, the LoRA layers of `model` compute with the adapter `name`, or with none.
 
-    PEFT's own switches also turn gradients on and off; here a trainable value adapter stays trainable while the policy's
-    is active.
+    PEFT's own switches also turn gradients on and off. This one sets its private fields instead, so that a trainable value
+    adapter stays trainable while the policy's is active.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     for layer in layers:
-        layer._active_adapter, layer._disable_adapters = [name], name is None
+        layer._active_adapter = [name]
+        layer._disable_adapters = name is None
     try:
         yield
     finally:
-        for layer, (active, disabled) in zip(layers, before):
-            layer._active_adapter, layer._disable_adapters = active, disabled
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter = active
+            layer._disable_adapters = disabled
 
 
 def fingerprint(trunk: nn.Module) -> str:
-    """sha256 of the trunk's frozen weights, in the order of their names without LoRA's; equal for equal bases."""
+    """sha256 of the trunk's frozen weights, in the order of their names. Equal bases give equal digests, LoRA or not."""
+    frozen = {}
+    for name, parameter in trunk.named_parameters():
+        if ".lora_" not in name:
+            # LoRA calls a matrix that it wraps `<name>.base_layer`.
+            frozen[name.replace(".base_layer", "")] = parameter
     digest = hashlib.sha256()
-    named = {
-        name.replace(".base_layer", ""): p
-        for name, p in trunk.named_parameters()
-        if ".lora_" not in name
-    }
-    for name in sorted(named):
+    for name in sorted(frozen):
+        weights = frozen[name].detach().float().cpu().numpy()
         digest.update(name.encode())
-        digest.update(named[name].detach().float().cpu().numpy().tobytes())
+        digest.update(weights.tobytes())
     return digest.hexdigest()
 
 
 def save_adapter(model: nn.Module, run_folder: str, *, centre: float) -> None:
-    """Keep the LoRA matrices and head of a reward model beside its merged weights; centre: added to every score."""
+    """Save the LoRA matrices and head of a reward model next to its merged weights; centre: added to every score."""
     folder = Path(run_folder) / FOLDER
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card; the run has one
     note = {"centre": centre, "base": fingerprint(trunk_of(model))}
-    (folder / NOTE).write_text(json.dumps(note, indent=1))
+    (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 
 class AdapterModel(nn.Module):
     """A one-label sequence classification model on the policy's trunk, for use wherever such a model is used.
 
-    Registered here: the head. The LoRA matrices lie in the policy's layers under `name`; `adapter_parameters` has both.
+    Only the head is registered here. The LoRA matrices are in the policy's layers under `name`. `adapter_parameters` gives
+    both.
     """
 
     base_model_prefix = "trunk"
 
     def __init__(self, policy: nn.Module, name: str, head: Tensor, centre: float):
         super().__init__()
-        self.__dict__["policy"] = (
-            policy  # not a child: its parameters are counted, moved and saved with the policy
-        )
-        self.name, self.config = name, policy.config
+        # Not registered as a child: its parameters are counted, moved and saved with the policy.
+        self.__dict__["policy"] = policy
+        self.name = name
+        self.config = policy.config
         self.score = nn.Linear(head.shape[1], 1)
         with torch.no_grad():
             self.score.weight.copy_(head)
             self.score.bias.fill_(centre)
 
     def trunk(self, **inputs):
+        """The policy's transformer, computing with this adapter."""
         with adapter(self.policy, self.name):
             return trunk_of(self.policy)(**inputs)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
+        """The LoRA matrices and the head."""
         return [*self._matrices().values(), *self.score.parameters()]
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Tensors by name: the LoRA matrices and the head."""
-        return {
-            n: p.detach().contiguous()
-            for n, p in {**self._matrices(), **dict(self.score.named_parameters())}.items()
-        }
+        parameters = self._matrices() | dict(self.score.named_parameters())
+        return {name: p.detach().contiguous() for name, p in parameters.items()}
 
     def _matrices(self) -> dict[str, nn.Parameter]:
-        return {
-            n: p
-            for n, p in self.policy.named_parameters()
-            if ".lora_" in n and n.endswith(f".{self.name}.weight")
-        }
+        ending = f".{self.name}.weight"
+        matrices = {}
+        for name, parameter in self.policy.named_parameters():
+            if ".lora_" in name and name.endswith(ending):
+                matrices[name] = parameter
+        return matrices
 
 
 def add_adapter_model(policy, run_folder: str, name: str, *, trainable: bool) -> AdapterModel:
-    """Hang the adapter of a reward run into a LoRA policy's trunk. It must have been trained on the very same base."""
+    """Attach a reward run's adapter to the base model of a LoRA policy. It must have been trained on the very same base."""
     folder = Path(run_folder) / FOLDER
-    if not (folder / NOTE).is_file():
-        raise UserError(
-            f"{run_folder} holds no {FOLDER}/ with LoRA matrices: to share one trunk, train the reward model with "
-            "use_peft: true from the policy's own SFT model, or leave share_trunk out"
-        )
-    note = json.loads((folder / NOTE).read_text())
-    if note["base"] != fingerprint(trunk_of(policy)):
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        raise UserError(
-            f"{run_folder} was trained on another base ({base}) than the policy's: a trunk can only be shared by models "
-            "that start from the same SFT run; set model_name_or_path to that run, or leave share_trunk out"
-        )
-    config = LoraConfig.from_pretrained(folder)
-    config.modules_to_save, config.task_type, config.inference_mode = (
-        None,
-        "CAUSAL_LM",
-        not trainable,
-    )
+    note = _checked_note(policy, run_folder)
     weights = load_file(folder / "adapter_model.safetensors")
-    head = weights.pop(next(key for key in weights if key.endswith("score.weight")))
+    head_key = next(key for key in weights if key.endswith("score.weight"))
+    head = weights.pop(head_key)  # (1, H)
+
+    config = LoraConfig.from_pretrained(folder)
+    config.modules_to_save = None  # the head is ours to hold
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = not trainable
     active = policy.active_adapter
     policy.add_adapter(name, config)
     unknown = set_peft_model_state_dict(policy, weights, adapter_name=name).unexpected_keys
     assert not unknown, unknown
-    policy.set_adapter(active)
+    policy.set_adapter(active)  # adding one may have switched to it
+
     model = AdapterModel(policy, name, head, note["centre"])
     for parameter in model.adapter_parameters():
         parameter.requires_grad_(trainable)
     return model
+
+
+def _checked_note(policy, run_folder: str) -> dict:
+    """Read trunk.json of a reward run, and check that the adapter belongs to the policy's base."""
+    folder = Path(run_folder) / FOLDER
+    if not (folder / NOTE).is_file():
+        raise UserError(
+            f"{run_folder} holds no {FOLDER}/ with LoRA matrices: to share one trunk, train the reward model with "
+            "use_peft: true from the policy's own SFT model, or drop share_trunk"
+        )
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    if note["base"] != fingerprint(trunk_of(policy)):
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config["base_model_name_or_path"]
+        raise UserError(
+            f"{run_folder} was trained on another base ({base}) than the policy's: a trunk can only be shared by models "
+            "that start from the same SFT run; set model_name_or_path to that run, or drop share_trunk"
+        )
+    return note

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.models.kernels import full_matrices
+from rlhf.models.kernels import original_matrices
 from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.policy_gradient.averaging import WeightAverage
@@ -27,7 +27,7 @@ STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "aver
 
 
 def save_models(folder: Path, model: ActorCritic, tokenizer, *, value_model: bool = True) -> None:
-    with full_matrices(model.policy):
+    with original_matrices(model.policy):
         save(model.policy, tokenizer, folder)
     if not value_model:
         return

@@ -27,7 +27,7 @@ from rlhf.completions.score import WeightedSum
 from rlhf.data.chat import as_text, decode, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import CHUNK, ActorCritic, frozen_copy, reference_log_probs
-from rlhf.models.kernels import halve_frozen_matrices, use_fast_kernels
+from rlhf.models.kernels import store_frozen_matrices_in_bf16, use_fast_kernels
 from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, adapter
 from rlhf.models.parts import context_length, disable_dropout, freeze
@@ -135,14 +135,14 @@ class PolicyGradientTrainer(Trainer):
                 if self.args.bf16 and not sharding.uses_deepspeed(
                     self.accelerator
                 ):  # it has no autocast
-                    halve_frozen_matrices(each)
+                    store_frozen_matrices_in_bf16(each)
         # Not for TRPO, whose step is computed in full precision, nor under wrappers, which want one dtype.
         if (
             self.args.bf16
             and not self.algorithm.trust_region
             and sharding.is_plain(self.accelerator)
         ):
-            halve_frozen_matrices(model.policy, keep=True)  # those beside LoRA
+            store_frozen_matrices_in_bf16(model.policy, keep_originals=True)  # those beside LoRA
         self.add_callback(Guards(max_kl_stop=args.max_kl_stop))
         if self.average is not None:
             self.add_callback(self.average)

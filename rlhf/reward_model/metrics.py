@@ -1,102 +1,172 @@
-"""How well scores order ranked completions."""
+"""Metrics of a reward model: how well its scores order ranked completions."""
+
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from rlhf.data.chat import as_text
 from rlhf.errors import UserError
+from rlhf.runs.plots import saved_figure
 from rlhf.statistics import correlation
+
+RESAMPLES = 1000  # of the bootstrap
+BINS = 10  # of the calibration, over predictions from 0.5 to 1
+WORST = 5  # misranked pairs that are reported
+
+
+class Pair(NamedTuple):
+    """Two completions of row `row` in strict order: `better` and `worse` are their indices.
+
+    margin: score(better) - score(worse).
+    gap: difference of their ranks, at least 1.
+    """
+
+    row: int
+    better: int
+    worse: int
+    margin: float
+    gap: int
 
 
 def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
-    """How well scores order the completions: over all strictly ordered pairs of the rows.
+    """Evaluate scores on all strictly ordered pairs of the rows.
 
-    accuracy with its 95 % interval over prompts (bootstrap), loss, accuracy by rank gap, margins, calibration (predicted
-    against observed share of right pairs, ten bins), correlation of score with length, and the worst examples.
+    Accuracy with its 95 % interval over prompts (bootstrap), loss, accuracy by rank gap, margins, calibration (predicted
+    against observed share of correctly ordered pairs, ten bins), correlation of score with length, and the most misranked
+    pairs. A tie of scores counts as half correct.
+
+    scores: one list per row, in the order of its completions.
+    rows: as from `encode_rankings`.
     """
-    pairs = []  # (row, better, worse, margin, rank gap)
-    for place, (values, row) in enumerate(zip(scores, rows, strict=True)):
-        for i, first in enumerate(row["ranks"]):
-            for j, second in enumerate(row["ranks"]):
-                if first < second:
-                    pairs.append((place, i, j, values[i] - values[j], second - first))
+    pairs = ordered_pairs(scores, rows)
     if not pairs:
         raise UserError("no strictly ordered pair in the evaluation rankings: they are all ties")
-    margins = torch.tensor([pair[3] for pair in pairs])
-    right = (margins > 0).double() + 0.5 * (margins == 0)
-    row_of = torch.tensor([pair[0] for pair in pairs])
-    gaps = torch.tensor([pair[4] for pair in pairs])
-    hits = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, right)
-    counts = torch.zeros(len(rows), dtype=torch.double).index_add_(
-        0, row_of, torch.ones_like(right)
-    )
-    draws = torch.randint(len(rows), (1000, len(rows)), generator=torch.Generator().manual_seed(0))
-    resampled = hits[draws].sum(1) / counts[draws].sum(1).clamp(min=1)
-    predicted = torch.sigmoid(margins.abs())
-    bins = ((predicted - 0.5) * 20).long().clamp(max=9)
-    flat = torch.tensor([value for values in scores for value in values])
-    lengths = torch.tensor([float(n) for row in rows for n in row["lengths"]])
-    worst = sorted(pairs, key=lambda pair: pair[3])[:5]
+    margins = torch.tensor([pair.margin for pair in pairs])
+    correct = (margins > 0).double() + 0.5 * (margins == 0)
+    row_of = torch.tensor([pair.row for pair in pairs])
+    gaps = torch.tensor([pair.gap for pair in pairs])
+    # Per row, (R,): correct pairs, and pairs.
+    hits = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, correct)
+    ones = torch.ones_like(correct)
+    counts = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, ones)
+    low, high = _bootstrap_interval(hits, counts)
+    flat_scores, lengths = _flat_scores_and_lengths(scores, rows)
     return {
-        "accuracy": right.mean().item(),
-        "accuracy_low": resampled.quantile(0.025).item(),
-        "accuracy_high": resampled.quantile(0.975).item(),
+        "accuracy": correct.mean().item(),
+        "accuracy_low": low,
+        "accuracy_high": high,
         "pairs": len(pairs),
         "prompts": int((counts > 0).sum()),
         "loss": torch.nn.functional.softplus(-margins).mean().item(),
         "margin": margins.mean().item(),
-        "score_length_correlation": correlation(flat, lengths),
-        "score_mean": flat.mean().item(),
-        "score_std": flat.std().item(),
-        "accuracy_by_gap": {
-            int(gap): {
-                "accuracy": right[gaps == gap].mean().item(),
-                "pairs": int((gaps == gap).sum()),
-            }
-            for gap in gaps.unique().tolist()
-        },
-        "calibration": [
-            {
-                "predicted": predicted[bins == b].mean().item(),
-                "observed": right[bins == b].mean().item(),
-                "pairs": n,
-            }
-            for b in range(10)
-            if (n := int((bins == b).sum()))
-        ],
+        "score_length_correlation": correlation(flat_scores, lengths),
+        "score_mean": flat_scores.mean().item(),
+        "score_std": flat_scores.std().item(),
+        "accuracy_by_gap": _accuracy_by_gap(correct, gaps),
+        "calibration": _calibration(margins, correct),
         "margins": margins.tolist(),
-        "worst": [
-            {
-                "prompt": as_text(rows[place]["row"]["prompt"]),
-                "ranked higher": rows[place]["row"]["completions"][rows[place]["places"][i]],
-                "scored higher": rows[place]["row"]["completions"][rows[place]["places"][j]],
-                "margin": margin,
-            }
-            for place, i, j, margin, _ in worst
-            if margin < 0
-        ],
+        "worst": _worst(pairs, rows),
     }
 
 
-def plot_ranking_report(report: dict, folder) -> None:
-    """plots/ranking.png: margins of ordered pairs, calibration, and accuracy by rank gap."""
-    import matplotlib
+def ordered_pairs(scores: list[list[float]], rows: list[dict]) -> list[Pair]:
+    """All pairs of completions of one row whose ranks differ."""
+    pairs = []
+    for index, (values, row) in enumerate(zip(scores, rows, strict=True)):
+        ranks = row["ranks"]
+        for i, first in enumerate(ranks):
+            for j, second in enumerate(ranks):
+                if first < second:
+                    pairs.append(Pair(index, i, j, values[i] - values[j], second - first))
+    return pairs
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    left.hist(report["margins"], bins=40)
-    left.axvline(0, color="black", linewidth=1)
-    left.set(title="margin of ordered pairs", xlabel="score(better) - score(worse)")
-    middle.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
-    middle.plot(
-        *zip(*[(b["predicted"], b["observed"]) for b in report["calibration"]], strict=True),
-        marker="o",
-    )
-    middle.set(title="calibration", xlabel="predicted share of right pairs", ylabel="observed")
-    gaps = report["accuracy_by_gap"]
-    right.bar([str(gap) for gap in gaps], [entry["accuracy"] for entry in gaps.values()])
-    right.axhline(0.5, color="grey", linewidth=1)
-    right.set(title="accuracy by rank gap", xlabel="rank gap", ylim=(0, 1))
-    figure.savefig(folder, dpi=110)
-    plt.close(figure)
+def _bootstrap_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
+    """95 % interval of sum(hits) / sum(counts), shapes (R,).
+
+    Whole prompts are drawn again, since the pairs of one prompt are not independent.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(hits), (RESAMPLES, len(hits)), generator=generator)
+    pairs_drawn = counts[draws].sum(1).clamp(min=1)  # all rows of a draw may be ties
+    resampled = hits[draws].sum(1) / pairs_drawn
+    return resampled.quantile(0.025).item(), resampled.quantile(0.975).item()
+
+
+def _flat_scores_and_lengths(scores: list[list[float]], rows: list[dict]) -> tuple[Tensor, Tensor]:
+    """Scores, and lengths in tokens, of all completions."""
+    flat, lengths = [], []
+    for values in scores:
+        flat += values
+    for row in rows:
+        lengths += [float(length) for length in row["lengths"]]
+    return torch.tensor(flat), torch.tensor(lengths)
+
+
+def _accuracy_by_gap(correct: Tensor, gaps: Tensor) -> dict[int, dict]:
+    by_gap = {}
+    for gap in gaps.unique().tolist():
+        of_gap = gaps == gap
+        by_gap[int(gap)] = {"accuracy": correct[of_gap].mean().item(), "pairs": int(of_gap.sum())}
+    return by_gap
+
+
+def _calibration(margins: Tensor, correct: Tensor) -> list[dict]:
+    """Predicted and observed share of correct pairs; sigmoid(|margin|) is the prediction. Empty bins are omitted."""
+    predicted = torch.sigmoid(margins.abs())
+    bins = ((predicted - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    calibration = []
+    for number in range(BINS):
+        in_bin = bins == number
+        count = int(in_bin.sum())
+        if count:
+            calibration.append(
+                {
+                    "predicted": predicted[in_bin].mean().item(),
+                    "observed": correct[in_bin].mean().item(),
+                    "pairs": count,
+                }
+            )
+    return calibration
+
+
+def _worst(pairs: list[Pair], rows: list[dict]) -> list[dict]:
+    """The pairs with the lowest margins below 0, as text."""
+    worst = []
+    for pair in sorted(pairs, key=lambda pair: pair.margin)[:WORST]:
+        if pair.margin >= 0:
+            break
+        encoded = rows[pair.row]
+        original, places = encoded["row"], encoded["places"]
+        worst.append(
+            {
+                "prompt": as_text(original["prompt"]),
+                "ranked higher": original["completions"][places[pair.better]],
+                "scored higher": original["completions"][places[pair.worse]],
+                "margin": pair.margin,
+            }
+        )
+    return worst
+
+
+def plot_ranking_report(report: dict, path) -> None:
+    """Draw margins of ordered pairs, calibration, and accuracy by rank gap into the file `path`."""
+    with saved_figure(path, 1, 3, figsize=(12, 3.4)) as (_, (left, middle, right)):
+        left.hist(report["margins"], bins=40)
+        left.axvline(0, color="black", linewidth=1)
+        left.set(title="margin of ordered pairs", xlabel="score(better) - score(worse)")
+
+        predicted = [row["predicted"] for row in report["calibration"]]
+        observed = [row["observed"] for row in report["calibration"]]
+        middle.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)  # perfect calibration
+        middle.plot(predicted, observed, marker="o")
+        middle.set(
+            title="calibration", xlabel="predicted share of correct pairs", ylabel="observed"
+        )
+
+        by_gap = report["accuracy_by_gap"]
+        accuracies = [entry["accuracy"] for entry in by_gap.values()]
+        right.bar([str(gap) for gap in by_gap], accuracies)
+        right.axhline(0.5, color="grey", linewidth=1)  # chance
+        right.set(title="accuracy by rank gap", xlabel="rank gap", ylim=(0, 1))

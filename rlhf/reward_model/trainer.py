@@ -1,8 +1,8 @@
 """RewardTrainer: rankings of K answers -> a model that gives each answer a score.
 
 The loss is InstructGPT's (equation 1) with ties dropped. A prompt's K completions go through the model in one batch, one
-forward each, and every prompt weighs the same whatever its K; pairs are K = 2. Deviation: the number of prompts per batch
-is fixed, not the number of pairs.
+forward pass each. Every prompt has the same weight, whatever its K; pairs are K = 2. Deviation: the number of prompts per
+batch is fixed, not the number of pairs.
 """
 
 from dataclasses import dataclass, field
@@ -13,9 +13,11 @@ from transformers import Trainer, TrainingArguments
 
 from rlhf.algorithms.losses import kwise_ranking_loss
 from rlhf.models.load import save
-from rlhf.models.scores import sequence_scores
+from rlhf.models.scores import score_token_ids, sequence_scores
 from rlhf.reward_model.metrics import ranking_report
 from rlhf.reward_model.rankings import collate_rankings
+
+TRAINABLE = "trainable.pt"  # file of a checkpoint: the trainable weights, before LoRA is merged
 
 
 @dataclass
@@ -25,7 +27,7 @@ class RewardConfig(TrainingArguments):
     max_length: int = field(
         default=1024,
         metadata={
-            "help": "Longest prompt + completion in tokens; longer ones are left out and counted."
+            "help": "Longest prompt + completion in tokens; longer ones are dropped and counted."
         },
     )
     learning_rate: float = field(
@@ -39,8 +41,8 @@ class RewardConfig(TrainingArguments):
     )
 
     def __post_init__(self):
-        self.remove_unused_columns = False
-        self.logging_nan_inf_filter = False
+        self.remove_unused_columns = False  # the collator needs all of them
+        self.logging_nan_inf_filter = False  # a NaN must be seen
         self.label_names = ["ranks"]
         super().__post_init__()
 
@@ -50,7 +52,8 @@ class ScoreModel(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model = model
+        self.config = model.config  # read by the Trainer
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         return sequence_scores(self.model, input_ids, mask)
@@ -70,62 +73,72 @@ class RewardTrainer(Trainer):
         callbacks=None,
     ):
         self.tokenizer = tokenizer
-        pad = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+        self.pad_token_id = tokenizer.pad_token_id
+        if self.pad_token_id is None:
+            self.pad_token_id = tokenizer.eos_token_id
         super().__init__(
             model=ScoreModel(model),
             args=args,
-            data_collator=lambda rows: collate_rankings(rows, pad),
+            data_collator=lambda rows: collate_rankings(rows, self.pad_token_id),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             callbacks=callbacks,
         )
+        # The loss is a mean over the batch: let the Trainer divide it by the accumulation steps.
         self.loss_is_scaled_for_ga = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        scores = torch.zeros(inputs["ranks"].shape, device=inputs["ranks"].device)
-        scores = scores.masked_scatter(inputs["valid"], model(inputs["input_ids"], inputs["mask"]))
-        losses, pairs = kwise_ranking_loss(scores, inputs["ranks"], inputs["valid"])
+        """Mean ranking loss of the prompts that have an ordered pair."""
+        ranks, valid = inputs["ranks"], inputs["valid"]  # (B, K)
+        flat = model(inputs["input_ids"], inputs["mask"])  # (N,), the completions of all prompts
+        scores = torch.zeros(ranks.shape, device=ranks.device).masked_scatter(valid, flat)
+        losses, pairs = kwise_ranking_loss(scores, ranks, valid)
         loss = losses.sum() / (pairs > 0).sum().clamp(min=1)
-        return (loss, {"scores": scores}) if return_outputs else loss
+        if return_outputs:
+            return loss, {"scores": scores}
+        return loss
 
     @torch.no_grad()
     def scores(self, rows: list[dict]) -> list[list[float]]:
         """Scores of every completion of every row, in the order of the rows; split over processes."""
         from accelerate.utils import gather_object
 
-        model = self.accelerator.unwrap_model(self.model).eval()
-        size, found = self.args.per_device_eval_batch_size, []
-        mine = rows[self.args.process_index :: self.args.world_size]
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            batch = self.data_collator(part)
+        rank, world = self.args.process_index, self.args.world_size
+        scores = self._scores_of(rows[rank::world])
+        if world == 1:
+            return scores
+        by_process = gather_object([scores])
+        # Row i was scored by process i % world as its row i // world.
+        return [by_process[i % world][i // world] for i in range(len(rows))]
+
+    def _scores_of(self, rows: list[dict]) -> list[list[float]]:
+        """Scores of the rows of this process."""
+        model = self.accelerator.unwrap_model(self.model).eval().model
+        size = self.args.per_device_eval_batch_size
+        scores = []
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            completions: list[list[int]] = []
+            for row in batch:
+                completions += row["input_ids"]
             with self.accelerator.autocast():
-                flat = model(
-                    batch["input_ids"].to(self.args.device), batch["mask"].to(self.args.device)
-                ).tolist()
-            for row in part:
-                found.append(flat[: len(row["ranks"])])
-                flat = flat[len(row["ranks"]) :]
-        if self.args.world_size == 1:
-            return found
-        everyone = gather_object([found])
-        return [
-            everyone[place % self.args.world_size][place // self.args.world_size]
-            for place in range(len(rows))
-        ]
+                flat = score_token_ids(model, completions, pad_token_id=self.pad_token_id).tolist()
+            for row in batch:
+                count = len(row["ranks"])
+                scores.append(flat[:count])
+                flat = flat[count:]
+        return scores
 
     def evaluate(
         self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = eval_dataset if eval_dataset is not None else self.eval_dataset
+        """Log and return the numbers of `ranking_report`."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
         report = ranking_report(self.scores(rows), rows)
-        metrics = {
-            f"{metric_key_prefix}_{name}": v
-            for name, v in report.items()
-            if isinstance(v, int | float)
-        }
+        metrics = {}
+        for name, value in report.items():
+            if isinstance(value, int | float):
+                metrics[f"{metric_key_prefix}_{name}"] = value
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -134,22 +147,22 @@ class RewardTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A plain sequence classification folder, head included, LoRA merged; checkpoints hold the raw weights too."""
+        """Save a plain sequence classification folder, head included, LoRA merged.
+
+        Checkpoints (`_internal_call`) hold the trainable weights too, since merged ones cannot be resumed from.
+        """
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
         model = self.accelerator.unwrap_model(self.model).model
         save(model, self.tokenizer, folder)
         if _internal_call:
-            torch.save(
-                {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
-                f"{folder}/trainable.pt",
-            )
+            trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+            torch.save(trainable, f"{folder}/{TRAINABLE}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        saved = torch.load(f"{resume_from_checkpoint}/{TRAINABLE}", weights_only=True)
         parameters = dict(self.model.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in torch.load(
-                f"{resume_from_checkpoint}/trainable.pt", weights_only=True
-            ).items():
+            for name, tensor in saved.items():
                 parameters[name].copy_(tensor)

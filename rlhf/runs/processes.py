@@ -1,53 +1,116 @@
 """Processes, threads, devices and memory of a run."""
 
 import os
+import sys
 from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.folders import recipes_folder, short_path
 
+GB = 2**30
+HUGE_PAGE = 2**21  # bytes
+# Numbers from glibc's malloc.h and Linux's mman.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
 
-def asked_processes() -> int | None:
-    """How many processes `accelerate launch` was asked for, read from its command line; None when it is not the parent."""
+
+def requested_processes() -> int | None:
+    """Number of processes that `accelerate launch` was started with, read from its command line.
+
+    None when accelerate is not among the parents of this process, or was given no number.
+    """
     import psutil
 
     for process in psutil.Process().parents()[:3]:
-        command = process.cmdline()
-        if any("accelerate" in part for part in command) and "launch" in command:
-            for name in ("--num_processes", "--num-processes"):
-                for place, part in enumerate(command):
-                    if part == name:
-                        return int(command[place + 1])
-                    if part.startswith(name + "="):
-                        return int(part.split("=")[1])
-            for place, part in enumerate(command):
-                if part in ("--config_file", "--config-file"):
-                    import yaml
+        try:
+            command = process.cmdline()
+        except psutil.Error:  # another user's process, which macOS and Windows do not show
+            continue
+        if "launch" in command and any("accelerate" in part for part in command):
+            number = _number_of_processes(command)
+            if number is not None:
+                return number
+    return None
 
-                    return int(
-                        yaml.safe_load(Path(command[place + 1]).read_text()).get("num_processes", 1)
-                    )
+
+def _number_of_processes(command: list[str]) -> int | None:
+    """The number in the flags of `accelerate launch`, or else in its config file."""
+    names = ("--num_processes", "--num-processes")
+    for i, part in enumerate(command):
+        if part in names:
+            return int(command[i + 1])
+        if part.startswith(tuple(f"{name}=" for name in names)):
+            return int(part.split("=")[1])
+    for i, part in enumerate(command):
+        if part in ("--config_file", "--config-file"):
+            import yaml
+
+            layout = yaml.safe_load(Path(command[i + 1]).read_text(encoding="utf-8"))
+            return int(layout.get("num_processes", 1))
     return None
 
 
 def check_world(world_size: int) -> None:
-    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; we do."""
-    asked = asked_processes()
-    if asked is not None and asked != world_size:
+    """Refuse a run with fewer processes than requested.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and does not say so.
+    """
+    requested = requested_processes()
+    if requested is not None and requested != world_size:
         raise UserError(
-            f"accelerate was asked for {asked} processes, {world_size} started: its CPU launcher ignores the number; "
+            f"accelerate was asked for {requested} processes, {world_size} started: its CPU launcher ignores the number; "
             f"use --config_file {short_path(recipes_folder() / 'accelerate' / 'ddp_cpu.yaml')}"
         )
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use; where the system does not tell (macOS, Windows), all cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_all_cores(local_processes: int) -> int:
-    """accelerate sets one thread per process on some CPUs; share the cores evenly instead. Returns threads per process."""
+    """Share the cores evenly among the processes of this machine, and return the threads of each.
+
+    accelerate sets one thread per process on some CPUs.
+    """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, cores // max(1, local_processes))
+    threads = max(1, available_cores() // max(1, local_processes))
     torch.set_num_threads(threads)
     return threads
+
+
+def best_device() -> str:
+    """The accelerator of this machine ("cuda", "mps", "xpu"), or "cpu"."""
+    import torch
+
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type
+    return "cpu"
+
+
+def peak_memory_gb() -> float:
+    """Most memory this process has had so far, in GB of 2^30 bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / GB
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, Linux in units of 1024 bytes.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return peak * unit / GB
+
+
+def peak_gpu_memory_gb(device) -> float | None:
+    """Most memory that tensors of this process have had on a CUDA device, in GB of 2^30 bytes; None for other devices."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) / GB
 
 
 def keep_freed_memory() -> None:
@@ -55,37 +118,30 @@ def keep_freed_memory() -> None:
 
     By default every large tensor is fetched from the kernel, filled with zeros page by page, and handed back: in an update
     of GPT-2 this costs more than the memory it saves. Only addresses are reserved here, not memory. Measured:
-    benchmarks/LOG.md, 2026-11-22.
+    benchmarks/LOG.md, 2026-11-22. Does nothing where the C library is not glibc (macOS, Windows, musl).
     """
     import ctypes
 
     import psutil
 
+    if sys.platform != "linux":
+        return
     try:
         libc = ctypes.CDLL("libc.so.6")
         mallopt, malloc, free, madvise = libc.mallopt, libc.malloc, libc.free, libc.madvise
-    except (OSError, AttributeError):  # not glibc
+    except (OSError, AttributeError):  # musl
         return
-    trim_threshold, mmap_max, hugepage = -1, -4, 14  # malloc.h, mman.h
-    mallopt(trim_threshold, -1)  # as an unsigned number the largest there is: never
-    mallopt(mmap_max, 0)
+    malloc.restype = ctypes.c_void_p
+    malloc.argtypes = [ctypes.c_size_t]
+    free.argtypes = [ctypes.c_void_p]
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    mallopt(M_TRIM_THRESHOLD, -1)  # unsigned, this is the largest number: never trim
+    mallopt(M_MMAP_MAX, 0)
     size = psutil.virtual_memory().available // 2
-    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    free.argtypes, madvise.argtypes = (
-        [ctypes.c_void_p],
-        [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int],
-    )
-    if start := malloc(size):  # grows the heap; what is freed at once stays in it
-        page = 2**21
-        first = -(-start // page) * page
-        madvise(first, (start + size - first) // page * page, hugepage)
-        free(start)
-
-
-def best_device() -> str:
-    """The accelerator of this machine ("cuda", "mps", "xpu"), or "cpu"."""
-    import torch
-
-    return (
-        torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    )
+    start = malloc(size)  # grows the heap
+    if not start:
+        return
+    first_page = -(-start // HUGE_PAGE) * HUGE_PAGE  # rounded up
+    whole_pages = (start + size - first_page) // HUGE_PAGE * HUGE_PAGE
+    madvise(first_page, whole_pages, MADV_HUGEPAGE)
+    free(start)  # what is freed at once stays in the heap

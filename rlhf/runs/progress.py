@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, samples.jsonl, one progress bar, a table of samples, curves."""
+"""Output of a run while it trains: metrics.jsonl, samples.jsonl, one progress bar, a table of samples, curves."""
 
 import json
 import os
@@ -7,13 +7,42 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from rlhf.runs.plots import saved_figure
+from rlhf.runs.record import read_jsonl
+
+# Metrics that the progress bar shows, where a trainer logs them.
 HEADLINES = (
-    "loss", "score", "kl", "eval_loss", "eval_score", "eval_accuracy", "eval_f1", "eval_r2", "entropy",
-    "completion_length", "eos_rate",
-)  # fmt: skip
+    "loss",
+    "score",
+    "kl",
+    "eval_loss",
+    "eval_score",
+    "eval_accuracy",
+    "eval_f1",
+    "eval_r2",
+    "entropy",
+    "completion_length",
+    "eos_rate",
+)
+# Parts of the names of numbers that have no curve: positions, times and totals.
+NOT_PLOTTED = (
+    "step",
+    "epoch",
+    "total_flos",
+    "seconds",
+    "episodes",
+    "runtime",
+    "per_second",
+    "num_tokens",
+    "train_loss",
+    "num_input_tokens_seen",
+)
+FEW_POINTS = 12  # below this a curve has a marker at each point
+CELL_WIDTH = 160  # characters of a table cell, at most
 
 
 def append_jsonl(path: str | os.PathLike, row: dict) -> None:
+    """Add a row to a file of JSON lines. Tensors and numpy numbers become floats."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
 
@@ -31,12 +60,14 @@ class RunProgress(TrainerCallback):
             from tqdm import tqdm
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # A log file gets a line each time, a terminal redraws one.
+            interval = 0.5 if sys.stderr.isatty() else 10
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
                 unit="step",
                 dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 10,
+                mininterval=interval,
             )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -47,11 +78,12 @@ class RunProgress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         append_jsonl(self.path, {"step": state.global_step, **logs})
-        self.latest.update({name: logs[name] for name in HEADLINES if name in logs})
+        for name in HEADLINES:
+            if name in logs:
+                self.latest[name] = logs[name]
         if self.bar is not None:
-            self.bar.set_postfix(
-                {name: f"{value:.3g}" for name, value in self.latest.items()}, refresh=False
-            )
+            shown = {name: f"{value:.3g}" for name, value in self.latest.items()}
+            self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -60,7 +92,7 @@ class RunProgress(TrainerCallback):
 
 
 def use_run_progress(trainer, folder: str | os.PathLike) -> None:
-    """Put RunProgress in the place of the Trainer's own bar and printer."""
+    """Replace the Trainer's own bar and printer by RunProgress."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(folder))
@@ -75,72 +107,61 @@ def sample_table(samples: list[dict], *, columns: list[str], limit: int) -> str:
     for column in columns:
         table.add_column(column, overflow="ellipsis", no_wrap=False, justify="left")
     for sample in samples[:limit]:
-        cells = [sample.get(column, "") for column in columns]
-        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else str(c)[:160] for c in cells))
+        table.add_row(*[_cell(sample.get(column, "")) for column in columns])
     console = Console(width=min(140, Console().width))
     with console.capture() as capture:
         console.print(table, markup=False)
     return capture.get()
 
 
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)[:CELL_WIDTH]
+
+
 def plot_curves(folder: str | os.PathLike) -> list[Path]:
-    """plots/*.png from metrics.jsonl: one picture per metric over the steps, training and evaluation together."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from rlhf.runs.record import read_jsonl
-
-    rows = read_jsonl(Path(folder) / "metrics.jsonl")
-    skipped = (
-        "step",
-        "epoch",
-        "total_flos",
-        "seconds",
-        "episodes",
-        "runtime",
-        "per_second",
-        "num_tokens",
-        "train_loss",
-        "num_input_tokens_seen",
-    )
-    names = sorted(
-        {n.removeprefix("eval_") for row in rows for n in row if not any(s in n for s in skipped)}
-    )
-    curves = {}
-    for name in names:
-        for label, key in (("training", name), ("evaluation", f"eval_{name}")):
-            points = [
-                (row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)
-            ]
-            if len(points) > 1:
-                curves.setdefault(name, {})[label] = points
+    """Draw plots/curves.png from metrics.jsonl: one plot per metric, training and evaluation together."""
+    curves = _curves(read_jsonl(Path(folder) / "metrics.jsonl"))
     if not curves:
         return []
-    plots = Path(folder) / "plots"
-    plots.mkdir(exist_ok=True)
-    width = min(4, len(curves))
-    height = -(-len(curves) // width)
-    figure, axes = plt.subplots(
-        height, width, figsize=(4 * width, 2.8 * height), squeeze=False, layout="constrained"
-    )
-    for axis, (name, lines) in zip(axes.flat, curves.items(), strict=False):
-        for label, points in lines.items():
-            axis.plot(
-                *zip(*points, strict=True),
-                label=label,
-                marker="o" if len(points) < 12 else None,
-                markersize=3,
-            )
-        axis.set_title(name)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        if len(lines) > 1:
-            axis.legend()
-    for axis in axes.flat[len(curves) :]:
-        axis.axis("off")
-    path = plots / "curves.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    path = Path(folder) / "plots" / "curves.png"
+    path.parent.mkdir(exist_ok=True)
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)  # rounded up
+    figsize = (4 * columns, 2.8 * rows)
+    with saved_figure(path, rows, columns, figsize=figsize, squeeze=False) as (_, axes):
+        for axis, (name, lines) in zip(axes.flat, curves.items(), strict=False):
+            _plot_metric(axis, name, lines)
+        for axis in axes.flat[len(curves) :]:
+            axis.axis("off")
     return [path]
+
+
+def _curves(rows: list[dict]) -> dict[str, dict[str, list[tuple]]]:
+    """(step, value) pairs: metric -> "training" or "evaluation" -> points. A curve needs two of them."""
+    names = set()
+    for row in rows:
+        for name in row:
+            if not any(part in name for part in NOT_PLOTTED):
+                names.add(name.removeprefix("eval_"))
+    curves: dict[str, dict[str, list[tuple]]] = {}
+    for name in sorted(names):
+        for label, key in (("training", name), ("evaluation", f"eval_{name}")):
+            numbers = [row for row in rows if isinstance(row.get(key), int | float)]
+            if len(numbers) > 1:
+                points = [(row["step"], row[key]) for row in numbers]
+                curves.setdefault(name, {})[label] = points
+    return curves
+
+
+def _plot_metric(axis, name: str, lines: dict[str, list[tuple]]) -> None:
+    for label, points in lines.items():
+        steps, values = zip(*points, strict=True)
+        marker = "o" if len(points) < FEW_POINTS else None
+        axis.plot(steps, values, label=label, marker=marker, markersize=3)
+    axis.set_title(name)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    if len(lines) > 1:
+        axis.legend()

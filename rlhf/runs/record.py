@@ -1,7 +1,7 @@
-"""The record of a run: what every later view (report, card, app, benchmarks) reads.
+"""The record of a run, which every later view (report, card, app, benchmarks) reads.
 
-A run folder is a plain `from_pretrained` folder with `run.json` (this record), `metrics.jsonl`, `samples.jsonl`,
-`plots/*.png` and `README.md` (the model card) beside it. Nothing here needs torch.
+A run folder is a plain `from_pretrained` folder that also holds `run.json` (this record), `metrics.jsonl`, `samples.jsonl`,
+`plots/*.png` and `README.md` (the model card). Nothing here needs torch.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ PACKAGES = (
     "tokenizers",
 )
 RECORD = "run.json"
+ROOT = Path(__file__).resolve().parents[2]  # of this checkout
 # What the name of a model class ends in -> what the model is.
 ARCHITECTURES = {
     "ForMaskedLM": "masked",
@@ -44,9 +45,15 @@ ARCHITECTURES = {
 class RunRecord:
     """One run of one recipe.
 
-    recipe: name of the recipe ("sft"); command: the exact command line; config: every setting that differs from its
-    default; data: name, rows and sha256 of each file or data set that was read; parents: role -> run folder or Hub id
-    with the sha256 of its weights; metrics: final numbers, each with n where it is a mean; seconds: wall time;
+    recipe: name of the recipe ("sft").
+    command: the command line.
+    config: every setting that differs from its default.
+    data: name, rows and sha256 of each file or data set that was read.
+    parents: role -> run folder or Hub id, with the sha256 of its weights.
+    metrics: final numbers, each with n where it is a mean.
+    seconds: wall time.
+    peak_memory_gb: most memory of the main process, in GB of 2^30 bytes.
+    peak_gpu_memory_gb: most memory of its tensors on the GPU; None without a CUDA device.
     status: "running", "done" or "failed".
     """
 
@@ -62,10 +69,12 @@ class RunRecord:
     started: str = ""
     seconds: float = 0.0
     peak_memory_gb: float = 0.0
+    peak_gpu_memory_gb: float | None = None
     status: str = "running"
 
     @classmethod
     def begin(cls, recipe: str, *, config: dict, seed: int) -> "RunRecord":
+        """Start a record with everything that is known before the run."""
         return cls(
             recipe=recipe,
             command=command_line(),
@@ -77,6 +86,7 @@ class RunRecord:
         )
 
     def save(self, folder: str | os.PathLike) -> None:
+        """Write run.json, in one step, so that no reader sees half of it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n"
@@ -86,8 +96,9 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "RunRecord":
-        known = {f for f in cls.__dataclass_fields__}
+        """Read run.json. Keys of other versions are ignored."""
         content = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        known = cls.__dataclass_fields__
         return cls(**{key: value for key, value in content.items() if key in known})
 
 
@@ -111,33 +122,33 @@ def command_line() -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, of the packages a result depends on, and of this code (`code`: git commit, + when dirty)."""
-    found = {"python": platform.python_version(), "code": code_version()}
+    versions = {"python": platform.python_version(), "code": code_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def code_version() -> str:
     """Commit of this checkout, with a + when files differ from it; "unknown" outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
     try:
-        return git("rev-parse", "--short=12", "HEAD") + (
-            "+" if git("status", "--porcelain") else ""
-        )
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed_files = _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}+" if changed_files else commit
+
+
+def _git(*args: str) -> str:
+    command = ["git", "-C", str(ROOT), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def file_sha256(path: str | os.PathLike) -> str:
+    """sha256 of a file, read in pieces of 1 MB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -145,21 +156,22 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def parent(path: str | None) -> dict:
-    """How a parent model is named in a record: its path or Hub id, and the sha256 of its weights where it is local."""
+def parent_entry(path: str | None) -> dict:
+    """A parent model in a record: its path or Hub id, the sha256 of local weights, and the recipe that made it."""
     if not path:
         return {}
     entry = {"name": path}
-    weights = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else []
-    if weights:
-        entry["sha256"] = file_sha256(weights[0])
+    if os.path.isdir(path):
+        weights = sorted(Path(path).glob("*.safetensors"))
+        if weights:
+            entry["sha256"] = file_sha256(weights[0])
     if os.path.isfile(os.path.join(path, RECORD)):
         entry["recipe"] = RunRecord.load(path).recipe
     return entry
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    """Lines of metrics.jsonl or samples.jsonl; [] when there is no such file. A torn last line is left out."""
+    """Lines of metrics.jsonl or samples.jsonl; [] when there is no such file. Reading stops at a torn line."""
     if not os.path.exists(path):
         return []
     rows = []
@@ -172,7 +184,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
 
 
 def read_object(path: str | os.PathLike) -> dict:
-    """The JSON object in a file; {} where there is none."""
+    """The JSON object in a file; {} if there is none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):

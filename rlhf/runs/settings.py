@@ -9,15 +9,17 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 
+FILE_KEYS = ("env", "defaults")  # keys of a YAML file that are not settings
+
 
 @dataclass
 class DataSettings:
-    """Where the rows come from; see docs/data.md."""
+    """The rows that are read; see docs/data.md."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, a file (jsonl, json, csv, tsv, conll, parquet, txt; .gz too), or a folder of feedback events."
+            "help": "Hub id, a file (jsonl, json, csv, tsv, conll, parquet, txt; .gz too), or a folder of .jsonl files."
         },
     )
     dataset_config: str | None = field(
@@ -50,13 +52,13 @@ class DataSettings:
     )
     dataset_limit: int | None = field(default=None, metadata={"help": "Use the first N rows only."})
     skip_bad: bool = field(
-        default=False, metadata={"help": "Leave bad rows out and count them, instead of stopping."}
+        default=False, metadata={"help": "Drop bad rows and count them, instead of stopping."}
     )
 
 
 @dataclass
 class ModelSettings:
-    """What is trained, and how much of it."""
+    """The model that is trained, and how much of it."""
 
     model_name_or_path: str = field(
         default="gpt2", metadata={"help": "Run folder or Hub id to start from."}
@@ -80,10 +82,24 @@ class ModelSettings:
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: alpha / r."})
 
+    def load_tokenizer(self):
+        """Load the tokenizer that the settings name: the model's own unless they name another."""
+        from rlhf.models.load import load_tokenizer
+
+        return load_tokenizer(self.tokenizer_name_or_path or self.model_name_or_path)
+
+    def with_lora(self, model, *, task: str):
+        """Add LoRA matrices to a model if use_peft is set; task as in `models.lora.add_lora`."""
+        if not self.use_peft:
+            return model
+        from rlhf.models.lora import add_lora
+
+        return add_lora(model, task=task, rank=self.lora_r, alpha=self.lora_alpha)
+
 
 @dataclass
 class ScratchSettings:
-    """Sizes of a model with random weights, in place of model_name_or_path."""
+    """Sizes of a model with random weights, instead of model_name_or_path."""
 
     from_scratch: bool = field(
         default=False, metadata={"help": "Start from random weights of the sizes below."}
@@ -101,64 +117,93 @@ class ScratchSettings:
     )
 
     def sizes(self) -> dict:
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(ScratchSettings)
-            if f.name != "from_scratch"
-        }
+        """The fields of `models.scratch.Sizes` by name."""
+        names = [f.name for f in dataclasses.fields(ScratchSettings) if f.name != "from_scratch"]
+        return {name: getattr(self, name) for name in names}
 
 
 def parse(classes: list[type], description: str, argv: list[str] | None = None) -> tuple:
-    """Instances of `classes` from `--config FILE.yaml` and flags, flags winning. Unknown keys are errors."""
+    """Make instances of `classes` from `--config FILE.yaml` and flags; flags win. Unknown keys are errors."""
     from trl import TrlParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    names = [f.name for cls in classes for f in dataclasses.fields(cls) if f.init]
     if "--help" in argv or "-h" in argv:
         print(help_text(classes, description))
         raise SystemExit(0)
-    if "--config" in argv:
-        place = argv.index("--config") + 1
-        if place == len(argv):
-            raise UserError("--config needs the path of a YAML file")
-        check_config(argv[place], names)
-    for flag in argv:
-        if flag.startswith("--") and flag != "--config":
-            name = flag[2:].split("=")[0].replace("-", "_")
-            check_key(
-                name.removeprefix("no_") if name not in names else name, names, "the command line"
-            )
+    names = [f.name for cls in classes for f in dataclasses.fields(cls) if f.init]
+    path, flags = split_config(argv)
+    content = read_config(path, names) if path else {}
+    check_flags(flags, names)
+    set_environment(content.pop("env", None) or {})
+
     parser = TrlParser(classes)
     if "use_cpu" in names:
         import torch
 
-        parser.set_defaults(
-            use_cpu=not torch.accelerator.is_available()
-        )  # else bf16 is refused on a CPU
+        # Without an accelerator, TrainingArguments refuses bf16 unless it is told to use the CPU.
+        parser.set_defaults(use_cpu=not torch.accelerator.is_available())
+    parser.set_defaults_with_config(**content)
 
     def fail(message):
         raise UserError(f"{message}; --help lists the keys")
 
-    parser.error = fail
+    parser.error = fail  # argparse would print its usage and exit
     try:
-        return parser.parse_args_and_config(argv)
-    except UserError:
+        return parser.parse_args_into_dataclasses(args=flags)
+    except UserError:  # a ValueError too
         raise
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
 
 
-def check_config(path: str, names: list[str]) -> dict:
-    """The keys of a YAML file, each known to the recipe."""
+def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The path after `--config`, or None, and the other arguments."""
+    if "--config" not in argv:
+        return None, argv
+    index = argv.index("--config")
+    if index + 1 == len(argv):
+        raise UserError("--config needs the path of a YAML file")
+    return argv[index + 1], argv[:index] + argv[index + 2 :]
+
+
+def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict:
+    """Read the keys of a YAML file, on top of those of the file that its key `defaults` names.
+
+    That file is in the same folder. Defaults go one level deep: it has no `defaults` itself, so there are no cycles. The
+    key `env` holds environment variables.
+
+    names: the keys that are allowed; None: any.
+    """
+    content = _read_yaml(path, names)
+    if "defaults" not in content:
+        return content
+    base = content.pop("defaults")
+    if not isinstance(base, str) or Path(base).name != base:
+        raise UserError(
+            f"{path}: defaults: {base!r} must be the name of a YAML file in the same folder, such as demo.yaml"
+        )
+    base_path = Path(path).parent / base
+    if not base_path.is_file():
+        raise UserError(f"{path}: defaults: {base}: {_no_such_config(base_path)}")
+    base_content = _read_yaml(base_path, names)
+    if "defaults" in base_content:
+        raise UserError(
+            f"{path}: defaults: {base} has a key `defaults` itself, but they go one level deep: "
+            "name a file without that key"
+        )
+    environment = (base_content.pop("env", None) or {}) | (content.pop("env", None) or {})
+    merged = base_content | content
+    if environment:
+        merged["env"] = environment
+    return merged
+
+
+def _read_yaml(path: str | os.PathLike, names: list[str] | None) -> dict:
+    """The keys of one YAML file, each in `names` unless that is None."""
     import yaml
 
     if not os.path.isfile(path):
-        folder = Path(path).parent
-        there = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        raise UserError(
-            f"{path}: no such config file"
-            + (f"; {folder} holds {', '.join(there)}" if there else "")
-        )
+        raise UserError(f"{path}: {_no_such_config(Path(path))}")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -166,38 +211,61 @@ def check_config(path: str, names: list[str]) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
     for key in content:
-        check_key(key, names, path)
+        if names is not None and key not in FILE_KEYS:
+            check_key(str(key), names, str(path))
+    environment = content.get("env") or {}
+    if not isinstance(environment, dict):
+        raise UserError(
+            f"{path}: env must be a map of environment variables, as in {{NAME: value}}"
+        )
     return content
 
 
-def check_key(key: str, names: list[str], place: str) -> None:
-    if key not in names and key != "env":
-        near = difflib.get_close_matches(key, names, n=1)
-        raise UserError(
-            f"{place}: unknown key {key!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + " (--help lists the keys)"
-        )
+def _no_such_config(path: Path) -> str:
+    """The reason of an error, with the configs that the folder does hold."""
+    names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    if not names:
+        return "no such config file"
+    return f"no such config file; {path.parent} holds {', '.join(names)}"
+
+
+def set_environment(variables: dict) -> None:
+    """Set environment variables from the key `env`."""
+    for name, value in variables.items():
+        os.environ[name] = str(value)
+
+
+def check_flags(flags: list[str], names: list[str]) -> None:
+    """Refuse flags that the recipe does not know; `--no_X` switches X off."""
+    for flag in flags:
+        if not flag.startswith("--"):
+            continue
+        name = flag[2:].split("=")[0].replace("-", "_")
+        if name not in names:
+            name = name.removeprefix("no_")
+        check_key(name, names, "the command line")
+
+
+def check_key(key: str, names: list[str], source: str) -> None:
+    """Refuse a key that is not in `names`, with the nearest that is; source: where it was given."""
+    if key in names:
+        return
+    nearest = difflib.get_close_matches(key, names, n=1)
+    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise UserError(f"{source}: unknown key {key!r}{suggestion} (--help lists the keys)")
 
 
 def help_text(classes: list[type], description: str) -> str:
-    """The recipe's docstring, then the keys we define; TrainingArguments' hundred keys are named, not repeated."""
-    lines = [description.strip(), "", "Keys (YAML `key: value`, or flags `--key value`):"]
+    """The recipe's docstring, then the keys we define. TrainingArguments' hundred keys are named, not repeated."""
+    lines = [
+        description.strip(),
+        "",
+        "Keys (YAML `key: value`, or flags `--key value`). In a YAML, `defaults: demo.yaml` names a file of the same",
+        "folder whose keys apply first, so that the YAML states only its differences.",
+    ]
     for cls in classes:
-        bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
-        if inherits_arguments(
-            cls
-        ):  # what our own bases add to TrainingArguments is listed with their names
-            bases = [base for base in bases if not base.__module__.startswith("rlhf.")]
-        inherited = {f.name for base in bases for f in dataclasses.fields(base)}
-        own = [f for f in dataclasses.fields(cls) if f.name not in inherited]
-        own += [
-            f
-            for f in dataclasses.fields(cls)
-            if f.name in inherited and not inherits_arguments(cls)
-        ]
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
-        for f in own:
+        for f in _listed_fields(cls):
             default = "" if f.default in (dataclasses.MISSING, None) else f" [{f.default}]"
             lines.append(f"  --{f.name:<28} {f.metadata.get('help', '')}{default}")
         if inherits_arguments(cls):
@@ -207,25 +275,40 @@ def help_text(classes: list[type], description: str) -> str:
     return "\n".join(lines)
 
 
+def _listed_fields(cls: type) -> list[dataclasses.Field]:
+    """Fields that --help lists: a class's own first, then inherited ones unless they are TrainingArguments'."""
+    bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+    arguments = inherits_arguments(cls)
+    if arguments:
+        # Fields that our own bases add to TrainingArguments are listed.
+        bases = [base for base in bases if not base.__module__.startswith("rlhf.")]
+    inherited = {f.name for base in bases for f in dataclasses.fields(base)}
+    added = [f for f in dataclasses.fields(cls) if f.name not in inherited]
+    if arguments:
+        return added
+    return added + [f for f in dataclasses.fields(cls) if f.name in inherited]
+
+
 def inherits_arguments(cls: type) -> bool:
+    """True for transformers.TrainingArguments and its subclasses."""
     return any(base.__name__ == "TrainingArguments" for base in cls.__mro__)
 
 
 def changed_settings(*objects) -> dict:
-    """Every setting that differs from its default, as a YAML would give it; tokens are secrets and left out."""
+    """Every setting that differs from its default, as a YAML would give it. Tokens are secrets and are omitted."""
     changed = {}
     for item in objects:
         for f in dataclasses.fields(item):
-            default = (
-                f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            )
             value = getattr(item, f.name, None)
             value = getattr(value, "value", value)  # enums
-            if (
-                f.init
-                and value != default
-                and isinstance(value, str | int | float | bool | list | dict)
-            ):
-                if not f.name.endswith("token"):
-                    changed[f.name] = value
+            if not f.init or f.name.endswith("token") or value == _default(f):
+                continue
+            if isinstance(value, str | int | float | bool | list | dict):
+                changed[f.name] = value
     return changed
+
+
+def _default(f: dataclasses.Field):
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return f.default

@@ -9,7 +9,8 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
 
     The tokenizer is fitted to it; options: labels and problem_type of the head.
     """
-    from rlhf.models.load import fit_embeddings, fit_tokenizer, load_encoder
+    from rlhf.models.load import load_encoder
+    from rlhf.models.parts import fit_embeddings, fit_tokenizer
     from rlhf.models.scratch import new_encoder
 
     if settings.from_scratch and settings.use_peft:

@@ -50,7 +50,9 @@ def model(request, tokenizer, make_policy, make_llama, make_reward_model):
 @pytest.mark.parametrize("pad_token_id", [13, 0], ids=["pad", "pad is eos"])
 @pytest.mark.parametrize("left", [0, 5])
 @torch.no_grad()
-def test_invariant_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(model, left, pad_token_id):
+def test_invariant_01_a_row_is_the_same_alone_padded_and_in_a_mixed_batch(
+    model, left, pad_token_id
+):
     batch = pad(PROMPTS, COMPLETIONS, pad_token_id, left)
     together = model(**batch, temperature=0.7, entropy=True)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):

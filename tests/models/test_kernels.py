@@ -6,7 +6,12 @@ import torch
 from transformers.activations import NewGELUActivation
 
 from rlhf.models.actor_critic import reference_log_probs
-from rlhf.models.kernels import SHORT, halve_frozen_matrices, use_fast_kernels
+from rlhf.models.kernels import (
+    SHORT,
+    original_matrices,
+    store_frozen_matrices_in_bf16,
+    use_fast_kernels,
+)
 from rlhf.models.load import save
 from rlhf.models.parts import freeze
 from rlhf.models.scores import sequence_scores
@@ -84,7 +89,7 @@ def test_halved_matrices_give_the_same_bits_under_autocast(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = output(model)
     size = sum(p.nbytes for p in model.parameters())
-    halve_frozen_matrices(model)
+    store_frozen_matrices_in_bf16(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(output(model), before)
     assert not torch.equal(before, full)  # autocast was at work
@@ -95,3 +100,20 @@ def test_halved_matrices_give_the_same_bits_under_autocast(model):
     for name, parameter in named.items():
         if "wte" in name or "wpe" in name or "ln_" in name:
             assert parameter.dtype == torch.float32, name
+
+
+@torch.no_grad()
+def test_original_matrices_are_back_within_the_context_only(model):
+    freeze(model)
+    full = {name: p.clone() for name, p in model.named_parameters()}
+    store_frozen_matrices_in_bf16(model, keep_originals=True)
+    halves = dict(model.named_parameters())
+    for _ in range(2):
+        with original_matrices(model):
+            for name, parameter in model.named_parameters():
+                assert torch.equal(parameter, full[name]), name
+            copied = copy.deepcopy(model)
+        assert dict(copied.named_parameters()).keys() == full.keys()
+        for name, parameter in model.named_parameters():
+            assert parameter is halves[name], name
+    assert halves["transformer.h.0.mlp.c_fc.weight"].dtype == torch.bfloat16

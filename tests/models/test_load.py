@@ -8,16 +8,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from rlhf.models.load import (
-    fit_embeddings,
-    load_encoder,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    save,
-)
+from rlhf.models.load import load_encoder, load_policy, load_reward_model, load_tokenizer, save
 from rlhf.models.lora import add_lora
-from rlhf.models.parts import context_length, disable_dropout, freeze
+from rlhf.models.parts import context_length, disable_dropout, fit_embeddings, freeze
 from rlhf.models.scores import score_head, sequence_scores, shift_scores
 from rlhf.models.scratch import new_policy
 

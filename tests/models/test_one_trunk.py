@@ -272,7 +272,9 @@ def test_memory_four_roles_take_little_more_than_one(make_one_trunk, folders):
     assert base < sum(trainer.memory().weights.values()) < 1.5 * base
 
 
-def test_invariant_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(make_one_trunk, tmp_path):
+def test_invariant_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(
+    make_one_trunk, tmp_path
+):
     trainer = make_one_trunk(learning_rate=1e-2)
     trainer.train()
     trainer.save_model()

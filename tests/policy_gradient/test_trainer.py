@@ -194,7 +194,9 @@ def test_invariant_10_dropout_is_off_in_all_four_models(
 # ---- rewards ----
 
 
-def test_invariant_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_moves_it(make_trainer):
+def test_invariant_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_moves_it(
+    make_trainer,
+):
     fixed = make_trainer(kl_coef=0.3, learning_rate=1e-2)
     fixed.train()
     assert [row["kl_coef"] for row in metrics(fixed)] == [0.3, 0.3]
@@ -584,7 +586,9 @@ def spoil(trainer, updates):
     return Watch(trainer)
 
 
-def test_invariant_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(make_trainer, tmp_path):
+def test_invariant_25_a_step_that_is_not_finite_is_left_out_counted_and_logged(
+    make_trainer, tmp_path
+):
     trainer = make_trainer(
         total_episodes=48, epochs_per_rollout=1, per_device_train_batch_size=8, weight_decay=0.1
     )

@@ -190,7 +190,9 @@ def test_resumed_equals_uninterrupted(make, tmp_path, lora):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_invariant_35_what_is_saved_is_a_plain_folder_with_its_head(make, tokenizer, tmp_path, lora):
+def test_invariant_35_what_is_saved_is_a_plain_folder_with_its_head(
+    make, tokenizer, tmp_path, lora
+):
     trainer = make(lora=lora)
     trainer.train()
     rows = trainer.eval_dataset

@@ -26,7 +26,7 @@ from rlhf.markdown import markdown_cell
 from rlhf.models.load import save
 from rlhf.models.scratch import new_policy
 from rlhf.runs.card import base_model, card_text, lineage, write_card
-from rlhf.runs.record import RunRecord, file_sha256, parent
+from rlhf.runs.record import RunRecord, file_sha256, parent_entry
 from rlhf.tasks.classification.predictor import Classifier
 from rlhf.tasks.ner.predictor import Tagger
 from rlhf.tasks.question_answering.predictor import Reader
@@ -116,7 +116,7 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
     for folder in (base, sft, ppo):
         save(tiny(chat_tokenizer), chat_tokenizer, folder)
     record("pretrain", parents={"model": {"name": "openai-community/gpt2"}}).save(base)
-    record("sft", parents={"model": parent(str(base))}).save(sft)
+    record("sft", parents={"model": parent_entry(str(base))}).save(sft)
     record(
         "ppo",
         config={
@@ -130,7 +130,7 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
             {"name": "recipes/a.jsonl", "rows": 3},
         ],
         parents={
-            "policy": parent(str(sft)),
+            "policy": parent_entry(str(sft)),
             "reward_model": {"name": "runs/gone", "sha256": "cd" * 32},
         },
         metrics={"eval_score": 1.23456, "n": 20, "by": {"gap": 0.5}, "margins": [1.0, 2.0]},

@@ -183,7 +183,7 @@ def started_as(monkeypatch, command):
 )
 def test_how_many_processes_were_asked_for(monkeypatch, refused, flags, asked):
     started_as(monkeypatch, ["python", "/usr/bin/accelerate", "launch", *flags, "recipes/sft.py"])
-    assert processes.asked_processes() == asked
+    assert processes.requested_processes() == asked
     if asked is not None:
         processes.check_world(asked)
         message = refused(processes.check_world, asked + 1)
@@ -195,7 +195,7 @@ def test_how_many_processes_were_asked_for(monkeypatch, refused, flags, asked):
 
 def test_without_accelerate_any_number_is_right(monkeypatch):
     started_as(monkeypatch, ["bash"])
-    assert processes.asked_processes() is None
+    assert processes.requested_processes() is None
     processes.check_world(1)
 
 

@@ -6,7 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedTokenizerFast
 
 from rlhf.data.chat import add_chat_template, encode_completion, encode_prompt
-from rlhf.models.load import fit_embeddings, save
+from rlhf.models.load import save
+from rlhf.models.parts import fit_embeddings
 from rlhf.models.scratch import new_policy
 from rlhf.runs.record import RunRecord
 from rlhf.serving.engine import Engine

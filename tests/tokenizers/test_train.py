@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.models.load import fit_tokenizer
+from rlhf.models.parts import fit_tokenizer
 from rlhf.models.scratch import new_encoder
 from rlhf.tokenizers.train import SPECIAL, train_tokenizer
 

@@ -3,8 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from rlhf.models.load import fit_tokenizer
-from rlhf.models.parts import context_length
+from rlhf.models.parts import context_length, fit_tokenizer
 from rlhf.tasks.forward import check_texts, load_finished, run_batches
 from rlhf.tasks.question_answering.encode import best_answers, decide, encode_windows
 

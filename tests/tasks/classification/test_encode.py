@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlhf.models.load import fit_tokenizer
+from rlhf.models.parts import fit_tokenizer
 from rlhf.models.scratch import new_encoder
 from rlhf.tasks.classification.encode import (
     LabelForm,

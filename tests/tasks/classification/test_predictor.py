@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from rlhf.models.load import fit_tokenizer, save
+from rlhf.models.load import save
+from rlhf.models.parts import fit_tokenizer
 from rlhf.models.scratch import new_encoder
 from rlhf.tasks.classification.predictor import Classifier
 
@@ -80,4 +81,4 @@ def test_bad_rows_are_named(folder, refused):
 
 def test_a_model_without_a_head_is_refused(folder, tokenizer, tmp_path, refused, make_policy):
     save(make_policy(tokenizer), tokenizer, tmp_path / "chat")
-    assert "is no finished classifier" in refused(Classifier, tmp_path / "chat")
+    assert "has no trained classifier head" in refused(Classifier, tmp_path / "chat")

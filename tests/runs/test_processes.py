@@ -1,0 +1,89 @@
+"""Memory and cores on every platform; a Mac, Windows and a GPU are played."""
+
+import ctypes
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf.runs import processes
+from rlhf.runs.record import RunRecord
+
+MIB = 2**20
+
+
+def test_peak_memory_is_that_of_this_process():
+    before = processes.peak_memory_gb()
+    block = bytearray(300 * MIB)
+    block[::4096] = b"x" * len(block[::4096])  # touch every page
+    grown = processes.peak_memory_gb()
+    assert 0.01 < before <= grown and grown >= 300 / 1024
+    del block
+    assert processes.peak_memory_gb() >= grown
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("linux", 3.0), ("darwin", 3 / 1024)])
+def test_units_of_the_resource_module(monkeypatch, platform, expected):
+    import resource
+
+    usage = SimpleNamespace(ru_maxrss=3 * MIB)  # KB on Linux, bytes on macOS
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert processes.peak_memory_gb() == expected
+
+
+def test_windows_has_no_resource_module(monkeypatch):
+    import psutil
+
+    info = SimpleNamespace(peak_wset=2 * 2**30)
+    process = SimpleNamespace(memory_info=lambda: info)
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert processes.peak_memory_gb() == 2.0
+
+
+def test_gpu_memory_is_that_of_cuda_devices_only(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**29)
+    assert processes.peak_gpu_memory_gb(torch.device("cuda")) == 2.5
+    assert processes.peak_gpu_memory_gb(torch.device("cpu")) is None
+    assert processes.peak_gpu_memory_gb(torch.device("mps")) is None
+    assert RunRecord("sft").peak_gpu_memory_gb is None
+
+
+def test_cores_without_an_affinity_are_all(monkeypatch):
+    assert 1 <= processes.available_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert processes.available_cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert processes.available_cores() == 1
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_without_glibc_the_allocator_is_left_alone(monkeypatch, platform):
+    def fail(name):
+        raise AssertionError(f"{name} was loaded")
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+    processes.keep_freed_memory()
+
+
+def test_musl_leaves_the_allocator_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc=None))
+    processes.keep_freed_memory()
+
+
+def test_a_parent_that_may_not_be_read_is_passed_over(monkeypatch):
+    import psutil
+
+    def refuse():
+        raise psutil.AccessDenied(1)
+
+    launcher = ["python", "/usr/bin/accelerate", "launch", "--num_processes", "3", "x.py"]
+    parents = [SimpleNamespace(cmdline=refuse), SimpleNamespace(cmdline=lambda: launcher)]
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
+    assert processes.requested_processes() == 3
