@@ -9,10 +9,10 @@ from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.serving.engine import (
-    Done,
     Engine,
-    Piece,
     SamplingSettings,
+    StreamEnd,
+    TextChunk,
     fit_prompt,
     generate,
 )
@@ -22,9 +22,9 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def drain(events):
-    """(text, Done) of a whole stream."""
+    """(text, StreamEnd) of a whole stream."""
     *pieces, done = list(events)
-    assert isinstance(done, Done) and all(isinstance(piece, Piece) for piece in pieces)
+    assert isinstance(done, StreamEnd) and all(isinstance(piece, TextChunk) for piece in pieces)
     return "".join(piece.text for piece in pieces), done
 
 
@@ -67,7 +67,9 @@ def test_greedy_text_equals_plain_generate(engine, runs, model):
 
 
 def test_no_piece_holds_half_a_character(engine):
-    pieces = [event.text for event in engine.stream("ppo", HI, GREEDY) if isinstance(event, Piece)]
+    pieces = [
+        event.text for event in engine.stream("ppo", HI, GREEDY) if isinstance(event, TextChunk)
+    ]
     assert "\N{GRINNING FACE}" in "".join(pieces)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 

@@ -205,7 +205,7 @@ def test_only_this_machine_is_served():
 def test_app_without_runs_says_what_to_do(tmp_path, app_exit):
     code, error = app_exit("--runs", str(tmp_path / "none"))
     assert code == 2 and error.count("\n") == 1 and "make demo" in error
-    assert error.startswith(f"app.py: no finished run below {tmp_path / 'none'}")
+    assert error.startswith(f"app.py: no finished run in {tmp_path / 'none'}")
 
 
 def test_app_refuses_other_machines_and_other_folders(runs, app_exit):

@@ -1,4 +1,4 @@
-"""The page: a tab for each kind of model that is served, or its one view."""
+"""The page: one tab per kind of model, or a single view if only one kind is served."""
 
 import gradio as gr
 
@@ -13,12 +13,12 @@ SUBTITLE = "Try the models you trained."
 
 
 def build_page(engine: Engine, served: Encoders) -> gr.Blocks:
-    """Chat alone is its own page; else each kind of encoder has its view, in tabs where there are several."""
+    """Build the chat page, or the page of the encoders, with tabs if there is more than one view."""
     views = [view for view in encoders.VIEWS if served.runs.get(view.kind)]
     if not views:
         return chat.build_chat(engine)
     with chat.titled_page(TITLE, SUBTITLE) as page:
-        if len(views) == 1 and not engine.runs:
+        if len(views) == 1 and not engine.runs:  # one tab alone would be noise
             encoders.encoder_view(served, views[0])
             return page
         with gr.Tabs():

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.serving.engine import Done, Limits, Piece, SamplingSettings
+from rlhf.serving.engine import Limits, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.ui import chat
 
 
@@ -28,7 +28,7 @@ class ScriptedEngine:
         self.cancelled.append(request)
 
 
-DONE = Done(tokens=2, tokens_per_second=40.4, finish="stop", messages_cut=0, seed=5)
+DONE = StreamEnd(tokens=2, tokens_per_second=40.4, finish="stop", messages_cut=0, seed=5)
 CONTROLS = ("ppo · demo", "", 0.7, 0.95, 0, 128, 1.0, "")
 ASKED = {"role": "user", "content": "hi"}
 
@@ -42,7 +42,7 @@ def notices(monkeypatch):
 
 
 def test_answer_grows_and_ends_with_its_status():
-    engine = ScriptedEngine(Piece("Hel"), Piece("lo"), DONE)
+    engine = ScriptedEngine(TextChunk("Hel"), TextChunk("lo"), DONE)
     frames = list(
         chat.answer(engine, [], " hi ", "ppo · demo", "be kind", SamplingSettings(), "me")
     )
@@ -71,11 +71,13 @@ def test_an_empty_answer_leaves_no_bubble():
 
 
 def test_status_tells_of_stops_cuts_and_hostile_names():
-    line = chat.status_line("<img src=x>", Done(1, 3.0, "cancelled", 2, 0))
+    line = chat.status_line("<img src=x>", StreamEnd(1, 3.0, "cancelled", 2, 0))
     assert "&lt;img src=x&gt;" in line and "<img" not in line
     assert "1 token<" in line and "stopped" in line and "2 oldest messages were not read" in line
-    assert "1 oldest message was not read" in chat.status_line("m", Done(1, 3.0, "length", 1, 0))
-    assert "length limit" in chat.status_line("m", Done(1, 3.0, "length", 0, 0))
+    assert "1 oldest message was not read" in chat.status_line(
+        "m", StreamEnd(1, 3.0, "length", 1, 0)
+    )
+    assert "length limit" in chat.status_line("m", StreamEnd(1, 3.0, "length", 0, 0))
 
 
 def test_gradio_parts_become_text():
@@ -104,8 +106,8 @@ def test_settings_from_the_panel():
 
 
 def test_reply_shows_stop_while_it_runs_and_send_at_the_end(notices):
-    engine = ScriptedEngine(Piece("Hello"), DONE)
-    frames = list(chat.reply(engine, [], "hi", CONTROLS, "me", first={"value": ""}))
+    engine = ScriptedEngine(TextChunk("Hello"), DONE)
+    frames = list(chat.reply(engine, [], "hi", CONTROLS, "me", start_update={"value": ""}))
     assert (frames[0][0]["value"], frames[0][0]["stop_btn"], frames[0][0]["submit_btn"]) == (
         "",
         True,
@@ -120,7 +122,9 @@ def test_a_refused_question_keeps_text_and_history(notices):
     before = [ASKED, {"role": "assistant", "content": "Hello"}]
     controls = (*CONTROLS[:2], 99, *CONTROLS[3:])
     frames = list(
-        chat.reply(ScriptedEngine(), before, "more", controls, "me", failed={"value": "more"})
+        chat.reply(
+            ScriptedEngine(), before, "more", controls, "me", refused_update={"value": "more"}
+        )
     )
     assert len(frames) == 1 and frames[0][0]["value"] == "more" and frames[0][1] == before
     assert "temperature=99" in notices[0]
@@ -134,7 +138,7 @@ def test_an_error_in_the_engine_becomes_an_escaped_notice(notices):
 
 
 def test_a_crash_is_logged_and_not_shown(notices, caplog):
-    crashed = ScriptedEngine(Piece("Hel"), RuntimeError("/secret/path"))
+    crashed = ScriptedEngine(TextChunk("Hel"), RuntimeError("/secret/path"))
     *_, last = chat.reply(crashed, [], "hi", CONTROLS, "me")
     assert "secret" not in notices[0] and "/secret/path" in caplog.text
     assert last[1][-1]["content"] == "Hel" and last[0]["submit_btn"] is True
