@@ -246,6 +246,10 @@ CSS = """
   background: var(--primary-600); color: white; border-radius: 50%; width: 34px; height: 34px;
 }
 #panel {gap: 12px;}
+/* Gradio draws the arrow of a dropdown over the end of a long name. */
+.wrap-inner:has(> .secondary-wrap input[role="combobox"]) {padding: 4px;}
+.secondary-wrap input[role="combobox"] {padding-right: 20px; text-overflow: ellipsis;}
+.secondary-wrap .icon-wrap {right: 2px;}
 #panel .gr-accordion .form {border: none; box-shadow: none;}
 #panel .gr-accordion .form > .block {padding: 8px 0;}
 footer .divider {display: none !important;}
@@ -357,8 +361,7 @@ def side_panel(engine: Engine) -> list[gr.components.Component]:
         list(engine.runs),
         value=next(iter(engine.runs), None),
         label="Model",
-        info="You can switch at any time. Retry uses the model selected here.",
-        elem_id="model",
+        info="Retry uses the model selected here.",
     )
     system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
     with gr.Accordion("Sampling", open=True):
