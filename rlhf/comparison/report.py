@@ -4,12 +4,14 @@ rlhf.comparison.compare makes the numbers, docs/metrics.md explains them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rlhf.comparison.compare import Column, Estimate, Report
 from rlhf.markdown import markdown_table
+from rlhf.runs.plots import saved_figure
 from rlhf.runs.record import read_jsonl
 
 # The order of the metrics in tables, by the beginning of their names.
@@ -55,6 +57,7 @@ def to_table(report: Report) -> str:
     for row in sample_rows(report):
         examples.add_row(*[Text(terminal_text(cell)) for cell in row])
 
+    # A narrow terminal wraps the lines. A narrower table would fold every number.
     width = min(MAX_WIDTH, Console().width)
     console = Console(width=max(MIN_WIDTH, width))
     with console.capture() as capture:
@@ -90,6 +93,7 @@ def to_markdown(report: Report, pictures: Sequence[Path] = ()) -> str:
     ]
     parts += explanations(report)
     for path in pictures:
+        # Relative paths: report.md is written next to the plots.
         parts.append(f"![{path.stem.replace('_', ' ')}]({path.name})")
     if report.samples:
         parts += ["## Samples", "Drawn by the seed, not picked."]
@@ -125,6 +129,7 @@ def sample_content(report: Report, i: int) -> dict:
     completions = {}
     scores = {}
     for column in report.columns:
+        # The title, not the label: a run may have a sampled and a greedy column.
         completions[column.title] = column.completions[i]
         scores[column.title] = {name: column.values[name][i] for name in report.rewards}
     return {"prompt": report.prompts[i], "completions": completions, "scores": scores}
@@ -170,13 +175,14 @@ def metric_rows(report: Report) -> list[list[str]]:
 
 
 def in_per_cent(report: Report, name: str) -> bool:
+    # A win rate with ties is not in report.rates, because its interval is that of a mean.
     return name in report.rates or name.startswith("win_rate")
 
 
 def estimate_text(estimate: Estimate, percent: bool) -> str:
     """mean [low, high], in per cent for rates."""
     text = number_text(estimate.mean, percent)
-    if estimate.low is None:
+    if estimate.low is None:  # distinct_n, or a single prompt
         return text
     return f"{text} [{number_text(estimate.low, percent)}, {number_text(estimate.high, percent)}]"
 
@@ -186,7 +192,7 @@ def number_text(value: float, percent: bool) -> str:
         return f"{100 * value:.1f}"
     if abs(value) >= 1:
         return f"{value:.4g}"
-    return f"{value:.3f}"
+    return f"{value:.3f}"  # .4g would show a KL of almost 0 as 1.234e-07
 
 
 def sample_rows(report: Report) -> list[list[str]]:
@@ -215,12 +221,7 @@ def explanations(report: Report) -> list[str]:
 
 
 def plot(report: Report, folder: str | Path) -> list[Path]:
-    """Write learning_curves.png, score_kl.png and scores.png to `folder`, each only if there is something to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no screen needed
-    import matplotlib.pyplot as plt
-
+    """Write learning_curves.png, score_kl.png and scores.png to `folder`, if there is something to draw."""
     drawings = {
         "learning_curves": draw_curves,
         "score_kl": draw_score_kl,
@@ -228,20 +229,17 @@ def plot(report: Report, folder: str | Path) -> list[Path]:
     }
     paths = []
     for name, draw in drawings.items():
-        figure = draw(report, plt)
-        if figure is None:
-            continue
         path = Path(folder) / f"{name}.png"
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-        paths.append(path)
+        if draw(report, path):
+            paths.append(path)
     return paths
 
 
-def draw_curves(report: Report, plt):
-    """One panel per run with the score it was trained on, or its loss if it has no score."""
+def draw_curves(report: Report, path: Path) -> bool:
+    """One panel per run with the score it was trained on, or its loss if it has no score. False: nothing to draw."""
     panels = []
     for column in sampled_columns(report):
+        # Reward training and policy gradients log a score, pretraining and SFT only a loss.
         name = "loss"
         if logged_points(column.path, "step", "score"):
             name = "score"
@@ -251,81 +249,94 @@ def draw_curves(report: Report, plt):
         }
         if any(curves.values()):
             panels.append((column.label, name, curves))
-    if not panels:
-        return None
-    figure, axes = panel_row(plt, len(panels))
-    for axis, (label, name, curves) in zip(axes, panels, strict=True):
-        for index, (title, points) in enumerate(curves.items()):
-            if not points:
-                continue
-            steps, values = zip(*points, strict=True)
-            axis.plot(
-                steps,
-                values,
-                label=title,
-                color=COLOURS[index],
-                ls=LINES[index],
-                marker=MARKERS[index],
-                ms=3,
-            )
-        unit = " (nats per token)" if name == "loss" else ""
-        axis.set(title=label, xlabel="optimiser step", ylabel=name + unit)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    return figure
+    if not panels:  # plain checkpoints have no log
+        return False
+    with panel_row(path, len(panels)) as axes:
+        for axis, panel in zip(axes, panels, strict=True):
+            draw_curve_panel(axis, *panel)
+    return True
 
 
-def draw_score_kl(report: Report, plt):
+def draw_curve_panel(axis, label: str, name: str, curves: dict[str, list]) -> None:
+    for index, (title, points) in enumerate(curves.items()):
+        if not points:  # the run was not evaluated while it trained
+            continue
+        steps, values = zip(*points, strict=True)
+        axis.plot(
+            steps,
+            values,
+            label=title,
+            color=COLOURS[index],
+            ls=LINES[index],
+            marker=MARKERS[index],
+            ms=3,
+        )
+    unit = " (nats per token)" if name == "loss" else ""
+    axis.set(title=label, xlabel="optimiser step", ylabel=name + unit)
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def draw_score_kl(report: Report, path: Path) -> bool:
     """Score against KL: the rollouts of the last run's training, and the final estimates of it and its reference.
 
     Earlier runs are not drawn: a base model is hundreds of nats away and would squeeze the rest together.
     """
     columns = [column for column in sampled_columns(report)[-2:] if "kl" in column.metrics]
     if not report.rewards or not columns:
-        return None
+        return False
     # The first reward, not the weighted sum: rollouts log it under the same name.
     name = next(name for name in report.rewards if name != "score")
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    last = columns[-1]
-    rollouts = logged_points(last.path, "kl", name)
-    if rollouts:
-        kls, scores = zip(*rollouts, strict=True)
-        order = range(1, len(rollouts) + 1)
-        axis.plot(kls, scores, color="0.8", lw=1, zorder=1)
-        dots = axis.scatter(kls, scores, c=order, cmap="cividis", s=14, zorder=2)
-        figure.colorbar(dots, label=f"rollout of {last.label}", ticks=sorted({1, len(rollouts)}))
-    for index, column in enumerate(columns):
-        kl, score = column.metrics["kl"], column.metrics[name]
-        axis.errorbar(
-            [kl.mean],
-            [score.mean],
-            xerr=error_bar(kl),
-            yerr=error_bar(score),
-            label=column.label,
-            fmt=MARKERS[index % len(MARKERS)],
-            color=COLOURS[index % len(COLOURS)],
-            ms=8,
-            capsize=3,
-            zorder=3,  # above the rollouts
-        )
-    axis.set(xlabel=f"KL(run || {report.settings['reference']}) (nats per completion)", ylabel=name)
-    axis.grid(alpha=0.3)
-    axis.legend(title="held-out prompts")
-    return figure
+    with saved_figure(path, figsize=(6, 4)) as (figure, axis):
+        draw_rollouts(figure, axis, columns[-1], name)
+        for index, column in enumerate(columns):
+            kl, score = column.metrics["kl"], column.metrics[name]
+            axis.errorbar(
+                [kl.mean],
+                [score.mean],
+                xerr=error_bar(kl),
+                yerr=error_bar(score),
+                label=column.label,
+                fmt=MARKERS[index % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                ms=8,
+                capsize=3,
+                zorder=3,  # above the rollouts
+            )
+        xlabel = f"KL(run || {report.settings['reference']}) (nats per completion)"
+        axis.set(xlabel=xlabel, ylabel=name)
+        axis.grid(alpha=0.3)
+        axis.legend(title="held-out prompts")
+    return True
 
 
-def draw_scores(report: Report, plt):
+def draw_rollouts(figure, axis, column: Column, name: str) -> None:
+    """The path of the run through training: one dot per rollout, coloured by its number."""
+    rollouts = logged_points(column.path, "kl", name)
+    if not rollouts:
+        return
+    kls, scores = zip(*rollouts, strict=True)
+    numbers = range(1, len(rollouts) + 1)
+    axis.plot(kls, scores, color="0.8", lw=1, zorder=1)
+    dots = axis.scatter(kls, scores, c=numbers, cmap="cividis", s=14, zorder=2)
+    # Ticks at the first and last rollout only. A set, because there may be one rollout.
+    ticks = sorted({1, len(rollouts)})
+    figure.colorbar(dots, label=f"rollout of {column.label}", ticks=ticks)
+
+
+def draw_scores(report: Report, path: Path) -> bool:
     """The distribution of each score over the prompts, per run. Rates are bars with their intervals."""
     if not report.rewards:
-        return None
+        return False
     columns = sampled_columns(report)
-    figure, axes = panel_row(plt, len(report.rewards))
-    for axis, name in zip(axes, report.rewards, strict=True):
-        if name in report.rates:
-            draw_rates(axis, name, columns)
-        else:
-            draw_histograms(axis, name, columns)
-    return figure
+    with panel_row(path, len(report.rewards)) as axes:
+        for axis, name in zip(axes, report.rewards, strict=True):
+            # A histogram of zeros and ones would be two bars that hide the interval.
+            if name in report.rates:
+                draw_rates(axis, name, columns)
+            else:
+                draw_histograms(axis, name, columns)
+    return True
 
 
 def draw_rates(axis, name: str, columns: list[Column]) -> None:
@@ -338,7 +349,7 @@ def draw_rates(axis, name: str, columns: list[Column]) -> None:
             color=COLOURS[index % len(COLOURS)],
             capsize=4,
         )
-    axis.set(title=name, ylabel="completions (%)", ylim=(0, 105))
+    axis.set(title=name, ylabel="completions (%)", ylim=(0, 105))  # room for the caps at 100 %
 
 
 def draw_histograms(axis, name: str, columns: list[Column]) -> None:
@@ -351,7 +362,7 @@ def draw_histograms(axis, name: str, columns: list[Column]) -> None:
             column.values[name],
             bins=20,
             range=bounds,
-            histtype="step",
+            histtype="step",  # outlines stay visible where runs overlap
             color=COLOURS[index % len(COLOURS)],
             ls=LINES[index % len(LINES)],
             lw=1.8,
@@ -370,17 +381,19 @@ def logged_points(path: str, x: str, y: str) -> list[tuple[float, float]]:
     points = []
     for row in read_jsonl(Path(path, "metrics.jsonl")):
         point = (row.get(x), row.get(y))
+        # Training and evaluation log separate lines, so most lines lack one of the two.
         if all(isinstance(value, int | float) for value in point):
             points.append(point)
     return points
 
 
-def panel_row(plt, count: int):
-    """A figure with `count` panels in one row, and the list of their axes."""
-    figure, axes = plt.subplots(
-        1, count, figsize=(4.2 * count, 3.2), squeeze=False, layout="constrained"
-    )
-    return figure, list(axes.flat)
+@contextmanager
+def panel_row(path: Path, count: int) -> Iterator[list]:
+    """The axes of `count` panels in one row; the figure is saved at the end of the `with` block."""
+    # squeeze=False: plt.subplots would return a bare axis for one panel.
+    figsize = (4.2 * count, 3.2)
+    with saved_figure(path, 1, count, figsize=figsize, squeeze=False) as (_, axes):
+        yield list(axes.flat)
 
 
 def error_bar(estimate: Estimate) -> list[list[float]] | None:
