@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> int:
         record = RunRecord.load(last_run)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit} must be at least 1")
+    # Rows and rewards are checked before the runs are loaded, which takes longest.
     rows = held_out_rows(args, record)
     rewards = load_rewards(args)
     text_rows = None
@@ -57,10 +58,11 @@ def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[di
         raise UserError(
             f"{args.runs[-1]} does not record which prompts were held out: give --prompts FILE"
         )
+    # A record holds only the settings that differ from their defaults.
     from rlhf.runs.settings import DataSettings
 
-    # A record holds only the settings that differ from their defaults.
     settings = vars(DataSettings()) | record.config
+    # The run's own seed gives the same split as in training.
     splits = load_splits(SimpleNamespace(**settings), kinds, seed=record.seed)
     rows = splits.eval[: args.limit]
     if not rows:
@@ -81,8 +83,9 @@ def load_rewards(args: argparse.Namespace) -> WeightedSum | None:
 
 def completion_length(args: argparse.Namespace, record: RunRecord | None) -> int:
     """The flag's value, else that of the last run, else the default."""
-    if args.max_completion_length:
+    if args.max_completion_length:  # 0 counts as not given
         return args.max_completion_length
+    # Policy-gradient runs were trained with a length. Longer answers would be new to them.
     if record is not None and record.config.get("max_completion_length"):
         return record.config["max_completion_length"]
     return DEFAULTS.max_completion_length
@@ -91,7 +94,7 @@ def completion_length(args: argparse.Namespace, record: RunRecord | None) -> int
 def write_report(report: Report, folder: Path) -> list[str]:
     """Write report.json, report.md and the plots; returns the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = plot(report, folder)
+    pictures = plot(report, folder)  # first: report.md shows them
     (folder / "report.json").write_text(to_json(report), encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(report, pictures), encoding="utf-8")
     return ["report.json", "report.md", *(path.name for path in pictures)]

@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 
 PERCENTILES = (5, 50, 95, 100)
-LABELS_SHOWN = 20
+LABELS_SHOWN = 20  # a column of free text would fill the terminal
 
 # unit -> length of a text in it
 Units = dict[str, Callable[[str], int]]
@@ -80,6 +80,7 @@ def load_tokenizer(name: str | None):
     """The tokenizer of a folder or Hub id; None if no name is given."""
     if name is None:
         return None
+    # transformers takes seconds to import, and most calls do not need it.
     from transformers import AutoTokenizer
 
     try:
@@ -100,12 +101,14 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
     units: Units = {"characters": len, "words": lambda text: len(text.split())}
     if tokenizer is not None:
         units["tokens"] = lambda text: len(encode_text(tokenizer, text))
+    # Every kind of row is accepted: the scan recognises the kind from the first rows.
     scan = Scan(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
     report = ValidationReport(name)
     seen_rows: set[str] = set()
     seen_prompts: set[str] = set()
     for row in scan:
         report.good += 1
+        # Hashes, because the rows themselves may not fit in memory.
         digest = row_digest(row)
         if digest in seen_rows:
             report.duplicates += 1
@@ -134,7 +137,7 @@ def count_column(report: ValidationReport, column: str, value, units: Units) -> 
     elif column == "ranks":
         count_ranks(report, value)
     else:
-        if column == "answers":
+        if column == "answers":  # SQuAD's form: {"text": [...], "answer_start": [...]}
             report.answers_per_question[len(value["text"])] += 1
         lengths = report.lengths.setdefault(column, {unit: [] for unit in units})
         for text in texts_of(column, value):
@@ -156,6 +159,7 @@ def texts_of(column: str, value) -> list[str]:
 def count_ranks(report: ValidationReport, ranks: list[int]) -> None:
     report.ranking_sizes[len(ranks)] += 1
     report.pairs += pairs_among(len(ranks))
+    # Completions that share a rank tie with each other.
     for count in Counter(ranks).values():
         report.tied += pairs_among(count)
 
@@ -192,7 +196,7 @@ def format_report(report: ValidationReport) -> str:
 
 
 def heading(report: ValidationReport) -> str:
-    if not report.kind:
+    if not report.kind:  # every row is bad
         return f"{report.name}: no row could be read"
     if not report.layout:
         return f"{report.name}: {report.kind} rows"
@@ -221,6 +225,7 @@ def length_lines(report: ValidationReport) -> list[str]:
 
 def percentile(values: list[int], percent: int) -> int:
     """Nearest rank: the smallest value that at least `percent` % of the values do not exceed."""
+    # Ranks start at 1. A small percentage of few values would give rank 0.
     rank = ceil(percent / 100 * len(values))
     return sorted(values)[max(rank, 1) - 1]
 
@@ -229,7 +234,7 @@ def ranking_lines(report: ValidationReport) -> list[str]:
     if not report.ranking_sizes:
         return []
     sizes = [f"K = {size}: {count}" for size, count in sorted(report.ranking_sizes.items())]
-    share = report.tied / report.pairs
+    share = report.tied / report.pairs  # a valid ranking has at least 2 completions, so 1 pair
     return [
         f"rankings    {', '.join(sizes)}; {report.tied} of {report.pairs} pairs tie ({share:.1%})"
     ]

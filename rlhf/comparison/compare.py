@@ -75,11 +75,12 @@ class ChatRun:
 
     @property
     def device(self) -> torch.device:
+        # A plain module does not know its device. All parameters are on the same one.
         return next(self.model.parameters()).device
 
     @property
     def pad_token_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+        return self.tokenizer.pad_token_id or 0  # any id will do: the mask excludes padding
 
 
 @dataclass
@@ -168,6 +169,7 @@ def build_report(
     prompt_rows = fitting(rows, runs, settings.max_completion_length)
     notes = comparability_notes(runs, len(rows), len(prompt_rows))
     if not text_rows:
+        # A prompt-only file has no completions, and then there is no perplexity.
         text_rows = [row for row in prompt_rows if isinstance(row.get("completion"), str)]
     reference = None
     if len(runs) > 1:
@@ -175,8 +177,10 @@ def build_report(
 
     columns = []
     for run in runs:
+        # The sampled and the greedy column of a run are neighbours in the tables.
         for decoding in settings.decodings:
             column = make_column(run, prompt_rows, decoding, settings, rewards, reference)
+            # Perplexity does not depend on the decoding: once per run is enough.
             if text_rows and decoding == "sampled":
                 notes += add_perplexity(column, run, text_rows)
             columns.append(column)
@@ -209,7 +213,7 @@ def load_runs(paths: Sequence[str]) -> list[ChatRun]:
         if same_label:
             label = f"{label} {same_label + 1}"
         tokenizer = load_tokenizer(path)
-        if tokenizer.eos_token_id is None:
+        if tokenizer.eos_token_id is None:  # an encoder, such as BERT: it cannot end an answer
             raise UserError(
                 f"{path}: the tokenizer has no end-of-text token: give a run of a causal LM"
             )
@@ -224,7 +228,7 @@ def run_label(path: str, record: RunRecord | None) -> str:
         return Path(path).name
     if record.recipe == "pretrain":
         return "base"
-    if record.recipe == "ppo":
+    if record.recipe == "ppo":  # recipes/ppo.py runs every policy-gradient algorithm
         return record.config.get("algorithm", "ppo")
     return record.recipe
 
@@ -236,7 +240,10 @@ def fitting(rows: list[dict], runs: list[ChatRun], max_completion_length: int) -
         prompt_length = len(encode_prompt(run.tokenizer, row["prompt"]))
         return prompt_length + max_completion_length <= context_length(run.model)
 
-    fitting_rows = [row for row in rows if all(fits(row, run) for run in runs)]
+    fitting_rows = []
+    for row in rows:
+        if all(fits(row, run) for run in runs):
+            fitting_rows.append(row)
     if not fitting_rows:
         shortest = min(context_length(run.model) for run in runs)
         raise UserError(
@@ -252,6 +259,7 @@ def comparability_notes(runs: list[ChatRun], total: int, fitting: int) -> list[s
     if fitting < total:
         notes.append(f"{total - fitting} of {total} prompts are too long and were dropped")
     last = runs[-1].tokenizer
+    # Comparing with one tokenizer is enough, because encoding alike is transitive.
     if not all(same_encoding(run.tokenizer, last) for run in runs):
         notes.append(
             "the tokenizers differ: lengths and perplexities count different tokens, and KL is omitted (-)"
@@ -286,11 +294,13 @@ def make_column(
         reference=reference,
         temperature=settings.temperature,
     )
+    # One NaN would make a mean NaN without saying where it came from.
     check_finite(values, run.label)
     metrics = {}
     for n in (1, 2):
         share = distinct(completions.texts, n)
         if share is not None:
+            # The share is of all texts together: it has no value per prompt, and so no interval.
             metrics[f"distinct_{n}"] = Estimate(share, None, None, len(rows))
     return Column(run.label, run.path, decoding, completions.texts, values, metrics)
 
@@ -313,7 +323,7 @@ def rate_names(columns: list[Column], score_names: list[str]) -> list[str]:
     for name in score_names:
         if all(is_rate(column.values[name]) for column in columns):
             names.append(name)
-    return [*names, "eos_rate"]
+    return [*names, "eos_rate"]  # always a rate, even if no run stopped
 
 
 def add_estimates(columns: list[Column], rates: list[str]) -> None:
@@ -330,7 +340,7 @@ def add_win_rates(columns: list[Column], score_names: list[str], decodings: list
     """Compare the last run with the one before it, for each way of decoding."""
     for decoding in decodings:
         same_decoding = [column for column in columns if column.decoding == decoding]
-        if len(same_decoding) < 2:
+        if len(same_decoding) < 2:  # a single run has no opponent
             continue
         opponent, last = same_decoding[-2:]
         for name in score_names:
@@ -346,6 +356,7 @@ def add_win_rates(columns: list[Column], score_names: list[str], decodings: list
 def choose_samples(prompts: int, settings: ReportSettings) -> list[int]:
     """Indices of the prompts to show, drawn by the seed."""
     count = max(0, min(settings.samples, prompts))
+    # A generator of its own leaves the global random state alone.
     return sorted(random.Random(settings.seed).sample(range(prompts), count))
 
 
@@ -384,6 +395,7 @@ def generate(
     greedy: bool = False,
 ) -> RunCompletions:
     """One completion per row. The random numbers depend only on the seed and the row's index, never on the run."""
+    # (N, max_completion_length) for all N rows, before they are split into batches
     uniforms = uniform_numbers(len(rows), max_completion_length, seed=seed, stream=0)
     prompt_ids = [encode_prompt(run.tokenizer, row["prompt"]) for row in rows]
     ids: list[list[int]] = []
@@ -403,6 +415,7 @@ def generate(
             temperature=temperature,
             uniforms=batch_uniforms,
         )
+        # ids, mask (B, T): the mask drops the padding behind the stop token.
         for row, counts in zip(decoded.ids.cpu(), decoded.mask.cpu(), strict=True):
             ids.append(row[counts].tolist())
         ended += decoded.ended.tolist()
@@ -452,6 +465,7 @@ def score_values(
     )
     total, parts = rewards(completed)
     values = {}
+    # The sum of a single reward would be the same column again, except for its weight.
     if len(parts) > 1:
         values["score"] = total.tolist()
     for name, part in parts.items():
@@ -463,7 +477,7 @@ def reward_columns(rows: list[dict]) -> dict[str, list]:
     """Every column that any row has, except prompt and completion; None where a row lacks it."""
     names: set[str] = set()
     for row in rows:
-        names.update(row)
+        names.update(row)  # rows of one file may have different columns
     names -= {"prompt", "completion"}
     columns = {}
     for name in sorted(names):
@@ -495,6 +509,7 @@ def perplexity(run: ChatRun, rows: list[dict]) -> tuple[Estimate | None, int]:
             targets.append(ids[start:])
     if not prompts:
         return None, len(rows)
+    # Perplexity is a property of the model, so its own distribution counts, not the sampling temperature.
     log_probs = summed_log_probs(run, prompts, targets, temperature=1.0)
     losses = [-log_prob for log_prob in log_probs]
     lengths = [len(target) for target in targets]
@@ -530,7 +545,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     """mean +- 1.96 s / sqrt(n): the normal approximation."""
     n = len(values)
     mean = sum(values) / n
-    if n < 2:
+    if n < 2:  # one value has no spread
         return Estimate(mean, None, None, n)
     variance = sum((value - mean) ** 2 for value in values) / (n - 1)
     half = Z * math.sqrt(variance / n)
@@ -586,6 +601,7 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     """
     grams = []
     for text in texts:
+        # Per text, so that no n-gram reaches from one completion into the next.
         words = text.lower().split()
         grams += n_grams(words, n)
     if not grams:

@@ -239,7 +239,7 @@ def draw_curves(report: Report, path: Path) -> bool:
     """One panel per run with the score it was trained on, or its loss if it has no score. False: nothing to draw."""
     panels = []
     for column in sampled_columns(report):
-        # Reward training and policy gradients log a score, pretraining and SFT only a loss.
+        # Policy-gradient runs log the score they maximise. Their loss says nothing about progress.
         name = "loss"
         if logged_points(column.path, "step", "score"):
             name = "score"

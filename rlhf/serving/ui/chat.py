@@ -29,7 +29,7 @@ EXAMPLES = (
     "I can't fall asleep",
     "How do I make new friends?",
 )
-DEFAULTS = SamplingSettings()
+DEFAULTS = SamplingSettings()  # the engine's own, so that the panel and the API agree
 
 
 # ---- handlers ----------------------------------------------------------------------------------------------------
@@ -98,9 +98,10 @@ def answer(
     request: str,
 ) -> Iterator[tuple[list[dict], str]]:
     """Yield (history, status) while the answer grows. The question appears at once, the status at the end."""
-    if not question or not question.strip():
+    if not question or not question.strip():  # the engine would refuse it with a longer message
         raise UserError("write a message first")
     history = [*history, {"role": "user", "content": question.strip()}]
+    # Checks the request, so that a bad one is refused before the question is shown.
     events = engine.stream(model, to_messages(history, system), settings, request=request)
     yield history, ""
     text = ""
@@ -118,7 +119,7 @@ def answer(
 def status_line(model: str, end: StreamEnd, *, empty: bool = False) -> str:
     """The line under an answer, as HTML: model, length, speed, seed, and why the answer ended or messages were cut."""
     parts = [
-        f"<b>{html.escape(model)}</b>",
+        f"<b>{html.escape(model)}</b>",  # the name comes from a folder, which may be called anything
         plural(end.tokens, "token"),
         f"{end.tokens_per_second:.0f} tokens/s",
         f"seed {end.seed}",
@@ -317,6 +318,7 @@ def build_chat(engine: Engine) -> gr.Blocks:
 def chat_view(engine: Engine, page: gr.Blocks) -> None:
     """Build the chat inside a page. Every action is a named endpoint: send, retry, edit, undo, clear, example, stop."""
     with gr.Row(equal_height=False, scale=1):
+        # On a narrow screen the columns stack, the conversation first.
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
             chatbot = conversation()
             status = gr.HTML(elem_id="status", padding=False)
@@ -422,14 +424,14 @@ def connect(
         )
 
     def edit(history: list[dict], event: gr.EditData, request: gr.Request, *controls):
-        before = history[: event.index]
+        before = history[: event.index]  # what followed the edited message is dropped
         yield from reply(
             engine, before, event.value, controls, request.session_hash, refused_history=history
         )
 
     def undo(history: list[dict], event: gr.UndoData):
         before, text = asked_before(history, event.index)
-        return text, before, ""
+        return text, before, ""  # the question goes back into the text box
 
     def stop(request: gr.Request) -> None:
         engine.cancel(request.session_hash)

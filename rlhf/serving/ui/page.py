@@ -7,7 +7,7 @@ from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui import chat
 from rlhf.serving.ui import tasks as encoders
 
-CSS = chat.CSS + encoders.CSS
+CSS = chat.CSS + encoders.CSS  # Gradio takes one style sheet per page
 TITLE = "RLHF Models"
 SUBTITLE = "Try the models you trained."
 
