@@ -55,7 +55,7 @@ def to_messages(history: list[dict], system: str) -> list[dict]:
     return messages
 
 
-def asked_before(history: list[dict], index: int) -> tuple[list[dict], str]:
+def question_of(history: list[dict], index: int) -> tuple[list[dict], str]:
     """The question that message `index` belongs to, as (history before it, its text)."""
     for i in range(min(index, len(history) - 1), -1, -1):
         if history[i]["role"] == "user":
@@ -418,7 +418,7 @@ def connect(
         yield from reply(engine, history, event.value["text"], controls, request.session_hash)
 
     def retry(history: list[dict], event: gr.RetryData, request: gr.Request, *controls):
-        before, text = asked_before(history, event.index)
+        before, text = question_of(history, event.index)
         yield from reply(
             engine, before, text, controls, request.session_hash, refused_history=history
         )
@@ -430,7 +430,7 @@ def connect(
         )
 
     def undo(history: list[dict], event: gr.UndoData):
-        before, text = asked_before(history, event.index)
+        before, text = question_of(history, event.index)
         return text, before, ""  # the question goes back into the text box
 
     def stop(request: gr.Request) -> None:

@@ -8,14 +8,15 @@ from rlhf.serving.ui import chat
 
 
 class ScriptedEngine:
-    """Answers with the given events; an exception among them is raised. Remembers what it was asked."""
+    """Answers with the given events; an exception among them is raised. Remembers the requests it got."""
 
     def __init__(self, *events):
-        self.events, self.asked, self.cancelled = events, [], []
+        self.events = events
+        self.requests = []
         self.runs, self.limits = {"ppo · demo": "a", "base · demo": "b"}, Limits()
 
     def stream(self, model, messages, settings, *, request):
-        self.asked.append((model, messages, settings, request))
+        self.requests.append((model, messages, settings, request))
         return self._play()
 
     def _play(self):
@@ -24,18 +25,15 @@ class ScriptedEngine:
                 raise event
             yield event
 
-    def cancel(self, request):
-        self.cancelled.append(request)
-
 
 DONE = StreamEnd(tokens=2, tokens_per_second=40.4, finish="stop", messages_cut=0, seed=5)
 CONTROLS = ("ppo · demo", "", 0.7, 0.95, 0, 128, 1.0, "")
-ASKED = {"role": "user", "content": "hi"}
+QUESTION = {"role": "user", "content": "hi"}
 
 
 @pytest.fixture
 def notices(monkeypatch):
-    """What gr.Warning was called with."""
+    """The messages that gr.Warning was called with."""
     shown = []
     monkeypatch.setattr(chat.gr, "Warning", lambda message, **options: shown.append(message))
     return shown
@@ -46,16 +44,16 @@ def test_answer_grows_and_ends_with_its_status():
     frames = list(
         chat.answer(engine, [], " hi ", "ppo · demo", "be kind", SamplingSettings(), "me")
     )
-    assert [[turn["content"] for turn in history] for history, _ in frames] == [
-        ["hi"], ["hi", "Hel"], ["hi", "Hello"], ["hi", "Hello"],
-    ]  # fmt: skip
-    assert [bool(status) for _, status in frames] == [False, False, False, True]
-    assert (
-        "40 tokens/s" in frames[-1][1] and "2 tokens" in frames[-1][1] and "seed 5" in frames[-1][1]
-    )
-    [(model, messages, _, request)] = engine.asked
+    histories = [history for history, _ in frames]
+    assert all(history[0] == QUESTION for history in histories)
+    assert [len(history) for history in histories] == [1, 2, 2, 2]
+    assert [history[1]["content"] for history in histories[1:]] == ["Hel", "Hello", "Hello"]
+    *earlier, status = [status for _, status in frames]
+    assert earlier == ["", "", ""]
+    assert "40 tokens/s" in status and "2 tokens" in status and "seed 5" in status
+    [(model, messages, _, request)] = engine.requests
     assert (model, request) == ("ppo · demo", "me")
-    assert messages == [{"role": "system", "content": "be kind"}, ASKED]
+    assert messages == [{"role": "system", "content": "be kind"}, QUESTION]
 
 
 def test_an_empty_question_is_refused():
@@ -67,7 +65,7 @@ def test_an_empty_answer_leaves_no_bubble():
     *_, (history, status) = chat.answer(
         ScriptedEngine(DONE), [], "hi", "ppo · demo", "", SamplingSettings(), "me"
     )
-    assert history == [ASKED] and "empty answer" in status
+    assert history == [QUESTION] and "empty answer" in status
 
 
 def test_status_tells_of_stops_cuts_and_hostile_names():
@@ -86,15 +84,17 @@ def test_gradio_parts_become_text():
     assert chat.to_messages(history, " ") == [{"role": "user", "content": "ab"}]
 
 
-def test_asked_before_finds_the_question_of_any_message():
+def test_every_message_belongs_to_a_question():
     history = [
-        {"role": "user", "content": "one"}, {"role": "assistant", "content": "1"},
-        {"role": "user", "content": [{"type": "text", "text": "two"}]}, {"role": "assistant", "content": "2"},
-    ]  # fmt: skip
-    assert chat.asked_before(history, 3) == chat.asked_before(history, 2) == (history[:2], "two")
-    assert chat.asked_before(history, 1) == ([], "one")
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": [{"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": "2"},
+    ]
+    assert chat.question_of(history, 3) == chat.question_of(history, 2) == (history[:2], "two")
+    assert chat.question_of(history, 1) == ([], "one")
     with pytest.raises(UserError):
-        chat.asked_before([], 0)
+        chat.question_of([], 0)
 
 
 def test_settings_from_the_panel():
@@ -108,18 +108,16 @@ def test_settings_from_the_panel():
 def test_reply_shows_stop_while_it_runs_and_send_at_the_end(notices):
     engine = ScriptedEngine(TextChunk("Hello"), DONE)
     frames = list(chat.reply(engine, [], "hi", CONTROLS, "me", start_update={"value": ""}))
-    assert (frames[0][0]["value"], frames[0][0]["stop_btn"], frames[0][0]["submit_btn"]) == (
-        "",
-        True,
-        False,
-    )
-    assert (frames[-1][0]["stop_btn"], frames[-1][0]["submit_btn"]) == (False, True)
-    assert "value" not in frames[-1][0]  # what was typed meanwhile stays
+    first_update, last_update = frames[0][0], frames[-1][0]
+    assert first_update["value"] == ""
+    assert first_update["stop_btn"] is True and first_update["submit_btn"] is False
+    assert last_update["stop_btn"] is False and last_update["submit_btn"] is True
+    assert "value" not in last_update  # text typed in the meantime stays
     assert frames[-1][1][-1]["content"] == "Hello" and not notices
 
 
 def test_a_refused_question_keeps_text_and_history(notices):
-    before = [ASKED, {"role": "assistant", "content": "Hello"}]
+    before = [QUESTION, {"role": "assistant", "content": "Hello"}]
     controls = (*CONTROLS[:2], 99, *CONTROLS[3:])
     frames = list(
         chat.reply(
@@ -134,7 +132,7 @@ def test_an_error_in_the_engine_becomes_an_escaped_notice(notices):
     refused = ScriptedEngine(UserError("too long: <b>"))
     *_, last = chat.reply(refused, [], "hi", CONTROLS, "me")
     assert notices == ["too long: &lt;b&gt;"]
-    assert last[0]["submit_btn"] is True and last[1] == [ASKED]
+    assert last[0]["submit_btn"] is True and last[1] == [QUESTION]
 
 
 def test_a_crash_is_logged_and_not_shown(notices, caplog):
