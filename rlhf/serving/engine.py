@@ -60,11 +60,8 @@ SETTING_RANGES = {
     "top_k": ((int,), 0, 1_000_000),
     "max_new_tokens": ((int,), 1, 1_000_000),
     "repetition_penalty": ((int, float), 1.0, 5.0),
-    "seed": (
-        (int,),
-        0,
-        2**53,
-    ),  # the browser cannot represent larger integers exactly
+    # A browser cannot represent larger integers exactly.
+    "seed": ((int,), 0, 2**53),
 }
 
 
