@@ -19,7 +19,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
 from benchmarks.record import check_clean_tree, run_recipe, spread, write_record  # noqa: E402
-from rlhf.comparison.compare import build_report  # noqa: E402
+from rlhf.comparison.compare import ReportSettings, build_report  # noqa: E402
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
 from rlhf.runs.record import RunRecord  # noqa: E402
@@ -133,7 +133,8 @@ def judge(runs: Path, sft: Path, policy: Path) -> dict:
     )
     rows = load_rows(str(runs / "data" / "heldout.jsonl"), kinds=("prompt",)).rows * REPEATS
     paths = [str(sft), str(policy)]
-    report = build_report(paths, rows, rewards=rewards, max_completion_length=64, seed=1234)
+    settings = ReportSettings(max_completion_length=64, seed=1234)
+    report = build_report(paths, rows, rewards=rewards, settings=settings)
     result = {"sft": intervals(report.columns[0]), "policy": intervals(report.columns[1])}
     completions = [column.completions for column in report.columns]
     result["samples"] = [

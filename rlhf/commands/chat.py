@@ -1,10 +1,10 @@
-"""Try finished runs in the browser, each by its kind: python app.py [--runs runs], or python app.py RUN [RUN ...]"""
+"""Try finished runs in the browser: `rlhf chat [RUN ...]`, or python app.py [RUN ...]."""
 
 import argparse
 import os
 import sys
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,16 +13,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--runs",
         default="runs",
-        help="without RUN: serve every finished run below this folder [runs]",
+        help="without RUN, serve every finished run in this folder [%(default)s]",
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="only this machine can be served [127.0.0.1]"
-    )
-    parser.add_argument("--port", type=int, default=7860, help="[7860]")
-    parser.add_argument("--device", help="cpu or cuda [cuda where there is one]")
+    parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1 or localhost [%(default)s]")
+    parser.add_argument("--port", type=int, default=7860, help="[%(default)s]")
+    parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
     args = parser.parse_args(argv)
 
-    # After the flags, so that --help answers at once.
+    # Imported after the flags are parsed, so that --help is fast.
     import uvicorn
 
     from rlhf.errors import UserError
@@ -34,23 +32,26 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         check_host(args.host)
-        models = label_models(args.run) if args.run else find_models(args.runs)
+        if args.run:
+            models = label_models(args.run)
+        else:
+            models = find_models(args.runs)
         if not models:
             raise UserError(
-                f"no finished run below {args.runs}: run `make demo`, or give a folder: app.py RUN"
+                f"no finished run in {args.runs}: run `make demo`, or give a folder: app.py RUN"
             )
         device = args.device or best_device()
-        chat = models.pop("causal", {})
-        app = build_app(Engine(chat, device), Encoders(models, device))
+        names = []
+        for runs in models.values():
+            names += runs
+        chat_runs = models.pop("causal", {})
+        app = build_app(Engine(chat_runs, device), Encoders(models, device))
     except UserError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
-    names = [name for named in (chat, *models.values()) for name in named]
-    print(
-        f"models: {', '.join(names)}\nhttp://{args.host}:{args.port}  (stop with Ctrl+C)",
-        flush=True,
-    )
-    # Open pages keep a connection for ever: Ctrl+C does not wait for them.
+    print(f"models: {', '.join(names)}")
+    print(f"http://{args.host}:{args.port}  (stop with Ctrl+C)", flush=True)
+    # Open pages keep their connections, so Ctrl+C must not wait for them.
     uvicorn.run(
         app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=2
     )

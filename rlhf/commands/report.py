@@ -1,22 +1,103 @@
-"""`rlhf report`: compare runs on the same prompts, in the terminal and as files."""
+"""`python -m rlhf report`: compare runs on the same prompts, in the terminal and as files.
+
+    python -m rlhf report runs/base runs/sft runs/ppo --prompts held_out.jsonl --reward_model runs/reward
+
+Writes report.json, report.md and plots. docs/metrics.md explains the numbers.
+"""
 
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
 
-from rlhf.comparison.compare import build_report
-from rlhf.comparison.report import (
-    plot,
-    to_json,
-    to_markdown,
-    to_table,
-)
+from rlhf.comparison.compare import Report, ReportSettings, build_report
+from rlhf.comparison.report import plot, to_json, to_markdown, to_table
 from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
+
+DEFAULTS = ReportSettings()
+
+
+def main(args: argparse.Namespace) -> int:
+    last_run = Path(args.runs[-1])
+    record = None
+    if (last_run / RECORD).is_file():
+        record = RunRecord.load(last_run)
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit} must be at least 1")
+    # Rows and rewards are checked before the runs are loaded, which takes longest.
+    rows = held_out_rows(args, record)
+    rewards = load_rewards(args)
+    text_rows = None
+    if args.text:
+        text_rows = load_rows(args.text, kinds=("text",)).rows
+    settings = ReportSettings(
+        seed=args.seed,
+        temperature=args.temperature,
+        max_completion_length=completion_length(args, record),
+        greedy=args.greedy,
+        samples=args.samples,
+    )
+    report = build_report(args.runs, rows, settings=settings, rewards=rewards, text_rows=text_rows)
+    folder = Path(args.output or last_run / "report")
+    files = write_report(report, folder)
+    print(to_table(report))
+    print(f"{folder}: {', '.join(files)}")
+    return 0
+
+
+def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[dict]:
+    """The rows of --prompts; without it, the rows that the last run was evaluated on."""
+    kinds = ("prompt_completion", "prompt")
+    if args.prompts:
+        return load_rows(args.prompts, kinds=kinds, limit=args.limit).rows
+    if record is None or not record.config.get("dataset_name"):
+        raise UserError(
+            f"{args.runs[-1]} does not record which prompts were held out: give --prompts FILE"
+        )
+    # A record holds only the settings that differ from their defaults.
+    from rlhf.runs.settings import DataSettings
+
+    settings = vars(DataSettings()) | record.config
+    # The run's own seed gives the same split as in training.
+    splits = load_splits(SimpleNamespace(**settings), kinds, seed=record.seed)
+    rows = splits.eval[: args.limit]
+    if not rows:
+        raise UserError(f"{args.runs[-1]} did not hold out any prompts: give --prompts FILE")
+    return rows
+
+
+def load_rewards(args: argparse.Namespace) -> WeightedSum | None:
+    """The rewards named by the flags, on the fastest device; None if there are none."""
+    scorers = load_scorers(args.reward_model, args.reward_functions)
+    if not scorers:
+        return None
+    for scorer in scorers.values():
+        if isinstance(scorer, RewardModelScorer):
+            scorer.model.to(best_device())
+    return WeightedSum(scorers, args.reward_weights)
+
+
+def completion_length(args: argparse.Namespace, record: RunRecord | None) -> int:
+    """The flag's value, else that of the last run, else the default."""
+    if args.max_completion_length:  # 0 counts as not given
+        return args.max_completion_length
+    # Policy-gradient runs were trained with a length. Longer answers would be new to them.
+    if record is not None and record.config.get("max_completion_length"):
+        return record.config["max_completion_length"]
+    return DEFAULTS.max_completion_length
+
+
+def write_report(report: Report, folder: Path) -> list[str]:
+    """Write report.json, report.md and the plots; returns the names of the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = plot(report, folder)  # first: report.md shows them
+    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(report, pictures), encoding="utf-8")
+    return ["report.json", "report.md", *(path.name for path in pictures)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,87 +122,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODULE:FUNCTION",
-        help="Python functions that score them",
+        help="Python functions that score the completions",
     )
     add(
         "--reward_weights",
         nargs="+",
         type=float,
         metavar="W",
-        help="for the total, reward models first [1 each]",
+        help="weights of the total score, reward models first [1 each]",
     )
     add(
         "--text",
         metavar="FILE",
-        help="plain text for perplexity; default: the prompts' own completions",
+        help="plain text for perplexity; default: the completions in the prompts file",
     )
     add(
         "--output",
         metavar="FOLDER",
-        help="for report.json, report.md and plots; default: <last RUN>/report",
+        help="folder for report.json, report.md and plots; default: <last RUN>/report",
     )
     add(
         "--samples",
         type=int,
-        default=10,
+        default=DEFAULTS.samples,
         metavar="N",
-        help="prompts shown side by side, drawn by the seed [10]",
+        help="prompts to show side by side, drawn by the seed [%(default)s]",
     )
-    add("--seed", type=int, default=0, help="of sampling [0]")
-    add("--temperature", type=float, default=1.0, help="of sampling [1.0]")
-    add("--max_completion_length", type=int, help="in tokens; default: that of the last run, or 64")
-    add("--greedy", action="store_true", help="greedy completions beside the sampled ones")
-    add("--limit", type=int, metavar="N", help="use the first N prompts only")
-
-
-def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[dict]:
-    """The rows of --prompts, or the evaluation rows that the last run's own settings lead to."""
-    kinds = ("prompt_completion", "prompt")
-    if args.prompts:
-        return load_rows(args.prompts, kinds=kinds, limit=args.limit).rows
-    if record is None or not record.config.get("dataset_name"):
-        raise UserError(
-            f"{args.runs[-1]} does not say which prompts were held out: give --prompts FILE"
-        )
-    from rlhf.runs.settings import DataSettings
-
-    settings = vars(DataSettings()) | record.config
-    rows = load_splits(SimpleNamespace(**settings), kinds, seed=record.seed).eval[: args.limit]
-    if not rows:
-        raise UserError(f"{args.runs[-1]} held no prompts out: give --prompts FILE")
-    return rows
-
-
-def main(args: argparse.Namespace) -> int:
-    record = RunRecord.load(args.runs[-1]) if Path(args.runs[-1], RECORD).is_file() else None
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit} must be at least 1")
-    length = (
-        args.max_completion_length
-        or (record.config.get("max_completion_length") if record else None)
-        or 64
+    add("--seed", type=int, default=DEFAULTS.seed, help="sampling seed [%(default)s]")
+    add(
+        "--temperature",
+        type=float,
+        default=DEFAULTS.temperature,
+        help="sampling temperature [%(default)s]",
     )
-    rows = held_out_rows(args, record)
-    scorers = load_scorers(args.reward_model, args.reward_functions)
-    for scorer in scorers.values():
-        if isinstance(scorer, RewardModelScorer):
-            scorer.model.to(best_device())
-    report = build_report(
-        args.runs,
-        rows,
-        rewards=WeightedSum(scorers, args.reward_weights) if scorers else None,
-        text_rows=load_rows(args.text, kinds=("text",)).rows if args.text else None,
-        samples=args.samples,
-        seed=args.seed,
-        temperature=args.temperature,
-        max_completion_length=length,
-        greedy=args.greedy,
+    add(
+        "--max_completion_length",
+        type=int,
+        help=f"in tokens; default: that of the last run, or {DEFAULTS.max_completion_length}",
     )
-    folder = Path(args.output or Path(args.runs[-1], "report"))
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = plot(report, folder)
-    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(report, pictures), encoding="utf-8")
-    print(to_table(report))
-    print(f"{folder}: report.json, report.md, {', '.join(path.name for path in pictures)}")
-    return 0
+    add("--greedy", action="store_true", help="add greedy completions to the sampled ones")
+    add("--limit", type=int, metavar="N", help="use only the first N prompts")

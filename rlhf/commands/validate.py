@@ -1,6 +1,7 @@
 """`python -m rlhf validate FILE`: what a file holds, and every bad row of it as `path:line: column: reason`.
 
-The file is read as a stream; only lengths and hashes are kept.
+Exits with 0, or with 2 if any row is invalid or none could be read. The file is read as a stream: only lengths and
+hashes are kept.
 """
 
 import sys
@@ -17,163 +18,57 @@ from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 
 PERCENTILES = (5, 50, 95, 100)
-LABELS_SHOWN = 20
+LABELS_SHOWN = 20  # a column of free text would fill the terminal
+
+# unit -> length of a text in it
+Units = dict[str, Callable[[str], int]]
 
 
 @dataclass
-class Report:
-    """lengths: column -> unit -> one length per text; answers: how many rows rank K; pairs: tied and all.
+class ValidationReport:
+    """Counts over all rows of a file.
 
-    tags: how many tokens bear each; readings: how many questions have so many answers, 0 = the context has none.
+    total, good, bad: numbers of rows.
+    duplicates, prompt_duplicates: good rows that repeat an earlier row, or an earlier prompt or text.
+    lengths: column -> unit -> one length per text.
+    ranking_sizes: number of ranked completions -> number of rows.
+    pairs, tied: pairs of ranked completions, and those whose ranks are equal.
+    labels, tags: how often each occurs.
+    answers_per_question: number of answers -> number of questions; 0 means that the context has no answer.
+    passed: events of a feedback store that are not rankings -> count.
+    problems: one line per reason why a row is bad.
     """
 
     name: str
     kind: str = ""
     layout: str = ""
     total: int = 0
-    kept: int = 0
+    good: int = 0
     bad: int = 0
     duplicates: int = 0
     prompt_duplicates: int = 0
     lengths: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    answers: Counter[int] = field(default_factory=Counter)
+    ranking_sizes: Counter[int] = field(default_factory=Counter)
     pairs: int = 0
     tied: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     tags: Counter[str] = field(default_factory=Counter)
-    readings: Counter[int] = field(default_factory=Counter)
+    answers_per_question: Counter[int] = field(default_factory=Counter)
     passed: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        return 2 if self.problems or not self.kept else 0
-
-
-def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) -> Report:
-    """Reads a file, folder or Hub data set once. A `tokenizer` adds lengths in tokens."""
-    units: dict[str, Callable[[str], int]] = {
-        "characters": len,
-        "words": lambda text: len(text.split()),
-    }
-    if tokenizer is not None:
-        units["tokens"] = lambda text: len(encode_text(tokenizer, text))
-    scan = Scan(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
-    report = Report(name)
-    seen: set[str] = set()
-    prompts: set[str] = set()
-    for row in scan:
-        report.kept += 1
-        report.duplicates += (digest := row_digest(row)) in seen
-        report.prompt_duplicates += (key := prompt_key(row, scan.kind)) in prompts
-        seen.add(digest)
-        prompts.add(key)
-        for column in KINDS[scan.kind].columns:
-            if column == "label":
-                report.labels.update(names_of(row[column]))
-            elif column == "ranks":
-                _count_ranks(report, row[column])
-            elif column == "tags":
-                report.tags.update(row[column])
-            else:
-                if column == "answers":
-                    report.readings[len(row[column]["text"])] += 1
-                lengths = report.lengths.setdefault(column, {unit: [] for unit in units})
-                for text in _texts(column, row[column]):
-                    for unit, measure in units.items():
-                        lengths[unit].append(measure(text))
-    report.kind, report.layout = scan.kind, scan.layout.name if scan.layout else ""
-    report.total, report.bad, report.problems, report.passed = (
-        scan.total,
-        scan.bad,
-        scan.problems,
-        scan.passed,
-    )
-    return report
-
-
-def _texts(column: str, value) -> list[str]:
-    """The texts of a column whose lengths are told; the words of a tagged sentence are one text."""
-    if column == "answers":
-        return value["text"]
-    if column == "tokens":
-        return [" ".join(value)]
-    return value if column == "completions" else [as_text(value)]
-
-
-def _count_ranks(report: Report, ranks: list[int]) -> None:
-    report.answers[len(ranks)] += 1
-    report.pairs += len(ranks) * (len(ranks) - 1) // 2
-    report.tied += sum(count * (count - 1) // 2 for count in Counter(ranks).values())
-
-
-def percentile(values: list[int], percent: int) -> int:
-    """Nearest rank: the smallest value that at least `percent` % of the values do not exceed."""
-    return sorted(values)[max(ceil(percent / 100 * len(values)), 1) - 1]
-
-
-def format_report(report: Report) -> str:
-    form = f"{report.kind} rows" + (f", imported from {report.layout}" if report.layout else "")
-    lines = [
-        f"{report.name}: {form if report.kind else 'no row could be read'}",
-        f"rows        {report.total} ({report.kept} good, {report.bad} bad)",
-        f"duplicates  {report.duplicates} whole rows, {report.prompt_duplicates} prompts or texts",
-    ]
-    if report.passed:
-        lines.append(
-            "passed over "
-            + ", ".join(f"{event} {count}" for event, count in report.passed.most_common())
-        )
-    if report.lengths:
-        lines += [
-            "",
-            f"{'length':<24}"
-            + "".join(f"{'max' if p == 100 else f'{p} %':>8}" for p in PERCENTILES),
-        ]
-    for column, units in report.lengths.items():
-        for unit, values in units.items():
-            if not values:  # no question has an answer
-                continue
-            numbers = "".join(f"{percentile(values, p):>8}" for p in PERCENTILES)
-            lines.append(f"{column + ', ' + unit:<24}{numbers}")
-    if report.answers:
-        answers = ", ".join(f"K = {k}: {count}" for k, count in sorted(report.answers.items()))
-        rate = report.tied / report.pairs
-        lines += [
-            "",
-            f"rankings    {answers}; {report.tied} of {report.pairs} pairs tie ({rate:.1%})",
-        ]
-    if report.readings:
-        counts = ", ".join(
-            f"{number}: {count}" for number, count in sorted(report.readings.items())
-        )
-        rate = report.readings[0] / report.readings.total()
-        lines += ["", f"answers     per question {counts}; {rate:.1%} of the questions without one"]
-    for name, values in (("labels", report.labels), ("tags", report.tags)):
-        if values:
-            shown = ", ".join(
-                f"{value} {count}" for value, count in values.most_common(LABELS_SHOWN)
-            )
-            more = len(values) - LABELS_SHOWN
-            lines += [
-                "",
-                f"{name:<12}{len(values)}: {shown}" + (f", and {more} more" if more > 0 else ""),
-            ]
-    if report.problems:
-        lines += ["", *report.problems]
-    return "\n".join(lines)
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("file", help="local file, folder of .jsonl files, or Hub id")
-    parser.add_argument("--columns", help="our name = their name, as in text=document,label=label")
-    parser.add_argument("--tokenizer", help="folder or Hub id: lengths in tokens too")
+        if self.problems or not self.good:
+            return 2
+        return 0
 
 
 def main(args) -> int:
-    """Prints the report; 0 where every row is good, else 2."""
+    """Print the report; returns 0, or 2 if any row is invalid."""
     try:
-        report = validate(args.file, columns=args.columns, tokenizer=_tokenizer(args.tokenizer))
+        tokenizer = load_tokenizer(args.tokenizer)
+        report = validate(args.file, columns=args.columns, tokenizer=tokenizer)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -181,15 +76,193 @@ def main(args) -> int:
     return report.exit_code
 
 
-def _tokenizer(name: str | None):
+def load_tokenizer(name: str | None):
+    """The tokenizer of a folder or Hub id; None if no name is given."""
     if name is None:
         return None
+    # transformers takes seconds to import, and most calls do not need it.
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
+        # The Hub's messages run over several lines.
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"--tokenizer {name}: no tokenizer there ({reason}): give a folder or Hub id"
         ) from error
+
+
+# ---- counts ------------------------------------------------------------------------------------------------------
+
+
+def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) -> ValidationReport:
+    """Read a file, folder or Hub data set once and count. A `tokenizer` adds lengths in tokens."""
+    units: Units = {"characters": len, "words": lambda text: len(text.split())}
+    if tokenizer is not None:
+        units["tokens"] = lambda text: len(encode_text(tokenizer, text))
+    # Every kind of row is accepted: the scan recognises the kind from the first rows.
+    scan = Scan(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
+    report = ValidationReport(name)
+    seen_rows: set[str] = set()
+    seen_prompts: set[str] = set()
+    for row in scan:
+        report.good += 1
+        # Hashes, because the rows themselves may not fit in memory.
+        digest = row_digest(row)
+        if digest in seen_rows:
+            report.duplicates += 1
+        seen_rows.add(digest)
+        prompt = prompt_key(row, scan.kind)
+        if prompt in seen_prompts:
+            report.prompt_duplicates += 1
+        seen_prompts.add(prompt)
+        for column in KINDS[scan.kind].columns:
+            count_column(report, column, row[column], units)
+    # The scan's own counts are complete only now.
+    report.kind = scan.kind
+    if scan.layout:
+        report.layout = scan.layout.name
+    report.total, report.bad = scan.total, scan.bad
+    report.problems, report.passed = scan.problems, scan.passed
+    return report
+
+
+def count_column(report: ValidationReport, column: str, value, units: Units) -> None:
+    """Add one value of a row: labels, tags and ranks are counted, texts are measured."""
+    if column == "label":
+        report.labels.update(names_of(value))
+    elif column == "tags":
+        report.tags.update(value)
+    elif column == "ranks":
+        count_ranks(report, value)
+    else:
+        if column == "answers":  # SQuAD's form: {"text": [...], "answer_start": [...]}
+            report.answers_per_question[len(value["text"])] += 1
+        lengths = report.lengths.setdefault(column, {unit: [] for unit in units})
+        for text in texts_of(column, value):
+            for unit, measure in units.items():
+                lengths[unit].append(measure(text))
+
+
+def texts_of(column: str, value) -> list[str]:
+    """The texts to measure in a column. The words of a tagged sentence are one text."""
+    if column == "answers":
+        return value["text"]
+    if column == "tokens":
+        return [" ".join(value)]
+    if column == "completions":
+        return value
+    return [as_text(value)]
+
+
+def count_ranks(report: ValidationReport, ranks: list[int]) -> None:
+    report.ranking_sizes[len(ranks)] += 1
+    report.pairs += pairs_among(len(ranks))
+    # Completions that share a rank tie with each other.
+    for count in Counter(ranks).values():
+        report.tied += pairs_among(count)
+
+
+def pairs_among(count: int) -> int:
+    return count * (count - 1) // 2
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+def format_report(report: ValidationReport) -> str:
+    """The report as text for a terminal. Sections without content are omitted."""
+    lines = [
+        heading(report),
+        f"rows        {report.total} ({report.good} good, {report.bad} bad)",
+        f"duplicates  {report.duplicates} whole rows, {report.prompt_duplicates} prompts or texts",
+    ]
+    if report.passed:
+        events = [f"{event} {count}" for event, count in report.passed.most_common()]
+        lines.append(f"skipped     feedback events: {', '.join(events)}")
+    sections = [
+        length_lines(report),
+        ranking_lines(report),
+        answer_lines(report),
+        counter_lines("labels", report.labels),
+        counter_lines("tags", report.tags),
+        report.problems,
+    ]
+    for section in sections:
+        if section:
+            lines += ["", *section]
+    return "\n".join(lines)
+
+
+def heading(report: ValidationReport) -> str:
+    if not report.kind:  # every row is bad
+        return f"{report.name}: no row could be read"
+    if not report.layout:
+        return f"{report.name}: {report.kind} rows"
+    return f"{report.name}: {report.kind} rows, imported from {report.layout}"
+
+
+def length_lines(report: ValidationReport) -> list[str]:
+    """A table with the percentiles of each column's lengths in each unit."""
+    if not report.lengths:
+        return []
+    header = f"{'length':<24}"
+    for percent in PERCENTILES:
+        title = "max" if percent == 100 else f"{percent} %"
+        header += f"{title:>8}"
+    lines = [header]
+    for column, units in report.lengths.items():
+        for unit, lengths in units.items():
+            if not lengths:  # no question has an answer
+                continue
+            line = f"{f'{column}, {unit}':<24}"
+            for percent in PERCENTILES:
+                line += f"{percentile(lengths, percent):>8}"
+            lines.append(line)
+    return lines
+
+
+def percentile(values: list[int], percent: int) -> int:
+    """Nearest rank: the smallest value that at least `percent` % of the values do not exceed."""
+    # Ranks start at 1. A small percentage of few values would give rank 0.
+    rank = ceil(percent / 100 * len(values))
+    return sorted(values)[max(rank, 1) - 1]
+
+
+def ranking_lines(report: ValidationReport) -> list[str]:
+    if not report.ranking_sizes:
+        return []
+    sizes = [f"K = {size}: {count}" for size, count in sorted(report.ranking_sizes.items())]
+    share = report.tied / report.pairs  # a valid ranking has at least 2 completions, so 1 pair
+    return [
+        f"rankings    {', '.join(sizes)}; {report.tied} of {report.pairs} pairs tie ({share:.1%})"
+    ]
+
+
+def answer_lines(report: ValidationReport) -> list[str]:
+    if not report.answers_per_question:
+        return []
+    counts = [f"{n}: {count}" for n, count in sorted(report.answers_per_question.items())]
+    share = report.answers_per_question[0] / report.answers_per_question.total()
+    return [
+        f"answers     per question {', '.join(counts)}; {share:.1%} of the questions without one"
+    ]
+
+
+def counter_lines(name: str, counter: Counter[str]) -> list[str]:
+    """The most frequent values with their counts, and how many more there are."""
+    if not counter:
+        return []
+    values = [f"{value} {count}" for value, count in counter.most_common(LABELS_SHOWN)]
+    line = f"{name:<12}{len(counter)}: {', '.join(values)}"
+    more = len(counter) - LABELS_SHOWN
+    if more > 0:
+        line += f", and {more} more"
+    return [line]
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("file", help="local file, folder of .jsonl files, or Hub id")
+    parser.add_argument("--columns", help="our name = their name, as in text=document,label=label")
+    parser.add_argument("--tokenizer", help="folder or Hub id: adds lengths in tokens")

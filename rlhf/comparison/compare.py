@@ -1,8 +1,10 @@
-"""Several runs answer the same held-out prompts: what each says, and every number that follows from it.
+"""Compare runs: each one answers the same held-out prompts, and the answers are measured.
 
-Every run answers each prompt once, with the same random numbers, so differences are the models' own. Intervals are 95 %
-over prompts: the normal approximation for means, Wilson's for values that are all 0 or 1 (it stays honest at 0 and
-100 %), the delta method for perplexity. All runs are in memory at once. What each number means: docs/metrics.md.
+Every run answers each prompt once, with the same random numbers, so differences come from the models. Intervals are
+95 % over prompts: the normal approximation for means, Wilson's for values that are all 0 or 1 (it stays honest at 0 and
+100 %), the delta method for perplexity. All runs are in memory at once. docs/metrics.md explains each number.
+
+Read from top to bottom: build_report, the steps it calls in that order, then the statistics.
 """
 
 import math
@@ -14,11 +16,12 @@ from pathlib import Path
 import torch
 
 from rlhf.algorithms.masking import masked_sum
+from rlhf.completions.diversity import n_grams
 from rlhf.completions.sample import decode, uniform_numbers
 from rlhf.completions.score import Completed, WeightedSum
 from rlhf.data.chat import as_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.chat import decode as decode_text
-from rlhf.data.padding import left_pad
+from rlhf.data.padding import left_pad, right_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import load_policy, load_tokenizer
@@ -30,9 +33,39 @@ from rlhf.statistics import Z, wilson_interval
 BATCH = 32  # rows per forward pass
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """How the runs are sampled, and how much of it the report shows.
+
+    seed: for sampling, and for choosing the prompts to show.
+    temperature: must be > 0. KL compares the distributions at this temperature.
+    max_completion_length: in tokens.
+    greedy: add greedy completions to the sampled ones.
+    samples: number of prompts to show side by side.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    max_completion_length: int = 64
+    greedy: bool = False
+    samples: int = 10
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise UserError(
+                f"--temperature {self.temperature} must be > 0: use 1.0, or add --greedy for greedy answers"
+            )
+
+    @property
+    def decodings(self) -> list[str]:
+        if self.greedy:
+            return ["sampled", "greedy"]
+        return ["sampled"]
+
+
 @dataclass
 class ChatRun:
-    """A run that can answer: its label, where it was loaded from, its record where it has one, model and tokenizer."""
+    """A run that can chat: label, path it was loaded from, record (if it has one), model and tokenizer."""
 
     label: str
     path: str
@@ -40,10 +73,25 @@ class ChatRun:
     model: torch.nn.Module
     tokenizer: object
 
+    @property
+    def device(self) -> torch.device:
+        # A plain module does not know its device. All parameters are on the same one.
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.tokenizer.pad_token_id or 0  # any id will do: the mask excludes padding
+
 
 @dataclass
-class Answers:
-    """One completion per prompt: texts, prompt_ids and ids (stop token included), ended: stopped by itself."""
+class RunCompletions:
+    """One run's completions, one per prompt.
+
+    texts: decoded completions.
+    prompt_ids: token ids of the prompts.
+    ids: token ids of the completions, stop token included.
+    ended: True where the run generated its stop token.
+    """
 
     texts: list[str]
     prompt_ids: list[list[int]]
@@ -53,7 +101,7 @@ class Answers:
 
 @dataclass
 class Estimate:
-    """A number over n prompts and its 95 % interval; low and high are None where there is none."""
+    """A number estimated from n prompts with its 95 % interval; low and high are None if there is no interval."""
 
     mean: float
     low: float | None
@@ -63,7 +111,7 @@ class Estimate:
 
 @dataclass
 class Column:
-    """One run under one way of decoding: completions, values (metric -> one number per prompt), and their summary."""
+    """One run with one way of decoding: completions, values (metric -> one number per prompt), and their summary."""
 
     label: str
     path: str
@@ -74,12 +122,21 @@ class Column:
 
     @property
     def title(self) -> str:
-        return self.label if self.decoding == "sampled" else f"{self.label} ({self.decoding})"
+        if self.decoding == "sampled":
+            return self.label
+        return f"{self.label} ({self.decoding})"
 
 
 @dataclass
 class Report:
-    """columns in the order of the runs; rates: metrics in per cent; samples: indices into prompts."""
+    """Everything that a report shows.
+
+    columns: in the order of the runs.
+    prompts: as text.
+    rewards: names of the score metrics.
+    rates: metrics shown in per cent.
+    samples: indices into prompts, to show side by side.
+    """
 
     columns: list[Column]
     prompts: list[str]
@@ -90,148 +147,242 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-# ---- numbers -----------------------------------------------------------------------------------------------------
+# ---- report ------------------------------------------------------------------------------------------------------
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """mean +- 1.96 s / sqrt(n): the normal approximation."""
-    n, mean = len(values), sum(values) / len(values)
-    if n < 2:
-        return Estimate(mean, None, None, n)
-    half = Z * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return Estimate(mean, mean - half, mean + half, n)
+def build_report(
+    paths: Sequence[str],
+    rows: list[dict],
+    *,
+    settings: ReportSettings = ReportSettings(),  # noqa: B008 (frozen)
+    rewards: WeightedSum | None = None,
+    text_rows: list[dict] | None = None,
+) -> Report:
+    """Sample and measure every run on the same prompts.
 
-
-def rate_estimate(values: Sequence[float]) -> Estimate:
-    """Share of ones among zeros and ones, with Wilson's interval."""
-    n, p = len(values), sum(values) / len(values)
-    return Estimate(p, *wilson_interval(p, n), n)
-
-
-def is_rate(values: Sequence[float]) -> bool:
-    return set(values) <= {0.0, 1.0}
-
-
-def check_finite(values: dict[str, list[float]], label: str) -> None:
-    for name, column in values.items():
-        if bad := sum(not math.isfinite(value) for value in column):
-            raise UserError(
-                f"{label}: {name}: {bad} of {len(column)} values are not finite numbers; do the weights hold NaN?"
-            )
-
-
-def win_rate(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """Per prompt: 1 where the first run scores higher, 0 where lower, 1/2 for a tie.
-
-    The same completion gets scores that differ in the last digits when it stands in another batch: that is a tie.
+    paths: run folders or Hub ids. The last but one is the reference of KL and the opponent in win rates.
+    rows: {"prompt", maybe "completion", other columns for the rewards}.
+    rewards: scores the completions.
+    text_rows: {"text"} for perplexity; by default the rows that have a "completion".
     """
-    pairs = zip(first, second, strict=True)
-    return [
-        0.5 if math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) else float(a > b) for a, b in pairs
-    ]
+    runs = load_runs(paths)
+    prompt_rows = fitting(rows, runs, settings.max_completion_length)
+    notes = comparability_notes(runs, len(rows), len(prompt_rows))
+    if not text_rows:
+        # A prompt-only file has no completions, and then there is no perplexity.
+        text_rows = [row for row in prompt_rows if isinstance(row.get("completion"), str)]
+    reference = None
+    if len(runs) > 1:
+        reference = runs[-2]
 
+    columns = []
+    for run in runs:
+        # The sampled and the greedy column of a run are neighbours in the tables.
+        for decoding in settings.decodings:
+            column = make_column(run, prompt_rows, decoding, settings, rewards, reference)
+            # Perplexity does not depend on the decoding: once per run is enough.
+            if text_rows and decoding == "sampled":
+                notes += add_perplexity(column, run, text_rows)
+            columns.append(column)
 
-def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Different n-grams / all n-grams of lower-cased words (arXiv 1510.03055); None when no text has n words."""
-    words = [text.lower().split() for text in texts]
-    grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def perplexity(run: ChatRun, rows: list[dict]) -> tuple[Estimate | None, int]:
-    """exp(mean negative log-probability per token) of text, or of completions given their prompts; rows too long.
-
-    exp of a ratio of sums, r = sum_i nll_i / sum_i tokens_i, whose variance is about
-    n / (n - 1) * sum_i (nll_i - r tokens_i)^2 / (sum_i tokens_i)^2.
-    """
-    limit, prompts, targets = context_length(run.model), [], []
-    for row in rows:
-        ids, mask = encode_example(run.tokenizer, row)
-        start = max(1, mask.index(True))  # the first token of a plain text has nothing before it
-        if start < len(ids) <= limit:
-            prompts.append(ids[:start])
-            targets.append(ids[start:])
-    if not prompts:
-        return None, len(rows)
-    losses = [-value for value in summed_log_probs(run, prompts, targets, temperature=1.0)]
-    n, tokens = len(losses), sum(map(len, targets))
-    rate = sum(losses) / tokens
-    if not math.isfinite(rate):
-        raise UserError(
-            f"{run.label}: perplexity is not a finite number: do the weights of this run hold NaN?"
-        )
-    if n < 2:
-        return Estimate(math.exp(rate), None, None, n), len(rows) - n
-    spread = sum(
-        (loss - rate * len(target)) ** 2 for loss, target in zip(losses, targets, strict=True)
+    score_names = [name for name in columns[0].values if name.startswith("score")]
+    rates = rate_names(columns, score_names)
+    add_estimates(columns, rates)
+    add_win_rates(columns, score_names, settings.decodings)
+    return Report(
+        columns=columns,
+        prompts=[as_text(row["prompt"]) for row in prompt_rows],
+        rewards=score_names,
+        rates=rates,
+        samples=choose_samples(len(prompt_rows), settings),
+        settings=shown_settings(settings, len(prompt_rows), rewards, reference),
+        notes=notes,
     )
-    half = Z * math.sqrt(spread * n / (n - 1)) / tokens
-    return Estimate(math.exp(rate), math.exp(rate - half), math.exp(rate + half), n), len(rows) - n
-
-
-@torch.no_grad()
-def summed_log_probs(
-    run: ChatRun, prompts: list[list[int]], targets: list[list[int]], *, temperature: float
-):
-    """log p(target | prompt) of each row, summed over its tokens."""
-    device, sums = next(run.model.parameters()).device, []
-    for start in range(0, len(prompts), BATCH):
-        prompt_ids, prompt_mask = left_pad(
-            prompts[start : start + BATCH], run.tokenizer.pad_token_id or 0
-        )
-        ids, mask = left_pad(
-            [row[::-1] for row in targets[start : start + BATCH]], run.tokenizer.pad_token_id or 0
-        )
-        batch = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
-        batch |= {"completion_ids": ids.flip(1), "mask": mask.flip(1)}  # right-padded
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        sums += masked_sum(
-            reference_log_probs(run.model, batch, temperature=temperature), batch["mask"], 1
-        ).tolist()
-    return sums
-
-
-# ---- runs -> report ----------------------------------------------------------------------------------------------
 
 
 def load_runs(paths: Sequence[str]) -> list[ChatRun]:
-    """Runs with a short, unique label each: the recipe, its algorithm for PPO and its kin, "base" for pretraining."""
+    """Load each run and give it a short, unique label."""
     runs: list[ChatRun] = []
     for path in paths:
-        record = RunRecord.load(path) if Path(path, RECORD).is_file() else None
-        label = Path(path).name
-        if record:
-            label = {"pretrain": "base", "ppo": record.config.get("algorithm", "ppo")}.get(
-                record.recipe, record.recipe
-            )
-        others = sum(run.label.split(" ")[0] == label for run in runs)
-        label = f"{label} {others + 1}" if others else label
+        record = None
+        if Path(path, RECORD).is_file():
+            record = RunRecord.load(path)
+        label = run_label(path, record)
+        # A label that is taken gets a number: sft, sft 2, sft 3.
+        same_label = sum(run.label.split(" ")[0] == label for run in runs)
+        if same_label:
+            label = f"{label} {same_label + 1}"
         tokenizer = load_tokenizer(path)
-        if tokenizer.eos_token_id is None:
+        if tokenizer.eos_token_id is None:  # an encoder, such as BERT: it cannot end an answer
             raise UserError(
-                f"{path}: its tokenizer has no end-of-text token: give the run of a causal LM"
+                f"{path}: the tokenizer has no end-of-text token: give a run of a causal LM"
             )
-        runs.append(
-            ChatRun(label, path, record, freeze(load_policy(path)).to(best_device()), tokenizer)
-        )
+        model = freeze(load_policy(path)).to(best_device())
+        runs.append(ChatRun(label, path, record, model, tokenizer))
     return runs
 
 
+def run_label(path: str, record: RunRecord | None) -> str:
+    """The recipe, the algorithm for policy-gradient runs, "base" for pretraining; without a record, the folder."""
+    if record is None:
+        return Path(path).name
+    if record.recipe == "pretrain":
+        return "base"
+    if record.recipe == "ppo":  # recipes/ppo.py runs every policy-gradient algorithm
+        return record.config.get("algorithm", "ppo")
+    return record.recipe
+
+
 def fitting(rows: list[dict], runs: list[ChatRun], max_completion_length: int) -> list[dict]:
-    """The rows whose prompt leaves room for a completion in every run, so that all answer the same ones."""
+    """The rows whose prompt leaves room for a completion in every run, so that all runs answer the same rows."""
 
     def fits(row: dict, run: ChatRun) -> bool:
-        return len(
-            encode_prompt(run.tokenizer, row["prompt"])
-        ) + max_completion_length <= context_length(run.model)
+        prompt_length = len(encode_prompt(run.tokenizer, row["prompt"]))
+        return prompt_length + max_completion_length <= context_length(run.model)
 
-    kept = [row for row in rows if all(fits(row, run) for run in runs)]
-    if not kept:
+    fitting_rows = []
+    for row in rows:
+        if all(fits(row, run) for run in runs):
+            fitting_rows.append(row)
+    if not fitting_rows:
+        shortest = min(context_length(run.model) for run in runs)
         raise UserError(
-            f"no prompt and {max_completion_length} tokens of completion fit the context of every run "
-            f"({min(context_length(run.model) for run in runs)} tokens): use a smaller --max_completion_length"
+            f"no prompt leaves room for {max_completion_length} tokens of completion in the context of every run "
+            f"(the shortest is {shortest} tokens): use a smaller --max_completion_length"
         )
-    return kept
+    return fitting_rows
+
+
+def comparability_notes(runs: list[ChatRun], total: int, fitting: int) -> list[str]:
+    """Notes on dropped prompts and on tokenizers that differ. total, fitting: numbers of prompts."""
+    notes = []
+    if fitting < total:
+        notes.append(f"{total - fitting} of {total} prompts are too long and were dropped")
+    last = runs[-1].tokenizer
+    # Comparing with one tokenizer is enough, because encoding alike is transitive.
+    if not all(same_encoding(run.tokenizer, last) for run in runs):
+        notes.append(
+            "the tokenizers differ: lengths and perplexities count different tokens, and KL is omitted (-)"
+        )
+    return notes
+
+
+def make_column(
+    run: ChatRun,
+    rows: list[dict],
+    decoding: str,
+    settings: ReportSettings,
+    rewards: WeightedSum | None,
+    reference: ChatRun | None,
+) -> Column:
+    """Generate the run's completions and measure them. The metrics hold only distinct_1 and distinct_2 so far."""
+    completions = generate(
+        run,
+        rows,
+        seed=settings.seed,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_length,
+        greedy=decoding == "greedy",
+    )
+    if decoding == "greedy":
+        reference = None  # KL is an expectation over samples
+    values = measure(
+        run,
+        completions,
+        rows,
+        rewards=rewards,
+        reference=reference,
+        temperature=settings.temperature,
+    )
+    # One NaN would make a mean NaN without saying where it came from.
+    check_finite(values, run.label)
+    metrics = {}
+    for n in (1, 2):
+        share = distinct(completions.texts, n)
+        if share is not None:
+            # The share is of all texts together: it has no value per prompt, and so no interval.
+            metrics[f"distinct_{n}"] = Estimate(share, None, None, len(rows))
+    return Column(run.label, run.path, decoding, completions.texts, values, metrics)
+
+
+def add_perplexity(column: Column, run: ChatRun, rows: list[dict]) -> list[str]:
+    """Add the perplexity of the rows to the column's metrics; returns a note if some rows were too long."""
+    estimate, too_long = perplexity(run, rows)
+    if estimate:
+        column.metrics["perplexity"] = estimate
+    if too_long:
+        return [
+            f"{run.label}: {too_long} of {len(rows)} texts are too long for perplexity and were dropped"
+        ]
+    return []
+
+
+def rate_names(columns: list[Column], score_names: list[str]) -> list[str]:
+    """The metrics whose values are 0 or 1 in every column."""
+    names = []
+    for name in score_names:
+        if all(is_rate(column.values[name]) for column in columns):
+            names.append(name)
+    return [*names, "eos_rate"]  # always a rate, even if no run stopped
+
+
+def add_estimates(columns: list[Column], rates: list[str]) -> None:
+    """Summarise the values of each column as metrics."""
+    for column in columns:
+        for name, values in column.values.items():
+            if name in rates:
+                column.metrics[name] = rate_estimate(values)
+            else:
+                column.metrics[name] = mean_estimate(values)
+
+
+def add_win_rates(columns: list[Column], score_names: list[str], decodings: list[str]) -> None:
+    """Compare the last run with the one before it, for each way of decoding."""
+    for decoding in decodings:
+        same_decoding = [column for column in columns if column.decoding == decoding]
+        if len(same_decoding) < 2:  # a single run has no opponent
+            continue
+        opponent, last = same_decoding[-2:]
+        for name in score_names:
+            wins = win_rate(last.values[name], opponent.values[name])
+            # Ties count half, and Wilson's interval is for zeros and ones only.
+            if is_rate(wins):
+                estimate = rate_estimate(wins)
+            else:
+                estimate = mean_estimate(wins)
+            last.metrics[f"win_rate{name.removeprefix('score')}"] = estimate
+
+
+def choose_samples(prompts: int, settings: ReportSettings) -> list[int]:
+    """Indices of the prompts to show, drawn by the seed."""
+    count = max(0, min(settings.samples, prompts))
+    # A generator of its own leaves the global random state alone.
+    return sorted(random.Random(settings.seed).sample(range(prompts), count))
+
+
+def shown_settings(
+    settings: ReportSettings,
+    prompts: int,
+    rewards: WeightedSum | None,
+    reference: ChatRun | None,
+) -> dict:
+    """The settings as they are written to report.json."""
+    shown = {
+        "seed": settings.seed,
+        "prompts": prompts,
+        "temperature": settings.temperature,
+        "max_completion_length": settings.max_completion_length,
+        "weights": {},
+        "reference": None,
+    }
+    if rewards:
+        shown["weights"] = rewards.weights
+    if reference:
+        shown["reference"] = reference.label
+    return shown
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
 
 
 def generate(
@@ -242,140 +393,217 @@ def generate(
     temperature: float,
     max_completion_length: int,
     greedy: bool = False,
-) -> Answers:
-    """One completion per row. The random numbers depend on the seed and the row's place only, never on the run."""
+) -> RunCompletions:
+    """One completion per row. The random numbers depend only on the seed and the row's index, never on the run."""
+    # (N, max_completion_length) for all N rows, before they are split into batches
     uniforms = uniform_numbers(len(rows), max_completion_length, seed=seed, stream=0)
     prompt_ids = [encode_prompt(run.tokenizer, row["prompt"]) for row in rows]
-    device, ids, ended = next(run.model.parameters()).device, [], []
+    ids: list[list[int]] = []
+    ended: list[bool] = []
     for start in range(0, len(rows), BATCH):
-        padded, mask = left_pad(prompt_ids[start : start + BATCH], run.tokenizer.pad_token_id or 0)
-        done = decode(
+        batch = slice(start, start + BATCH)
+        padded, mask = left_pad(prompt_ids[batch], run.pad_token_id)  # (B, P)
+        batch_uniforms = None
+        if not greedy:
+            batch_uniforms = uniforms[batch]
+        decoded = decode(
             run.model,
-            padded.to(device),
-            mask.to(device),
+            padded.to(run.device),
+            mask.to(run.device),
             eos_token_id=run.tokenizer.eos_token_id,
             max_completion_length=max_completion_length,
             temperature=temperature,
-            uniforms=None if greedy else uniforms[start : start + BATCH],
+            uniforms=batch_uniforms,
         )
-        ids += [
-            row[kept].tolist() for row, kept in zip(done.ids.cpu(), done.mask.cpu(), strict=True)
-        ]
-        ended += done.ended.tolist()
-    return Answers([decode_text(run.tokenizer, row) for row in ids], prompt_ids, ids, ended)
+        # ids, mask (B, T): the mask drops the padding behind the stop token.
+        for row, counts in zip(decoded.ids.cpu(), decoded.mask.cpu(), strict=True):
+            ids.append(row[counts].tolist())
+        ended += decoded.ended.tolist()
+    texts = [decode_text(run.tokenizer, row) for row in ids]
+    return RunCompletions(texts, prompt_ids, ids, ended)
 
 
 def measure(
     run: ChatRun,
-    answers: Answers,
+    completions: RunCompletions,
     rows: list[dict],
     *,
     rewards: WeightedSum | None,
     reference: ChatRun | None,
     temperature: float,
 ) -> dict[str, list[float]]:
-    """Metric -> one number per prompt. KL(run || reference) only of samples, and only if both read ids alike."""
+    """Measure a run's completions: metric -> one number per prompt.
+
+    KL(run || reference) is computed only if there is a reference whose tokenizer encodes text alike. It is an estimate
+    only if the completions were sampled.
+    """
     values: dict[str, list[float]] = {}
     if rewards:
-        columns = {name for row in rows for name in row if name not in ("prompt", "completion")}
-        total, parts = rewards(
-            Completed(
-                prompts=[row["prompt"] for row in rows],
-                completions=answers.texts,
-                columns={name: [row.get(name) for row in rows] for name in sorted(columns)},
-                tokenizer=run.tokenizer,
-                prompt_ids=answers.prompt_ids,
-                completion_ids=answers.ids,
-            )
-        )
-        values = {f"score_{name}": part.tolist() for name, part in parts.items()}
-        if len(parts) > 1:
-            values = {"score": total.tolist(), **values}
+        values |= score_values(run, completions, rows, rewards)
     if reference and same_encoding(run.tokenizer, reference.tokenizer):
-        pair = (run, reference)
-        own, theirs = (
-            summed_log_probs(r, answers.prompt_ids, answers.ids, temperature=temperature)
-            for r in pair
-        )
-        values["kl"] = [a - b for a, b in zip(own, theirs, strict=True)]
-    values["completion_length"] = [float(len(row)) for row in answers.ids]
-    values["eos_rate"] = [float(ended) for ended in answers.ended]
+        ids = (completions.prompt_ids, completions.ids)
+        log_probs = summed_log_probs(run, *ids, temperature=temperature)
+        ref_log_probs = summed_log_probs(reference, *ids, temperature=temperature)
+        pairs = zip(log_probs, ref_log_probs, strict=True)
+        values["kl"] = [log_prob - ref_log_prob for log_prob, ref_log_prob in pairs]
+    values["completion_length"] = [float(len(row)) for row in completions.ids]
+    values["eos_rate"] = [float(ended) for ended in completions.ended]
     return values
 
 
-def build_report(
-    paths: Sequence[str],
-    rows: list[dict],
-    *,
-    rewards: WeightedSum | None = None,
-    text_rows: list[dict] | None = None,
-    samples: int = 10,
-    seed: int = 0,
-    temperature: float = 1.0,
-    max_completion_length: int = 64,
-    greedy: bool = False,
-) -> Report:
-    """rows: {"prompt", maybe "completion", ...}; text_rows: {"text"} for perplexity instead of the rows' completions.
-
-    The reference of KL and the opponent in win rates is the run before the last. greedy: greedy completions too.
-    """
-    if temperature <= 0:
-        raise UserError(
-            f"--temperature {temperature} must be > 0: 1.0 is usual; --greedy adds greedy answers"
-        )
-    runs = load_runs(paths)
-    kept = fitting(rows, runs, max_completion_length)
-    notes = [f"{len(rows) - len(kept)} of {len(rows)} prompts are too long and were left out"] * (
-        len(kept) < len(rows)
+def score_values(
+    run: ChatRun, completions: RunCompletions, rows: list[dict], rewards: WeightedSum
+) -> dict[str, list[float]]:
+    """Each reward as score_<name>; their weighted sum comes first, as "score", if there are several."""
+    completed = Completed(
+        prompts=[row["prompt"] for row in rows],
+        completions=completions.texts,
+        columns=reward_columns(rows),
+        tokenizer=run.tokenizer,
+        prompt_ids=completions.prompt_ids,
+        completion_ids=completions.ids,
     )
-    if not all(same_encoding(run.tokenizer, runs[-1].tokenizer) for run in runs):
-        notes.append(
-            "the tokenizers differ: lengths and perplexities count different tokens, KL is left out (-)"
-        )
-    known = text_rows or [row for row in kept if isinstance(row.get("completion"), str)]
-    reference, columns = runs[-2] if len(runs) > 1 else None, []
-    ways = {"temperature": temperature, "max_completion_length": max_completion_length}
-    for run in runs:
-        for way in ("sampled", "greedy")[: 1 + greedy]:
-            answers = generate(run, kept, seed=seed, greedy=way == "greedy", **ways)
-            compared = reference if way == "sampled" else None  # KL is an expectation over samples
-            values = measure(
-                run, answers, kept, rewards=rewards, reference=compared, temperature=temperature
+    total, parts = rewards(completed)
+    values = {}
+    # The sum of a single reward would be the same column again, except for its weight.
+    if len(parts) > 1:
+        values["score"] = total.tolist()
+    for name, part in parts.items():
+        values[f"score_{name}"] = part.tolist()
+    return values
+
+
+def reward_columns(rows: list[dict]) -> dict[str, list]:
+    """Every column that any row has, except prompt and completion; None where a row lacks it."""
+    names: set[str] = set()
+    for row in rows:
+        names.update(row)  # rows of one file may have different columns
+    names -= {"prompt", "completion"}
+    columns = {}
+    for name in sorted(names):
+        columns[name] = [row.get(name) for row in rows]
+    return columns
+
+
+def check_finite(values: dict[str, list[float]], label: str) -> None:
+    for name, column in values.items():
+        bad = sum(not math.isfinite(value) for value in column)
+        if bad:
+            raise UserError(
+                f"{label}: {name}: {bad} of {len(column)} values are not finite: check the weights for NaN"
             )
-            check_finite(values, run.label)
-            metrics = {}
-            for n in (1, 2):
-                if (share := distinct(answers.texts, n)) is not None:
-                    metrics[f"distinct_{n}"] = Estimate(share, None, None, len(kept))
-            if known and way == "sampled":
-                found, long = perplexity(run, known)
-                metrics |= {"perplexity": found} if found else {}
-                if long:
-                    notes.append(
-                        f"{run.label}: {long} of {len(known)} texts are too long for perplexity, left out"
-                    )
-            columns.append(Column(run.label, run.path, way, answers.texts, values, metrics))
-    names = [name for name in columns[0].values if name.startswith("score")]
-    rates = [
-        *(name for name in names if all(is_rate(column.values[name]) for column in columns)),
-        "eos_rate",
-    ]
-    for column in columns:
-        for name, values in column.values.items():
-            column.metrics[name] = rate_estimate(values) if name in rates else mean_estimate(values)
-    for way in ("sampled", "greedy"):
-        last = [column for column in columns if column.decoding == way][-2:]
-        for name in names if len(last) == 2 else ():
-            wins = win_rate(last[1].values[name], last[0].values[name])
-            interval = rate_estimate if is_rate(wins) else mean_estimate  # ties are halves
-            last[1].metrics[f"win_rate{name.removeprefix('score')}"] = interval(wins)
-    shown = sorted(random.Random(seed).sample(range(len(kept)), max(0, min(samples, len(kept)))))
-    settings = {
-        "seed": seed,
-        "prompts": len(kept),
-        **ways,
-        "weights": rewards.weights if rewards else {},
-    }
-    settings["reference"] = reference.label if reference else None
-    titles = [as_text(row["prompt"]) for row in kept]
-    return Report(columns, titles, names, rates, shown, settings, notes)
+
+
+def perplexity(run: ChatRun, rows: list[dict]) -> tuple[Estimate | None, int]:
+    """Perplexity of texts, or of completions given their prompts: exp(mean negative log-probability per token).
+
+    Returns (estimate or None if no row fits the context, number of rows that are too long).
+    """
+    limit = context_length(run.model)
+    prompts, targets = [], []
+    for row in rows:
+        ids, mask = encode_example(run.tokenizer, row)
+        start = max(1, mask.index(True))  # the first token of a plain text has nothing before it
+        if start < len(ids) <= limit:
+            prompts.append(ids[:start])
+            targets.append(ids[start:])
+    if not prompts:
+        return None, len(rows)
+    # Perplexity is a property of the model, so its own distribution counts, not the sampling temperature.
+    log_probs = summed_log_probs(run, prompts, targets, temperature=1.0)
+    losses = [-log_prob for log_prob in log_probs]
+    lengths = [len(target) for target in targets]
+    if not math.isfinite(sum(losses)):
+        raise UserError(f"{run.label}: perplexity is not finite: check the weights for NaN")
+    return perplexity_estimate(losses, lengths), len(rows) - len(losses)
+
+
+@torch.no_grad()
+def summed_log_probs(
+    run: ChatRun, prompts: list[list[int]], targets: list[list[int]], *, temperature: float
+) -> list[float]:
+    """log p(target | prompt) of each row, summed over its tokens."""
+    sums: list[float] = []
+    for start in range(0, len(prompts), BATCH):
+        prompt_ids, prompt_mask = left_pad(prompts[start : start + BATCH], run.pad_token_id)
+        ids, mask = right_pad(targets[start : start + BATCH], run.pad_token_id)
+        batch = {
+            "prompt_ids": prompt_ids.to(run.device),  # (B, P)
+            "prompt_mask": prompt_mask.to(run.device),
+            "completion_ids": ids.to(run.device),  # (B, T)
+            "mask": mask.to(run.device),
+        }
+        log_probs = reference_log_probs(run.model, batch, temperature=temperature)  # (B, T)
+        sums += masked_sum(log_probs, batch["mask"], 1).tolist()
+    return sums
+
+
+# ---- statistics --------------------------------------------------------------------------------------------------
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """mean +- 1.96 s / sqrt(n): the normal approximation."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:  # one value has no spread
+        return Estimate(mean, None, None, n)
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    half = Z * math.sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def rate_estimate(values: Sequence[float]) -> Estimate:
+    """Share of ones among zeros and ones, with Wilson's interval."""
+    n = len(values)
+    share = sum(values) / n
+    low, high = wilson_interval(share, n)
+    return Estimate(share, low, high, n)
+
+
+def perplexity_estimate(losses: Sequence[float], lengths: Sequence[int]) -> Estimate:
+    """exp of a ratio of sums, r = sum_i loss_i / sum_i length_i, with the delta method's interval.
+
+    losses: negative log-probability of each text; lengths: its tokens. The variance of r is about
+    n / (n - 1) * sum_i (loss_i - r length_i)^2 / (sum_i length_i)^2.
+    """
+    n = len(losses)
+    tokens = sum(lengths)
+    rate = sum(losses) / tokens
+    if n < 2:
+        return Estimate(math.exp(rate), None, None, n)
+    pairs = zip(losses, lengths, strict=True)
+    squares = sum((loss - rate * length) ** 2 for loss, length in pairs)
+    half = Z * math.sqrt(squares * n / (n - 1)) / tokens
+    # The interval is symmetric in the exponent, so its low end stays above 0.
+    return Estimate(math.exp(rate), math.exp(rate - half), math.exp(rate + half), n)
+
+
+def is_rate(values: Sequence[float]) -> bool:
+    return set(values) <= {0.0, 1.0}
+
+
+def win_rate(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Per prompt: 1 where the first run scores higher, 0 where lower, 1/2 for a tie."""
+    wins = []
+    for a, b in zip(first, second, strict=True):
+        # In another batch the same completion gets a score that differs in the last digits: that is a tie.
+        if math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6):
+            wins.append(0.5)
+        else:
+            wins.append(float(a > b))
+    return wins
+
+
+def distinct(texts: Sequence[str], n: int) -> float | None:
+    """Different n-grams / all n-grams of lower-cased words (arXiv 1510.03055); None if no text has n words.
+
+    completions.diversity.distinct_n counts token ids. Words compare runs whose tokenizers differ.
+    """
+    grams = []
+    for text in texts:
+        # Per text, so that no n-gram reaches from one completion into the next.
+        words = text.lower().split()
+        grams += n_grams(words, n)
+    if not grams:
+        return None
+    return len(set(grams)) / len(grams)

@@ -1,9 +1,14 @@
-"""One interface to the finished models: `stream` an answer, `sample` several, `score` them, `cancel` a request.
+"""Serve finished models through one interface: `stream` an answer, `sample` several, `score` them, `cancel` a request.
 
-This implementation is one worker thread around transformers' `generate`: requests wait in line and every sampling
-option works. Left out: batching requests together, and time limits. Nothing here draws from the global random state. A
-token is picked by a number that depends on the request's seed, the answer's place and the step alone (as in
-rlhf.completions.sample), so a request gives the same text whatever else the engine is doing.
+One worker thread runs transformers' `generate`: requests wait in line, and every sampling option works. Not included:
+batching requests together, and time limits.
+
+There are two generation loops on purpose. rlhf.completions.sample.decode generates batches for training: it drops
+finished rows from the batch and draws from exactly the distribution whose log-probs are computed. Here transformers'
+loop adds what training must not use (top-k, top-p, repetition penalty, a checkpoint's own list of stop tokens), one
+token at a time to the reader. Both draw with sample_tokens and uniform_numbers: a token depends only on the request's
+seed, the answer's index and the step. So a request gives the same text whatever else the engine is doing, and the
+global random state is never used.
 """
 
 import queue
@@ -11,7 +16,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +45,7 @@ from rlhf.models.parts import context_length, freeze
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for. They stand here because the browser's own checks are bypassed by the API."""
+    """The most that one request may ask for. The engine checks them because API clients bypass the browser's checks."""
 
     characters: int = 32_000
     messages: int = 200
@@ -48,9 +53,26 @@ class Limits:
     samples: int = 16
 
 
+# setting -> (types, lowest, highest)
+SETTING_RANGES = {
+    "temperature": ((int, float), 0.0, 5.0),
+    "top_p": ((int, float), 0.01, 1.0),
+    "top_k": ((int,), 0, 1_000_000),
+    "max_new_tokens": ((int,), 1, 1_000_000),
+    "repetition_penalty": ((int, float), 1.0, 5.0),
+    # A browser cannot represent larger integers exactly.
+    "seed": ((int,), 0, 2**53),
+}
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How an answer is drawn. temperature 0: the most probable token each time; top_k 0: all; seed None: a new one."""
+    """How an answer is sampled.
+
+    temperature: 0 takes the most probable token each time.
+    top_k: 0 means all tokens.
+    seed: None draws a new one.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -60,35 +82,32 @@ class SamplingSettings:
     seed: int | None = None
 
     def __post_init__(self):
-        for name, kinds, low, high in (
-            ("temperature", (int, float), 0.0, 5.0),
-            ("top_p", (int, float), 0.01, 1.0),
-            ("top_k", (int,), 0, 1_000_000),
-            ("max_new_tokens", (int,), 1, 1_000_000),
-            ("repetition_penalty", (int, float), 1.0, 5.0),
-            ("seed", (int,), 0, 2**53),
-        ):
+        for name, (types, low, high) in SETTING_RANGES.items():
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                kind = "a whole number" if kinds == (int,) else "a number"
+            # True and False are ints in Python. NaN fails the comparison.
+            is_number = isinstance(value, types) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high:
+                kind = "a whole number" if types == (int,) else "a number"
                 raise UserError(f"{name}={value!r}: give {kind} from {low} to {high}")
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The next piece of text; whole characters only."""
+class TextChunk:
+    """The next characters of a streamed answer; never half a character."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Done:
-    """The end of an answer.
+class StreamEnd:
+    """The end of a streamed answer.
 
-    tokens: how many were generated, the end-of-text token included. finish: "stop" (the model ended its answer),
-    "length" or "cancelled". messages_cut: how many of the oldest messages did not fit. seed: repeats this answer.
+    tokens: number of generated tokens, the end-of-text token included.
+    finish: "stop" (the model ended its answer), "length" or "cancelled".
+    messages_cut: number of the oldest messages that did not fit.
+    seed: repeats this answer.
     """
 
     tokens: int
@@ -100,17 +119,27 @@ class Done:
 
 @dataclass(frozen=True)
 class Completion:
-    """One whole answer; the fields mean what they mean in `Done`."""
+    """One whole answer. tokens and finish are those of `StreamEnd`."""
 
     text: str
     tokens: int
     finish: str
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A checked request, on its way from the caller's thread to the worker's. `stop` is set to cancel it."""
+
+    model: str
+    messages: list[dict]
+    settings: SamplingSettings
+    stop: threading.Event
+
+
 class Engine:
     """Serves the models `runs` (name -> folder or Hub id) and scores with the reward models `reward_runs`.
 
-    Models are loaded when first asked for; at most `keep` policies and `keep` reward models stay in memory.
+    A model is loaded when it is first requested. At most `keep` policies and `keep` reward models stay in memory.
     """
 
     def __init__(
@@ -123,16 +152,14 @@ class Engine:
         keep: int = 2,
     ):
         check_device(device)
-        self.runs, self.reward_runs, self.device, self.limits = (
-            dict(runs),
-            dict(reward_runs or {}),
-            device,
-            limits,
-        )
-        self._policies = Recent(self._load_policy, keep)
-        self._scorers = Recent(self._load_scorer, keep)
+        self.runs = dict(runs)
+        self.reward_runs = dict(reward_runs or {})
+        self.device = device
+        self.limits = limits
+        self._policies = ModelCache(self._load_policy, keep)
+        self._scorers = ModelCache(self._load_scorer, keep)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._stops: dict[str, threading.Event] = {}
+        self._stops: dict[str, threading.Event] = {}  # request -> the event that cancels it
 
     # ---- the interface -------------------------------------------------------------------------------------------
 
@@ -143,11 +170,11 @@ class Engine:
         settings: SamplingSettings,
         *,
         request: str | None = None,
-    ) -> Iterator[Piece | Done]:
-        """Pieces of text as they are generated, then one Done. Closing the iterator, or `cancel(request)`, stops it.
+    ) -> Iterator[TextChunk | StreamEnd]:
+        """Yield chunks of text as they are generated, then one StreamEnd.
 
-        What is wrong with the request is raised here, before the first piece is asked for. A second request of the same
-        name stops the first.
+        Closing the iterator or calling `cancel(request)` stops it. A second request of the same name stops the first.
+        A bad request raises UserError here, before the first chunk is read.
         """
         messages = self._checked(model, messages, settings)
         return self._read(model, messages, settings, request)
@@ -161,49 +188,53 @@ class Engine:
         *,
         request: str | None = None,
     ) -> list[Completion]:
-        """n answers to the same messages. The first is the one that `stream` gives for the same seed."""
+        """Generate n answers to the same messages. The first is the one that `stream` gives for the same seed."""
         messages = self._checked(model, messages, settings)
         if not 1 <= n <= self.limits.samples:
             raise UserError(f"n={n}: ask for 1 to {self.limits.samples} answers")
         if n > 1 and settings.temperature == 0:
             raise UserError(
-                f"n={n} answers at temperature 0 would all be the same: raise temperature or ask for one"
+                f"n={n} answers at temperature 0 would all be the same: raise temperature, or ask for one"
             )
         with self._stoppable(request) as stop:
-            return self._worker.submit(self._sample, model, messages, settings, n, stop).result()
+            job = _Job(model, messages, settings, stop)
+            return self._worker.submit(self._sample, job, n).result()
 
     def score(
         self, reward_run: str, messages: list[dict], completions: Sequence[str]
     ) -> list[float]:
-        """The reward model's score of each completion, read as the answer to `messages`."""
-        known(reward_run, self.reward_runs, "reward model")
+        """Score each completion as an answer to `messages` with a reward model."""
+        check_served(reward_run, self.reward_runs, "reward model")
         messages = self._checked_messages(messages)
         if not 1 <= len(completions) <= self.limits.samples:
             raise UserError(f"{len(completions)} completions: give 1 to {self.limits.samples}")
-        self._check_size([*(m["content"] for m in messages), *completions])
+        contents = [message["content"] for message in messages]
+        self._check_size([*contents, *completions])
         batch = Completed(prompts=[messages] * len(completions), completions=list(completions))
-        return self._worker.submit(lambda: self._scorers[reward_run](batch).tolist()).result()
+        scores = self._worker.submit(lambda: self._scorers[reward_run](batch))
+        return scores.result().tolist()
 
     def cancel(self, request: str) -> bool:
-        """Stop the request of this name after the token it is at; False when there is none."""
+        """Stop a request after the token that it is generating; returns False if there is no such request."""
         stop = self._stops.get(request)
-        if stop is not None:
-            stop.set()
-        return stop is not None
+        if stop is None:
+            return False
+        stop.set()
+        return True
 
     def close(self) -> None:
         """Stop every request and end the worker thread."""
-        for stop in list(self._stops.values()):
+        for stop in list(self._stops.values()):  # a copy: requests remove themselves meanwhile
             stop.set()
         self._worker.shutdown()
 
     # ---- checks, on the caller's thread --------------------------------------------------------------------------
 
     def _checked(self, model: str, messages: list[dict], settings: SamplingSettings) -> list[dict]:
-        known(model, self.runs, "model")
+        check_served(model, self.runs, "model")
         if settings.max_new_tokens > self.limits.new_tokens:
             raise UserError(
-                f"max_new_tokens={settings.max_new_tokens}: at most {self.limits.new_tokens} are served"
+                f"max_new_tokens={settings.max_new_tokens}: at most {self.limits.new_tokens} are allowed"
             )
         return self._checked_messages(messages)
 
@@ -215,7 +246,7 @@ class Engine:
             )
         if len(messages) > self.limits.messages:
             raise UserError(
-                f"{len(messages)} messages: at most {self.limits.messages} are read; begin anew"
+                f"{len(messages)} messages: the limit is {self.limits.messages}; start a new conversation"
             )
         if any(message["role"] == "system" for message in messages[1:]):
             raise UserError("a system message may only be the first one: move it to the start")
@@ -223,58 +254,68 @@ class Engine:
         return messages
 
     def _check_size(self, texts: list[str]) -> None:
+        """Check the number of characters, and that the text is valid Unicode (a tokenizer would crash)."""
         size = sum(map(len, texts))
         if size > self.limits.characters:
             raise UserError(
-                f"{size} characters: at most {self.limits.characters} are read; shorten the conversation"
+                f"{size} characters: the limit is {self.limits.characters}; shorten the conversation"
             )
         try:
             "".join(texts).encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
-                "the text holds half a character (a lone surrogate): send it as valid Unicode"
+                "the text contains half a character (a lone surrogate): send valid Unicode"
             ) from error
 
     # ---- waiting, on the caller's thread -------------------------------------------------------------------------
 
     @contextmanager
     def _stoppable(self, request: str | None) -> Iterator[threading.Event]:
-        request, stop = request or uuid.uuid4().hex, threading.Event()
+        """Register a request, so that `cancel` finds it; stops it when the block is left."""
+        request = request or uuid.uuid4().hex
+        stop = threading.Event()
         self.cancel(request)
         self._stops[request] = stop
         try:
             yield stop
         finally:
             stop.set()
+            # A newer request of the same name may have taken the place.
             if self._stops.get(request) is stop:
                 del self._stops[request]
 
-    def _read(self, model, messages, settings, request) -> Iterator[Piece | Done]:
+    def _read(self, model, messages, settings, request) -> Iterator[TextChunk | StreamEnd]:
+        """Hand the request to the worker and yield its events; an exception of the worker is raised here."""
         events: queue.SimpleQueue = queue.SimpleQueue()
-        with self._stoppable(request) as stop:  # leaving it, by GeneratorExit too, stops the worker
-            self._worker.submit(self._stream, model, messages, settings, events.put, stop)
+        # A reader that closes the iterator leaves this block by GeneratorExit, which stops the worker.
+        with self._stoppable(request) as stop:
+            job = _Job(model, messages, settings, stop)
+            self._worker.submit(self._stream, job, events.put)
             while True:
                 event = events.get()
                 if isinstance(event, BaseException):
                     raise event
                 yield event
-                if isinstance(event, Done):
+                if isinstance(event, StreamEnd):
                     return
 
     # ---- work, on the worker's thread ----------------------------------------------------------------------------
 
     def _load_policy(self, name: str):
+        """The model and its tokenizer, ready to generate."""
         path = str(self.runs[name])
         tokenizer = load_tokenizer(path)
         model = freeze(load_policy(path)).to(self.device)
         stops = model.generation_config.eos_token_id
-        stops = set(stops if isinstance(stops, list) else [stops]) | {tokenizer.eos_token_id}
-        # Sampling settings come with the request, never from the checkpoint; only the stop tokens are its own.
+        if not isinstance(stops, list):
+            stops = [stops]
+        stops = {*stops, tokenizer.eos_token_id} - {None}
+        pad = tokenizer.pad_token_id
+        if pad is None:
+            pad = tokenizer.eos_token_id
+        # A checkpoint may name its own sampling settings. Only its stop tokens are used: the rest comes with the request.
         model.generation_config = GenerationConfig(
-            eos_token_id=sorted(stops - {None}) or None,
-            pad_token_id=tokenizer.eos_token_id
-            if tokenizer.pad_token_id is None
-            else tokenizer.pad_token_id,
+            eos_token_id=sorted(stops) or None, pad_token_id=pad
         )
         return model, tokenizer
 
@@ -283,49 +324,42 @@ class Engine:
         scorer.model.to(self.device)
         return scorer
 
-    def _stream(self, model, messages, settings, emit, stop) -> None:
+    def _stream(self, job: _Job, emit: Callable[[object], None]) -> None:
+        """Emit the chunks of one answer, then StreamEnd, or the exception that ended it."""
         try:
-            policy, tokenizer = self._policies[model]
-            ids, cut = fit_prompt(
-                tokenizer,
-                messages,
-                context_length(policy),
-                settings.max_new_tokens,
-                trained_turns(policy),
-            )
-            text = DecodeStream(skip_special_tokens=True)
+            policy, tokenizer = self._policies[job.model]
+            ids, cut = fit_request(policy, tokenizer, job)
+            decoder = DecodeStream(skip_special_tokens=True)
 
             def on_token(token: int) -> None:
-                piece = text.step(tokenizer.backend_tokenizer, token)
-                if piece:
-                    emit(Piece(piece))
+                # None until the bytes so far make whole characters.
+                text = decoder.step(tokenizer.backend_tokenizer, token)
+                if text:
+                    emit(TextChunk(text))
 
-            seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
+            seed = request_seed(job.settings)
             started = time.perf_counter()
-            [(tokens, finish)] = generate(policy, ids, settings, [(seed, 0)], stop, on_token)
+            [(tokens, finish)] = generate(
+                policy, ids, job.settings, [(seed, 0)], job.stop, on_token
+            )
             seconds = time.perf_counter() - started
-            emit(Done(len(tokens), len(tokens) / seconds, finish, cut, seed))
-        except BaseException as error:  # the reader waits for an event: it must get one
+            emit(StreamEnd(len(tokens), len(tokens) / seconds, finish, cut, seed))
+        except BaseException as error:  # the reader waits for an event, so it must always get one
             emit(error)
 
-    def _sample(self, model, messages, settings, n, stop) -> list[Completion]:
-        policy, tokenizer = self._policies[model]
-        ids, _ = fit_prompt(
-            tokenizer,
-            messages,
-            context_length(policy),
-            settings.max_new_tokens,
-            trained_turns(policy),
-        )
-        seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-        answers = generate(policy, ids, settings, [(seed, place) for place in range(n)], stop)
-        return [
-            Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers
-        ]
+    def _sample(self, job: _Job, n: int) -> list[Completion]:
+        policy, tokenizer = self._policies[job.model]
+        ids, _ = fit_request(policy, tokenizer, job)
+        seed = request_seed(job.settings)
+        draws = [(seed, i) for i in range(n)]
+        completions = []
+        for tokens, finish in generate(policy, ids, job.settings, draws, job.stop):
+            completions.append(Completion(decode(tokenizer, tokens), len(tokens), finish))
+        return completions
 
 
 def check_device(device: str) -> None:
-    """UserError for a device that is not here."""
+    """Raise UserError if this machine does not have the device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -333,85 +367,80 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device!r} cannot be used here ({reason}): use cpu") from error
 
 
-def known(name: str, names: dict, kind: str) -> None:
-    if name not in names:
-        raise UserError(
-            f"no {kind} {name!r}: choose one of {', '.join(map(repr, names)) or '(none are served)'}"
-        )
+def check_served(name: str, served: dict, kind: str) -> None:
+    """Raise UserError if `name` is not one of the served models. kind: for the message."""
+    if name not in served:
+        names = ", ".join(map(repr, served)) or "(none are served)"
+        raise UserError(f"no {kind} {name!r}: choose one of {names}")
 
 
-class Recent:
-    """The `keep` values used last; others are forgotten before a new one is loaded. For one thread."""
+class ModelCache:
+    """Loads models by name and keeps the `keep` most recently used. Not thread-safe."""
 
-    def __init__(self, load, keep: int):
-        self.load, self.keep, self.values = load, keep, {}
+    def __init__(self, load: Callable[[str], object], keep: int):
+        self.load = load
+        self.keep = keep
+        self.values: dict[str, object] = {}  # the least recently used first
 
     def __getitem__(self, name: str):
         if name in self.values:
-            self.values[name] = self.values.pop(name)
-        else:
-            while len(self.values) >= self.keep:
-                del self.values[next(iter(self.values))]
-            self.values[name] = self.load(name)
+            self.values[name] = self.values.pop(name)  # moves it to the end
+            return self.values[name]
+        # Free the memory before the new model needs it.
+        while len(self.values) >= self.keep:
+            oldest = next(iter(self.values))
+            del self.values[oldest]
+        self.values[name] = self.load(name)
         return self.values[name]
 
 
+# ---- the prompt --------------------------------------------------------------------------------------------------
+
+
+def fit_request(policy, tokenizer, job: _Job) -> tuple[list[int], int]:
+    """`fit_prompt` with the limits of the model."""
+    return fit_prompt(
+        tokenizer,
+        job.messages,
+        context_length(policy),
+        job.settings.max_new_tokens,
+        trained_turns(policy),
+    )
+
+
 def trained_turns(policy) -> int | None:
-    """The most user messages in one of its demonstrations, written by recipes/sft.py; None where nobody counted."""
+    """Most user messages in one training conversation, as recipes/sft.py records it; None if it is unknown."""
     return getattr(policy.config, "trained_turns", None)
 
 
 def fit_prompt(
     tokenizer, messages: list[dict], context: int, max_new_tokens: int, turns: int | None = None
 ) -> tuple[list[int], int]:
-    """Ids of the messages and how many of the oldest had to be left out, so that the answer has room.
+    """Drop the oldest messages until the answer has room. Returns (token ids, number of dropped messages).
 
-    At most `turns` user messages are read: what a model of single questions and answers says to more is noise. The
-    answer keeps max_new_tokens, but at most half of the context. The system message and the last message stay; what is
-    left begins with a user message, as the models were trained.
+    The answer gets max_new_tokens, but at most half of the context. The system message and the last message always
+    stay. What stays begins with a user message, as in training. At most `turns` user messages are kept: a model trained
+    on single questions and answers does not make sense of more.
     """
     room = context - min(max_new_tokens, context // 2)
     first = 1 if messages[0]["role"] == "system" else 0
     system, rest = messages[:first], messages[first:]
-    asked = [place for place, message in enumerate(rest) if message["role"] == "user"]
-    starts = [0, *(place for place in asked if place > 0)]
-    if turns is not None and len(asked) > turns:
-        starts = asked[-turns:]
+    questions = [i for i, message in enumerate(rest) if message["role"] == "user"]
+    starts = [0, *[i for i in questions if i > 0]]
+    if turns is not None and len(questions) > turns:
+        starts = questions[-turns:]
     for start in starts:
         ids = encode_prompt(tokenizer, [*system, *rest[start:]])
         if len(ids) <= room:
             return ids, start
-    what = "your message and the system prompt have" if system else "your message has"
+    subject = "your message and the system prompt have" if system else "your message has"
     raise UserError(
-        f"{what} {len(ids)} tokens; this model reads {context} and keeps {context - room} of them for its answer: "
-        f"shorten to {room} tokens (about {3 * room} characters)"
+        f"{subject} {len(ids)} tokens; this model reads {context} and keeps {context - room} of them for its answer: "
+        f"shorten to {room} tokens (about {3 * room} characters)"  # some 3 characters per token
     )
 
 
-class _Draw(LogitsProcessor):
-    """Leaves one token possible, drawn with the row's own number, so that taking the best one is sampling."""
-
-    def __init__(self, uniforms: torch.Tensor, prompt_length: int):
-        self.uniforms, self.prompt_length = uniforms, prompt_length  # (B, max_new_tokens)
-
-    def __call__(self, input_ids, scores):
-        uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_length]
-        chosen = sample_tokens(scores, uniforms, temperature=1.0)
-        return torch.full_like(scores, float("-inf")).scatter(1, chosen.unsqueeze(1), 0.0)
-
-
-class _Watch(StoppingCriteria):
-    """Sees each token as it is generated and ends the generation after the token at which `stop` was set."""
-
-    def __init__(self, stop: threading.Event, on_token=None):
-        self.stop, self.on_token = stop, on_token
-
-    def __call__(self, input_ids, scores, **kwargs):
-        if self.on_token is not None:
-            self.on_token(int(input_ids[0, -1]))
-        return torch.full(
-            (len(input_ids),), self.stop.is_set(), dtype=torch.bool, device=input_ids.device
-        )
+# ---- generation --------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -421,38 +450,101 @@ def generate(
     settings: SamplingSettings,
     draws: list[tuple[int, int]],
     stop: threading.Event,
-    on_token=None,
+    on_token: Callable[[int], None] | None = None,
 ) -> list[tuple[list[int], str]]:
-    """(token ids, finish) of one answer per draw (a seed and a stream). on_token hears the first answer's tokens."""
+    """Generate one answer per draw, as (token ids, finish).
+
+    ids: the prompt.
+    draws: (seed, stream) of the random numbers of each answer.
+    stop: ends the generation after the token at which it was set.
+    on_token: called with each token of the first answer.
+    """
     if stop.is_set():
         return [([], "cancelled")] * len(draws)
     length = min(settings.max_new_tokens, context_length(model) - len(ids))
-    processors = LogitsProcessorList()
-    if settings.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
-    if settings.temperature > 0:
-        processors.append(TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_k > 0:
-            processors.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1:
-            processors.append(TopPLogitsWarper(float(settings.top_p)))
-        uniforms = [uniform_numbers(1, length, seed=seed, stream=stream) for seed, stream in draws]
-        processors.append(_Draw(torch.cat(uniforms), len(ids)))
-    prompt = torch.tensor([ids] * len(draws), device=model.device)
+    prompt = torch.tensor([ids] * len(draws), device=model.device)  # (B, P)
     rows = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
-        do_sample=False,
+        do_sample=False,  # the last logits processor samples
         max_new_tokens=length,
-        logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([_Watch(stop, on_token)]),
-    )
-    stops = model.generation_config.eos_token_id or []
+        logits_processor=logits_processors(settings, draws, len(ids), length),
+        stopping_criteria=StoppingCriteriaList([_StopWhenCancelled(stop, on_token)]),
+    )  # (B, P + T)
+    stop_tokens = model.generation_config.eos_token_id or []
     answers = []
     for row in rows[:, len(ids) :].tolist():
-        end = next((place for place, token in enumerate(row) if token in stops), None)
-        if end is not None:
-            answers.append((row[: end + 1], "stop"))
+        # A row that ended before the others is padded behind its stop token.
+        tokens = up_to_stop_token(row, stop_tokens)
+        if tokens is not None:
+            answers.append((tokens, "stop"))
+        elif stop.is_set() and len(row) < length:
+            answers.append((row, "cancelled"))
         else:
-            answers.append((row, "cancelled" if stop.is_set() and len(row) < length else "length"))
+            answers.append((row, "length"))
     return answers
+
+
+def request_seed(settings: SamplingSettings) -> int:
+    if settings.seed is None:
+        return secrets.randbelow(2**31)
+    return settings.seed
+
+
+def logits_processors(
+    settings: SamplingSettings, draws: list[tuple[int, int]], prompt_length: int, length: int
+) -> LogitsProcessorList:
+    """The steps from the model's logits to the token, in the order of transformers' own sampling."""
+    processors = LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
+    if settings.temperature == 0:
+        return processors
+    processors.append(TemperatureLogitsWarper(float(settings.temperature)))
+    if settings.top_k > 0:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(float(settings.top_p)))
+    uniforms = [uniform_numbers(1, length, seed=seed, stream=stream) for seed, stream in draws]
+    processors.append(_SampleWithUniforms(torch.cat(uniforms), prompt_length))
+    return processors
+
+
+class _SampleWithUniforms(LogitsProcessor):
+    """Samples each row's token with the row's own random number.
+
+    It leaves only that token possible, so that greedy decoding takes it.
+    """
+
+    def __init__(self, uniforms: torch.Tensor, prompt_length: int):
+        self.uniforms = uniforms  # (B, max_new_tokens)
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids, scores):
+        step = input_ids.shape[1] - self.prompt_length
+        # The scores (B, V) are already divided by the temperature.
+        tokens = sample_tokens(scores, self.uniforms[:, step], temperature=1.0)
+        impossible = torch.full_like(scores, float("-inf"))
+        return impossible.scatter(1, tokens.unsqueeze(1), 0.0)
+
+
+class _StopWhenCancelled(StoppingCriteria):
+    """Passes each new token of the first row to `on_token`, and ends the generation once `stop` is set."""
+
+    def __init__(self, stop: threading.Event, on_token: Callable[[int], None] | None = None):
+        self.stop = stop
+        self.on_token = on_token
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if self.on_token is not None:
+            self.on_token(int(input_ids[0, -1]))
+        rows = len(input_ids)
+        return torch.full((rows,), self.stop.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def up_to_stop_token(row: list[int], stop_tokens: Sequence[int]) -> list[int] | None:
+    """The tokens up to the first stop token, inclusive; None if there is no stop token."""
+    for i, token in enumerate(row):
+        if token in stop_tokens:
+            return row[: i + 1]
+    return None

@@ -7,7 +7,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
-from rlhf.serving.engine import Recent, check_device, known
+from rlhf.serving.engine import ModelCache, check_device, check_served
 from rlhf.tasks.classification.predictor import Classifier
 from rlhf.tasks.ner.predictor import Tagger
 from rlhf.tasks.question_answering.predictor import Reader
@@ -47,7 +47,7 @@ class Encoders:
         self.runs, self.characters = runs, characters
         self.turn = threading.Lock()  # one request at a time: each uses all cores
         self.opened = {
-            kind: Recent(
+            kind: ModelCache(
                 lambda name, kind=kind: open_encoder(kind, self.runs[kind][name], device), keep=1
             )
             for kind in runs
@@ -55,19 +55,19 @@ class Encoders:
 
     def columns(self, kind: str, name: str) -> list[str]:
         """Those that may be given to `predict`."""
-        known(name, self.runs.get(kind, {}), kind)
+        check_served(name, self.runs.get(kind, {}), kind)
         needed, taken = columns_of(kind, self.runs[kind][name])
         return needed + taken
 
     def labels(self, kind: str, name: str) -> list[str]:
         """The names in the model's config, in its order."""
-        known(name, self.runs.get(kind, {}), kind)
+        check_served(name, self.runs.get(kind, {}), kind)
         names = read_object(Path(self.runs[kind][name]) / "config.json").get("id2label") or {}
         return [names[number] for number in sorted(names, key=int)]
 
     def examples(self, kind: str, name: str, count: int = 5) -> list[dict[str, str]]:
         """Rows to try: short ones that the run held out, where it left some."""
-        known(name, self.runs.get(kind, {}), kind)
+        check_served(name, self.runs.get(kind, {}), kind)
         needed, _ = columns_of(kind, self.runs[kind][name])
         rows = []
         for row in read_jsonl(Path(self.runs[kind][name]) / "samples.jsonl"):
@@ -81,7 +81,7 @@ class Encoders:
 
     def predict(self, kind: str, name: str, row: dict[str, str]) -> dict:
         """The prediction for a row of texts; UserError where one that is needed is empty, or all are too long."""
-        known(name, self.runs.get(kind, {}), kind)
+        check_served(name, self.runs.get(kind, {}), kind)
         needed, taken = columns_of(kind, self.runs[kind][name])
         row = {column: row.get(column) or "" for column in needed + taken}
         for column, text in list(row.items()):

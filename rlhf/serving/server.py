@@ -1,6 +1,6 @@
 """The web service: /health, /v1/models, and the Gradio app at /.
 
-Left out so far: the other /v1 endpoints, and serving anyone but this machine, which needs auth.
+Not included: the other /v1 endpoints, and serving other machines, which needs a login.
 """
 
 from contextlib import asynccontextmanager
@@ -20,24 +20,28 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def check_host(host: str) -> None:
+    """Raise UserError for an address that other machines can reach."""
     if host not in LOOPBACK:
         raise UserError(
-            f"--host {host}: only {' or '.join(LOOPBACK)} can be served, since there is no login yet; "
-            "from another machine use a tunnel: ssh -L 7860:127.0.0.1:7860 MACHINE"
+            f"--host {host}: use {' or '.join(LOOPBACK)}, because there is no login yet; "
+            "to reach it from another machine use a tunnel: ssh -L 7860:127.0.0.1:7860 MACHINE"
         )
 
 
 def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
+    """The service with all its routes. Closing it closes the engine."""
     served = [(name, "chat") for name in engine.runs]
-    served += [(name, kind) for kind, runs in encoders.runs.items() for name in runs]
+    for kind, runs in encoders.runs.items():
+        served += [(name, kind) for name in runs]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         yield
-        engine.close()
+        engine.close()  # its worker thread would keep the process alive
 
     app = FastAPI(title="rlhf", version=rlhf.__version__, lifespan=lifespan)
-    # A page of another site whose name points here (DNS rebinding) is refused by the name it asks for.
+    # DNS rebinding: another site's name may point to this machine, and its pages could then read ours. The Host header
+    # still holds that name, so the request is refused.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
 
     @app.get("/health")
@@ -46,11 +50,10 @@ def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
 
     @app.get("/v1/models")
     def models() -> dict:
-        entries = [
-            {"id": name, "object": "model", "owned_by": "rlhf", "kind": kind}
-            for name, kind in served
-        ]
-        return {"object": "list", "data": entries}
+        entries = []
+        for name, kind in served:
+            entries.append({"id": name, "object": "model", "owned_by": "rlhf", "kind": kind})
+        return {"object": "list", "data": entries}  # the form of OpenAI's endpoint
 
     return gr.mount_gradio_app(
         app,
@@ -60,7 +63,7 @@ def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
         css=CSS,
         footer_links=["api"],
         run_history=False,
-        show_error=False,
+        show_error=False,  # tracebacks stay in the server's log
         max_file_size="1mb",
         ssr_mode=False,
         enable_monitoring=False,

@@ -1,3 +1,5 @@
+"""The engine with tiny trained models: its text, seeds, samples, scores, cancelling, and limits."""
+
 import threading
 from dataclasses import replace
 
@@ -9,10 +11,10 @@ from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.serving.engine import (
-    Done,
     Engine,
-    Piece,
     SamplingSettings,
+    StreamEnd,
+    TextChunk,
     fit_prompt,
     generate,
 )
@@ -22,9 +24,9 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def drain(events):
-    """(text, Done) of a whole stream."""
+    """(text, StreamEnd) of a whole stream."""
     *pieces, done = list(events)
-    assert isinstance(done, Done) and all(isinstance(piece, Piece) for piece in pieces)
+    assert isinstance(done, StreamEnd) and all(isinstance(piece, TextChunk) for piece in pieces)
     return "".join(piece.text for piece in pieces), done
 
 
@@ -67,7 +69,9 @@ def test_greedy_text_equals_plain_generate(engine, runs, model):
 
 
 def test_no_piece_holds_half_a_character(engine):
-    pieces = [event.text for event in engine.stream("ppo", HI, GREEDY) if isinstance(event, Piece)]
+    pieces = [
+        event.text for event in engine.stream("ppo", HI, GREEDY) if isinstance(event, TextChunk)
+    ]
     assert "\N{GRINNING FACE}" in "".join(pieces)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
@@ -108,9 +112,11 @@ def test_same_seed_same_text_whatever_else_runs(engine):
         for _ in range(3)
     ]
     threads = [threading.Thread(target=drain, args=(other,)) for other in others]
-    [thread.start() for thread in threads]
+    for thread in threads:
+        thread.start()
     second, _ = drain(engine.stream("base", HI, settings))
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.join()
     assert first == second and done.seed == 7
 
 
@@ -161,9 +167,8 @@ def test_first_sample_is_what_stream_gives(engine):
     settings = SamplingSettings(temperature=1.5, max_new_tokens=12, seed=11)
     three = engine.sample("base", HI, settings, 3)
     text, done = drain(engine.stream("base", HI, settings))
-    assert three[0].text == text.strip() or three[0].text.startswith(
-        text.strip()
-    )  # half a character may end it
+    # A stream leaves out half a character at the end, a sample shows a replacement character.
+    assert three[0].text.startswith(text.strip())
     assert (three[0].tokens, three[0].finish) == (done.tokens, done.finish)
     assert len({answer.text for answer in three}) == 3
     assert engine.sample("base", HI, settings, 2) == three[:2]
@@ -193,9 +198,8 @@ def test_cancel_stops_one_token_later(engine, stepped):
     done = []
     stepped.release(4)
     reader.start()
-    while (
-        stepped._value > 0 or not engine._stops
-    ):  # four tokens are made; the fifth waits at the gate
+    # Four tokens are generated; the fifth waits at the gate.
+    while stepped._value > 0 or not engine._stops:
         threading.Event().wait(0.01)
     threading.Event().wait(0.05)
     assert engine.cancel("a")
@@ -211,9 +215,8 @@ def test_closing_the_iterator_stops_the_worker(engine, stepped):
     next(events)
     events.close()
     stepped.release(2)
-    assert (
-        engine._worker.submit(lambda: "free").result(timeout=20) == "free"
-    )  # 40 tokens were never released
+    # The gate never let 40 tokens through, so the worker is free only because it stopped.
+    assert engine._worker.submit(lambda: "free").result(timeout=20) == "free"
     assert not engine._stops
 
 
@@ -233,7 +236,8 @@ def test_cancelled_while_waiting_in_line(engine, stepped):
         threading.Event().wait(0.01)
     engine.cancel("second")
     stepped.release(50)
-    [thread.join(timeout=20) for thread in threads]
+    for thread in threads:
+        thread.join(timeout=20)
     assert results["second"][0] == "" and results["second"][1].finish == "cancelled"
     assert results["first"][1].finish != "cancelled"
 

@@ -1,4 +1,4 @@
-"""The service as it runs: app.py's answers, a real server on a free port, and a client that streams one answer."""
+"""The running service: a real server on a free port, a client that streams an answer, and the errors of app.py."""
 
 import runpy
 import socket
@@ -30,15 +30,8 @@ from rlhf.serving.ui.tasks import IDLE
 from rlhf.tasks.classification.predictor import Classifier
 
 ROOT = Path(__file__).parents[2]
-GREEDY = (
-    "",
-    0,
-    1,
-    0,
-    30,
-    1,
-    "",
-)  # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
+# system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
+GREEDY = ("", 0, 1, 0, 30, 1, "")
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +128,16 @@ def test_the_conversation_goes_on_with_another_model(url):
     _, history, status = client.predict(
         "bye", history, "base · demo", "", 0, 1, 0, 2, 1, "", api_name="/send"
     )
-    assert [turn["role"] for turn in history[:3]] == [
-        "user",
-        "assistant",
-        "user",
-    ] and "base · demo" in status
+    assert [turn["role"] for turn in history[:3]] == ["user", "assistant", "user"]
+    assert "base · demo" in status
 
 
 def test_health_models_and_names(runs):
     app = build_app(Engine(find_models(runs)["causal"]), Encoders({}))
     client = TestClient(app, base_url="http://127.0.0.1:7860")
     assert client.get("/health").json()["models"] == 2
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [
-        "ppo · demo",
-        "base · demo",
-    ]
+    listed = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["ppo · demo", "base · demo"]
     page = client.get("/")
     assert page.status_code == 200 and "RLHF Chat" in page.text
     assert "googleapis" not in page.text and "cdnjs" not in page.text
@@ -205,7 +193,7 @@ def test_only_this_machine_is_served():
 def test_app_without_runs_says_what_to_do(tmp_path, app_exit):
     code, error = app_exit("--runs", str(tmp_path / "none"))
     assert code == 2 and error.count("\n") == 1 and "make demo" in error
-    assert error.startswith(f"app.py: no finished run below {tmp_path / 'none'}")
+    assert error.startswith(f"app.py: no finished run in {tmp_path / 'none'}")
 
 
 def test_app_refuses_other_machines_and_other_folders(runs, app_exit):

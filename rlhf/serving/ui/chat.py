@@ -1,7 +1,8 @@
-"""The chat tab: talk to a run, stop it, ask again, change what was said, and compare runs on the same conversation.
+"""The chat tab: talk to a run, stop it, retry, edit a message, and compare runs on the same conversation.
 
-Left out: likes and rankings, best-of-n with the reward model, two models side by side. The history lives in the
-browser. It is the list of messages that gr.Chatbot shows; the functions above `build_chat` know nothing else of Gradio.
+Not included: likes and rankings, best-of-n with the reward model, two models side by side. The history is kept in the
+browser. It is the list of messages that gr.Chatbot shows. The handlers are plain functions of the engine and the
+history; only `build_chat` and what follows it builds Gradio components.
 """
 
 import html
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlhf.errors import UserError
-from rlhf.serving.engine import Done, Engine, Piece, SamplingSettings
+from rlhf.serving.engine import Engine, SamplingSettings, StreamEnd, TextChunk
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
 
@@ -28,54 +29,63 @@ EXAMPLES = (
     "I can't fall asleep",
     "How do I make new friends?",
 )
-DEFAULTS = SamplingSettings()
+DEFAULTS = SamplingSettings()  # the engine's own, so that the panel and the API agree
 
 
 # ---- handlers ----------------------------------------------------------------------------------------------------
 
 
 def content_text(content) -> str:
-    """The text of a message as Gradio gives it: a string, or a list of parts."""
+    """The text of a message in Gradio's forms: a string, a dict with "text", or a list of these."""
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [content]
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
+    if isinstance(content, list):
+        return "".join(content_text(part) for part in content)
+    return content.get("text", "")  # a file has no text
 
 
 def to_messages(history: list[dict], system: str) -> list[dict]:
-    """What the engine reads: the system prompt, if there is one, and the turns as plain text."""
-    opening = [{"role": "system", "content": system.strip()}] if system and system.strip() else []
-    return opening + [
-        {"role": turn["role"], "content": content_text(turn["content"])} for turn in history
-    ]
+    """The messages for the engine: the system prompt, if there is one, then the history as plain text."""
+    messages = []
+    if system and system.strip():
+        messages.append({"role": "system", "content": system.strip()})
+    for message in history:
+        # Gradio adds keys of its own, such as metadata.
+        messages.append({"role": message["role"], "content": content_text(message["content"])})
+    return messages
 
 
-def asked_before(history: list[dict], index: int) -> tuple[list[dict], str]:
-    """The history before the question that message `index` belongs to, and that question."""
-    places = [place for place, turn in enumerate(history[: index + 1]) if turn["role"] == "user"]
-    if not places:
-        raise UserError("there is no question to ask again: write a message first")
-    return history[: places[-1]], content_text(history[places[-1]]["content"])
+def question_of(history: list[dict], index: int) -> tuple[list[dict], str]:
+    """The question that message `index` belongs to, as (history before it, its text)."""
+    for i in range(min(index, len(history) - 1), -1, -1):
+        if history[i]["role"] == "user":
+            return history[:i], content_text(history[i]["content"])
+    raise UserError("there is no question to retry: write a message first")
 
 
 def read_settings(
     temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
 ) -> SamplingSettings:
-    """Settings from the side panel. Sliders give whole floats where a whole number is meant; an empty seed is None."""
-
-    def whole(value):
-        if isinstance(value, str) and value.strip().isdecimal():
-            return int(value)
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
+    """Settings from the side panel. An empty seed is None."""
+    if seed is not None and not str(seed).strip():
+        seed = None
     return SamplingSettings(
         temperature=temperature,
         top_p=top_p,
-        top_k=whole(top_k),
-        max_new_tokens=whole(max_new_tokens),
+        top_k=whole_number(top_k),
+        max_new_tokens=whole_number(max_new_tokens),
         repetition_penalty=repetition_penalty,
-        seed=None if seed is None or not str(seed).strip() else whole(seed),
+        seed=whole_number(seed),
     )
+
+
+def whole_number(value):
+    """An int if the value is one in another type: sliders give floats, text boxes strings. Else the value as it is."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value  # SamplingSettings refuses it with a message
 
 
 def answer(
@@ -87,47 +97,61 @@ def answer(
     settings: SamplingSettings,
     request: str,
 ) -> Iterator[tuple[list[dict], str]]:
-    """(history, status) as the answer to `question` grows; the question shows at once, the status at the end."""
-    if not question or not question.strip():
+    """Yield (history, status) while the answer grows. The question appears at once, the status at the end."""
+    if not question or not question.strip():  # the engine would refuse it with a longer message
         raise UserError("write a message first")
     history = [*history, {"role": "user", "content": question.strip()}]
+    # Checks the request, so that a bad one is refused before the question is shown.
     events = engine.stream(model, to_messages(history, system), settings, request=request)
     yield history, ""
     text = ""
     for event in events:
-        if isinstance(event, Piece):
+        if isinstance(event, TextChunk):
             text += event.text
             yield [*history, {"role": "assistant", "content": text}], ""
+        elif text.strip():
+            answered = [*history, {"role": "assistant", "content": text}]
+            yield answered, status_line(model, event)
         else:
-            shown = [*history, {"role": "assistant", "content": text}] if text.strip() else history
-            yield shown, status_line(model, event, empty=not text.strip())
+            yield history, status_line(model, event, empty=True)  # no empty bubble
 
 
-def status_line(model: str, done: Done, *, empty: bool = False) -> str:
-    """The line under an answer, as HTML: who wrote it, how long, how fast, how to repeat it, and what was not read."""
+def status_line(model: str, end: StreamEnd, *, empty: bool = False) -> str:
+    """The line under an answer, as HTML: model, length, speed, seed, and why the answer ended or messages were cut."""
     parts = [
-        f"<b>{html.escape(model)}</b>",
-        f"{done.tokens} token{'s' * (done.tokens != 1)}",
-        f"{done.tokens_per_second:.0f} tokens/s",
-        f"seed {done.seed}",
+        f"<b>{html.escape(model)}</b>",  # the name comes from a folder, which may be called anything
+        plural(end.tokens, "token"),
+        f"{end.tokens_per_second:.0f} tokens/s",
+        f"seed {end.seed}",
     ]
-    notes = {"length": "reached the length limit", "cancelled": "stopped", "stop": ""}[done.finish]
-    if empty:
-        notes = (
-            "stopped before the first word"
-            if done.finish == "cancelled"
-            else "an empty answer: try again"
-        )
-    if notes:
-        parts.append(notes)
+    note = finish_note(end.finish, empty)
+    if note:
+        parts.append(note)
     line = " &middot; ".join(f"<span>{part}</span>" for part in parts)
-    if done.messages_cut:
-        plural = "s" * (done.messages_cut != 1)
+    if end.messages_cut:
+        verb = "was" if end.messages_cut == 1 else "were"
         line += (
-            f"<div class='notice'>The {done.messages_cut} oldest message{plural} {'were' if plural else 'was'} not "
-            "read: longer than what this model was trained on.</div>"
+            f"<div class='notice'>The {plural(end.messages_cut, 'oldest message')} {verb} not read: "
+            "the conversation is too long for this model.</div>"
         )
     return f"<div class='status-line'>{line}</div>"
+
+
+def finish_note(finish: str, empty: bool) -> str:
+    """Why the answer ended, if that is worth saying."""
+    if finish == "cancelled":
+        return "stopped before the first word" if empty else "stopped"
+    if empty:
+        return "an empty answer: try again"
+    if finish == "length":
+        return "reached the length limit"
+    return ""
+
+
+def plural(count: int, noun: str) -> str:
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
 
 
 def reply(
@@ -137,30 +161,38 @@ def reply(
     controls: tuple,
     request: str,
     *,
-    otherwise: list[dict] | None = None,
-    first: dict | None = None,
-    failed: dict | None = None,
+    refused_history: list[dict] | None = None,
+    start_update: dict | None = None,
+    refused_update: dict | None = None,
 ) -> Iterator[tuple[dict, list[dict], str]]:
-    """Updates of the text box, the history and the status while an answer grows; errors become notices.
+    """Yield updates of the text box, the history and the status while an answer grows; errors become notices.
 
-    controls: model, system prompt and the arguments of `read_settings`. otherwise: the history if the question is
-    refused. first, failed: what else changes in the text box at the start, and if the question is refused.
+    controls: model, system prompt and the arguments of `read_settings`.
+    request: name of the request, by which `stop` finds it.
+    refused_history: history to show if the question is refused; by default `history`.
+    start_update: further changes of the text box at the start.
+    refused_update: further changes of the text box if the question is refused.
     """
     model, system, *sampling = controls
-    shown, line = history if otherwise is None else otherwise, ""
-    update, idle = gr.update(submit_btn=False, stop_btn=True, **(first or {})), failed or {}
+    shown, status = history, ""
+    if refused_history is not None:
+        shown = refused_history
+    box = gr.update(submit_btn=False, stop_btn=True, **(start_update or {}))
+    end_update = refused_update or {}
     try:
-        for shown, line in answer(
-            engine, history, text, model, system, read_settings(*sampling), request
-        ):
-            yield update, shown, line
-            update, idle = gr.skip(), {}
+        settings = read_settings(*sampling)
+        for shown, status in answer(engine, history, text, model, system, settings, request):
+            yield box, shown, status
+            # From here on the text box belongs to the user, who may be typing the next message.
+            box = gr.skip()
+            end_update = {}
     except UserError as error:
         gr.Warning(html.escape(str(error)))
     except Exception:
+        # The message may hold paths of the server, so it goes to the log only.
         logger.exception("the answer of %s failed", model)
-        gr.Warning("The model failed while it was answering. The server's log says why.")
-    yield gr.update(submit_btn=True, stop_btn=False, **idle), shown, line
+        gr.Warning("The model failed while answering. See the server's log for the reason.")
+    yield gr.update(submit_btn=True, stop_btn=False, **end_update), shown, status
 
 
 # ---- wiring ------------------------------------------------------------------------------------------------------
@@ -215,6 +247,10 @@ CSS = """
   background: var(--primary-600); color: white; border-radius: 50%; width: 34px; height: 34px;
 }
 #panel {gap: 12px;}
+/* Gradio draws the arrow of a dropdown over the end of a long name. */
+.wrap-inner:has(> .secondary-wrap input[role="combobox"]) {padding: 4px;}
+.secondary-wrap input[role="combobox"] {padding-right: 20px; text-overflow: ellipsis;}
+.secondary-wrap .icon-wrap {right: 2px;}
 #panel .gr-accordion .form {border: none; box-shadow: none;}
 #panel .gr-accordion .form > .block {padding: 8px 0;}
 footer .divider {display: none !important;}
@@ -228,7 +264,7 @@ WELCOME = (
 
 
 def theme() -> gr.themes.Base:
-    """Calm, and offline: system fonts only."""
+    """A calm theme that works offline: it uses system fonts only."""
     return gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
@@ -261,41 +297,30 @@ def theme() -> gr.themes.Base:
 
 @contextmanager
 def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
-    """A page with its heading; what is built in the block stands below it."""
+    """A page with a heading; components built inside the `with` block come below it."""
     with gr.Blocks(
-        title=title, fill_height=True, analytics_enabled=False, delete_cache=(86400, 86400)
+        title=title,
+        fill_height=True,
+        analytics_enabled=False,
+        delete_cache=(86400, 86400),  # every day, files older than a day
     ) as page:
         gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
         yield page
 
 
 def build_chat(engine: Engine) -> gr.Blocks:
-    """The page of one view."""
+    """A page with nothing but the chat."""
     with titled_page(TITLE, SUBTITLE) as page:
         chat_view(engine, page)
     return page
 
 
 def chat_view(engine: Engine, page: gr.Blocks) -> None:
-    """Inside a page. Every action is an endpoint with a name: send, retry, edit, undo, clear, example, stop."""
+    """Build the chat inside a page. Every action is a named endpoint: send, retry, edit, undo, clear, example, stop."""
     with gr.Row(equal_height=False, scale=1):
+        # On a narrow screen the columns stack, the conversation first.
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
-            chatbot = gr.Chatbot(
-                elem_id="conversation",
-                show_label=False,
-                height="64vh",
-                min_height=320,
-                layout="bubble",
-                placeholder=WELCOME,
-                examples=[{"text": text} for text in EXAMPLES],
-                editable="user",
-                buttons=["copy", "copy_all"],
-                feedback_options=None,
-                sanitize_html=True,
-                allow_tags=False,
-                allow_file_downloads=False,
-                latex_delimiters=[],
-            )
+            chatbot = conversation()
             status = gr.HTML(elem_id="status", padding=False)
             question = gr.Textbox(
                 elem_id="question",
@@ -308,65 +333,105 @@ def chat_view(engine: Engine, page: gr.Blocks) -> None:
                 max_length=engine.limits.characters,
             )
         with gr.Column(scale=3, min_width=260, elem_id="panel"):
-            model = gr.Dropdown(
-                list(engine.runs),
-                value=next(iter(engine.runs), None),
-                label="Model",
-                info="Switch at any time; retry then asks this one.",
-            )
-            system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
-            with gr.Accordion("Sampling", open=True):
-                temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
-                top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label="Top-p")
-                max_new_tokens = gr.Slider(
-                    1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Max tokens"
-                )
-                seed = gr.Textbox(
-                    label="Seed", placeholder="a new one each time"
-                )  # gr.Number cannot be empty
-            with gr.Accordion("More", open=False):
-                top_k = gr.Slider(0, 200, DEFAULTS.top_k, step=1, label="Top-k", info="0: off")
-                penalty = gr.Slider(
-                    1,
-                    2,
-                    DEFAULTS.repetition_penalty,
-                    step=0.05,
-                    label="Repetition penalty",
-                    info="1: off",
-                )
+            controls = side_panel(engine)
+    connect(engine, page, question, chatbot, status, controls)
 
-    controls = [model, system, temperature, top_p, top_k, max_new_tokens, penalty, seed]
+
+def conversation() -> gr.Chatbot:
+    return gr.Chatbot(
+        elem_id="conversation",
+        show_label=False,
+        height="64vh",
+        min_height=320,
+        layout="bubble",
+        placeholder=WELCOME,
+        examples=[{"text": text} for text in EXAMPLES],
+        editable="user",
+        buttons=["copy", "copy_all"],
+        feedback_options=None,
+        # A model's text may hold markup, links or scripts: show it as text.
+        sanitize_html=True,
+        allow_tags=False,
+        allow_file_downloads=False,
+        latex_delimiters=[],
+    )
+
+
+def side_panel(engine: Engine) -> list[gr.components.Component]:
+    """Model, system prompt and sampling settings, in the order of `read_settings`."""
+    model = gr.Dropdown(
+        list(engine.runs),
+        value=next(iter(engine.runs), None),
+        label="Model",
+        info="Retry uses the model selected here.",
+    )
+    system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
+    with gr.Accordion("Sampling", open=True):
+        temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
+        top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label="Top-p")
+        max_new_tokens = gr.Slider(
+            1, engine.limits.new_tokens, DEFAULTS.max_new_tokens, step=1, label="Max tokens"
+        )
+        # gr.Number cannot be empty.
+        seed = gr.Textbox(label="Seed", placeholder="a new one each time")
+    with gr.Accordion("More", open=False):
+        top_k = gr.Slider(0, 200, DEFAULTS.top_k, step=1, label="Top-k", info="0: off")
+        penalty = gr.Slider(
+            1,
+            2,
+            DEFAULTS.repetition_penalty,
+            step=0.05,
+            label="Repetition penalty",
+            info="1: off",
+        )
+    return [model, system, temperature, top_p, top_k, max_new_tokens, penalty, seed]
+
+
+def connect(
+    engine: Engine,
+    page: gr.Blocks,
+    question: gr.Textbox,
+    chatbot: gr.Chatbot,
+    status: gr.HTML,
+    controls: list[gr.components.Component],
+) -> None:
+    """Connect the components to the handlers above.
+
+    Gradio passes the arguments that are annotated with its own types (gr.Request, gr.RetryData, ...) by type. The other
+    arguments are the values of the input components, in the order of the lists below. A browser session has one request
+    at a time, so its hash names the request.
+    """
     outputs = [question, chatbot, status]
 
-    # Gradio passes what is annotated by type; the rest comes from the components, in the order given below.
     def send(text: str, history: list[dict], request: gr.Request, *controls):
-        first = {"value": ""}
         yield from reply(
             engine,
             history,
             text,
             controls,
             request.session_hash,
-            first=first,
-            failed={"value": text},
+            start_update={"value": ""},
+            refused_update={"value": text},
         )
 
     def example(history: list[dict], event: gr.SelectData, request: gr.Request, *controls):
         yield from reply(engine, history, event.value["text"], controls, request.session_hash)
 
     def retry(history: list[dict], event: gr.RetryData, request: gr.Request, *controls):
-        before, text = asked_before(history, event.index)
-        yield from reply(engine, before, text, controls, request.session_hash, otherwise=history)
+        before, text = question_of(history, event.index)
+        yield from reply(
+            engine, before, text, controls, request.session_hash, refused_history=history
+        )
 
     def edit(history: list[dict], event: gr.EditData, request: gr.Request, *controls):
-        before = history[: event.index]
+        before = history[: event.index]  # what followed the edited message is dropped
         yield from reply(
-            engine, before, event.value, controls, request.session_hash, otherwise=history
+            engine, before, event.value, controls, request.session_hash, refused_history=history
         )
 
     def undo(history: list[dict], event: gr.UndoData):
-        before, text = asked_before(history, event.index)
-        return text, before, ""
+        before, text = question_of(history, event.index)
+        return text, before, ""  # the question goes back into the text box
 
     def stop(request: gr.Request) -> None:
         engine.cancel(request.session_hash)
@@ -382,9 +447,10 @@ def chat_view(engine: Engine, page: gr.Blocks) -> None:
         chatbot.retry(retry, [chatbot, *controls], api_name="retry", **streaming),
         chatbot.edit(edit, [chatbot, *controls], api_name="edit", **streaming),
     ]
+    # These must run while an answer is streaming, so they skip the queue.
     at_once = {"queue": False, "show_progress": "hidden"}
     chatbot.undo(undo, [chatbot], outputs, api_name="undo", **at_once)
-    # An answer that is still growing would write the cleared conversation back: it is cancelled, not only stopped.
+    # A growing answer would write the cleared conversation back, so its event is cancelled too.
     chatbot.clear(clear, None, outputs, api_name="clear", cancels=answers, **at_once)
     question.stop(stop, None, None, api_name="stop", **at_once)
-    page.unload(stop)
+    page.unload(stop)  # the tab was closed

@@ -1,25 +1,24 @@
-"""The page: a tab for each kind of model that is served, or its one view."""
+"""The page: one tab per kind of model, or a single view if only one kind is served."""
 
 import gradio as gr
 
 from rlhf.serving.engine import Engine
 from rlhf.serving.predictors import Encoders
-from rlhf.serving.ui import chat
-from rlhf.serving.ui import tasks as encoders
+from rlhf.serving.ui import chat, tasks
 
-CSS = chat.CSS + encoders.CSS
+CSS = chat.CSS + tasks.CSS  # Gradio takes one style sheet per page
 TITLE = "RLHF Models"
 SUBTITLE = "Try the models you trained."
 
 
-def build_page(engine: Engine, served: Encoders) -> gr.Blocks:
-    """Chat alone is its own page; else each kind of encoder has its view, in tabs where there are several."""
-    views = [view for view in encoders.VIEWS if served.runs.get(view.kind)]
+def build_page(engine: Engine, encoders: Encoders) -> gr.Blocks:
+    """Build the chat page, or the page of the encoders, with tabs if there is more than one view."""
+    views = [view for view in tasks.VIEWS if encoders.runs.get(view.kind)]
     if not views:
         return chat.build_chat(engine)
     with chat.titled_page(TITLE, SUBTITLE) as page:
-        if len(views) == 1 and not engine.runs:
-            encoders.encoder_view(served, views[0])
+        if len(views) == 1 and not engine.runs:  # one tab alone would be noise
+            tasks.encoder_view(encoders, views[0])
             return page
         with gr.Tabs():
             if engine.runs:
@@ -27,5 +26,5 @@ def build_page(engine: Engine, served: Encoders) -> gr.Blocks:
                     chat.chat_view(engine, page)
             for view in views:
                 with gr.Tab(view.name, id=view.action):
-                    encoders.encoder_view(served, view)
+                    tasks.encoder_view(encoders, view)
     return page
