@@ -11,8 +11,11 @@ help:
 	@echo "make demo              train the demo (5 to 6 minutes on two cores), print its report, open the chat"
 	@echo "make demo APP=no       end after the report;  VOICE=witty make demo  prefers another voice"
 	@echo "make app               chat with the newest run at http://127.0.0.1:$(PORT)"
-	@echo "make test              tests that need no network;  make test-all  also the slow ones"
-	@echo "make install           only set up .venv;  make style  lint;  make bench  benchmarks"
+	@echo "make test              tests that need no network: under four minutes on two cores"
+	@echo "make test-all          also the slow tests: whole recipes, and that each algorithm learns"
+	@echo "make install           only set up .venv: then .venv/bin/rlhf lists every command"
+	@echo "make style             lint and check the format"
+	@echo "make bench             list the benchmarks;  make bench NAME=demo ARGS='--voice witty'  runs one"
 
 install: .venv/.runtime
 
@@ -41,14 +44,15 @@ endif
 app: install
 	@$(BIN)/python app.py --runs runs --port $(PORT)
 
+# Prints the ten slowest tests, and the seconds of the whole run at the end.
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 test-all: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 style: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: .venv/.dev
-	$(BIN)/python benchmarks/e2e/run.py
+	@$(BIN)/python benchmarks $(NAME) $(ARGS)

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlhf.runs.record import RunRecord, code_version, package_versions
@@ -21,13 +22,34 @@ ROOT = Path(__file__).resolve().parent.parent
 def check_clean_tree() -> str:
     """Return the commit of this checkout. Exit with 2 if files differ from it, or if there is no commit."""
     commit = code_version()
-    if commit == "unknown" or commit.endswith("+"):
+    if not is_clean(commit):
         print(
             f"error: a record needs a clean git checkout, and this one is {commit!r}: commit first",
             file=sys.stderr,
         )
         raise SystemExit(2)
     return commit
+
+
+def clean_commits(versions: Iterable[dict[str, str]]) -> list[str]:
+    """Return the commits that made some runs, given the `versions` of each. Exit with 2 if a tree was not clean.
+
+    A run that was found finished may be older than the commit of the benchmark.
+    """
+    commits = sorted({entry.get("code", "unknown") for entry in versions})
+    unclean = [commit for commit in commits if not is_clean(commit)]
+    if unclean:
+        print(
+            f"error: runs of {', '.join(unclean)} cannot be recorded: delete their folders and run them again",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    return commits
+
+
+def is_clean(commit: str) -> bool:
+    """False for "unknown" (no git checkout) and for "0123abc+" (files differ from that commit)."""
+    return commit != "unknown" and not commit.endswith("+")
 
 
 def write_record(

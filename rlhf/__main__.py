@@ -1,43 +1,109 @@
-"""`python -m rlhf COMMAND ...`: look at data and runs without writing code."""
+"""`rlhf COMMAND ...` or `python -m rlhf COMMAND ...`: every recipe, and commands that look at data and runs."""
 
 import argparse
 import os
+import shutil
 import sys
+import textwrap
 from importlib import import_module
 
+import rlhf
+from rlhf.commands.configs import unknown
+from rlhf.commands.recipes import find_scripts, run_script
 from rlhf.errors import UserError
 
+TRAIN = "Train. --config takes a name of `rlhf configs`, or a path; --help lists the keys"
+PREPARE = "Prepare data"
+LOOK = "Look at data and runs"
+FIND = "Find the files that the recipes come with"
+# name: (module, summary, group). The recipes are not listed here: see commands/recipes.py.
 COMMANDS = {
+    "demo": (
+        "rlhf.commands.demo",
+        "every stage from tokenizer to PPO on small talk, in 5 to 6 minutes",
+        TRAIN,
+    ),
     "validate": (
         "rlhf.commands.validate",
         "check a file of rows: layout, counts, lengths, every bad row",
+        LOOK,
     ),
     "predict": (
         "rlhf.commands.predict",
         "what a classifier, tagger or reader says of each row of a file",
+        LOOK,
     ),
-    "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts"),
+    "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
+    "chat": ("rlhf.commands.chat", "try finished runs in the browser", LOOK),
+    "configs": ("rlhf.commands.configs", "list the settings files, or print one", FIND),
+    "layouts": (
+        "rlhf.commands.layouts",
+        "list the process layouts of `accelerate launch --config_file`",
+        FIND,
+    ),
 }
+ALIASES = {"app": "chat"}
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 2 for what the user can repair."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in COMMANDS:
-        print("usage: python -m rlhf COMMAND ...\n")
-        for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:<10} {summary}")
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
-    module = import_module(COMMANDS[argv[0]][0])
-    parser = argparse.ArgumentParser(
-        prog=f"python -m rlhf {argv[0]}", description=COMMANDS[argv[0]][1]
-    )
-    module.add_arguments(parser)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(list_of_commands())
+        return 0
+    if argv[0] == "--version":
+        print(f"rlhf {rlhf.__version__}")
+        return 0
     try:
-        return module.main(parser.parse_args(argv[1:]))
+        return run(argv[0], argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `rlhf configs | head`
+        # Python flushes stdout once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Run the recipe or the command of this name."""
+    name = ALIASES.get(name, name)
+    scripts = find_scripts()
+    if name in scripts:
+        return run_script(scripts[name], argv)
+    if name not in COMMANDS:
+        raise UserError(unknown("command", name, [*scripts, *COMMANDS]))
+    module_name, summary, _ = COMMANDS[name]
+    module = import_module(module_name)
+    if name == "chat":  # reads its own flags, as `python app.py` does
+        sys.argv = ["rlhf chat", *argv]  # for its usage line
+        return module.main(argv)
+    parser = argparse.ArgumentParser(prog=f"rlhf {name}", description=summary)
+    module.add_arguments(parser)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return module.main(parser.parse_args(argv))
+
+
+def list_of_commands() -> str:
+    """Every command with a line each, by group, cut to the width of the terminal."""
+    groups = {group: [] for group in (TRAIN, PREPARE, LOOK, FIND)}
+    for script in find_scripts().values():
+        group = TRAIN if script.is_recipe else PREPARE
+        groups[group].append((script.name, script.summary))
+    for name, (_, summary, group) in COMMANDS.items():
+        groups[group].append((name, summary))
+    width = max(100, shutil.get_terminal_size().columns)
+    lines = ["usage: rlhf COMMAND ...    (or python -m rlhf COMMAND ...)"]
+    for group, commands in groups.items():
+        lines += ["", f"{group}:"]
+        for name, summary in commands:
+            summary = textwrap.shorten(summary, width - 23, placeholder=" ...")
+            lines.append(f"  {name:<20} {summary}")
+    lines += [
+        "",
+        "Several processes: accelerate launch --config_file LAYOUT -m rlhf sft --config ...",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

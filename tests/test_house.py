@@ -34,10 +34,11 @@ LAYERS = {
     "rlhf.tasks": (3, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
     "rlhf.comparison": (3, "torch matplotlib rich"),
     "rlhf.serving": (4, "numpy torch transformers tokenizers fastapi starlette gradio uvicorn"),
-    "rlhf.commands": (5, "torch transformers rich"),
-    "rlhf.__main__": (5, ""),
+    "rlhf.commands": (5, "torch transformers rich uvicorn"),
+    "rlhf.__main__": (6, ""),
+    "rlhf.recipes": (5, ""),  # of a checkout: only says that the modules are in recipes/
     "recipes": (5, "numpy torch transformers trl peft datasets tokenizers"),
-    "app": (5, "torch uvicorn"),
+    "app": (6, ""),
 }
 TRAINERS = (
     "rlhf.policy_gradient",

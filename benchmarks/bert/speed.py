@@ -11,19 +11,19 @@ results/speed-DATE.json.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from rlhf.data.load import load_rows
-from rlhf.data.splits import split_rows
-from rlhf.runs.record import RunRecord, code_version, package_versions
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+from benchmarks.record import check_clean_tree, write_record  # noqa: E402
+from rlhf.data.load import load_rows  # noqa: E402
+from rlhf.data.splits import split_rows  # noqa: E402
+
 SIDES = ("example", "plain", "ours")
 TASKS = {  # name: the example script's maximum length (None: it pads to the batch), learning rate
     "sst2": (128, 1e-4),
@@ -35,9 +35,9 @@ ROWS, EPOCHS, BATCH = 640, 2, 32
 
 def encoded(task: str, source: Path, work: Path):
     """(model, tokenizer, training rows, held-out rows, function of the predictions that judges them)."""
-    from tasks import data, minilm
     from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
+    from benchmarks.bert.tasks import data, minilm
     from rlhf.models.load import fit_tokenizer, load_encoder, load_tokenizer
 
     flags = data(task, source, work)
@@ -162,59 +162,50 @@ def main() -> None:
         side, task, seed = arguments.worker
         print(json.dumps(work_of(side, task, source, work, int(seed))))
         return
+    commit = check_clean_tree() if arguments.record else ""
     rounds = []
     for seed in range(arguments.rounds):
         for task in arguments.tasks:
             for side in SIDES:
-                command = [sys.executable, __file__, "--source", str(source), "--work", str(work)]
-                done = subprocess.run(
-                    [*command, "--worker", side, task, str(seed)], capture_output=True, text=True
-                )
-                if done.returncode:
-                    raise SystemExit(done.stderr)
-                found = json.loads(done.stdout.strip().splitlines()[-1])
-                rounds.append({"task": task, "side": side, "seed": seed} | found)
+                result = run_worker(side, task, seed, source, work)
+                rounds.append({"task": task, "side": side, "seed": seed, **result})
                 print(rounds[-1], flush=True)
-    summary = {}
+    summaries = {}
     for task in arguments.tasks:
-        sides = {
-            side: [r for r in rounds if r["task"] == task and r["side"] == side] for side in SIDES
-        }
-        ratios = {
-            side: [
-                o["rows_per_second"] / r["rows_per_second"]
-                for o, r in zip(sides["ours"], sides[side], strict=True)
-            ]
-            for side in SIDES
-        }
-        summary[task] = {
-            side: {
-                "rows_per_second": statistics.median(r["rows_per_second"] for r in found),
-                "judged": statistics.mean(r["judged"] for r in found),
-                "ours_is_faster_by": [
-                    min(ratios[side]),
-                    statistics.median(ratios[side]),
-                    max(ratios[side]),
-                ],
-            }
-            for side, found in sides.items()
-        }
-    print(json.dumps(summary, indent=1))
-    result = {
-        "question": __doc__.strip().splitlines()[0],
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": code_version(),
-        "versions": package_versions(),
-        "machine": RunRecord.begin("speed", config={}, seed=0).machine
-        | {"cores": len(os.sched_getaffinity(0))},
-        "settings": {"rows": ROWS, "epochs": EPOCHS, "batch": BATCH, "tasks": TASKS},
-        "summary": summary,
-        "rounds": rounds,
-    }
+        summaries[task] = summary([result for result in rounds if result["task"] == task])
+    print(json.dumps(summaries, indent=1))
     if arguments.record:
-        path = HERE / "results" / f"speed-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(path)
+        settings = {"rows": ROWS, "epochs": EPOCHS, "batch": BATCH, "tasks": TASKS}
+        content = {"settings": settings, "summary": summaries, "rounds": rounds}
+        write_record(HERE, __doc__, content, commit=commit, name="speed")
+
+
+def run_worker(side: str, task: str, seed: int, source: Path, work: Path) -> dict:
+    """One training in a process of its own."""
+    command = [sys.executable, __file__, "--source", str(source), "--work", str(work)]
+    command += ["--worker", side, task, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def summary(rounds: list[dict]) -> dict:
+    """Speed and quality of each side of one task: medians and means over the rounds, and our speed over theirs."""
+    speeds, judged = {}, {}
+    for side in SIDES:
+        of_side = [result for result in rounds if result["side"] == side]
+        speeds[side] = [result["rows_per_second"] for result in of_side]
+        judged[side] = [result["judged"] for result in of_side]
+    result = {}
+    for side in SIDES:
+        ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds[side], strict=True)]
+        result[side] = {
+            "rows_per_second": statistics.median(speeds[side]),
+            "judged": statistics.mean(judged[side]),
+            "ours_is_faster_by": [min(ratios), statistics.median(ratios), max(ratios)],
+        }
+    return result
 
 
 if __name__ == "__main__":

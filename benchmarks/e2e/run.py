@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT))  # for benchmarks.record and recipes.rewards
+sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
 from benchmarks.record import check_clean_tree, run_recipe, spread, write_record  # noqa: E402
 from rlhf.comparison.compare import build_report  # noqa: E402
@@ -128,7 +128,7 @@ def judge(runs: Path, sft: Path, policy: Path) -> dict:
         {
             "quality": RewardModelScorer.load(str(runs / "reward")),
             "naturalness": RewardModelScorer.load(str(runs / "reward_naturalness")),
-            "slot_coverage": FunctionScorer.load("recipes.rewards:slot_coverage"),
+            "slot_coverage": FunctionScorer.load("rlhf.recipes.rewards:slot_coverage"),
         }
     )
     rows = load_rows(str(runs / "data" / "heldout.jsonl"), kinds=("prompt",)).rows * REPEATS

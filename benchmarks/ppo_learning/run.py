@@ -9,6 +9,9 @@ from recipes/configs/ppo/e2e.yaml; reward model alone, as TRL takes no Python re
 side saves its policy every few updates, with the training seconds so far. Then one program judges all of them: it samples
 with the same random numbers on prompts no side has seen, and scores. A finished side is not run again.
 
+The committed record of 2026-11-22 has one seed and was made from a tree with uncommitted changes: it is to be replaced by
+one of three seeds. Its intervals are over prompts only and say nothing of other seeds.
+
   score       of the reward model, that both sides were trained on
   objective   score - missing-EOS penalty - kl_coef * KL: what PPO maximises, in expectation
   coverage    share of the given facts in the text, that no side was trained on
@@ -19,23 +22,22 @@ import json
 import os
 import subprocess
 import sys
-import time
 from itertools import product
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))  # recipes.rewards, benchmarks
+sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
-from benchmarks.ppo_throughput.run import cpu_name, rounded  # noqa: E402
+from benchmarks.record import check_clean_tree, rounded, write_record  # noqa: E402
 from rlhf.comparison.compare import ChatRun, generate, load_runs, mean_estimate, measure  # noqa: E402
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
 from rlhf.data.chat import encode_prompt  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
 from rlhf.models.load import load_tokenizer  # noqa: E402
 from rlhf.policy_gradient.loader import choose_rows  # noqa: E402
-from rlhf.runs.record import code_version, command_line, package_versions, parent  # noqa: E402
+from rlhf.runs.record import command_line, package_versions, parent  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 EPISODES, MINI_BATCH, PROMPT, COMPLETION = 64, 32, 120, 64
@@ -292,7 +294,7 @@ def main() -> None:
         "--runs", default="runs/e2e", help="folder of benchmarks/e2e/run.py: sft/, reward/, data/"
     )
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES)[:3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=30, help=f"of {EPISODES} episodes each")
     parser.add_argument("--every", type=int, default=5, help="updates between snapshots")
     parser.add_argument("--samples", type=int, default=2, help="completions per held-out prompt")
@@ -316,6 +318,7 @@ def main() -> None:
         raise SystemExit(
             f"--updates {arguments.updates} must be a multiple of --every {arguments.every}"
         )
+    commit = check_clean_tree() if arguments.record else ""
     runs, out = Path(arguments.runs).resolve(), Path(arguments.out).resolve()
     tokenizer = load_tokenizer(str(runs / "sft"))
     prompts, heldout = (
@@ -342,7 +345,7 @@ def main() -> None:
     rewards = WeightedSum(
         {
             "reward": RewardModelScorer.load(str(runs / "reward")),
-            "slot_coverage": FunctionScorer.load("recipes.rewards:slot_coverage"),
+            "slot_coverage": FunctionScorer.load("rlhf.recipes.rewards:slot_coverage"),
         }
     )
 
@@ -362,16 +365,12 @@ def main() -> None:
     print(table(curves, found, apart))
     if not arguments.record:
         return
-    result = {
-        "question": __doc__.strip().splitlines()[0],
-        "date": time.strftime("%Y-%m-%d"),
+    content = {
         "command": command_line(),
-        "commit": code_version(),
-        "versions": {
+        "side_versions": {
             side: next(iter(seeds.values()))["versions"] for side, seeds in results.items()
         }
         | {"judge": package_versions()},
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
         "models": {
             name: {"sha256": parent(str(runs / name))["sha256"]} for name in ("sft", "reward")
         },
@@ -410,13 +409,8 @@ def main() -> None:
         },
         "threads": {side: next(iter(seeds.values()))["threads"] for side, seeds in results.items()},
     }
-    (HERE / "results").mkdir(exist_ok=True)
-    path = HERE / "results" / f"{result['date']}.json"
-    path.write_text(
-        json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    path = write_record(HERE, __doc__, rounded(content), commit=commit)
     plot(curves, path.with_suffix(".png"))
-    print(f"wrote {path.relative_to(ROOT)} and .png")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))  # for benchmarks.record
+
+from benchmarks.record import as_json, rounded  # noqa: E402
+
 TRL = "1.12.0"
+DIGITS = 9  # float32 has no more
 SHARED = (
     "torch",
     "transformers",
@@ -46,33 +51,6 @@ def ensure_venv(folder: Path) -> Path:
     return python
 
 
-def rounded(value):
-    if isinstance(value, float):
-        return float(f"{value:.9g}")
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return {key: rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def as_lines(value, indent: int = 0) -> str:
-    """JSON in which each row of numbers stands on one line."""
-    space = " " * (indent + 1)
-    if isinstance(value, dict):
-        inner = ",\n".join(
-            f"{space}{json.dumps(key)}: {as_lines(item, indent + 1)}" for key, item in value.items()
-        )
-        return "{\n" + inner + "\n" + " " * indent + "}"
-    if isinstance(value, list) and value and isinstance(value[0], list | dict):
-        return (
-            "[\n"
-            + ",\n".join(space + as_lines(item, indent + 1) for item in value)
-            + "\n"
-            + " " * indent
-            + "]"
-        )
-    return json.dumps(value)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -97,8 +75,8 @@ def main() -> None:
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    found = rounded(json.loads(done.stdout.splitlines()[-1]))
-    text = as_lines({"command": "python benchmarks/ppo_parity/run.py", **found}) + "\n"
+    found = rounded(json.loads(done.stdout.splitlines()[-1]), DIGITS)
+    text = as_json({"command": "python benchmarks/ppo_parity/run.py", **found}) + "\n"
     Path(arguments.output).write_text(text, encoding="utf-8")
     print(
         f"wrote {arguments.output}: {len(text)} bytes; response lengths {found['rollout']['response_lengths']}"

@@ -18,19 +18,19 @@ only, decoding and scoring stay fp32.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf.runs.record import code_version, command_line
-
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))  # for benchmarks.record
+
+from benchmarks.record import check_clean_tree, rounded, write_record  # noqa: E402
+from rlhf.runs.record import command_line  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
     return {"shape": asdict(shape), "parameters": made["parameters"], "rounds": rounds}
 
 
-def spread(values) -> dict:
+def range_of(values) -> dict:
+    """Median, smallest and largest."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -198,19 +199,20 @@ def summary(measured: dict, sides: dict) -> dict:
         kind = "bf16" if own.get("bf16") else "fp32"
         floors = [sum(work.values()) / 1e9 / found["matrix_gflops"][kind] for found in rounds]
         columns[side] = {
-            "seconds_per_update": spread(run["median"]["seconds"] for run in runs),
-            "cpu_seconds_per_update": spread(run["median"]["cpu_seconds"] for run in runs),
-            "episodes_per_second": spread(
+            "seconds_per_update": range_of(run["median"]["seconds"] for run in runs),
+            "cpu_seconds_per_update": range_of(run["median"]["cpu_seconds"] for run in runs),
+            "episodes_per_second": range_of(
                 shape.episodes / run["median"]["seconds"] for run in runs
             ),
             **{
-                f"{phase}_seconds": spread(run["median"][phase] for run in runs) for phase in PHASES
+                f"{phase}_seconds": range_of(run["median"][phase] for run in runs)
+                for phase in PHASES
             },
-            "memory_gb": spread(run["memory_gb"] for run in runs),
-            "memory_of_imports_gb": spread(run["memory_of_imports_gb"] for run in runs),
+            "memory_gb": range_of(run["memory_gb"] for run in runs),
+            "memory_of_imports_gb": range_of(run["memory_of_imports_gb"] for run in runs),
             "gflop": {name: count / 1e9 for name, count in work.items()},
-            "floor_seconds": spread(floors),
-            "share_of_floor": spread(
+            "floor_seconds": range_of(floors),
+            "share_of_floor": range_of(
                 floor / run["median"]["seconds"] for floor, run in zip(floors, runs)
             ),
         }
@@ -219,13 +221,13 @@ def summary(measured: dict, sides: dict) -> dict:
         for ours in (side for side in sides if side.startswith("ours")):
             pairs = [(found["columns"][theirs], found["columns"][ours]) for found in rounds]
             ratios[f"{theirs} / {ours}"] = {
-                "seconds": spread(
+                "seconds": range_of(
                     a["median"]["seconds"] / b["median"]["seconds"] for a, b in pairs
                 ),
-                "cpu_seconds": spread(
+                "cpu_seconds": range_of(
                     a["median"]["cpu_seconds"] / b["median"]["cpu_seconds"] for a, b in pairs
                 ),
-                "memory": spread(a["memory_gb"] / b["memory_gb"] for a, b in pairs),
+                "memory": range_of(a["memory_gb"] / b["memory_gb"] for a, b in pairs),
             }
     return {"columns": columns, "ratios": ratios}
 
@@ -263,15 +265,6 @@ def table(name: str, found: dict) -> str:
     return "\n".join(lines)
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -306,6 +299,7 @@ def main() -> None:
             f"{arguments.trl_venv} holds no Python: make it with\n"
             f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
         )
+    commit = check_clean_tree() if arguments.record else ""
     from_config, value_model = our_settings(arguments.config)
     sides = {}
     for side in arguments.sides:
@@ -320,56 +314,32 @@ def main() -> None:
     found = {name: summary(measured, sides) for name, measured in shapes.items()}
     for name in shapes:
         print(table(name, found[name]))
-    if not arguments.record:
-        return
-    every = [
-        column
-        for measured in shapes.values()
-        for one in measured["rounds"]
-        for column in one["columns"].items()
-    ]
-    result = {
-        "question": __doc__.strip().splitlines()[0],
-        "date": time.strftime("%Y-%m-%d"),
-        "command": command_line(),
-        "commit": code_version(),
-        "versions": {
-            side: column["versions"] for side, column in every if side in ("ours", "trl fp32")
-        },
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "threads": every[0][1]["threads"],
-        },
-        "config": arguments.config,
-        "settings": {
-            side: {**SETTINGS, **own, "value_model": model}
-            for side, (_, own, model) in sides.items()
-        },
-        "repeats": arguments.repeats,
-        "updates": arguments.updates,
-        "summary": found,
-        "measured": shapes,
-    }
+    if arguments.record:
+        content = {
+            "command": command_line(),
+            "side_versions": take_versions(shapes),
+            "config": arguments.config,
+            "settings": {
+                side: {**SETTINGS, **own, "value_model": model}
+                for side, (_, own, model) in sides.items()
+            },
+            "repeats": arguments.repeats,
+            "updates": arguments.updates,
+            "summary": found,
+            "measured": shapes,
+        }
+        # Timings have no more than four digits.
+        write_record(HERE, __doc__, rounded(content), commit=commit)
+
+
+def take_versions(shapes: dict) -> dict[str, dict]:
+    """The versions of each side. They are the same in every process of a side, so they are removed from the rounds."""
+    versions = {}
     for measured in shapes.values():
-        for one in measured["rounds"]:
-            for column in one["columns"].values():
-                del column["versions"]  # the same in every process of a side, and kept above
-    (HERE / "results").mkdir(exist_ok=True)
-    path = HERE / "results" / f"{result['date']}.json"
-    path.write_text(
-        json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    print(f"wrote {path.relative_to(ROOT)}")
-
-
-def rounded(value):
-    """Four significant digits; timings have no more."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if abs(value) >= 1e-4 else value
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        for one_round in measured["rounds"]:
+            for side, column in one_round["columns"].items():
+                versions[side] = column.pop("versions")
+    return versions
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.runs.folders import recipes_folder, short_path
 
 
 def asked_processes() -> int | None:
@@ -35,7 +36,7 @@ def check_world(world_size: int) -> None:
     if asked is not None and asked != world_size:
         raise UserError(
             f"accelerate was asked for {asked} processes, {world_size} started: its CPU launcher ignores the number; "
-            "use --config_file recipes/accelerate/ddp_cpu.yaml"
+            f"use --config_file {short_path(recipes_folder() / 'accelerate' / 'ddp_cpu.yaml')}"
         )
 
 

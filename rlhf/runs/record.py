@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -91,13 +92,21 @@ class RunRecord:
 
 
 def command_line() -> str:
-    """The command as a person would type it: `accelerate launch` is not in sys.argv, so it is put back; tokens are not."""
-    script = (
-        os.path.relpath(sys.argv[0]) if sys.argv and os.path.exists(sys.argv[0]) else sys.argv[0]
-    )
-    prefix = "accelerate launch" if "recipes" in Path(script).parts else "python"
+    """Return the command to paste to start this program again, with secrets replaced by ***.
+
+    `accelerate launch` is not in sys.argv and is put back: before `-m rlhf`, and before a script of recipes/.
+    """
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py" and path.parent.name == "rlhf":
+        program = ["accelerate", "launch", "-m", "rlhf"]
+    elif path.stem == "rlhf":  # the console script; rlhf.exe on Windows
+        program = ["rlhf"]
+    else:
+        script = os.path.relpath(path) if path.exists() else str(path)
+        prefix = ["accelerate", "launch"] if "recipes" in Path(script).parts else ["python"]
+        program = [*prefix, script]
     secret = re.compile(r"(--\w*token)([= ])\S+")
-    return secret.sub(r"\1\2***", " ".join([prefix, script, *sys.argv[1:]]))
+    return secret.sub(r"\1\2***", shlex.join([*program, *sys.argv[1:]]))
 
 
 def package_versions() -> dict[str, str]:

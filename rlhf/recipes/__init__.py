@@ -1,0 +1,8 @@
+"""The recipes as a package: `rlhf.recipes.sft` is recipes/sft.py of this checkout.
+
+An installed package has no such file. There `rlhf/recipes/` is the folder `recipes/` itself (see pyproject.toml).
+"""
+
+from pathlib import Path
+
+__path__ = [str(Path(__file__).resolve().parents[2] / "recipes")]
