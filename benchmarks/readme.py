@@ -67,7 +67,7 @@ def as_text(value, form: str = "") -> str:
     if isinstance(value, list):
         items = [as_text(item, form) for item in value]
         return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
-    if value is None:
+    if value in (None, ""):
         return "-"
     return format(value, form)
 

@@ -101,6 +101,23 @@ def test_a_page_is_filled(readme, tmp_path, monkeypatch):
     assert f"![curves](../{path}.png)" in text
 
 
+def test_a_record_of_one_seed_or_of_several_fits_the_same_page(readme):
+    """The header of the table says how many seeds there were, so that no sentence of the page has to."""
+    names = "score_slot_coverage score_quality score_naturalness kl completion_length distinct_2"
+    one, three = (
+        {"mean": 1.0, "sd": None, "values": [1]},
+        {"mean": 2, "sd": 0.5, "values": [1, 2, 3]},
+    )
+    record = {
+        "sft": dict.fromkeys(names.split(), three),
+        "ppo_both": dict.fromkeys(names.split(), three),
+        "ppo_reward_model_alone": dict.fromkeys(names.split(), one),
+    }
+    table = readme.TABLES["e2e"](record).splitlines()
+    assert "reward model alone (1 seed)" in table[0] and "slot coverage (3 seeds)" in table[0]
+    assert table[2].endswith("| 2.00 ± 0.50 | 1.00 | 2.00 ± 0.50 |")
+
+
 @by_name(PAGES)
 def test_linked_files_exist(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
