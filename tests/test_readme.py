@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.__main__ import main
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,6 +118,24 @@ def test_a_record_of_one_seed_or_of_several_fits_the_same_page(readme):
     table = readme.TABLES["e2e"](record).splitlines()
     assert "reward model alone (1 seed)" in table[0] and "slot coverage (3 seeds)" in table[0]
     assert table[2].endswith("| 2.00 ± 0.50 | 1.00 | 2.00 ± 0.50 |")
+
+
+ANSWERS = """\
+{"prompt": "Hi there!!", "completions": ["Hello.", "What?", "Hey, how are you now"], "ranks": [0, 1, 0]}
+{"prompt": "How are you??!", "completions": ["Fine.", "Bad..."], "ranks": [0, 1]}
+{"prompt": "Hm", "completions": ["A", "B"], "ranks": [0]}
+{"prompt": "Hm", "completions": ["A", ""], "ranks": [0, 1]}
+{"prompt": "Hm", "completions": ["A", "B"], "ranks": "unfinished
+"""
+
+
+def test_the_example_of_validate_is_what_it_prints(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    example = re.search(r"\$ rlhf validate answers.jsonl\n(.*?)```", page, flags=re.S).group(1)
+    (tmp_path / "answers.jsonl").write_text(ANSWERS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", "answers.jsonl"]) == 2
+    assert capsys.readouterr().out.strip() == example.strip()
 
 
 @by_name(PAGES)
