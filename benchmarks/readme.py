@@ -34,7 +34,8 @@ METRICS = {"f1": "F1", "accuracy": "accuracy"}
 def newest(name: str) -> Path:
     """The newest record of a benchmark such as `e2e`, or of one of its questions such as `bert/speed`."""
     folder, _, question = name.partition("/")
-    prefix = re.escape(question) + "-" if question else ""
+    prefix = re.escape(f"{question}-") if question else ""
+    # the date follows at once: `speed` is not the question of speed-h100-2026-12-01.json
     form = re.compile(rf"{prefix}\d{{4}}-\d\d-\d\d\.json")
     records = [path for path in (HERE / folder / "results").glob("*") if form.fullmatch(path.name)]
     if not records:
@@ -51,35 +52,43 @@ def load(path: Path) -> dict:
 def look_up(value, keys: str):
     """The value behind keys such as `runs.-1.seconds`. `stages.*.seconds` is the list of all of them."""
     key, _, rest = keys.partition(".")
-    if key == "*":
-        items = value.values() if isinstance(value, dict) else value
-        return [look_up(item, rest) if rest else item for item in items]
+    if not keys:
+        return value
     if isinstance(value, dict) and key in value:
-        value = value[key]
-    else:
-        items = list(value.values()) if isinstance(value, dict) else value
-        value = items[int(key)]
-    return look_up(value, rest) if rest else value
+        return look_up(value[key], rest)
+    # what is left is an index or a star, and both take the items of a dict in their order
+    items = value
+    if isinstance(value, dict):
+        items = list(value.values())
+    if key == "*":
+        return [look_up(item, rest) for item in items]
+    return look_up(items[int(key)], rest)
 
 
 def as_text(value, form: str = "") -> str:
     """A value in Python's format. The items of a list are joined as in a sentence: `0, 1 and 2`."""
     if isinstance(value, list):
-        items = [as_text(item, form) for item in value]
-        return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
-    if value is None:
+        *items, last = [as_text(item, form) for item in value]
+        return f"{', '.join(items)} and {last}" if items else last
+    if value in (None, ""):
         return "-"
     return format(value, form)
 
 
 def source(name: str) -> str:
-    """Where a record is, of which commit, and on how many cores it was made."""
+    """The file, commit and number of cores of a record, for a sentence that begins with `Record:`."""
     path, record = newest(name), load(newest(name))
     commit, cores = record["commit"], record["machine"]["cores"]
     if commit.endswith("+"):
         commit = f"{commit[:-1]} with uncommitted changes"
-    unit = "core" if cores == 1 else "cores"
-    return f"`{path.relative_to(ROOT)}`, commit {commit}, {cores} {unit}"
+    return f"`{path.relative_to(ROOT)}`, commit {commit}, {plural(cores, 'core')}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its noun: `1 core`, `2 cores`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
 
 
 # ---- tables ----
@@ -109,17 +118,17 @@ def with_interval(entry: dict, digits: int, factor: float = 1.0, unit: str = "")
 
 def of_seeds(entry: dict) -> str:
     """The number of seeds behind an entry, as it is written in a header."""
-    count = len(entry["values"])
-    return "1 seed" if count == 1 else f"{count} seeds"
+    return plural(len(entry["values"]), "seed")
 
 
 def demo(record: dict) -> str:
     """The report of the demo: a column for each model, sampled and greedy."""
-    sampled, greedy = {}, {}
+    by_decoding = {"sampled": {}, "greedy": {}}
     for run in record["runs"]:
-        side = sampled if run["decoding"] == "sampled" else greedy
-        side[run["label"]] = run["metrics"]
+        by_decoding[run["decoding"]][run["label"]] = run["metrics"]
+    sampled, greedy = by_decoding["sampled"], by_decoding["greedy"]
     voice = f"preferred voice ({record['voice']})"
+    # rates are shown in per cent
     rates = [
         ("on-topic rate", sampled, "score_on_topic"),
         (voice, sampled, "score_preferred_voice"),
@@ -143,7 +152,7 @@ def demo(record: dict) -> str:
 
 
 def demo_samples(record: dict) -> str:
-    """What the last two models of the demo answer to the first prompts of the record."""
+    """Answers of the last two models of the demo to the first prompts of the record."""
     labels = [run["label"] for run in record["runs"] if run["decoding"] == "sampled"][-2:]
     rows = []
     for sample in record["samples"][:6]:
@@ -172,9 +181,10 @@ def e2e(record: dict) -> str:
     rows = []
     for name, title in titles.items():
         sft = record["sft"][name]
-        # records until 2026-11-22 hold [mean, low, high] for SFT
-        first = f"{sft[0]:.2f}" if isinstance(sft, list) else with_spread(sft, 2)
-        rows.append([title, first, with_spread(alone[name], 2), with_spread(both[name], 2)])
+        if isinstance(sft, list):  # records until 2026-11-22 hold [mean, low, high] for SFT
+            sft = {"mean": sft[0], "sd": None}
+        entries = [sft, alone[name], both[name]]
+        rows.append([title, *[with_spread(entry, 2) for entry in entries]])
     return lines_of(header, rows)
 
 
@@ -195,11 +205,11 @@ def ppo_throughput(record: dict) -> str:
                 cells.append(f"{column[key]['median']:.1f}")
             cells.append(f"{column['memory_gb']['median']:.2f}")
             ratio = measured["ratios"].get(f"trl fp32 / {side}")
-            if ratio is None:
+            if ratio is None:  # a side of TRL
                 cells += ["-", "-"]
             else:
                 cells.append("{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio["seconds"]))
-                cells.append(f"{1 / ratio['memory']['median']:.2f}")
+                cells.append(f"{1 / ratio['memory']['median']:.2f}")  # the record has TRL's / ours
             rows.append(cells)
     return lines_of(header, rows)
 
@@ -219,8 +229,10 @@ def ppo_learning(record: dict) -> str:
             for entry in record["ours_minus_trl_at_the_end"]
             if entry["side"] == side and entry["seed"] == seed
         }
-        for name in ("score", "coverage"):
-            cells.append(with_interval(gaps[name], 2) if gaps else "-")
+        if gaps:
+            cells += [with_interval(gaps[name], 2) for name in ("score", "coverage")]
+        else:  # TRL itself
+            cells += ["-", "-"]
         cells.append(first_with_share(record, side, seed))
         rows.append(cells)
     return lines_of(header, rows)
@@ -253,7 +265,7 @@ def bert_tasks(record: dict) -> str:
             f"`{task['recipe']}.py`",
             METRICS.get(task["metric"], task["metric"]),
             f"{with_spread(task, 3)} ({low:.3f} to {high:.3f})",
-            f"{task['metrics'][0]['eval_rows']:,}",
+            f"{task['metrics'][0]['eval_rows']:,}",  # the same for every seed
             f"{max(task['seconds']) / 60:.1f}",
             f"{task['peak_memory_gb']:.1f}",
         ])  # fmt: skip
@@ -267,7 +279,9 @@ def bert_speed(record: dict) -> str:
     for task, sides in record["summary"].items():
         for side, measured in sides.items():
             low, middle, high = measured["ours_is_faster_by"]
-            speed_up = "-" if side == "ours" else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            speed_up = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            if side == "ours":
+                speed_up = "-"
             rate, metric = measured["rows_per_second"], measured["judged"]
             rows.append([task, side, f"{rate:.0f}", speed_up, f"{metric:.3f}"])
     return lines_of(header, rows)
@@ -275,7 +289,7 @@ def bert_speed(record: dict) -> str:
 
 def bert_pretraining(record: dict) -> str:
     """Accuracy of the pretrained model on held-out text."""
-    metrics = list(record["stages"].values())[-1]["metrics"]
+    metrics = list(record["stages"].values())[-1]["metrics"]  # of the last stage
     rows = []
     for name, title in (("masked", "masked tokens"), ("nsp", "next sentence")):
         if f"{name}_accuracy" in metrics:
@@ -333,6 +347,7 @@ def fill(page: Path) -> str:
             keys, _, form = arguments.strip().partition(" ")
             body = as_text(look_up(record, keys), form)
         elif kind == "table":
+            # its markers are lines of their own
             body = f"\n{TABLES[name](record)}\n"
         elif kind == "record":
             body = source(name)

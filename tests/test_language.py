@@ -56,6 +56,7 @@ PHRASES = {
 ALLOWED: set[tuple[str, str]] = set()
 RELATIVE = r"(What|Whether|How|Which|Where|When|Who|Whose)\b"
 SEMICOLONS = 0.1  # per sentence of a page
+WORDS = 40  # in a sentence of a page
 
 
 def prose(path: Path) -> list[str]:
@@ -155,6 +156,12 @@ def test_a_page_has_full_stops_and_few_semicolons(path):
     sentences = sum(max(1, len(re.findall(r"[.!?](?=\s|$|\))", piece))) for piece in pieces)
     semicolons = sum(piece.count(";") for piece in pieces)
     assert semicolons <= SEMICOLONS * sentences, f"{semicolons} in {sentences} sentences"
+
+
+@of_files(PAGES)
+def test_a_sentence_of_a_page_is_short(path):
+    sentences = [text for piece in prose(path) for text in re.split(r"(?<=[.!?:]) ", piece)]
+    assert [text for text in sentences if len(text.split()) > WORDS] == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.__main__ import main
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,6 +101,41 @@ def test_a_page_is_filled(readme, tmp_path, monkeypatch):
     path = "benchmarks/algorithms/results/2026-12-01"
     assert f"`{path}.json`, commit abc with uncommitted changes, 1 core" in text
     assert f"![curves](../{path}.png)" in text
+
+
+def test_a_record_of_one_seed_or_of_several_fits_the_same_page(readme):
+    """The header of the table says how many seeds there were, so that no sentence of the page has to."""
+    names = "score_slot_coverage score_quality score_naturalness kl completion_length distinct_2"
+    one, three = (
+        {"mean": 1.0, "sd": None, "values": [1]},
+        {"mean": 2, "sd": 0.5, "values": [1, 2, 3]},
+    )
+    record = {
+        "sft": dict.fromkeys(names.split(), three),
+        "ppo_both": dict.fromkeys(names.split(), three),
+        "ppo_reward_model_alone": dict.fromkeys(names.split(), one),
+    }
+    table = readme.TABLES["e2e"](record).splitlines()
+    assert "reward model alone (1 seed)" in table[0] and "slot coverage (3 seeds)" in table[0]
+    assert table[2].endswith("| 2.00 ± 0.50 | 1.00 | 2.00 ± 0.50 |")
+
+
+ANSWERS = """\
+{"prompt": "Hi there!!", "completions": ["Hello.", "What?", "Hey, how are you now"], "ranks": [0, 1, 0]}
+{"prompt": "How are you??!", "completions": ["Fine.", "Bad..."], "ranks": [0, 1]}
+{"prompt": "Hm", "completions": ["A", "B"], "ranks": [0]}
+{"prompt": "Hm", "completions": ["A", ""], "ranks": [0, 1]}
+{"prompt": "Hm", "completions": ["A", "B"], "ranks": "unfinished
+"""
+
+
+def test_the_example_of_validate_is_what_it_prints(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    example = re.search(r"\$ rlhf validate answers.jsonl\n(.*?)```", page, flags=re.S).group(1)
+    (tmp_path / "answers.jsonl").write_text(ANSWERS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", "answers.jsonl"]) == 2
+    assert capsys.readouterr().out.strip() == example.strip()
 
 
 @by_name(PAGES)
