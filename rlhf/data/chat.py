@@ -142,7 +142,7 @@ def encode_example(tokenizer, row: dict) -> tuple[list[int], list[bool]]:
     return ids, [True] * len(ids)
 
 
-def decode(tokenizer, ids: Sequence[int]) -> str:
+def decode_text(tokenizer, ids: Sequence[int]) -> str:
     """Text of a completion without its special tokens."""
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
 

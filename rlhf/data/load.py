@@ -47,7 +47,7 @@ def parse_columns(columns: dict | str | None) -> dict[str, str]:
     return columns
 
 
-class Scan:
+class CheckedRows:
     """One pass over a source: iterate it for the good rows; `problems` and the counts are complete when it has ended.
 
     kind: what the rows are turned into; layout: the foreign layout they came in, or None; total: rows met;
@@ -194,7 +194,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {lowered[near[0]]!r} for {name}?" if near else ""
 
 
-def hub_splits(name: str, config: str | None) -> dict:
+def load_hub_splits(name: str, config: str | None) -> dict:
     """Split name -> data set."""
     import datasets
 
@@ -209,7 +209,7 @@ def hub_splits(name: str, config: str | None) -> dict:
 
 
 def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, dict]]:
-    splits, split = hub_splits(name, config), split or "train"
+    splits, split = load_hub_splits(name, config), split or "train"
     if split not in splits:
         raise UserError(
             f"{name}: no split {split!r}; it has {', '.join(splits)}: set dataset_train_split or dataset_test_split"
@@ -265,12 +265,12 @@ def load_rows(
 
     separator: what stands between the texts of a .txt file (files.read_or_broken).
     """
-    scan = Scan(
+    scan = CheckedRows(
         name, kinds=kinds, columns=columns, split=split, config=config, checks=checks, separator=separator
     )  # fmt: skip
     rows = list(islice(scan, limit))
     if scan.bad and not skip_bad or not rows:
-        raise UserError(bad_rows(scan))
+        raise UserError(bad_rows_message(scan))
     digests = [row_digest(row) for row in rows]
     counts = {
         "total": scan.total,
@@ -296,7 +296,7 @@ def load_rows(
     )
 
 
-def bad_rows(scan: Scan) -> str:
+def bad_rows_message(scan: CheckedRows) -> str:
     """The message for a finished scan that met bad rows, or none at all."""
     if not scan.bad:
         passed = (

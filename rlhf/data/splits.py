@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from rlhf.data.chat import as_messages
-from rlhf.data.load import Loaded, hub_splits, is_local, load_rows
+from rlhf.data.load import Loaded, is_local, load_hub_splits, load_rows
 from rlhf.data.rows import CHECKS, KINDS
 from rlhf.errors import UserError
 
@@ -107,7 +107,7 @@ class Splits:
 def load_splits(
     settings, kinds: Sequence[str], *, seed: int, checks: dict[str, Callable] | None = None
 ) -> Splits:
-    """What a recipe trains and evaluates on; checks: as in load.Scan.
+    """What a recipe trains and evaluates on; checks: as in load.CheckedRows.
 
     Eval rows are the first of these that is given: eval_dataset_name; dataset_test_split, where the Hub data set has
     that split or the folder has `<dataset_test_split>.jsonl`; eval_fraction of the prompts; none.
@@ -155,4 +155,4 @@ def _has_split(name: str, config: str | None, split: str | None) -> bool:
         return False
     if is_local(name):
         return Path(name, f"{split}.jsonl").is_file()
-    return split in hub_splits(name, config)
+    return split in load_hub_splits(name, config)

@@ -2,7 +2,7 @@
 
 Everything is a pure function of the rows that are logged of the rollouts, oldest first. The first rollout, sampled
 before anything was learned, is the baseline. Alarms change nothing but the terminal and `alarms.jsonl`; only
-`max_kl_stop` and `NonFinite` end a run. Nothing is saved for resuming: the rows stand in the checkpoint's log history
+`max_kl_stop` and `NonFiniteSteps` end a run. Nothing is saved for resuming: the rows stand in the checkpoint's log history
 and are read again.
 """
 
@@ -249,7 +249,7 @@ def is_rollout(logs: dict) -> bool:
 
 
 @dataclass
-class Watch:
+class AlarmState:
     """Alarms begin when they have held on `hold` rollouts in a row and end when they have not for as many."""
 
     rows: list[dict] = field(default_factory=list)
@@ -276,7 +276,7 @@ class Watch:
         return begun
 
 
-class Guards(TrainerCallback):
+class AlarmCallback(TrainerCallback):
     """Says each alarm once when it begins, keeps it in `alarms.jsonl`, and stops the run when the KL of a rollout is
     above `max_kl_stop` nats per completion (None: never).
 
@@ -285,11 +285,11 @@ class Guards(TrainerCallback):
 
     def __init__(self, *, max_kl_stop: float | None):
         self.max_kl_stop = max_kl_stop
-        self.watch = Watch()
+        self.watch = AlarmState()
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Look again at the rollouts of the checkpoint that is resumed; forget what was written after it."""
-        self.watch = Watch()
+        self.watch = AlarmState()
         for row in filter(is_rollout, state.log_history):
             self.watch.observe(row)
         path = Path(args.output_dir) / ALARMS_FILE
@@ -332,7 +332,7 @@ class Guards(TrainerCallback):
             append_jsonl(Path(args.output_dir) / ALARMS_FILE, row)
 
 
-class NonFinite:
+class NonFiniteSteps:
     """Counts the optimiser steps that were skipped because their loss or gradient was not finite.
 
     `in_a_row` belongs into the checkpoint: a resumed run then stops where the uninterrupted one does. `found` must be

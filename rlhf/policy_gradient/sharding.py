@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rlhf.errors import UserError
 
 
-def load_whole() -> None:
+def disable_sharded_loading() -> None:
     """Keep `from_pretrained` from splitting each model as it loads it, policy, reference and reward model alike, which under
     ZeRO-3 it does from the moment a TrainingArguments exists, whatever `zero3_init_flag` says."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -35,7 +35,7 @@ def uses_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def splits_weights(accelerator: Accelerator) -> bool:
+def has_sharded_weights(accelerator: Accelerator) -> bool:
     """Whether each process will keep only a slice of each weight."""
     if uses_deepspeed(accelerator):
         return accelerator.state.deepspeed_plugin.zero_stage == 3
@@ -106,7 +106,7 @@ def twin_of(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def filled(twin: nn.Module, model: nn.Module) -> Iterator[nn.Module]:
+def whole_weights(twin: nn.Module, model: nn.Module) -> Iterator[nn.Module]:
     """The twin with the present weights of `model`, whole on every process; all processes must enter together."""
     for mine, sharded in zip(twin.parameters(), model.parameters(), strict=True):
         mine.data = whole_tensor(sharded)
@@ -130,7 +130,7 @@ def whole_tensor(parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def write(parameter: nn.Parameter, tensor: Tensor) -> None:
+def assign_whole_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
     """Give a parameter new values; under FSDP each process keeps its slice of them."""
     tensor = tensor.to(parameter.device)
     if isinstance(parameter, DTensor):

@@ -32,7 +32,7 @@ from transformers import (
 
 from rlhf.completions.sample import sample_tokens, uniform_numbers
 from rlhf.completions.score import Completed, RewardModelScorer
-from rlhf.data.chat import as_messages, decode, encode_prompt
+from rlhf.data.chat import as_messages, decode_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze
@@ -320,7 +320,8 @@ class Engine:
         seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         answers = generate(policy, ids, settings, [(seed, place) for place in range(n)], stop)
         return [
-            Completion(decode(tokenizer, tokens), len(tokens), finish) for tokens, finish in answers
+            Completion(decode_text(tokenizer, tokens), len(tokens), finish)
+            for tokens, finish in answers
         ]
 
 
