@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.chat import Prompt, encode_completion, encode_prompt, same_encoding
+from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.parts import context_length, freeze
@@ -76,12 +77,9 @@ class RewardModelScorer:
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            width = len(rows[places[-1]])
-            ids = torch.full((len(places), width), self.tokenizer.pad_token_id or 0)
-            lengths = torch.tensor([len(rows[place]) for place in places])
-            for line, place in enumerate(places):
-                ids[line, : len(rows[place])] = torch.tensor(rows[place])
-            mask = torch.arange(width) < lengths.unsqueeze(1)
+            ids, mask = right_pad(
+                [rows[place] for place in places], self.tokenizer.pad_token_id or 0
+            )
             scores[places] = sequence_scores(self.model, ids.to(device), mask.to(device)).cpu()
         return scores
 

@@ -1,9 +1,9 @@
 """Rankings as batches of token ids."""
 
-import torch
 from torch import Tensor
 
 from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
 
 
@@ -35,18 +35,7 @@ def encode_rankings(tokenizer, rows: list[dict], *, max_length: int) -> tuple[li
 
 def collate_rankings(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
     """input_ids (N, L) right-padded with all completions of the batch, mask (N, L) bool; ranks and valid (B, K)."""
-    flat = [ids for row in rows for ids in row["input_ids"]]
-    width, widest = max(map(len, flat)), max(len(row["ranks"]) for row in rows)
-    input_ids = torch.full((len(flat), width), pad_token_id)
-    mask = torch.zeros((len(flat), width), dtype=torch.bool)
-    for place, ids in enumerate(flat):
-        input_ids[place, : len(ids)] = torch.tensor(ids)
-        mask[place, : len(ids)] = True
-    ranks, valid = (
-        torch.zeros((len(rows), widest), dtype=torch.long),
-        torch.zeros((len(rows), widest), dtype=torch.bool),
-    )
-    for place, row in enumerate(rows):
-        ranks[place, : len(row["ranks"])] = torch.tensor(row["ranks"])
-        valid[place, : len(row["ranks"])] = True
+    sequences = [ids for row in rows for ids in row["input_ids"]]
+    input_ids, mask = right_pad(sequences, pad_token_id)
+    ranks, valid = right_pad([row["ranks"] for row in rows], 0)
     return {"input_ids": input_ids, "mask": mask, "ranks": ranks, "valid": valid}
