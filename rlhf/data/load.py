@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.files import READERS, Broken, data_files, read_or_broken, suffix
+from rlhf.data.files import READERS, BrokenLine, data_files, read_rows, suffix
 from rlhf.data.importers import Layout, recognise_layout
 from rlhf.data.rows import ANSWERS, CONVERSIONS, KINDS, check_row, normalise, recognise, serves
 from rlhf.errors import UserError
@@ -73,7 +73,7 @@ class CheckedRows:
         head, known = [], []
         for item in places:
             head.append(item)
-            if not isinstance(item[1], Broken):
+            if not isinstance(item[1], BrokenLine):
                 known.append(item[1])
             if len(known) == HEAD:
                 break
@@ -82,21 +82,21 @@ class CheckedRows:
         for place, row in chain(head, places):
             yield from self._ours(place, row)
 
-    def _places(self) -> Iterator[tuple[str, dict | Broken]]:
+    def _places(self) -> Iterator[tuple[str, dict | BrokenLine]]:
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
         files = data_files(self.name, self.split)
         rows = (
             (f"{path}:{line}", row)
             for path in files
-            for line, row in read_or_broken(path, self.separator)
+            for line, row in read_rows(path, self.separator)
         )
         return self._rankings(rows) if Path(self.name).is_dir() else rows
 
     def _rankings(self, rows):
         """A folder may be a feedback store: of its events the rankings are rows, the others are counted."""
         for place, row in rows:
-            event = None if isinstance(row, Broken) else row.get("event")
+            event = None if isinstance(row, BrokenLine) else row.get("event")
             if event in (None, "ranking"):
                 yield place, row
             else:
@@ -150,8 +150,8 @@ class CheckedRows:
         kept = {name: value for name, value in row.items() if name not in theirs}
         return kept | {our: row[their] for our, their in self.columns.items() if their in row}
 
-    def _ours(self, place: str, row: dict | Broken) -> Iterator[dict]:
-        if isinstance(row, Broken):
+    def _ours(self, place: str, row: dict | BrokenLine) -> Iterator[dict]:
+        if isinstance(row, BrokenLine):
             self._reject(place, [row])
             return
         rows = [self._map(row)]
@@ -263,7 +263,7 @@ def load_rows(
 ) -> Loaded:
     """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay.
 
-    separator: what stands between the texts of a .txt file (files.read_or_broken).
+    separator: what stands between the texts of a .txt file (files.read_rows).
     """
     scan = CheckedRows(
         name, kinds=kinds, columns=columns, split=split, config=config, checks=checks, separator=separator
