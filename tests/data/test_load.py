@@ -46,7 +46,7 @@ def test_bad_rows_are_all_collected_and_the_first_ten_shown(write, refused):
     loaded = load_rows(path, kinds=("prompt_completion",), skip_bad=True)
     assert loaded.rows == [PAIR] and loaded.counts["bad"] == 12
     assert loaded.warnings[0].startswith(
-        f"{path}: 12 of 13 rows are bad and left out; first: {path}:2: completion: empty"
+        f"{path}: 12 of 13 rows are bad and were dropped; first: {path}:2: completion: empty"
     )
 
 
@@ -135,7 +135,7 @@ def test_a_wrong_column_lists_the_columns_and_the_nearest(write, refused):
     )
     assert "did you mean 'document'" in message
     turned = refused(load_rows, path, kinds=("classification",), columns={"document": "text"})
-    assert "document exists: did you turn the two round?" in turned
+    assert "document exists: did you swap the two names?" in turned
     unmapped = refused(load_rows, write("b.csv", "Text,class\na,1\n"), kinds=("classification",))
     assert (
         "no known row form; the columns are Text, class; needed are classification: text, label"
