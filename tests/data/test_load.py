@@ -66,7 +66,7 @@ def test_broken_lines_count_as_bad_rows_and_can_be_left_out(write, refused):
 
 def test_ranks_not_as_long_as_completions(write, refused):
     path = write("a.jsonl", [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1]}])
-    assert f"{path}:1: ranks: 2 ranks for 3 completions: give each its rank" in refused(
+    assert f"{path}:1: ranks: 2 ranks for 3 completions: give each completion its rank" in refused(
         load_rows, path, kinds=ANY
     )
 
@@ -83,7 +83,7 @@ def test_another_kind_is_refused_with_its_recipe(write, refused):
     message = refused(load_rows, path, kinds=("prompt_completion", "messages"))
     assert message == (
         f"{path}: recognised as preference rows; this recipe takes prompt_completion or messages; "
-        "preference rows are for reward and dpo"
+        "preference rows are for reward"
     )
     foreign = write(
         "b.jsonl", [{"prompt": "p", "completion_0": "a", "completion_1": "b", "ranking": [0, 1]}]

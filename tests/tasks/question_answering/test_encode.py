@@ -342,11 +342,11 @@ def test_errors_in_a_squad_file_name_the_question(tmp_path, refused):
     moved = message(article(answers=[{"text": "wrote", "answer_start": 5}]))
     assert "bad.json: 1 of 2 rows are bad" in moved
     assert (
-        "bad.json:1: question x1: answers: 'wrote' is not at character 5 of the context; it stands at 4"
+        "bad.json:1: question x1: answers: 'wrote' is not at character 5 of the context; it is at 4"
         in moved
     )
     assert (
-        "question x1: answers: 'Bob' is not at character 0 of the context; it stands nowhere"
+        "question x1: answers: 'Bob' is not at character 0 of the context; it is not in the context"
         in message(article(answers=[{"text": "Bob", "answer_start": 0}]))
     )
     assert "question x1: question: missing" in message(article(question=None))
