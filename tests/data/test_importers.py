@@ -159,7 +159,7 @@ def test_dialogues_that_part_early_are_refused():
         "rejected": "\n\nHuman: a\n\nAssistant: x",
     }
     with pytest.raises(
-        UserError, match="chosen: one own answer after the shared turns is expected, 3 turns given"
+        UserError, match="chosen: one answer after the shared turns is expected, 3 turns given"
     ):
         from_hh(row)
 
@@ -254,7 +254,7 @@ def test_marked_characters_of_a_korean_text_stay_characters():
 @pytest.mark.parametrize(
     ("entities", "message"),
     [
-        ([[0, 9, "x"]], "entities: 0 to 9 is no part of a text of 3 characters"),
+        ([[0, 9, "x"]], "entities: span 0-9 is outside the text (3 characters)"),
         ([[0, 2, "x"], [1, 3, "y"]], "entities: two entities overlap at character 1"),
         ([["a", 2, "x"]], "entities: items {start, end, label} are expected"),
         ([[1, 2, "x"]], "entities: ' ' at character 1 holds no word"),
