@@ -1,12 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from rlhf.data.importers import from_hh, recognise_layout
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
-
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 ROWS = [
     (
@@ -190,11 +186,9 @@ def test_unknown_speaker_is_named():
         ("chatbot_ko/ChatbotData.csv", "prompt_completion", "ChatbotData", 11823, 0),
     ],
 )
-def test_real_sets(file, kind, layout, kept, bad):
-    if not (REAL / file).exists():
-        pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
+def test_real_sets(real_data, file, kind, layout, kept, bad):
     loaded = load_rows(
-        str(REAL / file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True
+        real_data(file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True
     )
     assert (loaded.kind, loaded.layout, loaded.counts["kept"], loaded.counts["bad"]) == (
         kind,

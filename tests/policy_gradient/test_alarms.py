@@ -334,4 +334,4 @@ def test_the_count_in_a_row_can_be_resumed(tmp_path, refused):
 def test_every_alarm_has_its_words():
     assert len({alarm.name for alarm in ALARMS}) == len(ALARMS)
     for alarm in ALARMS:
-        assert alarm.remedy and alarm.source and alarm.holds.__doc__
+        assert alarm.remedy and alarm.source and alarm.condition.__doc__

@@ -202,7 +202,7 @@ def test_what_does_not_work_on_slices_is_refused(refused, kind, setting, said):
 def test_fsdp_on_cpus_is_refused(monkeypatch, refused):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     launched = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
-    assert "FSDP was asked for" in refused(has_sharded_weights, launched)
+    assert "FSDP was requested" in refused(has_sharded_weights, launched)
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from rlhf.tasks.question_answering.encode import (
     question_ids,
 )
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 WORDS = "who what when a b c d e f g h i j ##x ##은 서울 .".split()
 CONTEXT = "a b c d e f g h i j"  # one token per letter, at the even characters
 
@@ -279,10 +278,8 @@ SETS = [
 @pytest.mark.parametrize(
     ("name", "limit", "max_length", "missed"), SETS, ids=[case[0].split("/")[0] for case in SETS]
 )
-def test_answers_of_real_sets_are_recovered(minilm, name, limit, max_length, missed):
-    if not (REAL / name).is_file():
-        pytest.skip(f"{name} is not here")
-    rows = load_rows(str(REAL / name), kinds=("question_answering",), limit=limit).rows
+def test_answers_of_real_sets_are_recovered(minilm, real_data, name, limit, max_length, missed):
+    rows = load_rows(real_data(name), kinds=("question_answering",), limit=limit).rows
     reading = encode(minilm, rows, max_length=max_length, stride=max_length // 3)
     answers = best_answers(rows, reading.windows, map_logits(reading), max_answer_length=30)
     wrong = [
