@@ -361,26 +361,23 @@ def load_rows(
     kinds: Sequence[str],
     columns: dict | str | None = None,
     split: str | None = None,
-    config: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
-    checks: dict[str, Callable] | None = None,
     separator: str | None = None,
 ) -> Loaded:
-    """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates are kept and counted.
+    """All rows of a file, a folder or a Hub data set as one of `kinds`, see collect_rows.
 
-    checks: further checks of columns, see CheckedRows.
     separator: the line between two texts of a .txt file, see files.read_rows.
     """
-    checked = CheckedRows(
-        name,
-        kinds=kinds,
-        columns=columns,
-        split=split,
-        config=config,
-        checks=checks,
-        separator=separator,
-    )
+    checked = CheckedRows(name, kinds=kinds, columns=columns, split=split, separator=separator)
+    return collect_rows(checked, limit=limit, skip_bad=skip_bad)
+
+
+def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> Loaded:
+    """The first `limit` rows, or all with None. Duplicates are kept and counted.
+
+    One UserError names the bad rows, unless skip_bad drops them.
+    """
     rows = list(islice(checked, limit))
     if not rows or (checked.bad and not skip_bad):
         raise UserError(bad_rows_message(checked))
@@ -396,7 +393,7 @@ def load_rows(
         layout = checked.layout.name
     sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
     warnings = _warnings(checked, counts)
-    return Loaded(rows, checked.kind, name, sha256, counts, layout, warnings)
+    return Loaded(rows, checked.kind, checked.name, sha256, counts, layout, warnings)
 
 
 def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from rlhf.data.chat import as_messages
-from rlhf.data.load import Loaded, is_local, load_hub_splits, load_rows
+from rlhf.data.load import CheckedRows, Loaded, collect_rows, is_local, load_hub_splits
 from rlhf.data.rows import CHECKS, KINDS, shorten
 from rlhf.errors import UserError
 
@@ -149,17 +149,16 @@ def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) 
     config = None
     if name == settings.dataset_name:  # the config of one data set says nothing about another
         config = settings.dataset_config
-    return load_rows(
+    checked = CheckedRows(
         name,
         kinds=kinds,
         columns=settings.columns,
         split=split,
         config=config,
-        limit=settings.dataset_limit,
-        skip_bad=settings.skip_bad,
         checks=checks,
         separator=settings.document_separator,
     )
+    return collect_rows(checked, limit=settings.dataset_limit, skip_bad=settings.skip_bad)
 
 
 def _eval_name(settings) -> str | None:
