@@ -87,6 +87,7 @@ def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
             reports[name] = tokenization_report(candidate, texts)
         run.say(table(reports))
         show_examples(run, tokenizers, texts)
+        # The new tokenizer's numbers are the metrics of the run. Those of the others stay together under one key.
         run.metrics(reports.pop(args.output_dir))
         run.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
         if reports:
@@ -118,6 +119,7 @@ def row_text(row: dict) -> str:
 
 def train(settings: TokenizerSettings, texts: list[str]):
     """The new tokenizer, with a chat template if the settings ask for one."""
+    # Encoders do not chat, so the setting is for byte_bpe only.
     chat = settings.chat and settings.tokenizer_type == "byte_bpe"
     reserved = 0
     if chat:

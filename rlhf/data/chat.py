@@ -35,7 +35,7 @@ def add_chat_template(tokenizer) -> list[str]:
             f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token: a chat model cannot learn to stop; "
             "set eos_token in its tokenizer_config.json"
         )
-    before = set(tokenizer.get_vocab())
+    before = set(tokenizer.get_vocab())  # to see what was added
     if tokenizer.chat_template is None:
         tokenizer.add_special_tokens({"extra_special_tokens": list(ROLE_TOKENS)})
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -72,7 +72,7 @@ def _apply(tokenizer, messages: list[dict], *, generation_prompt: bool) -> list[
     encoding = tokenizer.apply_chat_template(
         messages,
         add_generation_prompt=generation_prompt,
-        sanitize_control_tokens=True,
+        sanitize_control_tokens=True,  # no message can open a turn of another role
         return_dict=True,
     )
     return encoding["input_ids"]
@@ -101,6 +101,7 @@ def _empty_turn_ids(tokenizer, chat_template: str) -> tuple[int, ...]:
 def encode_completion(tokenizer, completion: str) -> list[int]:
     """Ids of a completion, closed by exactly one EOS. The spelling of a control token stays text."""
     if tokenizer.chat_template is None:
+        # A model that was trained on plain text, as GPT-2 was.
         return [*encode_text(tokenizer, completion), tokenizer.eos_token_id]
     answer = {"role": "assistant", "content": completion}
     ids = _apply(tokenizer, [EMPTY_TURN, answer], generation_prompt=False)
@@ -172,6 +173,7 @@ def same_encoding(first, second) -> bool:
     """True if two tokenizers encode every conversation as the same ids, so that two models can share ids."""
     if first is second:
         return True
+    # The vocabulary alone is not enough: two tokenizers may cut a text into different tokens of it.
     return (
         first.chat_template == second.chat_template
         and first.eos_token_id == second.eos_token_id

@@ -36,6 +36,7 @@ def read_rows(path: Path, separator: str | None = None) -> Iterator[tuple[int, d
     """
     read = _reader(path, separator)
     empty = True
+    # gzip finds damage only while it reads, so the errors come from within the loop.
     try:
         for item in read(path):
             empty = False
@@ -79,7 +80,7 @@ def suffix(path: Path) -> str:
 
 def _open(path: Path):
     if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
+        return gzip.open(path, "rb")  # unpacks while it is read
     return open(path, "rb")
 
 
@@ -87,7 +88,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text with its line end). A line that is not UTF-8 is a BrokenLine."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
-            if number == 1:
+            if number == 1:  # Excel and Windows editors write a byte order mark
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield number, _decode(line)
 
@@ -159,6 +160,7 @@ def _document(lines: list[str]) -> dict:
 
 def _read_json(path: Path):
     """JSON lines, one array, or {"data": [...]}. The first line with text decides, not the ending."""
+    # Many data sets name an array .jsonl, or JSON lines .json.
     texts = (line for _, line in _lines(path) if line.strip())
     first = next(texts, "").lstrip()
     if not first:
@@ -244,6 +246,7 @@ def _array_rows(text: _JSONText):
     """(line number, row) of the objects of the text's array, which may be the value of the key "data"."""
     if text.peek() == "{":
         text.take("{")
+        # SQuAD's files have a "version" next to "data". Values of other keys are skipped.
         while text.value() != "data":
             text.take(":")
             text.value()
@@ -290,7 +293,7 @@ def _read_table(path: Path, **dialect):
     reader = csv.reader(lines, strict=True, **dialect)
     header = _read_header(path, reader, lines)
     while True:
-        start = lines.number + 1
+        start = lines.number + 1  # a row is named by its first line
         try:
             fields = next(reader, None)
         except csv.Error as error:
@@ -409,6 +412,7 @@ def _read_conll(path: Path):
             start, broken, tokens, tags = 0, None, [], []
             continue
         start = start or number
+        # One bad line spoils its sentence: without the token, the tags around it would mean something else.
         problem = _conll_problem(columns, width)
         if problem:
             broken = broken or (number, problem)
@@ -441,6 +445,7 @@ def _read_parquet(path: Path):
     try:
         with _open(path) as file:
             number = 0
+            # Batches keep the memory small: a file can be larger than it.
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
@@ -467,6 +472,7 @@ def data_files(name: str, split: str | None = None) -> list[Path]:
     path = Path(name)
     if not path.is_dir():
         return [path]
+    # Without a file for the split, the folder is one data set in several files, such as a feedback store.
     if split and (path / f"{split}.jsonl").is_file():
         return [path / f"{split}.jsonl"]
     files = sorted(path.glob("*.jsonl"))

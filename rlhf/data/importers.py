@@ -54,7 +54,7 @@ def _has_output(instance) -> bool:
 def _instruction(instruction: str, text: str | None) -> str:
     if instruction and text:
         return f"{instruction}\n\n{text}"
-    return instruction or text
+    return instruction or text  # either may be "" or None
 
 
 def from_question_answer(row: dict) -> list[dict]:
@@ -75,7 +75,7 @@ SPEAKERS = {
 
 def from_sharegpt(row: dict) -> list[dict]:
     """{conversations: [{from, value}, ...]} with human / gpt / system."""
-    messages = []
+    messages = []  # whose contents the check of rows looks at later
     for turn in row["conversations"]:
         role = SPEAKERS.get(str(turn["from"]))
         if role is None:
@@ -100,7 +100,7 @@ def from_hh(row: dict) -> list[dict]:
     """HH-RLHF's two whole dialogues: the turns that they share are the prompt, and their last turns are the answers."""
     chosen = _turns(row["chosen"], "chosen")
     rejected = _turns(row["rejected"], "rejected")
-    shared = 0
+    shared = 0  # turns at the start that are the same in both
     for first, second in zip(chosen, rejected, strict=False):
         if first != second:
             break
@@ -190,7 +190,7 @@ def from_entities(row: dict) -> list[dict]:
     entities = sorted(_entity(entity, column) for entity in row[column])
     _check_entities(entities, text, column)
     if NO_SPACES.search(text):
-        units = [(start, start + 1) for start in range(len(text))]
+        units = [(start, start + 1) for start in range(len(text))]  # each character
     else:
         units = _cut_at_entities(text, entities)
     tags = ["O"] * len(units)
@@ -198,6 +198,7 @@ def from_entities(row: dict) -> list[dict]:
         inside = [i for i, unit in enumerate(units) if start <= unit[0] and unit[1] <= end]
         if not inside:
             raise UserError(f"{column}: {text[start:end]!r} at character {start} holds no word")
+        # BIO: B opens an entity and I continues it.
         for i in inside:
             tags[i] = f"I-{label}"
         tags[inside[0]] = f"B-{label}"
@@ -243,7 +244,7 @@ def _cut_at_entities(text: str, entities: list[tuple[int, int, str]]) -> list[tu
     for start, end in cut_words(text):
         inside = sorted(border for border in borders if start < border < end)
         cuts = [start, *inside, end]
-        units += zip(cuts, cuts[1:])
+        units += zip(cuts, cuts[1:])  # a word without a border inside stays whole
     return units
 
 
@@ -326,6 +327,7 @@ class Layout:
 
 
 RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
+# The first layout that matches counts. HH-RLHF and the entities look at values, because our own rows have these columns.
 LAYOUTS = (
     Layout("Alpaca", ("instruction", "output"), "prompt_completion", from_alpaca),
     Layout("Self-Instruct", ("instruction", "instances"), "prompt_completion", from_instances),

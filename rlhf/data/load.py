@@ -33,6 +33,7 @@ PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 def is_local(name: str) -> bool:
     """True if a name means a file or folder here: it exists, or it cannot be the id of a Hub data set."""
     path = Path(name)
+    # A Hub id is "name" or "user/name", without an ending that we can read.
     return (
         path.exists()
         or suffix(path) in READERS
@@ -48,7 +49,9 @@ def parse_columns(columns: dict | str | None) -> dict[str, str]:
         names = {}
         for pair in columns.split(","):
             if pair.strip():
-                our, _, their = pair.partition("=")
+                our, _, their = pair.partition(
+                    "="
+                )  # without "=" their name is "", which is refused below
                 names[our.strip()] = their.strip()
     if not isinstance(names, dict) or not all(map(_is_name, chain(names, names.values()))):
         raise UserError(
@@ -146,7 +149,7 @@ class CheckedRows:
 
     def _recognise(self, head: list[dict]) -> None:
         """Sets kind, source_kind and layout by a majority of the first rows. UserError where no kind fits."""
-        names = list(dict.fromkeys(chain.from_iterable(head)))
+        names = list(dict.fromkeys(chain.from_iterable(head)))  # of all columns, in order
         self._check_columns(names)
         votes: Counter[tuple[Layout | None, str]] = Counter()
         for row in head:
@@ -155,6 +158,7 @@ class CheckedRows:
                 votes[vote] += 1
         if not votes:
             raise UserError(self._unknown_form(names))
+        # Of two with equally many votes, the one that was met first.
         (self.layout, self.source_kind), _ = votes.most_common(1)[0]
         self.kind = serves(self.source_kind, self.kinds) or ""
         if not self.kind:
@@ -205,7 +209,7 @@ class CheckedRows:
             needed.append(f"{kind}: {', '.join(columns)}")
             missing.update(column for column in columns if column not in names)
         hints = (_nearest(column, names) for column in sorted(missing))
-        hint = next(filter(None, hints), "")
+        hint = next(filter(None, hints), "")  # one hint is enough
         return (
             f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {'; '.join(needed)}{hint}; "
             "map names with columns (our name: their name)"
@@ -230,6 +234,7 @@ class CheckedRows:
         rows = [self._rename(row)]
         if self.layout:
             try:
+                # An importer names the column in its message, as our own checks do.
                 rows = self.layout.read(rows[0])
             except UserError as error:
                 self._reject(location, [str(error)])
@@ -270,11 +275,13 @@ class CheckedRows:
     def _reject(self, location: str, reasons: list[str]) -> None:
         self.total += 1
         self.bad += 1
+        # One row may have several problems, so `bad` is not len(problems).
         self.problems += [f"{location}: {reason}" for reason in reasons]
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the most similar of the names, or ""."""
+    # Wrong case is a common mistake, which get_close_matches would count as other letters.
     lowered = {other.lower(): other for other in names}
     nearest = get_close_matches(name.lower(), lowered, n=1)
     if not nearest:
@@ -293,7 +300,7 @@ def load_hub_splits(name: str, config: str | None) -> dict:
         return datasets.load_dataset(name, config)
     except Exception as error:  # noqa: BLE001
         # No network, an unknown id, a gated data set, a bad config: all are for the user to fix.
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0]  # the rest is a trace for developers
         raise UserError(
             f"{name!r} is neither a local file or folder nor a data set reachable on the Hub "
             f"({type(error).__name__}: {reason}): check the spelling, dataset_config, your connection and login"
@@ -302,7 +309,7 @@ def load_hub_splits(name: str, config: str | None) -> dict:
 
 def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, dict]]:
     splits = load_hub_splits(name, config)
-    split = split or "train"
+    split = split or "train"  # the Hub's usual name
     if split not in splits:
         raise UserError(
             f"{name}: no split {split!r}; it has {', '.join(splits)}: set dataset_train_split or dataset_test_split"
@@ -378,6 +385,7 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
 
     One UserError names the bad rows, unless skip_bad drops them.
     """
+    # The pass ends at the limit: bad rows behind it are not noticed.
     rows = list(islice(checked, limit))
     if not rows or (checked.bad and not skip_bad):
         raise UserError(bad_rows_message(checked))
@@ -432,5 +440,6 @@ def bad_rows_message(checked: CheckedRows) -> str:
 
 def row_digest(row: dict) -> str:
     """sha256 of a row's content. The order of its columns does not matter."""
+    # `default`: parquet has dates and decimals, which JSON does not.
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()

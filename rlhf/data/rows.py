@@ -33,12 +33,14 @@ class RowKind:
 KINDS = {
     kind.name: kind
     for kind in (
+        # Rank 0 is the best answer. Ties share a rank.
         RowKind(
             "ranking",
             ("prompt", "completions", "ranks"),
             ("reward",),
             {"prompt": "Hi!", "completions": ["Hello!", "What?", "Hey."], "ranks": [0, 1, 0]},
         ),
+        # Two answers, of which one is better. The reward recipe reads it as a ranking of two.
         RowKind(
             "preference",
             ("prompt", "chosen", "rejected"),
@@ -63,6 +65,7 @@ KINDS = {
             },
         ),
         RowKind("prompt", ("prompt",), ("ppo",), {"prompt": "Hi!"}),
+        # The label is a name, a list of names, or a number for regression.
         RowKind(
             "pair_classification",
             ("text", "text_pair", "label"),
@@ -126,6 +129,7 @@ def recognise(columns: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | No
     for kind in fitting:
         if serves(kind.name, kinds):
             return kind
+    # None of them is accepted, but the error message can still say what the rows are.
     if fitting:
         return fitting[0]
     return None
@@ -147,7 +151,7 @@ def normalise(row: dict) -> dict:
 
     Conversational answers become strings. SQuAD's list of answers becomes our two lists.
     """
-    row = dict(row)
+    row = dict(row)  # the caller's row stays as it is
     for column in ("completion", "chosen", "rejected"):
         if column in row:
             row[column] = _plain_answer(row[column])
@@ -213,12 +217,12 @@ def _check_text(value) -> str | None:
         return f"a string is expected, {_shown(value)} given"
     if not value.strip("\0 \t\r\n"):
         if "\0" in value:
-            return "only NUL characters"
+            return "only NUL characters"  # what is left of a file after a crash
         return "empty"
     if "\0" in value:
         return f"NUL character at position {value.index(chr(0)) + 1}"
     try:
-        value.encode("utf-8")
+        value.encode("utf-8")  # tokenizers cannot take half a pair, which JSON can spell
     except UnicodeEncodeError as error:
         return f"half a surrogate pair at position {error.start + 1}"
     return None
@@ -278,6 +282,7 @@ def _check_ranks(value) -> str | None:
 def _check_label(value) -> str | None:
     """A label is a name, a list of names that may be empty, or a number to predict."""
     if isinstance(value, float):
+        # JSON and parquet can hold NaN, which would end in the loss.
         if isfinite(value):
             return None
         return f"a number is expected, {_shown(value)} given"
@@ -312,6 +317,7 @@ def _check_tokens(value) -> str | None:
 
 
 def _check_tags(value) -> str | None:
+    # Numbers are the usual mistake with NER data, so their message says what to do.
     if isinstance(value, list) and value and all(type(tag) is int for tag in value):
         return (
             f"numbers without names, {_shown(value)}: write the names, as in B-person, I-person and O (a Hub data set "
@@ -372,7 +378,7 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
 def _shown(value) -> str:
     """A value as a message shows it."""
     if isinstance(value, float) and isnan(value):
-        return "NaN"
+        return "NaN"  # pandas writes it for a missing value
     return shorten(repr(value), 60)
 
 
@@ -394,7 +400,7 @@ def to_ranking(row: dict) -> dict:
 
 def to_prompt(row: dict) -> dict:
     """The prompt and the extra columns of a row, without its answers."""
-    answers = ("completion", "chosen", "rejected", "completions", "ranks")
+    answers = ("completion", "chosen", "rejected", "completions", "ranks")  # not extra columns
     return {key: value for key, value in row.items() if key not in answers}
 
 

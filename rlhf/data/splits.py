@@ -25,6 +25,7 @@ def prompt_key(row: dict, kind: str | None = None) -> str:
     prompt column counts.
     """
     column = _prompt_column(row, kind)
+    # A tagged sentence equals the same text in one string.
     if column == "tokens":
         return _key([("user", " ".join(row["tokens"]))])
     messages = as_messages(row[column])

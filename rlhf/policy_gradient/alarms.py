@@ -30,7 +30,7 @@ WINDOW = 3  # rollouts whose mean is compared: a single mean of 64 scores is mos
 def increased_by_factor(rows: list[dict], metric: str, limit: float) -> dict | None:
     """The metric is more than `limit` times its baseline."""
     first, now = first_and_last(rows, metric)
-    if now > limit * first > 0:
+    if now > limit * first > 0:  # a baseline of 0 has no multiples
         return numbers(first, now)
     return None
 
@@ -102,6 +102,7 @@ def kl_inefficient(rows: list[dict], metric: str, limit: float) -> dict | None:
             return None  # the newest window itself is below one nat
     if not efficiencies:
         return None
+    # A rollout with a large score is not enough for an alarm: the shortfall must be more than the noise of the score.
     best, _ = max(efficiencies)
     now, distance = efficiencies[-1]
     shortfall = (limit * best - now) * distance  # in units of the score
@@ -119,7 +120,7 @@ def diverged(rows: list[dict], metric: str, limit: float) -> dict | None:
     pairs = rows_with_all(rows, metric, "score")
     if len(pairs) < 2 * WINDOW:
         return None
-    windows = window_means(pairs)
+    windows = window_means(pairs)  # at least WINDOW + 1 of them
     watched, score = windows[-1]
     best_watched, score_then = max(windows)  # the trained score at the time of the best watched one
     watched_noise = noise([pair[0] for pair in pairs])
@@ -138,6 +139,7 @@ def diverged(rows: list[dict], metric: str, limit: float) -> dict | None:
 
 def first_and_last(rows: list[dict], metric: str) -> tuple[float, float]:
     """The baseline and the newest value. A missing one is NaN, which makes every comparison false."""
+    # A metric may be missing in the first rows, if it is not logged for every rollout.
     first = next((row[metric] for row in rows if metric in row), math.nan)
     return first, rows[-1].get(metric, math.nan)
 
@@ -307,11 +309,12 @@ class AlarmState:
         """Adds the next rollout. Returns {name: message} of the alarms that begin with it."""
         self.rows.append(row)
         messages = {}
+        # A condition sees all rows, so an alarm does not depend on where a run was resumed.
         for alarm in ALARMS:
             values = alarm.condition(self.rows, alarm.metric, alarm.limit)
             if not self._changes(alarm, values is not None):
                 continue
-            self.active ^= {alarm.name}
+            self.active ^= {alarm.name}  # begins or ends
             if values is not None:
                 sentence = alarm.sentence.format(**values)
                 rollout = f"alarm at rollout {len(self.rows)}"
@@ -344,12 +347,14 @@ class AlarmCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Observes the rollouts of the resumed checkpoint again, and forgets what was written after it."""
         self.alarms = AlarmState()
+        # Their messages are not printed again.
         for row in filter(is_rollout, state.log_history):
             self.alarms.observe(row)
         path = Path(args.output_dir) / ALARMS_FILE
         if state.is_world_process_zero and path.exists():
             _drop_alarms_after(path, state.global_step)
         rows = self.alarms.rows
+        # With the same limit the run would train one more rollout and stop again.
         if rows and self.is_beyond_limit(rows[-1]):
             raise UserError(
                 f"the run stopped at this checkpoint, with a KL of {rows[-1]['kl']:.1f} nats per completion "

@@ -140,7 +140,7 @@ def _unigram(texts: list[str], size: int, lowercase: bool, coverage: float) -> T
     )
     words = _word_counts(_replace_rare_characters(texts, normalizer, coverage), pre_tokenizer)
     alphabet = set(chain.from_iterable(words))
-    needed = len(alphabet) + len(SPECIAL)
+    needed = len(alphabet) + len(SPECIAL)  # Unigram always keeps single characters
     if needed > size:
         raise _too_small("unigram", size, needed)
     special = [(token, 0.0) for token in SPECIAL]
@@ -184,7 +184,7 @@ def _word_counts(texts: Iterable[str], pre_tokenizer) -> Counter[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
-    return Counter(dict(sorted(counts.items())))
+    return Counter(dict(sorted(counts.items())))  # the order decides how sums are rounded
 
 
 def _with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
