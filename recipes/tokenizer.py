@@ -1,11 +1,11 @@
-"""Train a tokenizer on one's own text: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's and XLM-R's).
+"""Train a tokenizer on your own text: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's and XLM-R's).
 
     accelerate launch recipes/tokenizer.py --config recipes/configs/tokenizer/demo.yaml
     accelerate launch recipes/tokenizer.py --dataset_name reviews.txt --tokenizer_type wordpiece --vocab_size 8000 \\
         --compare_tokenizers bert-base-uncased --output_dir runs/tokenizer
 
-Time: seconds for 1 MB. Look at: tokens per word and the share of unknown tokens on held-out text, beside those of the
-tokenizers of compare_tokenizers; a vocabulary that the text cannot fill is refused with the largest that it can.
+Time: seconds for 1 MB. Look at: tokens per word and the share of unknown tokens on held-out text, next to those of the
+tokenizers of compare_tokenizers. A vocabulary that the text cannot fill is refused, with the largest that it can fill.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
 from rlhf.tokenizers.train import KINDS, train_tokenizer
 
-EXAMPLES = 3  # held-out texts that are shown cut into tokens
+EXAMPLES = 3  # held-out texts whose tokens are shown
 EXAMPLE_LENGTH = 48  # characters of each
 HEADINGS = {
     "vocab_size": "vocabulary",
@@ -35,7 +35,7 @@ HEADINGS = {
 
 @dataclass
 class TokenizerSettings(DataSettings):
-    """What is learned, from which text."""
+    """Settings of a new tokenizer, and the data on which it is trained."""
 
     tokenizer_type: str = field(
         default="byte_bpe",
@@ -43,7 +43,7 @@ class TokenizerSettings(DataSettings):
     )
     vocab_size: int = field(default=8192, metadata={"help": "Tokens, special ones included."})
     model_max_length: int = field(
-        default=1024, metadata={"help": "Context of the model it is for."}
+        default=1024, metadata={"help": "Context length of the model that will use it."}
     )
     chat: bool = field(
         default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."}
@@ -57,7 +57,7 @@ class TokenizerSettings(DataSettings):
     character_coverage: float = field(
         default=1.0,
         metadata={
-            "help": "wordpiece, unigram: 0.9995 leaves the rarest characters (Korean, Chinese) unknown."
+            "help": "wordpiece, unigram: 0.9995 makes the rarest characters (Korean, Chinese) unknown."
         },
     )
     compare_tokenizers: list[str] = field(
@@ -66,12 +66,36 @@ class TokenizerSettings(DataSettings):
     )
 
 
-def row_text(row: dict) -> str:
-    """The text of a row; a demonstration's prompt and completion both count."""
-    return row["text"] if "text" in row else f"{as_text(row['prompt'])}\n{row['completion']}"
+def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
+    check(settings)
+    with recording("tokenizer", settings, args) as run:
+        splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
+        run.data(splits)
+        if not run.main:
+            return  # one process trains the tokenizer
+        # Loaded before the training, so that a wrong name is reported at once.
+        others = {name: load_tokenizer(name) for name in settings.compare_tokenizers}
+        tokenizer = train(settings, [row_text(row) for row in splits.train])
+        tokenizer.save_pretrained(args.output_dir)
+
+        texts = [row_text(row) for row in splits.eval or splits.train]
+        origin = "held out" if splits.eval else "of the training rows, because no rows are held out"
+        run.say(f"On {len(texts)} texts {origin}:")
+        tokenizers = {args.output_dir: tokenizer, **others}
+        reports = {}
+        for name, candidate in tokenizers.items():
+            reports[name] = tokenization_report(candidate, texts)
+        run.say(table(reports))
+        show_examples(run, tokenizers, texts)
+        # The new tokenizer's numbers are the metrics of the run. Those of the others stay together under one key.
+        run.metrics(reports.pop(args.output_dir))
+        run.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
+        if reports:
+            run.metrics({"compared": reports})
 
 
 def check(settings: TokenizerSettings) -> None:
+    """UserError for settings that do not go together."""
     if settings.tokenizer_type not in KINDS:
         raise UserError(
             f"tokenizer_type={settings.tokenizer_type!r}: use one of {', '.join(KINDS)}"
@@ -82,52 +106,57 @@ def check(settings: TokenizerSettings) -> None:
         )
     if settings.character_coverage < 1 and settings.tokenizer_type == "byte_bpe":
         raise UserError(
-            "character_coverage is for wordpiece and unigram: byte_bpe knows every character; leave it out"
+            "character_coverage is for wordpiece and unigram: byte_bpe knows every character; drop it"
         )
 
 
-def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
-    check(settings)
-    with recording("tokenizer", settings, args) as run:
-        splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
-        run.data(splits)
-        if not run.main:
-            return
-        given = {name: load_tokenizer(name) for name in settings.compare_tokenizers}
-        chat = settings.chat and settings.tokenizer_type == "byte_bpe"
-        tokenizer = train_tokenizer(
-            [row_text(row) for row in splits.train],
-            settings.tokenizer_type,
-            vocab_size=settings.vocab_size,
-            model_max_length=settings.model_max_length,
-            lowercase=settings.lowercase,
-            character_coverage=settings.character_coverage,
-            reserved=len(ROLE_TOKENS) + 1 if chat else 0,
-        )
-        if chat:
-            add_chat_template(tokenizer)
-        tokenizer.save_pretrained(args.output_dir)
+def row_text(row: dict) -> str:
+    """The text of a row. For a demonstration this is its prompt and its completion."""
+    if "text" in row:
+        return row["text"]
+    return f"{as_text(row['prompt'])}\n{row['completion']}"
 
-        texts = [row_text(row) for row in splits.eval or splits.train]
-        run.say(
-            f"On {len(texts)} texts {'held out' if splits.eval else 'of the training, for lack of others'}:"
-        )
-        reports = {args.output_dir: tokenization_report(tokenizer, texts)}
-        reports |= {name: tokenization_report(other, texts) for name, other in given.items()}
-        rows = [
-            {"tokenizer": name} | {HEADINGS[key]: value for key, value in report.items()}
-            for name, report in reports.items()
-        ]
-        run.say(sample_table(rows, columns=["tokenizer", *HEADINGS.values()], limit=len(rows)))
-        for text in dict.fromkeys(text[:EXAMPLE_LENGTH] for text in texts[:EXAMPLES]):
-            for name, one in {args.output_dir: tokenizer, **given}.items():
-                example = {"tokenizer": name, "cut": cut_text(one, text)}
-                append_jsonl(run.folder / "samples.jsonl", example)
-                run.say(f"  {name}: {example['cut']}")
-        run.metrics(reports.pop(args.output_dir))
-        run.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
-        if reports:
-            run.metrics({"compared": reports})
+
+def train(settings: TokenizerSettings, texts: list[str]):
+    """The new tokenizer, with a chat template if the settings ask for one."""
+    # Encoders do not chat, so the setting is for byte_bpe only.
+    chat = settings.chat and settings.tokenizer_type == "byte_bpe"
+    reserved = 0
+    if chat:
+        reserved = len(ROLE_TOKENS) + 1  # and the pad token
+    tokenizer = train_tokenizer(
+        texts,
+        settings.tokenizer_type,
+        vocab_size=settings.vocab_size,
+        model_max_length=settings.model_max_length,
+        lowercase=settings.lowercase,
+        character_coverage=settings.character_coverage,
+        reserved=reserved,
+    )
+    if chat:
+        add_chat_template(tokenizer)
+    return tokenizer
+
+
+def table(reports: dict[str, dict]) -> str:
+    """A row of numbers per tokenizer."""
+    rows = []
+    for name, report in reports.items():
+        row = {"tokenizer": name}
+        for key, value in report.items():
+            row[HEADINGS[key]] = value
+        rows.append(row)
+    return sample_table(rows, columns=["tokenizer", *HEADINGS.values()], limit=len(rows))
+
+
+def show_examples(run, tokenizers: dict, texts: list[str]) -> None:
+    """Prints the start of the first texts as each tokenizer cuts it, and appends it to samples.jsonl."""
+    examples = [text[:EXAMPLE_LENGTH] for text in texts[:EXAMPLES]]
+    for example in dict.fromkeys(examples):  # without repeats
+        for name, tokenizer in tokenizers.items():
+            cut = cut_text(tokenizer, example)
+            append_jsonl(run.folder / "samples.jsonl", {"tokenizer": name, "cut": cut})
+            run.say(f"  {name}: {cut}")
 
 
 if __name__ == "__main__":

@@ -292,6 +292,22 @@ def write(tmp_path):
     return write
 
 
+@pytest.fixture(scope="session")
+def real_data():
+    """Finds a file of the development data, which are in the folder RLHF_TEST_DATA. Skips the test without them."""
+
+    def find(name: str) -> str:
+        folder = os.environ.get("RLHF_TEST_DATA")
+        if not folder:
+            pytest.skip("RLHF_TEST_DATA, the folder of the development data, is not set")
+        path = Path(folder, name)
+        if not path.is_file():
+            pytest.skip(f"RLHF_TEST_DATA has no {name}")
+        return str(path)
+
+    return find
+
+
 @pytest.fixture
 def hub(monkeypatch):
     import datasets

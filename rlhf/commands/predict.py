@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean as mean
 
-from rlhf.data.load import Scan, bad_rows
+from rlhf.data.load import CheckedRows, bad_rows_message
 from rlhf.data.rows import CHECKS, KINDS
 from rlhf.errors import UserError
 from rlhf.runs.processes import best_device
@@ -82,12 +82,12 @@ def check_rows(
     *,
     skip_bad: bool = False,
     ids: list | None = None,
-) -> Scan:
+) -> CheckedRows:
     """A whole pass over the file; UserError where a row is bad or has a column that a prediction would take.
 
     ids: is given the id of each row, for a file that is keyed by it; none may repeat.
     """
-    scan, given = Scan(name, kinds=kinds, columns=columns), []
+    scan, given = CheckedRows(name, kinds=kinds, columns=columns), []
     for row in scan:
         if ids is not None:
             given.append({"id": row.get("id")})
@@ -96,7 +96,7 @@ def check_rows(
                 f"{name}: the column {taken[0]} is for predictions: give the file without predicted_* columns"
             )
     if scan.bad and not skip_bad or scan.bad == scan.total:
-        raise UserError(bad_rows(scan).replace("skip_bad: true", "--skip_bad"))
+        raise UserError(bad_rows_message(scan).replace("skip_bad: true", "--skip_bad"))
     if ids is not None:
         ids += question_ids(given)
     return scan
@@ -159,7 +159,10 @@ def main(args) -> int:
         )
     encoder = open_encoder(kind, args.run, args.device or best_device())
     answers, official = Answers(kind, encoder, args.run), {}
-    rows, given = Scan(args.file, kinds=kinds, columns=args.columns), KINDS[checked.kind].columns
+    rows, given = (
+        CheckedRows(args.file, kinds=kinds, columns=args.columns),
+        KINDS[checked.kind].columns,
+    )
     with writing(args.output) as file, progress(count) as advance:
         for row, prediction in predict_rows(
             encoder, rows, checked.kind, batch_size=args.batch_size

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from rlhf.data.chat import as_text, encode_text
-from rlhf.data.load import Scan, row_digest
+from rlhf.data.load import CheckedRows, row_digest
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
@@ -102,7 +102,7 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
     if tokenizer is not None:
         units["tokens"] = lambda text: len(encode_text(tokenizer, text))
     # Every kind of row is accepted: the scan recognises the kind from the first rows.
-    scan = Scan(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
+    scan = CheckedRows(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
     report = ValidationReport(name)
     seen_rows: set[str] = set()
     seen_prompts: set[str] = set()

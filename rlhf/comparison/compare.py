@@ -19,8 +19,7 @@ from rlhf.algorithms.masking import masked_sum
 from rlhf.completions.diversity import n_grams
 from rlhf.completions.sample import decode, uniform_numbers
 from rlhf.completions.score import Completed, WeightedSum
-from rlhf.data.chat import as_text, encode_example, encode_prompt, same_encoding
-from rlhf.data.chat import decode as decode_text
+from rlhf.data.chat import as_text, decode_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.padding import left_pad, right_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs

@@ -12,7 +12,7 @@ from rlhf.algorithms.masking import masked_mean, masked_sum
 from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
 from rlhf.completions.sample import decode
 from rlhf.completions.score import Completed
-from rlhf.data.chat import decode as decode_text
+from rlhf.data.chat import decode_text
 from rlhf.data.padding import left_pad
 from rlhf.models.actor_critic import ActorCritic
 

@@ -1,8 +1,8 @@
-"""Local files -> rows, with the line each stands on.
+"""Reads local files as rows, together with the number of the line on which each row begins.
 
-datasets' own file loader is not used here: it accepts mixed types, missing columns and NUL silently and meets a byte
-that is not UTF-8 only in the middle of training. JSON lines, CSV, TSV, CoNLL, text and parquet are read as a stream; a
-JSON array is read whole.
+The file loader of `datasets` is not used. It silently accepts mixed types, missing columns and NUL characters, and it
+finds a byte that is not UTF-8 only in the middle of training. JSON lines, CSV, TSV, CoNLL, text and parquet are read
+as a stream. A JSON array is read whole.
 """
 
 import codecs
@@ -20,43 +20,23 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 
-csv.field_size_limit(1 << 27)
-
+csv.field_size_limit(1 << 27)  # Python's default, 128 KiB, is less than one long document
 
 BLANK = "blank"  # as a separator: an empty line
 
 
-class Broken(str):
-    """Why a line could not be read at all; stands in the place of its row."""
+class BrokenLine(str):
+    """The reason why a line could not be read. It is yielded instead of the line's row."""
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line number, row) of a local file; the first line that cannot be read raises UserError."""
-    for line, row in read_or_broken(Path(path)):
-        if isinstance(row, Broken):
-            raise UserError(f"{path}:{line}: {row}")
-        yield line, row
+def read_rows(path: Path, separator: str | None = None) -> Iterator[tuple[int, dict | BrokenLine]]:
+    """Yields (line number, row), or (line number, BrokenLine) so that the caller decides whether to go on.
 
-
-def read_or_broken(path: Path, separator: str | None = None) -> Iterator[tuple[int, dict | Broken]]:
-    """(line number, row or the reason why there is none): the caller decides whether a broken line stops it.
-
-    separator: of the texts of a .txt file, see `_read_documents`; None: each line is a text.
+    separator: the line between two texts of a .txt file, see `_read_documents`. With None each line is a text.
     """
-    ending = suffix(path)
-    if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        raise UserError(
-            f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else "; check the path")
-        )
-    if ending not in READERS:
-        raise UserError(
-            f"{path}: unknown file type {ending!r}; allowed: {', '.join(READERS)}, each also with .gz"
-        )
-    read: Callable = READERS[ending]
-    if separator is not None and ending == ".txt":
-        read = partial(_read_documents, separator=separator)
+    read = _reader(path, separator)
     empty = True
+    # gzip finds damage only while it reads, so the errors come from within the loop.
     try:
         for item in read(path):
             empty = False
@@ -72,146 +52,189 @@ def read_or_broken(path: Path, separator: str | None = None) -> Iterator[tuple[i
         )
 
 
+def _reader(path: Path, separator: str | None) -> Callable:
+    """The function that reads this type of file. UserError for a missing file or an unknown type."""
+    if not path.is_file():
+        siblings = [sibling.name for sibling in path.parent.glob("*")]
+        nearest = get_close_matches(path.name, siblings, n=1)
+        if nearest:
+            raise UserError(f"{path}: no such file; did you mean {nearest[0]}?")
+        raise UserError(f"{path}: no such file; check the path")
+    ending = suffix(path)
+    if ending not in READERS:
+        raise UserError(
+            f"{path}: unknown file type {ending!r}; allowed: {', '.join(READERS)}, each also with .gz"
+        )
+    if separator is not None and ending == ".txt":
+        return partial(_read_documents, separator=separator)
+    return READERS[ending]
+
+
 def suffix(path: Path) -> str:
-    """The ending that names the form of a file; .gz does not count."""
+    """The ending that names the type of a file, in lower case and without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+# ---- lines ----------------------------------------------------------------------------------------------------------
+
+
 def _open(path: Path):
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rb")  # unpacks while it is read
+    return open(path, "rb")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, text with its line end). A line that is not UTF-8 is a BrokenLine."""
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:  # Excel and Windows editors write a byte order mark
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield number, _decode(line)
 
 
 def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        # Without a line end in front of it, rfind gives -1 and the column still counts from 1.
         column = error.start - data.rfind(b"\n", 0, error.start)
-        return Broken(
+        return BrokenLine(
             f"not UTF-8 (byte 0x{data[error.start]:02x} at column {column}): save the file as UTF-8"
         )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            yield number, _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+# ---- text -----------------------------------------------------------------------------------------------------------
 
 
 def _read_text(path: Path):
+    """One text per line. Empty lines are skipped."""
     if looks_like_conll(path):
         yield from _read_conll(path)
         return
     for number, line in _lines(path):
-        if isinstance(line, Broken):
+        if isinstance(line, BrokenLine):
             yield number, line
         elif line.strip():
             yield number, {"text": line.rstrip("\r\n")}
 
 
 def _read_documents(path: Path, separator: str):
-    """Texts of several lines. Between them stands a line that is `separator` and nothing else; BLANK: an empty one."""
-    wanted = "" if separator == BLANK else separator
-    lines: list[str] = []
-    start, met = 1, False
-    for number, line in chain(_lines(path), [(0, wanted)]):  # 0: the end of the file
-        if isinstance(line, Broken):
+    """Texts of several lines. A line that holds only `separator` ends a text. BLANK means an empty line."""
+    separator_line = separator
+    if separator == BLANK:
+        separator_line = ""
+    lines: list[str] = []  # of the document that is being read
+    start = 0  # line number of its first line
+    separators = 0
+    for number, line in _lines(path):
+        if isinstance(line, BrokenLine):
             yield number, line
-        elif line.strip() != wanted:
-            start = start if lines else number
-            if lines or line.strip():
-                lines.append(line.rstrip("\r\n"))
-        else:
-            met |= number > 0
-            if not met:
-                shown = "empty line" if separator == BLANK else f"line {separator!r}"
-                raise UserError(
-                    f"{path}: document_separator: the file has no {shown}, so it would be one document"
-                )
+        elif line.strip() == separator_line:
+            separators += 1
             if lines:
-                yield start, {"text": "\n".join(lines).rstrip()}
+                yield start, _document(lines)
             lines = []
+        elif lines:
+            lines.append(line.rstrip("\r\n"))
+        elif line.strip():
+            start = number
+            lines = [line.rstrip("\r\n")]
+    if not separators:
+        missing = f"line {separator!r}"
+        if separator == BLANK:
+            missing = "empty line"
+        raise UserError(
+            f"{path}: document_separator: the file has no {missing}, so it would be one document"
+        )
+    if lines:
+        yield start, _document(lines)
+
+
+def _document(lines: list[str]) -> dict:
+    return {"text": "\n".join(lines).rstrip()}
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def _read_json(path: Path):
-    """JSON lines, one array, or {"data": [...]}, whatever the ending says: the first line with text decides."""
-    first = next((line for _, line in _lines(path) if line.strip()), "").lstrip()
+    """JSON lines, one array, or {"data": [...]}. The first line with text decides, not the ending."""
+    # Many data sets name an array .jsonl, or JSON lines .json.
+    texts = (line for _, line in _lines(path) if line.strip())
+    first = next(texts, "").lstrip()
+    if not first:
+        return iter(())
     if first.startswith("["):
         return _read_json_array(path)
-    opened = _object(first)
-    if suffix(path) == ".json" and (
-        isinstance(opened, Broken) or isinstance(opened.get("data"), list)
-    ):
-        return _read_json_array(path)
+    if suffix(path) == ".json":
+        opening = _parse_object(first)
+        # A line that is not an object by itself opens one that runs over several lines.
+        if isinstance(opening, BrokenLine) or isinstance(opening.get("data"), list):
+            return _read_json_array(path)
     return _read_json_lines(path)
 
 
 def _read_json_lines(path: Path):
     for number, line in _lines(path):
-        if isinstance(line, Broken):
+        if isinstance(line, BrokenLine):
             yield number, line
         elif line.strip():
-            yield number, _object(line)
+            yield number, _parse_object(line)
 
 
-def _object(line: str) -> dict | Broken:
+def _parse_object(line: str) -> dict | BrokenLine:
     try:
         row = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        return Broken(
+        return BrokenLine(
             f"not valid JSON ({error.msg}, column {error.colno}): the line is cut off or damaged"
         )
-    except (ValueError, RecursionError) as error:
-        return Broken(f"not valid JSON ({error})")
-    return (
-        row
-        if isinstance(row, dict)
-        else Broken(f"an object {{...}} is expected, {line.strip():.60} given")
-    )
+    except (ValueError, RecursionError) as error:  # a number of too many digits, deep nesting
+        return BrokenLine(f"not valid JSON ({error})")
+    if not isinstance(row, dict):
+        return BrokenLine(f"an object {{...}} is expected, {line.strip():.60} given")
+    return row
+
+
+class _JSONText:
+    """A JSON text that is decoded value by value, so that the line of each value is known."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.index = 0  # of the next character to read
+        self.decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is not white space, or "" at the end of the text."""
+        while self.text[self.index : self.index + 1].isspace():
+            self.index += 1
+        return self.text[self.index : self.index + 1]
+
+    def take(self, *signs: str) -> str:
+        """Moves past one of the given signs and returns it."""
+        sign = self.peek()
+        if sign not in signs:
+            expected = " or ".join(signs)
+            raise json.JSONDecodeError(f"{expected} expected", self.text, self.index)
+        self.index += 1
+        return sign
+
+    def value(self):
+        """Moves past a value and returns it."""
+        self.peek()
+        value, self.index = self.decoder.raw_decode(self.text, self.index)
+        return value
 
 
 def _read_json_array(path: Path):
     lines = []
-    for number, text in _lines(path):
-        if isinstance(text, Broken):
-            raise UserError(f"{path}:{number}: {text}")
-        lines.append(text)
-    text = "".join(lines)
-    decoder, line, seen = json.JSONDecoder(), 1, 0
-
-    def skip(place: int) -> int:
-        while text[place : place + 1].isspace():
-            place += 1
-        return place
-
-    def expect(signs: str, place: int) -> int:
-        place = skip(place)
-        if text[place : place + 1] not in tuple(signs):
-            raise json.JSONDecodeError(f"{' or '.join(signs)} expected", text, place)
-        return place
-
+    for number, line in _lines(path):
+        if isinstance(line, BrokenLine):
+            raise UserError(f"{path}:{number}: {line}")
+        lines.append(line)
     try:
-        place = skip(0)
-        if text[place] == "{":
-            key, place = decoder.raw_decode(text, skip(place + 1))
-            while key != "data":
-                _, place = decoder.raw_decode(text, skip(expect(":", place) + 1))
-                key, place = decoder.raw_decode(text, skip(expect(",", place) + 1))
-            place = expect(":", place) + 1
-        place = expect("[", place)
-        while text[place] != "]":
-            place = skip(place + 1)
-            if text[place : place + 1] == "]":
-                break
-            line += text.count("\n", seen, place)
-            seen = place
-            row, place = decoder.raw_decode(text, place)
-            yield (
-                line,
-                row
-                if isinstance(row, dict)
-                else Broken(f"an object is expected, {row!r:.60} given"),
-            )
-            place = expect(",]", place)
+        yield from _array_rows(_JSONText("".join(lines)))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}): cut off, damaged, or of "
@@ -219,56 +242,95 @@ def _read_json_array(path: Path):
         ) from error
 
 
-def _read_table(path: Path, **dialect):
-    broken: list[tuple[int, Broken]] = []
-    last = 0  # line that the csv reader took last: a quoted field may run over several
+def _array_rows(text: _JSONText):
+    """(line number, row) of the objects of the text's array, which may be the value of the key "data"."""
+    if text.peek() == "{":
+        text.take("{")
+        # SQuAD's files have a "version" next to "data". Values of other keys are skipped.
+        while text.value() != "data":
+            text.take(":")
+            text.value()
+            text.take(",")
+        text.take(":")
+    text.take("[")
+    line, counted = 1, 0  # the line at index `counted`
+    while text.peek() != "]":
+        line += text.text.count("\n", counted, text.index)
+        counted = text.index
+        row = text.value()
+        if isinstance(row, dict):
+            yield line, row
+        else:
+            yield line, BrokenLine(f"an object is expected, {row!r:.60} given")
+        if text.take(",", "]") == "]":
+            return
 
-    def feed() -> Iterator[str]:
-        nonlocal last
-        for number, line in _lines(path):
-            last = number
-            if isinstance(line, Broken):
-                broken.append((number, line))
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+class _TableLines:
+    """The lines that the csv reader gets. It cannot take broken ones, which are kept in `broken`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.number = (
+            0  # of the line that the reader took last: a quoted field may run over several
+        )
+        self.broken: list[tuple[int, BrokenLine]] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in _lines(self.path):
+            self.number = number
+            if isinstance(line, BrokenLine):
+                self.broken.append((number, line))
             else:
                 yield line
 
-    reader = csv.reader(feed(), strict=True, **dialect)
+
+def _read_table(path: Path, **dialect):
+    lines = _TableLines(path)
+    reader = csv.reader(lines, strict=True, **dialect)
+    header = _read_header(path, reader, lines)
+    while True:
+        start = lines.number + 1  # a row is named by its first line
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            fields = BrokenLine(
+                f"not a valid row ({error}): is a quote opened here and never closed?"
+            )
+        yield from lines.broken
+        lines.broken.clear()
+        if fields is None:
+            return
+        if isinstance(fields, BrokenLine):
+            yield start, fields
+        elif fields and len(fields) != len(header):
+            reason = f"{len(fields)} fields, but the header has {len(header)}: {', '.join(header)}"
+            yield start, BrokenLine(reason)
+        elif fields:  # an empty line has none
+            yield start, dict(zip(header, fields, strict=True))
+
+
+def _read_header(path: Path, reader, lines: _TableLines) -> list[str]:
+    """The names of the columns. A column without a name is called by its number."""
     try:
-        header = [
-            name.strip() or f"column {place}"
-            for place, name in enumerate(next(reader, []), start=1)
-        ]
+        names = next(reader, [])
     except csv.Error as error:
         raise UserError(
             f"{path}:1: not a valid header ({error}): end lines with \\n and close every quote"
         ) from error
-    if broken:
-        raise UserError(f"{path}:{broken[0][0]}: {broken[0][1]}")
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise UserError(
-            f"{path}:1: {twice[0]}: the header names this column twice: give each column its own name"
-        )
-    while True:
-        start = last + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            fields = Broken(f"not a valid row ({error}): is a quote opened here and never closed?")
-        yield from broken
-        broken.clear()
-        if fields is None:
-            return
-        if isinstance(fields, Broken):
-            yield start, fields
-        elif fields and len(fields) != len(header):
-            yield (
-                start,
-                Broken(
-                    f"{len(fields)} fields, but the header has {len(header)}: {', '.join(header)}"
-                ),
+    if lines.broken:
+        number, reason = lines.broken[0]
+        raise UserError(f"{path}:{number}: {reason}")
+    header = [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)]
+    for name, count in Counter(header).items():
+        if count > 1:
+            raise UserError(
+                f"{path}:1: {name}: the header names this column twice: give each column its own name"
             )
-        elif fields:
-            yield start, dict(zip(header, fields, strict=True))
+    return header
 
 
 def _read_csv(path: Path):
@@ -278,64 +340,102 @@ def _read_csv(path: Path):
 def _read_tsv(path: Path):
     if looks_like_conll(path):
         return _read_conll(path)
-    return _read_table(
-        path, delimiter="\t", quoting=csv.QUOTE_NONE
-    )  # a quote in a TSV file is only a character
+    # A quote in a TSV file is an ordinary character.
+    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
 
+
+# ---- CoNLL ----------------------------------------------------------------------------------------------------------
 
 TAG = re.compile(r"O|[BIESLUMW]-\S+")
-LOOK = 100  # token lines that tell a CoNLL file from a table or a text
+PROBED_LINES = 100  # token lines that tell a CoNLL file from a table or a text
 
 
 def looks_like_conll(path: Path) -> bool:
-    """Whether a .txt or .tsv file holds tokens with tags: the first line (a table has names there), and most others."""
-    columns = (c for _, c in _conll_lines(path) if c and not isinstance(c, Broken))
-    tagged = [len(c) > 1 and bool(TAG.fullmatch(c[-1])) for c in islice(columns, LOOK)]
+    """Tells from the content of a .txt or .tsv file if it holds tokens with tags.
+
+    The first line must be a token with its tag (a table has column names there), and 90 % of the others.
+    """
+    probed = islice(_token_columns(path), PROBED_LINES)
+    tagged = [len(columns) > 1 and bool(TAG.fullmatch(columns[-1])) for columns in probed]
     return bool(tagged) and tagged[0] and sum(tagged) >= 0.9 * len(tagged)
 
 
-def _conll_lines(path: Path) -> Iterator[tuple[int, list[str] | Broken]]:
-    """(line number, its columns); [] between sentences. Comments ("# ...", "## ...") stand between sentences only."""
+def _token_columns(path: Path) -> Iterator[list[str]]:
+    for _, columns in _conll_lines(path):
+        if columns and not isinstance(columns, BrokenLine):
+            yield columns
+
+
+def _conll_lines(path: Path) -> Iterator[tuple[int, list[str] | BrokenLine]]:
+    """Yields (line number, columns), where the columns are [] between sentences.
+
+    Comments ("# ...", "## ...") are recognised only between sentences: within one, # is a token.
+    """
     inside = False
     for number, line in _lines(path):
-        if not isinstance(line, Broken):
-            line = line.rstrip("\r\n\t ")
-            columns = (
-                line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
-            )
-            comment = not inside and re.match("#+ ", line) and not TAG.fullmatch(columns[-1])
-            line = [] if comment or line.startswith("-DOCSTART-") else columns
-        inside = bool(line)
-        yield number, line
+        if isinstance(line, BrokenLine):
+            columns = line
+        else:
+            columns = _split_columns(line.rstrip("\r\n\t "), inside)
+        inside = bool(columns)
+        yield number, columns
+
+
+def _split_columns(line: str, inside_sentence: bool) -> list[str]:
+    if "\t" in line:
+        columns = line.split("\t")
+    else:
+        columns = [part for part in line.split(" ") if part]
+    if line.startswith("-DOCSTART-"):
+        return []
+    if not inside_sentence and re.match("#+ ", line) and not TAG.fullmatch(columns[-1]):
+        return []  # a comment
+    return columns
 
 
 def _read_conll(path: Path):
-    """One row per sentence, on its first line; a sentence with a bad line is broken, on that line.
+    """One row per sentence, at its first line. A sentence with a bad line is broken, at that line.
 
-    A file of one column has tokens without tags, to be predicted.
+    A file of one column has tokens without tags, which are to be predicted.
     """
-    start, width, broken = 0, 0, None
+    start, width = 0, 0  # line of the sentence's first token; columns of the file
+    broken: tuple[int, BrokenLine] | None = None
     tokens, tags = [], []
-    for number, columns in chain(_conll_lines(path), [(0, [])]):
+    for number, columns in chain(_conll_lines(path), [(0, [])]):  # an empty line ends the last one
         if not columns:
             if broken:
                 yield broken
+            elif tokens and width > 1:
+                yield start, {"tokens": tokens, "tags": tags}
             elif tokens:
-                yield start, {"tokens": tokens} | ({"tags": tags} if width > 1 else {})
+                yield start, {"tokens": tokens}
             start, broken, tokens, tags = 0, None, [], []
             continue
         start = start or number
-        if isinstance(columns, Broken):
-            broken = broken or (number, columns)
-        elif not columns[0]:
-            broken = broken or (number, Broken(f"no token before the tag {columns[-1]}"))
-        elif len(columns) != (width := width or len(columns)):
-            lacks = f"{columns[0]!r:.60} has no tag: a token and its tag are expected"
-            wider = f"{len(columns)} columns, but the lines before have {width}"
-            broken = broken or (number, Broken(lacks if len(columns) < 2 else wider))
-        else:
-            tokens.append(columns[0])
-            tags.append(columns[-1])
+        # One bad line spoils its sentence: without the token, the tags around it would mean something else.
+        problem = _conll_problem(columns, width)
+        if problem:
+            broken = broken or (number, problem)
+            continue
+        width = len(columns)
+        tokens.append(columns[0])
+        tags.append(columns[-1])
+
+
+def _conll_problem(columns: list[str] | BrokenLine, width: int) -> BrokenLine | None:
+    """The reason why the columns are not a token of a file with `width` columns. 0: not known yet."""
+    if isinstance(columns, BrokenLine):
+        return columns
+    if not columns[0]:
+        return BrokenLine(f"no token before the tag {columns[-1]}")
+    if width in (0, len(columns)):
+        return None
+    if len(columns) < 2:
+        return BrokenLine(f"{columns[0]!r:.60} has no tag: a token and its tag are expected")
+    return BrokenLine(f"{len(columns)} columns, but the lines before have {width}")
+
+
+# ---- parquet, and the table of all types ----------------------------------------------------------------------------
 
 
 def _read_parquet(path: Path):
@@ -344,16 +444,18 @@ def _read_parquet(path: Path):
 
     try:
         with _open(path) as file:
-            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000)
-            yield from enumerate(
-                chain.from_iterable(batch.to_pylist() for batch in batches), start=1
-            )
+            number = 0
+            # Batches keep the memory small: a file can be larger than it.
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
     except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path}: not a valid parquet file ({str(error).splitlines()[0]}): write it again"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a valid parquet file ({reason}): write it again") from error
 
 
+CONLL_ENDINGS = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".ner", ".annotated")
 READERS = {
     ".jsonl": _read_json,
     ".json": _read_json,
@@ -361,17 +463,16 @@ READERS = {
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
     ".txt": _read_text,
-    **dict.fromkeys(
-        (".conll", ".iob", ".iob2", ".bio", ".bioes", ".ner", ".annotated"), _read_conll
-    ),
+    **dict.fromkeys(CONLL_ENDINGS, _read_conll),
 }
 
 
 def data_files(name: str, split: str | None = None) -> list[Path]:
-    """The file itself; of a folder `<split>.jsonl` where it exists, else all its .jsonl files in order."""
+    """The file itself. For a folder `<split>.jsonl` if it exists, else all its .jsonl files in order."""
     path = Path(name)
     if not path.is_dir():
         return [path]
+    # Without a file for the split, the folder is one data set in several files, such as a feedback store.
     if split and (path / f"{split}.jsonl").is_file():
         return [path / f"{split}.jsonl"]
     files = sorted(path.glob("*.jsonl"))

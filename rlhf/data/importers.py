@@ -1,54 +1,68 @@
-"""Rows of other projects -> our rows. Each importer is a pure function: one foreign row in, a list of our rows out.
+"""Converts rows of other projects to ours. Each importer is a pure function from one foreign row to a list of our rows.
 
-A layout is recognised by its columns (and, where those could mean something else, by a look at one value). Columns that
-an importer does not use are kept. A row that cannot be turned raises UserError("column: reason").
-What was left out and why: Alpaca's "Below is an instruction ..." wrapper (the chat template does that job), ShareGPT's
-tool turns (GPT-2 class models have no tools), SQuAD's plausible answers to questions without one.
+A layout is recognised by its columns and, where those could mean something else, by a look at one value. Columns that
+an importer does not use are kept. A row that cannot be converted raises UserError("column: reason").
+
+Omitted, and why:
+- Alpaca's wrapper "Below is an instruction ...": the chat template does that job.
+- ShareGPT's tool turns: GPT-2 class models have no tools.
+- SQuAD's plausible answers to questions that have none.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 
 from rlhf.data.words import cut_words
 from rlhf.errors import UserError
 
 
+def _rest(row: dict, *used: str) -> dict:
+    """The columns of a row that an importer does not use."""
+    return {key: value for key, value in row.items() if key not in used}
+
+
+# ---- instructions and questions -------------------------------------------------------------------------------------
+
+
 def from_alpaca(row: dict) -> list[dict]:
     """{instruction, input, output}: the input follows the instruction after an empty line."""
     prompt = _instruction(row["instruction"], row.get("input"))
-    return [
-        {
-            "prompt": prompt,
-            "completion": row["output"],
-            **_rest(row, "instruction", "input", "output"),
-        }
-    ]
+    rest = _rest(row, "instruction", "input", "output")
+    return [{"prompt": prompt, "completion": row["output"], **rest}]
 
 
 def from_instances(row: dict) -> list[dict]:
     """Self-Instruct's {instruction, instances: [{input, output}, ...]}: one row for each instance."""
-    instances, rest = row["instances"], _rest(row, "instruction", "instances")
-    if not isinstance(instances, list) or not all(
-        isinstance(i, dict) and "output" in i for i in instances
-    ):
+    rest = _rest(row, "instruction", "instances")
+    instances = row["instances"]
+    if not isinstance(instances, list) or not all(map(_has_output, instances)):
         raise UserError(
             f"instances: a list of {{input, output}} is expected, {instances!r:.60} given"
         )
-    return [
-        {
-            "prompt": _instruction(row["instruction"], i.get("input")),
-            "completion": i["output"],
-            **rest,
-        }
-        for i in instances
-    ]
+    rows = []
+    for instance in instances:
+        prompt = _instruction(row["instruction"], instance.get("input"))
+        rows.append({"prompt": prompt, "completion": instance["output"], **rest})
+    return rows
 
 
-def _instruction(instruction: str, given: str | None) -> str:
-    return f"{instruction}\n\n{given}" if instruction and given else instruction or given
+def _has_output(instance) -> bool:
+    return isinstance(instance, dict) and "output" in instance
 
+
+def _instruction(instruction: str, text: str | None) -> str:
+    if instruction and text:
+        return f"{instruction}\n\n{text}"
+    return instruction or text  # either may be "" or None
+
+
+def from_question_answer(row: dict) -> list[dict]:
+    """ChatbotData.csv's {Q, A, label}: the label (its topic) is kept as an extra column."""
+    return [{"prompt": row["Q"], "completion": row["A"], **_rest(row, "Q", "A")}]
+
+
+# ---- dialogues ------------------------------------------------------------------------------------------------------
 
 SPEAKERS = {
     "human": "user",
@@ -61,7 +75,7 @@ SPEAKERS = {
 
 def from_sharegpt(row: dict) -> list[dict]:
     """{conversations: [{from, value}, ...]} with human / gpt / system."""
-    messages = []
+    messages = []  # whose contents the check of rows looks at later
     for turn in row["conversations"]:
         role = SPEAKERS.get(str(turn["from"]))
         if role is None:
@@ -72,195 +86,234 @@ def from_sharegpt(row: dict) -> list[dict]:
     return [{"messages": messages, **_rest(row, "conversations")}]
 
 
+def _has_speakers(row: dict) -> bool:
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not turns:
+        return False
+    return all(isinstance(turn, dict) and "from" in turn for turn in turns)
+
+
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def from_hh(row: dict) -> list[dict]:
-    """HH-RLHF's two whole dialogues: the turns they share are the prompt, the answer that differs is judged."""
-    chosen, rejected = _turns(row["chosen"], "chosen"), _turns(row["rejected"], "rejected")
-    shared = [
-        turn
-        for turn, _ in takewhile(
-            lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)
-        )
-    ]
-    answers = []
-    for column, turns in (("chosen", chosen), ("rejected", rejected)):
-        own = turns[len(shared) :]
-        if [turn["role"] for turn in own] != ["assistant"]:
-            raise UserError(
-                f"{column}: one own answer after the shared turns is expected, {len(own)} turns given"
-            )
-        answers.append(own[0]["content"])
+    """HH-RLHF's two whole dialogues: the turns that they share are the prompt, and their last turns are the answers."""
+    chosen = _turns(row["chosen"], "chosen")
+    rejected = _turns(row["rejected"], "rejected")
+    shared = 0  # turns at the start that are the same in both
+    for first, second in zip(chosen, rejected, strict=False):
+        if first != second:
+            break
+        shared += 1
     return [
         {
-            "prompt": shared,
-            "chosen": answers[0],
-            "rejected": answers[1],
+            "prompt": chosen[:shared],
+            "chosen": _only_answer(chosen[shared:], "chosen"),
+            "rejected": _only_answer(rejected[shared:], "rejected"),
             **_rest(row, "chosen", "rejected"),
         }
     ]
 
 
+def _only_answer(turns: list[dict], column: str) -> str:
+    """The text of the turns of a dialogue that the other one does not have. They must be one answer."""
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        raise UserError(
+            f"{column}: one answer after the shared turns is expected, {len(turns)} turns given"
+        )
+    return turns[0]["content"]
+
+
 def _turns(dialogue: str, column: str) -> list[dict]:
-    before, *parts = TURN.split(dialogue)
+    before, *parts = TURN.split(dialogue)  # speaker, text, speaker, text, ...
     if before.strip() or not parts:
         raise UserError(
             f"{column}: a dialogue that begins with '\\n\\nHuman:' is expected, {dialogue!r:.60} given"
         )
     turns: list[dict] = []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-        role = "user" if speaker == "Human" else "assistant"
-        if (
-            turns and turns[-1]["role"] == role
-        ):  # the same speaker twice in a row: one turn, as chat templates want it
+        role = "assistant"
+        if speaker == "Human":
+            role = "user"
+        if turns and turns[-1]["role"] == role:
+            # The same speaker twice in a row is one turn, because chat templates want turns to alternate.
             turns[-1]["content"] += "\n\n" + text.strip()
         else:
             turns.append({"role": role, "content": text.strip()})
     return turns
 
 
+def _has_dialogues(row: dict) -> bool:
+    """Tells HH-RLHF's dialogues from the answers of a preference, whose columns have the same names."""
+    if "prompt" in row:
+        return False
+    for column in ("chosen", "rejected"):
+        if not isinstance(row[column], str) or not TURN.search(row[column]):
+            return False
+    return True
+
+
+# ---- rankings -------------------------------------------------------------------------------------------------------
+
+COMPLETION = re.compile(r"completion_(\d+)")
+
+
 def from_kochatgpt(row: dict) -> list[dict]:
     """{prompt, completion_0 .. completion_K-1, ranking}: ranking[i] is the rank of completion_i, 0 = best.
 
     That reading is the one of the project's own training code, which takes completion_i over completion_j as chosen
-    where ranking[i] < ranking[j]; `ranking` is not a list of answers in order of merit.
+    where ranking[i] < ranking[j]. `ranking` is not a list of answers in order of merit.
     """
-    columns = sorted(
-        (c for c in row if re.fullmatch(r"completion_\d+", c)), key=lambda c: int(c.split("_")[1])
-    )
+    columns = [column for column in row if COMPLETION.fullmatch(column)]
+    columns.sort(key=lambda column: int(COMPLETION.fullmatch(column)[1]))  # 10 comes after 9
     completions = [row[column] for column in columns]
     rest = _rest(row, "prompt", "ranking", *columns)
     return [{"prompt": row["prompt"], "completions": completions, "ranks": row["ranking"], **rest}]
 
 
-def from_question_answer(row: dict) -> list[dict]:
-    """ChatbotData.csv's {Q, A, label}: the label (its topic) is kept as an extra column."""
-    return [{"prompt": row["Q"], "completion": row["A"], **_rest(row, "Q", "A")}]
+# ---- tags -----------------------------------------------------------------------------------------------------------
 
 
 def from_ner_tags(row: dict) -> list[dict]:
-    """{tokens, ner_tags}, as data sets of the Hub have it: its tags by their usual name."""
+    """{tokens, ner_tags}, as data sets of the Hub have it: `ner_tags` becomes `tags`."""
     return [{"tokens": row["tokens"], "tags": row["ner_tags"], **_rest(row, "tokens", "ner_tags")}]
 
 
 def from_entities(row: dict) -> list[dict]:
-    """{text, entities: [{start, end, label}]} (or triples, Doccano's start_offset or its `label`, Prodigy's `spans`).
+    """{text, entities: [{start, end, label}]}, or triples, Doccano's start_offset or its `label`, Prodigy's `spans`.
 
-    Words with tags come of it. A border of an entity parts words; a text of a script that does not part its words by
-    spaces, and Korean, whose words hold their particles, becomes characters.
+    The text is cut into words with one tag each. A word is also cut where an entity begins or ends inside it. A text
+    becomes characters if its script puts no spaces between words, or if it is Korean, whose words include particles.
     """
-    column = _marks(row)
-    text, marked = row["text"], sorted(_entity(entity, column) for entity in row[column])
-    borders = {place for start, end, _ in marked for place in (start, end)}
-    for (start, end, _), (later, *_) in zip(marked, [*marked[1:], (len(text),)]):
-        if not 0 <= start < end <= len(text):
-            raise UserError(
-                f"{column}: {start} to {end} is no part of a text of {len(text)} characters"
-            )
-        if later < end:
-            raise UserError(
-                f"{column}: two entities overlap at character {later}: keep one of them"
-            )
+    column = _entity_column(row)
+    text = row["text"]
+    entities = sorted(_entity(entity, column) for entity in row[column])
+    _check_entities(entities, text, column)
     if NO_SPACES.search(text):
-        units = [(place, place + 1) for place in range(len(text))]
+        units = [(start, start + 1) for start in range(len(text))]  # each character
     else:
-        units = []
-        for start, end in cut_words(text):
-            cuts = [start, *sorted(place for place in borders if start < place < end), end]
-            units += zip(cuts, cuts[1:])
+        units = _cut_at_entities(text, entities)
     tags = ["O"] * len(units)
-    for start, end, label in marked:
-        inside = [place for place, (a, b) in enumerate(units) if start <= a and b <= end]
+    for start, end, label in entities:
+        inside = [i for i, unit in enumerate(units) if start <= unit[0] and unit[1] <= end]
         if not inside:
             raise UserError(f"{column}: {text[start:end]!r} at character {start} holds no word")
-        for place in inside:
-            tags[place] = f"{'B' if place == inside[0] else 'I'}-{label}"
+        # BIO: B opens an entity and I continues it.
+        for i in inside:
+            tags[i] = f"I-{label}"
+        tags[inside[0]] = f"B-{label}"
     tokens = [text[start:end] for start, end in units]
-    return [
-        {**_rest(row, "text", column), "tokens": tokens, "tags": tags}
-    ]  # Prodigy's own tokens are another cut
+    # Our tokens come last: they replace Prodigy's, which are another cut of the text.
+    return [{**_rest(row, "text", column), "tokens": tokens, "tags": tags}]
 
 
+# Thai and Lao, Korean letters, Japanese, Chinese, Korean syllables.
 NO_SPACES = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+
+# Our name of each part of an entity, and the name that other tools give it.
+ENTITY_KEYS = (("start", "start_offset"), ("end", "end_offset"), ("label", "type"))
 
 
 def _entity(entity, column: str) -> tuple[int, int, str]:
-    names = (("start", "start_offset"), ("end", "end_offset"), ("label", "type"))
+    """(start, end, label) of an entity in any of the known forms."""
+    parts = entity
     if isinstance(entity, dict):
-        entity = [next((entity[name] for name in pair if name in entity), None) for pair in names]
-    if not isinstance(entity, list) or [type(part) for part in entity] != [int, int, str]:
-        raise UserError(f"{column}: items {{start, end, label}} are expected, {entity!r:.60} given")
-    return tuple(entity)
+        parts = [entity.get(ours, entity.get(theirs)) for ours, theirs in ENTITY_KEYS]
+    if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, str]:
+        raise UserError(f"{column}: items {{start, end, label}} are expected, {parts!r:.60} given")
+    return tuple(parts)
 
 
-def _marks(row: dict) -> str | None:
+def _check_entities(entities: list[tuple[int, int, str]], text: str, column: str) -> None:
+    """UserError where an entity is outside the text or overlaps the next one. They are in order."""
+    for i, (start, end, _) in enumerate(entities):
+        if not 0 <= start < end <= len(text):
+            raise UserError(
+                f"{column}: span {start}-{end} is outside the text ({len(text)} characters)"
+            )
+        if i + 1 < len(entities) and entities[i + 1][0] < end:
+            raise UserError(
+                f"{column}: two entities overlap at character {entities[i + 1][0]}: keep one of them"
+            )
+
+
+def _cut_at_entities(text: str, entities: list[tuple[int, int, str]]) -> list[tuple[int, int]]:
+    """(start, end) of the words of a text, cut further where an entity begins or ends."""
+    borders = {start for start, _, _ in entities} | {end for _, end, _ in entities}
+    units: list[tuple[int, int]] = []
+    for start, end in cut_words(text):
+        inside = sorted(border for border in borders if start < border < end)
+        cuts = [start, *inside, end]
+        units += zip(cuts, cuts[1:])  # a word without a border inside stays whole
+    return units
+
+
+def _entity_column(row: dict) -> str | None:
     """The column that holds the entities of a text."""
-    return next(
-        (name for name in ("entities", "spans", "label") if isinstance(row.get(name), list)), None
-    )
+    for column in ("entities", "spans", "label"):
+        if isinstance(row.get(column), list):
+            return column
+    return None
 
 
-def _has_spans(row: dict) -> bool:
-    """A list of `label` may be of names, of a text with several labels."""
-    column = isinstance(row["text"], str) and _marks(row)
-    return bool(column) and (
-        column != "label" or any(isinstance(mark, list | dict) for mark in row[column])
-    )
+def _has_entities(row: dict) -> bool:
+    column = _entity_column(row)
+    if not isinstance(row["text"], str) or column is None:
+        return False
+    if column == "label":
+        # A list of names belongs to a text with several labels.
+        return any(isinstance(entity, list | dict) for entity in row["label"])
+    return True
+
+
+# ---- question answering ---------------------------------------------------------------------------------------------
 
 
 def from_squad(row: dict) -> list[dict]:
-    """SQuAD's article {title, paragraphs: [{context, qas: [{id, question, answers, is_impossible}]}]}: a row a question."""
+    """SQuAD's article, one row per question.
+
+    The article is {title, paragraphs: [{context, qas: [{id, question, answers, is_impossible}]}]}.
+    """
+    rest = _rest(row, "paragraphs")
     rows = []
-    for place, paragraph in enumerate(_objects(row["paragraphs"], "paragraphs")):
-        for question in _objects(paragraph.get("qas"), f"paragraphs: paragraph {place}: qas"):
-            given = {name: question.get(name) for name in ("id", "question", "answers")}
-            impossible = {"is_impossible": True} if question.get("is_impossible") is True else {}
-            rows.append(
-                {
-                    **given,
-                    **impossible,
-                    "context": paragraph.get("context"),
-                    **_rest(row, "paragraphs"),
-                }
-            )
+    for i, paragraph in enumerate(_objects(row["paragraphs"], "paragraphs")):
+        for question in _objects(paragraph.get("qas"), f"paragraphs: paragraph {i}: qas"):
+            ours = {name: question.get(name) for name in ("id", "question", "answers")}
+            if question.get("is_impossible") is True:
+                ours["is_impossible"] = True
+            ours["context"] = paragraph.get("context")
+            rows.append(ours | rest)
     return rows
 
 
-def _objects(value, place: str) -> list[dict]:
+def _objects(value, location: str) -> list[dict]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{place}: a list of objects is expected, {value!r:.60} given")
+        raise UserError(f"{location}: a list of objects is expected, {value!r:.60} given")
     return value
 
 
-def _rest(row: dict, *used: str) -> dict:
-    return {key: value for key, value in row.items() if key not in used}
+# ---- the table of all layouts ---------------------------------------------------------------------------------------
 
 
-def _has_dialogues(row: dict) -> bool:
-    return "prompt" not in row and all(
-        isinstance(row[c], str) and TURN.search(row[c]) for c in ("chosen", "rejected")
-    )
-
-
-def _has_speakers(row: dict) -> bool:
-    turns = row["conversations"]
-    return (
-        isinstance(turns, list)
-        and bool(turns)
-        and all(isinstance(turn, dict) and "from" in turn for turn in turns)
-    )
+def _always(row: dict) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Layout:
-    """name; columns: what a foreign row must have; kind: of our rows; fits: a look at the values, where needed."""
+    """The form of the rows of another project.
+
+    columns: those that a foreign row must have.
+    kind: of our rows.
+    convert: one foreign row -> our rows.
+    fits: a look at the values, where other rows have the same columns.
+    """
 
     name: str
     columns: tuple[str, ...]
     kind: str
     convert: Callable[[dict], list[dict]]
-    fits: Callable[[dict], bool] = lambda row: True
+    fits: Callable[[dict], bool] = _always
 
     def matches(self, row: dict) -> bool:
         return row.keys() >= set(self.columns) and self.fits(row)
@@ -273,26 +326,26 @@ class Layout:
         return self.convert(row)
 
 
+RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
+# The first layout that matches counts. HH-RLHF and the entities look at values, because our own rows have these columns.
 LAYOUTS = (
     Layout("Alpaca", ("instruction", "output"), "prompt_completion", from_alpaca),
     Layout("Self-Instruct", ("instruction", "instances"), "prompt_completion", from_instances),
     Layout("ShareGPT", ("conversations",), "messages", from_sharegpt, _has_speakers),
     Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
-    Layout(
-        "KoChatGPT",
-        ("prompt", "completion_0", "completion_1", "ranking"),
-        "ranking",
-        from_kochatgpt,
-    ),
+    Layout("KoChatGPT", RANKING_COLUMNS, "ranking", from_kochatgpt),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
     Layout("ner_tags", ("tokens", "ner_tags"), "tagging", from_ner_tags),
-    Layout("entities", ("text", "entities"), "tagging", from_entities, _has_spans),
-    Layout("spans", ("text", "spans"), "tagging", from_entities, _has_spans),
-    Layout("entities as label", ("text", "label"), "tagging", from_entities, _has_spans),
+    Layout("entities", ("text", "entities"), "tagging", from_entities, _has_entities),
+    Layout("spans", ("text", "spans"), "tagging", from_entities, _has_entities),
+    Layout("entities as label", ("text", "label"), "tagging", from_entities, _has_entities),
 )
 
 
 def recognise_layout(row: dict) -> Layout | None:
-    """The foreign layout of a row, None where it is none of these."""
-    return next((layout for layout in LAYOUTS if layout.matches(row)), None)
+    """The foreign layout of a row, or None where it has none of these."""
+    for layout in LAYOUTS:
+        if layout.matches(row):
+            return layout
+    return None

@@ -1,6 +1,6 @@
-"""Hub name, local file or folder -> checked rows of one kind.
+"""Loads checked rows of one kind from a local file, a folder or the Hub.
 
-Every row is checked before anything is trained, and every bad one is named as `path:line: column: reason`.
+Every row is checked before anything is trained, and every bad row is named as `path:line: column: reason`.
 """
 
 import hashlib
@@ -12,18 +12,28 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.files import READERS, Broken, data_files, read_or_broken, suffix
+from rlhf.data.files import READERS, BrokenLine, data_files, read_rows, suffix
 from rlhf.data.importers import Layout, recognise_layout
-from rlhf.data.rows import ANSWERS, CONVERSIONS, KINDS, check_row, normalise, recognise, serves
+from rlhf.data.rows import (
+    ANSWERS,
+    CONVERSIONS,
+    KINDS,
+    RowKind,
+    check_row,
+    normalise,
+    recognise,
+    serves,
+)
 from rlhf.errors import UserError
 
-SHOWN = 10  # bad rows in one message
-HEAD = 100  # rows that decide what kind a file is of, so that one bad first row cannot
+BAD_ROWS_SHOWN = 10  # in one message
+PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a file or folder here (it exists, or could not be a Hub id) and not a Hub data set."""
+    """True if a name means a file or folder here: it exists, or it cannot be the id of a Hub data set."""
     path = Path(name)
+    # A Hub id is "name" or "user/name", without an ending that we can read.
     return (
         path.exists()
         or suffix(path) in READERS
@@ -33,175 +43,264 @@ def is_local(name: str) -> bool:
 
 
 def parse_columns(columns: dict | str | None) -> dict[str, str]:
-    """`{our name: their name}` from that map, or from the flag's form "text=document,label=label"."""
-    if isinstance(columns, str):
-        pairs = [part.partition("=")[::2] for part in columns.split(",") if part.strip()]
-        columns = {our.strip(): their.strip() for our, their in pairs}
-    columns = columns or {}
-    if not isinstance(columns, dict) or not all(
-        isinstance(n, str) and n for pair in columns.items() for n in pair
-    ):
+    """`{our name: their name}` from such a dictionary, or from the flag's form "text=document,label=label"."""
+    names = columns or {}
+    if isinstance(names, str):
+        names = {}
+        for pair in columns.split(","):
+            if pair.strip():
+                our, _, their = pair.partition(
+                    "="
+                )  # without "=" their name is "", which is refused below
+                names[our.strip()] = their.strip()
+    if not isinstance(names, dict) or not all(map(_is_name, chain(names, names.values()))):
         raise UserError(
-            f"columns: {columns!r} is not a map of our name to their name, as in text=document,label=label"
+            f"columns: {names!r} is not a map of our name to their name, as in text=document,label=label"
         )
-    return columns
+    return names
 
 
-class Scan:
-    """One pass over a source: iterate it for the good rows; `problems` and the counts are complete when it has ended.
+def _is_name(value) -> bool:
+    return isinstance(value, str) and value != ""
 
-    kind: what the rows are turned into; layout: the foreign layout they came in, or None; total: rows met;
-    bad: rows left out; problems: `path:line: column: reason`; passed: counts of feedback events of other sorts.
-    checks: what a caller asks of columns beyond data.rows: column -> f(value), the reason why it is bad, or None.
+
+class CheckedRows:
+    """The good rows of a source, read and checked in one pass when they are iterated.
+
+    name: a file, a folder or a Hub id.
+    kinds: the row kinds that the caller accepts.
+    checks: further checks of columns: column -> f(value), which returns the reason why it is bad, or None.
+
+    After the pass these are complete:
+    kind: the kind of the rows.
+    layout: the foreign layout from which they were converted, or None.
+    total, bad: rows read, and how many of them were bad.
+    problems: `path:line: column: reason` of the bad ones.
+    passed: counts of the feedback events that are not rankings, by their name.
     """
 
     def __init__(
-        self, name: str, *, kinds: Sequence[str], columns=None, split: str | None = None, config=None,
-        checks: dict[str, Callable] | None = None, separator: str | None = None,
-    ):  # fmt: skip
-        self.name, self.kinds, self.split, self.config = name, tuple(kinds), split, config
-        self.checks, self.separator = checks or {}, separator
+        self,
+        name: str,
+        *,
+        kinds: Sequence[str],
+        columns: dict | str | None = None,
+        split: str | None = None,
+        config: str | None = None,
+        checks: dict[str, Callable] | None = None,
+        separator: str | None = None,
+    ):
+        self.name = name
+        self.kinds = tuple(kinds)
+        self.split = split
+        self.config = config
+        self.checks = checks or {}
+        self.separator = separator
         self.columns = parse_columns(columns)
-        self.kind = self.source_kind = ""
+        self.kind = ""
+        self.source_kind = ""  # the kind of the file, which may be converted to `kind`
         self.layout: Layout | None = None
-        self.total = self.bad = 0
+        self.total = 0
+        self.bad = 0
         self.problems: list[str] = []
         self.passed: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[dict]:
-        places = self._places()
-        head, known = [], []
-        for item in places:
-            head.append(item)
-            if not isinstance(item[1], Broken):
-                known.append(item[1])
-            if len(known) == HEAD:
+        source = self._source_rows()
+        head = []  # the first rows, which are held back until the kind is known
+        readable = []
+        for location, row in source:
+            head.append((location, row))
+            if not isinstance(row, BrokenLine):
+                readable.append(row)
+            if len(readable) == PROBED_ROWS:
                 break
-        if known:
-            self._recognise(known)
-        for place, row in chain(head, places):
-            yield from self._ours(place, row)
+        if readable:
+            self._recognise(readable)
+        for location, row in chain(head, source):
+            yield from self._convert(location, row)
 
-    def _places(self) -> Iterator[tuple[str, dict | Broken]]:
+    def _source_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
+        """Yields (location for messages, row as it is in the source)."""
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
-        files = data_files(self.name, self.split)
-        rows = (
-            (f"{path}:{line}", row)
-            for path in files
-            for line, row in read_or_broken(path, self.separator)
-        )
-        return self._rankings(rows) if Path(self.name).is_dir() else rows
+        rows = self._local_rows()
+        if Path(self.name).is_dir():
+            return self._without_events(rows)
+        return rows
 
-    def _rankings(self, rows):
-        """A folder may be a feedback store: of its events the rankings are rows, the others are counted."""
-        for place, row in rows:
-            event = None if isinstance(row, Broken) else row.get("event")
+    def _local_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
+        for path in data_files(self.name, self.split):
+            for line, row in read_rows(path, self.separator):
+                yield f"{path}:{line}", row
+
+    def _without_events(self, rows):
+        """A folder may be a feedback store. Its rankings are rows, and its other events are only counted."""
+        for location, row in rows:
+            event = None
+            if not isinstance(row, BrokenLine):
+                event = row.get("event")
             if event in (None, "ranking"):
-                yield place, row
+                yield location, row
             else:
                 self.passed[str(event)] += 1
 
+    # ---- recognising the kind of a source ----
+
     def _recognise(self, head: list[dict]) -> None:
-        names = list(dict.fromkeys(chain.from_iterable(head)))
-        for our, their in self.columns.items():
-            if their not in names:
-                turned = f"; {our} exists: did you turn the two round?" if our in names else ""
-                raise UserError(
-                    f"{self.name}: columns: {our}={their}: there is no column {their!r}; the columns are "
-                    f"{', '.join(names)}{_nearest(their, names) or turned} (columns maps our name to their name)"
-                )
-        votes = Counter(vote for row in head if (vote := self._vote(self._map(row))))
+        """Sets kind, source_kind and layout by a majority of the first rows. UserError where no kind fits."""
+        names = list(dict.fromkeys(chain.from_iterable(head)))  # of all columns, in order
+        self._check_columns(names)
+        votes: Counter[tuple[Layout | None, str]] = Counter()
+        for row in head:
+            vote = self._vote(self._rename(row))
+            if vote:
+                votes[vote] += 1
         if not votes:
-            needed = "; ".join(f"{name}: {', '.join(KINDS[name].columns)}" for name in self.kinds)
-            missing = {
-                column
-                for name in self.kinds
-                for column in KINDS[name].columns
-                if column not in names
-            }
-            near = next(
-                (hint for column in sorted(missing) if (hint := _nearest(column, names))), ""
-            )
-            raise UserError(
-                f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {needed}{near}; "
-                "map names with columns (our name: their name)"
-            )
-        (self.layout, kind), _ = votes.most_common(1)[0]
-        self.source_kind = kind
-        self.kind = serves(kind, self.kinds) or ""
+            raise UserError(self._unknown_form(names))
+        # Of two with equally many votes, the one that was met first.
+        (self.layout, self.source_kind), _ = votes.most_common(1)[0]
+        self.kind = serves(self.source_kind, self.kinds) or ""
         if not self.kind:
-            form = f"{self.layout.name} rows ({kind})" if self.layout else f"{kind} rows"
+            form = f"{self.source_kind} rows"
+            if self.layout:
+                form = f"{self.layout.name} rows ({self.source_kind})"
+            recipes = " and ".join(KINDS[self.source_kind].recipes)
             raise UserError(
                 f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
-                f"{kind} rows are for {' and '.join(KINDS[kind].recipes)}"
+                f"{self.source_kind} rows are for {recipes}"
+            )
+
+    def _check_columns(self, names: list[str]) -> None:
+        """UserError where `columns` maps to a name that the source does not have."""
+        for our, their in self.columns.items():
+            if their in names:
+                continue
+            hint = _nearest(their, names)
+            if not hint and our in names:
+                hint = f"; {our} exists: did you swap the two names?"
+            raise UserError(
+                f"{self.name}: columns: {our}={their}: there is no column {their!r}; the columns are "
+                f"{', '.join(names)}{hint} (columns maps our name to their name)"
             )
 
     def _vote(self, row: dict) -> tuple[Layout | None, str] | None:
-        layout, own = recognise_layout(row), recognise(row, self.kinds)
-        if layout and (
-            serves(layout.kind, self.kinds) or not own or not serves(own.name, self.kinds)
-        ):
-            return layout, layout.kind
-        return (None, own.name) if own else None
+        """(foreign layout or None, kind) of one row. None: it fits neither a layout nor a kind.
 
-    def _map(self, row: dict) -> dict:
-        theirs = set(self.columns.values())
-        kept = {name: value for name, value in row.items() if name not in theirs}
-        return kept | {our: row[their] for our, their in self.columns.items() if their in row}
+        A row that fits both is foreign, unless only its own kind is accepted.
+        """
+        layout = recognise_layout(row)
+        kind = recognise(row, self.kinds)
+        if layout is None and kind is None:
+            return None
+        if layout is None:
+            return None, kind.name
+        is_kind_accepted = kind is not None and serves(kind.name, self.kinds)
+        if is_kind_accepted and not serves(layout.kind, self.kinds):
+            return None, kind.name
+        return layout, layout.kind
 
-    def _ours(self, place: str, row: dict | Broken) -> Iterator[dict]:
-        if isinstance(row, Broken):
-            self._reject(place, [row])
+    def _unknown_form(self, names: list[str]) -> str:
+        """The message for a source whose columns fit neither a kind nor a foreign layout."""
+        needed = []
+        missing = set()
+        for kind in self.kinds:
+            columns = KINDS[kind].columns
+            needed.append(f"{kind}: {', '.join(columns)}")
+            missing.update(column for column in columns if column not in names)
+        hints = (_nearest(column, names) for column in sorted(missing))
+        hint = next(filter(None, hints), "")  # one hint is enough
+        return (
+            f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {'; '.join(needed)}{hint}; "
+            "map names with columns (our name: their name)"
+        )
+
+    # ---- converting and checking one row ----
+
+    def _rename(self, row: dict) -> dict:
+        """The row with our names. A column of theirs that was mapped no longer has its old name."""
+        mapped = set(self.columns.values())
+        renamed = {name: value for name, value in row.items() if name not in mapped}
+        for our, their in self.columns.items():
+            if their in row:
+                renamed[our] = row[their]
+        return renamed
+
+    def _convert(self, location: str, row: dict | BrokenLine) -> Iterator[dict]:
+        """Our rows of one row of the source: several for some layouts, none where it is bad."""
+        if isinstance(row, BrokenLine):
+            self._reject(location, [row])
             return
-        rows = [self._map(row)]
+        rows = [self._rename(row)]
         if self.layout:
             try:
+                # An importer names the column in its message, as our own checks do.
                 rows = self.layout.read(rows[0])
             except UserError as error:
-                self._reject(place, [str(error)])
+                self._reject(location, [str(error)])
                 return
+        convert = CONVERSIONS.get((self.source_kind, self.kind))
         for ours in map(normalise, rows):
-            unanswered = self.source_kind in ANSWERS and ours.get(ANSWERS[self.source_kind]) is None
-            kind = KINDS[self.kind if unanswered else self.source_kind]
-            asked = (
-                (column, self.checks[column](ours[column]))
-                for column in kind.columns
-                if column in self.checks
-            )
-            if problems := check_row(ours, kind) or [
-                (column, reason) for column, reason in asked if reason
-            ]:
-                named = kind.name == "question_answering" and ours.get("id") is not None
-                where = (
-                    f"{place}: question {ours['id']}" if named else place
-                )  # a SQuAD file is one long line
-                self._reject(where, [f"{column}: {reason}" for column, reason in problems])
+            kind = KINDS[self._expected_kind(ours)]
+            problems = self._check(ours, kind)
+            if problems:
+                if kind.name == "question_answering" and ours.get("id") is not None:
+                    # A whole SQuAD file is often one long line.
+                    self._reject(f"{location}: question {ours['id']}", problems)
+                else:
+                    self._reject(location, problems)
                 continue
             self.total += 1
-            convert = CONVERSIONS.get((self.source_kind, self.kind))
-            yield convert(ours) if convert else ours
+            if convert:
+                ours = convert(ours)
+            yield ours
 
-    def _reject(self, place: str, reasons: list[str]) -> None:
+    def _expected_kind(self, row: dict) -> str:
+        """The kind of the source, or for a row without its answer the kind from which it is predicted."""
+        answer = ANSWERS.get(self.source_kind)
+        if answer and row.get(answer) is None:
+            return self.kind
+        return self.source_kind
+
+    def _check(self, row: dict, kind: RowKind) -> list[str]:
+        """`column: reason` of each problem of a normalised row."""
+        problems = check_row(row, kind)
+        if not problems:
+            # The caller's checks may rely on a well-formed row.
+            checked = [column for column in kind.columns if column in self.checks]
+            reasons = [(column, self.checks[column](row[column])) for column in checked]
+            problems = [(column, reason) for column, reason in reasons if reason]
+        return [f"{column}: {reason}" for column, reason in problems]
+
+    def _reject(self, location: str, reasons: list[str]) -> None:
         self.total += 1
         self.bad += 1
-        self.problems += [f"{place}: {reason}" for reason in reasons]
+        # One row may have several problems, so `bad` is not len(problems).
+        self.problems += [f"{location}: {reason}" for reason in reasons]
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the most similar of the names, or ""."""
+    # Wrong case is a common mistake, which get_close_matches would count as other letters.
     lowered = {other.lower(): other for other in names}
-    near = get_close_matches(name.lower(), lowered, n=1)
-    return f"; did you mean {lowered[near[0]]!r} for {name}?" if near else ""
+    nearest = get_close_matches(name.lower(), lowered, n=1)
+    if not nearest:
+        return ""
+    return f"; did you mean {lowered[nearest[0]]!r} for {name}?"
 
 
-def hub_splits(name: str, config: str | None) -> dict:
-    """Split name -> data set."""
+# ---- the Hub --------------------------------------------------------------------------------------------------------
+
+
+def load_hub_splits(name: str, config: str | None) -> dict:
+    """{split name: data set} of a Hub data set."""
     import datasets
 
     try:
         return datasets.load_dataset(name, config)
-    except Exception as error:  # noqa: BLE001  (network, unknown id, gated, bad config: all the user's to repair)
-        reason = (str(error).splitlines() or [""])[0]
+    except Exception as error:  # noqa: BLE001
+        # No network, an unknown id, a gated data set, a bad config: all are for the user to fix.
+        reason = (str(error).splitlines() or [""])[0]  # the rest is a trace for developers
         raise UserError(
             f"{name!r} is neither a local file or folder nor a data set reachable on the Hub "
             f"({type(error).__name__}: {reason}): check the spelling, dataset_config, your connection and login"
@@ -209,31 +308,45 @@ def hub_splits(name: str, config: str | None) -> dict:
 
 
 def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, dict]]:
-    splits, split = hub_splits(name, config), split or "train"
+    splits = load_hub_splits(name, config)
+    split = split or "train"  # the Hub's usual name
     if split not in splits:
         raise UserError(
             f"{name}: no split {split!r}; it has {', '.join(splits)}: set dataset_train_split or dataset_test_split"
         )
-    classes = {
-        column: getattr(f, "feature", f) for column, f in splits[split].features.items()
-    }  # of a list's items
-    named = {column: f.names for column, f in classes.items() if hasattr(f, "names")}
-    for place, row in enumerate(splits[split]):
-        for column, names in named.items():
+    class_names = {}  # of the columns that hold numbers of classes
+    for column, feature in splits[split].features.items():
+        item = getattr(feature, "feature", feature)  # the feature of a list's items
+        if hasattr(item, "names"):
+            class_names[column] = item.names
+    for index, row in enumerate(splits[split]):
+        for column, names in class_names.items():
             row[column] = _class_name(row[column], names)
-        yield f"{name}[{split}]:{place}", row
+        yield f"{name}[{split}]:{index}", row
 
 
 def _class_name(value, names: list[str]):
-    """ClassLabel: the name says more than its number; -1 means unlabelled."""
+    """The name of a class, which says more than its number. None for -1, which means unlabelled."""
     if isinstance(value, list):
         return [_class_name(item, names) for item in value]
-    return names[value] if value not in (None, -1) else None
+    if value in (None, -1):
+        return None
+    return names[value]
+
+
+# ---- all rows of a source at once -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Loaded:
-    """rows of one `kind`; sha256 of their content; counts: total, kept, bad, duplicates; layout: foreign one, or ""."""
+    """The rows of a source.
+
+    kind: the kind of all rows.
+    name: the file, folder or Hub id.
+    sha256: of the content of all rows.
+    counts: total, kept, bad, duplicates.
+    layout: the foreign layout from which the rows were converted, or "".
+    """
 
     rows: list[dict]
     kind: str
@@ -245,7 +358,7 @@ class Loaded:
 
     @property
     def sources(self) -> list[dict]:
-        """What a run's record keeps of it."""
+        """The entry of a run's record about these rows."""
         return [{"name": self.name, "rows": len(self.rows), "sha256": self.sha256}]
 
 
@@ -255,72 +368,78 @@ def load_rows(
     kinds: Sequence[str],
     columns: dict | str | None = None,
     split: str | None = None,
-    config: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
-    checks: dict[str, Callable] | None = None,
     separator: str | None = None,
 ) -> Loaded:
-    """All rows of a source as one of `kinds`, or one UserError that names the bad ones. Duplicates count, and stay.
+    """All rows of a file, a folder or a Hub data set as one of `kinds`, see collect_rows.
 
-    separator: what stands between the texts of a .txt file (files.read_or_broken).
+    separator: the line between two texts of a .txt file, see files.read_rows.
     """
-    scan = Scan(
-        name, kinds=kinds, columns=columns, split=split, config=config, checks=checks, separator=separator
-    )  # fmt: skip
-    rows = list(islice(scan, limit))
-    if scan.bad and not skip_bad or not rows:
-        raise UserError(bad_rows(scan))
+    checked = CheckedRows(name, kinds=kinds, columns=columns, split=split, separator=separator)
+    return collect_rows(checked, limit=limit, skip_bad=skip_bad)
+
+
+def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> Loaded:
+    """The first `limit` rows, or all with None. Duplicates are kept and counted.
+
+    One UserError names the bad rows, unless skip_bad drops them.
+    """
+    # The pass ends at the limit: bad rows behind it are not noticed.
+    rows = list(islice(checked, limit))
+    if not rows or (checked.bad and not skip_bad):
+        raise UserError(bad_rows_message(checked))
     digests = [row_digest(row) for row in rows]
     counts = {
-        "total": scan.total,
+        "total": checked.total,
         "kept": len(rows),
-        "bad": scan.bad,
+        "bad": checked.bad,
         "duplicates": len(rows) - len(set(digests)),
     }
+    layout = ""
+    if checked.layout:
+        layout = checked.layout.name
+    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
+    warnings = _warnings(checked, counts)
+    return Loaded(rows, checked.kind, checked.name, sha256, counts, layout, warnings)
+
+
+def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
+    """Sentences about the rows that were dropped, repeated or passed over."""
     warnings = []
-    if scan.bad:
+    if checked.bad:
         warnings.append(
-            f"{name}: {scan.bad} of {scan.total} rows are bad and left out; first: {scan.problems[0]}"
+            f"{checked.name}: {checked.bad} of {checked.total} rows are bad and were dropped; "
+            f"first: {checked.problems[0]}"
         )
     if counts["duplicates"]:
-        warnings.append(
-            f"{name}: {counts['duplicates']} of {len(rows)} rows repeat an earlier one and are kept"
-        )
-    if scan.passed:
-        events = ", ".join(f"{event} {count}" for event, count in scan.passed.most_common())
-        warnings.append(f"{name}: feedback events passed over: {events}")
-    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Loaded(
-        rows, scan.kind, name, sha256, counts, scan.layout.name if scan.layout else "", warnings
-    )
+        repeats = f"{counts['duplicates']} of {counts['kept']} rows"
+        warnings.append(f"{checked.name}: {repeats} repeat an earlier one and are kept")
+    if checked.passed:
+        events = [f"{event} {count}" for event, count in checked.passed.most_common()]
+        warnings.append(f"{checked.name}: feedback events passed over: {', '.join(events)}")
+    return warnings
 
 
-def bad_rows(scan: Scan) -> str:
-    """The message for a finished scan that met bad rows, or none at all."""
-    if not scan.bad:
-        passed = (
-            f" ({sum(scan.passed.values())} feedback events, none of them a ranking)"
-            if scan.passed
-            else ""
-        )
-        return f"{scan.name}: no rows{passed}: give at least one {' or '.join(scan.kinds)} row"
-    more = len(scan.problems) - SHOWN
-    return "\n  ".join(
-        [
-            f"{scan.name}: {scan.bad} of {scan.total} rows are bad:",
-            *scan.problems[:SHOWN],
-            *(
-                [f"... and {more} more; `python -m rlhf validate {scan.name}` lists all"]
-                if more > 0
-                else []
-            ),
-            "mend them, or leave them out with skip_bad: true",
-        ]
-    )
+def bad_rows_message(checked: CheckedRows) -> str:
+    """The message about a finished pass that met bad rows, or no rows at all."""
+    if not checked.bad:
+        events = ""
+        if checked.passed:
+            events = f" ({checked.passed.total()} feedback events, none of them a ranking)"
+        kinds = " or ".join(checked.kinds)
+        return f"{checked.name}: no rows{events}: give at least one {kinds} row"
+    lines = [f"{checked.name}: {checked.bad} of {checked.total} rows are bad:"]
+    lines += checked.problems[:BAD_ROWS_SHOWN]
+    more = len(checked.problems) - BAD_ROWS_SHOWN
+    if more > 0:
+        lines.append(f"... and {more} more; `python -m rlhf validate {checked.name}` lists all")
+    lines.append("fix them, or drop them with skip_bad: true")
+    return "\n  ".join(lines)
 
 
 def row_digest(row: dict) -> str:
-    """sha256 of a row's content, whatever the order of its columns."""
+    """sha256 of a row's content. The order of its columns does not matter."""
+    # `default`: parquet has dates and decimals, which JSON does not.
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()

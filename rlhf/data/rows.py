@@ -1,9 +1,10 @@
-"""The kinds of rows that recipes read, how a kind is recognised by its columns, and what makes a row bad.
+"""The kinds of rows that recipes read: how a kind is recognised by its columns, and what makes a row bad.
 
-A prompt is a string or messages; a completion, chosen or rejected is a string (TRL's conversational form, a list with
-one assistant message, is turned into its string). Extra columns are kept: reward functions get them.
+A prompt is a string or a list of messages. A completion, chosen or rejected is a string. TRL's conversational form, a
+list with one assistant message, is converted to its string. Extra columns are kept, because reward functions get them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite, isnan
@@ -15,7 +16,12 @@ Problem = tuple[str, str]  # column, reason
 
 @dataclass(frozen=True)
 class RowKind:
-    """name; columns: what a row of this kind must have; recipes: who reads it; example: one valid row."""
+    """A kind of row.
+
+    columns: those that a row of this kind must have.
+    recipes: the recipes, and commands such as predict, that read it.
+    example: a valid row.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -23,20 +29,22 @@ class RowKind:
     example: dict
 
 
-# Most specific first: a row is of the first kind whose columns it has.
+# The most specific kind comes first, because a row is of the first kind whose columns it has.
 KINDS = {
     kind.name: kind
     for kind in (
+        # Rank 0 is the best answer. Ties share a rank.
         RowKind(
             "ranking",
             ("prompt", "completions", "ranks"),
             ("reward",),
             {"prompt": "Hi!", "completions": ["Hello!", "What?", "Hey."], "ranks": [0, 1, 0]},
         ),
+        # Two answers, of which one is better. The reward recipe reads it as a ranking of two.
         RowKind(
             "preference",
             ("prompt", "chosen", "rejected"),
-            ("reward", "dpo"),
+            ("reward",),
             {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
         ),
         RowKind(
@@ -57,6 +65,7 @@ KINDS = {
             },
         ),
         RowKind("prompt", ("prompt",), ("ppo",), {"prompt": "Hi!"}),
+        # The label is a name, a list of names, or a number for regression.
         RowKind(
             "pair_classification",
             ("text", "text_pair", "label"),
@@ -85,13 +94,11 @@ KINDS = {
             {
                 "question": "Who wrote it?",
                 "context": "Ada wrote it.",
-                "answers": {
-                    "text": ["Ada"],
-                    "answer_start": [0],
-                },  # empty lists: the context holds no answer (SQuAD v2)
+                # With empty lists the context holds no answer (SQuAD v2).
+                "answers": {"text": ["Ada"], "answer_start": [0]},
             },
         ),
-        # what a finished encoder reads; the answer may stand beside it
+        # The input of a trained encoder. The row may also hold the answer.
         RowKind(
             "question",
             ("question", "context"),
@@ -116,91 +123,106 @@ KINDS = {
 
 
 def recognise(columns: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | None:
-    """The most specific kind whose columns are all there; of several, the first that can serve one of `kinds`."""
+    """The most specific kind whose columns are all there. One that can serve one of `kinds` goes first."""
     columns = set(columns)
     fitting = [kind for kind in KINDS.values() if columns.issuperset(kind.columns)]
-    serving = [kind for kind in fitting if serves(kind.name, kinds)]
-    return next(iter(serving + fitting), None)
+    for kind in fitting:
+        if serves(kind.name, kinds):
+            return kind
+    # None of them is accepted, but the error message can still say what the rows are.
+    if fitting:
+        return fitting[0]
+    return None
 
 
 def serves(kind: str, kinds: Iterable[str]) -> str | None:
-    """Which of the accepted kinds a row of `kind` is or can be turned into."""
+    """The first of the accepted kinds into which a row of `kind` can be converted; `kind` itself where it is accepted."""
     kinds = tuple(kinds)
-    return (
-        kind
-        if kind in kinds
-        else next((wanted for wanted in kinds if (kind, wanted) in CONVERSIONS), None)
-    )
+    if kind in kinds:
+        return kind
+    for accepted in kinds:
+        if (kind, accepted) in CONVERSIONS:
+            return accepted
+    return None
 
 
 def normalise(row: dict) -> dict:
-    """Answers in conversational form become strings, SQuAD's lists of answers our two lists; all else stays as it is."""
-    row = dict(row)
+    """Brings answers into one form, and leaves all other columns as they are.
+
+    Conversational answers become strings. SQuAD's list of answers becomes our two lists.
+    """
+    row = dict(row)  # the caller's row stays as it is
     for column in ("completion", "chosen", "rejected"):
         if column in row:
-            row[column] = _answer(row[column])
+            row[column] = _plain_answer(row[column])
     if isinstance(row.get("completions"), list):
-        row["completions"] = [_answer(completion) for completion in row["completions"]]
-    if (
-        row.get("is_impossible") is True and "answers" in row
-    ):  # what KLUE's rows hold there is only plausible
-        row["answers"] = []
+        row["completions"] = [_plain_answer(completion) for completion in row["completions"]]
+    if row.get("is_impossible") is True and "answers" in row:
+        row["answers"] = []  # KLUE gives these questions answers that are only plausible
     answers = row.get("answers")
     if isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
         row["answers"] = {
-            name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")
+            "text": [answer.get("text") for answer in answers],
+            "answer_start": [answer.get("answer_start") for answer in answers],
         }
     return row
 
 
-def _answer(value):
-    message = value[0] if isinstance(value, list) and len(value) == 1 else None
-    return (
-        message.get("content")
-        if isinstance(message, dict) and message.get("role") == "assistant"
-        else value
-    )
+def _plain_answer(value):
+    """The text of a list with one assistant message. Every other value is returned as it is, to be checked later."""
+    if not isinstance(value, list) or len(value) != 1:
+        return value
+    message = value[0]
+    if isinstance(message, dict) and message.get("role") == "assistant":
+        return message.get("content")
+    return value
 
 
 def check_row(row: dict, kind: RowKind) -> list[Problem]:
-    """What is wrong with a normalised row: (column, reason) for each problem, [] for a good row."""
+    """The problems of a normalised row, as (column, reason). [] for a good row."""
     problems = []
     for column in kind.columns:
-        reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
+        reason = "missing"
+        if row.get(column) is not None:
+            reason = CHECKS[column](row[column])
         if reason:
             problems.append((column, reason))
     if problems:
-        return problems
-    if kind.name == "ranking" and len(row["ranks"]) != len(row["completions"]):
-        return [
-            (
-                "ranks",
-                f"{len(row['ranks'])} ranks for {len(row['completions'])} completions: give each its rank",
-            )
-        ]
+        return problems  # columns can be compared with each other only where each is good
+    if kind.name == "ranking":
+        return _check_counts(row, "completions", "ranks", "rank")
+    if kind.name == "tagging":
+        return _check_counts(row, "tokens", "tags", "tag")
     if kind.name == "preference" and row["chosen"] == row["rejected"]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
-    if kind.name == "tagging" and len(row["tokens"]) != len(row["tags"]):
-        return [
-            (
-                "tags",
-                f"{len(row['tags'])} tags for {len(row['tokens'])} tokens: give each token its tag",
-            )
-        ]
     if kind.name == "question_answering":
         return [("answers", reason) for reason in _misplaced(row["answers"], row["context"])]
     return []
+
+
+def _check_counts(row: dict, items: str, marks: str, mark: str) -> list[Problem]:
+    """Each item, a completion or a token, needs its mark, a rank or a tag."""
+    item_count, mark_count = len(row[items]), len(row[marks])
+    if item_count == mark_count:
+        return []
+    item = items.removesuffix("s")
+    return [(marks, f"{mark_count} {marks} for {item_count} {items}: give each {item} its {mark}")]
+
+
+# ---- checks of one column: value -> the reason why it is bad, or None ------------------------------------------------
 
 
 def _check_text(value) -> str | None:
     if not isinstance(value, str):
         return f"a string is expected, {_shown(value)} given"
     if not value.strip("\0 \t\r\n"):
-        return "only NUL characters" if "\0" in value else "empty"
+        if "\0" in value:
+            return "only NUL characters"  # what is left of a file after a crash
+        return "empty"
     if "\0" in value:
         return f"NUL character at position {value.index(chr(0)) + 1}"
     try:
-        value.encode("utf-8")
+        value.encode("utf-8")  # tokenizers cannot take half a pair, which JSON can spell
     except UnicodeEncodeError as error:
         return f"half a surrogate pair at position {error.start + 1}"
     return None
@@ -209,74 +231,93 @@ def _check_text(value) -> str | None:
 def _check_turns(value) -> str | None:
     if not isinstance(value, list) or not value:
         return f"a list of messages is expected, {_shown(value)} given"
-    for place, message in enumerate(value):
+    for index, message in enumerate(value):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            return f"message {place}: role and content are expected, {_shown(message)} given"
+            return f"message {index}: role and content are expected, {_shown(message)} given"
         if message["role"] not in ROLES:
-            return f"message {place}: unknown role {message['role']!r}, allowed: {', '.join(ROLES)}"
-        if reason := _check_text(message["content"]):
-            return f"message {place}: content: {reason}"
+            return f"message {index}: unknown role {message['role']!r}, allowed: {', '.join(ROLES)}"
+        reason = _check_text(message["content"])
+        if reason:
+            return f"message {index}: content: {reason}"
     return None
 
 
 def _check_messages(value) -> str | None:
-    if reason := _check_turns(value):
+    reason = _check_turns(value)
+    if reason:
         return reason
-    return (
-        None
-        if any(m["role"] == "assistant" for m in value)
-        else "no assistant message to learn from"
-    )
+    if any(message["role"] == "assistant" for message in value):
+        return None
+    return "no assistant message to learn from"
 
 
 def _check_prompt(value) -> str | None:
     if not isinstance(value, list):
         return _check_text(value)
-    if reason := _check_turns(value):
+    reason = _check_turns(value)
+    if reason:
         return reason
-    ended = value[-1]["role"] == "assistant"
-    return "ends with an assistant message: a prompt ends before the answer" if ended else None
+    if value[-1]["role"] == "assistant":
+        return "ends with an assistant message: a prompt ends before the answer"
+    return None
 
 
 def _check_completions(value) -> str | None:
     if not isinstance(value, list) or len(value) < 2:
         return f"a list of at least 2 completions is expected, {_shown(value)} given"
-    reasons = ((place, _check_text(completion)) for place, completion in enumerate(value))
-    return next((f"completion {place}: {reason}" for place, reason in reasons if reason), None)
+    for index, completion in enumerate(value):
+        reason = _check_text(completion)
+        if reason:
+            return f"completion {index}: {reason}"
+    return None
 
 
 def _check_ranks(value) -> str | None:
+    # `type`, not isinstance: True is an int, but not a rank.
     if isinstance(value, list) and all(type(rank) is int and rank >= 0 for rank in value):
         return None
     return f"a list of integers from 0 (the best) is expected, {_shown(value)} given"
 
 
 def _check_label(value) -> str | None:
-    """One label, a list of labels that may be empty, or a number to be predicted."""
+    """A label is a name, a list of names that may be empty, or a number to predict."""
     if isinstance(value, float):
-        return None if isfinite(value) else f"a number is expected, {_shown(value)} given"
-    for name in value if isinstance(value, list) else [value]:
-        if isinstance(name, str) and (reason := _check_text(name)):
-            return reason
+        # JSON and parquet can hold NaN, which would end in the loss.
+        if isfinite(value):
+            return None
+        return f"a number is expected, {_shown(value)} given"
+    names = value
+    if not isinstance(value, list):
+        names = [value]
+    for name in names:
         if not isinstance(name, str | int):
             return f"a string, a number, true or false, or a list of labels is expected, {_shown(value)} given"
-    names = [str(name) for name in value] if isinstance(value, list) else []
-    twice = next((name for name in names if names.count(name) > 1), None)
-    return None if twice is None else f"the label {twice!r} stands twice in the list"
+        reason = None
+        if isinstance(name, str):
+            reason = _check_text(name)
+        if reason:
+            return reason
+    # Labels are compared as strings: 1 and "1" are one label.
+    for name, count in Counter(map(str, names)).items():
+        if count > 1:
+            return f"the label {name!r} appears twice in the list"
+    return None
 
 
 def _check_tokens(value) -> str | None:
     if not isinstance(value, list) or not value:
         return f"a list of strings is expected, {_shown(value)} given"
-    # a white space is a token where each character is one
-    reasons = (
-        (place, None if isinstance(token, str) and token.isspace() else _check_text(token))
-        for place, token in enumerate(value)
-    )
-    return next((f"item {place}: {reason}" for place, reason in reasons if reason), None)
+    for index, token in enumerate(value):
+        if isinstance(token, str) and token.isspace():
+            continue  # a token where each character is one
+        reason = _check_text(token)
+        if reason:
+            return f"item {index}: {reason}"
+    return None
 
 
 def _check_tags(value) -> str | None:
+    # Numbers are the usual mistake with NER data, so their message says what to do.
     if isinstance(value, list) and value and all(type(tag) is int for tag in value):
         return (
             f"numbers without names, {_shown(value)}: write the names, as in B-person, I-person and O (a Hub data set "
@@ -294,17 +335,24 @@ def _check_answers(value) -> str | None:
         return f"{form}, two lists of one length, {_shown(value)} given"
     if not all(type(start) is int and start >= 0 for start in starts):
         return f"answer_start: characters from 0 are expected, {_shown(starts)} given"
-    return next((f"text: {reason}" for text in texts if (reason := _check_text(text))), None)
+    for text in texts:
+        reason = _check_text(text)
+        if reason:
+            return f"text: {reason}"
+    return None
 
 
 def _misplaced(answers: dict, context: str) -> list[str]:
-    """Answers that do not stand in the context where they say."""
+    """The reasons why answers are bad that are not at their place in the context."""
     reasons = []
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-        if not context.startswith(text, start):
-            place = context.find(text)
-            found = f"it stands at {place}" if place >= 0 else "it stands nowhere in the context"
-            reasons.append(f"{_shown(text)} is not at character {start} of the context; {found}")
+        if context.startswith(text, start):
+            continue
+        actual = context.find(text)
+        hint = "it is not in the context"
+        if actual >= 0:
+            hint = f"it is at {actual}"
+        reasons.append(f"{_shown(text)} is not at character {start} of the context; {hint}")
     return reasons
 
 
@@ -328,34 +376,45 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
 
 
 def _shown(value) -> str:
+    """A value as a message shows it."""
     if isinstance(value, float) and isnan(value):
-        return "NaN"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        return "NaN"  # pandas writes it for a missing value
+    return shorten(repr(value), 60)
+
+
+def shorten(text: str, length: int) -> str:
+    """At most `length` characters of a text. Dots end it where something is missing."""
+    if len(text) <= length:
+        return text
+    return text[: length - 3] + "..."
+
+
+# ---- conversions ----------------------------------------------------------------------------------------------------
 
 
 def to_ranking(row: dict) -> dict:
-    """A preference as a ranking of K = 2."""
+    """A preference as a ranking of two completions."""
     rest = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
     return {**rest, "completions": [row["chosen"], row["rejected"]], "ranks": [0, 1]}
 
 
 def to_prompt(row: dict) -> dict:
-    """A row with answers as its prompt and the extra columns."""
-    answers = ("completion", "chosen", "rejected", "completions", "ranks")
+    """The prompt and the extra columns of a row, without its answers."""
+    answers = ("completion", "chosen", "rejected", "completions", "ranks")  # not extra columns
     return {key: value for key, value in row.items() if key not in answers}
 
 
-# (kind of the file, kind the caller accepts) -> how a row is turned into the other.
+# (kind of the file, kind that the caller accepts) -> function that converts a row.
 CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("preference", "ranking"): to_ranking,
     ("prompt_completion", "prompt"): to_prompt,
     ("preference", "prompt"): to_prompt,
     ("ranking", "prompt"): to_prompt,
-    ("tagging", "tokens"): dict,  # the answers stay: predictions are compared with them
+    ("tagging", "tokens"): dict,  # keeps the answers, with which predictions are compared
     ("question_answering", "question"): dict,
 }
+# The column that a row may lack where it is to be predicted.
 ANSWERS = {
     "tagging": "tags",
     "question_answering": "answers",
-}  # column that a row may lack where it is to be predicted
+}

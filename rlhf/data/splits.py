@@ -1,36 +1,54 @@
-"""Rows -> train and eval rows that share no prompt."""
+"""Splits rows into train and eval rows that share no prompt."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from rlhf.data.chat import as_messages
-from rlhf.data.load import Loaded, hub_splits, is_local, load_rows
-from rlhf.data.rows import CHECKS, KINDS
+from rlhf.data.load import CheckedRows, Loaded, collect_rows, is_local, load_hub_splits
+from rlhf.data.rows import CHECKS, KINDS, shorten
 from rlhf.errors import UserError
+
+# The columns that can be the prompt of a row: the first of them that a row has decides its side of a split.
+PROMPT_COLUMNS = ("prompt", "messages", "context", "tokens", "text")
 
 
 def prompt_key(row: dict, kind: str | None = None) -> str:
-    """What must not stand on both sides of a split: the prompt, the opening of a conversation, or the text.
+    """The part of a row that must not be on both sides of a split: its prompt, or the start of its conversation.
 
-    White space does not count, and a string prompt equals the same text as one user message. kind: of the row, since an
-    extra column may bear one of these names; without it the first well-formed one counts.
+    White space does not count, and a string prompt equals the same text as one user message.
+
+    kind: of the row, because an extra column may have the name of a prompt column. Without it the first well-formed
+    prompt column counts.
     """
-    names = ("prompt", "messages", "context", "tokens", "text")
-    if kind:
-        names = tuple(name for name in names if name in KINDS[kind].columns)
-    column = next(name for name in names if name in row and not CHECKS[name](row[name]))
+    column = _prompt_column(row, kind)
+    # A tagged sentence equals the same text in one string.
     if column == "tokens":
-        return json.dumps([["user", " ".join(row["tokens"])]], ensure_ascii=False)
-    turns = as_messages(row[column])
+        return _key([("user", " ".join(row["tokens"]))])
+    messages = as_messages(row[column])
     if column == "messages":
-        turns = turns[: [turn["role"] for turn in turns].index("assistant")]
-    return json.dumps(
-        [[turn["role"], " ".join(turn["content"].split())] for turn in turns], ensure_ascii=False
-    )
+        # Two conversations that differ only after the first answer have the same prompt.
+        roles = [message["role"] for message in messages]
+        messages = messages[: roles.index("assistant")]
+    turns = []
+    for message in messages:
+        words = message["content"].split()
+        turns.append((message["role"], " ".join(words)))
+    return _key(turns)
+
+
+def _prompt_column(row: dict, kind: str | None) -> str:
+    columns = PROMPT_COLUMNS
+    if kind:
+        columns = [column for column in columns if column in KINDS[kind].columns]
+    return next(column for column in columns if column in row and not CHECKS[column](row[column]))
+
+
+def _key(turns: list[tuple[str, str]]) -> str:
+    return json.dumps(turns, ensure_ascii=False)
 
 
 def split_rows(
@@ -38,64 +56,55 @@ def split_rows(
 ) -> tuple[list[dict], list[dict]]:
     """(train, test) by a seeded hash of the prompt: about `fraction` of the prompts are test.
 
-    A prompt never stands on both sides, and it stays on its side when rows are added.
+    All rows of a prompt are on one side, and they stay there when other rows are added.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"eval_fraction={fraction} must lie between 0 and 1, as in 0.1")
-    sides: tuple[list[dict], list[dict]] = ([], [])
+        raise UserError(f"eval_fraction={fraction} must be between 0 and 1, as in 0.1")
+    train, test = [], []
     for row in rows:
         digest = hashlib.sha256(f"{seed} {prompt_key(row, kind)}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(row)
-    if not all(sides):
+        # The first 8 bytes are a uniform number below 2^64.
+        if int.from_bytes(digest[:8], "big") < fraction * 2**64:
+            test.append(row)
+        else:
+            train.append(row)
+    if not train or not test:
         prompts = len({prompt_key(row, kind) for row in rows})
-        empty = "train" if not sides[0] else "eval"
+        empty = "eval"
+        if not train:
+            empty = "train"
         raise UserError(
             f"eval_fraction={fraction} of {prompts} distinct prompts leaves the {empty} side empty: add rows, change "
             "eval_fraction or seed, or give eval_dataset_name"
         )
-    return sides
+    return train, test
 
 
 def check_disjoint(train: list[dict], test: list[dict], kind: str | None = None) -> None:
-    """UserError where a prompt stands in both."""
-    known = {prompt_key(row, kind) for row in train}
-    shared = dict.fromkeys(key for row in test if (key := prompt_key(row, kind)) in known)
+    """UserError where a prompt is in both."""
+    train_keys = {prompt_key(row, kind) for row in train}
+    test_keys = dict.fromkeys(prompt_key(row, kind) for row in test)  # in order, without repeats
+    shared = [key for key in test_keys if key in train_keys]
     if shared:
-        first = "; ".join(repr(_opening(key)) for key in islice(shared, 3))
+        first = "; ".join(repr(_readable(key)) for key in islice(shared, 3))
         raise UserError(
-            f"{len(shared)} prompts stand in both train and eval rows, the first: {first}; remove them from one, "
+            f"{len(shared)} prompts are in both train and eval rows, the first: {first}; remove them from one, "
             "or let eval_fraction split one data set (dataset_test_split: null, no eval_dataset_name)"
         )
 
 
-def _opening(key: str) -> str:
-    text = " | ".join(text for _, text in json.loads(key))
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def to_dataset(rows: list[dict]):
-    """Rows as a datasets.Dataset with the columns of all rows; where some prompts are messages, all become messages."""
-    import pyarrow
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    if len({type(row.get("prompt")) for row in rows}) > 1:
-        rows = [{**row, "prompt": as_messages(row["prompt"])} for row in rows]
-    names = dict.fromkeys(chain.from_iterable(rows))
-    columns = {}
-    for name in names:
-        try:
-            columns[name] = pyarrow.array([row.get(name) for row in rows])
-        except (pyarrow.ArrowException, TypeError, OverflowError) as error:
-            raise UserError(
-                f"column {name} mixes types ({error}): give it one type in all rows, or drop it"
-            ) from error
-    return Dataset(InMemoryTable(pyarrow.table(columns)))
+def _readable(key: str) -> str:
+    """The text of a prompt key, for a message."""
+    texts = [text for _, text in json.loads(key)]
+    return shorten(" | ".join(texts), 80)
 
 
 @dataclass
 class Splits:
-    """train and eval rows (eval may be []) of one kind; sources: name, rows, sha256 of each, for the run record."""
+    """Train and eval rows of one kind. eval may be [].
+
+    sources: name, rows and sha256 of each source, for the record of a run.
+    """
 
     train: list[dict]
     eval: list[dict]
@@ -107,52 +116,63 @@ class Splits:
 def load_splits(
     settings, kinds: Sequence[str], *, seed: int, checks: dict[str, Callable] | None = None
 ) -> Splits:
-    """What a recipe trains and evaluates on; checks: as in load.Scan.
+    """The rows on which a recipe trains and evaluates.
 
-    Eval rows are the first of these that is given: eval_dataset_name; dataset_test_split, where the Hub data set has
-    that split or the folder has `<dataset_test_split>.jsonl`; eval_fraction of the prompts; none.
+    Eval rows come from the first of these that is set:
+    1. eval_dataset_name.
+    2. dataset_test_split, if the Hub data set has that split, or the folder has `<dataset_test_split>.jsonl`.
+    3. eval_fraction of the prompts.
+    With none of them there are no eval rows.
+
+    settings: a runs.settings.DataSettings.
+    checks: further checks of columns, see load.CheckedRows.
     """
-
-    def load(name: str, split: str | None, kinds: Sequence[str]) -> Loaded:
-        return load_rows(
-            name,
-            kinds=kinds,
-            columns=settings.columns,
-            split=split,
-            config=settings.dataset_config if name == settings.dataset_name else None,
-            limit=settings.dataset_limit,
-            skip_bad=settings.skip_bad,
-            checks=checks,
-            separator=settings.document_separator,
-        )
-
     if not settings.dataset_name:
         raise UserError(
             "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
         )
-    train = load(settings.dataset_name, settings.dataset_train_split, kinds)
-    test_name = settings.eval_dataset_name
-    if not test_name and _has_split(
-        settings.dataset_name, settings.dataset_config, settings.dataset_test_split
-    ):
-        test_name = settings.dataset_name
-    loaded = [train]
+    train = _load(settings, settings.dataset_name, settings.dataset_train_split, kinds, checks)
+    eval_name = _eval_name(settings)
+    if eval_name:
+        # Only the kind of the train rows, so that both sides are the same.
+        test = _load(settings, eval_name, settings.dataset_test_split, (train.kind,), checks)
+        check_disjoint(train.rows, test.rows, train.kind)
+        sources = train.sources + test.sources
+        warnings = train.warnings + test.warnings
+        return Splits(train.rows, test.rows, train.kind, sources, warnings)
     train_rows, eval_rows = train.rows, []
-    if test_name:
-        loaded.append(load(test_name, settings.dataset_test_split, (train.kind,)))
-        eval_rows = loaded[1].rows
-        check_disjoint(train_rows, eval_rows, train.kind)
-    elif settings.eval_fraction:
-        train_rows, eval_rows = split_rows(train_rows, settings.eval_fraction, seed, train.kind)
-    sources = [source for part in loaded for source in part.sources]
-    return Splits(
-        train_rows, eval_rows, train.kind, sources, [w for part in loaded for w in part.warnings]
+    if settings.eval_fraction:
+        train_rows, eval_rows = split_rows(train.rows, settings.eval_fraction, seed, train.kind)
+    return Splits(train_rows, eval_rows, train.kind, train.sources, train.warnings)
+
+
+def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) -> Loaded:
+    config = None
+    if name == settings.dataset_name:  # the config of one data set says nothing about another
+        config = settings.dataset_config
+    checked = CheckedRows(
+        name,
+        kinds=kinds,
+        columns=settings.columns,
+        split=split,
+        config=config,
+        checks=checks,
+        separator=settings.document_separator,
     )
+    return collect_rows(checked, limit=settings.dataset_limit, skip_bad=settings.skip_bad)
 
 
-def _has_split(name: str, config: str | None, split: str | None) -> bool:
-    if not split:
-        return False
+def _eval_name(settings) -> str | None:
+    """The name of the source of the eval rows, or None where they have no source of their own."""
+    if settings.eval_dataset_name:
+        return settings.eval_dataset_name
+    name, split = settings.dataset_name, settings.dataset_test_split
+    if split and _has_split(name, settings.dataset_config, split):
+        return name
+    return None
+
+
+def _has_split(name: str, config: str | None, split: str) -> bool:
     if is_local(name):
         return Path(name, f"{split}.jsonl").is_file()
-    return split in hub_splits(name, config)
+    return split in load_hub_splits(name, config)

@@ -8,20 +8,22 @@ from transformers import TrainerCallback
 
 
 class WeightAverage(TrainerCallback):
-    """average <- decay * average + (1 - decay) * weights, after each rollout; it begins at the first weights.
+    """average <- decay * average + (1 - decay) * weights, after each rollout. It starts at the initial weights.
 
-    The paper names the decay, 0.992, not its period; its unit of training is the iteration, one rollout.
+    The paper gives the decay, 0.992, but not its period. Its unit of training is the iteration, which is one rollout.
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters, self.decay = parameters, decay
-        self.tensors: list[Tensor] = []
+        self.parameters = parameters
+        self.decay = decay
+        self.tensors: list[Tensor] = []  # the averages, in the order of `parameters`
 
     def on_train_begin(self, args, state, control, **kwargs):
-        begun = self.tensors or self.parameters  # those of a checkpoint, when resuming
-        self.tensors = [
-            t.detach().to(p.device, copy=True) for t, p in zip(begun, self.parameters, strict=True)
-        ]
+        start = self.tensors or self.parameters  # when resuming, the tensors are the checkpoint's
+        copies = []
+        for tensor, parameter in zip(start, self.parameters, strict=True):
+            copies.append(tensor.detach().to(parameter.device, copy=True))
+        self.tensors = copies
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.steps_per_rollout == 0:
@@ -30,7 +32,7 @@ class WeightAverage(TrainerCallback):
 
     @contextmanager
     def applied(self):
-        """Within it the model has the averaged weights."""
+        """A context in which the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -40,6 +42,6 @@ class WeightAverage(TrainerCallback):
     @torch.no_grad()
     def _swap(self) -> None:
         for average, parameter in zip(self.tensors, self.parameters):
-            kept = parameter.detach().clone()
+            weights = parameter.detach().clone()
             parameter.copy_(average)
-            average.copy_(kept)
+            average.copy_(weights)

@@ -21,7 +21,7 @@ from rlhf.models.kernels import original_matrices
 from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.policy_gradient.averaging import WeightAverage
-from rlhf.policy_gradient.sharding import write
+from rlhf.policy_gradient.sharding import assign_whole_tensor
 
 STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "average.safetensors"
 
@@ -74,7 +74,7 @@ def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None
             "settings of its run (use_peft, lora_r, value_model, share_trunk)"
         )
     for name, tensor in saved.items():
-        write(parameters[name], tensor)
+        assign_whole_tensor(parameters[name], tensor)
     if average is not None:
         if not (folder / AVERAGE).is_file():
             raise UserError(f"{folder} holds no averaged weights: resume without ema_decay")

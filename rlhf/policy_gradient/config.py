@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.errors import UserError
-from rlhf.policy_gradient.sharding import load_whole
+from rlhf.policy_gradient.sharding import disable_sharded_loading
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
@@ -182,7 +182,7 @@ class PolicyGradientConfig(TrainingArguments):
                 True  # while only the value model learns the policy is not used
             )
         super().__post_init__()
-        load_whole()
+        disable_sharded_loading()
         self._place_on_rollouts()
 
     @property

@@ -24,7 +24,7 @@ from rlhf.completions.diversity import distinct_n, repetition
 from rlhf.completions.rollout import Rollout, collect, estimate, statistics
 from rlhf.completions.sample import uniform_numbers
 from rlhf.completions.score import WeightedSum
-from rlhf.data.chat import as_text, decode, encode_prompt
+from rlhf.data.chat import as_text, decode_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import CHUNK, ActorCritic, frozen_copy, reference_log_probs
 from rlhf.models.kernels import store_frozen_matrices_in_bf16, use_fast_kernels
@@ -32,7 +32,7 @@ from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, adapter
 from rlhf.models.parts import context_length, disable_dropout, freeze
 from rlhf.policy_gradient import checkpoints, sharding
-from rlhf.policy_gradient.alarms import Guards, NonFinite
+from rlhf.policy_gradient.alarms import AlarmCallback, NonFiniteSteps
 from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.loader import RolloutLoader, choose_rows
@@ -107,7 +107,7 @@ class PolicyGradientTrainer(Trainer):
             if args.ema_decay is not None
             else None
         )
-        self.nonfinite = NonFinite(SKIPPED_AT_MOST, args.output_dir)
+        self.nonfinite = NonFiniteSteps(SKIPPED_AT_MOST, args.output_dir)
         super().__init__(
             model=model, args=args, callbacks=callbacks,
             data_collator=lambda batch: batch, eval_dataset=self.eval_rows or None,
@@ -123,7 +123,7 @@ class PolicyGradientTrainer(Trainer):
         sharding.autocast_only(self.accelerator)
         self._twin = (
             sharding.twin_of(model).to(self.args.device)
-            if sharding.splits_weights(self.accelerator)
+            if sharding.has_sharded_weights(self.accelerator)
             else None
         )
         model.to(
@@ -143,7 +143,7 @@ class PolicyGradientTrainer(Trainer):
             and sharding.is_plain(self.accelerator)
         ):
             store_frozen_matrices_in_bf16(model.policy, keep_originals=True)  # those beside LoRA
-        self.add_callback(Guards(max_kl_stop=args.max_kl_stop))
+        self.add_callback(AlarmCallback(max_kl_stop=args.max_kl_stop))
         if self.average is not None:
             self.add_callback(self.average)
         self.trust_region = TrustRegion(self) if self.algorithm.trust_region else None
@@ -337,7 +337,7 @@ class PolicyGradientTrainer(Trainer):
         """The ActorCritic with whole weights on this process; all processes must enter together."""
         model = self.accelerator.unwrap_model(self.model)
         with (
-            sharding.filled(self._twin, model)
+            sharding.whole_weights(self._twin, model)
             if self._twin is not None
             else nullcontext(model) as model
         ):
@@ -563,7 +563,7 @@ class PolicyGradientTrainer(Trainer):
         return [
             {
                 "prompt": as_text(row["prompt"]),
-                "completion": decode(
+                "completion": decode_text(
                     self.tokenizer, rollout.completion_ids[i][rollout.mask[i]].tolist()
                 ),
                 "score": float(rollout.scores[i]),

@@ -37,7 +37,7 @@ from transformers import (
 
 from rlhf.completions.sample import sample_tokens, uniform_numbers
 from rlhf.completions.score import Completed, RewardModelScorer
-from rlhf.data.chat import as_messages, decode, encode_prompt
+from rlhf.data.chat import as_messages, decode_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze
@@ -354,7 +354,7 @@ class Engine:
         draws = [(seed, i) for i in range(n)]
         completions = []
         for tokens, finish in generate(policy, ids, job.settings, draws, job.stop):
-            completions.append(Completion(decode(tokenizer, tokens), len(tokens), finish))
+            completions.append(Completion(decode_text(tokenizer, tokens), len(tokens), finish))
         return completions
 
 

@@ -1,12 +1,12 @@
-"""Texts -> a new tokenizer: byte-level BPE (GPT-2), WordPiece (BERT) or Unigram (T5, ALBERT, XLM-R).
+"""Trains a tokenizer on texts: byte-level BPE (GPT-2), WordPiece (BERT) or Unigram (T5, ALBERT, XLM-R).
 
 Deviations, each with its reason:
-- Accents stay where BERT strips them with the case: stripping takes Hangul apart into its letters. Text is brought to NFC
-  instead, so that Korean typed on a Mac (NFD) is the same text. SentencePiece's NFKC is not used either: it turns the
-  ㅋㅋ and ㅠㅠ of Korean chats into other letters, which no decoder can undo.
+- BERT strips accents together with the case. Here they stay, because stripping takes Hangul apart into its letters.
+  Instead text is brought to NFC, so that Korean typed on a Mac (NFD) is the same text. SentencePiece's NFKC is not used
+  either: it turns the ㅋㅋ and ㅠㅠ of Korean chats into other letters, which no decoder can undo.
 - Unigram pieces do not run across punctuation, as in BERT: a name or an answer can be marked without the full stop.
-- The same text gives the same file. The trainer of `tokenizers` numbers WordPiece's ## letters in the order of a hash table,
-  hence they are handed to it in the order of the alphabet.
+- The same text gives the same file. The trainer of `tokenizers` numbers WordPiece's ## letters in the order of a hash
+  table, so they are given to it in alphabetical order.
 """
 
 from collections import Counter
@@ -30,102 +30,126 @@ from rlhf.tokenizers.unigram import train_unigram
 
 END = "<|endoftext|>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SEEN = 2  # of BERT's words: a piece that stands in the text once would never be learned
+MIN_FREQUENCY = 2  # of WordPiece's pieces: one that occurs once in the text would never be learned
 ENCODER_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def train_tokenizer(
-    texts: list[str], kind: str, *, vocab_size: int, model_max_length: int, lowercase: bool, character_coverage: float,
+    texts: list[str],
+    kind: str,
+    *,
+    vocab_size: int,
+    model_max_length: int,
+    lowercase: bool,
+    character_coverage: float,
     reserved: int,
-) -> PreTrainedTokenizerFast:  # fmt: skip
-    """A tokenizer of `vocab_size` tokens, `reserved` of which the caller adds. kind: a key of KINDS.
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of `vocab_size` tokens. UserError where the alphabet needs more, or where the text gives fewer.
 
-    lowercase, character_coverage (the rarest characters beyond this share of the text become unknown) are for WordPiece
-    and Unigram. UserError where the alphabet needs more tokens than vocab_size, or the text has not enough for it.
+    kind: a key of KINDS.
+    lowercase: for WordPiece and Unigram.
+    character_coverage: for WordPiece and Unigram. The rarest characters beyond this share of the text become unknown.
+    reserved: tokens of vocab_size that the caller will add.
     """
     tokenizer = KINDS[kind](texts, vocab_size - reserved, lowercase, character_coverage)
-    filled = tokenizer.get_vocab_size() + reserved
-    if filled > vocab_size:
-        raise _too_small(kind, vocab_size, filled)
-    if filled < vocab_size:
+    actual_size = tokenizer.get_vocab_size() + reserved
+    if actual_size > vocab_size:
+        raise _too_small(kind, vocab_size, actual_size)
+    if actual_size < vocab_size:
         raise UserError(
-            f"vocab_size={vocab_size}: this text fills only {filled} tokens; set vocab_size to at most {filled}, "
-            "or bring more text"
+            f"vocab_size={vocab_size}: this text fills only {actual_size} tokens; set vocab_size to at most {actual_size}, "
+            "or give more text"
         )
     if kind == "byte_bpe":
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+        options = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)  # as GPT-2 has it
     else:
-        special = {f"{name[1:-1].lower()}_token": name for name in SPECIAL} | {
-            "model_input_names": ENCODER_INPUTS
-        }
+        options = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}  # pad_token, ...
+        options["model_input_names"] = ENCODER_INPUTS
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=model_max_length, **special
+        tokenizer_object=tokenizer, model_max_length=model_max_length, **options
     )
 
 
 def _too_small(kind: str, vocab_size: int, needed: int) -> UserError:
-    what = (
-        "256 bytes and the special tokens need"
-        if kind == "byte_bpe"
-        else "the letters of this text alone need"
-    )
-    remedy = (
-        ""
-        if kind == "byte_bpe"
-        else ", or lower character_coverage (0.9995) so that rare letters are unknown"
-    )
-    return UserError(f"vocab_size={vocab_size}: {what} {needed}; set vocab_size above that{remedy}")
+    if kind == "byte_bpe":
+        reason = f"256 bytes and the special tokens need {needed}"
+        remedy = "set vocab_size above that"
+    else:
+        reason = f"the letters of this text alone need {needed}"
+        remedy = "set vocab_size above that, or lower character_coverage (0.9995) so that rare letters are unknown"
+    return UserError(f"vocab_size={vocab_size}: {reason}; {remedy}")
 
 
 def _byte_bpe(texts: list[str], size: int, *_) -> Tokenizer:
-    """Every byte is a token: nothing is ever unknown, nothing is normalised."""
+    """GPT-2's kind: every byte is a token, so nothing is ever unknown, and nothing is normalised."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"special_tokens": [END], "initial_alphabet": alphabet, "show_progress": False}
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=max(size, 0), **options))
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(size, 0),  # where it is too small, the caller says so
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 def _wordpiece(texts: list[str], size: int, lowercase: bool, coverage: float) -> Tokenizer:
-    """BERT's: words and punctuation, ## before what continues a word; [UNK] is a whole word."""
+    """BERT's kind: words and punctuation, with ## before what continues a word. [UNK] is a whole word."""
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer = _normalizer(lowercase, chinese=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    texts = _covered(texts, learner.normalizer, coverage)
-    inside = sorted(
-        {f"##{letter}" for word in _words(texts, learner.pre_tokenizer) for letter in word[1:]}
+    texts = _replace_rare_characters(texts, learner.normalizer, coverage)
+    # The letters within words are given as special tokens, because these keep their order.
+    inner_letters = set()
+    for word in _word_counts(texts, learner.pre_tokenizer):
+        inner_letters.update(f"##{letter}" for letter in word[1:])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(size, 0),
+        special_tokens=[*SPECIAL, *sorted(inner_letters)],
+        min_frequency=MIN_FREQUENCY,
+        show_progress=False,
     )
-    options = {"special_tokens": [*SPECIAL, *inside], "min_frequency": SEEN, "show_progress": False}
-    learner.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=max(size, 0), **options)
-    )
+    learner.train_from_iterator(texts, trainer)
 
-    tokenizer = Tokenizer(
-        models.WordPiece(learner.get_vocab(), unk_token="[UNK]")
-    )  # where ##x is not special
-    tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
+    # A new tokenizer with the same vocabulary, in which ##x is not special.
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer = learner.normalizer
+    tokenizer.pre_tokenizer = learner.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
-    return _framed(tokenizer)
+    return _with_special_tokens(tokenizer)
 
 
 def _unigram(texts: list[str], size: int, lowercase: bool, coverage: float) -> Tokenizer:
-    """SentencePiece's: ▁ stands for the space before a word, so that the text can be put together again."""
-    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    normalizer = normalizers.Sequence([_normalizer(lowercase, chinese=False), *spaces])
-    words_or_signs = pre_tokenizers.Split(Regex(r" ?\p{P}+| ?[^\p{P} ]+"), "isolated")
-    marked = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    pre_tokenizer = pre_tokenizers.Sequence([words_or_signs, marked])
-    words = _words(_covered(texts, normalizer, coverage), pre_tokenizer)
-    needed = len({letter for word in words for letter in word}) + len(SPECIAL)
+    """SentencePiece's kind: ▁ marks the space before a word, so that the text can be put together again."""
+    normalizer = normalizers.Sequence(
+        [
+            _normalizer(lowercase, chinese=False),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                Regex(r" ?\p{P}+| ?[^\p{P} ]+"), "isolated"
+            ),  # words or punctuation
+            pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
+        ]
+    )
+    words = _word_counts(_replace_rare_characters(texts, normalizer, coverage), pre_tokenizer)
+    alphabet = set(chain.from_iterable(words))
+    needed = len(alphabet) + len(SPECIAL)  # Unigram always keeps single characters
     if needed > size:
         raise _too_small("unigram", size, needed)
-    pieces = [*((name, 0.0) for name in SPECIAL), *train_unigram(words, size - len(SPECIAL))]
+    special = [(token, 0.0) for token in SPECIAL]
+    pieces = special + train_unigram(words, size - len(SPECIAL))
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=SPECIAL.index("[UNK]")))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    return _framed(tokenizer)
+    return _with_special_tokens(tokenizer)
 
 
 KINDS = {"byte_bpe": _byte_bpe, "wordpiece": _wordpiece, "unigram": _unigram}
@@ -139,29 +163,35 @@ def _normalizer(lowercase: bool, *, chinese: bool):
     return normalizers.Sequence([normalizers.NFC(), bert])
 
 
-def _covered(texts: Iterable[str], normalizer, coverage: float) -> list[str]:
-    """Normalised texts in which a space stands for the rarest characters: those beyond `coverage` of all characters."""
+def _replace_rare_characters(texts: Iterable[str], normalizer, coverage: float) -> list[str]:
+    """Normalised texts with a space for the rarest characters: those beyond `coverage` of all characters."""
     texts = [normalizer.normalize_str(text) for text in texts]
     counts = Counter(chain.from_iterable(texts))
-    needed, rare = coverage * counts.total(), {}
+    uncovered = coverage * counts.total()  # characters that are still to be covered
+    rare = {}
+    # The most frequent first. The alphabet decides between equals, so that runs agree.
     for letter, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if needed <= 0:
+        if uncovered <= 0:
             rare[ord(letter)] = " "
-        needed -= count
-    return [text.translate(rare) for text in texts] if rare else texts
+        uncovered -= count
+    if not rare:
+        return texts
+    return [text.translate(rare) for text in texts]
 
 
-def _words(texts: Iterable[str], pre_tokenizer) -> Counter[str]:
-    """What the pre-tokenizer cuts the texts into, counted, in the order of the alphabet."""
-    counts = Counter(word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text))
-    return Counter(dict(sorted(counts.items())))
+def _word_counts(texts: Iterable[str], pre_tokenizer) -> Counter[str]:
+    """How often each word occurs into which the pre-tokenizer cuts the texts, in alphabetical order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
+    return Counter(dict(sorted(counts.items())))  # the order decides how sums are rounded
 
 
-def _framed(tokenizer: Tokenizer) -> Tokenizer:
-    """[CLS] text [SEP], and [CLS] text [SEP] pair [SEP] with token types 0 and 1; special tokens are matched as such."""
+def _with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Adds BERT's special tokens, and puts [CLS] and [SEP] around a text, or a pair with token types 0 and 1."""
     tokenizer.add_special_tokens(list(SPECIAL))
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    frame = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame
     )
     return tokenizer

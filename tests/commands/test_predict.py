@@ -397,7 +397,7 @@ def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch
     assert "runs/none: no such run folder" in error("runs/none", good)
     assert (
         f"{bad}:2: text: empty" in (message := error(run, bad))
-        and "leave them out with --skip_bad" in message
+        and "drop them with --skip_bad" in message
     )
     assert "no such file" in error(run, tmp_path / "none.txt")
     assert "recognised as tokens rows" in error(run, write(tmp_path / "t.jsonl", {"tokens": ["a"]}))

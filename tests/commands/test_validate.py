@@ -44,9 +44,7 @@ def test_report_on_rankings(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "rows        4 (2 good, 2 bad)" in out
     assert "rankings    K = 2: 1, K = 3: 1; 1 of 4 pairs tie (25.0%)" in out
-    problems = (
-        f"{path}:3: ranks: 1 ranks for 2 completions: give each its rank\n{path}:4: not valid JSON"
-    )
+    problems = f"{path}:3: ranks: 1 ranks for 2 completions: give each completion its rank\n{path}:4: not valid JSON"
     assert problems in out
 
 

@@ -4,7 +4,7 @@ from rlhf.data.chat import (
     add_chat_template,
     as_messages,
     as_text,
-    decode,
+    decode_text,
     encode_completion,
     encode_conversation,
     encode_example,
@@ -45,7 +45,7 @@ def test_control_tokens_in_a_message_stay_text(bytes_tokenizer, plain_tokenizer)
         assert sum(i in control for i in typed) == sum(i in control for i in inside)
         ids = encode_completion(which, text)
         assert not control & set(ids[:-1])
-        assert decode(which, ids) == text
+        assert decode_text(which, ids) == text
         assert not control & set(encode_text(which, text))
 
 
@@ -141,4 +141,4 @@ def test_same_encoding(tokenizer, eos_is_pad, bytes_tokenizer, tmp_path):
 
 @pytest.mark.parametrize("text", ["안녕, see you \N{GRINNING FACE}", "two\nlines"])
 def test_decoding_gives_the_text_back(bytes_tokenizer, text):
-    assert decode(bytes_tokenizer, encode_completion(bytes_tokenizer, text)) == text
+    assert decode_text(bytes_tokenizer, encode_completion(bytes_tokenizer, text)) == text

@@ -1,12 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from rlhf.data.importers import from_hh, recognise_layout
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
-
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 ROWS = [
     (
@@ -159,7 +155,7 @@ def test_dialogues_that_part_early_are_refused():
         "rejected": "\n\nHuman: a\n\nAssistant: x",
     }
     with pytest.raises(
-        UserError, match="chosen: one own answer after the shared turns is expected, 3 turns given"
+        UserError, match="chosen: one answer after the shared turns is expected, 3 turns given"
     ):
         from_hh(row)
 
@@ -190,11 +186,9 @@ def test_unknown_speaker_is_named():
         ("chatbot_ko/ChatbotData.csv", "prompt_completion", "ChatbotData", 11823, 0),
     ],
 )
-def test_real_sets(file, kind, layout, kept, bad):
-    if not (REAL / file).exists():
-        pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
+def test_real_sets(real_data, file, kind, layout, kept, bad):
     loaded = load_rows(
-        str(REAL / file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True
+        real_data(file), kinds=("ranking", "preference", "prompt_completion"), skip_bad=True
     )
     assert (loaded.kind, loaded.layout, loaded.counts["kept"], loaded.counts["bad"]) == (
         kind,
@@ -254,7 +248,7 @@ def test_marked_characters_of_a_korean_text_stay_characters():
 @pytest.mark.parametrize(
     ("entities", "message"),
     [
-        ([[0, 9, "x"]], "entities: 0 to 9 is no part of a text of 3 characters"),
+        ([[0, 9, "x"]], "entities: span 0-9 is outside the text (3 characters)"),
         ([[0, 2, "x"], [1, 3, "y"]], "entities: two entities overlap at character 1"),
         ([["a", 2, "x"]], "entities: items {start, end, label} are expected"),
         ([[1, 2, "x"]], "entities: ' ' at character 1 holds no word"),

@@ -46,7 +46,7 @@ def test_bad_rows_are_all_collected_and_the_first_ten_shown(write, refused):
     loaded = load_rows(path, kinds=("prompt_completion",), skip_bad=True)
     assert loaded.rows == [PAIR] and loaded.counts["bad"] == 12
     assert loaded.warnings[0].startswith(
-        f"{path}: 12 of 13 rows are bad and left out; first: {path}:2: completion: empty"
+        f"{path}: 12 of 13 rows are bad and were dropped; first: {path}:2: completion: empty"
     )
 
 
@@ -66,7 +66,7 @@ def test_broken_lines_count_as_bad_rows_and_can_be_left_out(write, refused):
 
 def test_ranks_not_as_long_as_completions(write, refused):
     path = write("a.jsonl", [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1]}])
-    assert f"{path}:1: ranks: 2 ranks for 3 completions: give each its rank" in refused(
+    assert f"{path}:1: ranks: 2 ranks for 3 completions: give each completion its rank" in refused(
         load_rows, path, kinds=ANY
     )
 
@@ -83,7 +83,7 @@ def test_another_kind_is_refused_with_its_recipe(write, refused):
     message = refused(load_rows, path, kinds=("prompt_completion", "messages"))
     assert message == (
         f"{path}: recognised as preference rows; this recipe takes prompt_completion or messages; "
-        "preference rows are for reward and dpo"
+        "preference rows are for reward"
     )
     foreign = write(
         "b.jsonl", [{"prompt": "p", "completion_0": "a", "completion_1": "b", "ranking": [0, 1]}]
@@ -135,7 +135,7 @@ def test_a_wrong_column_lists_the_columns_and_the_nearest(write, refused):
     )
     assert "did you mean 'document'" in message
     turned = refused(load_rows, path, kinds=("classification",), columns={"document": "text"})
-    assert "document exists: did you turn the two round?" in turned
+    assert "document exists: did you swap the two names?" in turned
     unmapped = refused(load_rows, write("b.csv", "Text,class\na,1\n"), kinds=("classification",))
     assert (
         "no known row form; the columns are Text, class; needed are classification: text, label"

@@ -93,7 +93,7 @@ def test_what_the_caller_accepts_decides_between_fitting_kinds():
         (
             "ranking",
             {"prompt": "a", "completions": ["b", "c"], "ranks": [0]},
-            [("ranks", "1 ranks for 2 completions: give each its rank")],
+            [("ranks", "1 ranks for 2 completions: give each completion its rank")],
         ),
         (
             "ranking",
@@ -129,7 +129,7 @@ def test_what_the_caller_accepts_decides_between_fitting_kinds():
         (
             "classification",
             {"text": "a", "label": ["1", 1]},
-            [("label", "the label '1' stands twice in the list")],
+            [("label", "the label '1' appears twice in the list")],
         ),
         (
             "classification",

@@ -9,7 +9,14 @@ from transformers import TrainerControl, TrainerState
 
 from rlhf.completions.diversity import distinct_n, repetition
 from rlhf.errors import UserError
-from rlhf.policy_gradient.alarms import ALARMS, HOLD, Guards, NonFinite, Watch, noise
+from rlhf.policy_gradient.alarms import (
+    ALARMS,
+    HOLD,
+    AlarmCallback,
+    AlarmState,
+    NonFiniteSteps,
+    noise,
+)
 from rlhf.runs.record import read_jsonl
 
 STILL = dict(
@@ -24,7 +31,7 @@ def rows(*changes):
 
 def begun(history):
     """[(rollout, alarm)] in the order in which they begin."""
-    watch = Watch()
+    watch = AlarmState()
     return [(place, name) for place, row in enumerate(history, 1) for name in watch.observe(row)]
 
 
@@ -83,7 +90,7 @@ def test_repetition_by_hand():
 )
 def test_an_alarm_of_one_metric(name, sound, bad, said):
     assert begun(rows({}, sound, sound, sound, sound)) == []
-    watch = Watch()
+    watch = AlarmState()
     messages = [watch.observe(row) for row in rows({}, bad, bad, bad, bad)]
     assert [list(found) for found in messages] == [[], [], [], [name], []]  # on the third, and once
     remedy = next(alarm.remedy for alarm in ALARMS if alarm.name == name)
@@ -103,14 +110,14 @@ def test_two_bad_rollouts_are_chance_and_an_alarm_ends_before_it_comes_back():
 
 
 def test_a_number_that_is_not_finite_is_an_alarm_at_once():
-    watch = Watch()
+    watch = AlarmState()
     watch.observe(STILL)
     assert "2 updates were skipped" in watch.observe(STILL | {"nonfinite_steps": 2})["not_finite"]
     assert begun(rows({}, dict(entropy=math.nan), {}, dict(loss=math.inf))) == [
         (2, "not_finite"),
         (4, "not_finite"),
     ]
-    watch = Watch()
+    watch = AlarmState()
     assert (
         "not finite: entropy, score"
         in watch.observe(STILL | dict(score=math.nan, entropy=math.inf))["not_finite"]
@@ -198,7 +205,7 @@ def test_noise_alone_sets_nothing_off(seed):
 
 
 def callback(folder, history=(), **settings):
-    guards = Guards(**{"max_kl_stop": None} | settings)
+    guards = AlarmCallback(**{"max_kl_stop": None} | settings)
     args = SimpleNamespace(output_dir=str(folder))
     state = TrainerState(global_step=2 * len(history), is_world_process_zero=True)
     state.log_history = [{"step": 2 * place, **row} for place, row in enumerate(history, 1)]
@@ -279,7 +286,7 @@ def test_a_real_run_is_the_same_with_guards_and_stops_by_kl(make_trainer, tmp_pa
     plain, guarded, stopped = (
         make_trainer(name, **settings) for name in ("plain", "guarded", "stopped")
     )
-    guarded.add_callback(Guards(max_kl_stop=None))
+    guarded.add_callback(AlarmCallback(max_kl_stop=None))
     plain.train()
     guarded.train()
     drop = {"train_runtime", "total_flos"}
@@ -289,7 +296,7 @@ def test_a_real_run_is_the_same_with_guards_and_stops_by_kl(make_trainer, tmp_pa
 
     kls = [row["kl"] for row in plain.state.log_history if "kl" in row]
     assert kls[1] > kls[0] + 0.1
-    stopped.add_callback(Guards(max_kl_stop=kls[1] - 0.05))
+    stopped.add_callback(AlarmCallback(max_kl_stop=kls[1] - 0.05))
     stopped.train()
     assert [row["kl"] for row in stopped.state.log_history if "kl" in row] == kls[:2]
     assert stopped.state.global_step == 2 * stopped.args.steps_per_rollout
@@ -300,7 +307,7 @@ def test_a_real_run_is_the_same_with_guards_and_stops_by_kl(make_trainer, tmp_pa
 
 
 def test_not_finite_steps_are_counted_and_the_run_stops_after_so_many_in_a_row(tmp_path):
-    steps = NonFinite(limit=3, output_dir=str(tmp_path))
+    steps = NonFiniteSteps(limit=3, output_dir=str(tmp_path))
     for found in (True, True, False, True, True):
         steps.count(found)
     assert steps.take() == 4 and steps.take() == 0
@@ -314,12 +321,12 @@ def test_not_finite_steps_are_counted_and_the_run_stops_after_so_many_in_a_row(t
 
 @pytest.mark.parametrize("folder", ["", "not/there"])
 def test_without_a_checkpoint_the_error_says_so(tmp_path, refused, folder):
-    steps = NonFinite(limit=1, output_dir=str(tmp_path / folder))
+    steps = NonFiniteSteps(limit=1, output_dir=str(tmp_path / folder))
     assert "there is no checkpoint" in refused(steps.count, True)
 
 
 def test_the_count_in_a_row_can_be_resumed(tmp_path, refused):
-    steps = NonFinite(limit=3, output_dir=str(tmp_path))
+    steps = NonFiniteSteps(limit=3, output_dir=str(tmp_path))
     steps.in_a_row = 2
     assert "3 updates" in refused(steps.count, True)
 
@@ -327,4 +334,4 @@ def test_the_count_in_a_row_can_be_resumed(tmp_path, refused):
 def test_every_alarm_has_its_words():
     assert len({alarm.name for alarm in ALARMS}) == len(ALARMS)
     for alarm in ALARMS:
-        assert alarm.remedy and alarm.source and alarm.holds.__doc__
+        assert alarm.remedy and alarm.source and alarm.condition.__doc__

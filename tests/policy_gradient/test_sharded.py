@@ -16,7 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.policy_gradient.sharding import check_settings, filled, splits_weights, twin_of
+from rlhf.policy_gradient.sharding import (
+    check_settings,
+    has_sharded_weights,
+    twin_of,
+    whole_weights,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,7 +154,7 @@ def test_the_twin_is_the_model_while_it_is_filled_and_empty_otherwise(tokenizer,
     twin = twin_of(model)
     with torch.no_grad():
         model.value_head.bias += 1  # weights of today, not of the day the twin was made
-        with filled(twin, model) as whole:
+        with whole_weights(twin, model) as whole:
             torch.testing.assert_close(
                 whole(**batch).log_probs, model(**batch).log_probs, atol=0, rtol=0
             )
@@ -197,7 +202,7 @@ def test_what_does_not_work_on_slices_is_refused(refused, kind, setting, said):
 def test_fsdp_on_cpus_is_refused(monkeypatch, refused):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     launched = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
-    assert "FSDP was asked for" in refused(splits_weights, launched)
+    assert "FSDP was requested" in refused(has_sharded_weights, launched)
 
 
 @pytest.mark.slow

@@ -18,13 +18,6 @@ from rlhf.models.load import load_encoder
 from rlhf.runs.card import front_matter
 from rlhf.runs.record import RunRecord, read_jsonl
 
-STORIES = (
-    Path(__file__).resolve().parents[3]
-    / "shared"
-    / "data"
-    / "tinystories"
-    / "tinystories_2mb.txt.gz"
-)
 LETTERS = "a b c d e f g h".split()
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32 --block_size 32 --report_to none".split()
 TINY += "--per_device_train_batch_size 8 --logging_steps 5 --bf16 false".split()
@@ -260,10 +253,10 @@ def test_two_processes_measure_what_one_does(train, launch_two, stories, objecti
         assert both.get(name) == pytest.approx(alone.get(name), abs=1e-5), name
 
 
-@pytest.mark.skipif(not STORIES.is_file(), reason="the TinyStories excerpt is not here")
-def test_stories_are_documents():
+def test_stories_are_documents(real_data):
     from rlhf.data.load import load_rows
 
-    rows = load_rows(str(STORIES), kinds=("text",), separator="<|endoftext|>").rows
+    path = real_data("tinystories/tinystories_2mb.txt.gz")
+    rows = load_rows(path, kinds=("text",), separator="<|endoftext|>").rows
     assert len(rows) == 2317 and not any("endoftext" in row["text"] for row in rows)
     assert sum("\n" in row["text"] for row in rows) > 2000

@@ -121,7 +121,7 @@ def test_a_vocabulary_the_text_cannot_fill_is_refused_with_the_largest_that_it_c
     message = refused(trained, kind, vocab_size=5000)
     assert (
         message.startswith("vocab_size=5000: this text fills only ")
-        and "or bring more text" in message
+        and "or give more text" in message
     )
     most = int(message.split("set vocab_size to at most ")[1].split(",")[0])
     assert len(trained(kind, vocab_size=most)) == most

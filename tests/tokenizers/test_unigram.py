@@ -6,7 +6,7 @@ from math import log, prod
 import numpy as np
 import pytest
 
-from rlhf.tokenizers.unigram import _Lattice, _saved, train_unigram
+from rlhf.tokenizers.unigram import _Lattice, _saved_log_probs, train_unigram
 
 
 def cuts(word):
@@ -33,7 +33,7 @@ def test_expected_counts_are_a_mean_over_all_cuts():
 
 def test_a_piece_saves_what_its_best_cut_costs():
     chance = {"a": 0.5, "b": 0.2, "ab": 0.2, "aba": 0.1}
-    saved = _saved(list(chance), np.array(list(chance.values())))
+    saved = _saved_log_probs(list(chance), np.array(list(chance.values())))
     assert np.isinf(saved[:2]).all()
     assert saved[2:].tolist() == pytest.approx(
         [log(0.2 / (0.5 * 0.2)), log(0.1 / (0.2 * 0.5))]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from rlhf.data.padding import right_pad_columns, row_lengths
 from rlhf.errors import UserError
 
 MASK_SHARE, SHORT_SHARE = (
@@ -323,21 +324,11 @@ class PadRows:
         self.fill = {"input_ids": pad_token_id, "labels": IGNORED, "token_type_ids": 0}
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
-        batch = {name: [row[name] for row in rows] for name in rows[0]}
-        lengths = torch.tensor([len(ids) for ids in batch["input_ids"]])
+        lengths = row_lengths([row["input_ids"] for row in rows])
         if lengths.min() == lengths.max():
-            return {name: torch.stack(values) for name, values in batch.items()}
-        padded = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                values, batch_first=True, padding_value=self.fill[name]
-            )
-            if name in self.fill
-            else torch.stack(values)
-            for name, values in batch.items()
-        }
-        return padded | {
-            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-        }
+            return right_pad_columns(rows, {})
+        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, L)
+        return right_pad_columns(rows, self.fill) | {"attention_mask": mask.long()}
 
 
 def baselines(rows: DrawnRows) -> dict[str, float]:

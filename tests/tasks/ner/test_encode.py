@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -22,8 +20,6 @@ from rlhf.tasks.ner.encode import (
     warnings_of,
     windows,
 )
-
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def wordpiece(*pieces: str) -> PreTrainedTokenizerFast:
@@ -296,9 +292,7 @@ def test_a_length_without_room(refused):
         ("klue_ner/klue_ner_dev.tsv.gz", 4000, "characters", 0, {"PS": 3530, "TI": 445}),
     ],
 )
-def test_real_sets(file, sentences, units, broken, counts):
-    if not (REAL / file).exists():
-        pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
-    rows, _, scheme, found = in_bio(load_rows(str(REAL / file), kinds=("tagging",)).rows, [])
+def test_real_sets(real_data, file, sentences, units, broken, counts):
+    rows, _, scheme, found = in_bio(load_rows(real_data(file), kinds=("tagging",)).rows, [])
     assert (len(rows), find_units(rows), scheme, found) == (sentences, units, "BIO", broken)
     assert counts.items() <= type_counts(rows).items()

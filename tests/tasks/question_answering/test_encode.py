@@ -18,7 +18,6 @@ from rlhf.tasks.question_answering.encode import (
     question_ids,
 )
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 WORDS = "who what when a b c d e f g h i j ##x ##은 서울 .".split()
 CONTEXT = "a b c d e f g h i j"  # one token per letter, at the even characters
 
@@ -279,10 +278,8 @@ SETS = [
 @pytest.mark.parametrize(
     ("name", "limit", "max_length", "missed"), SETS, ids=[case[0].split("/")[0] for case in SETS]
 )
-def test_answers_of_real_sets_are_recovered(minilm, name, limit, max_length, missed):
-    if not (REAL / name).is_file():
-        pytest.skip(f"{name} is not here")
-    rows = load_rows(str(REAL / name), kinds=("question_answering",), limit=limit).rows
+def test_answers_of_real_sets_are_recovered(minilm, real_data, name, limit, max_length, missed):
+    rows = load_rows(real_data(name), kinds=("question_answering",), limit=limit).rows
     reading = encode(minilm, rows, max_length=max_length, stride=max_length // 3)
     answers = best_answers(rows, reading.windows, map_logits(reading), max_answer_length=30)
     wrong = [
@@ -342,11 +339,11 @@ def test_errors_in_a_squad_file_name_the_question(tmp_path, refused):
     moved = message(article(answers=[{"text": "wrote", "answer_start": 5}]))
     assert "bad.json: 1 of 2 rows are bad" in moved
     assert (
-        "bad.json:1: question x1: answers: 'wrote' is not at character 5 of the context; it stands at 4"
+        "bad.json:1: question x1: answers: 'wrote' is not at character 5 of the context; it is at 4"
         in moved
     )
     assert (
-        "question x1: answers: 'Bob' is not at character 0 of the context; it stands nowhere"
+        "question x1: answers: 'Bob' is not at character 0 of the context; it is not in the context"
         in message(article(answers=[{"text": "Bob", "answer_start": 0}]))
     )
     assert "question x1: question: missing" in message(article(question=None))
