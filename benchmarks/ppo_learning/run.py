@@ -6,7 +6,7 @@
 
 The same SFT policy, reward model and prompts in the same order, the same episodes, optimiser steps and settings (SETTINGS,
 from recipes/configs/ppo/e2e.yaml; reward model alone, as TRL takes no Python reward; no warm-up of the learning rate). Each
-side saves its policy every few updates, with the training seconds so far. Then one program judges all of them: it samples
+side saves its policy every few updates, with the training seconds so far. Then one program evaluates all of them: it samples
 with the same random numbers on prompts no side has seen, and scores. A finished side is not run again.
 
 The committed record of 2026-11-22 has one seed and was made from a tree with uncommitted changes: it is to be replaced by
@@ -281,7 +281,7 @@ def plot(curves: dict, path: Path) -> None:
             axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.suptitle(
-        "PPO from the same SFT model on the same reward model, judged on held-out prompts"
+        "PPO from the same SFT model on the same reward model, evaluated on held-out prompts"
     )
     figure.savefig(path, dpi=110)
 

@@ -1,4 +1,4 @@
-"""How long does one PPO update take, and how much memory, beside TRL's last PPOTrainer?
+"""How long does one PPO update take, and how much memory, compared with TRL's last PPOTrainer?
 
     python benchmarks/ppo_parity/run.py                          # once: makes .venv-trl with TRL 1.12
     python benchmarks/ppo_throughput/run.py [--record]
