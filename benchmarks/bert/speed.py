@@ -1,4 +1,4 @@
-"""How many rows a second does fine-tuning take, compared with the plain transformers.Trainer with its example scripts' settings?
+"""How many rows a second does fine-tuning take, compared with transformers.Trainer and its example scripts' settings?
 
     python benchmarks/bert/speed.py --source FOLDER [--rounds 2] [--record]
 
