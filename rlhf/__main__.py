@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "predict": (
         "rlhf.commands.predict",
-        "what a classifier, tagger or reader says of each row of a file",
+        "predictions of a trained encoder for each row of a file",
         LOOK,
     ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
@@ -47,7 +47,8 @@ ALIASES = {"app": "chat"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for what the user can repair."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(list_of_commands())
         return 0
@@ -92,6 +93,7 @@ def list_of_commands() -> str:
         groups[group].append((script.name, script.summary))
     for name, (_, summary, group) in COMMANDS.items():
         groups[group].append((name, summary))
+    # A pipe has no width, and in a narrow terminal a line that wraps tells more than its beginning.
     width = max(100, shutil.get_terminal_size().columns)
     lines = ["usage: rlhf COMMAND ...    (or python -m rlhf COMMAND ...)"]
     for group, commands in groups.items():

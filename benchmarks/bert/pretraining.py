@@ -165,7 +165,7 @@ def summary(folder: Path, record: RunRecord, gflops: float) -> dict:
 
 
 def floor(folder: Path, record: RunRecord, gflops: float) -> dict:
-    """Seconds of training beside those that its matrix products alone would take at a rate of `gflops`.
+    """Seconds of training, and their ratio to those that its matrix products alone would take at a rate of `gflops`.
 
     2 operations per multiply-add, three times those of the forward pass; the vocabulary is scored at masked places alone.
     """

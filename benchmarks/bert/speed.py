@@ -1,11 +1,11 @@
-"""How many rows a second does fine-tuning take, beside the plain transformers.Trainer with its example scripts' settings?
+"""How many rows a second does fine-tuning take, compared with transformers.Trainer and its example scripts' settings?
 
     python benchmarks/bert/speed.py --source FOLDER [--rounds 2] [--record]
 
 Same MiniLM, same encoded rows, batch, epochs, learning rate and seed; in each round every side runs once, in a process of
 its own, on all cores: `example` pads every row to the example scripts' maximum (128 for GLUE, 384 for SQuAD; their NER
 pads to the batch), `plain` pads to the batch's longest row, `ours` is EncoderTrainer as the recipes use it. All else is
-TrainingArguments' default. Judged afterwards on held-out rows, to see that speed costs nothing. --record writes
+TrainingArguments' default. Evaluated afterwards on held-out rows, to see that speed costs nothing. --record writes
 results/speed-DATE.json.
 """
 
@@ -34,7 +34,7 @@ ROWS, EPOCHS, BATCH = 640, 2, 32
 
 
 def encoded(task: str, source: Path, work: Path):
-    """(model, tokenizer, training rows, held-out rows, function of the predictions that judges them)."""
+    """(model, tokenizer, training rows, held-out rows, function that scores the predictions)."""
     from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
     from benchmarks.bert.tasks import data, minilm

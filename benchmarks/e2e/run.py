@@ -2,9 +2,9 @@
 
     python benchmarks/e2e/run.py --source FOLDER [--seeds 0 1 2]
 
-The road of recipes/configs/*/e2e.yaml on the E2E NLG challenge: tokenizer, SFT from scratch, a reward model on the quality
+Runs recipes/configs/*/e2e.yaml on the E2E NLG challenge: tokenizer, SFT from scratch, a reward model on the quality
 rankings, PPO on it alone and PPO on it plus slot coverage; then every model writes one sampled text for each held-out list
-of facts, REPEATS times. Judged by slot coverage (counted), by the quality reward model, and by a second reward model
+of facts, REPEATS times. Scored by slot coverage (counted), by the quality reward model, and by a second reward model
 trained on the naturalness rankings, which no stage sees. A finished stage is not run again, so the script can be continued.
 Writes results/<date>.json: numbers with 95 % intervals, spread over seeds, seconds per stage, versions, data hashes.
 """

@@ -6,7 +6,7 @@
 
 The same SFT policy, reward model and prompts in the same order, the same episodes, optimiser steps and settings (SETTINGS,
 from recipes/configs/ppo/e2e.yaml; reward model alone, as TRL takes no Python reward; no warm-up of the learning rate). Each
-side saves its policy every few updates, with the training seconds so far. Then one program judges all of them: it samples
+side saves its policy every few updates, with the training seconds so far. Then one program evaluates all of them: it samples
 with the same random numbers on prompts no side has seen, and scores. A finished side is not run again.
 
 The committed record of 2026-11-22 has one seed and was made from a tree with uncommitted changes: it is to be replaced by
@@ -30,7 +30,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
-from benchmarks.record import check_clean_tree, rounded, write_record  # noqa: E402
+from benchmarks.record import check_clean_tree, clean_commits, rounded, write_record  # noqa: E402
 from rlhf.comparison.compare import ChatRun, generate, load_runs, mean_estimate, measure  # noqa: E402
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
 from rlhf.data.chat import encode_prompt  # noqa: E402
@@ -281,35 +281,68 @@ def plot(curves: dict, path: Path) -> None:
             axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.suptitle(
-        "PPO from the same SFT model on the same reward model, judged on held-out prompts"
+        "PPO from the same SFT model on the same reward model, evaluated on held-out prompts"
     )
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    commit = check_clean_tree() if arguments.record else ""
+    runs, out = Path(arguments.runs).resolve(), Path(arguments.out).resolve()
+    prompts = load_rows(str(runs / "data" / "prompts.jsonl"), kinds=("prompt",))
+    heldout = load_rows(str(runs / "data" / "heldout.jsonl"), kinds=("prompt",))
+    rows = short_rows(prompts.rows, load_tokenizer(str(runs / "sft")))
+
+    results, folders = {side: {} for side in arguments.sides}, {}
+    for seed in arguments.seeds:
+        for side in arguments.sides:
+            folder = out / f"{side.replace(' ', '_')}_{seed}"
+            job = make_job(side, seed, rows, runs, folder, arguments)
+            result = train(side, job, arguments)
+            folders[side, seed], results[side][seed] = folder, result
+            seconds = sum(update["seconds"] for update in result["updates"])
+            print(f"{side}, seed {seed}: {seconds:.0f} s of training", flush=True)
+
+    curves = judge_all(results, folders, runs, heldout.rows, arguments)
+    found, apart = races(curves), differences(curves)
+    print(table(curves, found, apart))
+    if arguments.record:
+        content = {
+            "command": command_line(),
+            "commits": commits_of(results),
+            **sources(runs, prompts, heldout),
+            "prompts_left_out": len(prompts.rows) - len(rows),
+            "samples_per_prompt": arguments.samples,
+            "updates": arguments.updates,
+            "seeds": arguments.seeds,
+            "curves": without_values(curves),
+            "ours_minus_trl_at_the_end": apart,
+            "first_with_share_of_final_gain_of_trl": found,
+            **of_sides(results),
+        }
+        path = write_record(HERE, __doc__, rounded(content), commit=commit)
+        plot(curves, path.with_suffix(".png"))
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--runs", default="runs/e2e", help="folder of benchmarks/e2e/run.py: sft/, reward/, data/"
-    )
-    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES)[:3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=30, help=f"of {EPISODES} episodes each")
-    parser.add_argument("--every", type=int, default=5, help="updates between snapshots")
-    parser.add_argument("--samples", type=int, default=2, help="completions per held-out prompt")
-    parser.add_argument(
-        "--out", default="runs/ppo_learning", help="where the snapshots go, or already are"
-    )
-    parser.add_argument(
-        "--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py"
-    )
-    parser.add_argument("--record", action="store_true", help="write results/<date>.json and .png")
+    add = parser.add_argument
+    add("--runs", default="runs/e2e", help="folder of benchmarks/e2e/run.py: sft/, reward/, data/")
+    add("--sides", nargs="+", choices=list(SIDES), default=list(SIDES)[:3])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--updates", type=int, default=30, help=f"of {EPISODES} episodes each")
+    add("--every", type=int, default=5, help="updates between snapshots")
+    add("--samples", type=int, default=2, help="completions per held-out prompt")
+    add("--out", default="runs/ppo_learning", help="where the snapshots go, or already are")
+    add("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
+    add("--record", action="store_true", help="write results/<date>.json and .png")
     arguments = parser.parse_args()
     arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
-    if not Path(arguments.trl_python).exists() and any(
-        side.startswith("trl") for side in arguments.sides
-    ):
+    needs_trl = any(side.startswith("trl") for side in arguments.sides)
+    if needs_trl and not Path(arguments.trl_python).exists():
         raise SystemExit(
             f"{arguments.trl_venv} holds no Python: make it with\n"
             f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
@@ -318,29 +351,16 @@ def main() -> None:
         raise SystemExit(
             f"--updates {arguments.updates} must be a multiple of --every {arguments.every}"
         )
-    commit = check_clean_tree() if arguments.record else ""
-    runs, out = Path(arguments.runs).resolve(), Path(arguments.out).resolve()
-    tokenizer = load_tokenizer(str(runs / "sft"))
-    prompts, heldout = (
-        load_rows(str(runs / "data" / f"{name}.jsonl"), kinds=("prompt",))
-        for name in ("prompts", "heldout")
-    )
-    rows = [
-        line for line in prompts.rows if len(encode_prompt(tokenizer, line["prompt"])) <= PROMPT
-    ]
+    return arguments
 
-    results, folders = {side: {} for side in arguments.sides}, {}
-    for seed in arguments.seeds:
-        for side in arguments.sides:
-            folder = folders[side, seed] = out / f"{side.replace(' ', '_')}_{seed}"
-            results[side][seed] = found = train(
-                side, make_job(side, seed, rows, runs, folder, arguments), arguments
-            )
-            print(
-                f"{side}, seed {seed}: {sum(u['seconds'] for u in found['updates']):.0f} s of training",
-                flush=True,
-            )
 
+def short_rows(rows: list[dict], tokenizer) -> list[dict]:
+    """The rows whose prompt has at most PROMPT tokens."""
+    return [row for row in rows if len(encode_prompt(tokenizer, row["prompt"])) <= PROMPT]
+
+
+def judge_all(results: dict, folders: dict, runs: Path, rows: list[dict], arguments) -> dict:
+    """A curve per side and seed, all evaluated by one program on the same held-out rows."""
     reference, policy = load_runs([str(runs / "sft")] * 2)
     rewards = WeightedSum(
         {
@@ -351,26 +371,32 @@ def main() -> None:
 
     def judge_weights(weights: dict) -> dict:
         policy.model.load_state_dict(weights)
-        return judge(policy, reference, rewards, heldout.rows, arguments.samples)
+        return judge(policy, reference, rewards, rows, arguments.samples)
 
-    start = judge(reference, reference, rewards, heldout.rows, arguments.samples)
-    curves = {
-        side: {
-            seed: curve(folders[side, seed], result, judge_weights, start, arguments)
-            for seed, result in seeds.items()
-        }
-        for side, seeds in results.items()
-    }
-    found, apart = races(curves), differences(curves)
-    print(table(curves, found, apart))
-    if not arguments.record:
-        return
-    content = {
-        "command": command_line(),
-        "side_versions": {
-            side: next(iter(seeds.values()))["versions"] for side, seeds in results.items()
-        }
-        | {"judge": package_versions()},
+    start = judge(reference, reference, rewards, rows, arguments.samples)
+    curves = {}
+    for side, seeds in results.items():
+        curves[side] = {}
+        for seed, result in seeds.items():
+            curves[side][seed] = curve(folders[side, seed], result, judge_weights, start, arguments)
+    return curves
+
+
+# ---- the record --------------------------------------------------------------------------------------------------
+
+
+def commits_of(results: dict) -> list[str]:
+    """The commits that trained our sides; a finished side may be older than this run."""
+    versions = []
+    for side, seeds in results.items():
+        if SIDES[side][0] == "our_worker.py":
+            versions += [result["versions"] for result in seeds.values()]
+    return clean_commits(versions)
+
+
+def sources(runs: Path, prompts, heldout) -> dict:
+    """Hashes of the models and of the rows that every side was given."""
+    return {
         "models": {
             name: {"sha256": parent_entry(str(runs / name))["sha256"]} for name in ("sft", "reward")
         },
@@ -378,39 +404,46 @@ def main() -> None:
             {"name": f"data/{name}.jsonl", "rows": len(loaded.rows), "sha256": loaded.sha256}
             for name, loaded in (("prompts", prompts), ("heldout", heldout))
         ],
-        "prompts_left_out": len(prompts.rows) - len(rows),
-        "samples_per_prompt": arguments.samples,
-        "settings": {
-            side: SETTINGS | SIDES[side][1] | {"value_model": SIDES[side][2]}
-            for side in arguments.sides
-        },
-        "updates": arguments.updates,
-        "seeds": arguments.seeds,
-        "curves": {
-            side: {
-                seed: [{k: v for k, v in point.items() if k != "values"} for point in points]
-                for seed, points in s.items()
-            }
-            for side, s in curves.items()
-        },
-        "ours_minus_trl_at_the_end": apart,
-        "first_with_share_of_final_gain_of_trl": found,
-        "rollout_scores": {
-            side: {seed: r["rollout_scores"] for seed, r in seeds.items()}
-            for side, seeds in results.items()
-        },
-        "seconds_of_updates": {
-            side: {seed: [u["seconds"] for u in r["updates"]] for seed, r in seeds.items()}
-            for side, seeds in results.items()
-        },
-        "peak_memory_gb": {
-            side: {seed: r["peak_memory_gb"] for seed, r in seeds.items()}
-            for side, seeds in results.items()
-        },
-        "threads": {side: next(iter(seeds.values()))["threads"] for side, seeds in results.items()},
     }
-    path = write_record(HERE, __doc__, rounded(content), commit=commit)
-    plot(curves, path.with_suffix(".png"))
+
+
+def without_values(curves: dict) -> dict:
+    """The curves without their numbers per prompt."""
+    result = {}
+    for side, seeds in curves.items():
+        result[side] = {}
+        for seed, points in seeds.items():
+            kept = [dict(point) for point in points]
+            for point in kept:
+                del point["values"]
+            result[side][seed] = kept
+    return result
+
+
+def of_sides(results: dict) -> dict:
+    """What the workers reported, by side and seed."""
+    columns = {
+        "settings": {},
+        "side_versions": {"judge": package_versions()},
+        "threads": {},
+        "rollout_scores": {},
+        "seconds_of_updates": {},
+        "peak_memory_gb": {},
+    }
+    for side, seeds in results.items():
+        first = next(iter(seeds.values()))
+        _, settings, value_model = SIDES[side]
+        columns["settings"][side] = SETTINGS | settings | {"value_model": value_model}
+        columns["side_versions"][side] = first["versions"]
+        columns["threads"][side] = first["threads"]
+        for name in ("rollout_scores", "seconds_of_updates", "peak_memory_gb"):
+            columns[name][side] = {}
+        for seed, result in seeds.items():
+            seconds = [update["seconds"] for update in result["updates"]]
+            columns["rollout_scores"][side][seed] = result["rollout_scores"]
+            columns["seconds_of_updates"][side][seed] = seconds
+            columns["peak_memory_gb"][side][seed] = result["peak_memory_gb"]
+    return columns
 
 
 if __name__ == "__main__":

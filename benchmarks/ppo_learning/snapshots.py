@@ -1,6 +1,6 @@
-"""What both workers report with: seconds of each update, the policy's weights every few updates, the logged scores.
+"""Report of both workers: seconds of each update, the policy's weights every few updates, the logged scores.
 
-The clock stands still while weights are written. Imports neither side's packages.
+The clock stops while weights are written. Imports neither side's packages.
 """
 
 import json

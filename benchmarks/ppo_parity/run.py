@@ -2,7 +2,7 @@
 
     python benchmarks/ppo_parity/run.py [--venv .venv-trl] [--output tests/algorithms/trl_1_12.json]
 
-TRL removed PPO after 1.12.0. This makes a virtual environment with that version beside the project's own torch and
+TRL removed PPO after 1.12.0. This makes a virtual environment with that version and the project's own torch and
 transformers (about 1 GB, some minutes, once), runs one update of its PPOTrainer there on tiny random GPT-2 models
 (worker.py), and writes what TRL computed. tests/algorithms/test_parity_with_trl.py compares our formulas with it.
 """

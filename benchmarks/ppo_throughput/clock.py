@@ -1,9 +1,8 @@
-"""What both workers measure with: seconds by update and phase, and peak memory. Imports neither side's packages.
+"""Clock and memory meter of both workers: seconds by update and phase, and peak memory. Imports neither side's packages.
 
 `cpu_seconds`, of all threads, is what to look at when other programs had the cores meanwhile.
 """
 
-import resource
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,4 +40,6 @@ def peak_memory_gb() -> float:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**20
+    import resource  # macOS; Windows has neither
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

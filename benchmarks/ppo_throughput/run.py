@@ -1,4 +1,4 @@
-"""How long does one PPO update take, and how much memory, beside TRL's last PPOTrainer?
+"""How long does one PPO update take, and how much memory, compared with TRL's last PPOTrainer?
 
     python benchmarks/ppo_parity/run.py                          # once: makes .venv-trl with TRL 1.12
     python benchmarks/ppo_throughput/run.py [--record]
@@ -265,70 +265,73 @@ def table(name: str, found: dict) -> str:
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    commit = check_clean_tree() if arguments.record else ""
+    sides = choose_sides(arguments)
+    shapes = {name: measure(name, SHAPES[name], arguments, sides) for name in arguments.shapes}
+    summaries = {name: summary(measured, sides) for name, measured in shapes.items()}
+    for name, result in summaries.items():
+        print(table(name, result))
+    if arguments.record:
+        settings = {}
+        for side, (_, own, value_model) in sides.items():
+            settings[side] = {**SETTINGS, **own, "value_model": value_model}
+        content = {
+            "command": command_line(),
+            "side_versions": take_versions(shapes),
+            "config": arguments.config,
+            "settings": settings,
+            "repeats": arguments.repeats,
+            "updates": arguments.updates,
+            "summary": summaries,
+            "measured": shapes,
+        }
+        # Timings have no more than four digits.
+        write_record(HERE, __doc__, rounded(content), commit=commit)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument(
+    add = parser.add_argument
+    add("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    add(
         "--sides",
         nargs="+",
         choices=list(SIDES),
         default=list(SIDES),
         help="columns, in their order",
     )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="rounds; each runs every column once"
-    )
-    parser.add_argument(
-        "--updates", type=int, default=3, help="per process, after one for warming up"
-    )
-    parser.add_argument(
-        "--config", help="a YAML of recipes/configs/ppo with the settings of the column `ours`"
-    )
-    parser.add_argument(
-        "--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py"
-    )
-    parser.add_argument("--record", action="store_true", help="write results/<date>.json")
+    add("--repeats", type=int, default=3, help="rounds; each runs every column once")
+    add("--updates", type=int, default=3, help="per process, after one for warming up")
+    add("--config", help="a YAML of recipes/configs/ppo with the settings of the column `ours`")
+    add("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
+    add("--record", action="store_true", help="write results/<date>.json")
     arguments = parser.parse_args()
     arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
-    if not Path(arguments.trl_python).exists() and any(
-        side.startswith("trl") for side in arguments.sides
-    ):
+    needs_trl = any(side.startswith("trl") for side in arguments.sides)
+    if needs_trl and not Path(arguments.trl_python).exists():
         raise SystemExit(
             f"{arguments.trl_venv} holds no Python: make it with\n"
             f"  python benchmarks/ppo_parity/run.py --venv {arguments.trl_venv}"
         )
-    commit = check_clean_tree() if arguments.record else ""
+    return arguments
+
+
+def choose_sides(arguments) -> dict[str, tuple]:
+    """The columns that were asked for, with --config's settings on our sides and its value model in `ours`."""
     from_config, value_model = our_settings(arguments.config)
     sides = {}
     for side in arguments.sides:
         worker, own, its_value_model = SIDES[side]
         if worker == "our_worker.py":
-            if side == "ours" and arguments.config:  # as the YAML says
-                own, its_value_model = {}, "shared" if value_model == "shared" else "separate"
+            if side == "ours" and arguments.config:
+                own = {}
+                its_value_model = "shared" if value_model == "shared" else "separate"
             own = OURS | from_config | own
         sides[side] = (worker, own, its_value_model)
-
-    shapes = {name: measure(name, SHAPES[name], arguments, sides) for name in arguments.shapes}
-    found = {name: summary(measured, sides) for name, measured in shapes.items()}
-    for name in shapes:
-        print(table(name, found[name]))
-    if arguments.record:
-        content = {
-            "command": command_line(),
-            "side_versions": take_versions(shapes),
-            "config": arguments.config,
-            "settings": {
-                side: {**SETTINGS, **own, "value_model": model}
-                for side, (_, own, model) in sides.items()
-            },
-            "repeats": arguments.repeats,
-            "updates": arguments.updates,
-            "summary": found,
-            "measured": shapes,
-        }
-        # Timings have no more than four digits.
-        write_record(HERE, __doc__, rounded(content), commit=commit)
+    return sides
 
 
 def take_versions(shapes: dict) -> dict[str, dict]:

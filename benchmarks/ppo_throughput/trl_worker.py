@@ -38,7 +38,7 @@ class EndOfUpdate(TrainerCallback):
 
 
 def watch(clock: Clock, shape: dict) -> None:
-    """Decoding is `batch_generation`; scoring is what stands between it and the whitening of the advantages."""
+    """Decoding is `batch_generation`; scoring is all between it and the whitening of the advantages."""
     generation, whiten = ppo_trainer.batch_generation, ppo_trainer.masked_whiten
     decoded = 0.0
 

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     configs = find_configs()
     if args.name in configs:
+        # The file alone, so that `rlhf configs sft/demo > my.yaml` makes a copy to edit.
         print(configs[args.name].read_text(encoding="utf-8"), end="")
         return 0
     if args.name:
@@ -39,6 +40,7 @@ def configs_of(recipe: str, configs: dict[str, Path]) -> dict[str, Path]:
     result = find_configs(recipe)
     if result:
         return result
+    # A typing error in the recipe's name is reported before one in the file's.
     recipes = {name.partition("/")[0] for name in configs}
     if recipe.partition("/")[0] in recipes:
         raise UserError(unknown("config", recipe, configs))
@@ -47,7 +49,7 @@ def configs_of(recipe: str, configs: dict[str, Path]) -> dict[str, Path]:
 
 def print_purposes(files: dict[str, Path]) -> None:
     """A line per file: its name and its first comment, which says what it is for."""
-    width = max(len(name) for name in files)
+    width = max(map(len, files))
     for name, path in files.items():
         first_line = path.read_text(encoding="utf-8").partition("\n")[0]
         print(f"  {name:<{width}}  {first_line.lstrip('# ')}")

@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> int:
     folder = short_path(recipes_folder() / "accelerate")
     print(f"{folder}\n")
     print_purposes(layouts)
+    # A line to paste: accelerate needs the path, which differs between a checkout and an installed package.
     example = Path(folder) / "ddp_cpu.yaml"
     print(f"\nUse one: accelerate launch --config_file {example} -m rlhf sft --config demo")
     return 0

@@ -1,4 +1,4 @@
-"""Where the recipes are: `recipes/` of a checkout, `rlhf/recipes/` of an installed package."""
+"""The folder of the recipes: `recipes/` of a checkout, `rlhf/recipes/` of an installed package."""
 
 import os
 from pathlib import Path
