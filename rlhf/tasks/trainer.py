@@ -20,8 +20,8 @@ from rlhf.models.parts import trunk_of
 from rlhf.runs.progress import use_run_progress
 
 POOL = 8  # updates among which group_by_length seeks rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md)
-WORTH = 1.1  # two parts, where one part has so many times their tokens with its padding
-LOWER = (
+MIN_SPLIT_GAIN = 1.1  # two parts, where one part has so many times their tokens with its padding
+LOWER_IS_BETTER = (
     "loss",
     "mse",
     "mae",
@@ -157,7 +157,7 @@ class LengthSampler(Sampler[int]):
         return (row for group in [*(groups[place] for place in shuffled), *rest] for row in group)
 
 
-def worth_parting(lengths: Sequence[int], batch_size: int) -> bool:
+def should_split_by_length(lengths: Sequence[int], batch_size: int) -> bool:
     """Whether batches of rows drawn by chance have much less padding in two halves by length than whole."""
     if batch_size % 2:
         return False
@@ -170,7 +170,7 @@ def worth_parting(lengths: Sequence[int], batch_size: int) -> bool:
         )  # the longest first
         whole += batch[0] * len(batch)
         parted += sum(part[0] * len(part) for part in (batch[:half], batch[half:]) if part)
-    return whole > WORTH * parted
+    return whole > MIN_SPLIT_GAIN * parted
 
 
 class EpochStart(TrainerCallback):
@@ -224,7 +224,9 @@ class EncoderTrainer(Trainer):
             )
         args.metric_for_best_model = metric
         args.greater_is_better = (
-            not metric.endswith(LOWER) if args.named_direction is None else args.named_direction
+            not metric.endswith(LOWER_IS_BETTER)
+            if args.named_direction is None
+            else args.named_direction
         )
         self.loss, self.consistency_coef = loss, consistency_coef
         self.mean_items: float | None = (
@@ -245,7 +247,7 @@ class EncoderTrainer(Trainer):
         if (
             self.pool == 1
             and args.device.type == "cpu"
-            and worth_parting(self.lengths, args.train_batch_size)
+            and should_split_by_length(self.lengths, args.train_batch_size)
         ):
             args.per_device_train_batch_size //= 2
             args.gradient_accumulation_steps *= 2

@@ -19,8 +19,8 @@ PROBLEMS = {  # task -> the name that transformers gives it in a model's config
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-SHOWN = 10  # labels in a message
-CHUNK = 1000  # texts in the tokenizer at once: what it returns for long ones is large
+LABELS_SHOWN = 10  # labels in a message
+TEXTS_PER_CALL = 1000  # texts in the tokenizer at once: what it returns for long ones is large
 
 
 class LabelForm:
@@ -157,12 +157,14 @@ def check_labels(rows: Sequence[dict], labels: Sequence[str]) -> None:
     if not unknown:
         return
     shown = []
-    for label, places in sorted(unknown.items())[:SHOWN]:
+    for label, places in sorted(unknown.items())[:LABELS_SHOWN]:
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         shown.append(
             f"{label!r} in evaluation row{'s' * (len(places) > 1)} {', '.join(map(str, places[:5]))}{more}"
         )
-    others = f", and {len(unknown) - SHOWN} labels more" if len(unknown) > SHOWN else ""
+    others = (
+        f", and {len(unknown) - LABELS_SHOWN} labels more" if len(unknown) > LABELS_SHOWN else ""
+    )
     known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
     raise UserError(
         f"no training row has the label {'; '.join(shown)}{others}. Labels of the training rows: {known}. Give them "
@@ -180,9 +182,11 @@ def rare_labels(train: Sequence[dict], evaluation: Sequence[dict]) -> list[str]:
     unseen = sorted(set(counts) - set(judged))
 
     def listed(names: list[str], text: str) -> list[str]:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        more = f" and {len(names) - LABELS_SHOWN} more" if len(names) > LABELS_SHOWN else ""
         return (
-            [f"{len(names)} of {len(counts)} labels {text}: {', '.join(names[:SHOWN])}{more}"]
+            [
+                f"{len(names)} of {len(counts)} labels {text}: {', '.join(names[:LABELS_SHOWN])}{more}"
+            ]
             if names
             else []
         )
@@ -192,7 +196,7 @@ def rare_labels(train: Sequence[dict], evaluation: Sequence[dict]) -> list[str]:
     )
 
 
-def encode(
+def encode_texts(
     tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int
 ) -> tuple[list[dict], int]:
     """Rows of token ids, and how many were cut. No text can spell a special token."""
@@ -201,8 +205,8 @@ def encode(
             f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
         )
     encoded, cut = [], 0
-    for first in range(0, len(rows), CHUNK):
-        part = rows[first : first + CHUNK]
+    for first in range(0, len(rows), TEXTS_PER_CALL):
+        part = rows[first : first + TEXTS_PER_CALL]
         texts = [[row[column] for row in part] for column in ("text", "text_pair")[: 1 + pairs]]
         columns = tokenizer(*texts, split_special_tokens=True, verbose=False)
         for own, values in zip(zip(*texts), zip(*columns.values())):

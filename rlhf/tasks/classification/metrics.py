@@ -151,7 +151,7 @@ def proper_scores(truth: Sequence[int], probabilities: np.ndarray) -> dict:
 # ---- from the outputs of a model ---------------------------------------------------------------------------------
 
 
-def judge(task: str, truth: np.ndarray, outputs: np.ndarray, labels: Sequence[str]) -> dict:
+def evaluate(task: str, truth: np.ndarray, outputs: np.ndarray, labels: Sequence[str]) -> dict:
     """The whole report of a task. outputs: probabilities (N, K), or the predicted numbers (N,); truth: as `data.labels.
     targets` gives it, (N,) or (N, K). Its numbers by the names of METRICS, and more."""
     if task == "regression":
@@ -203,7 +203,9 @@ def errors(
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
 
-def plot_judgement(task: str, report: dict, truth: np.ndarray, outputs: np.ndarray, folder) -> None:
+def plot_evaluation(
+    task: str, report: dict, truth: np.ndarray, outputs: np.ndarray, folder
+) -> None:
     """The pictures of a task in `folder`: confusion.png (one label), calibration.png (labels), scatter.png (numbers)."""
     folder.mkdir(parents=True, exist_ok=True)
     if task == "regression":

@@ -29,7 +29,7 @@ Entity = tuple[str, int, int]  # type, first and last unit
 # ---- schemes -----------------------------------------------------------------------------------------------------
 
 
-def parts(tag: str) -> tuple[str, str]:
+def split_tag(tag: str) -> tuple[str, str]:
     """(letter, type) of a tag: ("B", "per") of "B-per"; ("", "per") of a bare "per"; ("O", "") outside."""
     if tag == OUTSIDE:
         return OUTSIDE, ""
@@ -45,7 +45,7 @@ def find_scheme(sentences: Sequence[Sequence[str]]) -> str:
     letters: set[str] = set()
     for tags in sentences:
         for tag in tags:
-            letter, kind = parts(tag)
+            letter, kind = split_tag(tag)
             letters.add(letter)
             if not letter:
                 bare[kind] += 1
@@ -64,7 +64,7 @@ def find_scheme(sentences: Sequence[Sequence[str]]) -> str:
     begins: Counter[tuple[str, bool]] = Counter()
     for tags in sentences:
         for before, tag in zip([OUTSIDE, *tags], tags):
-            begins[parts(tag)[0], parts(before)[1] == parts(tag)[1]] += 1
+            begins[split_tag(tag)[0], split_tag(before)[1] == split_tag(tag)[1]] += 1
     return "IOB1" if begins["I", False] and not begins["B", False] else "BIO"
 
 
@@ -72,7 +72,7 @@ def to_bio(tags: Sequence[str], scheme: str) -> tuple[list[str], int]:
     """Tags of any scheme in BIO, and how many of them break their scheme and were read as the beginning of an entity."""
     found, broken, open_kind, whole = [], 0, None, True
     for tag in tags:
-        letter, kind = parts(tag)
+        letter, kind = split_tag(tag)
         goes_on = letter in ("I", "E", "") and kind == open_kind
         if scheme == "BIOES" and not whole and not goes_on:
             broken += 1  # the entity before was not ended
@@ -216,7 +216,7 @@ def join(tokens: Sequence[str], units: str) -> tuple[str, list[int]]:
 
 
 @dataclass(frozen=True)
-class Window:
+class TokenWindow:
     """Tokens of the text of row `row`, or of a part of it.
 
     heads: (token, unit, last unit) for each unit with a token of its own: the place of its first one, and how far its
@@ -228,7 +228,7 @@ class Window:
     heads: list[tuple[int, int, int]]
 
 
-def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> list[Window]:
+def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> list[TokenWindow]:
     """Rows of tokens -> windows of at most max_length token ids. No text can spell a special token.
 
     A longer text is split into windows that overlap; a unit's tag is decided in the one where it stands more in the middle.
@@ -274,7 +274,7 @@ def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> 
                 for unit, place in first.items()
                 if decided <= place < until
             ]
-            found.append(Window(row_place, inputs, heads))
+            found.append(TokenWindow(row_place, inputs, heads))
     return found
 
 
@@ -293,7 +293,9 @@ def _spans(length: int, room: int) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def encode(found: Iterable[Window], rows: Sequence[dict], labels: Sequence[str]) -> list[dict]:
+def encode_windows(
+    found: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
+) -> list[dict]:
     """Windows as rows to train on: the number of a unit's tag at its first token, -100 (no loss) everywhere else."""
     number = {label: place for place, label in enumerate(labels)}
     encoded = []
@@ -305,8 +307,8 @@ def encode(found: Iterable[Window], rows: Sequence[dict], labels: Sequence[str])
     return encoded
 
 
-def decode(
-    found: Iterable[Window], marks: Iterable[Sequence[str]], rows: Sequence[dict]
+def decode_windows(
+    found: Iterable[TokenWindow], marks: Iterable[Sequence[str]], rows: Sequence[dict]
 ) -> list[list[str]]:
     """Legal BIO tags of every unit of every row, from the tags at the heads of its windows.
 
@@ -337,10 +339,10 @@ def _filled(tags: list[str | None]) -> list[str]:
     return filled
 
 
-def out_of_reach(found: Sequence[Window], rows: Sequence[dict]) -> int:
+def out_of_reach(found: Sequence[TokenWindow], rows: Sequence[dict]) -> int:
     """Entities that even a perfect model cannot mark, because one of their ends stands inside a token."""
     marks = [[rows[window.row]["tags"][unit] for _, unit, _ in window.heads] for window in found]
-    best = decode(found, marks, rows)
+    best = decode_windows(found, marks, rows)
     return sum(
         len(set(entities(row["tags"])) - set(entities(tags)))
         for row, tags in zip(rows, best, strict=True)

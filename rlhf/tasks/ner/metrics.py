@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rlhf.tasks.classification.metrics import READABLE, shortened
 from rlhf.tasks.ner.encode import Entity, entities
 
-ERRORS = {
+ERROR_KINDS = {
     "missed": "an entity where nothing was marked",
     "invented": "marked where no entity is",
     "boundary": "the right type with a wrong end",
@@ -48,7 +48,7 @@ def tagging_report(
 ) -> dict:
     """How well entities are marked: entity_scores, and
 
-    types: precision, recall, F1, entities, marked of each; errors: how many of each kind of ERRORS; confusions: kind,
+    types: precision, recall, F1, entities, marked of each; errors: how many of each kind of ERROR_KINDS; confusions: kind,
     type, what was marked, how often, an example, the most frequent first. sentences: their tokens.
     """
     of_type = {"entities": Counter(), "marked": Counter(), "right": Counter()}
@@ -73,7 +73,7 @@ def tagging_report(
         "types": [
             _type_scores(kind, of_type) for kind in sorted(of_type["entities"] | of_type["marked"])
         ],
-        "errors": {kind: kinds[kind] for kind in ERRORS},
+        "errors": {kind: kinds[kind] for kind in ERROR_KINDS},
         "confusions": [
             {
                 "error": kind,
@@ -104,7 +104,7 @@ def _type_scores(kind: str, of_type: dict[str, Counter]) -> dict:
 def find_errors(
     true: Sequence[Entity], marked: Sequence[Entity], tokens: Sequence[str]
 ) -> list[tuple[str, str, str, str]]:
-    """(kind of ERRORS, type of the entity, type that was marked, example) for each entity that is not marked exactly,
+    """(kind of ERROR_KINDS, type of the entity, type that was marked, example) for each entity that is not marked exactly,
 
     and for each mark that touches no entity. A mark that touches a missed entity belongs to that entity's error.
     """

@@ -15,12 +15,12 @@ from rlhf.errors import UserError
 
 QUESTION = 64  # tokens of a question; BERT's max_query_length
 CANDIDATES = 20  # spans of a context among which the score is shared out; BERT's n_best_size
-SHOWN = 5  # of them in an answer
-CHUNK = 1000  # rows tokenized at once
+N_BEST = 5  # of them in an answer
+ROWS_PER_CALL = 1000  # rows tokenized at once
 
 
 @dataclass(frozen=True)
-class Window:
+class QuestionWindow:
     """One reading of a context. feature: what the model takes; row: whose context it is.
 
     offsets: (tokens, 2) characters of the row's context that each token of it covers; first: the place of the first of
@@ -34,21 +34,21 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Reading:
+class EncodedQuestions:
     """windows, in the order of the rows; cut: questions that were shortened.
 
     missed: rows with an answer that no span of tokens can give: it ends inside a token, is longer than max_answer_length,
     or stands across two windows.
     """
 
-    windows: list[Window]
+    windows: list[QuestionWindow]
     cut: int
     missed: int
 
 
 def encode_windows(
     tokenizer, rows: Sequence[dict], *, max_length: int, stride: int, max_answer_length: int
-) -> Reading:
+) -> EncodedQuestions:
     """Windows of at most max_length tokens, `stride` of which repeat the window before.
 
     Rows have question and context; with answers {text, answer_start} the windows have start_positions and end_positions,
@@ -66,10 +66,10 @@ def encode_windows(
             f"{longest}, and stride={stride} of them would repeat: raise max_length, up to the model's context, or lower "
             "stride"
         )
-    windows: list[Window] = []
+    windows: list[QuestionWindow] = []
     cut = missed = 0
-    for begin in range(0, len(rows), CHUNK):
-        chunk = rows[begin : begin + CHUNK]
+    for begin in range(0, len(rows), ROWS_PER_CALL):
+        chunk = rows[begin : begin + ROWS_PER_CALL]
         questions = _shortened(tokenizer, [row["question"] for row in chunk], longest)
         cut += sum(short != row["question"] for short, row in zip(questions, chunk))
         batch = tokenizer(
@@ -110,9 +110,9 @@ def encode_windows(
                     (first + t for t in span) if span else (0, 0)
                 )
                 reached |= {owner} if exact else set()
-            windows.append(Window(feature, begin + owner, first, offsets))
+            windows.append(QuestionWindow(feature, begin + owner, first, offsets))
         missed += sum(bool(row.get("answers", {}).get("text")) for row in chunk) - len(reached)
-    return Reading(windows, cut, missed)
+    return EncodedQuestions(windows, cut, missed)
 
 
 def _shortened(tokenizer, questions: list[str], longest: int) -> list[str]:
@@ -168,7 +168,7 @@ def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 def best_answers(
     rows: Sequence[dict],
-    windows: Sequence[Window],
+    windows: Sequence[QuestionWindow],
     logits: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     max_answer_length: int,
@@ -200,7 +200,7 @@ def best_answers(
     ]
 
 
-def _best_spans(window: Window, start: np.ndarray, end: np.ndarray, max_answer_length: int):
+def _best_spans(window: QuestionWindow, start: np.ndarray, end: np.ndarray, max_answer_length: int):
     """(first token, last token, logit) of the window's CANDIDATES best spans, tokens counted within the context."""
     count = len(window.offsets)
     if not count:
@@ -243,7 +243,7 @@ def _answer(context: str, spans: dict[tuple[int, int], float], null: float) -> d
     scores /= scores.sum()
     n_best = [
         {"answer": context[start:end], "start": start, "end": end, "score": float(score)}
-        for (start, end), score in zip(ranked[:SHOWN], scores)
+        for (start, end), score in zip(ranked[:N_BEST], scores)
     ]
     with np.errstate(over="ignore"):
         nothing = float(1 / (1 + np.exp(logits[0] - null)))

@@ -25,7 +25,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _KOREAN_MARKS = str.maketrans(dict.fromkeys("'\"‘’《》〈〉<>()", " "))
 
 
-def normalised(text: str, unit: str) -> str:
+def normalize_answer(text: str, unit: str) -> str:
     """An answer as it is compared, words separated by one space."""
     if unit not in UNITS:
         raise UserError(
@@ -39,8 +39,8 @@ def normalised(text: str, unit: str) -> str:
 
 def answer_scores(predicted: str, gold: Sequence[str], unit: str) -> tuple[float, float]:
     """(exact match, F1) of an answer, each the best over the gold answers; no gold answer: "" is right."""
-    wanted = [text for text in (normalised(text, unit) for text in gold) if text] or [""]
-    given = normalised(predicted, unit)
+    wanted = [text for text in (normalize_answer(text, unit) for text in gold) if text] or [""]
+    given = normalize_answer(predicted, unit)
     return float(given in wanted), max(
         _f1(_parts(given, unit), _parts(text, unit)) for text in wanted
     )

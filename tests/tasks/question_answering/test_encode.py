@@ -11,7 +11,7 @@ from rlhf.data.rows import KINDS, check_row, normalise
 from rlhf.data.splits import split_rows
 from rlhf.tasks.question_answering.encode import (
     CANDIDATES,
-    Window,
+    QuestionWindow,
     best_answers,
     decide,
     encode_windows,
@@ -206,7 +206,7 @@ def test_the_search_finds_what_trying_every_span_finds(bert, max_answer_length):
 
 
 def test_scores_by_hand():
-    window = Window({"input_ids": [2, 4, 3, 7, 8, 3]}, 0, 3, np.array([[0, 1], [2, 3]]))
+    window = QuestionWindow({"input_ids": [2, 4, 3, 7, 8, 3]}, 0, 3, np.array([[0, 1], [2, 3]]))
     start, end = (
         np.array([1.0, 9, 9, 2, 0, 9]),
         np.array([1.0, 9, 9, 0, 1, 9]),
@@ -222,7 +222,10 @@ def test_scores_by_hand():
 
 def test_no_answer_takes_the_window_that_denies_least():
     rows = [{"context": "x y"}]
-    windows = [Window({}, 0, 1, np.array([[0, 1]])), Window({}, 0, 1, np.array([[2, 3]]))]
+    windows = [
+        QuestionWindow({}, 0, 1, np.array([[0, 1]])),
+        QuestionWindow({}, 0, 1, np.array([[2, 3]])),
+    ]
     logits = [(np.array([4.0, 0]), np.array([4.0, 0])), (np.array([-1.0, 3]), np.array([-1.0, 3]))]
     (answer,) = best_answers(rows, windows, logits, max_answer_length=5)
     assert answer["answer"] == "y" and answer["no_answer"] == pytest.approx(1 / (1 + np.exp(6 + 2)))
