@@ -140,7 +140,7 @@ def test_warnings_are_counted():
     assert warnings_of(train, [{"tags": ["B-x"]}], "BIO", 3) == [
         "3 tags break BIO; each is read as a new entity, or as the end of one",
         "1 types have a single entity to learn from: y",
-        "1 types are in no evaluation row and not judged: y",
+        "1 types are in no evaluation row and not evaluated: y",
     ]
     assert warnings_of([{"tags": ["B-x", "B-x"]}], [{"tags": ["B-x"]}], "BIO", 0) == []
 
