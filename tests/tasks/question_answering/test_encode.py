@@ -144,11 +144,11 @@ def test_rows_without_answers_have_no_labels(bert):
 
 def test_settings_and_tokenizers_that_cannot_work(bert, tokenizer, refused):
     assert (
-        "leaves 3 tokens for a context beside a question of 3, and stride=3 of them would repeat"
+        "leaves 3 tokens for a context next to a question of 3, and stride=3 of them would repeat"
         in refused(encode, bert, [row("a")], max_length=9, stride=3)
     )
     assert "raise max_length" in refused(encode, bert, [row("a")], max_length=3, stride=0)
-    assert "needs a first token that is no text" in refused(encode, tokenizer, [row("a")])
+    assert "needs a first token that is not text" in refused(encode, tokenizer, [row("a")])
 
 
 # --- answers
@@ -386,6 +386,6 @@ def test_questions_about_one_context_stay_on_one_side():
 
 def test_questions_without_an_id_get_one_and_none_may_repeat(refused):
     assert question_ids([{"id": 5}, {}, {"id": None}, {"id": "x"}]) == ["5", "q1", "q2", "x"]
-    assert "1 ids stand in more than one row, the first: x;" in refused(
+    assert "1 ids are in more than one row, the first: x;" in refused(
         question_ids, [{"id": "x"}, {"id": "x"}, {"id": "x"}, {"id": "y"}]
     )
