@@ -125,8 +125,8 @@ def test_a_length_without_room(bert_tokenizer, refused):
 def test_rare_labels_are_counted_and_named():
     rows = [{"label": label} for label in ("a", "a", "b", "c")]
     assert rare_labels(rows, [{"label": "a"}, {"label": "b"}]) == [
-        "2 of 3 labels stand in one training row only: b, c",
-        "1 of 3 labels stand in no held-out row, and are not judged: c",
+        "2 of 3 labels are in one training row only: b, c",
+        "1 of 3 labels are in no held-out row, and are not evaluated: c",
     ]
     assert (
         rare_labels([{"label": ["a", "b"]}, {"label": ["a", "b"]}], [{"label": ["b", "a"]}]) == []
@@ -161,7 +161,7 @@ def test_one_odd_cell_does_not_turn_numbers_into_classes(refused):
     assert [form(row["label"]) for row in rows] == [None] * 21
     said = refused(find_task, rows, [], form)
     assert (
-        "1 of 21 labels are no numbers, the first 'N/A', and the others are, as 0.5: say what is meant"
+        "1 of 21 labels are not numbers, the first 'N/A', and the others are, as 0.5: set task: regression"
         in said
     )
     asked = LabelForm("single_label")
