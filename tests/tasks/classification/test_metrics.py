@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.statistics import wilson_interval
+from rlhf.statistics import ranks, wilson_interval
 from rlhf.tasks.classification.metrics import (
     calibration,
     classification_report,
@@ -14,7 +14,6 @@ from rlhf.tasks.classification.metrics import (
     plot_confusion,
     plot_scatter,
     proper_scores,
-    ranks,
     regression_report,
 )
 
