@@ -175,7 +175,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         balanced = settings.class_weights == "balanced"
         trainer = EncoderTrainer(
             model=model, args=args, train=train, evaluation=held_out, compute_metrics=metrics,
-            best_metric=METRICS[task.name][0], metrics=METRICS[task.name],
+            metrics=METRICS[task.name],
             loss=balanced_loss([row["labels"] for row in train], task) if balanced else None,
             consistency_coef=settings.consistency_coef, smooths=task.name == "single_label" and not balanced,
             processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),

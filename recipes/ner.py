@@ -123,7 +123,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         trainer = EncoderTrainer(
             model=model, args=args, train=encode_windows(found, train, labels),
             evaluation=encode_windows(held_found, held_out, labels),
-            best_metric="f1", smooths=True, compute_metrics=lambda output: entity_scores(truth, predicted(output)),
+            metrics=("f1",), smooths=True, compute_metrics=lambda output: entity_scores(truth, predicted(output)),
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, L, labels) -> (B, L)
             processing_class=tokenizer, data_collator=DataCollatorForTokenClassification(tokenizer),
         )  # fmt: skip

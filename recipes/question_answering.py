@@ -127,7 +127,7 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         args.label_names = ["start_positions", "end_positions"]
         trainer = EncoderTrainer(
             model=model, args=args, train=[window.feature for window in train.windows],
-            evaluation=[window.feature for window in windows], best_metric="f1", compute_metrics=metrics,
+            evaluation=[window.feature for window in windows], metrics=("f1",), compute_metrics=metrics,
             processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -45,7 +45,7 @@ def small_trainer(folder, best_metric="loss", rows=None, **settings):
     settings = dict(per_device_train_batch_size=4, num_train_epochs=1) | quiet | settings
     args = EncoderConfig(output_dir=str(folder), **settings)
     return EncoderTrainer(
-        model=model, args=args, train=rows, best_metric=best_metric, data_collator=padded
+        model=model, args=args, train=rows, metrics=(best_metric,), data_collator=padded
     )
 
 
