@@ -22,7 +22,7 @@ from rlhf.errors import UserError
 OUTSIDE = "O"
 # Schemes differ in their letters: BILOU and BMEWO are BIOES with other names.
 PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
-NO_LOSS = -100  # label of a token that no tag belongs to
+IGNORED = -100  # label of a token without a loss, as in transformers
 OVERLAP = 4  # windows of a long text share a 4th of their tokens
 CHARACTERS = 0.95  # share of one-character units from which the data tag characters
 JOINT_RATIO = 20  # a sign joins words if it occurs inside a word once per 20 times alone
@@ -377,12 +377,12 @@ def _spans(length: int, room: int) -> list[_Span]:
 def encode_windows(
     found: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
 ) -> list[dict]:
-    """Windows as rows to train on: the number of a unit's tag at its first token, NO_LOSS everywhere else."""
+    """Windows as rows to train on: the number of a unit's tag at its first token, IGNORED everywhere else."""
     number_of = {label: i for i, label in enumerate(labels)}
     encoded = []
     for window in found:
         tags = rows[window.row]["tags"]
-        numbers = [NO_LOSS] * len(window.inputs["input_ids"])
+        numbers = [IGNORED] * len(window.inputs["input_ids"])
         for token, unit, _ in window.heads:
             numbers[token] = number_of[tags[unit]]
         encoded.append({**window.inputs, "labels": numbers})
