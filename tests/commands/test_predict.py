@@ -207,7 +207,7 @@ def test_official_answers_of_questions_without_ids(tmp_path, run_of, predicted, 
     said = refused(
         main, arguments(run_of("reader"), twice, "--force", "--squad", tmp_path / "s.json")
     )
-    assert "1 ids stand in more than one row, the first: 7;" in said
+    assert "1 ids are in more than one row, the first: 7;" in said
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf.models.parts import context_length
-from rlhf.tasks.classification.encode import encode
+from rlhf.tasks.classification.encode import encode_texts
 from rlhf.tasks.classification.metrics import THRESHOLD
 from rlhf.tasks.forward import check_texts, load_finished, run_batches
 
@@ -46,7 +46,9 @@ class Classifier:
             places = [place for place, row in enumerate(rows) if self._is_pair(row) == pairs]
             if places:
                 own = [rows[place] for place in places]
-                encoded, _ = encode(self.tokenizer, own, pairs=pairs, max_length=self.max_length)
+                encoded, _ = encode_texts(
+                    self.tokenizer, own, pairs=pairs, max_length=self.max_length
+                )
                 for place, feature in zip(places, encoded):
                     features[place] = feature
         found: list[dict] = [{}] * len(rows)

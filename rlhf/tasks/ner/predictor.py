@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rlhf.data.words import JOINTS, cut_words
 from rlhf.models.parts import context_length
 from rlhf.tasks.forward import load_finished, run_batches
-from rlhf.tasks.ner.encode import decode, entities, join, windows
+from rlhf.tasks.ner.encode import decode_windows, entities, join, windows
 
 
 class Tagger:
@@ -44,7 +44,7 @@ class Tagger:
             for token, unit, _ in found[place].heads:
                 marks[place].append(self.labels[numbers[token]])
                 chances[found[place].row][unit] = best[token].item()
-        tagged = decode(found, marks, units)
+        tagged = decode_windows(found, marks, units)
         return [
             {"tokens": tokens, "tags": tags, "entities": _entities(text, spans, tags, chance)}
             for (tokens, text, spans), tags, chance in zip(cut, tagged, chances, strict=True)
