@@ -15,7 +15,7 @@ import torch
 
 from rlhf.algorithms.masking import masked_sum
 from rlhf.completions.sample import decode, uniform_numbers
-from rlhf.completions.score import Completed, WeightedSum
+from rlhf.completions.score import ScoringBatch, WeightedSum
 from rlhf.data.chat import as_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.chat import decode as decode_text
 from rlhf.data.padding import left_pad
@@ -279,7 +279,7 @@ def measure(
     if rewards:
         columns = {name for row in rows for name in row if name not in ("prompt", "completion")}
         total, parts = rewards(
-            Completed(
+            ScoringBatch(
                 prompts=[row["prompt"] for row in rows],
                 completions=answers.texts,
                 columns={name: [row.get(name) for row in rows] for name in sorted(columns)},

@@ -1,4 +1,4 @@
-"""Settings of policy-gradient training: TrainingArguments and at most 28 fields of ours, each default with its source."""
+"""Settings of policy-gradient training: TrainingArguments and at most 29 fields of ours, each default with its source."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ from transformers import TrainingArguments
 from rlhf.algorithms import ALGORITHMS
 from rlhf.errors import UserError
 from rlhf.policy_gradient.sharding import load_whole
+
+GROUPED = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.grouped)
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
@@ -38,7 +40,7 @@ class PolicyGradientConfig(TrainingArguments):
                           "InstructGPT used 1; the others 1)."},
     )  # fmt: skip
     num_generations: int = field(
-        default=1, metadata={"help": "Completions per prompt: 1, or >= 2 for rloo and grpo."}
+        default=1, metadata={"help": f"Completions per prompt: 1, or >= 2 for {GROUPED}."}
     )
     max_prompt_length: int = field(default=512, metadata={"help": "Longest prompt in tokens."})
     long_prompts: str = field(
@@ -65,6 +67,9 @@ class PolicyGradientConfig(TrainingArguments):
     )
     clip_range: float = field(
         default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."}
+    )
+    clip_range_high: float = field(
+        default=0.28, metadata={"help": "Upper clip range of dapo and gspo. DAPO paper: 0.28."}
     )
     value_clip_range: float | None = field(
         default=None,
@@ -149,9 +154,9 @@ class PolicyGradientConfig(TrainingArguments):
             )
         if not algorithm.grouped and self.num_generations != 1:
             raise UserError(
-                f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1"
+                f"num_generations={self.num_generations}: only {GROUPED} use groups, set 1"
             )
-        if self.value_warmup_rollouts and not algorithm.value_model:
+        if self.value_warmup_rollouts and not algorithm.needs_values:
             raise UserError(
                 f"value_warmup_rollouts={self.value_warmup_rollouts}: {self.algorithm} has no value model, set 0"
             )
@@ -164,7 +169,7 @@ class PolicyGradientConfig(TrainingArguments):
                 f"ptx_coef={self.ptx_coef}, ptx_per_episode={self.ptx_per_episode}: use ptx_coef >= 0 (0: no plain text) "
                 "and ptx_per_episode >= 1"
             )
-        if algorithm.trust_region and (self.ptx_coef or self.entropy_coef):
+        if algorithm.update.surrogate_only and (self.ptx_coef or self.entropy_coef):
             raise UserError(
                 f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0"
             )
@@ -177,10 +182,9 @@ class PolicyGradientConfig(TrainingArguments):
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
         self.ignore_data_skip = True
-        if algorithm.trust_region or self.value_warmup_rollouts:
-            self.ddp_find_unused_parameters = (
-                True  # while only the value model learns the policy is not used
-            )
+        if algorithm.update.one_step_per_rollout or self.value_warmup_rollouts:
+            # While only the value model learns, the policy is not used.
+            self.ddp_find_unused_parameters = True
         super().__post_init__()
         load_whole()
         self._place_on_rollouts()
@@ -194,13 +198,24 @@ class PolicyGradientConfig(TrainingArguments):
         return self.epochs_per_rollout * self.rollout_batch_size // self.mini_batch_size
 
     def updates_policy(self, rollout: int, epoch: int) -> bool:
-        """Whether the policy learns in this pass over the rollout, or the value model alone."""
-        one_step = ALGORITHMS[self.algorithm].trust_region
-        return rollout >= self.value_warmup_rollouts and not (one_step and epoch > 0)
+        """True when the policy learns in this pass over the rollout, false when only the value model does."""
+        if rollout < self.value_warmup_rollouts:
+            return False
+        return epoch == 0 or not ALGORITHMS[self.algorithm].update.one_step_per_rollout
+
+    def prompt_limit(self, context: int) -> int:
+        """The longest prompt that leaves room for a completion in a context of so many tokens."""
+        room = context - self.max_completion_length
+        if room < 1:
+            raise UserError(
+                f"max_completion_length={self.max_completion_length} leaves no room for a prompt in the model's context "
+                f"of {context} tokens: use a smaller one"
+            )
+        return min(self.max_prompt_length, room)
 
     def _place_on_rollouts(self) -> None:
         if (
-            ALGORITHMS[self.algorithm].trust_region
+            ALGORITHMS[self.algorithm].update.one_step_per_rollout
             and self.mini_batch_size != self.rollout_batch_size
         ):
             per_step = self.per_device_train_batch_size * self.world_size

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from rlhf.completions.sample import sample_tokens, uniform_numbers
-from rlhf.completions.score import Completed, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import as_messages, decode, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
@@ -181,7 +181,7 @@ class Engine:
         if not 1 <= len(completions) <= self.limits.samples:
             raise UserError(f"{len(completions)} completions: give 1 to {self.limits.samples}")
         self._check_size([*(m["content"] for m in messages), *completions])
-        batch = Completed(prompts=[messages] * len(completions), completions=list(completions))
+        batch = ScoringBatch(prompts=[messages] * len(completions), completions=list(completions))
         return self._worker.submit(lambda: self._scorers[reward_run](batch).tolist()).result()
 
     def cancel(self, request: str) -> bool:

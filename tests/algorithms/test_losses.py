@@ -11,6 +11,7 @@ from rlhf.algorithms.losses import (
     consistency_loss,
     kwise_ranking_loss,
     policy_gradient_loss,
+    token_ratio,
     value_loss,
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
@@ -43,7 +44,7 @@ def test_ppo_md_19_clipped_surrogate_by_hand(ratio, advantage, expected, gradien
     """d loss / d log_prob is -A x ratio where it is not clipped."""
     log_probs = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
     loss = clipped_surrogate_loss(
-        log_probs, torch.tensor([[-1.0]]), torch.tensor([[advantage]]), clip_range=0.2
+        token_ratio(log_probs, torch.tensor([[-1.0]])), torch.tensor([[advantage]]), clip_range=0.2
     )
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     loss.sum().backward()
@@ -54,7 +55,7 @@ def test_ppo_md_19_at_ratio_1_the_gradient_is_the_policy_gradient():
     log_probs, advantages = torch.randn(3, 4), torch.randn(3, 4)
     gradients = []
     for loss in (
-        lambda x: clipped_surrogate_loss(x, log_probs, advantages, clip_range=0.2),
+        lambda x: clipped_surrogate_loss(token_ratio(x, log_probs), advantages, clip_range=0.2),
         lambda x: policy_gradient_loss(x, advantages),
     ):
         variable = log_probs.clone().requires_grad_()
@@ -97,7 +98,7 @@ def test_losses_at_padding_are_finite_and_have_no_gradient():
     zero = torch.zeros(1, 2)
     for formula in (
         lambda x: policy_gradient_loss(x, zero),
-        lambda x: clipped_surrogate_loss(x, zero, zero, clip_range=0.2),
+        lambda x: clipped_surrogate_loss(token_ratio(x, zero), zero, clip_range=0.2),
         lambda x: clipped_value_loss(x, zero, zero, value_clip_range=0.2),
     ):
         variable = zero.clone().requires_grad_()

@@ -34,7 +34,7 @@ from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
 from rlhf.models.load import save
 from rlhf.models.scratch import new_policy
-from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.policy_gradient import update
 from rlhf.reward_model.metrics import ranking_report
 from rlhf.runs.record import RunRecord
 
@@ -427,7 +427,8 @@ def test_every_metric_is_in_the_manual(report):
         for name in column.metrics
         if not re.search("_(letters|even)$", name)
     }
-    source = inspect.getsource(PolicyGradientTrainer)
-    logged = re.findall(r'(?:found|_sums|_statistics)\["(\w+)"\]', source)
-    assert "approx_kl" in logged
+    source = inspect.getsource(update)
+    logged = re.findall(r'(?:sums|metrics)\["(\w+)"\]|"(\w+)": masked_sum', source)
+    logged = {one or other for one, other in logged}
+    assert {"approx_kl", "policy_loss", "ptx_loss", "first_ratio_error"} <= logged
     assert {*named, *logged} <= explained, {*named, *logged} - explained
