@@ -29,10 +29,11 @@ from rlhf.policy_gradient import checkpoints, sharding
 from rlhf.policy_gradient.alarms import Guards, NonFinite
 from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.config import PolicyGradientConfig
-from rlhf.policy_gradient.roles import Roles, make_actor_critic, place
+from rlhf.policy_gradient.roles import Roles, make_actor_critic, make_optimizer, place
 from rlhf.policy_gradient.rollouts import RolloutLoader, RolloutMaker, check_texts
 from rlhf.policy_gradient.trust_region import TrustRegion
-from rlhf.policy_gradient.update import LossSettings, UpdateMetrics, micro_batch_loss
+from rlhf.policy_gradient.update import LossSettings, micro_batch_loss
+from rlhf.policy_gradient.update_metrics import UpdateMetrics
 from rlhf.runs.progress import append_jsonl
 
 SKIPPED_AT_MOST = 10  # steps in a row whose gradient was not finite
@@ -107,25 +108,8 @@ class PolicyGradientTrainer(Trainer):
                 self.add_callback(callback)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is not None:
-            return self.optimizer
-        args = self.args
-        if model is None:
-            model = self.model
-        value_rate = args.value_learning_rate
-        if value_rate is None:
-            value_rate = args.learning_rate
-        groups = [
-            {"params": model.policy_parameters(), "lr": args.learning_rate},
-            {"params": model.value_parameters(), "lr": value_rate},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            weight_decay=args.weight_decay,
-            fused=True,  # a third of the time: one pass over the weights instead of ten
-        )
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model if model is None else model, self.args)
         return self.optimizer
 
     def _inner_training_loop(self, *args, resume_from_checkpoint: str | None = None, **kwargs):
