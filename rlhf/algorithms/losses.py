@@ -133,13 +133,14 @@ def kwise_ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Ten
     better = better & mask.unsqueeze(2) & mask.unsqueeze(1)
     margins = scores.unsqueeze(2) - scores.unsqueeze(1)
     losses = torch.where(better, -logsigmoid(margins), torch.zeros_like(margins))
-    pairs = better.sum((1, 2))
+    pairs = better.sum((1, 2))  # (B,)
     return losses.sum((1, 2)) / pairs.clamp(min=1), pairs
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """n / (C n_c): every class weighs the same in total, and a row of the data 1 on average. King and Zeng 2001.
+    """Weights of the classes with which every class weighs the same in total, and a row of the data 1 on average.
 
+    n / (C n_c). King and Zeng 2001.
     counts (C, ...): rows of each class, n their sum, C the classes that have rows; a class without weighs 1. Same shape.
     """
     present = (counts > 0).sum(0)
@@ -147,7 +148,7 @@ def balanced_weights(counts: Tensor) -> Tensor:
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """-w_y log softmax(logits)_y. logits (B, K), labels (B,) ints, weights (K,) -> (B,).
+    """Weighted cross-entropy, -w_y log softmax(logits)_y. logits (B, K), labels (B,) ints, weights (K,) -> (B,).
 
     PyTorch's own mean divides by the sum of the weights: a micro-batch of one row would lose its weight.
     """
@@ -156,17 +157,24 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
 
 def weighted_binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """-w_y log p(y), p = sigmoid(logits) of y = 1. logits and labels (B, K), weights (2, K) of y = 0 and y = 1 -> (B, K)."""
-    assert logits.shape == labels.shape and weights.shape == (2, labels.shape[1])
+    """Weighted binary cross-entropy, -w_y log p(y), p = sigmoid(logits) of y = 1.
+
+    logits and labels (B, K), weights (2, K) of y = 0 and y = 1 -> (B, K).
+    """
+    assert logits.shape == labels.shape, (logits.shape, labels.shape)
+    assert weights.shape == (2, labels.shape[1]), weights.shape
     weight = torch.where(labels > 0.5, weights[1], weights[0])
     return weight * binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def consistency_loss(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """(KL(p || q) + KL(q || p)) / 2 of p = softmax(logits), q = softmax(other_logits); both (B, K) -> (B,).
+    """Symmetric KL divergence of two answers of one model.
 
+    (KL(p || q) + KL(q || p)) / 2 of p = softmax(logits), q = softmax(other_logits); both (B, K) -> (B,).
     R-Drop, Liang et al. 2021 (arXiv 2106.14448), equation 2: p and q are one model's answers under two dropout masks.
     """
     assert logits.shape == other_logits.shape, (logits.shape, other_logits.shape)
-    log_p, log_q = log_softmax(logits, -1), log_softmax(other_logits, -1)
-    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+    log_p = log_softmax(logits, -1)  # (B, K)
+    log_q = log_softmax(other_logits, -1)
+    difference = log_p.exp() - log_q.exp()
+    return 0.5 * (difference * (log_p - log_q)).sum(-1)

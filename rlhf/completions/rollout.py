@@ -66,7 +66,7 @@ class Rollout:
 def choose(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     """The chosen rows of a rollout's tensors, without columns that are padding in all of them."""
     batch = {name: tensor[index] for name, tensor in tensors.items()}
-    first = int(batch["prompt_mask"].any(0).float().argmax())
+    first = int(batch["prompt_mask"].any(0).float().argmax())  # prompts are padded on the left
     width = max(1, int(batch["mask"].sum(1).max()))
     for name, tensor in batch.items():
         if name.startswith("prompt"):
@@ -117,12 +117,15 @@ def collect(
         uniforms=uniforms,
     )
     completion_ids = unpadded(sampled.ids, sampled.mask)
-    columns = [name for name in rows[0] if name not in ("prompt", "completion")]
+    columns = {}
+    for name in rows[0]:
+        if name not in ("prompt", "completion"):
+            columns[name] = [row.get(name) for row in rows]
     scores, parts = rewards(
         ScoringBatch(
             prompts=[row["prompt"] for row in rows],
             completions=[decode_text(tokenizer, completion) for completion in completion_ids],
-            columns={name: [row.get(name) for row in rows] for name in columns},
+            columns=columns,
             tokenizer=tokenizer,
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
@@ -184,6 +187,7 @@ def estimate(
     mask = rollout.mask
     log_ratio = rollout.log_probs - rollout.ref_log_probs
     rewards = token_rewards(rollout.scores, k1(log_ratio), mask, kl_coef=kl_coef)
+    # (B, T), or (B,) where whole completions are compared
     advantages = call(
         algorithm.advantages,
         rewards=rewards,
@@ -194,7 +198,7 @@ def estimate(
         gae_lambda=gae_lambda,
         num_generations=num_generations,
     )
-    if advantages.dim() == 1:  # one number per completion: the same for each of its tokens
+    if advantages.dim() == 1:  # the same for each token of a completion
         advantages = advantages.unsqueeze(1).expand_as(mask).masked_fill(~mask, 0.0)
     returns = (advantages + rollout.values).masked_fill(~mask, 0.0)  # before normalising
     if algorithm.normalize is not None:
@@ -222,6 +226,7 @@ def statistics(rollout: Rollout) -> dict[str, float]:
     results |= {f"score_{name}": part.mean() for name, part in rollout.parts.items()}
     if rollout.returns is not None:
         total, error = rollout.returns, rollout.returns - rollout.values
+        # 1 when the values are the returns, 0 when they tell nothing about them
         variance = masked_mean((total - masked_mean(total, mask)) ** 2, mask)
         unexplained = masked_mean((error - masked_mean(error, mask)) ** 2, mask)
         results["value_mean"] = masked_mean(rollout.values, mask)

@@ -94,7 +94,7 @@ class ActorCritic(nn.Module):
         entropy: bool = False,
         text_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
-    ) -> Evaluation:  # noqa: PLR0913
+    ) -> Evaluation:
         """Run both models on completions, and the policy on plain text.
 
         prompt_ids, prompt_mask (B, P): left-padded
@@ -137,7 +137,9 @@ class ActorCritic(nn.Module):
         """V(s_t) (B, T), 0 outside the mask. hidden (B, T, H): the policy's, for a head on its trunk."""
         mask = batch[-1]
         if self.value_head is not None:
-            states = hidden if self.value_moves_trunk else hidden.detach()
+            states = hidden  # (B, T, H)
+            if not self.value_moves_trunk:
+                states = hidden.detach()
             values = self.value_head(
                 states.to(self.value_head.weight.dtype)
             )  # the trunk may be bf16

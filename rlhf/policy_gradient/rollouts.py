@@ -156,6 +156,7 @@ class RolloutMaker:
             raise UserError(
                 f"rollout {index}: a score is not a finite number; check the reward model"
             )
+        # What the policy did before it learns from this rollout.
         self.statistics = statistics(rollout) | {
             "kl_coef": self.kl_coef,
             "episodes": (index + 1) * size,
@@ -221,7 +222,7 @@ class RolloutMaker:
                     tensor, dim=1, pad_first=name.startswith("prompt")
                 )
                 tensor = padded.to(tensor.dtype)  # a padded mask comes back as int64
-            whole[name] = gather(tensor)[:count]
+            whole[name] = gather(tensor)[:count]  # without the copies that filled the shares
         parts = {name: gather(part)[:count] for name, part in rollout.parts.items()}
         return replace(rollout, **whole, parts=parts)
 
@@ -286,6 +287,7 @@ class RolloutLoader:
             epochs_before = self.index * args.epochs_per_rollout + epoch
             order = permutation(len(rollout), seed=args.seed, stream=epochs_before)
             for update, rows in enumerate(order.split(args.mini_batch_size)):
+                # The whole mini-batch's, by which every process divides its losses
                 common = {
                     "num_tokens": lengths[rows].sum().clamp(min=1),
                     "num_completions": len(rows),

@@ -109,7 +109,7 @@ class PolicyGradientTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.model if model is None else model, self.args)
+            self.optimizer = make_optimizer(model or self.model, self.args)
         return self.optimizer
 
     def _inner_training_loop(self, *args, resume_from_checkpoint: str | None = None, **kwargs):
@@ -190,7 +190,9 @@ class PolicyGradientTrainer(Trainer):
 
     def _clip_apart(self, model) -> dict[str, Tensor]:
         limit = self.args.max_grad_norm
-        policy_limit = limit if self.algorithm.update.clips_gradient else float("inf")
+        policy_limit = limit
+        if not self.algorithm.update.clips_gradient:
+            policy_limit = float("inf")
         parts = {
             "policy": (model.policy_parameters(), policy_limit),
             "value": (model.value_parameters(), limit),

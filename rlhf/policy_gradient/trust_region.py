@@ -57,8 +57,10 @@ class TrustRegion(TrainerCallback):
         self, policy, parameters, batches: list[dict], args, *, total: Tensor
     ) -> dict[str, Tensor]:
         """Move the parameters by the accepted step. total: tokens of all batches. Returns what to log of it."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        gradient = -flatten(gradients)  # of the surrogate, which is to grow
+        gradients = []
+        for p in parameters:
+            gradients.append(torch.zeros_like(p) if p.grad is None else p.grad)
+        gradient = -flatten(gradients)  # of the surrogate, which is to grow, (parameters,)
         product = self.fisher_product(policy, parameters, batches, args.temperature)
         direction = conjugate_gradient(
             product, gradient, iterations=ITERATIONS, tolerance=TOLERANCE
@@ -119,11 +121,12 @@ class TrustRegion(TrainerCallback):
                 for chunk in zip(*(tensor.split(CHUNK) for tensor in tensors)):
                     old_chunk, new_chunk, advantage, token = chunk
                     before = linear(old_chunk, old_weight, head.bias).float() / temperature
-                    after = logits_of(policy, new_chunk, temperature)
-                    log_ratio = token_log_probs(after, token, temperature=1) - token_log_probs(
-                        before, token, temperature=1
-                    )
-                    gain = (advantage * (log_ratio.exp() - 1)).sum()
+                    after = logits_of(policy, new_chunk, temperature)  # (chunk, V)
+                    # The temperature is in the logits.
+                    old_log_probs = token_log_probs(before, token, temperature=1)
+                    log_probs = token_log_probs(after, token, temperature=1)
+                    ratio = (log_probs - old_log_probs).exp()
+                    gain = (advantage * (ratio - 1)).sum()
                     sums += torch.stack([gain, categorical_kl(before, after).sum()])
             improvement, kl = (self.over_processes(sums) / total).tolist()
             return improvement, kl

@@ -47,7 +47,7 @@ class UpdateMetrics:
 
     def take(self, gather: Callable[[Tensor], Tensor], device) -> dict[str, float]:
         """The means, and begin again. gather: (1, N) of each process -> (processes, N)."""
-        rows = {**self.common, **self.largest, **self.sums}
+        rows = self.common | self.largest | self.sums
         names = sorted(rows)
         if not names:  # every update was skipped
             return {}
@@ -55,7 +55,8 @@ class UpdateMetrics:
         per_process = gather(torch.stack(columns).unsqueeze(0))
         means = {}
         for i, name in enumerate(names):
-            column, updates = per_process[:, i], max(self.updates[name], 1)
+            column = per_process[:, i]
+            updates = max(self.updates[name], 1)
             if name in self.common:
                 means[name] = float(column[0]) / updates
             elif name in self.largest:
