@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from rlhf.completions.score import Completed, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import add_chat_template
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
@@ -42,16 +42,18 @@ class RewardSettings(DataSettings, ModelSettings):
     )
 
 
-def demonstrations(settings: RewardSettings, rankings: list[dict], limit: int = 512) -> Completed:
+def demonstrations(
+    settings: RewardSettings, rankings: list[dict], limit: int = 512
+) -> ScoringBatch:
     """What is to score 0 on average."""
     if settings.demonstrations:
         rows = load_rows(settings.demonstrations, kinds=("prompt_completion",), limit=limit).rows
-        return Completed([row["prompt"] for row in rows], [row["completion"] for row in rows])
+        return ScoringBatch([row["prompt"] for row in rows], [row["completion"] for row in rows])
     best = [
         (row["prompt"], row["completions"][row["ranks"].index(min(row["ranks"]))])
         for row in rankings[:limit]
     ]
-    return Completed(*map(list, zip(*best, strict=True)))
+    return ScoringBatch(*map(list, zip(*best, strict=True)))
 
 
 def main(settings: RewardSettings, args: RewardConfig) -> None:

@@ -138,10 +138,13 @@ def tiny_trainer(
 ):
     """A PolicyGradientTrainer on the eight one-letter prompts; settings are those of PolicyGradientConfig.
 
-    score: f(prompts, completions, **columns) -> numbers; models: value_model and ref_model of the trainer.
+    score: f(prompts, completions, **columns) -> numbers
+    models: value_model ("shared", the default, is a head on the policy's trunk), ref_model, and texts of the trainer
     """
     from rlhf.completions.score import FunctionScorer, WeightedSum
+    from rlhf.models.actor_critic import ValueHead
     from rlhf.policy_gradient.config import PolicyGradientConfig
+    from rlhf.policy_gradient.roles import Roles
     from rlhf.policy_gradient.trainer import PolicyGradientTrainer
     from rlhf.runs.progress import use_run_progress
 
@@ -154,16 +157,20 @@ def tiny_trainer(
         disable_tqdm=True, seed=1,
     )  # fmt: skip
     args = PolicyGradientConfig(output_dir=str(folder), **defaults | settings)
+    if policy is None:
+        policy = tiny_policy(tokenizer, factor=2.0, seed=1, context=32)
+    models = dict(models or {})
+    texts = models.pop("texts", None)
+    if models.get("value_model", "shared") == "shared":
+        models["value_model"] = ValueHead(policy.config.hidden_size)
+    rewards = WeightedSum({"score": FunctionScorer(score or say_c, "score")})
     trainer = PolicyGradientTrainer(
-        policy=policy
-        if policy is not None
-        else tiny_policy(tokenizer, factor=2.0, seed=1, context=32),
+        roles=Roles(policy, rewards, **models),
         tokenizer=tokenizer,
-        rewards=WeightedSum({"score": FunctionScorer(score or say_c, "score")}),
         args=args,
         rows=rows or [{"prompt": word} for word in WORDS],
         eval_rows=eval_rows,
-        **{"value_model": "shared"} | (models or {}),
+        texts=texts,
     )
     use_run_progress(trainer, folder)
     return trainer

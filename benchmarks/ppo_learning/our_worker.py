@@ -10,9 +10,11 @@ from transformers import set_seed
 
 from rlhf.completions.score import WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template
+from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import load_policy, load_reward_model, load_tokenizer
 from rlhf.models.parts import fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.roles import Roles
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
 from rlhf.runs.processes import keep_freed_memory, use_all_cores
 from rlhf.runs.record import package_versions
@@ -32,15 +34,16 @@ def main(job: dict) -> None:
     policy = load_policy(job["policy"])
     add_chat_template(tokenizer)
     fit_embeddings(policy, tokenizer)
-    shared = job["value_model"] == "shared"
+    if job["value_model"] == "shared":
+        value_model = ValueHead(policy.config.hidden_size)
+    else:
+        value_model = load_reward_model(job["reward"])
     snapshots = Snapshots(job, policy, steps=args.steps_per_rollout, score="score")
     trainer = PolicyGradientTrainer(
-        policy=policy,
+        roles=Roles(policy, WeightedSum(load_scorers([job["reward"]], [])), value_model),
         tokenizer=tokenizer,
-        rewards=WeightedSum(load_scorers([job["reward"]], [])),
         args=args,
         rows=job["rows"],
-        value_model="shared" if shared else load_reward_model(job["reward"]),
         callbacks=[snapshots],
     )
     trainer.train()

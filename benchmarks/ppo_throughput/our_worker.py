@@ -13,13 +13,15 @@ from clock import Clock, peak_memory_gb
 from transformers import TrainerCallback, set_seed
 
 import rlhf.completions.rollout
-import rlhf.policy_gradient.trainer
+import rlhf.policy_gradient.rollouts
 from rlhf.completions.score import WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template
+from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import load_policy, load_reward_model, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.roles import Roles
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
 from rlhf.runs.processes import keep_freed_memory, use_all_cores
 from rlhf.runs.record import package_versions
@@ -39,7 +41,7 @@ class EndOfUpdate(TrainerCallback):
 
 def watch(clock: Clock) -> None:
     """Decoding is `decode`; scoring is all else in `collect`: reward, log-probs, values, reference."""
-    decode, collect = rlhf.completions.rollout.decode, rlhf.policy_gradient.trainer.collect
+    decode, collect = rlhf.completions.rollout.decode, rlhf.policy_gradient.rollouts.collect
 
     def timed_decode(*args, **kwargs):
         with clock.phase("decode"):
@@ -56,7 +58,7 @@ def watch(clock: Clock) -> None:
         )
         return rollout
 
-    rlhf.completions.rollout.decode, rlhf.policy_gradient.trainer.collect = (
+    rlhf.completions.rollout.decode, rlhf.policy_gradient.rollouts.collect = (
         timed_decode,
         timed_collect,
     )
@@ -92,18 +94,15 @@ def main(job: dict) -> None:
         if lora:
             policy = add_lora(policy, task="CAUSAL_LM", rank=16, alpha=32)
         scorers = load_scorers([str(folder / "reward")], [])
-        value_model = (
-            "shared"
-            if job["value_model"] == "shared"
-            else load_reward_model(str(folder / "reward"))
-        )
+        if job["value_model"] == "shared":
+            value_model = ValueHead(policy.config.hidden_size)
+        else:
+            value_model = load_reward_model(str(folder / "reward"))
         trainer = PolicyGradientTrainer(
-            policy=policy,
+            roles=Roles(policy, WeightedSum(scorers), value_model),
             tokenizer=tokenizer,
-            rewards=WeightedSum(scorers),
             args=args,
             rows=prompts["rows"],
-            value_model=value_model,
             callbacks=[EndOfUpdate(clock, args.steps_per_rollout)],
         )
         trainer.train()

@@ -8,20 +8,19 @@ from torch import Tensor
 
 
 def k1(log_ratio: Tensor) -> Tensor:
-    """log r: unbiased, may be negative on a sample. Any shape."""
+    """The estimator log r: unbiased, may be negative on a sample. Any shape."""
     return log_ratio
 
 
 def k2(log_ratio: Tensor) -> Tensor:
-    """(log r)^2 / 2: biased, low variance, >= 0. Any shape."""
+    """The estimator (log r)^2 / 2: biased, low variance, >= 0. Any shape."""
     return 0.5 * log_ratio**2
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """exp(-log r) - 1 + log r: unbiased and >= 0. Any shape."""
-    return (
-        -log_ratio
-    ).expm1() + log_ratio  # expm1: near 0 the rounding of exp is larger than the result
+    """The estimator exp(-log r) - 1 + log r: unbiased and >= 0. Any shape."""
+    # expm1: near 0 the rounding of exp is larger than the result.
+    return (-log_ratio).expm1() + log_ratio
 
 
 def adapt_kl_coef(coef: float, *, kl: float, target: float, horizon: int, episodes: int) -> float:
@@ -31,5 +30,6 @@ def adapt_kl_coef(coef: float, *, kl: float, target: float, horizon: int, episod
 
     kl: mean over completions of the summed KL of the last rollout; episodes: completions in that rollout.
     """
+    # Clipped, so that one rollout of a very different KL cannot throw the coefficient off.
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coef * (1 + error * episodes / horizon)

@@ -12,28 +12,28 @@ from torch.utils.checkpoint import checkpoint
 
 
 def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float) -> Tensor:
-    """log softmax(logits / temperature)[token].
+    """Log-probability of each token, log softmax(logits / temperature)[token].
 
     logits (..., V), any dtype; token_ids (...), int64. Returns (...), fp32.
     """
     return _chosen(_log_distribution(logits, token_ids, temperature), token_ids)
 
 
-def token_log_probs_and_entropy(
-    logits: Tensor, token_ids: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """`token_log_probs`, and the entropy (...) >= 0 of the distribution, both differentiable.
+def token_log_probs_and_entropy(logits: Tensor, token_ids: Tensor, *, temperature: float) -> Tensor:
+    """`token_log_probs`, and the entropy >= 0 of the distribution, both differentiable: (..., V) -> (2, ...).
 
     A function of its own: the entropy takes as long as the log-probs, and few passes need it.
     """
     log_distribution = _log_distribution(logits, token_ids, temperature)
-    return _chosen(log_distribution, token_ids), _entropy(log_distribution)
+    return torch.stack([_chosen(log_distribution, token_ids), _entropy(log_distribution)])
 
 
 def _log_distribution(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
     assert logits.shape[:-1] == token_ids.shape, (logits.shape, token_ids.shape)
     logits = logits.float()
-    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+    if temperature != 1:  # a division would cost a copy of the logits
+        logits = logits / temperature
+    return torch.log_softmax(logits, dim=-1)
 
 
 def _chosen(log_distribution: Tensor, token_ids: Tensor) -> Tensor:
@@ -41,44 +41,12 @@ def _chosen(log_distribution: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _entropy(log_distribution: Tensor) -> Tensor:
-    possible = log_distribution.clamp(
-        min=torch.finfo(torch.float32).min
-    )  # 0 * -inf of impossible tokens would be NaN
+    # 0 * -inf of impossible tokens would be NaN.
+    possible = log_distribution.clamp(min=torch.finfo(torch.float32).min)
     return -(log_distribution.exp() * possible).sum(-1).clamp(max=0.0)
 
 
-def chunked(
-    formula: Callable,
-    hidden: Tensor,
-    output_layer: torch.nn.Module,
-    token_ids: Tensor,
-    *,
-    temperature: float,
-    chunk_size: int,
-) -> tuple[Tensor, ...]:
-    """`formula` (one of the two above) of output_layer(hidden), `chunk_size` positions at a time.
-
-    hidden (N, H); output_layer maps H to V; token_ids (N,). Returns what the formula returns, as a tuple of (N,): equal to
-    the full computation, forward and backward.
-    """
-    assert hidden.dim() == 2 and token_ids.shape == hidden.shape[:1], (
-        hidden.shape,
-        token_ids.shape,
-    )
-
-    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        found = formula(output_layer(states), ids, temperature=temperature)
-        return found if isinstance(found, tuple) else (found,)
-
-    if len(hidden) <= chunk_size:
-        return part(hidden, token_ids)
-    chunks = zip(hidden.split(chunk_size), token_ids.split(chunk_size), strict=True)
-    recompute = torch.is_grad_enabled()
-    parts = [checkpoint(part, *c, use_reentrant=False) if recompute else part(*c) for c in chunks]
-    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
-
-
-def masked(
+def masked_log_probs(
     formula: Callable,
     hidden: Tensor,
     output_layer: torch.nn.Module,
@@ -87,20 +55,26 @@ def masked(
     *,
     temperature: float,
     chunk_size: int,
-) -> tuple[Tensor, ...]:
-    """`chunked` where the mask counts, 0 elsewhere: no logits are made for padding.
+) -> Tensor:
+    """`formula` (one of the two above) of output_layer(hidden) where the mask is True, 0 elsewhere.
 
-    hidden (B, T, H), token_ids (B, T), mask (B, T) bool. Returns a tuple of (B, T) tensors.
+    hidden (B, T, H); output_layer maps H to V; token_ids (B, T); mask (B, T) bool. No logits are made for padding, and those
+    of `chunk_size` positions at a time: equal to the full computation, forward and backward. Returns (B, T) or (2, B, T).
     """
-    found = chunked(
-        formula,
-        hidden[mask],
-        output_layer,
-        token_ids[mask],
-        temperature=temperature,
-        chunk_size=chunk_size,
-    )
-    return tuple(
-        torch.zeros(mask.shape, dtype=part.dtype, device=mask.device).masked_scatter(mask, part)
-        for part in found
-    )
+    assert token_ids.shape == mask.shape == hidden.shape[:-1], (hidden.shape, token_ids.shape)
+
+    def log_probs(states: Tensor, ids: Tensor) -> Tensor:
+        return formula(output_layer(states), ids, temperature=temperature)
+
+    states, ids = hidden[mask], token_ids[mask]  # (N, H), (N,)
+    if len(ids) <= chunk_size:
+        results = log_probs(states, ids)
+    else:
+        chunks = []
+        for pair in zip(states.split(chunk_size), ids.split(chunk_size), strict=True):
+            if torch.is_grad_enabled():  # do not keep the chunk's logits for the backward pass
+                chunks.append(checkpoint(log_probs, *pair, use_reentrant=False))
+            else:
+                chunks.append(log_probs(*pair))
+        results = torch.cat(chunks, dim=-1)  # (N,) or (2, N)
+    return results.new_zeros(*results.shape[:-1], *mask.shape).masked_scatter(mask, results)

@@ -18,7 +18,7 @@ import torch
 from rlhf.algorithms.masking import masked_sum
 from rlhf.completions.diversity import n_grams
 from rlhf.completions.sample import decode, uniform_numbers
-from rlhf.completions.score import Completed, WeightedSum
+from rlhf.completions.score import ScoringBatch, WeightedSum
 from rlhf.data.chat import as_text, decode_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.padding import left_pad, right_pad
 from rlhf.errors import UserError
@@ -454,7 +454,7 @@ def score_values(
     run: ChatRun, completions: RunCompletions, rows: list[dict], rewards: WeightedSum
 ) -> dict[str, list[float]]:
     """Each reward as score_<name>; their weighted sum comes first, as "score", if there are several."""
-    completed = Completed(
+    completed = ScoringBatch(
         prompts=[row["prompt"] for row in rows],
         completions=completions.texts,
         columns=reward_columns(rows),

@@ -10,21 +10,29 @@ from rlhf.algorithms import Algorithm, call
 from rlhf.algorithms.kl import k1
 from rlhf.algorithms.masking import masked_mean, masked_sum
 from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
+from rlhf.completions.diversity import distinct_n, repetition
 from rlhf.completions.sample import decode
-from rlhf.completions.score import Completed
-from rlhf.data.chat import decode_text
+from rlhf.completions.score import ScoringBatch
+from rlhf.data.chat import as_text, decode_text
 from rlhf.data.padding import left_pad
 from rlhf.models.actor_critic import ActorCritic
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rollout:
-    """B completions and what was thought of them when they were sampled. Fixed while the policy is updated.
+    """A batch of B sampled completions with their log-probs, values and scores. Fixed while the policy is updated.
 
-    prompt_ids (B, P) left-padded, prompt_mask (B, P); completion_ids (B, T) right-padded; mask (B, T) bool, True from the
-    first completion token to EOS inclusive; ended (B,) bool. log_probs and entropy of the policy that sampled,
-    ref_log_probs of the reference, values of the value model (0 without one): (B, T), 0 outside the mask. scores (B,)
-    before KL; parts: each reward by itself, (B,). rewards, advantages, returns (B, T): filled by `estimate`.
+    prompt_ids, prompt_mask (B, P): left-padded
+    completion_ids (B, T): right-padded
+    mask (B, T) bool: True from the first completion token to EOS inclusive
+    ended (B,) bool: True when the completion has its EOS
+    log_probs, entropy (B, T): of the policy that sampled
+    ref_log_probs (B, T): of the reference
+    values (B, T): of the value model, 0 without one
+    scores (B,): before KL; parts: each reward separately, (B,)
+    rewards, advantages, returns (B, T): None until `estimate` makes a rollout that has them
+
+    All (B, T) tensors of numbers are 0 outside the mask.
     """
 
     prompt_ids: Tensor
@@ -46,102 +54,120 @@ class Rollout:
         return len(self.mask)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
         """A micro-batch: the chosen rows, without columns that are padding in all of them."""
-        batch = {name: tensor[index] for name, tensor in self.tensors().items()}
-        first = int(batch["prompt_mask"].any(0).float().argmax())
-        width = max(1, int(batch["mask"].sum(1).max()))
-        for name, tensor in batch.items():
-            if name.startswith("prompt"):
-                batch[name] = tensor[:, first:]
-            elif tensor.dim() == 2:
-                batch[name] = tensor[:, :width]
-        return batch
+        return choose(self.tensors(), index)
+
+
+def choose(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """The chosen rows of a rollout's tensors, without columns that are padding in all of them."""
+    batch = {name: tensor[index] for name, tensor in tensors.items()}
+    first = int(batch["prompt_mask"].any(0).float().argmax())  # prompts are padded on the left
+    width = max(1, int(batch["mask"].sum(1).max()))
+    for name, tensor in batch.items():
+        if name.startswith("prompt"):
+            batch[name] = tensor[:, first:]
+        elif tensor.dim() == 2:
+            batch[name] = tensor[:, :width]
+    return batch
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """batch_size: rows per forward pass; the others are those of `PolicyGradientConfig`."""
+
+    temperature: float
+    max_completion_length: int
+    batch_size: int
+    missing_eos_penalty: float
 
 
 @torch.no_grad()
 def collect(
     model: ActorCritic,
     reference: Callable[[dict], Tensor],
-    rewards: Callable[[Completed], tuple[Tensor, dict[str, Tensor]]],
+    rewards: Callable[[ScoringBatch], tuple[Tensor, dict[str, Tensor]]],
     tokenizer,
     rows: list[dict],
     prompt_ids: list[list[int]],
-    *,
     uniforms: Tensor | None,
-    temperature: float,
-    max_completion_length: int,
-    batch_size: int,
-    eos_penalty: float,
+    settings: CollectSettings,
 ) -> Rollout:
-    """Sample one completion for each row and look at it with every model.
+    """Sample one completion for each row, score it, and run policy, value model and reference on it.
 
-    rows: data rows with "prompt" and any other columns (reward functions get them); prompt_ids: their encoded prompts;
-    uniforms (B, max_completion_length) decide the sampling; batch_size: rows per forward pass when looking.
+    reference: a batch -> log-probs (B, T)
+    rows: data rows with a "prompt" and any other columns, which reward functions get
+    prompt_ids: the rows' encoded prompts
+    uniforms (B, max_completion_length): numbers that decide the sampling; None takes the most probable tokens
     """
     device = next(model.parameters()).device
-    ids, prompt_mask = (
-        tensor.to(device) for tensor in left_pad(prompt_ids, tokenizer.pad_token_id)
-    )
-    done = decode(
+    ids, prompt_mask = left_pad(prompt_ids, tokenizer.pad_token_id)
+    ids, prompt_mask = ids.to(device), prompt_mask.to(device)
+    sampled = decode(
         model.policy,
         ids,
         prompt_mask,
         eos_token_id=tokenizer.eos_token_id,
-        max_completion_length=max_completion_length,
-        temperature=temperature,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
         uniforms=uniforms,
     )
-    completion_ids = [
-        row[kept].tolist() for row, kept in zip(done.ids.cpu(), done.mask.cpu(), strict=True)
-    ]
-    columns = {
-        key: [row.get(key) for row in rows]
-        for key in rows[0]
-        if key not in ("prompt", "completion")
-    }
+    completion_ids = unpadded(sampled.ids, sampled.mask)
+    columns = {}
+    for name in rows[0]:
+        if name not in ("prompt", "completion"):
+            columns[name] = [row.get(name) for row in rows]
     scores, parts = rewards(
-        Completed(
+        ScoringBatch(
             prompts=[row["prompt"] for row in rows],
-            completions=[decode_text(tokenizer, row) for row in completion_ids],
+            completions=[decode_text(tokenizer, completion) for completion in completion_ids],
             columns=columns,
             tokenizer=tokenizer,
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
         )
     )
-    empty = torch.zeros(done.mask.shape, device=device)
-    rollout = Rollout(
-        prompt_ids=ids,
-        prompt_mask=prompt_mask,
-        completion_ids=done.ids,
-        mask=done.mask,
-        ended=done.ended,
-        log_probs=empty.clone(),
-        entropy=empty.clone(),
-        ref_log_probs=empty.clone(),
-        values=empty.clone(),
-        scores=missing_eos_penalty(scores.to(device), done.ended, penalty=eos_penalty),
+    penalty = settings.missing_eos_penalty
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": prompt_mask,
+        "completion_ids": sampled.ids,
+        "mask": sampled.mask,
+    }
+    return Rollout(
+        **inputs,
+        **forward_passes(model, reference, inputs, settings),
+        ended=sampled.ended,
+        scores=missing_eos_penalty(scores.to(device), sampled.ended, penalty=penalty),
         parts={name: part.to(device) for name, part in parts.items()},
     )
-    by_length = (prompt_mask.sum(1) + done.mask.sum(1)).argsort()
-    for index in by_length.split(batch_size):
-        batch = {key: value for key, value in rollout.rows(index).items() if key in FORWARD}
+
+
+def forward_passes(
+    model: ActorCritic,
+    reference: Callable[[dict], Tensor],
+    inputs: dict[str, Tensor],
+    settings: CollectSettings,
+) -> dict[str, Tensor]:
+    """log_probs, entropy, values and ref_log_probs (B, T) of completions that exist, 0 outside the mask."""
+    mask = inputs["mask"]
+    names = ("log_probs", "entropy", "values", "ref_log_probs")
+    results = {name: torch.zeros(mask.shape, device=mask.device) for name in names}
+    # Rows of like length share a batch, so that little of it is padding.
+    by_length = (inputs["prompt_mask"].sum(1) + mask.sum(1)).argsort()
+    for index in by_length.split(settings.batch_size):
+        batch = choose(inputs, index)
         width = batch["mask"].shape[1]
-        seen = model(**batch, temperature=temperature, entropy=True)
-        rollout.log_probs[index, :width], rollout.entropy[index, :width] = (
-            seen.log_probs,
-            seen.entropy,
-        )
-        rollout.ref_log_probs[index, :width] = reference(batch)
-        if seen.values is not None:
-            rollout.values[index, :width] = seen.values
-    return rollout
-
-
-FORWARD = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
+        outputs = model(**batch, temperature=settings.temperature, entropy=True)
+        results["log_probs"][index, :width] = outputs.log_probs
+        results["entropy"][index, :width] = outputs.entropy
+        results["ref_log_probs"][index, :width] = reference(batch)
+        if outputs.values is not None:
+            results["values"][index, :width] = outputs.values
+    return results
 
 
 def estimate(
@@ -153,12 +179,14 @@ def estimate(
     gae_lambda: float,
     num_generations: int,
 ) -> Rollout:
-    """Fill in rewards, advantages and returns. Under several processes: on the gathered rollout, so that means and
-    variances are those of all completions."""
+    """A new Rollout with rewards, advantages and returns.
+
+    Under several processes call it on the gathered rollout, so that means and variances are those of all completions.
+    """
     mask = rollout.mask
-    rewards = token_rewards(
-        rollout.scores, k1(rollout.log_probs - rollout.ref_log_probs), mask, kl_coef=kl_coef
-    )
+    log_ratio = rollout.log_probs - rollout.ref_log_probs
+    rewards = token_rewards(rollout.scores, k1(log_ratio), mask, kl_coef=kl_coef)
+    # (B, T), or (B,) where whole completions are compared
     advantages = call(
         algorithm.advantages,
         rewards=rewards,
@@ -169,7 +197,7 @@ def estimate(
         gae_lambda=gae_lambda,
         num_generations=num_generations,
     )
-    if advantages.dim() == 1:  # one number per completion: the same for each of its tokens
+    if advantages.dim() == 1:  # the same for each token of a completion
         advantages = advantages.unsqueeze(1).expand_as(mask).masked_fill(~mask, 0.0)
     returns = (advantages + rollout.values).masked_fill(~mask, 0.0)  # before normalising
     if algorithm.normalize is not None:
@@ -178,10 +206,11 @@ def estimate(
 
 
 def statistics(rollout: Rollout) -> dict[str, float]:
-    """What is logged of a rollout. Lengths in tokens, KL in nats per completion."""
+    """The numbers that are logged of a rollout. Lengths in tokens, KL in nats per completion."""
     mask = rollout.mask
     log_ratio = rollout.log_probs - rollout.ref_log_probs
-    result = {
+    completions = unpadded(rollout.completion_ids, mask)
+    results = {
         "score": rollout.scores.mean(),
         "score_std": rollout.scores.std(correction=0),
         "kl": masked_sum(log_ratio, mask, 1).mean(),
@@ -189,13 +218,38 @@ def statistics(rollout: Rollout) -> dict[str, float]:
         "eos_rate": rollout.ended.float().mean(),
         "entropy": masked_mean(rollout.entropy, mask),
         "surprise": -masked_mean(rollout.log_probs, mask),
-        **{f"score_{name}": part.mean() for name, part in rollout.parts.items()},
+        "unique_completions": len(set(map(tuple, completions))) / len(rollout),
+        "distinct_2": distinct_n(completions, 2),
+        "repetition": repetition(completions),
     }
+    results |= {f"score_{name}": part.mean() for name, part in rollout.parts.items()}
     if rollout.returns is not None:
-        error, total = rollout.returns - rollout.values, rollout.returns
+        total, error = rollout.returns, rollout.returns - rollout.values
+        # 1 when the values are the returns, 0 when they tell nothing about them
         variance = masked_mean((total - masked_mean(total, mask)) ** 2, mask)
         unexplained = masked_mean((error - masked_mean(error, mask)) ** 2, mask)
-        result["value_mean"] = masked_mean(rollout.values, mask)
-        result["return_mean"] = masked_mean(total, mask)
-        result["explained_variance"] = 1 - unexplained / variance.clamp(min=1e-12)
-    return {name: float(value) for name, value in result.items()}
+        results["value_mean"] = masked_mean(rollout.values, mask)
+        results["return_mean"] = masked_mean(total, mask)
+        results["explained_variance"] = 1 - unexplained / variance.clamp(min=1e-12)
+    return {name: float(value) for name, value in results.items()}
+
+
+def samples(rollout: Rollout, rows: list[dict], tokenizer) -> list[dict]:
+    """One readable dict per completion: prompt, completion, score, KL, and each reward separately."""
+    kl = masked_sum(rollout.log_probs - rollout.ref_log_probs, rollout.mask, 1)
+    results = []
+    for i, ids in enumerate(unpadded(rollout.completion_ids, rollout.mask)):
+        sample = {
+            "prompt": as_text(rows[i]["prompt"]),
+            "completion": decode_text(tokenizer, ids),
+            "score": float(rollout.scores[i]),
+            "kl": float(kl[i]),
+        }
+        sample |= {name: float(part[i]) for name, part in rollout.parts.items()}
+        results.append(sample)
+    return results
+
+
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The token ids of each row that count."""
+    return [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]

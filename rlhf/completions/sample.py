@@ -1,9 +1,9 @@
 """Prompts -> completions, for rollouts, evaluation and reports.
 
-Left out on purpose: top-k, top-p, beams (training must sample the very distribution it computes log-probs of; the chat
-engine has them). A token is drawn by inverting the cumulative distribution at one uniform number per row and step. These
-numbers are given, not drawn here, so a completion depends on its own row only: not on the batch it stands in, on rows
-that have finished, or on how rows are spread over processes.
+Left out on purpose: top-k, top-p and beams. Training must sample the very distribution it computes log-probs of; the chat
+engine has them. A token is drawn by inverting the cumulative distribution at one uniform number per row and step. These
+numbers are passed in, not drawn here, so a completion depends on its own row only: not on its batch, on rows that have
+finished, or on how rows are spread over processes.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,17 @@ from torch import Tensor
 
 from rlhf.models.actor_critic import position_ids
 
-BLOCK = 128  # tokens of the vocabulary summed up before the sampling search looks inside
+BLOCK = 128  # tokens of the vocabulary that the sampling search sums up before it looks inside
 
 
-@dataclass
-class Completions:
-    """ids (B, T) right-padded; mask (B, T) bool, True up to the stop token inclusive; ended (B,) bool: stopped itself."""
+@dataclass(frozen=True)
+class SampledTokens:
+    """Completions as token ids.
+
+    ids (B, T): right-padded
+    mask (B, T) bool: True up to the stop token inclusive
+    ended (B,) bool: True when the completion has its stop token
+    """
 
     ids: Tensor
     mask: Tensor
@@ -42,22 +47,15 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     blocks = torch.nn.functional.pad(probabilities, (0, missing)).view(len(logits), -1, BLOCK)
     reached = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, V / BLOCK)
     threshold = uniforms.to(reached.device).unsqueeze(1) * reached[:, -1:]
-    block = torch.searchsorted(reached, threshold, right=True).clamp(
-        max=reached.shape[1] - 1
-    )  # (B, 1)
+    block = torch.searchsorted(reached, threshold, right=True)  # (B, 1)
+    block = block.clamp(max=reached.shape[1] - 1)
     before = torch.where(block > 0, reached.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = (
-        blocks[torch.arange(len(blocks), device=block.device), block.squeeze(1)]
-        .to(torch.float64)
-        .cumsum(-1)
-    )
-    rest = torch.minimum(
-        threshold - before, inside[:, -1:] * (1 - 1e-12)
-    )  # the two sums round differently
-    token = torch.searchsorted(inside, rest, right=True)
-    return (
-        (block * BLOCK + token).squeeze(1).clamp(max=logits.shape[1] - 1)
-    )  # NaN leads nowhere; the caller sees it
+    rows = torch.arange(len(blocks), device=block.device)
+    inside = blocks[rows, block.squeeze(1)].to(torch.float64).cumsum(-1)  # (B, BLOCK)
+    # The sums over blocks and inside one round differently: stay below the last of the block.
+    rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-12))
+    token = block * BLOCK + torch.searchsorted(inside, rest, right=True)
+    return token.squeeze(1).clamp(max=logits.shape[1] - 1)  # NaN leads nowhere; the caller sees it
 
 
 @torch.no_grad()
@@ -70,21 +68,20 @@ def decode(
     max_completion_length: int,
     temperature: float,
     uniforms: Tensor | None,
-) -> Completions:
+) -> SampledTokens:
     """Continue each prompt to its stop token or `max_completion_length`; finished rows leave the batch.
 
-    prompt_ids, prompt_mask (B, P), left-padded; uniforms (B, max_completion_length), or None to take the most probable
-    token each time.
+    prompt_ids, prompt_mask (B, P): left-padded
+    uniforms (B, max_completion_length): or None, to take the most probable token each time
     """
     rows, device = len(prompt_ids), prompt_ids.device
     ids = torch.full((rows, max_completion_length), eos_token_id, device=device)
     lengths = torch.full((rows,), max_completion_length, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    active = torch.arange(
-        rows, device=device
-    )  # row of the result that each row of the batch belongs to
+    # The batch shrinks: `active` is the row of the result that each of its rows belongs to.
+    active = torch.arange(rows, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)  # per row of the batch
-    attention, cache, tokens = prompt_mask, None, prompt_ids
+    attention, tokens, cache = prompt_mask, prompt_ids, None
     positions = position_ids(prompt_mask)
 
     for step in range(max_completion_length):
@@ -112,19 +109,13 @@ def decode(
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         positions = positions[:, -1:] + 1
         tokens = chosen.unsqueeze(1)
-        if remaining <= 0.75 * len(
-            active
-        ):  # a copy of the cache pays for itself only when it becomes clearly smaller
+        # A copy of the cache is worth its time only when it becomes clearly smaller.
+        if remaining <= 0.75 * len(active):
             kept = torch.nonzero(~finished).squeeze(1)
             cache.batch_select_indices(kept)
-            active, attention, positions, tokens = (
-                active[kept],
-                attention[kept],
-                positions[kept],
-                tokens[kept],
-            )
-            finished = finished[kept]
+            active, finished = active[kept], finished[kept]
+            attention, positions, tokens = attention[kept], positions[kept], tokens[kept]
 
     width = int(lengths.max())
     mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
-    return Completions(ids[:, :width], mask, ended)
+    return SampledTokens(ids[:, :width], mask, ended)

@@ -1,7 +1,7 @@
-"""Completions -> one score each: reward models, Python functions, and their weighted sum, each kept apart.
+"""Completions -> one score each: reward models, Python functions, and their weighted sum.
 
-A Python reward is `f(prompts, completions, **columns) -> list[float]`: prompts as they stand in the rows, completions as
-text, and every other column of the rows by name.
+A Python reward is `f(prompts, completions, **columns) -> list[float]`: prompts as in the data rows, completions as text,
+and every other column of the rows by name.
 """
 
 import importlib
@@ -22,8 +22,12 @@ from rlhf.models.scores import score_token_ids
 
 
 @dataclass
-class Completed:
-    """B prompts with one completion each. prompt_ids and completion_ids are what the policy read and wrote, if known."""
+class ScoringBatch:
+    """B prompts with one completion each.
+
+    columns: the other columns of the data rows
+    tokenizer, prompt_ids, completion_ids: the policy's, with the ids it read and wrote, where they are known
+    """
 
     prompts: list[Prompt]
     completions: list[str]
@@ -36,34 +40,36 @@ class Completed:
 class RewardModelScorer:
     """Scores by a reward model, at the last real token of prompt + completion, as it was trained.
 
-    The policy's own ids are scored when both tokenizers agree; else the text is tokenised again with the reward model's
-    template, which closes it with EOS.
+    The policy's own ids are scored when both tokenizers agree. Otherwise the text is tokenised again with the reward
+    model's template, which closes it with EOS.
     """
 
     def __init__(self, model, tokenizer, *, batch_size: int = 32):
         self.model, self.tokenizer, self.batch_size = freeze(model), tokenizer, batch_size
         self.limit = context_length(model)
-        self._same: dict[int, bool] = {}
+        self._same: dict[int, bool] = {}  # id of another tokenizer -> it encodes as ours does
 
     @classmethod
     def load(cls, path: str) -> "RewardModelScorer":
         return cls(load_reward_model(path), load_tokenizer(path))
 
-    def _ids(self, batch: Completed) -> list[list[int]]:
+    def _ids(self, batch: ScoringBatch) -> list[list[int]]:
+        """Token ids of prompt + completion, as the reward model reads them."""
         if batch.completion_ids is not None:
             key = id(batch.tokenizer)
             if key not in self._same:
                 self._same[key] = same_encoding(batch.tokenizer, self.tokenizer)
             if self._same[key]:
-                return [p + c for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
-        pairs = zip(batch.prompts, batch.completions, strict=True)
-        return [
-            encode_prompt(self.tokenizer, p) + encode_completion(self.tokenizer, c)
-            for p, c in pairs
-        ]
+                pairs = zip(batch.prompt_ids, batch.completion_ids, strict=True)
+                return [prompt + completion for prompt, completion in pairs]
+        rows = []
+        for prompt, completion in zip(batch.prompts, batch.completions, strict=True):
+            ids = encode_prompt(self.tokenizer, prompt)
+            rows.append(ids + encode_completion(self.tokenizer, completion))
+        return rows
 
     @torch.no_grad()
-    def __call__(self, batch: Completed) -> Tensor:
+    def __call__(self, batch: ScoringBatch) -> Tensor:
         rows = self._ids(batch)
         longest = max(map(len, rows))
         if longest > self.limit:
@@ -71,14 +77,14 @@ class RewardModelScorer:
                 f"the reward model reads at most {self.limit} tokens, prompt + completion has {longest}: "
                 "shorten max_completion_length or the prompts"
             )
-        scores = torch.zeros(len(rows))
         pad = self.tokenizer.pad_token_id or 0
-        # Rows of similar length share a batch, so that little of it is padding.
+        scores = torch.zeros(len(rows))
+        # Rows of like length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
-            batch = [rows[i] for i in indices]
-            scores[indices] = score_token_ids(self.model, batch, pad_token_id=pad).cpu()
+            index = order[start : start + self.batch_size]
+            sequences = [rows[i] for i in index]
+            scores[index] = score_token_ids(self.model, sequences, pad_token_id=pad).cpu()
         return scores
 
 
@@ -103,7 +109,7 @@ class FunctionScorer:
         except (ImportError, AttributeError) as error:
             raise UserError(f"reward function {path!r}: {error}") from error
 
-    def __call__(self, batch: Completed) -> Tensor:
+    def __call__(self, batch: ScoringBatch) -> Tensor:
         try:
             scores = list(self.function(batch.prompts, batch.completions, **batch.columns))
         except Exception as error:
@@ -114,14 +120,11 @@ class FunctionScorer:
             raise UserError(
                 f"reward function {self.name} returned {len(scores)} scores for {len(batch.completions)} completions"
             )
-        bad = [place for place, score in enumerate(scores) if not _is_finite(score)]
+        bad = [i for i, score in enumerate(scores) if not _is_finite(score)]
         if bad:
-            shown = "; ".join(
-                f"row {place}: {batch.completions[place][:60]!r} -> {scores[place]}"
-                for place in bad[:5]
-            )
+            rows = [f"row {i}: {batch.completions[i][:60]!r} -> {scores[i]}" for i in bad[:5]]
             raise UserError(
-                f"reward function {self.name}: {len(bad)} scores are not finite numbers: {shown}"
+                f"reward function {self.name}: {len(bad)} scores are not finite numbers: {'; '.join(rows)}"
             )
         return torch.tensor([float(score) for score in scores])
 
@@ -134,14 +137,14 @@ def _is_finite(score) -> bool:
 
 
 class WeightedSum:
-    """sum_i weight_i * score_i; `parts` of the last call hold each score before its weight."""
+    """Weighted sum of scores, sum_i weight_i * score_i."""
 
     def __init__(
         self,
-        scorers: dict[str, Callable[[Completed], Tensor]],
+        scorers: dict[str, Callable[[ScoringBatch], Tensor]],
         weights: Sequence[float] | None = None,
     ):
-        weights = list(weights) if weights else [1.0] * len(scorers)
+        weights = list(weights or []) or [1.0] * len(scorers)
         if not scorers:
             raise UserError("no reward given: set reward_model_path, reward_functions, or both")
         if len(weights) != len(scorers):
@@ -151,20 +154,22 @@ class WeightedSum:
             )
         self.scorers, self.weights = scorers, dict(zip(scorers, weights, strict=True))
 
-    def __call__(self, batch: Completed) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores (B,) and the parts by name, each (B,)."""
+    def __call__(self, batch: ScoringBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores (B,), and by name each score before its weight, (B,)."""
         parts = {name: scorer(batch) for name, scorer in self.scorers.items()}
         return sum(self.weights[name] * part for name, part in parts.items()), parts
 
 
 def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict[str, Callable]:
-    """Scorers by a short name each: `reward_model` (`reward_model_2`, ...), and the functions' own names, or their whole
-    path where the name is taken."""
+    """Scorers by a short name each.
+
+    Reward models are `reward_model`, `reward_model_2`, ... Functions have their own names, or their whole path where
+    the name is taken.
+    """
     scorers: dict[str, Callable] = {}
-    for place, path in enumerate(reward_models):
-        scorers["reward_model" if place == 0 else f"reward_model_{place + 1}"] = (
-            RewardModelScorer.load(path)
-        )
+    for number, path in enumerate(reward_models, start=1):
+        name = "reward_model" if number == 1 else f"reward_model_{number}"
+        scorers[name] = RewardModelScorer.load(path)
     for path in functions:
         scorer = FunctionScorer.load(path)
         name = path if scorer.name in scorers else scorer.name

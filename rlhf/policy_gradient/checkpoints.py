@@ -1,4 +1,4 @@
-"""What a checkpoint of policy-gradient training holds, and how it is read back: bit for bit, on a CPU.
+"""Checkpoints of policy-gradient training. A resumed run equals the uninterrupted one, bit for bit on a CPU.
 
     checkpoint-N/                     the policy, as a plain folder
     checkpoint-N/value_model/         the value function
@@ -6,14 +6,15 @@
     checkpoint-N/policy_gradient.json, trainable.safetensors, average.safetensors    for resuming
     and the Trainer's own optimiser, schedule, random numbers and state
 
-Checkpoints stand between rollouts, so that no rollout has to be kept: random numbers are a function of its index.
+Checkpoints are made between rollouts, so that no rollout has to be kept: its random numbers are a function of its index.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
@@ -26,35 +27,48 @@ from rlhf.policy_gradient.sharding import assign_whole_tensor
 STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "average.safetensors"
 
 
-def save_models(folder: Path, model: ActorCritic, tokenizer, *, value_model: bool = True) -> None:
-    with original_matrices(model.policy):
-        save(model.policy, tokenizer, folder)
-    if not value_model:
-        return
-    critic = folder / "value_model"
+def save_models(folder: Path, model: ActorCritic, tokenizer, average: WeightAverage | None) -> None:
+    """Save the policy, the value function, and the policy with averaged weights."""
+    save_policy(folder, model.policy, tokenizer)
+    save_value_function(folder / "value_model", model, tokenizer)
+    if average is not None:
+        with average.applied():
+            save_policy(folder / "ema", model.policy, tokenizer)
+
+
+def save_policy(folder: Path, policy: nn.Module, tokenizer) -> None:
+    with original_matrices(policy):
+        save(policy, tokenizer, folder)
+
+
+def save_value_function(folder: Path, model: ActorCritic, tokenizer) -> None:
+    """A value model as a plain folder; of an adapter or a head only its own tensors."""
     if isinstance(model.value_model, AdapterModel):
-        critic.mkdir(parents=True, exist_ok=True)
-        save_file(model.value_model.adapter_state(), critic / "value_adapter.safetensors")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(model.value_model.adapter_state(), folder / "value_adapter.safetensors")
     elif model.value_model is not None:
-        save(model.value_model, tokenizer, critic)
+        save(model.value_model, tokenizer, folder)
     elif model.value_head is not None:
-        critic.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         head = {name: tensor.contiguous() for name, tensor in model.value_head.state_dict().items()}
-        save_file(head, critic / "value_head.safetensors")
+        save_file(head, folder / "value_head.safetensors")
 
 
 def save_state(
-    folder: Path, state: dict, weights: dict[str, Tensor], average: WeightAverage | None
+    folder: Path,
+    state: dict,
+    model: ActorCritic,
+    trained: Iterable[str],
+    average: WeightAverage | None,
 ) -> None:
-    """weights: whole, of what is trained, by name."""
+    """Save what resuming needs. model: with whole weights; trained: the names of its parameters that are trained."""
     (folder / STATE).write_text(json.dumps(state))
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS
-    )
+    parameters = dict(model.named_parameters())
+    weights = {name: parameters[name].detach().contiguous() for name in trained}
+    save_file(weights, folder / WEIGHTS)
     if average is not None:
-        save_file(
-            {str(place): tensor for place, tensor in enumerate(average.tensors)}, folder / AVERAGE
-        )
+        tensors = {str(i): tensor for i, tensor in enumerate(average.tensors)}
+        save_file(tensors, folder / AVERAGE)
 
 
 def load_state(folder: Path) -> dict:
@@ -65,8 +79,9 @@ def load_state(folder: Path) -> dict:
 
 def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None) -> None:
     """Put the weights back into `model` and `average`."""
-    load_state(folder)  # refuses a folder that is no checkpoint
-    parameters, saved = trainable(model), load_file(folder / WEIGHTS)
+    load_state(folder)  # refuses a folder that is not a checkpoint
+    parameters = trainable(model)
+    saved = load_file(folder / WEIGHTS)
     if parameters.keys() != saved.keys():
         differing = sorted(parameters.keys() ^ saved.keys())
         raise UserError(
@@ -78,9 +93,10 @@ def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None
     if average is not None:
         if not (folder / AVERAGE).is_file():
             raise UserError(f"{folder} holds no averaged weights: resume without ema_decay")
-        found = load_file(folder / AVERAGE)
-        average.tensors = [found[str(place)] for place in range(len(found))]
+        tensors = load_file(folder / AVERAGE)
+        average.tensors = [tensors[str(i)] for i in range(len(tensors))]
 
 
 def trainable(model: ActorCritic) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Settings of policy-gradient training: TrainingArguments and at most 28 fields of ours, each default with its source."""
+"""Settings of policy-gradient training: TrainingArguments and at most 29 fields of our own, each default with its source."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,16 +9,23 @@ from rlhf.algorithms import ALGORITHMS
 from rlhf.errors import UserError
 from rlhf.policy_gradient.sharding import disable_sharded_loading
 
+GROUPED = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.grouped)
+
 
 def nearest_multiples(value: int, divisor: int) -> str:
+    """The positive multiples of `divisor` on both sides of `value`, for an error message."""
     below = value // divisor * divisor
-    return f"{below} or {below + divisor}" if below else f"{divisor}"
+    if below == 0:
+        return f"{divisor}"
+    return f"{below} or {below + divisor}"
 
 
 @dataclass
 class PolicyGradientConfig(TrainingArguments):
-    """TrainingArguments keep their meaning. One rollout = `rollout_batch_size` completions over all processes; one
-    optimiser step = per_device_train_batch_size x gradient_accumulation_steps x processes of them (a mini-batch).
+    """TrainingArguments, which keep their meaning, and the fields of policy gradients.
+
+    rollout: `rollout_batch_size` completions over all processes
+    mini-batch: per_device_train_batch_size x gradient_accumulation_steps x processes of them, one optimiser step
 
     Defaults that differ from TrainingArguments: adam_epsilon 1e-5 and a constant learning rate (PPO codes since
     baselines; InstructGPT, appendix C.4), logging once per rollout.
@@ -34,16 +41,18 @@ class PolicyGradientConfig(TrainingArguments):
     )
     epochs_per_rollout: int | None = field(
         default=None,
-        metadata={"help": "Passes over each rollout. Default: the algorithm's own (PPO 4, N implementation details; "
-                          "InstructGPT used 1; the others 1)."},
-    )  # fmt: skip
+        metadata={
+            "help": "Passes over each rollout. Default: the algorithm's own (PPO 4, N implementation details; "
+            "InstructGPT used 1; the others 1)."
+        },
+    )
     num_generations: int = field(
-        default=1, metadata={"help": "Completions per prompt: 1, or >= 2 for rloo and grpo."}
+        default=1, metadata={"help": f"Completions per prompt: 1, or >= 2 for {GROUPED}."}
     )
     max_prompt_length: int = field(default=512, metadata={"help": "Longest prompt in tokens."})
     long_prompts: str = field(
         default="drop",
-        metadata={"help": "drop: leave longer prompts out; cut: keep their end. Both are counted."},
+        metadata={"help": "drop: drop longer prompts; cut: keep their end. Both are counted."},
     )
     max_completion_length: int = field(
         default=64, metadata={"help": "Longest completion in tokens."}
@@ -65,6 +74,9 @@ class PolicyGradientConfig(TrainingArguments):
     )
     clip_range: float = field(
         default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."}
+    )
+    clip_range_high: float = field(
+        default=0.28, metadata={"help": "Upper clip range of dapo and gspo. DAPO paper: 0.28."}
     )
     value_clip_range: float | None = field(
         default=None,
@@ -126,7 +138,7 @@ class PolicyGradientConfig(TrainingArguments):
     save_every: int = field(default=0, metadata={"help": "Rollouts between checkpoints; 0: none."})
 
     learning_rate: float = field(
-        default=9e-6, metadata={"help": "InstructGPT's order; small models bear 1e-4."}
+        default=9e-6, metadata={"help": "InstructGPT's order; small models learn well with 1e-4."}
     )
     adam_epsilon: float = field(default=1e-5, metadata={"help": "PPO codes since baselines."})
     lr_scheduler_type: str = field(
@@ -134,11 +146,31 @@ class PolicyGradientConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        self._check()
+        if self.epochs_per_rollout is None:
+            self.epochs_per_rollout = ALGORITHMS[self.algorithm].epochs
+        # At 0 the Trainer would not look at gradients at all.
+        self.max_grad_norm = self.max_grad_norm or math.inf
+        # `_place_on_rollouts` sets them.
+        self.eval_strategy = self.save_strategy = "no"
+        # The Trainer would drop the columns of our batches, and average NaN away.
+        self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False
+        # A resumed run makes its rollouts again from their index, instead of skipping batches.
+        self.ignore_data_skip = True
+        one_step = ALGORITHMS[self.algorithm].update.one_step_per_rollout
+        if one_step or self.value_warmup_rollouts:
+            # While only the value model learns, the policy is not used.
+            self.ddp_find_unused_parameters = True
+        super().__post_init__()
+        disable_sharded_loading()
+        self._place_on_rollouts()
+
+    def _check(self) -> None:
+        """Refuse values that no run can have."""
         if self.algorithm not in ALGORITHMS:
             raise UserError(f"algorithm={self.algorithm!r}: use one of {', '.join(ALGORITHMS)}")
         algorithm = ALGORITHMS[self.algorithm]
-        if self.epochs_per_rollout is None:
-            self.epochs_per_rollout = algorithm.epochs
         if self.temperature <= 0:
             raise UserError(
                 f"temperature={self.temperature} must be > 0: a greedy policy has no gradient; 1.0 is usual"
@@ -149,9 +181,9 @@ class PolicyGradientConfig(TrainingArguments):
             )
         if not algorithm.grouped and self.num_generations != 1:
             raise UserError(
-                f"num_generations={self.num_generations}: only rloo and grpo use groups, set 1"
+                f"num_generations={self.num_generations}: only {GROUPED} use groups, set 1"
             )
-        if self.value_warmup_rollouts and not algorithm.value_model:
+        if self.value_warmup_rollouts and not algorithm.needs_values:
             raise UserError(
                 f"value_warmup_rollouts={self.value_warmup_rollouts}: {self.algorithm} has no value model, set 0"
             )
@@ -164,71 +196,77 @@ class PolicyGradientConfig(TrainingArguments):
                 f"ptx_coef={self.ptx_coef}, ptx_per_episode={self.ptx_per_episode}: use ptx_coef >= 0 (0: no plain text) "
                 "and ptx_per_episode >= 1"
             )
-        if algorithm.trust_region and (self.ptx_coef or self.entropy_coef):
+        if algorithm.update.surrogate_only and (self.ptx_coef or self.entropy_coef):
             raise UserError(
                 f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0"
             )
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
-        self.max_grad_norm = (
-            self.max_grad_norm or math.inf
-        )  # at 0 the Trainer would not look at gradients at all
-        self.eval_strategy, self.save_strategy = "no", "no"  # placed on rollout boundaries below
-        self.remove_unused_columns = False
-        self.logging_nan_inf_filter = False
-        self.ignore_data_skip = True
-        if algorithm.trust_region or self.value_warmup_rollouts:
-            self.ddp_find_unused_parameters = (
-                True  # while only the value model learns the policy is not used
-            )
-        super().__post_init__()
-        disable_sharded_loading()
-        self._place_on_rollouts()
 
     @property
     def mini_batch_size(self) -> int:
+        """Completions per optimiser step, over all processes."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     @property
     def steps_per_rollout(self) -> int:
+        """Optimiser steps that are made with each rollout."""
         return self.epochs_per_rollout * self.rollout_batch_size // self.mini_batch_size
 
     def updates_policy(self, rollout: int, epoch: int) -> bool:
-        """Whether the policy learns in this pass over the rollout, or the value model alone."""
-        one_step = ALGORITHMS[self.algorithm].trust_region
-        return rollout >= self.value_warmup_rollouts and not (one_step and epoch > 0)
+        """True when the policy learns in this pass over the rollout, false when only the value model does."""
+        if rollout < self.value_warmup_rollouts:
+            return False
+        return epoch == 0 or not ALGORITHMS[self.algorithm].update.one_step_per_rollout
+
+    def prompt_limit(self, context: int) -> int:
+        """The longest prompt that leaves room for a completion in a context of so many tokens."""
+        room = context - self.max_completion_length
+        if room < 1:
+            raise UserError(
+                f"max_completion_length={self.max_completion_length} leaves no room for a prompt in the model's context "
+                f"of {context} tokens: use a smaller one"
+            )
+        return min(self.max_prompt_length, room)
 
     def _place_on_rollouts(self) -> None:
-        if (
-            ALGORITHMS[self.algorithm].trust_region
-            and self.mini_batch_size != self.rollout_batch_size
-        ):
+        """Let steps, logs, evaluations and checkpoints end where a rollout ends, or refuse the sizes."""
+        one_step = ALGORITHMS[self.algorithm].update.one_step_per_rollout
+        if one_step and self.mini_batch_size != self.rollout_batch_size:
             per_step = self.per_device_train_batch_size * self.world_size
             if self.rollout_batch_size % per_step:
                 raise UserError(
                     f"rollout_batch_size={self.rollout_batch_size} must be a multiple of {per_step} "
                     f"(per_device_train_batch_size x processes): use {nearest_multiples(self.rollout_batch_size, per_step)}"
                 )
-            self.gradient_accumulation_steps = (
-                self.rollout_batch_size // per_step
-            )  # one step sees the whole rollout
-        divisors = {
-            "rollout_batch_size": (self.rollout_batch_size,
-                math.lcm(self.mini_batch_size, self.num_generations * self.world_size),
-                f"per_device_train_batch_size {self.per_device_train_batch_size} x accumulation "
-                f"{self.gradient_accumulation_steps} x processes {self.world_size}, and num_generations "
-                f"{self.num_generations} x processes"),
-            "total_episodes": (self.total_episodes, self.rollout_batch_size, "rollout_batch_size"),
-        }  # fmt: skip
-        for name, (value, divisor, meaning) in divisors.items():
-            if value < 1 or value % divisor:
-                raise UserError(
-                    f"{name}={value} must be a multiple of {divisor} ({meaning}): "
-                    f"use {nearest_multiples(value, divisor)}"
-                )
+            # One step sees the whole rollout.
+            self.gradient_accumulation_steps = self.rollout_batch_size // per_step
+        groups = self.num_generations * self.world_size
+        check_multiple(
+            "rollout_batch_size",
+            self.rollout_batch_size,
+            math.lcm(self.mini_batch_size, groups),
+            f"per_device_train_batch_size {self.per_device_train_batch_size} x accumulation "
+            f"{self.gradient_accumulation_steps} x processes {self.world_size}, and num_generations "
+            f"{self.num_generations} x processes",
+        )
+        check_multiple(
+            "total_episodes", self.total_episodes, self.rollout_batch_size, "rollout_batch_size"
+        )
         self.max_steps = self.total_episodes // self.rollout_batch_size * self.steps_per_rollout
         self.logging_steps = self.steps_per_rollout
         if self.save_every:
-            self.save_strategy, self.save_steps = "steps", self.save_every * self.steps_per_rollout
+            self.save_strategy = "steps"
+            self.save_steps = self.save_every * self.steps_per_rollout
         if self.eval_every:
-            self.eval_strategy, self.eval_steps = "steps", self.eval_every * self.steps_per_rollout
+            self.eval_strategy = "steps"
+            self.eval_steps = self.eval_every * self.steps_per_rollout
+
+
+def check_multiple(name: str, value: int, divisor: int, meaning: str) -> None:
+    """Refuse a size that does not divide, with the nearest that do. meaning: of the divisor."""
+    if value < 1 or value % divisor:
+        nearest = nearest_multiples(value, divisor)
+        raise UserError(
+            f"{name}={value} must be a multiple of {divisor} ({meaning}): use {nearest}"
+        )

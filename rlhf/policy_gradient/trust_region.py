@@ -1,14 +1,16 @@
 """TRPO's update as a callback: the policy's gradient becomes one trust-region step, the optimiser moves the value model.
 
-Runs just before the optimiser, when the gradient of the whole rollout is complete. Everything is taken in the weights'
+Runs just before the optimiser, when the gradient of the whole rollout is complete. Everything is computed in the weights'
 own precision, also under autocast: a KL of 0.01 is beyond bf16. The Fisher matrix is estimated on a tenth of the
 micro-batches (TRPO, appendix C: a subsample serves as well); gradient, surrogate and KL on all of them.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import TrainerCallback
 
+from rlhf.algorithms.log_probs import token_log_probs
 from rlhf.algorithms.trust_region import (
     categorical_kl,
     conjugate_gradient,
@@ -19,23 +21,19 @@ from rlhf.algorithms.trust_region import (
     step_length,
     unflatten,
 )
-from rlhf.models.actor_critic import CHUNK, hidden_before
+from rlhf.models.actor_critic import CHUNK, FORWARD_INPUTS, hidden_before
 from rlhf.models.parts import trunk_of
 
 ITERATIONS = 10  # of conjugate gradient: TRPO paper
 TOLERANCE = 1e-10  # relative squared residual: baselines
 DAMPING = 0.1  # fewer samples than parameters leave F singular: baselines
-SHRINK, ATTEMPTS, ACCEPT_RATIO = (
-    0.8,
-    10,
-    0.1,
-)  # of the line search: 0.8 and 10 as in Spinning Up, 0.1 as in modular_rl
-FISHER_SHARE = 0.1
-FORWARD = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
+SHRINK, ATTEMPTS = 0.8, 10  # of the line search: Spinning Up
+ACCEPT_RATIO = 0.1  # of the line search: modular_rl
+FISHER_SHARE = 0.1  # of the micro-batches
 
 
 class TrustRegion(TrainerCallback):
-    """trainer: its `compute_loss` leaves every micro-batch of the step in `batches`."""
+    """trainer: its `compute_loss` appends every micro-batch of the step to `batches`."""
 
     def __init__(self, trainer):
         self.trainer, self.batches = trainer, []
@@ -44,96 +42,106 @@ class TrustRegion(TrainerCallback):
         batches, self.batches = self.batches, []
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         parameters = model.policy_parameters()
-        if not batches or all(
-            p.grad is None for p in parameters
-        ):  # a pass for the value model, or a step left out
+        skipped = all(p.grad is None for p in parameters)
+        if not batches or skipped:  # a pass for the value model alone, or a gradient not finite
             return
         with torch.autocast(args.device.type, enabled=False):
-            found = self.step(
+            metrics = self.step(
                 model.policy, parameters, batches, args, total=batches[0]["num_tokens"]
             )
-        self.trainer.count(found)
+        self.trainer.update_metrics.add_common(metrics)
         for parameter in parameters:
             parameter.grad = None  # so that the optimiser leaves it where the step has put it
 
     def step(
         self, policy, parameters, batches: list[dict], args, *, total: Tensor
     ) -> dict[str, Tensor]:
-        """Move the parameters by the accepted step; what to log of it."""
-
-        def over_processes(value: Tensor) -> Tensor:
-            return self.trainer.accelerator.reduce(value, reduction="sum")
-
-        def logits(hidden: Tensor) -> Tensor:
-            return policy.get_output_embeddings()(hidden).float() / args.temperature
-
-        def states(batch: dict) -> Tensor:
-            hidden = hidden_before(trunk_of(policy), **{name: batch[name] for name in FORWARD})
-            return hidden[batch["mask"]]  # (N, H)
-
-        gradient = -flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
-
-        chosen = batches[: max(1, round(FISHER_SHARE * len(batches)))]
-        tokens = over_processes(sum(batch["mask"].sum() for batch in chosen).float())
-        graphs = []
-        for batch in chosen:
-            now = logits(states(batch))
-            graphs.append(
-                differentiable_gradient(
-                    categorical_kl(now.detach(), now).sum() / tokens, parameters
-                )
-            )
-
-        def product(vector: Tensor) -> Tensor:
-            return (
-                over_processes(sum(fisher_vector_product(g, parameters, vector) for g in graphs))
-                + DAMPING * vector
-            )
-
+        """Move the parameters by the accepted step. total: tokens of all batches. Returns what to log of it."""
+        gradients = []
+        for p in parameters:
+            gradients.append(torch.zeros_like(p) if p.grad is None else p.grad)
+        gradient = -flatten(gradients)  # of the surrogate, which is to grow, (parameters,)
+        product = self.fisher_product(policy, parameters, batches, args.temperature)
         direction = conjugate_gradient(
             product, gradient, iterations=ITERATIONS, tolerance=TOLERANCE
         )
         step = step_length(direction, product(direction), max_kl=args.max_kl) * direction
-
         with torch.no_grad():
             old_parameters = [p.detach().clone() for p in parameters]
-            old_states = [states(batch) for batch in batches]
-            head = policy.get_output_embeddings()
-            old_weight = head.weight.detach().clone()
+            measure_policy = self.surrogate_and_kl(policy, batches, args.temperature, total)
 
             def measure(fraction: float) -> tuple[float, float]:
-                for p, old, move in zip(parameters, old_parameters, unflatten(step, parameters)):
+                moves = unflatten(step, parameters)
+                for p, old, move in zip(parameters, old_parameters, moves):
                     p.copy_(old + fraction * move)
-                sums = torch.zeros(2, device=step.device, dtype=torch.float64)
-                for batch, old in zip(batches, old_states):
-                    advantages, ids = (
-                        batch["advantages"][batch["mask"]],
-                        batch["completion_ids"][batch["mask"]],
-                    )
-                    pieces = (x.split(CHUNK) for x in (old, states(batch), advantages, ids))
-                    for old_hidden, new_hidden, advantage, token in zip(*pieces):
-                        before = (
-                            torch.nn.functional.linear(old_hidden, old_weight, head.bias).float()
-                            / args.temperature
-                        )
-                        after = logits(new_hidden)
-                        ratio = (log_prob(after, token) - log_prob(before, token)).exp()
-                        sums += torch.stack(
-                            [(advantage * (ratio - 1)).sum(), categorical_kl(before, after).sum()]
-                        )
-                improvement, kl = (over_processes(sums) / total.to(sums.device)).tolist()
-                return improvement, kl
+                return measure_policy()
 
             fraction, improvement, kl = line_search(
-                measure, expected=(gradient @ step).item(), max_kl=args.max_kl, shrink=SHRINK, attempts=ATTEMPTS,
+                measure,
+                expected=(gradient @ step).item(),
+                max_kl=args.max_kl,
+                shrink=SHRINK,
+                attempts=ATTEMPTS,
                 accept_ratio=ACCEPT_RATIO,
-            )  # fmt: skip
-            if fraction == 0:
+            )
+            if fraction == 0:  # no fraction was accepted
                 for p, old in zip(parameters, old_parameters):
                     p.copy_(old)
-        found = {"step_fraction": fraction, "step_kl": kl, "step_gain": improvement}
-        return {name: torch.tensor(value, device=step.device) for name, value in found.items()}
+        metrics = {"step_fraction": fraction, "step_kl": kl, "step_gain": improvement}
+        return {name: torch.tensor(value, device=step.device) for name, value in metrics.items()}
+
+    def fisher_product(self, policy, parameters, batches: list[dict], temperature: float):
+        """A function v -> F v + damping v. The graphs of its gradients are made once."""
+        chosen = batches[: max(1, round(FISHER_SHARE * len(batches)))]
+        tokens = self.over_processes(sum(batch["mask"].sum() for batch in chosen).float())
+        graphs = []
+        for batch in chosen:
+            logits = logits_of(policy, states_of(policy, batch), temperature)
+            kl = categorical_kl(logits.detach(), logits).sum() / tokens
+            graphs.append(differentiable_gradient(kl, parameters))
+
+        def product(vector: Tensor) -> Tensor:
+            products = sum(fisher_vector_product(g, parameters, vector) for g in graphs)
+            return self.over_processes(products) + DAMPING * vector
+
+        return product
+
+    def surrogate_and_kl(self, policy, batches: list[dict], temperature: float, total: Tensor):
+        """A function () -> (gain of the surrogate, KL(old || new)), means over tokens; old is the policy of this moment."""
+        old_states = [states_of(policy, batch) for batch in batches]
+        head = policy.get_output_embeddings()
+        old_weight = head.weight.detach().clone()
+
+        def measure() -> tuple[float, float]:
+            sums = torch.zeros(2, device=total.device, dtype=torch.float64)
+            for batch, old in zip(batches, old_states):
+                advantages = batch["advantages"][batch["mask"]]  # (N,)
+                ids = batch["completion_ids"][batch["mask"]]
+                tensors = (old, states_of(policy, batch), advantages, ids)
+                for chunk in zip(*(tensor.split(CHUNK) for tensor in tensors)):
+                    old_chunk, new_chunk, advantage, token = chunk
+                    before = linear(old_chunk, old_weight, head.bias).float() / temperature
+                    after = logits_of(policy, new_chunk, temperature)  # (chunk, V)
+                    # The temperature is in the logits.
+                    old_log_probs = token_log_probs(before, token, temperature=1)
+                    log_probs = token_log_probs(after, token, temperature=1)
+                    ratio = (log_probs - old_log_probs).exp()
+                    gain = (advantage * (ratio - 1)).sum()
+                    sums += torch.stack([gain, categorical_kl(before, after).sum()])
+            improvement, kl = (self.over_processes(sums) / total).tolist()
+            return improvement, kl
+
+        return measure
+
+    def over_processes(self, value: Tensor) -> Tensor:
+        return self.trainer.accelerator.reduce(value, reduction="sum")
 
 
-def log_prob(logits: Tensor, token_ids: Tensor) -> Tensor:
-    return logits.log_softmax(-1).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+def states_of(policy, batch: dict) -> Tensor:
+    """The hidden states that predict the tokens that count, (N, H)."""
+    hidden = hidden_before(trunk_of(policy), **{name: batch[name] for name in FORWARD_INPUTS})
+    return hidden[batch["mask"]]
+
+
+def logits_of(policy, states: Tensor, temperature: float) -> Tensor:
+    return policy.get_output_embeddings()(states).float() / temperature

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from rlhf.completions.sample import sample_tokens, uniform_numbers
-from rlhf.completions.score import Completed, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import as_messages, decode_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
@@ -210,7 +210,7 @@ class Engine:
             raise UserError(f"{len(completions)} completions: give 1 to {self.limits.samples}")
         contents = [message["content"] for message in messages]
         self._check_size([*contents, *completions])
-        batch = Completed(prompts=[messages] * len(completions), completions=list(completions))
+        batch = ScoringBatch(prompts=[messages] * len(completions), completions=list(completions))
         scores = self._worker.submit(lambda: self._scorers[reward_run](batch))
         return scores.result().tolist()
 

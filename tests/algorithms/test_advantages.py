@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from rlhf.algorithms.advantages import gae, group_standardize, leave_one_out, rewards_to_go
+from rlhf.algorithms.advantages import (
+    gae,
+    group_center,
+    group_standardize,
+    leave_one_out,
+    rewards_to_go,
+)
 
 RAGGED = torch.arange(6) < torch.tensor([6, 1, 4, 2, 0])[:, None]
 
@@ -108,3 +114,22 @@ def test_group_standardize_by_hand():
 @pytest.mark.parametrize("value", [0.1, 5.0, 1000.1])
 def test_group_of_equal_scores_gives_0(value):
     assert group_standardize(torch.full((7,), value), num_generations=7).abs().max().item() < 1e-3
+
+
+# ---- Dr. GRPO ----
+
+
+def test_group_center_by_hand():
+    totals = torch.tensor([1.0, 3.0, 10.0, 10.0])
+    assert group_center(totals, num_generations=2).tolist() == [-1.0, 1.0, 0.0, 0.0]
+
+
+def test_group_center_is_leave_one_out_times_a_constant():
+    """R_i - mean = (R_i - mean of the others) (n - 1) / n."""
+    totals = torch.randn(12)
+    expected = leave_one_out(totals, num_generations=4) * 3 / 4
+    torch.testing.assert_close(group_center(totals, num_generations=4), expected)
+
+
+def test_group_center_of_equal_large_rewards_is_exactly_0():
+    assert not group_center(torch.full((3,), 1e6 + 0.1), num_generations=3).any()

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from rlhf.algorithms.log_probs import (
-    chunked,
-    masked,
+    masked_log_probs,
     token_log_probs,
     token_log_probs_and_entropy,
 )
@@ -51,13 +50,13 @@ def test_invariant_11_chunks_equal_the_whole_forward_and_backward(chunk_size, fo
         head.zero_grad()
         if whole:
             outputs = formula(head(states), ids, temperature=0.8)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         else:
-            outputs = chunked(formula, states, head, ids, temperature=0.8, chunk_size=chunk_size)
-        sum((output * weights).sum() for output in outputs).backward()
-        found.append(
-            (*(output.detach() for output in outputs), states.grad, head.weight.grad.clone())
-        )
+            mask = torch.ones(7, dtype=torch.bool)
+            outputs = masked_log_probs(
+                formula, states, head, ids, mask, temperature=0.8, chunk_size=chunk_size
+            )
+        (outputs * weights).sum().backward()  # (7,) or (2, 7)
+        found.append((outputs.detach(), states.grad, head.weight.grad.clone()))
     for all_at_once, in_chunks in zip(*found, strict=True):
         torch.testing.assert_close(in_chunks, all_at_once, atol=1e-6, rtol=1e-5)
 
@@ -66,7 +65,7 @@ def test_only_masked_positions_are_computed():
     hidden, head, ids = torch.randn(2, 3, 5), nn.Linear(5, 11), torch.randint(11, (2, 3))
     mask = torch.tensor([[True, True, False], [True, False, False]])
     hidden[~mask] = float("nan")
-    log_probs, entropy = masked(
+    log_probs, entropy = masked_log_probs(
         token_log_probs_and_entropy, hidden, head, ids, mask, temperature=1.0, chunk_size=2
     )
     assert log_probs[~mask].tolist() == entropy[~mask].tolist() == [0.0, 0.0, 0.0]
@@ -77,7 +76,7 @@ def test_only_masked_positions_are_computed():
 def test_all_masked():
     mask = torch.zeros(2, 3, dtype=torch.bool)
     ids, head = torch.zeros(2, 3, dtype=torch.long), nn.Linear(5, 11)
-    log_probs, entropy = masked(
+    log_probs, entropy = masked_log_probs(
         token_log_probs_and_entropy,
         torch.randn(2, 3, 5),
         head,

@@ -6,11 +6,18 @@ import torch
 
 from rlhf.algorithms.losses import (
     balanced_weights,
+    clip_higher_loss,
     clipped_surrogate_loss,
     clipped_value_loss,
     consistency_loss,
+    constant_length,
+    equal_completions,
+    equal_tokens,
     kwise_ranking_loss,
     policy_gradient_loss,
+    sequence_ratio,
+    surrogate_loss,
+    token_ratio,
     value_loss,
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
@@ -43,7 +50,7 @@ def test_invariant_19_clipped_surrogate_by_hand(ratio, advantage, expected, grad
     """d loss / d log_prob is -A x ratio where it is not clipped."""
     log_probs = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
     loss = clipped_surrogate_loss(
-        log_probs, torch.tensor([[-1.0]]), torch.tensor([[advantage]]), clip_range=0.2
+        token_ratio(log_probs, torch.tensor([[-1.0]])), torch.tensor([[advantage]]), clip_range=0.2
     )
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     loss.sum().backward()
@@ -54,7 +61,7 @@ def test_invariant_19_at_ratio_1_the_gradient_is_the_policy_gradient():
     log_probs, advantages = torch.randn(3, 4), torch.randn(3, 4)
     gradients = []
     for loss in (
-        lambda x: clipped_surrogate_loss(x, log_probs, advantages, clip_range=0.2),
+        lambda x: clipped_surrogate_loss(token_ratio(x, log_probs), advantages, clip_range=0.2),
         lambda x: policy_gradient_loss(x, advantages),
     ):
         variable = log_probs.clone().requires_grad_()
@@ -97,13 +104,119 @@ def test_losses_at_padding_are_finite_and_have_no_gradient():
     zero = torch.zeros(1, 2)
     for formula in (
         lambda x: policy_gradient_loss(x, zero),
-        lambda x: clipped_surrogate_loss(x, zero, zero, clip_range=0.2),
+        lambda x: clipped_surrogate_loss(token_ratio(x, zero), zero, clip_range=0.2),
         lambda x: clipped_value_loss(x, zero, zero, value_clip_range=0.2),
     ):
         variable = zero.clone().requires_grad_()
         loss = formula(variable)
         loss.sum().backward()
         assert not loss.any() and not variable.grad.any()
+
+
+# ---- GSPO, DAPO and the weights of tokens ----
+
+TWO = torch.tensor([[True, True, True], [True, False, False]])
+
+
+def test_surrogate_by_hand():
+    assert surrogate_loss(torch.tensor([[1.5, 0.5]]), torch.tensor([[2.0, -2.0]])).tolist() == [
+        [-3.0, 1.0]
+    ]
+
+
+def test_sequence_ratio_by_hand():
+    """Log ratios log 8, 0, 0 have mean log 2; a single token has its own; what is masked does not count."""
+    old = torch.zeros(2, 3)
+    log_probs = torch.tensor([[math.log(8.0), 0.0, 0.0], [math.log(3.0), 9.0, float("nan")]])
+    torch.testing.assert_close(
+        sequence_ratio(log_probs, old, TWO), torch.tensor([[2.0] * 3, [3.0] * 3])
+    )
+
+
+def test_the_gradient_of_the_sequence_ratio_is_shared_by_its_tokens():
+    """d s / d log_prob_t = s / length, and 0 at padding."""
+    log_probs = torch.log(torch.tensor([[8.0, 1.0, 1.0], [3.0, 5.0, 5.0]])).requires_grad_()
+    sequence_ratio(log_probs, torch.zeros(2, 3), TWO)[:, 0].sum().backward()
+    expected = torch.tensor([[2 / 3] * 3, [3.0, 0.0, 0.0]])
+    torch.testing.assert_close(log_probs.grad, expected)
+
+
+def test_the_sequence_ratio_of_one_token_is_the_token_ratio():
+    log_probs, old = torch.randn(4, 1), torch.randn(4, 1)
+    mask = torch.ones(4, 1, dtype=torch.bool)
+    torch.testing.assert_close(sequence_ratio(log_probs, old, mask), token_ratio(log_probs, old))
+
+
+def test_the_sequence_ratio_of_nothing_is_1():
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert (sequence_ratio(torch.randn(2, 3), torch.randn(2, 3), nothing) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "gradient"),
+    [
+        (
+            1.25,
+            2.0,
+            -2.5,
+            -2.0,
+        ),  # inside the wider upper range, where clip_range would have clipped
+        (1.5, 2.0, -2.6, 0.0),  # A > 0 and above 1.3: clipped
+        (0.5, -2.0, 1.6, 0.0),  # A < 0 and below 0.8: clipped
+        (1.5, -2.0, 3.0, 2.0),  # A < 0 and more likely: the gradient brings it back
+    ],
+)
+def test_clip_higher_by_hand(ratio, advantage, expected, gradient):
+    """d loss / d ratio is -A where it is not clipped."""
+    ratio = torch.tensor([[ratio]], requires_grad=True)
+    advantages = torch.tensor([[advantage]])
+    loss = clip_higher_loss(ratio, advantages, clip_range=0.2, clip_range_high=0.3)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.sum().backward()
+    assert ratio.grad.item() == pytest.approx(gradient, abs=1e-6)
+
+
+def test_clip_higher_with_equal_ranges_is_the_clipped_surrogate():
+    ratio, advantages = torch.rand(5, 4) * 2, torch.randn(5, 4)
+    higher = clip_higher_loss(ratio, advantages, clip_range=0.2, clip_range_high=0.2)
+    assert torch.equal(higher, clipped_surrogate_loss(ratio, advantages, clip_range=0.2))
+
+
+def test_clip_higher_at_padding_is_0():
+    zero = torch.zeros(1, 2)
+    assert not clip_higher_loss(zero + 1, zero, clip_range=0.2, clip_range_high=0.28).any()
+
+
+def test_token_weights_by_hand():
+    """Two completions of 3 and 1 tokens, the whole mini-batch: N = 4, B = 2."""
+    assert equal_tokens(TWO).tolist() == [[1.0] * 3] * 2
+    expected = [[2 / 3] * 3, [2.0] * 3]  # N / B = 2, divided by the lengths
+    torch.testing.assert_close(equal_completions(TWO, torch.tensor(4), 2), torch.tensor(expected))
+    weights = constant_length(TWO, torch.tensor(4), 2, max_completion_length=8)
+    torch.testing.assert_close(weights, torch.full((2, 3), 4 / (2 * 8)))
+
+
+def test_token_weights_give_the_means_they_are_named_after():
+    """sum(weight x loss) / N over the mask, against a second definition, row by row."""
+    losses, mask = torch.randn(4, 5), torch.arange(5) < torch.tensor([[5], [1], [3], [2]])
+    tokens = mask.sum()
+
+    def mean(weights):
+        return (weights * losses)[mask].sum() / tokens
+
+    rows = [row[kept] for row, kept in zip(losses, mask)]
+    torch.testing.assert_close(mean(equal_tokens(mask)), torch.cat(rows).mean())
+    of_completions = torch.stack([row.mean() for row in rows]).mean()
+    torch.testing.assert_close(mean(equal_completions(mask, tokens, 4)), of_completions)
+    by_constant = torch.stack([row.sum() / 7 for row in rows]).mean()
+    weights = constant_length(mask, tokens, 4, max_completion_length=7)
+    torch.testing.assert_close(mean(weights), by_constant)
+
+
+def test_token_weights_of_nothing_are_finite():
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert equal_completions(nothing, torch.tensor(1), 2).isfinite().all()
+    assert constant_length(nothing, torch.tensor(1), 2, max_completion_length=3).isfinite().all()
 
 
 # ---- K-wise ranking ----

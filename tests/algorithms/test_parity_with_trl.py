@@ -35,7 +35,12 @@ import torch
 from rlhf.algorithms.advantages import gae
 from rlhf.algorithms.kl import k1, k2, k3
 from rlhf.algorithms.log_probs import token_log_probs
-from rlhf.algorithms.losses import clipped_surrogate_loss, clipped_value_loss, value_loss
+from rlhf.algorithms.losses import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    token_ratio,
+    value_loss,
+)
 from rlhf.algorithms.masking import masked_mean, masked_sum, standardize
 from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
 from rlhf.policy_gradient.config import PolicyGradientConfig
@@ -127,8 +132,7 @@ def test_rewards_and_advantages_of_completions_of_full_length():
 def test_the_policy_loss_of_each_token_and_its_mean(batch):
     rows = batch["rows"]
     losses = clipped_surrogate_loss(
-        batch["new_logprobs"],
-        LOG_PROBS[rows],
+        token_ratio(batch["new_logprobs"], LOG_PROBS[rows]),
         ROLLOUT["advantages"][rows],
         clip_range=SET["cliprange"],
     )
@@ -214,7 +218,7 @@ def test_4_a_mini_batch_is_the_mean_over_its_tokens(place):
     tokens = [int(MASK[batch["rows"]].sum()) for batch in pair]
     losses = [
         clipped_surrogate_loss(
-            batch["new_logprobs"], LOG_PROBS[batch["rows"]], ROLLOUT["advantages"][batch["rows"]],
+            token_ratio(batch["new_logprobs"], LOG_PROBS[batch["rows"]]), ROLLOUT["advantages"][batch["rows"]],
             clip_range=SET["cliprange"],
         )
         for batch in pair

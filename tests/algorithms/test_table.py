@@ -5,18 +5,25 @@ import torch
 
 from rlhf.algorithms import ALGORITHMS, call
 
+OFFERED = {
+    "advantages": "rewards totals values mask gamma gae_lambda num_generations",
+    "ratio": "log_probs old_log_probs mask",
+    "policy_loss": "log_probs old_log_probs ref_log_probs ratio advantages mask clip_range clip_range_high",
+    "token_weights": "mask num_tokens num_completions max_completion_length",
+}
+
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_formula_of_the_table_can_be_called_with_what_the_trainer_offers(name):
-    algorithm = ALGORITHMS[name]
-    offered = {"rewards", "totals", "values", "mask", "gamma", "gae_lambda", "num_generations"}
-    assert set(inspect.signature(algorithm.advantages).parameters) <= offered
-    offered = {"log_probs", "old_log_probs", "advantages", "clip_range"}
-    assert set(inspect.signature(algorithm.policy_loss).parameters) <= offered
-    assert algorithm.value_model == ("values" in inspect.signature(algorithm.advantages).parameters)
-    assert algorithm.grouped == (
-        "num_generations" in inspect.signature(algorithm.advantages).parameters
-    )
+    for field, offered in OFFERED.items():
+        parameters = inspect.signature(getattr(ALGORITHMS[name], field)).parameters
+        assert set(parameters) <= set(offered.split()), field
+
+
+def test_values_and_groups_are_read_off_the_advantages():
+    assert [name for name, row in ALGORITHMS.items() if row.needs_values] == ["a2c", "trpo", "ppo"]
+    grouped = [name for name, row in ALGORITHMS.items() if row.grouped]
+    assert grouped == ["rloo", "grpo", "dr_grpo", "dapo", "gspo"]
 
 
 def test_call_passes_what_the_signature_names_and_nothing_else():

@@ -11,7 +11,7 @@ from rlhf.comparison.compare import ReportSettings, build_report
 from rlhf.comparison.report import plot, to_json, to_markdown, to_table
 from rlhf.completions.rollout import Rollout, statistics
 from rlhf.models.load import save
-from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.policy_gradient import update
 from rlhf.reward_model.metrics import ranking_report
 
 
@@ -80,7 +80,8 @@ def test_every_metric_is_in_the_manual(report):
         for name in column.metrics
         if not re.search("_(letters|even)$", name)
     }
-    source = inspect.getsource(PolicyGradientTrainer)
-    logged = re.findall(r'(?:found|_sums|_statistics)\["(\w+)"\]', source)
-    assert "approx_kl" in logged
+    source = inspect.getsource(update)
+    logged = re.findall(r'(?:sums|metrics)\["(\w+)"\]|"(\w+)": masked_sum', source)
+    logged = {one or other for one, other in logged}
+    assert {"approx_kl", "policy_loss", "ptx_loss", "first_ratio_error"} <= logged
     assert {*named, *logged} <= explained, {*named, *logged} - explained

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.completions.rollout import Rollout, collect, estimate, statistics
+from rlhf.completions.rollout import CollectSettings, Rollout, collect, estimate, statistics
 from rlhf.completions.sample import uniform_numbers
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.data.chat import encode_prompt
-from rlhf.models.actor_critic import ActorCritic, frozen_copy, reference_log_probs
+from rlhf.models.actor_critic import ActorCritic, ValueHead, frozen_copy, reference_log_probs
 
 SETTINGS = dict(kl_coef=0.1, gamma=1.0, gae_lambda=0.95, num_generations=2)
 WORDS = ["a", "b c", "d", "e f g", "h", "a b", "c", "d e"]
@@ -29,7 +29,7 @@ def gather(
     eos_penalty=0.0,
     batch_size=3,
 ):
-    model = ActorCritic(policy, "shared").eval()
+    model = ActorCritic(policy, ValueHead(policy.config.hidden_size)).eval()
     with torch.no_grad():
         model.value_head.weight.copy_(torch.linspace(-1, 1, 16))
     reference = frozen_copy(policy)
@@ -42,11 +42,13 @@ def gather(
         tokenizer,
         [{"prompt": word, "place": place} for place, word in enumerate(words)],
         [encode_prompt(tokenizer, word) for word in words],
-        uniforms=uniform_numbers(len(WORDS), 6, seed=2, stream=0)[start : start + len(words)],
-        temperature=temperature,
-        max_completion_length=6,
-        batch_size=batch_size,
-        eos_penalty=eos_penalty,
+        uniform_numbers(len(WORDS), 6, seed=2, stream=0)[start : start + len(words)],
+        CollectSettings(
+            temperature=temperature,
+            max_completion_length=6,
+            batch_size=batch_size,
+            missing_eos_penalty=eos_penalty,
+        ),
     )
 
 
@@ -274,13 +276,14 @@ def test_invariant_30_statistics_by_hand():
         ended=[True, False],
         entropy=[[0.5, 1.0], [3.0, 9.0]],
     )
-    found.parts = {"length": torch.tensor([8.0, 4.0])}
+    found = replace(found, parts={"length": torch.tensor([8.0, 4.0])})
     assert statistics(found) == pytest.approx(
         {
             "score": 3.0, "score_std": 1.0, "completion_length": 1.5, "eos_rate": 0.5, "score_length": 6.0,
             "kl": (1.5 - 1.0) / 2,  # 1 + 0.5 in the first row, -1 in the second
             "surprise": 2.0,  # (1 + 2 + 3) / 3
             "entropy": 1.5,
+            "unique_completions": 1.0, "distinct_2": 1.0, "repetition": 0.0,  # ids 1 1 and 1: one 2-gram, no 3-gram
         }
     )  # fmt: skip
     found = replace(found, returns=torch.tensor([[1.0, 2.0], [3.0, 99.0]]))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rlhf.completions.score import (
-    Completed,
     FunctionScorer,
     RewardModelScorer,
+    ScoringBatch,
     WeightedSum,
     load_scorers,
 )
@@ -33,7 +33,7 @@ def trained_on(tokenizer):
 
 def test_invariant_04_text_is_scored_exactly_as_it_was_trained(tokenizer, make_reward_model):
     scorer = RewardModelScorer(make_reward_model(tokenizer), tokenizer, batch_size=2)
-    found = scorer(Completed(PROMPTS, TEXTS))
+    found = scorer(ScoringBatch(PROMPTS, TEXTS))
     assert found.tolist() == pytest.approx(
         [slow(scorer.model, ids) for ids in trained_on(tokenizer)], abs=1e-5
     )
@@ -46,7 +46,7 @@ def test_invariant_04_the_policys_own_ids_are_scored_at_their_last_token(
     """A completion that was cut off has no EOS, and none is invented; pad == EOS hides nothing."""
     scorer = RewardModelScorer(make_reward_model(eos_is_pad), eos_is_pad, batch_size=batch_size)
     prompts, completions = [[11, 2, 0, 12], [11, 3, 0, 12], [4]], [[5, 0], [5, 6, 7], [0]]
-    batch = Completed(
+    batch = ScoringBatch(
         PROMPTS, ["?"] * 3, tokenizer=eos_is_pad, prompt_ids=prompts, completion_ids=completions
     )
     expected = [slow(scorer.model, p + c) for p, c in zip(prompts, completions, strict=True)]
@@ -58,7 +58,7 @@ def test_invariant_04_another_tokenizer_gets_the_text_again_with_its_own_templat
 ):
     scorer = RewardModelScorer(make_reward_model(bytes_tokenizer), bytes_tokenizer)
     ids = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
-    batch = Completed(
+    batch = ScoringBatch(
         PROMPTS, TEXTS, tokenizer=tokenizer, prompt_ids=ids, completion_ids=[[2, 3, 0], [0], [4]]
     )
     expected = [slow(scorer.model, row) for row in trained_on(bytes_tokenizer)]
@@ -69,12 +69,12 @@ def test_invariant_28_the_reward_model_is_frozen_without_dropout(tokenizer, make
     scorer = RewardModelScorer(make_reward_model(tokenizer).train(), tokenizer)
     assert not scorer.model.training and not any(p.requires_grad for p in scorer.model.parameters())
     scorer.model.train()
-    assert torch.equal(scorer(Completed(PROMPTS, TEXTS)), scorer(Completed(PROMPTS, TEXTS)))
+    assert torch.equal(scorer(ScoringBatch(PROMPTS, TEXTS)), scorer(ScoringBatch(PROMPTS, TEXTS)))
 
 
 def test_too_long_for_the_reward_model_is_said(tokenizer, make_reward_model, refused):
     scorer = RewardModelScorer(make_reward_model(tokenizer), tokenizer)
-    assert "at most 48 tokens" in refused(scorer, Completed(["a"], ["b " * 60]))
+    assert "at most 48 tokens" in refused(scorer, ScoringBatch(["a"], ["b " * 60]))
 
 
 # ---- functions and sums ----
@@ -92,7 +92,7 @@ def test_invariant_32_weighted_sum_keeps_each_part():
         {"shout": FunctionScorer(shout, "shout"), "given": FunctionScorer(given, "given")},
         [2.0, -1.0],
     )
-    scores, parts = rewards(Completed(["x", "y"], ["aa", "b"], {"bonus": [0.5, 1.0]}))
+    scores, parts = rewards(ScoringBatch(["x", "y"], ["aa", "b"], {"bonus": [0.5, 1.0]}))
     assert scores.tolist() == [3.5, -1.0]
     assert {name: part.tolist() for name, part in parts.items()} == {
         "shout": [2.0, 0.0],
@@ -102,7 +102,7 @@ def test_invariant_32_weighted_sum_keeps_each_part():
 
 def test_invariant_32_weights_are_1_by_default_and_must_fit(refused):
     scorer = FunctionScorer(shout, "shout")
-    assert WeightedSum({"shout": scorer})(Completed(["x"], ["aa"]))[0].tolist() == [2.0]
+    assert WeightedSum({"shout": scorer})(ScoringBatch(["x"], ["aa"]))[0].tolist() == [2.0]
     assert "2 numbers for 1 rewards (shout)" in refused(WeightedSum, {"shout": scorer}, [1.0, 2.0])
     assert "reward_model_path" in refused(WeightedSum, {})
 
@@ -118,7 +118,7 @@ def test_invariant_32_weights_are_1_by_default_and_must_fit(refused):
 )
 def test_invariant_32_what_a_function_returns_is_checked_and_the_row_named(returned, said, refused):
     scorer = FunctionScorer(lambda prompts, completions, **columns: returned, "mine")
-    message = refused(scorer, Completed(["x", "y"], ["one", "two"]))
+    message = refused(scorer, ScoringBatch(["x", "y"], ["one", "two"]))
     assert "mine" in message and said in message
 
 
@@ -127,7 +127,7 @@ def test_invariant_32_an_exception_in_a_function_is_told_with_its_name(refused):
         raise KeyError("answers")
 
     assert "reward function broken raised KeyError" in refused(
-        FunctionScorer(broken, "broken"), Completed(["x"], ["y"])
+        FunctionScorer(broken, "broken"), ScoringBatch(["x"], ["y"])
     )
 
 
@@ -157,6 +157,6 @@ def test_invariant_32_several_reward_models(tokenizer, make_reward_model, tmp_pa
         save(make_reward_model(tokenizer, seed=place), tokenizer, tmp_path / str(place))
     scorers = load_scorers([str(tmp_path / "0"), str(tmp_path / "1")], [])
     assert list(scorers) == ["reward_model", "reward_model_2"]
-    scores, parts = WeightedSum(scorers, [0.5, 2.0])(Completed(PROMPTS, TEXTS))
+    scores, parts = WeightedSum(scorers, [0.5, 2.0])(ScoringBatch(PROMPTS, TEXTS))
     torch.testing.assert_close(scores, 0.5 * parts["reward_model"] + 2.0 * parts["reward_model_2"])
     assert not torch.allclose(*parts.values())

@@ -2,7 +2,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from rlhf.models.actor_critic import ActorCritic, frozen_copy, position_ids, reference_log_probs
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    ValueHead,
+    frozen_copy,
+    position_ids,
+    reference_log_probs,
+)
 from rlhf.models.parts import disable_dropout
 from rlhf.models.scores import sequence_scores
 
@@ -40,7 +46,7 @@ def slow(policy, prompt, completion, temperature):
 def model(request, tokenizer, make_policy, make_llama, make_reward_model):
     policy = make_llama(tokenizer) if request.param.startswith("llama") else make_policy(tokenizer)
     if "shared" in request.param:
-        model = ActorCritic(policy, "shared")
+        model = ActorCritic(policy, ValueHead(policy.config.hidden_size))
         torch.nn.init.normal_(model.value_head.weight)
     else:
         model = ActorCritic(policy, make_reward_model(tokenizer, seed=1))
@@ -135,14 +141,16 @@ def test_invariant_22_first_values_of_the_reward_model_are_its_scores_of_the_tex
 @torch.no_grad()
 def test_shared_head_starts_at_0_and_no_critic_gives_no_values(tokenizer, make_policy):
     batch = pad(PROMPTS, COMPLETIONS, 13)
-    assert not ActorCritic(make_policy(tokenizer), "shared")(**batch, temperature=1.0).values.any()
+    assert not ActorCritic(make_policy(tokenizer), ValueHead(16))(
+        **batch, temperature=1.0
+    ).values.any()
     model = ActorCritic(make_policy(tokenizer), None)
     assert model(**batch, temperature=1.0).values is None and model.value_parameters() == []
 
 
 @torch.no_grad()
 def test_invariant_11_a_bf16_policy_gives_fp32_log_probs_and_values(tokenizer, make_policy):
-    model = ActorCritic(make_policy(tokenizer).to(torch.bfloat16), "shared")
+    model = ActorCritic(make_policy(tokenizer).to(torch.bfloat16), ValueHead(16))
     seen = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0, entropy=True)
     assert seen.log_probs.dtype == seen.values.dtype == seen.entropy.dtype == torch.float32
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from rlhf.models.actor_critic import ActorCritic, trunk_of
+from rlhf.models.actor_critic import ActorCritic, ValueHead, trunk_of
 from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.lora import add_lora
 from rlhf.models.memory import Memory, estimate_memory, free_memory, layer_bytes
@@ -171,7 +171,7 @@ def medium():
 
 def test_weights_gradients_and_optimizer_are_what_one_step_leaves():
     policy, reference = medium(), medium().requires_grad_(False)
-    model = ActorCritic(policy, "shared")
+    model = ActorCritic(policy, ValueHead(policy.config.hidden_size))
 
     optimizer = torch.optim.AdamW(trainable(model))
     ids, mask = torch.randint(1, 2000, (2, 6)), torch.ones(2, 6, dtype=torch.bool)

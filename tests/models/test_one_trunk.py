@@ -17,6 +17,7 @@ from rlhf.models.one_trunk import (
 )
 from rlhf.models.parts import trunk_of
 from rlhf.models.scores import sequence_scores, shift_scores
+from rlhf.policy_gradient.roles import estimate_run_memory
 
 IDS = torch.tensor([[11, 2, 0, 12, 3], [11, 5, 0, 12, 13], [4, 0, 13, 13, 13]])
 MASK = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 2 + [False] * 3])
@@ -78,7 +79,7 @@ def make_one_trunk(folders, tokenizer, make_trainer):
         value = add_adapter_model(policy, str(folders / "reward"), "value", trainable=True)
         scorer = RewardModelScorer(reward, tokenizer)
         trainer = make_trainer(folder, policy=policy, models={"value_model": value}, **settings)
-        trainer.rewards.scorers, trainer.rewards.weights = (
+        trainer.roles.rewards.scorers, trainer.roles.rewards.weights = (
             {"reward_model": scorer},
             {"reward_model": 1.0},
         )
@@ -225,12 +226,12 @@ def test_an_adapters_parameters_are_its_own_whatever_the_layers_are_called(token
 def test_invariant_28_training_moves_policy_and_value_adapters_and_nothing_else(make_one_trunk):
     trainer = make_one_trunk(learning_rate=1e-2)
     model = trainer.model
-    rollout = trainer.make_rollout(0)
-    assert trainer.ref_model is None and torch.equal(
+    rollout = trainer.rollouts.make(0)
+    assert trainer.roles.ref_model is None and torch.equal(
         rollout.log_probs, rollout.ref_log_probs
     )  # KL exactly 0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    reward_scores = scores(trainer.rewards.scorers["reward_model"].model)
+    reward_scores = scores(trainer.roles.rewards.scorers["reward_model"].model)
     with adapter(model.policy, None):
         reference = logits(model.policy)
     trainer.train()
@@ -242,8 +243,8 @@ def test_invariant_28_training_moves_policy_and_value_adapters_and_nothing_else(
             assert torch.equal(before[name], after[name]) != moves, (
                 f"{name} {'stood still' if moves else 'moved'}"
             )
-    assert torch.equal(scores(trainer.rewards.scorers["reward_model"].model), reward_scores)
-    later = trainer.make_rollout(1)
+    assert torch.equal(scores(trainer.roles.rewards.scorers["reward_model"].model), reward_scores)
+    later = trainer.rollouts.make(1)
     assert later.log_probs.ne(later.ref_log_probs).any()
     with adapter(model.policy, None):
         assert torch.equal(logits(model.policy), reference)
@@ -265,11 +266,11 @@ def test_policy_and_value_parameters_are_disjoint_and_complete(make_one_trunk):
 
 def test_memory_four_roles_take_little_more_than_one(make_one_trunk, folders):
     trainer = make_one_trunk()
-    models = [trainer.model, *(scorer.model for scorer in trainer.rewards.scorers.values())]
+    models = [trainer.model, *(scorer.model for scorer in trainer.roles.rewards.scorers.values())]
     storages = {p.data_ptr(): p.nbytes for model in models for p in model.parameters()}
     base = sum(p.nbytes for p in load_policy(str(folders / "sft")).parameters())
     assert base < sum(storages.values()) < 1.5 * base
-    assert base < sum(trainer.memory().weights.values()) < 1.5 * base
+    assert base < sum(estimate_run_memory(trainer).weights.values()) < 1.5 * base
 
 
 def test_invariant_29_what_is_saved_is_a_plain_policy_and_the_value_adapter(

@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.actor_critic import ActorCritic, ValueHead
 from rlhf.policy_gradient.sharding import (
     check_settings,
     has_sharded_weights,
@@ -64,8 +64,8 @@ for name, settings in RUNS.items():
     trainer = tiny_trainer(word_tokenizer(), sys.argv[2] + "/" + name, **SETTINGS | settings)
     if name == "one NaN":
 
-        def spoilt(log_probs, old_log_probs, advantages, clip_range):
-            losses = clipped_surrogate_loss(log_probs, old_log_probs, advantages, clip_range=clip_range)
+        def spoilt(ratio, advantages, clip_range):
+            losses = clipped_surrogate_loss(ratio, advantages, clip_range=clip_range)
             return losses * float("nan") if trainer.state.global_step == 3 else losses
 
         trainer.algorithm = dataclasses.replace(trainer.algorithm, policy_loss=spoilt)
@@ -146,7 +146,7 @@ def test_accelerate_knows_every_key_of_each_layout(path):
 
 
 def test_the_twin_is_the_model_while_it_is_filled_and_empty_otherwise(tokenizer, make_policy):
-    model = ActorCritic(make_policy(tokenizer), "shared")
+    model = ActorCritic(make_policy(tokenizer), ValueHead(16))
     batch = dict(prompt_ids=torch.tensor([[11, 2]]), completion_ids=torch.tensor([[3, 0]]))
     batch |= dict(
         prompt_mask=torch.ones(1, 2).bool(), mask=torch.ones(1, 2).bool(), temperature=1.0

@@ -15,7 +15,7 @@ from rlhf.models.load import load_policy, save
 from rlhf.models.lora import add_lora
 from rlhf.models.scratch import new_policy
 from rlhf.policy_gradient import alarms as guards
-from rlhf.policy_gradient import trainer as policy_gradient
+from rlhf.policy_gradient import update
 from rlhf.policy_gradient.trainer import SKIPPED_AT_MOST
 from rlhf.runs.record import read_jsonl
 
@@ -89,28 +89,30 @@ def lora(tokenizer, make_policy):
 
 
 @pytest.mark.parametrize(
-    ("choice", "left", "said"), [("drop", 2, "left out"), ("cut", 3, "cut to their end")]
+    ("choice", "left", "said"), [("drop", 2, "dropped"), ("cut", 3, "cut to their end")]
 )
 def test_invariant_06_long_prompts_are_dropped_or_cut_and_counted(
     make_trainer, capsys, choice, left, said
 ):
     rows = [{"prompt": "a b c d e"}, {"prompt": "a"}, {"prompt": "b"}]
     trainer = make_trainer(rows=rows, max_prompt_length=6, long_prompts=choice)
-    assert len(trainer.prompt_ids) == len(trainer.rows) == left
+    assert len(trainer.rollouts.prompts.ids) == len(trainer.rollouts.prompts.rows) == left
     assert (
         f"1 of 3 training prompts are longer than 6 tokens and were {said}"
         in capsys.readouterr().out
     )
     if choice == "cut":
-        assert trainer.prompt_ids[0] == [3, 4, 5, 6, 0, 12]  # its last six tokens
+        assert trainer.rollouts.prompts.ids[0] == [3, 4, 5, 6, 0, 12]  # its last six tokens
 
 
 def test_invariant_06_prompt_and_completion_fit_the_context(make_trainer, refused):
     trainer = make_trainer(
         max_completion_length=26, rows=[{"prompt": "a"}, {"prompt": "a b c d e f"}]
     )
-    assert trainer.prompt_limit == 32 - 26 and [row["prompt"] for row in trainer.rows] == ["a"]
-    trainer.make_rollout(0)
+    assert trainer.args.prompt_limit(32) == 32 - 26 and [
+        row["prompt"] for row in trainer.rollouts.prompts.rows
+    ] == ["a"]
+    trainer.rollouts.make(0)
     assert "every training prompt" in refused(make_trainer, max_completion_length=30)
     assert "no room for a prompt" in refused(make_trainer, max_completion_length=32)
 
@@ -118,11 +120,11 @@ def test_invariant_06_prompt_and_completion_fit_the_context(make_trainer, refuse
 # ---- before the first update ----
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "gspo"])
 def test_invariant_08_before_the_first_update_of_each_rollout_nothing_has_moved(
     make_trainer, algorithm
 ):
-    groups = dict(num_generations=4) if algorithm == "grpo" else {}
+    groups = dict(num_generations=4) if ALGORITHMS[algorithm].grouped else {}
     trainer = make_trainer(
         algorithm=algorithm,
         total_episodes=48,
@@ -162,8 +164,8 @@ def test_invariant_09_at_step_0_the_policy_is_the_reference(
     if kind != "full":
         policy = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4)
     trainer = make_trainer(policy=policy, eval_rows=PROMPTS, learning_rate=1e-2)
-    assert (trainer.ref_model is None) == (kind != "full")
-    rollout = trainer.make_rollout(0)
+    assert (trainer.roles.ref_model is None) == (kind != "full")
+    rollout = trainer.rollouts.make(0)
     torch.testing.assert_close(rollout.ref_log_probs, rollout.log_probs, atol=1e-6, rtol=0)
     assert trainer.evaluate()["eval_kl"] == pytest.approx(0, abs=1e-6)
     reference = rollout.ref_log_probs[0, 0].item()
@@ -173,7 +175,7 @@ def test_invariant_09_at_step_0_the_policy_is_the_reference(
     batch = {
         k: getattr(rollout, k) for k in ("prompt_ids", "prompt_mask", "completion_ids", "mask")
     }
-    stayed = trainer._reference(trainer.model.policy, batch)[0, 0].item()
+    stayed = trainer.rollouts.reference(trainer.model.policy, batch)[0, 0].item()
     assert stayed == pytest.approx(reference, abs=1e-6)
 
 
@@ -185,7 +187,12 @@ def test_invariant_10_dropout_is_off_in_all_four_models(
         policy=policy, models={"value_model": make_reward_model(tokenizer, seed=1).train()}
     )
     scorer = RewardModelScorer(make_reward_model(tokenizer).train(), tokenizer)
-    for model in (trainer.model.policy, trainer.model.value_model, trainer.ref_model, scorer.model):
+    for model in (
+        trainer.model.policy,
+        trainer.model.value_model,
+        trainer.roles.ref_model,
+        scorer.model,
+    ):
         rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
         assert rates and not any(rates)
     assert policy.config.resid_pdrop == 0.1  # the saved config keeps its own
@@ -210,7 +217,7 @@ def test_invariant_15_fixed_mode_leaves_the_coefficient_alone_and_adaptive_mode_
 
 def test_invariant_05_penalty_reaches_the_score(make_trainer):
     plain, penalised = (
-        make_trainer(str(p), missing_eos_penalty=p).make_rollout(0) for p in (0.0, 2.0)
+        make_trainer(str(p), missing_eos_penalty=p).rollouts.make(0) for p in (0.0, 2.0)
     )
     assert 0 < plain.ended.sum() < 16
     torch.testing.assert_close(plain.scores - penalised.scores, 2.0 * ~plain.ended)
@@ -218,10 +225,10 @@ def test_invariant_05_penalty_reaches_the_score(make_trainer):
 
 def test_a_reward_model_can_score_and_estimate_values(make_trainer, tokenizer, make_reward_model):
     trainer = make_trainer(models={"value_model": make_reward_model(tokenizer)})
-    trainer.rewards.scorers = {
+    trainer.roles.rewards.scorers = {
         "reward_model": RewardModelScorer(make_reward_model(tokenizer), tokenizer)
     }
-    trainer.rewards.weights = {"reward_model": 1.0}
+    trainer.roles.rewards.weights = {"reward_model": 1.0}
     trainer.train()
     assert all(torch.isfinite(torch.tensor(row["value_loss"])) for row in metrics(trainer))
 
@@ -234,10 +241,13 @@ def test_a_reward_model_can_score_and_estimate_values(make_trainer, tokenizer, m
     [
         {},
         {"algorithm": "grpo", "num_generations": 4},
+        {"algorithm": "dr_grpo", "num_generations": 4},
+        {"algorithm": "dapo", "num_generations": 4},
+        {"algorithm": "gspo", "num_generations": 4},
         {"algorithm": "reinforce"},
         {"ptx_coef": 0.5, "ptx_per_episode": 2, "models": {"texts": TEXTS}},
     ],
-    ids=["ppo", "grpo", "reinforce", "ppo-ptx"],
+    ids=["ppo", "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo-ptx"],
 )
 def test_invariant_20_24_accumulating_4_times_4_equals_16(make_trainer, settings):
     """Completions have unequal lengths, so a mean over micro-batches would weigh tokens differently. SGD: Adam would
@@ -248,7 +258,7 @@ def test_invariant_20_24_accumulating_4_times_4_equals_16(make_trainer, settings
         trainer = make_trainer(name, max_grad_norm=1e9, **batch, **settings)
         groups = [{"params": g["params"], "lr": 0.1} for g in trainer.optimizer.param_groups]
         trainer.optimizer = torch.optim.SGD(groups)
-        assert trainer.make_rollout(0).mask.sum(1).unique().numel() > 1
+        assert trainer.rollouts.make(0).mask.sum(1).unique().numel() > 1
         trainer.train()
         runs.append((weights(trainer), metrics(trainer)))
     assert len(runs[0][1]) == 2
@@ -267,13 +277,13 @@ def test_invariant_21_rollouts_go_through_all_prompts_evenly(make_trainer):
 
     trainer = make_trainer(score=score, algorithm="rloo", num_generations=8, total_episodes=64)
     for index in range(4):
-        trainer.make_rollout(index)
+        trainer.rollouts.make(index)
     assert set(seen.values()) == {8} and len(seen) == 8
 
 
 def test_groups_stand_next_to_each_other(make_trainer):
     trainer = make_trainer(algorithm="rloo", num_generations=4)
-    prompts = [tuple(row.tolist()) for row in trainer.make_rollout(0).prompt_ids]
+    prompts = [tuple(row.tolist()) for row in trainer.rollouts.make(0).prompt_ids]
     assert (
         all(len(set(prompts[i : i + 4])) == 1 for i in range(0, 16, 4)) and len(set(prompts)) == 4
     )
@@ -289,8 +299,8 @@ def test_invariant_23_policy_and_value_gradients_are_clipped_and_logged_apart(
             parameter.grad = torch.zeros_like(parameter)
         parameters[0].grad.view(-1)[0] = size
     assert float(trainer._clip_grad_norm(inner)) == pytest.approx(3.0)
-    assert float(trainer._sums["update_grad_norm_policy"]) == pytest.approx(3.0)
-    assert float(trainer._sums["update_grad_norm_value"]) == pytest.approx(40.0)
+    assert float(trainer.update_metrics.common["grad_norm_policy"]) == pytest.approx(3.0)
+    assert float(trainer.update_metrics.common["grad_norm_value"]) == pytest.approx(40.0)
     for parameters in (inner.policy_parameters(), inner.value_parameters()):
         assert parameters[0].grad.view(-1)[0].item() == pytest.approx(0.5, rel=1e-4)
     trainer.train()
@@ -336,17 +346,17 @@ def test_invariant_28_reference_and_reward_model_never_change(
     reward_model = make_reward_model(tokenizer)
     trainer = make_trainer(models={"value_model": make_reward_model(tokenizer)})
     scorer = RewardModelScorer(reward_model, tokenizer)
-    trainer.rewards.scorers, trainer.rewards.weights = (
+    trainer.roles.rewards.scorers, trainer.roles.rewards.weights = (
         {"reward_model": scorer},
         {"reward_model": 1.0},
     )
-    frozen = (trainer.ref_model, scorer.model)
+    frozen = (trainer.roles.ref_model, scorer.model)
     before = [{name: p.clone() for name, p in model.named_parameters()} for model in frozen]
     trainer.train()
     for model, kept in zip(frozen, before, strict=True):
         assert_same(kept, dict(model.named_parameters()), atol=0, rtol=0)
         assert all(p.grad is None and not p.requires_grad for p in model.parameters())
-    assert not {p.data_ptr() for p in trainer.ref_model.parameters()} & {
+    assert not {p.data_ptr() for p in trainer.roles.ref_model.parameters()} & {
         p.data_ptr() for p in trainer.model.parameters()
     }
 
@@ -410,7 +420,7 @@ def one_step(make_trainer, folder="run", **settings):
         **settings,
     )
     torch.nn.init.constant_(trainer.model.value_head.weight, 0.1)
-    model, rollout = copy.deepcopy(trainer.model), trainer.make_rollout(0)
+    model, rollout = copy.deepcopy(trainer.model), trainer.rollouts.make(0)
     watch = Watch(trainer)
     trainer.train()
     assert trainer.state.global_step == len(watch.gradients) == 1
@@ -488,7 +498,11 @@ def test_invariant_24_a_coefficient_of_0_is_the_run_without_text(make_trainer, r
 
 def test_invariant_24_every_text_is_used_evenly(make_trainer):
     trainer = make_trainer(ptx_coef=0.5, ptx_per_episode=3, models={"texts": TEXTS})
-    seen = Counter(tuple(ids) for place in range(16) for ids in trainer._texts(place))
+    seen = Counter(
+        tuple(ids)
+        for place in range(16)
+        for ids in trainer.get_train_dataloader().texts_with(place)
+    )
     assert set(seen.values()) == {16 * 3 // 8} and len(seen) == 8
 
 
@@ -578,8 +592,8 @@ def spoil(trainer, updates):
     """The policy loss of these updates (counted from 0) is NaN."""
     calls = iter(range(10**6))
 
-    def spoilt(log_probs, old_log_probs, advantages, clip_range):
-        losses = clipped_surrogate_loss(log_probs, old_log_probs, advantages, clip_range=clip_range)
+    def spoilt(ratio, advantages, clip_range):
+        losses = clipped_surrogate_loss(ratio, advantages, clip_range=clip_range)
         return losses * float("nan") if next(calls) in updates else losses
 
     trainer.algorithm = dataclasses.replace(trainer.algorithm, policy_loss=spoilt)
@@ -627,7 +641,7 @@ def test_invariant_25_a_step_left_out_does_not_spoil_the_loss_of_later_rollouts(
 def test_invariant_25_a_rollout_whose_every_step_is_left_out_is_logged(make_trainer, monkeypatch):
     losses = iter([float("nan"), 1.0])
     monkeypatch.setattr(
-        policy_gradient,
+        update,
         "value_loss",
         lambda values, returns: (values - returns) ** 2 * next(losses),
     )
@@ -721,7 +735,7 @@ def test_invariant_27_resumed_equals_uninterrupted(
         for t in (whole, resumed)
     )
     assert len(first) == 4 and first == second
-    assert whole.kl_coef == resumed.kl_coef != 0.02
+    assert whole.rollouts.kl_coef == resumed.rollouts.kl_coef != 0.02
     for name in ("samples.jsonl", "alarms.jsonl"):
         after = [row for row in read_jsonl(tmp_path / "whole" / name) if row["step"] > middle]
         assert after and read_jsonl(tmp_path / "resumed" / name) == after, name
@@ -837,7 +851,7 @@ def learner(make_trainer, tokenizer, algorithm, seed, **settings):
     policy = new_policy(tokenizer, model_type="gpt2", hidden_size=32, layers=1, heads=2, context=32)
     defaults = dict(
         total_episodes=64 * 15, rollout_batch_size=64, per_device_train_batch_size=16, learning_rate=1e-2, kl_coef=0.0,
-        num_generations=4 if algorithm in ("rloo", "grpo") else 1, per_device_eval_batch_size=64,
+        num_generations=4 if ALGORITHMS[algorithm].grouped else 1, per_device_eval_batch_size=64,
         max_completion_length=4, max_kl=0.1,
     )  # fmt: skip
     return make_trainer(

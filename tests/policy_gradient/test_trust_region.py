@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from rlhf.models.actor_critic import FORWARD_INPUTS
 from rlhf.models.lora import add_lora
 from rlhf.policy_gradient import trust_region
 
 ONE = dict(
     algorithm="trpo", total_episodes=16
 )  # one rollout: one step of the policy, four of the value model
-FORWARD = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
 
 
 def metrics(trainer):
@@ -43,7 +43,7 @@ class Watch(TrainerCallback):
 def logits_row_by_row(policy, batch, temperature):
     """The model's own forward on every completion by itself, (tokens, V): no padding, no mask, no chunks."""
     found = []
-    for prompt, shown, completion, mask in zip(*(batch[name] for name in FORWARD)):
+    for prompt, shown, completion, mask in zip(*(batch[name] for name in FORWARD_INPUTS)):
         prompt, completion = prompt[shown], completion[mask]
         logits = policy(input_ids=torch.cat([prompt, completion])[None]).logits[0] / temperature
         found.append(logits[len(prompt) - 1 : -1].double())
@@ -208,7 +208,7 @@ def test_invariant_20_accumulating_4_times_4_equals_16(make_trainer, monkeypatch
         trainer = make_trainer(str(size), algorithm="trpo", per_device_train_batch_size=size)
         groups = [{"params": g["params"], "lr": 0.1} for g in trainer.optimizer.param_groups]
         trainer.optimizer = torch.optim.SGD(groups)
-        assert trainer.make_rollout(0).mask.sum(1).unique().numel() > 1
+        assert trainer.rollouts.make(0).mask.sum(1).unique().numel() > 1
         trainer.train()
         runs.append(trainer)
     one, four = runs

@@ -25,6 +25,8 @@ processes = None
 for name, settings in {
     "ppo": dict(kl_target=0.5, kl_horizon=50),
     "grpo": dict(algorithm="grpo", num_generations=4, models={"value_model": None}),
+    "dr_grpo": dict(algorithm="dr_grpo", num_generations=4, models={"value_model": None}),
+    "gspo": dict(algorithm="gspo", num_generations=4, models={"value_model": None}),
     "ppo-ptx": dict(
         ptx_coef=0.5, ptx_per_episode=2, ema_decay=0.8, value_warmup_rollouts=1,
         models={"texts": [[2, 3, 0], [4, 5, 6, 7, 8, 0], [9, 0], [5, 2, 9, 3, 0], [3] * 12]},
@@ -52,8 +54,8 @@ for name, settings in {
 
     folder = sys.argv[2] + "/" + name
     trainer = start(folder)
-    first = trainer.make_rollout(0)
-    trainer.kl_coef = trainer.args.kl_coef
+    first = trainer.rollouts.make(0)
+    trainer.rollouts.kl_coef = trainer.args.kl_coef
     trainer.train()
     evaluation = trainer.evaluate()
     resumed = start(folder + "-resumed")
@@ -104,6 +106,8 @@ def runs(tmp_path_factory):
 LOOSER = {
     "ppo": 1,
     "grpo": 1,
+    "dr_grpo": 1,
+    "gspo": 1,
     "ppo-ptx": 1,
     "trpo": 10,
 }  # ten solver steps of trpo amplify the rounding of sums

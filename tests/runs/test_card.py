@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf.completions.score import Completed, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import add_chat_template
 from rlhf.errors import UserError
 from rlhf.markdown import markdown_cell
@@ -278,7 +278,7 @@ def test_reward_snippet_gives_the_score_that_training_saw(tmp_path, chat_tokeniz
     save(reward_model(chat_tokenizer), chat_tokenizer, tmp_path)
     record("reward").save(tmp_path)
     scorer = RewardModelScorer.load(str(tmp_path))
-    expected = scorer(Completed(prompts=["Hello, how are you?"], completions=["Hello!"]))
+    expected = scorer(ScoringBatch(prompts=["Hello, how are you?"], completions=["Hello!"]))
     assert run_snippet(tmp_path)["score"] == pytest.approx(float(expected), abs=1e-6)
 
 

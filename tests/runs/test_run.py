@@ -12,7 +12,8 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from rlhf.completions.score import Completed, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
+from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
@@ -290,12 +291,12 @@ def test_invariant_22_the_value_model_starts_from_the_reward_model(
     save(make_policy(tokenizer), tokenizer, tmp_path / "policy")
 
     def value_model(**settings):
-        return ppo.load_value_model(ppo.PPOSettings(**settings), None, tokenizer)
+        return ppo.load_value_model(ppo.PPOSettings(**settings), make_policy(tokenizer), tokenizer)
 
     found = value_model(reward_model_path=[str(tmp_path / "reward")])  # the default of the recipe
     for name, parameter in make_reward_model(tokenizer).named_parameters():
         assert torch.equal(dict(found.named_parameters())[name], parameter), name
-    assert value_model(value_model="shared") == "shared"
+    assert isinstance(value_model(value_model="shared"), ValueHead)
     assert "value_model: shared" in refused(value_model)  # rewards by functions alone
     assert "another tokenizer" in refused(value_model, reward_model_path=[str(tmp_path / "other")])
     assert "no reward head" in refused(value_model, value_model=str(tmp_path / "policy"))
@@ -320,10 +321,10 @@ def trunk_folders(tokenizer, bytes_tokenizer, make_policy, tmp_path):
 
 @pytest.fixture
 def rewards_of(recipe_module, trunk_folders, tokenizer):
-    """`load_rewards` for a policy of the SFT run."""
+    """`load_rewards` and `load_value_model` for a policy of the SFT run."""
     ppo = recipe_module("ppo")
 
-    def rewards_of(*, critic=True, peft=True, **settings):
+    def rewards_of(*, peft=True, **settings):
         policy = load_policy(str(trunk_folders / "sft"))
         if peft:
             policy = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4)
@@ -331,7 +332,8 @@ def rewards_of(recipe_module, trunk_folders, tokenizer):
             str(trunk_folders / path) for path in settings.get("reward_model_path", [])
         ]
         settings = ppo.PPOSettings(use_peft=peft, **settings)
-        return ppo.load_rewards(settings, policy, tokenizer, value_model=critic)
+        rewards = ppo.load_rewards(settings, policy, tokenizer)
+        return rewards, ppo.load_value_model(settings, policy, tokenizer)
 
     return rewards_of
 
@@ -352,8 +354,7 @@ def test_one_trunk_gives_reward_and_value_as_adapters(rewards_of):
     assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 0.5}
     assert not any(p.requires_grad for p in reward.adapter_parameters())
     assert all(p.requires_grad for p in value_model.adapter_parameters())
-    assert rewards_of(critic=False, **settings)[1] is None
-    assert rewards_of(value_model="shared", **settings)[1] == "shared"
+    assert isinstance(rewards_of(value_model="shared", **settings)[1], ValueHead)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ def test_a_watched_reward_model_is_a_part_of_weight_0(
         watch_reward_model_path=str(trunk_folders / "watched"),
     )  # fmt: skip
     assert rewards.weights == {"reward_model": 2.0, "slot_coverage": 1.0, "watched": 0.0}
-    batch = Completed(
+    batch = ScoringBatch(
         prompts=["a", "b c"], completions=["c d", "e"], columns={"meaning": ["x", "y"]}
     )
     rewards.scorers["slot_coverage"] = lambda batch: torch.tensor([1.0, 3.0])

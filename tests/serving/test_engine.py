@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.completions.score import Completed, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
@@ -183,7 +183,7 @@ def test_score_is_the_reward_models(engine, runs):
     completions = ["Hello friend", "no"]
     scores = engine.score("reward", HI, completions)
     scorer = RewardModelScorer.load(str(runs / "demo" / "reward"))
-    assert scores == pytest.approx(scorer(Completed([HI, HI], completions)).tolist(), abs=1e-5)
+    assert scores == pytest.approx(scorer(ScoringBatch([HI, HI], completions)).tolist(), abs=1e-5)
     assert scores[0] != scores[1]
 
 

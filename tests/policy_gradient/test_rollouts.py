@@ -1,10 +1,11 @@
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlhf.completions.rollout import Rollout
-from rlhf.policy_gradient.loader import RolloutLoader, choose_rows, permutation
+from rlhf.policy_gradient.rollouts import RolloutLoader, choose_rows, permutation
 
 LENGTHS = [3, 1, 4, 2, 2, 5, 1, 3]
 
@@ -21,8 +22,15 @@ def numbered(index=0):
 
 
 def loader(process=0, processes=1, epochs=2, micro=2, mini=4, make=numbered, **more):
-    sizes = dict(epochs=epochs, mini_batch_size=mini, micro_batch_size=micro, seed=0)
-    return RolloutLoader(make, process_index=process, processes=processes, **sizes, **more)
+    args = SimpleNamespace(
+        epochs_per_rollout=epochs,
+        mini_batch_size=mini,
+        per_device_train_batch_size=micro,
+        process_index=process,
+        world_size=processes,
+        seed=0,
+    )
+    return RolloutLoader(make, args, **more)
 
 
 def rows_of(batch):
@@ -65,6 +73,7 @@ def test_invariant_20_every_micro_batch_knows_the_tokens_of_its_whole_mini_batch
         ]
         tokens = sum(int(batch["mask"].sum()) for batch in batches)
         assert {int(batch["num_tokens"]) for batch in batches} == {tokens}
+        assert {batch["num_completions"] for batch in batches} == {4}
         assert tokens == sum(LENGTHS[row] for batch in batches for row in rows_of(batch))
 
 
