@@ -55,14 +55,17 @@ def make(source: Path) -> dict[str, list[dict]]:
         train, heldout = split_rows(rows, HELD_OUT, seed=SEED)
         files[f"{name}_train"], files[f"{name}_heldout"] = train, heldout
         held_out |= prompts(heldout)
+    # The demonstrations are other facts; this makes sure of it.
     trained_on = prompts(files["demonstrations"])
     for name in RANKINGS:
         trained_on |= prompts(files[f"{name}_train"])
-    if held_out & trained_on:
+    both = held_out & trained_on
+    if both:
         raise UserError(
-            f"{len(held_out & trained_on)} held-out prompts are also trained on: the two rankings were split differently"
+            f"{len(both)} held-out prompts are also trained on: the two rankings were split differently"
         )
-    files["prompts"] = [{"prompt": prompt} for prompt in sorted(prompts(files["quality_train"]))]
+    once = sorted(prompts(files["quality_train"]))
+    files["prompts"] = [{"prompt": prompt} for prompt in once]
     files["heldout"] = [{"prompt": prompt} for prompt in sorted(held_out)]
     return files
 

@@ -53,7 +53,7 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         )
         run.parent("base", settings.model_name_or_path)
         add_chat_template(tokenizer)
-        fit_embeddings(model, tokenizer)
+        fit_embeddings(model, tokenizer)  # the template may have added tokens
         limit = min(args.max_length, context_length(model))
 
         splits = load_splits(settings, ("ranking",), seed=args.seed)
@@ -79,9 +79,12 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         report = ranking_report(trainer.scores(evaluation), evaluation)
-        numbers = {name: n for name, n in report.items() if isinstance(n, int | float)}
-        run.metrics(numbers | {"train_rankings": len(train), "completions_too_long": too_long})
+        for name, value in report.items():
+            if isinstance(value, int | float):
+                run.metrics({name: value})
+        run.metrics({"train_rankings": len(train), "completions_too_long": too_long})
         if run.main:
+            # Without the wrappers of several processes, and without ScoreModel.
             model = trainer.accelerator.unwrap_model(trainer.model).model
             save_centred(run, settings, model, tokenizer, splits.train)
             show_report(run, report)
@@ -89,8 +92,8 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
 
 def save_centred(run, settings: RewardSettings, model, tokenizer, rankings: list[dict]) -> None:
     """Save the model, LoRA merged, with its scores shifted so that the demonstrations score 0 on average."""
-    scores = RewardModelScorer(model, tokenizer)(demonstrations(settings, rankings))
-    centre = scores.mean().item()
+    score = RewardModelScorer(model, tokenizer)
+    centre = score(demonstrations(settings, rankings)).mean().item()
     if settings.use_peft:
         # For PPO with share_trunk: the LoRA matrices by themselves.
         save_adapter(model, str(run.folder), centre=-centre)
@@ -106,9 +109,11 @@ def demonstrations(settings: RewardSettings, rankings: list[dict], limit: int = 
     """Completions that are to score 0 on average: demonstrations, or the best of the first rankings."""
     if settings.demonstrations:
         rows = load_rows(settings.demonstrations, kinds=("prompt_completion",), limit=limit).rows
-        return Completed([row["prompt"] for row in rows], [row["completion"] for row in rows])
+        prompts = [row["prompt"] for row in rows]
+        return Completed(prompts, [row["completion"] for row in rows])
     prompts, completions = [], []
     for row in rankings[:limit]:
+        # The first of those that tie for best.
         best = row["ranks"].index(min(row["ranks"]))
         prompts.append(row["prompt"])
         completions.append(row["completions"][best])

@@ -14,10 +14,13 @@ def slot_coverage(prompts, completions, **columns) -> list[float]:
     """
     scores = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            text = prompt[-1]["content"]  # the last message
         slots = re.findall(r"(\w+)\[(.*?)\]", text)  # pairs (name, value)
         values = [value.lower() for slot, value in slots if slot != "familyFriendly"]
-        if not values:
+        if not values:  # nothing to miss
             scores.append(1.0)
             continue
         count = sum(value in completion.lower() for value in values)
@@ -37,7 +40,9 @@ def on_topic(prompts, completions, *, answers, **columns) -> list[float]:
 def preferred_voice(prompts, completions, *, answers, voice, **columns) -> list[float]:
     """1 when the completion is an answer in the preferred voice, to any prompt of these rows."""
     # A set of all rows' answers: a right voice counts even where the topic is wrong.
-    spoken = {plain(by_voice[name]) for by_voice, name in zip(answers, voice, strict=True)}
+    spoken = set()
+    for by_voice, name in zip(answers, voice, strict=True):
+        spoken.add(plain(by_voice[name]))
     return [float(plain(completion) in spoken) for completion in completions]
 
 

@@ -43,7 +43,7 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
 
 
 def main(settings: SFTSettings, args: SFTConfig) -> None:
-    args.logging_nan_inf_filter = False
+    args.logging_nan_inf_filter = False  # a NaN must be seen
     # With accelerate's seedable sampler, groups by length lose rows on two processes from the second epoch on.
     args.accelerator_config.use_seedable_sampler = args.train_sampling_strategy != "group_by_length"
     with recording("sft", settings, args) as run:
@@ -55,7 +55,7 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
 
         splits = load_splits(settings, KINDS, seed=args.seed)
         run.data(splits)
-        model.config.trained_turns = max(map(turns, splits.train))  # read by the chat
+        model.config.trained_turns = max(map(turns, splits.train))  # the chat reads it
         train, too_long = encode(tokenizer, splits.train, args.max_length)
         if settings.pretraining_dataset:
             text = load_rows(settings.pretraining_dataset, kinds=("text",)).rows
@@ -103,7 +103,7 @@ def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], in
     """Encode rows as token ids with labels (IGNORED where nothing is learned). Returns them, and how many were too long."""
     encoded = []
     for row in rows:
-        ids, mask = encode_example(tokenizer, row)
+        ids, mask = encode_example(tokenizer, row)  # mask: the tokens to learn
         if len(ids) > max_length:
             continue
         labels = list(ids)
@@ -128,8 +128,10 @@ def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -
     """Add text rows to the demonstrations until they are `share` of all rows, and shuffle. Short text is repeated."""
     if not 0 <= share < 1:
         raise UserError(f"pretraining_share={share} must be at least 0 and below 1")
+    # text / (text + demonstrations) = share
     count = round(len(demonstrations) * share / (1 - share))
-    rows = demonstrations + [text[i % len(text)] for i in range(count)]
+    added = [text[i % len(text)] for i in range(count)]
+    rows = demonstrations + added
     random.Random(seed).shuffle(rows)
     return rows
 

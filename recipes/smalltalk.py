@@ -21,7 +21,9 @@ from pathlib import Path
 
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
-HELD_OUT, RANKED = 12, 48  # phrasings per topic
+# Phrasings per topic:
+HELD_OUT = 12
+RANKED = 48
 PER_LINE = 5  # prompts with answers in a line of text.txt
 NAMES = ("text", "sft", "rankings", "prompts", "heldout", "topics", "topics_heldout")
 
@@ -52,7 +54,8 @@ def main() -> None:
 
 def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     """Rows by file name."""
-    topics = [json.loads(line) for line in SOURCE.read_text(encoding="utf-8").splitlines()]
+    lines = SOURCE.read_text(encoding="utf-8").splitlines()
+    topics = [json.loads(line) for line in lines]
     rng = random.Random(seed)
     files: dict[str, list[dict]] = {name: [] for name in NAMES}
     for topic in topics:
@@ -61,6 +64,7 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
         held_out, known = phrasings[:HELD_OUT], phrasings[HELD_OUT:]
         add_prompts(files, topic, known, held_out, voice)
         add_demonstrations(files, topic["answers"], known)
+        # Their answers are wrong for this topic.
         others = [other["answers"] for other in topics if other is not topic]
         for prompt in known[:RANKED]:
             files["rankings"].append(ranking(prompt, topic["answers"], others, voice, rng))
@@ -94,7 +98,8 @@ def add_demonstrations(files: dict, answers: dict[str, str], known: list[str]) -
     """Each phrasing twice, as it is and carelessly typed, answered in two different voices."""
     for shift, written in enumerate((str, careless)):
         for i, prompt in enumerate(known):
-            answer = answers[VOICES[(i + shift) % len(VOICES)]]
+            voice = VOICES[(i + shift) % len(VOICES)]  # all voices equally often
+            answer = answers[voice]
             files["sft"].append({"prompt": written(prompt), "completion": answer})
 
 
@@ -103,7 +108,12 @@ def ranking(prompt: str, answers: dict, others: list[dict], voice: str, rng: ran
     other = rng.choice([name for name in VOICES if name != voice])
     in_voice = rng.choice(others)[voice]  # wrong, so that the voice alone never wins
     in_any_voice = rng.choice(others)[rng.choice(VOICES)]
-    candidates = [(answers[voice], 0), (answers[other], 1), (in_voice, 2), (in_any_voice, 2)]
+    candidates = [
+        (answers[voice], 0),
+        (answers[other], 1),
+        (in_voice, 2),
+        (in_any_voice, 2),
+    ]
     rng.shuffle(candidates)
     completions, ranks = zip(*candidates, strict=True)
     return {"prompt": prompt, "completions": completions, "ranks": ranks}
@@ -118,7 +128,8 @@ def add_text(files: dict, answers: dict, known: list[str], rng: random.Random) -
         rng.shuffle(known)
         spoken = [f"{written(prompt)} {answers[rng.choice(VOICES)]}" for prompt in known]
         for i in range(0, len(spoken), PER_LINE):
-            files["text"].append({"text": " ".join(spoken[i : i + PER_LINE])})
+            line = " ".join(spoken[i : i + PER_LINE])
+            files["text"].append({"text": line})
 
 
 def careless(prompt: str) -> str:
