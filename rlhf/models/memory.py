@@ -40,7 +40,7 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """What the run will take beyond the models, which are loaded already."""
+        """Bytes that the run will take beyond the models, which are loaded already."""
         # Rollout and update take turns, so that only the larger one counts.
         at_a_time = max(self.rollout_total, self.update_total)
         return self.optimizer + self.ema + at_a_time
@@ -70,7 +70,7 @@ class Memory:
         return "\n".join(lines)
 
     def warning(self, free: int) -> str | None:
-        """What to change when the run does not fit into `free` bytes, measured with the models loaded, or None."""
+        """A remedy for a run that does not fit into `free` bytes, measured with the models loaded, or None."""
         if self.needed <= free:
             return None
         if self.rollout_total > self.update_total:
@@ -146,7 +146,7 @@ def estimate_memory(
 
 
 def _rollout_bytes(policy: nn.Module, load: Load) -> dict[str, int]:
-    """What sampling takes by item: the cache, and the larger of the prompts' forward pass and the next-token logits."""
+    """Bytes of sampling by item: the cache, and the larger of the prompts' forward pass and the next-token logits."""
     cache = cache_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
     forward = forward_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
     sampling = policy.config.vocab_size * SAMPLING_BYTES
@@ -158,7 +158,7 @@ def _rollout_bytes(policy: nn.Module, load: Load) -> dict[str, int]:
 
 
 def _update_bytes(policy: nn.Module, trunks: list[nn.Module], load: Load) -> dict[str, int]:
-    """What an update takes by item, besides the gradients."""
+    """Bytes of an update by item, besides the gradients."""
     activations = 0
     for model in trunks:
         per_token = layer_bytes(model, load.length, computes_in_16_bit=load.computes_in_16_bit)
@@ -187,7 +187,7 @@ def own_bytes(model: nn.Module, seen: set) -> int:
 
 
 def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> int:
-    """What all layers keep for the backward pass, per token of a row of `length`, without checkpointing.
+    """Bytes that all layers keep for the backward pass, per token of a row of `length`, without checkpointing.
 
     Korthikanti et al. 2022 (arXiv 2205.05198), equation 1: h (34 + 5 a s / h) bytes per token and layer in 16 bit; a
     heads, s tokens. Ours, counted on transformers 5's GPT-2 with `use_fast_kernels`: dropout is off, which saves its masks
@@ -208,7 +208,7 @@ def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> i
 
 
 def forward_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
-    """What one layer holds at a time per token, without a backward pass; all prompts go through in one forward pass.
+    """Bytes that one layer holds at a time per token, without a backward pass; all prompts go through in one forward pass.
 
     Per unit of h: before and after GELU 4h each, and 2 of h: 10 numbers. Autocast: 24 bytes.
     """
