@@ -6,9 +6,9 @@ FOLDER holds devel-fixed.no-ol.csv.gz (cleaned facts -> text, Dusek et al. 2019)
 kwise_naturalness.jsonl.gz (rankings by people of up to five systems per list of facts, Novikova et al. 2018; a row is
 prompt, completions, ranks). Licence CC BY-SA 4.0.
     demonstrations.jsonl  prompt (facts), completion (text)
-    prompts.jsonl         the facts of the training rankings, each once: PPO learns little from facts that SFT knows by heart
+    prompts.jsonl         the facts of the training rankings, each once: PPO learns little from facts that SFT has memorised
     {quality,naturalness}_{train,heldout}.jsonl   rankings; both hold out the same facts
-    heldout.jsonl         the facts that no other file holds, to judge every stage on
+    heldout.jsonl         the facts that no other file holds, to evaluate every stage on
 """
 
 import argparse
@@ -19,10 +19,9 @@ from rlhf.data.load import load_rows
 from rlhf.data.splits import split_rows
 from rlhf.errors import UserError
 
-HELD_OUT, SEED = (
-    0.2,
-    0,
-)  # share of the ranked facts; the split is a hash of the facts, so it is the same in both files
+HELD_OUT = 0.2  # share of the ranked facts
+SEED = 0  # the split is a hash of the facts and this, so it is the same in both files of rankings
+RANKINGS = ("quality", "naturalness")
 
 
 def main() -> None:
@@ -32,42 +31,55 @@ def main() -> None:
     parser.add_argument("--source", default="data/e2e", help="folder with the three files above")
     parser.add_argument("--output", default="runs/e2e/data", help="folder for the files")
     arguments = parser.parse_args()
-    source, output = Path(arguments.source), Path(arguments.output)
+    output = Path(arguments.output)
+    files = make(Path(arguments.source))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{output}/{name}.jsonl: {len(rows)} rows")
+
+
+def make(source: Path) -> dict[str, list[dict]]:
+    """Rows by file name."""
     demonstrations = load_rows(
         str(source / "devel-fixed.no-ol.csv.gz"),
         kinds=("prompt_completion",),
         columns={"prompt": "mr", "completion": "ref"},
     ).rows
-    files = {
-        "demonstrations": [
-            {"prompt": row["prompt"], "completion": row["completion"]} for row in demonstrations
-        ]
-    }
-    held_out: dict[str, set[str]] = {}
-    for name in ("quality", "naturalness"):
+    files = {"demonstrations": only(demonstrations, ("prompt", "completion"))}
+    held_out: set[str] = set()
+    for name in RANKINGS:
         rows = load_rows(str(source / f"kwise_{name}.jsonl.gz"), kinds=("ranking",)).rows
-        rows = [{key: row[key] for key in ("prompt", "completions", "ranks")} for row in rows]
-        files[f"{name}_train"], files[f"{name}_heldout"] = split_rows(rows, HELD_OUT, seed=SEED)
-        held_out[name] = {row["prompt"] for row in files[f"{name}_heldout"]}
-    facts = set().union(*held_out.values())
-    seen = {
-        row["prompt"]
-        for name in ("demonstrations", "quality_train", "naturalness_train")
-        for row in files[name]
-    }
-    if facts & seen:
+        rows = only(rows, ("prompt", "completions", "ranks"))
+        train, heldout = split_rows(rows, HELD_OUT, seed=SEED)
+        files[f"{name}_train"], files[f"{name}_heldout"] = train, heldout
+        held_out |= prompts(heldout)
+    # The demonstrations are other facts; this makes sure of it.
+    trained_on = prompts(files["demonstrations"])
+    for name in RANKINGS:
+        trained_on |= prompts(files[f"{name}_train"])
+    both = held_out & trained_on
+    if both:
         raise UserError(
-            f"{len(facts & seen)} held-out prompts are also trained on: the two rankings were split apart"
+            f"{len(both)} held-out prompts are also trained on: the two rankings were split differently"
         )
-    files["prompts"] = [
-        {"prompt": prompt} for prompt in sorted({row["prompt"] for row in files["quality_train"]})
-    ]
-    files["heldout"] = [{"prompt": prompt} for prompt in sorted(facts)]
-    output.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{output}/{name}.jsonl: {len(rows)} rows")
+    once = sorted(prompts(files["quality_train"]))
+    files["prompts"] = [{"prompt": prompt} for prompt in once]
+    files["heldout"] = [{"prompt": prompt} for prompt in sorted(held_out)]
+    return files
+
+
+def only(rows: list[dict], columns: tuple[str, ...]) -> list[dict]:
+    """The rows with these columns and no others."""
+    selected = []
+    for row in rows:
+        selected.append({column: row[column] for column in columns})
+    return selected
+
+
+def prompts(rows: list[dict]) -> set[str]:
+    return {row["prompt"] for row in rows}
 
 
 if __name__ == "__main__":

@@ -7,32 +7,45 @@ import re
 
 
 def slot_coverage(prompts, completions, **columns) -> list[float]:
-    """Share of the given facts whose value stands in the text, ignoring case; `familyFriendly` is a yes or no, left out.
+    """Share of the given facts whose value occurs in the text, ignoring case.
 
-    Prompts are meaning representations of the E2E NLG challenge: "name[Alimentum], area[city centre]".
+    Prompts are meaning representations of the E2E NLG challenge: "name[Alimentum], area[city centre]". The value of
+    `familyFriendly` is a yes or no, which no text repeats, so it does not count.
     """
     scores = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        facts = [
-            value for slot, value in re.findall(r"(\w+)\[(.*?)\]", text) if slot != "familyFriendly"
-        ]
-        found = sum(value.lower() in completion.lower() for value in facts)
-        scores.append(found / len(facts) if facts else 1.0)
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            text = prompt[-1]["content"]  # the last message
+        slots = re.findall(r"(\w+)\[(.*?)\]", text)  # pairs (name, value)
+        values = [value.lower() for slot, value in slots if slot != "familyFriendly"]
+        if not values:  # nothing to miss
+            scores.append(1.0)
+            continue
+        count = sum(value in completion.lower() for value in values)
+        scores.append(count / len(values))
     return scores
 
 
-def plain(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 def on_topic(prompts, completions, *, answers, **columns) -> list[float]:
-    """1 when the completion is one of the right answers of its row, in whichever voice."""
-    right = [{plain(text) for text in row.values()} for row in answers]
-    return [float(plain(c) in allowed) for c, allowed in zip(completions, right, strict=True)]
+    """1 when the completion is one of the right answers of its row, in any voice."""
+    scores = []
+    for completion, by_voice in zip(completions, answers, strict=True):
+        right = [plain(answer) for answer in by_voice.values()]
+        scores.append(float(plain(completion) in right))
+    return scores
 
 
 def preferred_voice(prompts, completions, *, answers, voice, **columns) -> list[float]:
-    """1 when the completion is an answer in the preferred voice, to whichever prompt of these rows."""
-    spoken = {plain(row[name]) for row, name in zip(answers, voice, strict=True)}
+    """1 when the completion is an answer in the preferred voice, to any prompt of these rows."""
+    # A set of all rows' answers: a right voice counts even where the topic is wrong.
+    spoken = set()
+    for by_voice, name in zip(answers, voice, strict=True):
+        spoken.add(plain(by_voice[name]))
     return [float(plain(completion) in spoken) for completion in completions]
+
+
+def plain(text: str) -> str:
+    """Lower case, single spaces."""
+    return " ".join(text.lower().split())

@@ -3,8 +3,8 @@
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
 60 topics, about 240 phrasings each, and one right answer per topic in each of five voices, written for this project.
-    text.txt         plain text to pretrain on: small talk overheard, the lines of one topic together, so that words of one
-                     meaning meet
+    text.txt         plain text to pretrain on: prompts with answers, five of one topic in a line, so that words of similar
+                     meaning occur together
     sft.jsonl        prompt, completion: the voices mixed evenly; each phrasing twice, once carelessly typed
     rankings.jsonl   prompt, completions, ranks: the preferred voice, another voice, and last two answers to other topics,
                      one of them in the preferred voice, so that the voice alone never wins
@@ -21,59 +21,11 @@ from pathlib import Path
 
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
-HELD_OUT, RANKED = 12, 48  # phrasings per topic
-
-
-def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
-    """Rows by file name."""
-    topics = [json.loads(line) for line in SOURCE.read_text(encoding="utf-8").splitlines()]
-    rng = random.Random(seed)
-    names = ("text", "sft", "rankings", "prompts", "heldout", "topics", "topics_heldout")
-    files: dict[str, list[dict]] = {name: [] for name in names}
-    for topic in topics:
-        answers, phrasings = topic["answers"], list(topic["phrasings"])
-        rng.shuffle(phrasings)
-        others = [other["answers"] for other in topics if other is not topic]
-        for place, prompt in enumerate(phrasings[:HELD_OUT]):
-            row = {
-                "prompt": prompt,
-                "completion": answers[VOICES[place % len(VOICES)]],
-                "topic": topic["topic"],
-            }
-            files["heldout"].append(row | {"voice": voice, "answers": answers})
-        known = phrasings[HELD_OUT:]
-        files["topics"] += [{"text": prompt, "label": topic["topic"]} for prompt in known]
-        files["topics_heldout"] += [
-            {"text": prompt, "label": topic["topic"]} for prompt in phrasings[:HELD_OUT]
-        ]
-        files["prompts"] += [
-            {"prompt": prompt, "voice": voice, "answers": answers} for prompt in known
-        ]
-        for shift, written in enumerate((str, careless)):
-            spoken = [answers[VOICES[(place + shift) % len(VOICES)]] for place in range(len(known))]
-            pairs = zip(known, spoken, strict=True)
-            files["sft"] += [
-                {"prompt": written(prompt), "completion": answer} for prompt, answer in pairs
-            ]
-        for prompt in known[:RANKED]:
-            other = rng.choice([name for name in VOICES if name != voice])
-            wrong = [rng.choice(others)[voice], rng.choice(others)[rng.choice(VOICES)]]
-            candidates = [(answers[voice], 0), (answers[other], 1), (wrong[0], 2), (wrong[1], 2)]
-            rng.shuffle(candidates)
-            completions, ranks = zip(*candidates, strict=True)
-            files["rankings"].append({"prompt": prompt, "completions": completions, "ranks": ranks})
-        for written in (str, careless):
-            rng.shuffle(known)
-            said = [f"{written(prompt)} {answers[rng.choice(VOICES)]}" for prompt in known]
-            files["text"] += [{"text": " ".join(said[i : i + 5])} for i in range(0, len(said), 5)]
-    for rows in files.values():
-        rng.shuffle(rows)
-    return files
-
-
-def careless(prompt: str) -> str:
-    """As people type: no capitals, no stop at the end."""
-    return prompt.lower().rstrip(".?!")
+# Phrasings per topic:
+HELD_OUT = 12
+RANKED = 48
+PER_LINE = 5  # prompts with answers in a line of text.txt
+NAMES = ("text", "sft", "rankings", "prompts", "heldout", "topics", "topics_heldout")
 
 
 def main() -> None:
@@ -90,10 +42,99 @@ def main() -> None:
         sys.exit(f"error: {folder} is not empty: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in make(arguments.voice).items():
-        path = folder / ("text.txt" if name == "text" else f"{name}.jsonl")
-        lines = (row["text"] if name == "text" else json.dumps(row) for row in rows)
+        if name == "text":
+            path = folder / "text.txt"
+            lines = [row["text"] for row in rows]
+        else:
+            path = folder / f"{name}.jsonl"
+            lines = [json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{path}: {len(rows)} rows")
+
+
+def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
+    """Rows by file name."""
+    lines = SOURCE.read_text(encoding="utf-8").splitlines()
+    topics = [json.loads(line) for line in lines]
+    rng = random.Random(seed)
+    files: dict[str, list[dict]] = {name: [] for name in NAMES}
+    for topic in topics:
+        phrasings = list(topic["phrasings"])
+        rng.shuffle(phrasings)
+        held_out, known = phrasings[:HELD_OUT], phrasings[HELD_OUT:]
+        add_prompts(files, topic, known, held_out, voice)
+        add_demonstrations(files, topic["answers"], known)
+        # Their answers are wrong for this topic.
+        others = [other["answers"] for other in topics if other is not topic]
+        for prompt in known[:RANKED]:
+            files["rankings"].append(ranking(prompt, topic["answers"], others, voice, rng))
+        add_text(files, topic["answers"], known, rng)
+    for rows in files.values():
+        rng.shuffle(rows)
+    return files
+
+
+def add_prompts(
+    files: dict, topic: dict, known: list[str], held_out: list[str], voice: str
+) -> None:
+    """Rows for PPO, for the report, and for classification."""
+    answers = topic["answers"]
+    for prompt in known:
+        files["prompts"].append({"prompt": prompt, "voice": voice, "answers": answers})
+        files["topics"].append({"text": prompt, "label": topic["topic"]})
+    for i, prompt in enumerate(held_out):
+        row = {
+            "prompt": prompt,
+            "completion": answers[VOICES[i % len(VOICES)]],
+            "topic": topic["topic"],
+            "voice": voice,
+            "answers": answers,
+        }
+        files["heldout"].append(row)
+        files["topics_heldout"].append({"text": prompt, "label": topic["topic"]})
+
+
+def add_demonstrations(files: dict, answers: dict[str, str], known: list[str]) -> None:
+    """Each phrasing twice, as it is and carelessly typed, answered in two different voices."""
+    for shift, written in enumerate((str, careless)):
+        for i, prompt in enumerate(known):
+            voice = VOICES[(i + shift) % len(VOICES)]  # all voices equally often
+            answer = answers[voice]
+            files["sft"].append({"prompt": written(prompt), "completion": answer})
+
+
+def ranking(prompt: str, answers: dict, others: list[dict], voice: str, rng: random.Random) -> dict:
+    """Four answers: in the preferred voice, in another voice, and two to other topics, which tie for last."""
+    other = rng.choice([name for name in VOICES if name != voice])
+    in_voice = rng.choice(others)[voice]  # wrong, so that the voice alone never wins
+    in_any_voice = rng.choice(others)[rng.choice(VOICES)]
+    candidates = [
+        (answers[voice], 0),
+        (answers[other], 1),
+        (in_voice, 2),
+        (in_any_voice, 2),
+    ]
+    rng.shuffle(candidates)
+    completions, ranks = zip(*candidates, strict=True)
+    return {"prompt": prompt, "completions": completions, "ranks": ranks}
+
+
+def add_text(files: dict, answers: dict, known: list[str], rng: random.Random) -> None:
+    """Lines of several prompts with answers in any voice, all prompts twice: as they are, and carelessly typed.
+
+    Shuffles `known`.
+    """
+    for written in (str, careless):
+        rng.shuffle(known)
+        spoken = [f"{written(prompt)} {answers[rng.choice(VOICES)]}" for prompt in known]
+        for i in range(0, len(spoken), PER_LINE):
+            line = " ".join(spoken[i : i + PER_LINE])
+            files["text"].append({"text": line})
+
+
+def careless(prompt: str) -> str:
+    """As people type: no capitals, no full stop at the end."""
+    return prompt.lower().rstrip(".?!")
 
 
 if __name__ == "__main__":

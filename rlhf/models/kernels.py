@@ -35,7 +35,10 @@ def store_frozen_matrices_in_bf16(model: nn.Module, *, keep_originals: bool = Fa
 
     keep_originals: for a model that will be saved; `original_matrices` puts them back.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embeddings = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            embeddings.add(id(module.weight))
     for module in model.modules():
         if not isinstance(module, nn.Linear | Conv1D):
             continue

@@ -54,6 +54,7 @@ def load_policy(
     model, info = _from_pretrained(
         AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True
     )
+    # A tied output layer is not missing. A reward model or encoder lacks one.
     if info["missing_keys"]:
         raise UserError(
             f"{path} is not a language model: {_first(info['missing_keys'])} would be random"
@@ -83,10 +84,12 @@ def load_reward_model(
         if head.bias is not None:
             nn.init.zeros_(head.bias)
         return model
-    random = [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]
-    if random:
+    # Decoders call their head `score`, encoders `classifier`. A missing pooler is not an error.
+    heads = ("score.", "classifier.")
+    missing = [key for key in info["missing_keys"] if key.startswith(heads)]
+    if missing:
         raise UserError(
-            f"{path} holds no reward head ({', '.join(random)} would be random): "
+            f"{path} holds no reward head ({', '.join(missing)} would be random): "
             "train one with recipes/reward.py and give its run folder"
         )
     return model
@@ -127,6 +130,7 @@ def load_encoder(
             "folder of a recipe that trained one"
         )
     if new_head and labels is not None:
+        # transformers keeps a head of the right size, whatever its outputs mean.
         trained = trained_labels(path, revision=revision)
         if trained not in ([], labels):
             head = score_head(model)
@@ -170,7 +174,7 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = str(error).strip().splitlines()[0][:300]  # transformers' messages run over pages
         raise UserError(
             f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n  {_what_is_there(path)}"
         ) from error

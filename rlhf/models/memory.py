@@ -40,10 +40,18 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """What the run will take beyond the models, which are loaded already."""
-        rollout = sum(self.rollout.values())
-        update = sum(self.update.values())
-        return self.optimizer + self.ema + max(rollout, update)
+        """Bytes that the run will take beyond the models, which are loaded already."""
+        # Rollout and update take turns, so that only the larger one counts.
+        at_a_time = max(self.rollout_total, self.update_total)
+        return self.optimizer + self.ema + at_a_time
+
+    @property
+    def rollout_total(self) -> int:
+        return sum(self.rollout.values())
+
+    @property
+    def update_total(self) -> int:
+        return sum(self.update.values())
 
     def table(self) -> str:
         """One line per item in GB, and the total."""
@@ -55,16 +63,17 @@ class Memory:
         rows += [(f"in an update: {name}", size) for name, size in self.update.items()]
         rows.append(("largest at one time", self.total))
         title = "memory of one process, estimated"
-        width = max(len(title), *(len(name) for name, _ in rows))
+        names = [title, *dict(rows)]
+        width = max(map(len, names))
         lines = [f"  {title:<{width}} {'GB':>9}"]
         lines += [f"  {name:<{width}} {size / GB:9.3f}" for name, size in rows]
         return "\n".join(lines)
 
     def warning(self, free: int) -> str | None:
-        """What to change when the run does not fit into `free` bytes, measured with the models loaded, or None."""
+        """A remedy for a run that does not fit into `free` bytes, measured with the models loaded, or None."""
         if self.needed <= free:
             return None
-        if sum(self.rollout.values()) > sum(self.update.values()):
+        if self.rollout_total > self.update_total:
             remedy = "a smaller rollout_batch_size, max_completion_length or max_prompt_length"
         else:
             remedy = "a smaller per_device_train_batch_size (with more gradient_accumulation_steps)"
@@ -116,8 +125,9 @@ def estimate_memory(
     """
     present = {name: model for name, model in models.items() if model is not None}
     policy = next(iter(present.values()))
-    seen: set = set()
+    seen: set = set()  # storages that an earlier model holds
     weights = {name: own_bytes(model, seen) for name, model in present.items()}
+    # A tied parameter may be listed twice.
     unique = {id(p): p for p in trainable}
     gradients = sum(p.nbytes for p in unique.values())
     trunks = []  # models whose layers keep activations for the backward pass
@@ -136,7 +146,7 @@ def estimate_memory(
 
 
 def _rollout_bytes(policy: nn.Module, load: Load) -> dict[str, int]:
-    """What sampling takes by item: the cache, and the larger of the prompts' forward pass and the next-token logits."""
+    """Bytes of sampling by item: the cache, and the larger of the prompts' forward pass and the next-token logits."""
     cache = cache_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
     forward = forward_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
     sampling = policy.config.vocab_size * SAMPLING_BYTES
@@ -148,11 +158,12 @@ def _rollout_bytes(policy: nn.Module, load: Load) -> dict[str, int]:
 
 
 def _update_bytes(policy: nn.Module, trunks: list[nn.Module], load: Load) -> dict[str, int]:
-    """What an update takes by item, besides the gradients."""
+    """Bytes of an update by item, besides the gradients."""
     activations = 0
     for model in trunks:
         per_token = layer_bytes(model, load.length, computes_in_16_bit=load.computes_in_16_bit)
         activations += load.micro_batch * load.length * per_token
+    # The log-softmax goes through the completions in blocks.
     positions = min(load.micro_batch * load.completion_length, load.chunk)
     update = {
         "activations": activations,
@@ -176,7 +187,7 @@ def own_bytes(model: nn.Module, seen: set) -> int:
 
 
 def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> int:
-    """What all layers keep for the backward pass, per token of a row of `length`, without checkpointing.
+    """Bytes that all layers keep for the backward pass, per token of a row of `length`, without checkpointing.
 
     Korthikanti et al. 2022 (arXiv 2205.05198), equation 1: h (34 + 5 a s / h) bytes per token and layer in 16 bit; a
     heads, s tokens. Ours, counted on transformers 5's GPT-2 with `use_fast_kernels`: dropout is off, which saves its masks
@@ -197,7 +208,7 @@ def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> i
 
 
 def forward_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
-    """What one layer holds at a time per token, without a backward pass; all prompts go through in one forward pass.
+    """Bytes that one layer holds at a time per token, without a backward pass; all prompts go through in one forward pass.
 
     Per unit of h: before and after GELU 4h each, and 2 of h: 10 numbers. Autocast: 24 bytes.
     """
@@ -208,6 +219,7 @@ def forward_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
 def cache_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
     """Keys and values of one token: 2 * layers * kv heads * head width * bytes of a number."""
     config = model.config
+    # Llama's grouped heads share keys and values. GPT-2's config has neither entry.
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number = 2 if computes_in_16_bit else weight_bytes(model)
@@ -226,7 +238,8 @@ def copied_bytes(model: nn.Module) -> int:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of one number in the model's matrices; with LoRA, in the frozen ones, which are larger."""
     matrices: list[Tensor] = [p for p in model.parameters() if p.dim() > 1]
-    return max(matrices, key=lambda p: p.numel()).itemsize
+    largest = max(matrices, key=lambda p: p.numel())
+    return largest.itemsize
 
 
 def free_memory(device: torch.device) -> int:

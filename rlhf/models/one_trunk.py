@@ -34,7 +34,10 @@ def adapter(model: nn.Module, name: str | None):
     PEFT's own switches also turn gradients on and off. This one sets its private fields instead, so that a trainable value
     adapter stays trainable while the policy's is active.
     """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = []
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            layers.append(module)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     for layer in layers:
         layer._active_adapter = [name]
@@ -56,9 +59,9 @@ def fingerprint(trunk: nn.Module) -> str:
             frozen[name.replace(".base_layer", "")] = parameter
     digest = hashlib.sha256()
     for name in sorted(frozen):
-        weights = frozen[name].detach().float().cpu().numpy()
+        weights = frozen[name].detach().float().cpu()  # fp32, so that bf16 storage changes nothing
         digest.update(name.encode())
-        digest.update(weights.tobytes())
+        digest.update(weights.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -68,7 +71,8 @@ def save_adapter(model: nn.Module, run_folder: str, *, centre: float) -> None:
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card; the run has one
     note = {"centre": centre, "base": fingerprint(trunk_of(model))}
-    (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+    text = json.dumps(note, indent=1)
+    (folder / NOTE).write_text(text, encoding="utf-8")
 
 
 class AdapterModel(nn.Module):
@@ -86,7 +90,7 @@ class AdapterModel(nn.Module):
         self.__dict__["policy"] = policy
         self.name = name
         self.config = policy.config
-        self.score = nn.Linear(head.shape[1], 1)
+        self.score = nn.Linear(head.shape[1], 1)  # the bias takes the centre of the scores
         with torch.no_grad():
             self.score.weight.copy_(head)
             self.score.bias.fill_(centre)
@@ -98,7 +102,8 @@ class AdapterModel(nn.Module):
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The LoRA matrices and the head."""
-        return [*self._matrices().values(), *self.score.parameters()]
+        matrices = self._matrices().values()
+        return [*matrices, *self.score.parameters()]
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Tensors by name: the LoRA matrices and the head."""

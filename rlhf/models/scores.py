@@ -15,6 +15,7 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     head = getattr(base, "score", None) or getattr(base, "classifier", None)
     if hasattr(head, "modules_to_save"):  # LoRA trains a copy of it
         head = head.modules_to_save["default"]
+    # RoBERTa's head has a layer before it.
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     return layers[-1]
 
@@ -32,7 +33,8 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> 
     hidden = output.last_hidden_state  # (B, L, H)
     rows = torch.arange(len(hidden), device=hidden.device)
     last = mask.sum(1) - 1  # (B,)
-    return model.score(hidden[rows, last]).squeeze(-1).float()
+    scores = model.score(hidden[rows, last])  # (B, 1)
+    return scores.squeeze(-1).float()
 
 
 def score_token_ids(model: PreTrainedModel, rows: list[list[int]], *, pad_token_id: int) -> Tensor:

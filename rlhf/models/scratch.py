@@ -76,6 +76,7 @@ def new_encoder(
 
 def _new_config(tokenizer, allowed: tuple[str, ...], sizes: Sizes) -> PretrainedConfig:
     width, heads = sizes.hidden_size, sizes.heads
+    # Each head takes an equal share of the width.
     if width % heads:
         divisors = [n for n in range(1, width + 1) if width % n == 0]
         nearest = min(divisors, key=lambda n: abs(n - heads))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from rlhf.data.chat import as_text
 from rlhf.errors import UserError
@@ -46,10 +47,8 @@ def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
     correct = (margins > 0).double() + 0.5 * (margins == 0)
     row_of = torch.tensor([pair.row for pair in pairs])
     gaps = torch.tensor([pair.gap for pair in pairs])
-    # Per row, (R,): correct pairs, and pairs.
-    hits = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, correct)
-    ones = torch.ones_like(correct)
-    counts = torch.zeros(len(rows), dtype=torch.double).index_add_(0, row_of, ones)
+    hits = _sums_by_row(correct, row_of, len(rows))
+    counts = _sums_by_row(torch.ones_like(correct), row_of, len(rows))
     low, high = _bootstrap_interval(hits, counts)
     flat_scores, lengths = _flat_scores_and_lengths(scores, rows)
     return {
@@ -58,7 +57,7 @@ def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
         "accuracy_high": high,
         "pairs": len(pairs),
         "prompts": int((counts > 0).sum()),
-        "loss": torch.nn.functional.softplus(-margins).mean().item(),
+        "loss": softplus(-margins).mean().item(),  # -log sigmoid(margin)
         "margin": margins.mean().item(),
         "score_length_correlation": correlation(flat_scores, lengths),
         "score_mean": flat_scores.mean().item(),
@@ -77,9 +76,16 @@ def ordered_pairs(scores: list[list[float]], rows: list[dict]) -> list[Pair]:
         ranks = row["ranks"]
         for i, first in enumerate(ranks):
             for j, second in enumerate(ranks):
-                if first < second:
-                    pairs.append(Pair(index, i, j, values[i] - values[j], second - first))
+                if first < second:  # ties have no order
+                    margin = values[i] - values[j]
+                    pairs.append(Pair(index, i, j, margin, second - first))
     return pairs
+
+
+def _sums_by_row(values: Tensor, row_of: Tensor, rows: int) -> Tensor:
+    """Sum the values of each row's pairs: (pairs,), (pairs,) -> (rows,), fp64."""
+    sums = torch.zeros(rows, dtype=torch.double)
+    return sums.index_add_(0, row_of, values)
 
 
 def _bootstrap_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
@@ -88,10 +94,12 @@ def _bootstrap_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
     Whole prompts are drawn again, since the pairs of one prompt are not independent.
     """
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(hits), (RESAMPLES, len(hits)), generator=generator)
+    count = len(hits)
+    draws = torch.randint(count, (RESAMPLES, count), generator=generator)
     pairs_drawn = counts[draws].sum(1).clamp(min=1)  # all rows of a draw may be ties
     resampled = hits[draws].sum(1) / pairs_drawn
-    return resampled.quantile(0.025).item(), resampled.quantile(0.975).item()
+    low, high = resampled.quantile(0.025), resampled.quantile(0.975)
+    return low.item(), high.item()
 
 
 def _flat_scores_and_lengths(scores: list[list[float]], rows: list[dict]) -> tuple[Tensor, Tensor]:
@@ -107,14 +115,14 @@ def _flat_scores_and_lengths(scores: list[list[float]], rows: list[dict]) -> tup
 def _accuracy_by_gap(correct: Tensor, gaps: Tensor) -> dict[int, dict]:
     by_gap = {}
     for gap in gaps.unique().tolist():
-        of_gap = gaps == gap
-        by_gap[int(gap)] = {"accuracy": correct[of_gap].mean().item(), "pairs": int(of_gap.sum())}
+        of_gap = correct[gaps == gap]
+        by_gap[int(gap)] = {"accuracy": of_gap.mean().item(), "pairs": len(of_gap)}
     return by_gap
 
 
 def _calibration(margins: Tensor, correct: Tensor) -> list[dict]:
     """Predicted and observed share of correct pairs; sigmoid(|margin|) is the prediction. Empty bins are omitted."""
-    predicted = torch.sigmoid(margins.abs())
+    predicted = torch.sigmoid(margins.abs())  # from 0.5 to 1
     bins = ((predicted - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     calibration = []
     for number in range(BINS):
@@ -138,6 +146,7 @@ def _worst(pairs: list[Pair], rows: list[dict]) -> list[dict]:
         if pair.margin >= 0:
             break
         encoded = rows[pair.row]
+        # Completions that were too long have left gaps.
         original, places = encoded["row"], encoded["places"]
         worst.append(
             {
@@ -152,7 +161,8 @@ def _worst(pairs: list[Pair], rows: list[dict]) -> list[dict]:
 
 def plot_ranking_report(report: dict, path) -> None:
     """Draw margins of ordered pairs, calibration, and accuracy by rank gap into the file `path`."""
-    with saved_figure(path, 1, 3, figsize=(12, 3.4)) as (_, (left, middle, right)):
+    with saved_figure(path, 1, 3, figsize=(12, 3.4)) as (_, axes):
+        left, middle, right = axes
         left.hist(report["margins"], bins=40)
         left.axvline(0, color="black", linewidth=1)
         left.set(title="margin of ordered pairs", xlabel="score(better) - score(worse)")

@@ -93,7 +93,8 @@ class RewardTrainer(Trainer):
         flat = model(inputs["input_ids"], inputs["mask"])  # (N,), the completions of all prompts
         scores = torch.zeros(ranks.shape, device=ranks.device).masked_scatter(valid, flat)
         losses, pairs = kwise_ranking_loss(scores, ranks, valid)
-        loss = losses.sum() / (pairs > 0).sum().clamp(min=1)
+        ordered = (pairs > 0).sum().clamp(min=1)  # a batch of ties alone gives a loss of 0
+        loss = losses.sum() / ordered
         if return_outputs:
             return loss, {"scores": scores}
         return loss
@@ -121,6 +122,7 @@ class RewardTrainer(Trainer):
             completions: list[list[int]] = []
             for row in batch:
                 completions += row["input_ids"]
+            # accelerate puts autocast into the forward of ScoreModel, which is not called here.
             with self.accelerator.autocast():
                 flat = score_token_ids(model, completions, pad_token_id=self.pad_token_id).tolist()
             for row in batch:
@@ -143,7 +145,7 @@ class RewardTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        self.model.train()
+        self.model.train()  # `scores` has set evaluation mode
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -157,7 +159,10 @@ class RewardTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model).model
         save(model, self.tokenizer, folder)
         if _internal_call:
-            trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+            trainable = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    trainable[name] = parameter.detach()
             torch.save(trainable, f"{folder}/{TRAINABLE}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -16,6 +16,7 @@ WRITTEN_EARLY = (
 def check_output_dir(folder: str, resume: bool) -> None:
     """Refuse a folder that holds a run, so that none is overwritten. A failed run without a checkpoint is removed."""
     path = Path(folder)
+    # A resumed run writes into its old folder.
     if resume or not path.is_dir() or not any(path.iterdir()):
         return
     if _failed(path) and not list(path.glob("checkpoint-*")):

@@ -44,8 +44,8 @@ def _number_of_processes(command: list[str]) -> int | None:
         if part in ("--config_file", "--config-file"):
             import yaml
 
-            layout = yaml.safe_load(Path(command[i + 1]).read_text(encoding="utf-8"))
-            return int(layout.get("num_processes", 1))
+            text = Path(command[i + 1]).read_text(encoding="utf-8")
+            return int(yaml.safe_load(text).get("num_processes", 1))
     return None
 
 

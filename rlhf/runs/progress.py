@@ -82,6 +82,7 @@ class RunProgress(TrainerCallback):
             if name in logs:
                 self.latest[name] = logs[name]
         if self.bar is not None:
+            # The next update draws them.
             shown = {name: f"{value:.3g}" for name, value in self.latest.items()}
             self.bar.set_postfix(shown, refresh=False)
 
@@ -107,10 +108,11 @@ def sample_table(samples: list[dict], *, columns: list[str], limit: int) -> str:
     for column in columns:
         table.add_column(column, overflow="ellipsis", no_wrap=False, justify="left")
     for sample in samples[:limit]:
-        table.add_row(*[_cell(sample.get(column, "")) for column in columns])
+        cells = [_cell(sample.get(column, "")) for column in columns]
+        table.add_row(*cells)
     console = Console(width=min(140, Console().width))
     with console.capture() as capture:
-        console.print(table, markup=False)
+        console.print(table, markup=False)  # brackets in a text are not markup
     return capture.get()
 
 
@@ -133,7 +135,7 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
     with saved_figure(path, rows, columns, figsize=figsize, squeeze=False) as (_, axes):
         for axis, (name, lines) in zip(axes.flat, curves.items(), strict=False):
             _plot_metric(axis, name, lines)
-        for axis in axes.flat[len(curves) :]:
+        for axis in axes.flat[len(curves) :]:  # unused places of the last row
             axis.axis("off")
     return [path]
 
@@ -147,12 +149,24 @@ def _curves(rows: list[dict]) -> dict[str, dict[str, list[tuple]]]:
                 names.add(name.removeprefix("eval_"))
     curves: dict[str, dict[str, list[tuple]]] = {}
     for name in sorted(names):
-        for label, key in (("training", name), ("evaluation", f"eval_{name}")):
-            numbers = [row for row in rows if isinstance(row.get(key), int | float)]
-            if len(numbers) > 1:
-                points = [(row["step"], row[key]) for row in numbers]
-                curves.setdefault(name, {})[label] = points
+        lines = {
+            "training": _points(rows, name),
+            "evaluation": _points(rows, f"eval_{name}"),
+        }
+        lines = {label: points for label, points in lines.items() if len(points) > 1}
+        if lines:
+            curves[name] = lines
     return curves
+
+
+def _points(rows: list[dict], key: str) -> list[tuple]:
+    """(step, value) of the rows that have a number under `key`."""
+    points = []
+    for row in rows:
+        value = row.get(key)
+        if isinstance(value, int | float):
+            points.append((row["step"], value))
+    return points
 
 
 def _plot_metric(axis, name: str, lines: dict[str, list[tuple]]) -> None:

@@ -82,22 +82,23 @@ class RunRecord:
             seed=seed,
             versions=package_versions(),
             machine={"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),  # UTC
         )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write run.json, in one step, so that no reader sees half of it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n"
-        temporary = folder / (RECORD + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str)
+        temporary = folder / f"{RECORD}.tmp"
+        temporary.write_text(f"{text}\n", encoding="utf-8")
         temporary.replace(folder / RECORD)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "RunRecord":
         """Read run.json. Keys of other versions are ignored."""
-        content = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        text = (Path(folder) / RECORD).read_text(encoding="utf-8")
+        content = json.loads(text)
         known = cls.__dataclass_fields__
         return cls(**{key: value for key, value in content.items() if key in known})
 
@@ -126,7 +127,7 @@ def package_versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # gradio is optional
             continue
     return versions
 
@@ -164,7 +165,7 @@ def parent_entry(path: str | None) -> dict:
     if os.path.isdir(path):
         weights = sorted(Path(path).glob("*.safetensors"))
         if weights:
-            entry["sha256"] = file_sha256(weights[0])
+            entry["sha256"] = file_sha256(weights[0])  # of the first of several parts
     if os.path.isfile(os.path.join(path, RECORD)):
         entry["recipe"] = RunRecord.load(path).recipe
     return entry
@@ -178,7 +179,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError:  # a run that was stopped, or is writing
             break
     return rows
 
@@ -207,6 +208,8 @@ def model_kind(folder: str | os.PathLike) -> str:
 
 def find_runs(root: str | os.PathLike) -> list[Path]:
     """Folders below `root` that hold a finished run, newest first."""
+    # A checkpoint may hold a copy of the record.
     records = [path for path in Path(root).rglob(RECORD) if "checkpoint-" not in str(path)]
     records.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parent for path in records if RunRecord.load(path.parent).status == "done"]
+    folders = [path.parent for path in records]
+    return [folder for folder in folders if RunRecord.load(folder).status == "done"]

@@ -65,7 +65,7 @@ def recording(recipe: str, settings, args):
     _hide_progress_bars()
     run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
     started = time.time()
-    run.save()
+    run.save()  # "running", for whoever looks meanwhile
     try:
         yield run
         run.record.status = "done"
@@ -118,7 +118,8 @@ class Run:
         if not self.main:
             return
         if name.endswith(".jsonl"):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in content]
+            text = "".join(lines)
         else:
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (self.folder / name).write_text(text, encoding="utf-8")
@@ -146,7 +147,7 @@ class Run:
         from rlhf.runs.progress import plot_curves
 
         plot_curves(self.folder)
-        write_card(self.folder)
+        write_card(self.folder)  # shows the curves, so it comes second
         record = self.record
         memory = f"{record.peak_memory_gb:.2f} GB"
         if record.peak_gpu_memory_gb is not None:
@@ -155,7 +156,7 @@ class Run:
         for name, value in record.metrics.items():
             if isinstance(value, float):
                 numbers.append(f"{name} {value:.4g}")
-            elif isinstance(value, int):
+            elif isinstance(value, int):  # reports and names are not for one line
                 numbers.append(f"{name} {value}")
         self.say(f"{record.recipe}: {record.seconds:.0f} s, {memory}; {', '.join(numbers)}")
 

@@ -130,10 +130,11 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
     if "--help" in argv or "-h" in argv:
         print(help_text(classes, description))
         raise SystemExit(0)
-    names = [f.name for cls in classes for f in dataclasses.fields(cls) if f.init]
+    names = setting_names(classes)
     path, flags = split_config(argv)
     content = read_config(path, names) if path else {}
     check_flags(flags, names)
+    # Before the settings: TrainingArguments may read them.
     set_environment(content.pop("env", None) or {})
 
     parser = TrlParser(classes)
@@ -142,7 +143,7 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
 
         # Without an accelerator, TrainingArguments refuses bf16 unless it is told to use the CPU.
         parser.set_defaults(use_cpu=not torch.accelerator.is_available())
-    parser.set_defaults_with_config(**content)
+    parser.set_defaults_with_config(**content)  # flags are parsed later, so they win
 
     def fail(message):
         raise UserError(f"{message}; --help lists the keys")
@@ -154,6 +155,14 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
         raise
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
+
+def setting_names(classes: list[type]) -> list[str]:
+    """The keys that the classes know."""
+    names = []
+    for cls in classes:
+        names += [f.name for f in dataclasses.fields(cls) if f.init]
+    return names
 
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -191,11 +200,9 @@ def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict
             f"{path}: defaults: {base} has a key `defaults` itself, but they go one level deep: "
             "name a file without that key"
         )
-    environment = (base_content.pop("env", None) or {}) | (content.pop("env", None) or {})
-    merged = base_content | content
-    if environment:
-        merged["env"] = environment
-    return merged
+    # Maps are replaced as a whole, but environment variables one by one.
+    environment = (base_content.get("env") or {}) | (content.get("env") or {})
+    return base_content | content | {"env": environment}
 
 
 def _read_yaml(path: str | os.PathLike, names: list[str] | None) -> dict:
@@ -223,7 +230,8 @@ def _read_yaml(path: str | os.PathLike, names: list[str] | None) -> dict:
 
 def _no_such_config(path: Path) -> str:
     """The reason of an error, with the configs that the folder does hold."""
-    names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    # A folder that does not exist holds none.
+    names = sorted(p.name for p in path.parent.glob("*.yaml"))
     if not names:
         return "no such config file"
     return f"no such config file; {path.parent} holds {', '.join(names)}"
@@ -238,7 +246,7 @@ def set_environment(variables: dict) -> None:
 def check_flags(flags: list[str], names: list[str]) -> None:
     """Refuse flags that the recipe does not know; `--no_X` switches X off."""
     for flag in flags:
-        if not flag.startswith("--"):
+        if not flag.startswith("--"):  # a value
             continue
         name = flag[2:].split("=")[0].replace("-", "_")
         if name not in names:
@@ -282,11 +290,14 @@ def _listed_fields(cls: type) -> list[dataclasses.Field]:
     if arguments:
         # Fields that our own bases add to TrainingArguments are listed.
         bases = [base for base in bases if not base.__module__.startswith("rlhf.")]
-    inherited = {f.name for base in bases for f in dataclasses.fields(base)}
+    inherited: set[str] = set()
+    for base in bases:
+        inherited |= {f.name for f in dataclasses.fields(base)}
     added = [f for f in dataclasses.fields(cls) if f.name not in inherited]
     if arguments:
         return added
-    return added + [f for f in dataclasses.fields(cls) if f.name in inherited]
+    shared = [f for f in dataclasses.fields(cls) if f.name in inherited]
+    return added + shared
 
 
 def inherits_arguments(cls: type) -> bool:
@@ -303,6 +314,7 @@ def changed_settings(*objects) -> dict:
             value = getattr(value, "value", value)  # enums
             if not f.init or f.name.endswith("token") or value == _default(f):
                 continue
+            # Objects, such as accelerator_config, have no form in a YAML.
             if isinstance(value, str | int | float | bool | list | dict):
                 changed[f.name] = value
     return changed

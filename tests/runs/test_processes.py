@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from rlhf.runs import processes
+from rlhf.runs import run as run_module
 from rlhf.runs.record import RunRecord
+from rlhf.runs.settings import DataSettings
 
 MIB = 2**20
 
@@ -87,3 +90,17 @@ def test_a_parent_that_may_not_be_read_is_passed_over(monkeypatch):
     parents = [SimpleNamespace(cmdline=refuse), SimpleNamespace(cmdline=lambda: launcher)]
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
     assert processes.requested_processes() == 3
+
+
+@pytest.mark.parametrize(("peak", "said"), [(None, False), (1.25, True)], ids=["cpu", "gpu"])
+def test_the_gpus_peak_is_recorded_and_printed(monkeypatch, tmp_path, capsys, peak, said):
+    monkeypatch.setattr(run_module, "peak_gpu_memory_gb", lambda device: peak)
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True)
+    with run_module.recording("sft", DataSettings(), args) as run:
+        run.metrics({"eval_loss": 0.5, "rows": 3, "report": {}})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("sft: ") and last.endswith("; eval_loss 0.5, rows 3")
+    assert ("1.25 GB on the GPU" in last) == said
+    record = RunRecord.load(tmp_path / "run")
+    assert record.status == "done" and record.peak_gpu_memory_gb == peak
+    assert record.peak_memory_gb > 0.01
