@@ -44,12 +44,14 @@ endif
 app: install
 	@$(BIN)/python app.py --runs runs --port $(PORT)
 
-# Prints the ten slowest tests, and the seconds of the whole run at the end.
+# Two processes, each with whole files, since fixtures of a file are expensive. Prints the ten slowest tests and the total.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/.dev
-	$(BIN)/python -m pytest --durations=10
+	$(PYTEST)
 
 style: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

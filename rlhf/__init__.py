@@ -7,6 +7,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
+# Public name -> its module. Most of them import torch, which takes seconds.
 _HOME = {
     "ALGORITHMS": "rlhf.algorithms",
     "Algorithm": "rlhf.algorithms",

@@ -75,6 +75,7 @@ def run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(unknown("command", name, [*scripts, *COMMANDS]))
     module_name, summary, _ = COMMANDS[name]
+    # Imported only now, so that the list and the error above need no torch.
     module = import_module(module_name)
     if name == "chat":  # reads its own flags, as `python app.py` does
         sys.argv = ["rlhf chat", *argv]  # for its usage line
@@ -88,6 +89,7 @@ def run(name: str, argv: list[str]) -> int:
 def list_of_commands() -> str:
     """Every command with a line each, by group, cut to the width of the terminal."""
     groups = {group: [] for group in (TRAIN, PREPARE, LOOK, FIND)}
+    # The scripts first, so that each group begins with them.
     for script in find_scripts().values():
         group = TRAIN if script.is_recipe else PREPARE
         groups[group].append((script.name, script.summary))

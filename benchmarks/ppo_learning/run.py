@@ -91,84 +91,98 @@ def make_job(side: str, seed: int, rows: list[dict], runs: Path, folder: Path, a
         return job | {"rows": rows}
     tokenizer = load_tokenizer(job["policy"])
     order = choose_rows(len(rows), episodes, start=0, seed=seed)
-    return job | {
-        "prompt_ids": [encode_prompt(tokenizer, rows[place]["prompt"]) for place in order]
-    }
+    ids = [encode_prompt(tokenizer, rows[index]["prompt"]) for index in order]
+    return job | {"prompt_ids": ids}
 
 
 def train(side: str, job: dict, arguments) -> dict:
     """Run a worker unless its folder holds the result of this very job."""
     folder, text = Path(job["folder"]), json.dumps(job)
-    path, result = folder / "job.json", folder / "result.json"
-    if not (result.exists() and path.read_text() == text):
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    if not (result_file.exists() and job_file.read_text() == text):
         folder.mkdir(parents=True, exist_ok=True)
-        for old in (result, folder / "judged.json"):
+        for old in (result_file, folder / "judged.json"):
             old.unlink(missing_ok=True)
-        path.write_text(text)
-        worker = SIDES[side][0]
-        python = sys.executable if worker == "our_worker.py" else arguments.trl_python
-        environment = os.environ | {
-            "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": f"{HERE}:{HERE.parent / 'ppo_throughput'}:{ROOT}",
-        }  # fmt: skip
-        with open(folder / "log.txt", "w") as log:
-            command = [python, str(HERE / worker), str(path)]
-            failed = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=HERE
-            ).returncode
-        if failed:
-            raise SystemExit(f"{side}: {(folder / 'log.txt').read_text()[-3000:]}")
-    found = json.loads(result.read_text())
-    assert len(found["updates"]) == arguments.updates, len(found["updates"])
-    assert found["optimizer_steps"] == arguments.updates * 4 * EPISODES // MINI_BATCH, found[
-        "optimizer_steps"
-    ]
-    return found
+        job_file.write_text(text)
+        run_worker(side, job_file, arguments)
+    result = json.loads(result_file.read_text())
+    updates, steps = len(result["updates"]), result["optimizer_steps"]
+    assert updates == arguments.updates, updates
+    assert steps == arguments.updates * 4 * EPISODES // MINI_BATCH, steps
+    return result
+
+
+def run_worker(side: str, job_file: Path, arguments) -> None:
+    """Train a side in its own process and environment. Its output goes to log.txt next to the job."""
+    worker, log_file = SIDES[side][0], job_file.with_name("log.txt")
+    python = sys.executable if worker == "our_worker.py" else arguments.trl_python
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": f"{HERE}:{HERE.parent / 'ppo_throughput'}:{ROOT}",
+    }
+    command = [python, str(HERE / worker), str(job_file)]
+    with open(log_file, "w") as log:
+        done = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=HERE
+        )
+    if done.returncode:
+        raise SystemExit(f"{side}: {log_file.read_text()[-3000:]}")
 
 
 def judge(
     run: ChatRun, reference: ChatRun, rewards: WeightedSum, rows: list[dict], samples: int
 ) -> dict:
     """Measure -> one number per prompt, the mean over its samples. The random numbers depend on a row's place only."""
-    asked = rows * samples
-    answers = generate(run, asked, seed=1234, temperature=1.0, max_completion_length=COMPLETION)
-    found = measure(run, answers, asked, rewards=rewards, reference=reference, temperature=1.0)
-    found |= {"score": found["score_reward"], "coverage": found["score_slot_coverage"]}
-    parts = zip(found["score"], found["eos_rate"], found["kl"], strict=True)
-    found["objective"] = [
+    repeated = rows * samples
+    answers = generate(run, repeated, seed=1234, temperature=1.0, max_completion_length=COMPLETION)
+    values = measure(run, answers, repeated, rewards=rewards, reference=reference, temperature=1.0)
+    values |= {"score": values["score_reward"], "coverage": values["score_slot_coverage"]}
+    parts = zip(values["score"], values["eos_rate"], values["kl"], strict=True)
+    values["objective"] = [
         score - PENALTY * (1 - ended) - KL_COEF * kl for score, ended, kl in parts
     ]
-    return {
-        name: [sum(found[name][place :: len(rows)]) / samples for place in range(len(rows))]
-        for name in JUDGED
-    }
+    means = {}
+    for name in JUDGED:
+        # The samples of prompt i are at i, i + len(rows), i + 2 len(rows), ...
+        samples_of = [values[name][i :: len(rows)] for i in range(len(rows))]
+        means[name] = [sum(numbers) / samples for numbers in samples_of]
+    return means
 
 
 def curve(folder: Path, result: dict, judge_weights, start: dict, arguments) -> list[dict]:
     """One point per snapshot, the SFT policy first: update, episodes, seconds, cpu_seconds, and a number per prompt."""
-    path, seconds, cpu = folder / "judged.json", 0.0, 0.0
+    path = folder / "judged.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     points = [{"update": 0, "episodes": 0, "seconds": 0.0, "cpu_seconds": 0.0, "values": start}]
-    for place, update in enumerate(result["updates"], 1):
-        seconds, cpu = seconds + update["seconds"], cpu + update["cpu_seconds"]
-        if place % arguments.every == 0:
-            name = f"{place} x {arguments.samples}"
-            if name not in known:
-                known[name] = judge_weights(
-                    torch.load(folder / f"policy_{place}.pt", weights_only=True)
-                )
-                path.write_text(json.dumps(known))
-            when = {
-                "update": place,
-                "episodes": place * EPISODES,
+    seconds = cpu_seconds = 0.0
+    for number, update in enumerate(result["updates"], 1):
+        seconds += update["seconds"]
+        cpu_seconds += update["cpu_seconds"]
+        if number % arguments.every:
+            continue
+        name = f"{number} x {arguments.samples}"
+        if name not in known:
+            weights = torch.load(folder / f"policy_{number}.pt", weights_only=True)
+            known[name] = judge_weights(weights)
+            path.write_text(json.dumps(known))
+        points.append(
+            {
+                "update": number,
+                "episodes": number * EPISODES,
                 "seconds": seconds,
-                "cpu_seconds": cpu,
+                "cpu_seconds": cpu_seconds,
+                "values": known[name],
             }
-            points.append(when | {"values": known[name]})
-    return [
-        point | {name: mean_estimate(v).mean for name, v in point["values"].items()}
-        for point in points
-    ]
+        )
+    for point in points:
+        means = {name: mean_estimate(values).mean for name, values in point["values"].items()}
+        point.update(means)
+    return points
+
+
+# ---- ours and TRL's ----------------------------------------------------------------------------------------------
 
 
 def differences(curves: dict) -> list[dict]:
@@ -176,18 +190,24 @@ def differences(curves: dict) -> list[dict]:
 
     The interval says how well these two policies are told apart, not how two other seeds would compare.
     """
-    found = []
-    for theirs in (side for side in curves if side.startswith("trl")):
-        for side in (side for side in curves if side.startswith("ours")):
-            for seed in curves[side]:
-                ours, other = (curves[name][seed][-1]["values"] for name in (side, theirs))
-                for of in ("score", "objective", "coverage"):
-                    estimate = mean_estimate(
-                        [a - b for a, b in zip(ours[of], other[of], strict=True)]
-                    )
-                    interval = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
-                    found.append({"side": side, "trl": theirs, "seed": seed, "of": of, **interval})
-    return found
+    rows = []
+    for theirs, side in product(trl_sides(curves), our_sides(curves)):
+        for seed in curves[side]:
+            ours, other = curves[side][seed][-1]["values"], curves[theirs][seed][-1]["values"]
+            for of in ("score", "objective", "coverage"):
+                gaps = [a - b for a, b in zip(ours[of], other[of], strict=True)]
+                estimate = mean_estimate(gaps)
+                interval = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+                rows.append({"side": side, "trl": theirs, "seed": seed, "of": of, **interval})
+    return rows
+
+
+def trl_sides(curves: dict) -> list[str]:
+    return [side for side in curves if side.startswith("trl")]
+
+
+def our_sides(curves: dict) -> list[str]:
+    return [side for side in curves if side.startswith("ours")]
 
 
 def first_reached(points: list[dict], level: float, *, of: str, along: str) -> float | None:
@@ -202,57 +222,54 @@ def first_reached(points: list[dict], level: float, *, of: str, along: str) -> f
 
 
 def races(curves: dict) -> list[dict]:
-    """When each curve first has SHARES of the gain that TRL has made at its end; TRL's own curve too."""
-    found = []
-    for theirs in (side for side in curves if side.startswith("trl")):
-        sides = (theirs, *(side for side in curves if side.startswith("ours")))
+    """Seconds and episodes after which each curve first has SHARES of the gain that TRL has made at its end."""
+    rows = []
+    for theirs in trl_sides(curves):
         for seed, points in curves[theirs].items():
+            sides = [theirs, *our_sides(curves)]
             for of, share, side in product(("score", "objective"), SHARES, sides):
                 level = (1 - share) * points[0][of] + share * points[-1][of]
-                race = {
-                    "trl": theirs,
-                    "seed": seed,
-                    "of": of,
-                    "share": share,
-                    "level": level,
-                    "side": side,
-                }
-                for along in ("seconds", "cpu_seconds", "episodes"):
-                    own = first_reached(points, level, of=of, along=along)
-                    other = first_reached(curves[side][seed], level, of=of, along=along)
-                    race |= {along: other, f"{along}_ratio": own / other if other else None}
-                found.append(race)
-    return found
+                names = {"trl": theirs, "seed": seed, "of": of, "share": share, "level": level}
+                times = race(points, curves[side][seed], level, of=of)
+                rows.append({**names, "side": side, **times})
+    return rows
 
 
-def table(curves: dict, found: list[dict], apart: list[dict]) -> str:
-    lines, seeds = [], list(next(iter(curves.values())))
-    for seed in seeds:
-        lines.append(
-            f"\nseed {seed:<15}"
-            + "".join(f"{name.removeprefix('completion_'):>11}" for name in ("seconds", *JUDGED))
-        )
-        lines.append(row("SFT", next(iter(curves.values()))[seed][0]))
-        lines += [row(side, column[seed][-1]) for side, column in curves.items()]
+def race(theirs: list[dict], ours: list[dict], level: float, *, of: str) -> dict:
+    """The point where `ours` reaches `level`, and how many times sooner that is than where `theirs` does."""
+    result = {}
+    for along in ("seconds", "cpu_seconds", "episodes"):
+        their_point = first_reached(theirs, level, of=of, along=along)
+        our_point = first_reached(ours, level, of=of, along=along)
+        result[along] = our_point
+        result[f"{along}_ratio"] = their_point / our_point if our_point else None
+    return result
+
+
+def table(curves: dict, races_won: list[dict], gaps: list[dict]) -> str:
+    """All of it for the terminal."""
+    lines, first_side = [], next(iter(curves.values()))
+    headings = [name.removeprefix("completion_") for name in ("seconds", *JUDGED)]
+    for seed in first_side:
+        lines.append(f"\nseed {seed:<15}" + "".join(f"{name:>11}" for name in headings))
+        lines.append(table_row("SFT", first_side[seed][0]))
+        lines += [table_row(side, column[seed][-1]) for side, column in curves.items()]
     lines.append("\nat the end, ours - TRL, 95 % over prompts")
-    for each in apart:
-        name = f"{each['of']}, {each['side']} - {each['trl']}, seed {each['seed']}"
-        lines.append(f"{name:<60}{each['mean']:>8.3f}  ({each['low']:.3f} to {each['high']:.3f})")
-    lines.append(
-        f"\n{'share of the final gain of TRL, first at':<60}{'level':>8}{'seconds':>9}{'episodes':>10}{'times sooner':>14}"
-    )
-    for race in found:
-        name = f"{race['of']}, {race['share']:.0%} of {race['trl']}, seed {race['seed']}: {race['side']}"
-        reached = (
-            "    never"
-            if race["seconds_ratio"] is None
-            else f"{race['seconds']:>9.0f}{race['episodes']:>10.0f}{race['seconds_ratio']:>14.1f}"
-        )
-        lines.append(f"{name:<60}{race['level']:>8.3f}{reached}")
+    for gap in gaps:
+        name = f"{gap['of']}, {gap['side']} - {gap['trl']}, seed {gap['seed']}"
+        lines.append(f"{name:<60}{gap['mean']:>8.3f}  ({gap['low']:.3f} to {gap['high']:.3f})")
+    title = "share of the final gain of TRL, first at"
+    lines.append(f"\n{title:<60}{'level':>8}{'seconds':>9}{'episodes':>10}{'times sooner':>14}")
+    for row in races_won:
+        name = f"{row['of']}, {row['share']:.0%} of {row['trl']}, seed {row['seed']}: {row['side']}"
+        reached = "    never"
+        if row["seconds_ratio"] is not None:
+            reached = f"{row['seconds']:>9.0f}{row['episodes']:>10.0f}{row['seconds_ratio']:>14.1f}"
+        lines.append(f"{name:<60}{row['level']:>8.3f}{reached}")
     return "\n".join(lines)
 
 
-def row(name: str, point: dict) -> str:
+def table_row(name: str, point: dict) -> str:
     return f"{name:<20}" + "".join(f"{point[key]:>11.3f}" for key in ("seconds", *JUDGED))
 
 
@@ -270,12 +287,13 @@ def plot(curves: dict, path: Path) -> None:
     for line, of in enumerate(titles):
         for column, along in enumerate(("episodes", "seconds")):
             axis = axes[line][column]
-            for place, (side, seeds) in enumerate(curves.items()):
+            for index, (side, seeds) in enumerate(curves.items()):
+                style = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4}
+                style["linestyle"] = LINES[index % len(LINES)]
                 for number, points in enumerate(seeds.values()):
-                    axis.plot(
-                        [point[along] for point in points], [point[of] for point in points], label=None if number else side,
-                        color=COLOURS[place], marker=MARKERS[place], linestyle=LINES[place % len(LINES)], markersize=4,
-                    )  # fmt: skip
+                    xs, ys = [point[along] for point in points], [point[of] for point in points]
+                    label = None if number else side  # one entry of the legend per side
+                    axis.plot(xs, ys, label=label, **style)
             axis.set_xlabel("episodes" if along == "episodes" else "seconds of training")
             axis.set_ylabel(titles[of])
             axis.grid(alpha=0.3)
@@ -305,8 +323,8 @@ def main() -> None:
             print(f"{side}, seed {seed}: {seconds:.0f} s of training", flush=True)
 
     curves = judge_all(results, folders, runs, heldout.rows, arguments)
-    found, apart = races(curves), differences(curves)
-    print(table(curves, found, apart))
+    races_won, gaps = races(curves), differences(curves)
+    print(table(curves, races_won, gaps))
     if arguments.record:
         content = {
             "command": command_line(),
@@ -317,8 +335,8 @@ def main() -> None:
             "updates": arguments.updates,
             "seeds": arguments.seeds,
             "curves": without_values(curves),
-            "ours_minus_trl_at_the_end": apart,
-            "first_with_share_of_final_gain_of_trl": found,
+            "ours_minus_trl_at_the_end": gaps,
+            "first_with_share_of_final_gain_of_trl": races_won,
             **of_sides(results),
         }
         path = write_record(HERE, __doc__, rounded(content), commit=commit)

@@ -147,34 +147,32 @@ def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         # More prompts than the run takes, see trl_worker.py.
         prompts = shape.episodes * (arguments.updates + 3)
-        made = run_worker(
-            sys.executable,
-            "make_models.py",
-            {"folder": folder, "shape": asdict(shape), "prompts": prompts},
-        )
+        job = {"folder": folder, "shape": asdict(shape)}
+        made = run_worker(sys.executable, "make_models.py", job | {"prompts": prompts})
         for number in range(arguments.repeats):
-            found = {"matrix_gflops": run_worker(sys.executable, "matrix_rate.py"), "columns": {}}
-            for side, (worker, own, value_model) in sides.items():
-                python = sys.executable if worker == "our_worker.py" else arguments.trl_python
-                job = {
-                    "folder": folder, "shape": asdict(shape), "updates": arguments.updates, "value_model": value_model,
-                    "settings": SETTINGS | own,
-                }  # fmt: skip
-                result = run_worker(python, worker, job)
-                assert len(result["updates"]) == 1 + arguments.updates, result
-                assert result["optimizer_steps"] == shape.epochs * (1 + arguments.updates), result
-                counted = result["updates"][1:]
-                result["median"] = {
-                    key: statistics.median(update.get(key, 0.0) for update in counted)
-                    for key in ("seconds", "cpu_seconds", *PHASES)
-                }
-                found["columns"][side] = result
-                print(
-                    f"{name}, round {number + 1}, {side}: {result['median']['seconds']:.2f} s per update",
-                    flush=True,
-                )
-            rounds.append(found)
+            columns = {}
+            rate = run_worker(sys.executable, "matrix_rate.py")
+            for side in sides:
+                columns[side] = run_side(side, sides, shape, job, arguments)
+                seconds = columns[side]["median"]["seconds"]
+                print(f"{name}, round {number + 1}, {side}: {seconds:.2f} s per update", flush=True)
+            rounds.append({"matrix_gflops": rate, "columns": columns})
     return {"shape": asdict(shape), "parameters": made["parameters"], "rounds": rounds}
+
+
+def run_side(side: str, sides: dict, shape: Shape, job: dict, arguments) -> dict:
+    """One column in a process of its own: each of its updates, and their medians without the first."""
+    worker, own, value_model = sides[side]
+    python = sys.executable if worker == "our_worker.py" else arguments.trl_python
+    settings = {"value_model": value_model, "settings": SETTINGS | own}
+    result = run_worker(python, worker, job | {"updates": arguments.updates} | settings)
+    assert len(result["updates"]) == 1 + arguments.updates, result
+    assert result["optimizer_steps"] == shape.epochs * (1 + arguments.updates), result
+    counted = result["updates"][1:]
+    result["median"] = {}
+    for key in ("seconds", "cpu_seconds", *PHASES):
+        result["median"][key] = statistics.median(update.get(key, 0.0) for update in counted)
+    return result
 
 
 def range_of(values) -> dict:
@@ -188,74 +186,81 @@ def summary(measured: dict, sides: dict) -> dict:
     shape, rounds = Shape(**measured["shape"]), measured["rounds"]
     columns = {}
     for side, (_, own, value_model) in sides.items():
-        runs = [found["columns"][side] for found in rounds]
         work = flops(
             shape,
             epochs=shape.epochs,
             shared_trunk=value_model == "shared",
             lora=own.get("lora", False),
         )
-        kind = "bf16" if own.get("bf16") else "fp32"
-        floors = [sum(work.values()) / 1e9 / found["matrix_gflops"][kind] for found in rounds]
-        columns[side] = {
-            "seconds_per_update": range_of(run["median"]["seconds"] for run in runs),
-            "cpu_seconds_per_update": range_of(run["median"]["cpu_seconds"] for run in runs),
-            "episodes_per_second": range_of(
-                shape.episodes / run["median"]["seconds"] for run in runs
-            ),
-            **{
-                f"{phase}_seconds": range_of(run["median"][phase] for run in runs)
-                for phase in PHASES
-            },
-            "memory_gb": range_of(run["memory_gb"] for run in runs),
-            "memory_of_imports_gb": range_of(run["memory_of_imports_gb"] for run in runs),
-            "gflop": {name: count / 1e9 for name, count in work.items()},
-            "floor_seconds": range_of(floors),
-            "share_of_floor": range_of(
-                floor / run["median"]["seconds"] for floor, run in zip(floors, runs)
-            ),
-        }
+        dtype = "bf16" if own.get("bf16") else "fp32"
+        columns[side] = column_summary(side, rounds, shape, work, dtype)
     ratios = {}
     for theirs in (side for side in sides if side.startswith("trl")):
         for ours in (side for side in sides if side.startswith("ours")):
-            pairs = [(found["columns"][theirs], found["columns"][ours]) for found in rounds]
-            ratios[f"{theirs} / {ours}"] = {
-                "seconds": range_of(
-                    a["median"]["seconds"] / b["median"]["seconds"] for a, b in pairs
-                ),
-                "cpu_seconds": range_of(
-                    a["median"]["cpu_seconds"] / b["median"]["cpu_seconds"] for a, b in pairs
-                ),
-                "memory": range_of(a["memory_gb"] / b["memory_gb"] for a, b in pairs),
-            }
+            ratios[f"{theirs} / {ours}"] = ratios_of(theirs, ours, rounds)
     return {"columns": columns, "ratios": ratios}
 
 
-def table(name: str, found: dict) -> str:
-    columns = found["columns"]
+def column_summary(side: str, rounds: list[dict], shape: Shape, work: dict, dtype: str) -> dict:
+    """Median and range of a column over the rounds. work: its floating-point operations by phase."""
+    runs = [one_round["columns"][side] for one_round in rounds]
+    medians = [run["median"] for run in runs]
+    floors = []
+    for one_round in rounds:
+        floors.append(sum(work.values()) / 1e9 / one_round["matrix_gflops"][dtype])
+    shares = [floor / median["seconds"] for floor, median in zip(floors, medians)]
+    result = {
+        "seconds_per_update": range_of(median["seconds"] for median in medians),
+        "cpu_seconds_per_update": range_of(median["cpu_seconds"] for median in medians),
+        "episodes_per_second": range_of(shape.episodes / median["seconds"] for median in medians),
+    }
+    for phase in PHASES:
+        result[f"{phase}_seconds"] = range_of(median[phase] for median in medians)
+    return result | {
+        "memory_gb": range_of(run["memory_gb"] for run in runs),
+        "memory_of_imports_gb": range_of(run["memory_of_imports_gb"] for run in runs),
+        "gflop": {name: count / 1e9 for name, count in work.items()},
+        "floor_seconds": range_of(floors),
+        "share_of_floor": range_of(shares),
+    }
+
+
+def ratios_of(theirs: str, ours: str, rounds: list[dict]) -> dict:
+    """TRL's column over ours in the same round: seconds, seconds of CPU and memory."""
+    ratios = {"seconds": [], "cpu_seconds": [], "memory": []}
+    for one_round in rounds:
+        their_run, our_run = one_round["columns"][theirs], one_round["columns"][ours]
+        for key in ("seconds", "cpu_seconds"):
+            ratios[key].append(their_run["median"][key] / our_run["median"][key])
+        ratios["memory"].append(their_run["memory_gb"] / our_run["memory_gb"])
+    return {name: range_of(values) for name, values in ratios.items()}
+
+
+ROWS = {  # label: key of a column's summary, and which number of it
+    "s per update": ("seconds_per_update", "median"),
+    "  min": ("seconds_per_update", "min"),
+    "  max": ("seconds_per_update", "max"),
+    "  cpu s": ("cpu_seconds_per_update", "median"),
+    "episodes per s": ("episodes_per_second", "median"),
+    "decode s": ("decode_seconds", "median"),
+    "score s": ("score_seconds", "median"),
+    "update s": ("update_seconds", "median"),
+    "peak memory GB": ("memory_gb", "median"),
+    "  of imports": ("memory_of_imports_gb", "median"),
+    "floor s": ("floor_seconds", "median"),
+    "floor / measured": ("share_of_floor", "median"),
+}
+
+
+def table(name: str, result: dict) -> str:
+    """The summary of a shape for the terminal: a column per side, and the ratios below."""
+    columns = result["columns"]
     width = max(map(len, columns)) + 2
     lines = [f"\n{name:<24}" + "".join(f"{side:>{width}}" for side in columns)]
-    rows = {
-        "s per update": "seconds_per_update",
-        "  min": ("seconds_per_update", "min"),
-        "  max": ("seconds_per_update", "max"),
-        "  cpu s": "cpu_seconds_per_update",
-        "episodes per s": "episodes_per_second",
-        "decode s": "decode_seconds",
-        "score s": "score_seconds",
-        "update s": "update_seconds",
-        "peak memory GB": "memory_gb",
-        "  of imports": "memory_of_imports_gb",
-        "floor s": "floor_seconds",
-        "floor / measured": "share_of_floor",
-    }
-    for label, key in rows.items():
-        key, which = key if isinstance(key, tuple) else (key, "median")
-        lines.append(
-            f"{label:<24}"
-            + "".join(f"{column[key][which]:>{width}.2f}" for column in columns.values())
-        )
-    for pair, ratio in found["ratios"].items():
+    for label, (key, which) in ROWS.items():
+        numbers = [column[key][which] for column in columns.values()]
+        lines.append(f"{label:<24}" + "".join(f"{number:>{width}.2f}" for number in numbers))
+    for pair, ratio in result["ratios"].items():
         seconds, memory = ratio["seconds"], ratio["memory"]
         lines.append(
             f"{pair:<30} seconds {seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})"

@@ -31,6 +31,7 @@ def find_scripts(folder: Path | None = None) -> dict[str, Script]:
     """Every runnable script of the recipes' folder by name, read without importing it."""
     scripts = {}
     for path in sorted((folder or recipes_folder()).glob("*.py")):
+        # Parsed, not imported: the recipes import torch.
         tree = ast.parse(path.read_text(encoding="utf-8"))
         functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         started = calls_under_main(tree)

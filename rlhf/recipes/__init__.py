@@ -5,4 +5,5 @@ An installed package has no such file. There `rlhf/recipes/` is the folder `reci
 
 from pathlib import Path
 
+# Python looks for the modules of a package in the folders of its __path__.
 __path__ = [str(Path(__file__).resolve().parents[2] / "recipes")]
