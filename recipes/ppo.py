@@ -71,7 +71,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         if warning := memory.warning(free_memory(args.device)):
             run.say(warning)
         use_run_progress(trainer, args.output_dir)
-        before = {}
+        before = {}  # a resumed run has begun elsewhere
         if splits.eval and not args.resume_from_checkpoint:
             before = trainer.evaluate()
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -79,6 +79,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         if splits.eval:
             after = trainer.evaluate()
             run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN if before})
+            # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
         trainer.save_model()
         if run.main and splits.eval:
@@ -89,6 +90,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
 
 def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run) -> Roles:
     """The policy, with LoRA if asked for, its rewards and its value model."""
+    # In this order: LoRA goes over the fitted embeddings, a shared trunk's adapters over LoRA.
     policy = load_policy(
         settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype
     )
@@ -97,7 +99,7 @@ def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run
     fit_embeddings(policy, tokenizer)
     if settings.use_peft:
         policy = add_lora(policy, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha)
-    for path in settings.reward_model_path:
+    for path in settings.reward_model_path:  # for the model card
         run.parent("reward", path)
     rewards = load_rewards(settings, policy, tokenizer)
     value_model = None
@@ -115,7 +117,7 @@ def load_texts(settings: PPOSettings, tokenizer, run, *, limit: int) -> list[lis
     pieces = []
     for row in loaded.rows:
         ids, _ = encode_example(tokenizer, row)
-        for i in range(0, len(ids) - 1, limit):
+        for i in range(0, len(ids) - 1, limit):  # a last token alone has nothing to predict
             pieces.append(ids[i : i + limit])
     return pieces
 

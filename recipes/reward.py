@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from rlhf.completions.score import ScoringBatch, RewardModelScorer
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import add_chat_template
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
@@ -105,7 +105,9 @@ def save_centred(run, settings: RewardSettings, model, tokenizer, rankings: list
     save(model, tokenizer, run.folder)
 
 
-def demonstrations(settings: RewardSettings, rankings: list[dict], limit: int = 512) -> ScoringBatch:
+def demonstrations(
+    settings: RewardSettings, rankings: list[dict], limit: int = 512
+) -> ScoringBatch:
     """Completions that are to score 0 on average: demonstrations, or the best of the first rankings."""
     if settings.demonstrations:
         rows = load_rows(settings.demonstrations, kinds=("prompt_completion",), limit=limit).rows

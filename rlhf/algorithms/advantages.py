@@ -36,7 +36,8 @@ def gae(
     rewards = rewards.masked_fill(~mask, 0.0)
     values = values.masked_fill(~mask, 0.0)
     # The episode ends with the last token: the value after it is 0.
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    after_the_end = torch.zeros_like(values[:, :1])
+    next_values = torch.cat([values[:, 1:], after_the_end], dim=1)
     deltas = rewards + gamma * next_values - values
     return rewards_to_go(deltas, mask, gamma=gamma * gae_lambda)
 
@@ -49,7 +50,7 @@ def leave_one_out(totals: Tensor, *, num_generations: int) -> Tensor:
 
     totals (B,), the `num_generations` (>= 2) completions of one prompt next to each other. Returns (B,).
     """
-    groups = totals.view(-1, num_generations)
+    groups = totals.view(-1, num_generations)  # (prompts, G)
     others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
     return (groups - others).view(-1)
 
@@ -76,5 +77,6 @@ def group_center(totals: Tensor, *, num_generations: int) -> Tensor:
 
     totals (B,), groups of `num_generations` (>= 2) next to each other. Returns (B,).
     """
-    groups = totals.double().view(-1, num_generations)
-    return (groups - groups.mean(1, keepdim=True)).view(-1).to(totals.dtype)
+    groups = totals.double().view(-1, num_generations)  # (prompts, G)
+    centred = groups - groups.mean(1, keepdim=True)
+    return centred.view(-1).to(totals.dtype)

@@ -43,7 +43,8 @@ def _chosen(log_distribution: Tensor, token_ids: Tensor) -> Tensor:
 def _entropy(log_distribution: Tensor) -> Tensor:
     # 0 * -inf of impossible tokens would be NaN.
     possible = log_distribution.clamp(min=torch.finfo(torch.float32).min)
-    return -(log_distribution.exp() * possible).sum(-1).clamp(max=0.0)
+    negative_entropy = (log_distribution.exp() * possible).sum(-1)
+    return -negative_entropy.clamp(max=0.0)  # rounding
 
 
 def masked_log_probs(
@@ -77,4 +78,5 @@ def masked_log_probs(
             else:
                 chunks.append(log_probs(*pair))
         results = torch.cat(chunks, dim=-1)  # (N,) or (2, N)
-    return results.new_zeros(*results.shape[:-1], *mask.shape).masked_scatter(mask, results)
+    padded = results.new_zeros(*results.shape[:-1], *mask.shape)
+    return padded.masked_scatter(mask, results)

@@ -30,7 +30,7 @@ def sequence_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Te
     GSPO, Zheng et al. 2025 (arXiv 2507.18071), equation 7. All (B, T); 1 for a completion without tokens.
     """
     assert log_probs.shape == old_log_probs.shape == mask.shape
-    lengths = mask.sum(1).clamp(min=1)
+    lengths = mask.sum(1).clamp(min=1)  # (B,)
     log_ratio = masked_sum(log_probs - old_log_probs, mask, 1) / lengths  # (B,)
     return log_ratio.exp().unsqueeze(1).expand_as(mask)
 
@@ -84,7 +84,7 @@ def equal_completions(mask: Tensor, num_tokens: Tensor, num_completions: int) ->
     w_t = (N / B) / length of its completion. mask (B', T) of a micro-batch; N tokens and B completions of the whole
     mini-batch. Returns shape (B', T).
     """
-    lengths = mask.sum(1, keepdim=True).clamp(min=1)
+    lengths = mask.sum(1, keepdim=True).clamp(min=1)  # (B', 1)
     return (num_tokens / num_completions / lengths).expand_as(mask)
 
 
@@ -115,7 +115,9 @@ def clipped_value_loss(
     From the PPO code of OpenAI baselines, not from the paper; N implementation details, 1.9. All (B, T).
     """
     assert values.shape == old_values.shape == returns.shape
-    clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
+    move = (values - old_values).clamp(-value_clip_range, value_clip_range)
+    clipped = old_values + move
+    # The worse of the two: moving away from the return is never clipped.
     return torch.maximum(value_loss(values, returns), value_loss(clipped, returns))
 
 
@@ -131,7 +133,7 @@ def kwise_ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Ten
     assert scores.shape == ranks.shape == mask.shape, (scores.shape, ranks.shape, mask.shape)
     better = ranks.unsqueeze(2) < ranks.unsqueeze(1)  # (B, K, K): row i before column j
     better = better & mask.unsqueeze(2) & mask.unsqueeze(1)
-    margins = scores.unsqueeze(2) - scores.unsqueeze(1)
+    margins = scores.unsqueeze(2) - scores.unsqueeze(1)  # (B, K, K)
     losses = torch.where(better, -logsigmoid(margins), torch.zeros_like(margins))
     pairs = better.sum((1, 2))  # (B,)
     return losses.sum((1, 2)) / pairs.clamp(min=1), pairs
@@ -143,8 +145,9 @@ def balanced_weights(counts: Tensor) -> Tensor:
     n / (C n_c). King and Zeng 2001.
     counts (C, ...): rows of each class, n their sum, C the classes that have rows; a class without weighs 1. Same shape.
     """
-    present = (counts > 0).sum(0)
-    return torch.where(counts > 0, counts.sum(0) / (present * counts.clamp(min=1)), torch.ones(()))
+    present = (counts > 0).sum(0)  # classes that have rows
+    weights = counts.sum(0) / (present * counts.clamp(min=1))
+    return torch.where(counts > 0, weights, torch.ones(()))
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -163,7 +166,7 @@ def weighted_binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tenso
     """
     assert logits.shape == labels.shape, (logits.shape, labels.shape)
     assert weights.shape == (2, labels.shape[1]), weights.shape
-    weight = torch.where(labels > 0.5, weights[1], weights[0])
+    weight = torch.where(labels > 0.5, weights[1], weights[0])  # (B, K)
     return weight * binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 

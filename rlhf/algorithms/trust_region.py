@@ -23,7 +23,7 @@ from torch import Tensor
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """All elements one after another, (N,), in fp32 or better."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # (N,)
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
 

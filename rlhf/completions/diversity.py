@@ -21,10 +21,14 @@ def repetition(completions: list[list[int]]) -> float:
         # Under 8 tokens there is no room for two separate 4-grams.
         n = 4 if len(ids) >= 8 else 3
         grams = n_grams(ids, n)
-        different = len(set(grams))
-        shares.append(1 - different / len(grams) if grams else 0.0)
+        share = 0.0
+        if grams:
+            different = len(set(grams))
+            share = 1 - different / len(grams)
+        shares.append(share)
     return sum(shares) / len(shares)
 
 
 def n_grams(ids: list[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    starts = range(len(ids) - n + 1)
+    return [tuple(ids[start : start + n]) for start in starts]

@@ -160,7 +160,7 @@ def forward_passes(
     by_length = (inputs["prompt_mask"].sum(1) + mask.sum(1)).argsort()
     for index in by_length.split(settings.batch_size):
         batch = choose(inputs, index)
-        width = batch["mask"].shape[1]
+        width = batch["mask"].shape[1]  # of the longest completion in it
         outputs = model(**batch, temperature=settings.temperature, entropy=True)
         results["log_probs"][index, :width] = outputs.log_probs
         results["entropy"][index, :width] = outputs.entropy
@@ -184,13 +184,13 @@ def estimate(
     Under several processes call it on the gathered rollout, so that means and variances are those of all completions.
     """
     mask = rollout.mask
-    log_ratio = rollout.log_probs - rollout.ref_log_probs
+    log_ratio = rollout.log_probs - rollout.ref_log_probs  # (B, T)
     rewards = token_rewards(rollout.scores, k1(log_ratio), mask, kl_coef=kl_coef)
     # (B, T), or (B,) where whole completions are compared
     advantages = call(
         algorithm.advantages,
         rewards=rewards,
-        totals=rewards.sum(1),
+        totals=rewards.sum(1),  # (B,)
         values=rollout.values,
         mask=mask,
         gamma=gamma,
@@ -209,15 +209,15 @@ def statistics(rollout: Rollout) -> dict[str, float]:
     """The numbers that are logged of a rollout. Lengths in tokens, KL in nats per completion."""
     mask = rollout.mask
     log_ratio = rollout.log_probs - rollout.ref_log_probs
-    completions = unpadded(rollout.completion_ids, mask)
+    completions = unpadded(rollout.completion_ids, mask)  # token ids, for repetition
     results = {
         "score": rollout.scores.mean(),
         "score_std": rollout.scores.std(correction=0),
-        "kl": masked_sum(log_ratio, mask, 1).mean(),
+        "kl": masked_sum(log_ratio, mask, 1).mean(),  # k1: unbiased
         "completion_length": mask.sum(1).float().mean(),
         "eos_rate": rollout.ended.float().mean(),
         "entropy": masked_mean(rollout.entropy, mask),
-        "surprise": -masked_mean(rollout.log_probs, mask),
+        "surprise": -masked_mean(rollout.log_probs, mask),  # entropy, estimated on the samples
         "unique_completions": len(set(map(tuple, completions))) / len(rollout),
         "distinct_2": distinct_n(completions, 2),
         "repetition": repetition(completions),
@@ -236,7 +236,7 @@ def statistics(rollout: Rollout) -> dict[str, float]:
 
 def samples(rollout: Rollout, rows: list[dict], tokenizer) -> list[dict]:
     """One readable dict per completion: prompt, completion, score, KL, and each reward separately."""
-    kl = masked_sum(rollout.log_probs - rollout.ref_log_probs, rollout.mask, 1)
+    kl = masked_sum(rollout.log_probs - rollout.ref_log_probs, rollout.mask, 1)  # (B,)
     results = []
     for i, ids in enumerate(unpadded(rollout.completion_ids, rollout.mask)):
         sample = {
@@ -252,4 +252,5 @@ def samples(rollout: Rollout, rows: list[dict], tokenizer) -> list[dict]:
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     """The token ids of each row that count."""
-    return [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
+    lengths = mask.sum(1).tolist()  # padding is on the right
+    return [row[:length] for row, length in zip(ids.tolist(), lengths)]

@@ -43,13 +43,15 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     longer than the model's own forward pass. A token of probability 0 is never drawn.
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-    missing = -probabilities.shape[1] % BLOCK
-    blocks = torch.nn.functional.pad(probabilities, (0, missing)).view(len(logits), -1, BLOCK)
+    missing = -probabilities.shape[1] % BLOCK  # to a multiple of BLOCK
+    padded = torch.nn.functional.pad(probabilities, (0, missing))
+    blocks = padded.view(len(logits), -1, BLOCK)
     reached = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, V / BLOCK)
     threshold = uniforms.to(reached.device).unsqueeze(1) * reached[:, -1:]
     block = torch.searchsorted(reached, threshold, right=True)  # (B, 1)
     block = block.clamp(max=reached.shape[1] - 1)
-    before = torch.where(block > 0, reached.gather(1, (block - 1).clamp(min=0)), 0.0)
+    previous = (block - 1).clamp(min=0)
+    before = torch.where(block > 0, reached.gather(1, previous), 0.0)  # sum of the blocks before
     rows = torch.arange(len(blocks), device=block.device)
     inside = blocks[rows, block.squeeze(1)].to(torch.float64).cumsum(-1)  # (B, BLOCK)
     # The sums over blocks and inside one round differently: stay below the last of the block.
@@ -106,9 +108,10 @@ def decode(
         remaining = int((~finished).sum())
         if remaining == 0:
             break
-        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        new_column = torch.ones_like(attention[:, :1])
+        attention = torch.cat([attention, new_column], dim=1)
         positions = positions[:, -1:] + 1
-        tokens = chosen.unsqueeze(1)
+        tokens = chosen.unsqueeze(1)  # (batch, 1): the cache holds the rest
         # A copy of the cache is worth its time only when it becomes clearly smaller.
         if remaining <= 0.75 * len(active):
             kept = torch.nonzero(~finished).squeeze(1)

@@ -102,7 +102,7 @@ class FunctionScorer:
             raise UserError(
                 f"reward function {path!r}: write module:function, for example recipes.rewards:slot_coverage"
             )
-        if os.getcwd() not in sys.path:
+        if os.getcwd() not in sys.path:  # `accelerate launch` leaves it out
             sys.path.insert(0, os.getcwd())
         try:
             return cls(getattr(importlib.import_module(module), function), function)
@@ -112,7 +112,7 @@ class FunctionScorer:
     def __call__(self, batch: ScoringBatch) -> Tensor:
         try:
             scores = list(self.function(batch.prompts, batch.completions, **batch.columns))
-        except Exception as error:
+        except Exception as error:  # the user's code may raise anything
             raise UserError(
                 f"reward function {self.name} raised {type(error).__name__}: {error}"
             ) from error
@@ -152,7 +152,8 @@ class WeightedSum:
                 f"reward_weights has {len(weights)} numbers for {len(scorers)} rewards ({', '.join(scorers)}): "
                 "give one each, reward models first"
             )
-        self.scorers, self.weights = scorers, dict(zip(scorers, weights, strict=True))
+        self.scorers = scorers
+        self.weights = dict(zip(scorers, weights, strict=True))
 
     def __call__(self, batch: ScoringBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores (B,), and by name each score before its weight, (B,)."""
@@ -168,8 +169,8 @@ def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict
     """
     scorers: dict[str, Callable] = {}
     for number, path in enumerate(reward_models, start=1):
-        name = "reward_model" if number == 1 else f"reward_model_{number}"
-        scorers[name] = RewardModelScorer.load(path)
+        suffix = f"_{number}" if number > 1 else ""
+        scorers[f"reward_model{suffix}"] = RewardModelScorer.load(path)
     for path in functions:
         scorer = FunctionScorer.load(path)
         name = path if scorer.name in scorers else scorer.name

@@ -28,7 +28,7 @@ Prompt = str | list[dict]  # plain text, or messages [{"role", "content"}]
 def add_chat_template(tokenizer) -> list[str]:
     """Gives a tokenizer without a chat template ours, and returns the tokens that were added to the vocabulary.
 
-    The caller resizes the model's embeddings (`models.load.fit_embeddings`). A separate pad token is added when there is
+    The caller resizes the model's embeddings (`models.parts.fit_embeddings`). A separate pad token is added when there is
     none or when it equals EOS, so that code elsewhere that masks by token id cannot hide EOS either.
     """
     if tokenizer.eos_token is None:

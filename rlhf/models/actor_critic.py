@@ -92,14 +92,13 @@ class ActorCritic(nn.Module):
         temperature: float,
         only_values: bool = False,
         entropy: bool = False,
-        text_ids: Tensor | None = None,
-        text_mask: Tensor | None = None,
+        text: tuple[Tensor, Tensor] | None = None,
     ) -> Evaluation:
         """Run both models on completions, and the policy on plain text.
 
         prompt_ids, prompt_mask (B, P): left-padded
         completion_ids, mask (B, T): right-padded
-        text_ids, text_mask (N, L): right-padded
+        text: ids and mask (N, L), right-padded
         only_values: without log-probs, and without gradients of the policy
 
         All in one call, since a wrapper (DDP) wants one forward pass for one backward pass.
@@ -107,6 +106,7 @@ class ActorCritic(nn.Module):
         batch = (prompt_ids, prompt_mask, completion_ids, mask)
         hidden = log_probs = token_entropy = text_log_probs = None
         if not only_values or self.value_head is not None:
+            # A head alone needs the policy's states, but no gradient of them.
             with torch.set_grad_enabled(torch.is_grad_enabled() and not only_values):
                 hidden = hidden_before(trunk_of(self.policy), *batch)  # (B, T, H)
         if not only_values and entropy:
@@ -117,8 +117,8 @@ class ActorCritic(nn.Module):
             log_probs = log_probs_of(
                 self.policy, token_log_probs, hidden, completion_ids, mask, temperature
             )
-        if text_ids is not None:
-            text_log_probs = self.text_log_probs(text_ids, text_mask)
+        if text is not None:
+            text_log_probs = self.text_log_probs(*text)
         values = self.values(hidden, batch)
         return Evaluation(log_probs, token_entropy, values, text_log_probs)
 
@@ -130,8 +130,10 @@ class ActorCritic(nn.Module):
             position_ids=position_ids(mask),
             use_cache=False,
         )
+        # The state before each token predicts it; nothing predicts the first.
         hidden = output.last_hidden_state[:, :-1]
-        return log_probs_of(self.policy, token_log_probs, hidden, ids[:, 1:], mask[:, 1:], 1.0)
+        targets, counts = ids[:, 1:], mask[:, 1:]
+        return log_probs_of(self.policy, token_log_probs, hidden, targets, counts, 1.0)
 
     def values(self, hidden: Tensor | None, batch: tuple[Tensor, ...]) -> Tensor | None:
         """V(s_t) (B, T), 0 outside the mask. hidden (B, T, H): the policy's, for a head on its trunk."""
@@ -163,7 +165,8 @@ class ActorCritic(nn.Module):
     def policy_parameters(self) -> list[nn.Parameter]:
         """The policy's parameters that are trained. A value adapter's are inside the policy and not among them."""
         values = {id(p) for p in self.value_parameters()}
-        return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in values]
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        return [p for p in parameters if id(p) not in values]
 
 
 def log_probs_of(
@@ -185,7 +188,7 @@ def hidden_before(
     trunk: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor
 ) -> Tensor:
     """Last hidden state at the position before each completion token, which predicts it. (B, T, H)."""
-    ids = torch.cat([prompt_ids, completion_ids], dim=1)
+    ids = torch.cat([prompt_ids, completion_ids], dim=1)  # (B, P + T)
     attention = torch.cat([prompt_mask, mask], dim=1)
     hidden = trunk(
         input_ids=ids,
@@ -193,7 +196,9 @@ def hidden_before(
         position_ids=position_ids(attention),
         use_cache=False,
     ).last_hidden_state
-    start = prompt_ids.shape[1] - 1
+    start = (
+        prompt_ids.shape[1] - 1
+    )  # the last token of the prompt predicts the first completion token
     return hidden[:, start : start + completion_ids.shape[1]]
 
 

@@ -37,7 +37,7 @@ def save_models(folder: Path, model: ActorCritic, tokenizer, average: WeightAver
 
 
 def save_policy(folder: Path, policy: nn.Module, tokenizer) -> None:
-    with original_matrices(policy):
+    with original_matrices(policy):  # those that are stored in bf16 while training
         save(policy, tokenizer, folder)
 
 
@@ -50,8 +50,9 @@ def save_value_function(folder: Path, model: ActorCritic, tokenizer) -> None:
         save(model.value_model, tokenizer, folder)
     elif model.value_head is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        head = {name: tensor.contiguous() for name, tensor in model.value_head.state_dict().items()}
-        save_file(head, folder / "value_head.safetensors")
+        head = model.value_head.state_dict()
+        tensors = {name: tensor.contiguous() for name, tensor in head.items()}
+        save_file(tensors, folder / "value_head.safetensors")
 
 
 def save_state(
@@ -82,18 +83,20 @@ def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None
     load_state(folder)  # refuses a folder that is not a checkpoint
     parameters = trainable(model)
     saved = load_file(folder / WEIGHTS)
-    if parameters.keys() != saved.keys():
+    if parameters.keys() != saved.keys():  # for example LoRA matrices instead of all weights
         differing = sorted(parameters.keys() ^ saved.keys())
         raise UserError(
             f"{folder} was trained with other parts than this run ({', '.join(differing[:3])}, ...): resume with the "
             "settings of its run (use_peft, lora_r, value_model, share_trunk)"
         )
     for name, tensor in saved.items():
+        # Under FSDP each process keeps its slice.
         assign_whole_tensor(parameters[name], tensor)
     if average is not None:
         if not (folder / AVERAGE).is_file():
             raise UserError(f"{folder} holds no averaged weights: resume without ema_decay")
         tensors = load_file(folder / AVERAGE)
+        # Their names are numbers, in the order of the policy's parameters.
         average.tensors = [tensors[str(i)] for i in range(len(tensors))]
 
 

@@ -73,7 +73,7 @@ def load_rewards(settings, policy: nn.Module, tokenizer) -> WeightedSum:
     weights = list(settings.reward_weights) or [1.0] * len(scorers)
     if settings.watch_reward_model_path:
         scorers["watched"] = RewardModelScorer.load(settings.watch_reward_model_path)
-        weights.append(0.0)
+        weights.append(0.0)  # logged, but no part of the reward
     return WeightedSum(scorers, weights)
 
 
@@ -135,8 +135,12 @@ class Roles:
 
     def reward_models(self) -> dict[str, nn.Module]:
         """The scorers that are models, by name."""
-        models = {name: getattr(s, "model", None) for name, s in self.rewards.scorers.items()}
-        return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+        models = {}
+        for name, scorer in self.rewards.scorers.items():
+            model = getattr(scorer, "model", None)  # a function has none
+            if isinstance(model, nn.Module):
+                models[name] = model
+        return models
 
     def frozen(self) -> list[nn.Module]:
         """The models that only rollouts need: reference and reward models."""
@@ -193,7 +197,7 @@ def make_optimizer(model: ActorCritic, args) -> torch.optim.Optimizer:
         {"params": model.value_parameters(), "lr": value_rate},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [group for group in groups if group["params"]],  # no value function: one group
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         weight_decay=args.weight_decay,

@@ -38,6 +38,9 @@ class Prompts:
     rows: list[dict]
     ids: list[list[int]]
 
+    def choose(self, indices: list[int]) -> "Prompts":
+        return Prompts([self.rows[i] for i in indices], [self.ids[i] for i in indices])
+
 
 def encode_prompts(
     rows: list[dict], tokenizer, args: PolicyGradientConfig, *, limit: int, name: str
@@ -50,7 +53,7 @@ def encode_prompts(
             long += 1
             if args.long_prompts == "drop":
                 continue
-            prompt = prompt[-limit:]
+            prompt = prompt[-limit:]  # its end, where the question is
         kept.append(row)
         ids.append(prompt)
     if long and args.process_index == 0:
@@ -140,9 +143,7 @@ class RolloutMaker:
         chosen = choose_rows(len(self.prompts.rows), count, start=index * count, seed=args.seed)
         # A prompt's completions are next to each other.
         indices = torch.tensor(chosen).repeat_interleave(group).tolist()
-        prompts = Prompts(
-            [self.prompts.rows[i] for i in indices], [self.prompts.ids[i] for i in indices]
-        )
+        prompts = self.prompts.choose(indices)
         uniforms = uniform_numbers(size, args.max_completion_length, seed=args.seed, stream=index)
         rollout = estimate(
             self.collect(prompts, uniforms),
@@ -197,6 +198,7 @@ class RolloutMaker:
             batch_size=args.per_device_eval_batch_size,
             missing_eos_penalty=args.missing_eos_penalty,
         )
+        own = prompts.choose(indices)  # this process's share
         with self.whole_model() as model, self.accelerator.autocast():
             model.eval()
             rollout = collect(
@@ -204,12 +206,12 @@ class RolloutMaker:
                 partial(self.reference, model.policy),
                 self.roles.rewards,
                 self.tokenizer,
-                [prompts.rows[i] for i in indices],
-                [prompts.ids[i] for i in indices],
+                own.rows,
+                own.ids,
                 uniforms[indices],
                 settings,
             )
-        if args.world_size == 1:
+        if args.world_size == 1:  # it has all of them
             return rollout
         return self.gathered(rollout, count)
 
@@ -282,7 +284,7 @@ class RolloutLoader:
 
     def batches(self, rollout: Rollout) -> Iterator[dict]:
         args, device = self.args, rollout.mask.device
-        lengths = rollout.mask.sum(1).cpu()
+        lengths = rollout.mask.sum(1).cpu()  # (B,)
         for epoch in range(args.epochs_per_rollout):
             epochs_before = self.index * args.epochs_per_rollout + epoch
             order = permutation(len(rollout), seed=args.seed, stream=epochs_before)
@@ -300,6 +302,7 @@ class RolloutLoader:
                 completions_before = epochs_before * len(rollout) + update * len(rows)
                 texts = self.text_batches(len(rows), completions_before)
                 micro_batches = list(zip(rows.split(args.per_device_train_batch_size), texts))
+                # Processes take turns, so that all of them get long rows and short ones.
                 for micro_rows, text in micro_batches[args.process_index :: args.world_size]:
                     batch = rollout.rows(micro_rows.to(device))
                     batch |= {name: tensor.to(device) for name, tensor in text.items()}
@@ -312,7 +315,7 @@ class RolloutLoader:
         if self.texts is None:
             return [{} for _ in starts]
         texts = [self.texts_with(completions_before + i) for i in range(count)]
-        num_tokens = sum(len(text) - 1 for text in sum(texts, []))
+        num_tokens = sum(len(text) - 1 for text in sum(texts, []))  # the first is not predicted
         batches = []
         for start in starts:
             ids, mask = right_pad(sum(texts[start : start + size], []), self.pad_token_id)
@@ -322,6 +325,9 @@ class RolloutLoader:
 
     def texts_with(self, completion: int) -> list[list[int]]:
         """The plain texts that go with a completion, counted over the whole run."""
-        count, seed = self.args.ptx_per_episode, self.args.seed + 1
+        count, seed = (
+            self.args.ptx_per_episode,
+            self.args.seed + 1,
+        )  # another order than the prompts'
         rows = choose_rows(len(self.texts), count, start=completion * count, seed=seed)
         return [self.texts[i] for i in rows]

@@ -148,9 +148,9 @@ class PolicyGradientTrainer(Trainer):
         """The forward pass of a micro-batch and `update.micro_batch_loss`."""
         args = self.args
         updates_policy = args.updates_policy(inputs["rollout"], inputs["epoch"])
-        texts = {}
+        text = None
         if updates_policy and "text_ids" in inputs:
-            texts = {name: inputs[name] for name in ("text_ids", "text_mask")}
+            text = (inputs["text_ids"], inputs["text_mask"])
         with sharding.forward_autocast(self.accelerator):
             outputs = model(
                 inputs["prompt_ids"],
@@ -160,7 +160,7 @@ class PolicyGradientTrainer(Trainer):
                 temperature=args.temperature,
                 only_values=not updates_policy,
                 entropy=args.entropy_coef > 0,
-                **texts,
+                text=text,
             )
         loss, metrics = micro_batch_loss(outputs, inputs, self.algorithm, self.loss_settings)
         self.update_metrics.add(metrics)

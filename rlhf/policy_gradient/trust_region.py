@@ -88,12 +88,13 @@ class TrustRegion(TrainerCallback):
                 for p, old in zip(parameters, old_parameters):
                     p.copy_(old)
         metrics = {"step_fraction": fraction, "step_kl": kl, "step_gain": improvement}
-        return {name: torch.tensor(value, device=step.device) for name, value in metrics.items()}
+        return {name: torch.tensor(number, device=step.device) for name, number in metrics.items()}
 
     def fisher_product(self, policy, parameters, batches: list[dict], temperature: float):
         """A function v -> F v + damping v. The graphs of its gradients are made once."""
         chosen = batches[: max(1, round(FISHER_SHARE * len(batches)))]
-        tokens = self.over_processes(sum(batch["mask"].sum() for batch in chosen).float())
+        tokens = sum(batch["mask"].sum() for batch in chosen).float()
+        tokens = self.over_processes(tokens)
         graphs = []
         for batch in chosen:
             logits = logits_of(policy, states_of(policy, batch), temperature)
@@ -139,7 +140,8 @@ class TrustRegion(TrainerCallback):
 
 def states_of(policy, batch: dict) -> Tensor:
     """The hidden states that predict the tokens that count, (N, H)."""
-    hidden = hidden_before(trunk_of(policy), **{name: batch[name] for name in FORWARD_INPUTS})
+    inputs = {name: batch[name] for name in FORWARD_INPUTS}
+    hidden = hidden_before(trunk_of(policy), **inputs)  # (B, T, H)
     return hidden[batch["mask"]]
 
 

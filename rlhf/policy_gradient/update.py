@@ -51,7 +51,7 @@ def micro_batch_loss(
         sums["value_loss"] = masked_sum(value_losses(outputs.values, batch, settings), mask)
         loss = loss + settings.value_coef * sums["value_loss"]
     loss = loss / num_tokens
-    metrics = {name: value.detach() / num_tokens for name, value in sums.items()}
+    metrics = {name: value.detach() / num_tokens for name, value in sums.items()}  # shares too
     if outputs.text_log_probs is not None:  # PPO-ptx: a mean over the tokens of the plain text
         text_loss = -outputs.text_log_probs.sum() / batch["num_text_tokens"]
         loss = loss + settings.ptx_coef * text_loss
@@ -81,6 +81,7 @@ def policy_losses(
         clip_range=settings.clip_range,
         clip_range_high=settings.clip_range_high,
     )
+    # A token's weight depends on the whole mini-batch, or shares would not add up.
     weights = call(
         algorithm.token_weights,
         mask=mask,
@@ -90,7 +91,7 @@ def policy_losses(
     )
     clips_higher = takes(algorithm.policy_loss, "clip_range_high")
     upper = settings.clip_range_high if clips_higher else settings.clip_range
-    deviation = ratio.detach() - 1
+    deviation = ratio.detach() - 1  # (B, T)
     clipped = (deviation > upper) | (deviation < -settings.clip_range)
     comparison = {
         "approx_kl": masked_sum(k3(old_log_probs - log_probs.detach()), mask),

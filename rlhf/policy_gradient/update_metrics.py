@@ -69,4 +69,5 @@ class UpdateMetrics:
 
 def add_to(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
-        sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        before = sums.get(name, torch.zeros_like(value))
+        sums[name] = before + value.detach()
