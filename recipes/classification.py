@@ -132,7 +132,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             )
         task, kept = keep_head(settings, task, run)
         options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
-        model = start_encoder(run, settings, tokenizer, "classifier", pairs=pairs, **options)
+        model = start_encoder(run, settings, tokenizer, "classification", pairs=pairs, **options)
         if task.name == "regression" and kept:  # it gives the numbers themselves
             shift_scores(model, -task.mean)
             scale_scores(model, 1 / task.spread)

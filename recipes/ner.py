@@ -37,6 +37,7 @@ from rlhf.tasks.ner.encode import (
     windows,
 )
 from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
+from rlhf.tasks.table import TASKS
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 
@@ -65,7 +66,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
     with recording("ner", settings, args) as run:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        splits = load_splits(settings, ("tagging",), seed=args.seed)
+        splits = load_splits(settings, TASKS["ner"].trained_on, seed=args.seed)
         run.data(splits)
         if not splits.eval:
             raise UserError(
@@ -81,7 +82,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         for warning in warnings_of(train, held_out, scheme, broken):
             run.say(warning)
 
-        model = start_encoder(run, settings, tokenizer, "tagger", pairs=False, labels=labels)
+        model = start_encoder(run, settings, tokenizer, "ner", pairs=False, labels=labels)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         # what rlhf.tasks.ner.predictor needs to cut a text as these rows were
         model.config.update(

@@ -40,6 +40,7 @@ from rlhf.tasks.pretraining.encode import (
     masked_blocks,
 )
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
+from rlhf.tasks.table import PRETRAINING_HEADS
 from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")
@@ -123,7 +124,7 @@ def load_model(settings: PretrainSettings, tokenizer, run):
         model = (
             new_policy(tokenizer, **sizes)
             if causal
-            else new_encoder(tokenizer, settings.objective, **sizes)
+            else new_encoder(tokenizer, PRETRAINING_HEADS[settings.objective], **sizes)
         )
         run.parent("tokenizer", settings.tokenizer_name_or_path)
     elif causal:
@@ -131,7 +132,10 @@ def load_model(settings: PretrainSettings, tokenizer, run):
         add_chat_template(tokenizer)
     else:
         model = load_encoder(
-            settings.model_name_or_path, settings.objective, new_head=True, **options
+            settings.model_name_or_path,
+            PRETRAINING_HEADS[settings.objective],
+            new_head=True,
+            **options,
         )
         if model.new_weights:
             run.say(

@@ -90,7 +90,7 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
             )
         ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits)
 
-        model = start_encoder(run, settings, tokenizer, "reader", pairs=True)
+        model = start_encoder(run, settings, tokenizer, "question_answering", pairs=True)
         reading = {
             "max_length": min(args.max_length, context_length(model), tokenizer.model_max_length),
             "stride": settings.stride,

@@ -14,7 +14,7 @@ COMMANDS = {
     ),
     "predict": (
         "rlhf.commands.predict",
-        "what a classifier, tagger or reader says of each row of a file",
+        "predictions of a trained encoder for each row of a file",
     ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts"),
 }

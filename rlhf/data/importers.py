@@ -286,10 +286,10 @@ LAYOUTS = (
     ),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
-    Layout("ner_tags", ("tokens", "ner_tags"), "tagging", from_ner_tags),
-    Layout("entities", ("text", "entities"), "tagging", from_entities, _has_spans),
-    Layout("spans", ("text", "spans"), "tagging", from_entities, _has_spans),
-    Layout("entities as label", ("text", "label"), "tagging", from_entities, _has_spans),
+    Layout("ner_tags", ("tokens", "ner_tags"), "ner", from_ner_tags),
+    Layout("entities", ("text", "entities"), "ner", from_entities, _has_spans),
+    Layout("spans", ("text", "spans"), "ner", from_entities, _has_spans),
+    Layout("entities as label", ("text", "label"), "ner", from_entities, _has_spans),
 )
 
 

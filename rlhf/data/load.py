@@ -172,7 +172,7 @@ class Scan:
             if problems := check_row(ours, kind) or [
                 (column, reason) for column, reason in asked if reason
             ]:
-                named = kind.name == "question_answering" and ours.get("id") is not None
+                named = "question" in kind.columns and ours.get("id") is not None
                 where = (
                     f"{place}: question {ours['id']}" if named else place
                 )  # a SQuAD file is one long line

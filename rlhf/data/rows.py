@@ -9,18 +9,52 @@ from dataclasses import dataclass
 from math import isfinite, isnan
 
 from rlhf.data.chat import ROLES
+from rlhf.tasks.table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
 
 
 @dataclass(frozen=True)
 class RowKind:
-    """name; columns: what a row of this kind must have; recipes: who reads it; example: one valid row."""
+    """name; columns: what a row of this kind must have; recipes: who reads it; example: one valid row.
+
+    relation: a condition that ties columns to each other: a key of RELATIONS, then the columns that it compares.
+    """
 
     name: str
     columns: tuple[str, ...]
     recipes: tuple[str, ...]
     example: dict
+    relation: tuple[str, ...] = ()
+
+
+def task_kinds() -> list[RowKind]:
+    """The kinds of the encoder tasks: those with the answer, then those without, which `predict` reads."""
+    answered, unanswered = [], []
+    for name, task in TASKS.items():
+        for kind, rows in task.rows.items():
+            if kind in task.trained_on:
+                answered.append(_kind_of_task(kind, rows, name))
+            else:
+                unanswered.append(_kind_of_task(kind, rows, "predict"))
+    return _most_specific_first(answered + unanswered)
+
+
+def _kind_of_task(name: str, rows: Rows, recipe: str) -> RowKind:
+    return RowKind(name, tuple(rows.columns), (recipe,), rows.example, rows.relation)
+
+
+def _most_specific_first(kinds: Iterable[RowKind]) -> list[RowKind]:
+    """The same order, except that a kind comes before every kind whose columns it includes."""
+    ordered: list[RowKind] = []
+    for kind in kinds:
+        position = len(ordered)
+        for i, other in enumerate(ordered):
+            if set(other.columns) < set(kind.columns):
+                position = i
+                break
+        ordered.insert(position, kind)
+    return ordered
 
 
 # Most specific first: a row is of the first kind whose columns it has.
@@ -36,7 +70,7 @@ KINDS = {
         RowKind(
             "preference",
             ("prompt", "chosen", "rejected"),
-            ("reward", "dpo"),
+            ("reward",),
             {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
         ),
         RowKind(
@@ -57,54 +91,7 @@ KINDS = {
             },
         ),
         RowKind("prompt", ("prompt",), ("ppo",), {"prompt": "Hi!"}),
-        RowKind(
-            "pair_classification",
-            ("text", "text_pair", "label"),
-            ("classification",),
-            {"text": "It rains.", "text_pair": "It is wet.", "label": "entailment"},
-        ),
-        RowKind(
-            "classification",
-            ("text", "label"),
-            ("classification",),
-            {"text": "A fine film.", "label": "good"},
-        ),
-        RowKind(
-            "tagging",
-            ("tokens", "tags"),
-            ("ner",),
-            {
-                "tokens": ["Ada", "Lovelace", "wrote", "."],
-                "tags": ["B-person", "I-person", "O", "O"],
-            },
-        ),
-        RowKind(
-            "question_answering",
-            ("question", "context", "answers"),
-            ("question_answering",),
-            {
-                "question": "Who wrote it?",
-                "context": "Ada wrote it.",
-                "answers": {
-                    "text": ["Ada"],
-                    "answer_start": [0],
-                },  # empty lists: the context holds no answer (SQuAD v2)
-            },
-        ),
-        # what a finished encoder reads; the answer may stand beside it
-        RowKind(
-            "question",
-            ("question", "context"),
-            ("predict",),
-            {"question": "Who wrote it?", "context": "Ada did."},
-        ),
-        RowKind("tokens", ("tokens",), ("predict",), {"tokens": ["Ada", "Lovelace", "wrote", "."]}),
-        RowKind(
-            "pair",
-            ("text", "text_pair"),
-            ("predict",),
-            {"text": "It rains.", "text_pair": "It is wet."},
-        ),
+        *task_kinds(),
         RowKind(
             "text",
             ("text",),
@@ -180,15 +167,9 @@ def check_row(row: dict, kind: RowKind) -> list[Problem]:
         ]
     if kind.name == "preference" and row["chosen"] == row["rejected"]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
-    if kind.name == "tagging" and len(row["tokens"]) != len(row["tags"]):
-        return [
-            (
-                "tags",
-                f"{len(row['tags'])} tags for {len(row['tokens'])} tokens: give each token its tag",
-            )
-        ]
-    if kind.name == "question_answering":
-        return [("answers", reason) for reason in _misplaced(row["answers"], row["context"])]
+    if kind.relation:
+        relation, *columns = kind.relation
+        return RELATIONS[relation](row, *columns)
     return []
 
 
@@ -297,20 +278,44 @@ def _check_answers(value) -> str | None:
     return next((f"text: {reason}" for text in texts if (reason := _check_text(text))), None)
 
 
-def _misplaced(answers: dict, context: str) -> list[str]:
-    """Answers that do not stand in the context where they say."""
-    reasons = []
+def _check_same_length(row: dict, column: str, other: str) -> list[Problem]:
+    """Two lists whose items belong together, with names in the plural, as tags and tokens."""
+    items, others = row[column], row[other]
+    if len(items) == len(others):
+        return []
+    advice = f"give each {other.removesuffix('s')} its {column.removesuffix('s')}"
+    return [(column, f"{len(items)} {column} for {len(others)} {other}: {advice}")]
+
+
+def _check_quotes(row: dict, column: str, other: str) -> list[Problem]:
+    """Answers that are not in the context at the character that they give."""
+    answers, context = row[column], row[other]
+    problems = []
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-        if not context.startswith(text, start):
-            place = context.find(text)
-            found = f"it stands at {place}" if place >= 0 else "it stands nowhere in the context"
-            reasons.append(f"{_shown(text)} is not at character {start} of the context; {found}")
-    return reasons
+        if context.startswith(text, start):
+            continue
+        position = context.find(text)
+        hint = f"it stands at {position}" if position >= 0 else f"it stands nowhere in the {other}"
+        reason = f"{_shown(text)} is not at character {start} of the {other}; {hint}"
+        problems.append((column, reason))
+    return problems
 
 
+# Conditions that tie columns of a row to each other.
+RELATIONS: dict[str, Callable[..., list[Problem]]] = {
+    "same_length": _check_same_length,
+    "quotes": _check_quotes,
+}
+# Forms of the columns of the encoder tasks.
+FORMS: dict[str, Callable[[object], str | None]] = {
+    "text": _check_text,
+    "label": _check_label,
+    "tokens": _check_tokens,
+    "tags": _check_tags,
+    "answers": _check_answers,
+}
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "text": _check_text,
-    "text_pair": _check_text,
     "prompt": _check_prompt,
     "completion": _check_text,
     "chosen": _check_text,
@@ -318,13 +323,10 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
     "messages": _check_messages,
     "completions": _check_completions,
     "ranks": _check_ranks,
-    "label": _check_label,
-    "tokens": _check_tokens,
-    "tags": _check_tags,
-    "question": _check_text,
-    "context": _check_text,
-    "answers": _check_answers,
 }
+for _task in TASKS.values():
+    for _rows in _task.rows.values():
+        CHECKS |= {column: FORMS[form] for column, form in _rows.columns.items()}
 
 
 def _shown(value) -> str:
@@ -352,10 +354,11 @@ CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("prompt_completion", "prompt"): to_prompt,
     ("preference", "prompt"): to_prompt,
     ("ranking", "prompt"): to_prompt,
-    ("tagging", "tokens"): dict,  # the answers stay: predictions are compared with them
-    ("question_answering", "question"): dict,
 }
-ANSWERS = {
-    "tagging": "tags",
-    "question_answering": "answers",
-}  # column that a row may lack where it is to be predicted
+ANSWERS: dict[str, str] = {}  # kind -> the column that a row may lack where it is to be predicted
+for _task in TASKS.values():
+    for _kind, _rows in _task.rows.items():
+        if _rows.unanswered:
+            # The answers stay in the row: predictions are compared with them.
+            CONVERSIONS[_kind, _rows.unanswered] = dict
+            ANSWERS[_kind] = _task.answer

@@ -9,16 +9,13 @@ import os
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -26,15 +23,6 @@ from transformers.utils import logging
 
 from rlhf.errors import UserError
 from rlhf.models.scores import score_head
-
-# What an encoder can be asked for. masked_nsp: BERT's own two heads, masked words and next sentence.
-HEADS = {
-    "classifier": AutoModelForSequenceClassification,
-    "tagger": AutoModelForTokenClassification,
-    "reader": AutoModelForQuestionAnswering,
-    "masked": AutoModelForMaskedLM,
-    "masked_nsp": AutoModelForPreTraining,
-}
 
 
 def load_tokenizer(path: str, *, revision: str | None = None):
@@ -94,7 +82,7 @@ def load_reward_model(
 
 def load_encoder(
     path: str,
-    task: str,
+    head: str,
     *,
     labels: list[str] | None = None,
     problem_type: str | None = None,
@@ -102,7 +90,9 @@ def load_encoder(
     revision: str | None = None,
     dtype: str = "float32",
 ) -> PreTrainedModel:
-    """A model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps those of its config.
+    """A model with a head, the name of an Auto class such as "AutoModelForTokenClassification".
+
+    labels: output i is labels[i]; None keeps those of its config.
 
     A head that is not in the weights is an error; new_head=True is for training one: then it may be random, which
     `model.new_weights` names, and it is where the checkpoint's labels are others, even as many.
@@ -111,7 +101,7 @@ def load_encoder(
     if problem_type:
         options["problem_type"] = problem_type
     model, info = _from_pretrained(
-        HEADS[task],
+        getattr(transformers, head),
         path,
         revision=revision,
         dtype=dtype,
@@ -121,24 +111,25 @@ def load_encoder(
     )
     if info["missing_keys"] and not new_head:
         raise UserError(
-            f"{path} is no finished {task}: {', '.join(sorted(info['missing_keys'])[:3])} would be random; give the run "
-            "folder of a recipe that trained one"
+            f"{path} has no trained head for {head} "
+            f"(missing weights: {', '.join(sorted(info['missing_keys'])[:3])}): "
+            "give the run folder of a recipe that trained one"
         )
     if (
         new_head
         and labels is not None
         and trained_labels(path, revision=revision) not in ([], labels)
     ):
-        head = score_head(model)
-        nn.init.normal_(head.weight, std=model.config.initializer_range)
-        if head.bias is not None:
-            nn.init.zeros_(head.bias)
+        layer = score_head(model)
+        nn.init.normal_(layer.weight, std=model.config.initializer_range)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     model.new_weights = sorted(info["missing_keys"])
     return model
 
 
 def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
-    """The labels of a checkpoint that holds a trained classifier or tagger, in the order of its outputs; [] of others."""
+    """The labels of a checkpoint with a trained head for texts or tokens, in the order of its outputs; [] of others."""
     config = _from_pretrained(AutoConfig, path, revision=revision)
     if not any(
         name.endswith(("SequenceClassification", "TokenClassification"))

@@ -4,11 +4,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlhf.tasks.table import TASKS
+
 
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
     """Freeze a model and put trainable rank-`rank` matrices beside all its linear layers (arXiv 2106.09685).
 
-    task: CAUSAL_LM, SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the heads of all but the first are trained in full and saved, and
+    task: CAUSAL_LM or a `peft_type` of TASKS; the heads of all but the first are trained in full and saved, and
     so is a pooler that the checkpoint did not have (a model pretrained on masked words alone).
     """
     from peft import LoraConfig, get_peft_model
@@ -18,7 +20,8 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         ["pooler"] if any(".pooler." in name for name in getattr(model, "new_weights", ())) else []
     )
     # peft keeps the first ones whole by itself, and LoRA on what is kept whole would make it fail
-    without = {"TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}.get(task, [])
+    excludes = {entry.peft_type: list(entry.lora_excludes) for entry in TASKS.values()}
+    without = excludes.get(task, [])
     config = LoraConfig(
         task_type=task,
         r=rank,

@@ -1,5 +1,6 @@
 """Models with random weights, sized for a tokenizer."""
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -8,7 +9,8 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
-from rlhf.models.load import HEADS, _label_maps, _named_loss
+from rlhf.models.load import _label_maps, _named_loss
+from rlhf.tasks.table import TASKS
 
 
 def new_policy(
@@ -29,18 +31,28 @@ def new_policy(
 
 
 def new_encoder(
-    tokenizer, task: str, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int,
+    tokenizer, head: str, *, model_type: str, hidden_size: int, layers: int, heads: int, context: int,
     dropout: float = 0.1, labels: list[str] | None = None, problem_type: str | None = None,
 ) -> PreTrainedModel:  # fmt: skip
-    """A BERT (or, for a classifier or tagger, GPT-2) class model with random weights, sized for `tokenizer`."""
-    allowed = ("bert", "gpt2") if task in ("classifier", "tagger") else ("bert",)
+    """A model with random weights, sized for `tokenizer`. head: name of an Auto class.
+
+    It is of BERT's class, or of GPT-2's where a task with this head allows it.
+    """
     config = _new_config(
-        tokenizer, allowed, model_type, hidden_size, layers, heads, context, dropout
+        tokenizer, architectures_for(head), model_type, hidden_size, layers, heads, context, dropout
     )
     for name, value in (_label_maps(labels) if labels is not None else {}).items():
         setattr(config, name, value)
     config.problem_type = problem_type
-    return HEADS[task].from_config(config)
+    return getattr(transformers, head).from_config(config)
+
+
+def architectures_for(head: str) -> tuple[str, ...]:
+    """The model types that can get this head; BERT alone where no task has it."""
+    for task in TASKS.values():
+        if task.head == head:
+            return task.model_types
+    return ("bert",)
 
 
 def _new_config(

@@ -26,6 +26,6 @@ def build_page(engine: Engine, served: Encoders) -> gr.Blocks:
                 with gr.Tab("Chat", id="chat"):
                     chat.chat_view(engine, page)
             for view in views:
-                with gr.Tab(view.name, id=view.action):
+                with gr.Tab(view.title, id=view.kind):
                     encoders.encoder_view(served, view)
     return page

@@ -299,6 +299,6 @@ def test_a_length_without_room(refused):
 def test_real_sets(file, sentences, units, broken, counts):
     if not (REAL / file).exists():
         pytest.skip(f"development data {file} is not beside this checkout (shared/data)")
-    rows, _, scheme, found = in_bio(load_rows(str(REAL / file), kinds=("tagging",)).rows, [])
+    rows, _, scheme, found = in_bio(load_rows(str(REAL / file), kinds=("ner",)).rows, [])
     assert (len(rows), find_units(rows), scheme, found) == (sentences, units, "BIO", broken)
     assert counts.items() <= type_counts(rows).items()
