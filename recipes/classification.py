@@ -33,11 +33,11 @@ from rlhf.tasks.classification.encode import (
     PROBLEMS,
     LabelForm,
     Task,
-    encode,
+    encode_texts,
     find_task,
     rare_labels,
 )
-from rlhf.tasks.classification.metrics import METRICS, errors, judge, plot_judgement
+from rlhf.tasks.classification.metrics import METRICS, errors, evaluate, plot_evaluation
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
 from rlhf.tasks.model import start_encoder
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
@@ -138,8 +138,8 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             scale_scores(model, 1 / task.spread)
         limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
         model.config.trained_max_length, model.config.trained_pairs = limit, pairs
-        train, train_cut = encode(tokenizer, splits.train, pairs=pairs, max_length=limit)
-        held_out, eval_cut = encode(tokenizer, splits.eval, pairs=pairs, max_length=limit)
+        train, train_cut = encode_texts(tokenizer, splits.train, pairs=pairs, max_length=limit)
+        held_out, eval_cut = encode_texts(tokenizer, splits.eval, pairs=pairs, max_length=limit)
         train = [row | {"labels": target} for row, target in zip(train, task.targets(splits.train))]
         held_out = [
             row | {"labels": target} for row, target in zip(held_out, task.targets(splits.eval))
@@ -169,13 +169,13 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             return output.label_ids, softmax_or_sigmoid(logits, PROBLEMS[task.name]).numpy()
 
         def metrics(output) -> dict[str, float]:
-            report = judge(task.name, *outcome(output), task.labels)
+            report = evaluate(task.name, *outcome(output), task.labels)
             return {name: report[name] for name in METRICS[task.name]}
 
         balanced = settings.class_weights == "balanced"
         trainer = EncoderTrainer(
             model=model, args=args, train=train, evaluation=held_out, compute_metrics=metrics,
-            best_metric=METRICS[task.name][0], metrics=METRICS[task.name],
+            metrics=METRICS[task.name],
             loss=balanced_loss([row["labels"] for row in train], task) if balanced else None,
             consistency_coef=settings.consistency_coef, smooths=task.name == "single_label" and not balanced,
             processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
@@ -184,7 +184,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
 
         output = trainer.predict(held_out, metric_key_prefix="eval")
         truth, outputs = outcome(output)
-        report = {"task": task.name} | judge(task.name, truth, outputs, task.labels)
+        report = {"task": task.name} | evaluate(task.name, truth, outputs, task.labels)
         run.metrics({name: report[name] for name in METRICS[task.name]})
         run.metrics(
             {
@@ -205,7 +205,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         save(model, tokenizer, args.output_dir)
         run.write("classification.json", report)
         run.write("errors.jsonl", errors(task.name, rows, truth, outputs, task.labels)[:ERRORS])
-        plot_judgement(task.name, report, truth, outputs, run.folder / "plots")
+        plot_evaluation(task.name, report, truth, outputs, run.folder / "plots")
         shown = ("text", "text_pair", "label")
         run.samples([{name: row[name] for name in shown if name in row} for row in rows])
         show(run, report)

@@ -24,8 +24,8 @@ from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import start_encoder
 from rlhf.tasks.ner.encode import (
     check_types,
-    decode,
-    encode,
+    decode_windows,
+    encode_windows,
     entities,
     find_joints,
     find_units,
@@ -119,11 +119,12 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
                 [labels[numbers[i][token]] for token, _, _ in w.heads]
                 for i, w in enumerate(held_found)
             ]
-            return decode(held_found, marks, held_out)
+            return decode_windows(held_found, marks, held_out)
 
         trainer = EncoderTrainer(
-            model=model, args=args, train=encode(found, train, labels), evaluation=encode(held_found, held_out, labels),
-            best_metric="f1", smooths=True, compute_metrics=lambda output: entity_scores(truth, predicted(output)),
+            model=model, args=args, train=encode_windows(found, train, labels),
+            evaluation=encode_windows(held_found, held_out, labels),
+            metrics=("f1",), smooths=True, compute_metrics=lambda output: entity_scores(truth, predicted(output)),
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, L, labels) -> (B, L)
             processing_class=tokenizer, data_collator=DataCollatorForTokenClassification(tokenizer),
         )  # fmt: skip

@@ -175,7 +175,7 @@ def make_trainer(
             args=args,
             train=train,
             evaluation=evaluation,
-            best_metric="masked_loss",
+            metrics=("masked_loss",),
             data_collator=PadRows(tokenizer.pad_token_id),
             compute_metrics=masked_metrics,
             preprocess_logits_for_metrics=row_sums,

@@ -25,7 +25,7 @@ from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import start_encoder
 from rlhf.tasks.question_answering.encode import best_answers, encode_windows, question_ids
-from rlhf.tasks.question_answering.metrics import normalised, reading_report
+from rlhf.tasks.question_answering.metrics import normalize_answer, reading_report
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 
@@ -80,7 +80,8 @@ def has_unanswerable(splits) -> bool:
 def main(settings: ReadingSettings, args: ReadingConfig) -> None:
     with recording("question_answering", settings, args) as run:
         set_seed(args.seed)
-        normalised("", settings.answer_unit)  # refuses an unknown unit before anything is read
+        # refuses an unknown unit before anything is read
+        normalize_answer("", settings.answer_unit)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         splits = load_splits(settings, ("question_answering",), seed=args.seed)
         run.data(splits)
@@ -126,7 +127,7 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         args.label_names = ["start_positions", "end_positions"]
         trainer = EncoderTrainer(
             model=model, args=args, train=[window.feature for window in train.windows],
-            evaluation=[window.feature for window in windows], best_metric="f1", compute_metrics=metrics,
+            evaluation=[window.feature for window in windows], metrics=("f1",), compute_metrics=metrics,
             processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -1,40 +1,59 @@
 """Markdown tables and fences."""
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 
-CELL = 300  # characters in a cell of a table
+MAX_CELL_LENGTH = 300  # characters in a cell of a table
+REPLACEMENT = "\ufffd"  # for characters that cannot be printed
 
 
-def markdown_table(header: list[str], rows, right: int | None = None) -> str:
-    rule = ["---:" if place == right else "---" for place in range(len(header))]
-    lines = [
-        [markdown_cell(name) for name in header],
-        rule,
-        *([markdown_cell(cell) for cell in row] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Iterable], right: int | None = None
+) -> str:
+    """A table; right: the index of a column that is aligned to the right."""
+    rule = ["---"] * len(header)
+    if right is not None:
+        rule[right] = "---:"
+    lines = [_line(map(markdown_cell, header)), _line(rule)]
+    for row in rows:
+        lines.append(_line(map(markdown_cell, row)))
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def markdown_cell(value) -> str:
     """Any text as one Markdown table cell that shows it as it is."""
     text = str(value)
-    text = text if len(text) <= CELL else text[: CELL - 1] + "…"
-    text = "".join(
-        sign if sign.isprintable() or sign in "\n\r\t" else "\ufffd" for sign in text.strip()
-    )
+    if len(text) > MAX_CELL_LENGTH:
+        text = text[: MAX_CELL_LENGTH - 1] + "…"
+    text = re.sub(r"[^\n\r\t]", _printable, text.strip())
+    # "&" first: the other two replacements write one
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", text)
-    return re.sub(r"\r\n|\r|\n", "<br>", text).replace("\t", " ")
+    text = re.sub(r"\r\n|\r|\n", "<br>", text)
+    return text.replace("\t", " ")
+
+
+def _printable(match: re.Match) -> str:
+    character = match.group()
+    if character.isprintable():
+        return character
+    return REPLACEMENT
 
 
 def fenced(text: str, language: str) -> str:
     """A code block whose fence is longer than any run of backticks in it."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    runs = re.findall("`+", text)
+    longest = max(map(len, runs), default=0)
+    fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _flat(metrics: dict, prefix: str = ""):
-    """(name, number or text) of nested metrics; lists (curves, examples) are left to run.json."""
+def _flat(metrics: dict, prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """(name, number or text) of nested metrics; lists (curves, examples) are only in run.json."""
     for name, value in metrics.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

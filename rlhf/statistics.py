@@ -1,26 +1,44 @@
-"""How far a share that was counted on some rows may lie from the share on all rows of that kind."""
+"""Confidence intervals for proportions, correlation and ranks."""
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-Z = 1.96  # 97.5 % quantile of the normal distribution
+Z = 1.96  # 97.5 % quantile of the normal distribution: a 95 % interval has two such tails
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share counted on n rows (Wilson 1927), which has a width at 0 and at 1 too:
+    """95 % interval of a share counted on n rows (Wilson 1927). It has a width at shares of 0 and 1 too.
 
     (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
-    centre, scale = share + Z * Z / (2 * n), 1 + Z * Z / n
-    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, min(share, (centre - half) / scale)), min(
-        1.0, max(share, (centre + half) / scale)
-    )
+    centre = share + Z * Z / (2 * n)
+    half_width = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
+    low = (centre - half_width) / scale
+    high = (centre + half_width) / scale
+    # Rounding must not put the share outside its interval, nor the interval outside [0, 1].
+    return max(0.0, min(share, low)), min(1.0, max(share, high))
 
 
-def correlation(first: Tensor, second: Tensor) -> float:
-    """Pearson's; 0 when either is constant."""
-    first, second = first - first.mean(), second - second.mean()
+def correlation(first: Tensor | Sequence[float], second: Tensor | Sequence[float]) -> float:
+    """Pearson's correlation of two (N,) tensors or arrays, -1 to 1; 0.0 where either is constant."""
+    first, second = torch.as_tensor(first), torch.as_tensor(second)
+    first = first - first.mean()
+    second = second - second.mean()
     scale = first.norm() * second.norm()
-    return (first.dot(second) / scale).item() if scale > 0 else 0.0
+    if scale == 0:
+        return 0.0
+    return (first.dot(second) / scale).item()
+
+
+def ranks(values: Tensor | Sequence[float]) -> Tensor:
+    """Ranks (N,) from 1, fp64; equal values share the mean of theirs. Pearson's correlation of ranks is Spearman's."""
+    _, index, counts = torch.unique(
+        torch.as_tensor(values), return_inverse=True, return_counts=True
+    )
+    last_ranks = counts.cumsum(0).double()  # of each distinct value
+    mean_ranks = last_ranks - (counts - 1) / 2
+    return mean_ranks[index]

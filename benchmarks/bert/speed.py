@@ -47,7 +47,7 @@ def encoded(task: str, source: Path, work: Path):
     train, test = found if len(found) == 2 else split_rows(found[0], 0.1, 0)
     train = train[:ROWS]
     if task == "sst2":
-        from rlhf.tasks.classification.encode import encode, label_names
+        from rlhf.tasks.classification.encode import encode_texts, label_names
 
         labels = label_names(train)
         model = load_encoder(
@@ -57,7 +57,7 @@ def encoded(task: str, source: Path, work: Path):
         number = {label: place for place, label in enumerate(labels)}
         sides = []
         for part in (train, test):
-            rows, _ = encode(tokenizer, part, pairs=False, max_length=128)
+            rows, _ = encode_texts(tokenizer, part, pairs=False, max_length=128)
             sides.append(
                 [row | {"labels": number[str(given["label"])]} for row, given in zip(rows, part)]
             )
@@ -67,7 +67,7 @@ def encoded(task: str, source: Path, work: Path):
 
         return model, tokenizer, *sides, judge, DataCollatorWithPadding
     if task == "ner":
-        from rlhf.tasks.ner.encode import decode, encode, in_bio, tag_names, windows
+        from rlhf.tasks.ner.encode import decode_windows, encode_windows, in_bio, tag_names, windows
         from rlhf.tasks.ner.metrics import entity_scores
 
         train, test, _, _ = in_bio(train, test)
@@ -79,7 +79,8 @@ def encoded(task: str, source: Path, work: Path):
         found = [windows(tokenizer, part, units="words", max_length=128) for part in (train, test)]
         found[1].sort(key=lambda window: len(window.inputs["input_ids"]))
         sides = [
-            encode(part, rows, labels) for part, rows in zip(found, (train, test), strict=True)
+            encode_windows(part, rows, labels)
+            for part, rows in zip(found, (train, test), strict=True)
         ]
 
         def judge(output) -> float:
@@ -88,7 +89,9 @@ def encoded(task: str, source: Path, work: Path):
                 [labels[best[i][token]] for token, _, _ in window.heads]
                 for i, window in enumerate(found[1])
             ]
-            return entity_scores([row["tags"] for row in test], decode(found[1], marks, test))["f1"]
+            return entity_scores(
+                [row["tags"] for row in test], decode_windows(found[1], marks, test)
+            )["f1"]
 
         return model, tokenizer, *sides, judge, DataCollatorForTokenClassification
     from rlhf.tasks.question_answering.encode import best_answers, encode_windows

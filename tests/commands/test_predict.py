@@ -210,7 +210,7 @@ def test_official_answers_of_questions_without_ids(tmp_path, run_of, predicted, 
         main,
         arguments(run_of("question_answering"), twice, "--force", "--squad", tmp_path / "s.json"),
     )
-    assert "1 ids stand in more than one row, the first: 7;" in said
+    assert "1 ids are in more than one row, the first: 7;" in said
 
 
 # ---- metrics -----------------------------------------------------------------------------------------------------

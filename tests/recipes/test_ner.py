@@ -268,7 +268,7 @@ def test_warnings_are_said(train, write, capsys):
     folder = train(*flags, "--save_strategy", "no")
     said = capsys.readouterr().out
     assert "1 tags break BIO" in said and "1 types have a single entity to learn from: rare" in said
-    assert "1 types are in no evaluation row and not judged: rare" in said
+    assert "1 types are in no evaluation row and not evaluated: rare" in said
     assert RunRecord.load(folder).metrics["tags_repaired"] == 1
 
 

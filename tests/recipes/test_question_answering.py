@@ -200,7 +200,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
     assert "judged on contexts it has not seen" in none
     same = write("same.jsonl", [row | {"id": "x"} for row in colour_rows(30, 100)])
     twice = failing("--dataset_name", data, "--eval_dataset_name", same, name="c")
-    assert "1 ids stand in more than one row, the first: x;" in twice
+    assert "1 ids are in more than one row, the first: x;" in twice
     other = write("other.jsonl", colour_rows(9, 40, without=3))
     silent = failing("--dataset_name", data, "--eval_dataset_name", other, name="d")
     assert "3 evaluation rows have no answer in their context, and no training row shows" in silent
@@ -211,7 +211,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
     assert "answer_unit='token': use one of word, character" in unit
     narrow = failing("--dataset_name", data, *half, "--stride", "9", name="g")
     assert (
-        "max_length=12 leaves 5 tokens for a context beside a question of 4, and stride=9" in narrow
+        "max_length=12 leaves 5 tokens for a context next to a question of 4, and stride=9" in narrow
     )
     texts = write("texts.jsonl", [{"text": "a"}])
     assert "recognised as text rows" in failing("--dataset_name", texts, name="h")

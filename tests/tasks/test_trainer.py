@@ -5,7 +5,13 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from rlhf.models.parts import disable_dropout
-from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, LengthSampler, items, worth_parting
+from rlhf.tasks.trainer import (
+    EncoderConfig,
+    EncoderTrainer,
+    LengthSampler,
+    items,
+    should_split_by_length,
+)
 
 
 def padded(rows: list[dict]) -> dict:
@@ -39,7 +45,7 @@ def small_trainer(folder, best_metric="loss", rows=None, **settings):
     settings = dict(per_device_train_batch_size=4, num_train_epochs=1) | quiet | settings
     args = EncoderConfig(output_dir=str(folder), **settings)
     return EncoderTrainer(
-        model=model, args=args, train=rows, best_metric=best_metric, data_collator=padded
+        model=model, args=args, train=rows, metrics=(best_metric,), data_collator=padded
     )
 
 
@@ -68,8 +74,8 @@ def test_an_update_by_chance_has_its_rows_by_length():
 
 
 def test_rows_of_uneven_length_are_read_in_two_parts(tmp_path):
-    assert worth_parting([3, 30] * 16, 8) and not worth_parting([30] * 32, 8)
-    assert not worth_parting([3, 30] * 16, 1)
+    assert should_split_by_length([3, 30] * 16, 8) and not should_split_by_length([30] * 32, 8)
+    assert not should_split_by_length([3, 30] * 16, 1)
     rows = [{"input_ids": [2] + [3 + i] * (1 + i % 5 * 3), "labels": i % 2} for i in range(10)]
     trainer = small_trainer(tmp_path, rows=rows)
     assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (

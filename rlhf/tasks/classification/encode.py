@@ -1,10 +1,10 @@
-"""Labelled texts: what is to be predicted of them, the names of the labels, and texts -> tokens.
+"""Labelled texts: the kind of label, the names of the labels, and texts -> tokens.
 
-Three tasks: single_label, one of several labels; multi_label, any number of them; regression, a number. Which one it is
-the labels tell: a list is several labels, a number with a fraction is to be predicted as a number, the rest is one label.
+There are three tasks: single_label (one of several labels), multi_label (any number of them) and regression (a number).
+The labels decide which one it is: a list is several labels, a number with a fraction is regression, the rest is one label.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -19,55 +19,78 @@ PROBLEMS = {  # task -> the name that transformers gives it in a model's config
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-SHOWN = 10  # labels in a message
-CHUNK = 1000  # texts in the tokenizer at once: what it returns for long ones is large
+LABELS_SHOWN = 10  # unknown or rare labels in a message
+KNOWN_LABELS_SHOWN = 20  # labels of the training rows in a message
+ROWS_SHOWN = 5  # row numbers for each label in a message
+MAX_ODD_SHARE = 0.1  # share of labels that are not numbers, up to which they are probably mistakes
+TEXTS_PER_CALL = 1000  # texts in the tokenizer at once: what it returns for long ones is large
+
+
+# ---- the task ----------------------------------------------------------------------------------------------------
 
 
 class LabelForm:
-    """A check of the column label, of one form in all rows: that of the task, or of the first row that tells one."""
+    """A check of the column label: all rows must have labels of one task.
+
+    task: a key of PROBLEMS, or "auto" for the task of the first row whose label decides it.
+    """
 
     def __init__(self, task: str = "auto"):
         if task not in ("auto", *PROBLEMS):
             raise UserError(f"task={task!r}: use one of auto, {', '.join(PROBLEMS)}")
-        self.asked, self.task, self.why = task, task, f"task: {task}"
+        self.asked = task
+        self.task = task
+        self.why = f"task: {task}"
 
     def __call__(self, value) -> str | None:
+        """The reason why a label does not fit, None if it does."""
         form = form_of(value)
         if self.task == "auto" and form:
-            self.task, self.why = form, f"a row before has {value!r:.60}"
+            self.task = form
+            self.why = f"a row before has {value!r:.60}"
         if self.task == "regression":
             fits, expected = number(value) is not None, "a number is"
         elif self.task == "multi_label":
             fits, expected = form == "multi_label", "a list of labels is"
         else:
             fits, expected = form in (None, "single_label"), "one label, a string or an integer, is"
-        return None if fits else f"{expected} expected ({self.why}), {value!r:.60} given"
+        if fits:
+            return None
+        return f"{expected} expected ({self.why}), {value!r:.60} given"
 
 
 def form_of(value) -> str | None:
-    """The task that a label speaks for; None for whole numbers and numbers in a table, which serve for two."""
-    if isinstance(value, list | float):
-        return "multi_label" if isinstance(value, list) else "regression"
-    return None if number(value) is not None else "single_label"
+    """The task that a label is for; None for integers and for numbers in a table, which fit two tasks."""
+    if isinstance(value, list):
+        return "multi_label"
+    if isinstance(value, float):
+        return "regression"
+    if number(value) is None:
+        return "single_label"
+    return None
 
 
 def number(value) -> float | None:
-    """A label as a number, if it is one; a table has them as strings."""
+    """A label as a number, None if it is not one. A table has numbers as strings."""
     if isinstance(value, bool | list):
         return None
     try:
-        found = float(value)
+        converted = float(value)
     except ValueError:
         return None
-    return found if isfinite(found) else None
+    if not isfinite(converted):
+        return None
+    return converted
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted: name, a key of PROBLEMS; labels, in the order of the model's outputs.
+    """The thing to predict.
 
-    mean and spread (standard deviation) of the training rows' numbers: these are learned in units of their own, so that
-    no learning rate has to know what they measure.
+    name: a key of PROBLEMS.
+    labels: their names, in the order of the model's outputs.
+    mean, spread: mean and standard deviation of the training rows' numbers, for regression. The model learns numbers in
+    units of the spread, so that the learning rate does not depend on what they measure.
     """
 
     name: str
@@ -76,143 +99,181 @@ class Task:
     spread: float = 1.0
 
     def targets(self, rows: Sequence[dict]) -> list:
-        """Of each row the number of its label; 0.0 or 1.0 for each label; or its number in units of the spread."""
+        """The target of each row: the index of its label; 0.0 or 1.0 for each label; or its number in units of spread."""
         if self.name == "regression":
             return [(number(row["label"]) - self.mean) / self.spread for row in rows]
-        place = {label: i for i, label in enumerate(self.labels)}
-        chosen = [[place[name] for name in names_of(row["label"])] for row in rows]
+        index_of = {label: i for i, label in enumerate(self.labels)}
         if self.name == "single_label":
-            return [places[0] for places in chosen]
+            return [index_of[str(row["label"])] for row in rows]
         targets = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
-        for row, places in zip(targets, chosen):
-            row[places] = 1
+        for target, row in zip(targets, rows):
+            for name in names_of(row["label"]):
+                target[index_of[name]] = 1
         return list(targets)
 
 
 def find_task(train: Sequence[dict], evaluation: Sequence[dict], form: LabelForm) -> Task:
-    """The task of rows that `form` has checked; numbers in a table with a fraction somewhere are regression."""
+    """The task of rows that `form` has checked.
+
+    Numbers in a table are regression where at least one has a fraction.
+    """
     name = form.task
     if name == "single_label" and form.asked == "auto":
-        _refuse_odd_numbers([*train, *evaluation])
+        _refuse_odd_labels([*train, *evaluation])
     if name == "auto":
-        whole = all(number(row["label"]).is_integer() for row in train)
-        name = "single_label" if whole else "regression"
+        is_whole = all(number(row["label"]).is_integer() for row in train)
+        name = "single_label" if is_whole else "regression"
     if name != "regression":
         labels = label_names(train)
         check_labels(evaluation, labels)
         return Task(name, labels)
     numbers = [number(row["label"]) for row in train]
-    if not (spread := pstdev(numbers)):
+    spread = pstdev(numbers)
+    if not spread:
         raise UserError(
             f"all {len(train)} training rows have the label {numbers[0]:g}: there is nothing to learn"
         )
     return Task(name, ["score"], fmean(numbers), spread)
 
 
-def _refuse_odd_numbers(rows: Sequence[dict]) -> None:
-    """UserError where a few labels, as "N/A", would turn a column of numbers with fractions into as many classes."""
-    numbers = [number(row["label"]) for row in rows]
-    odd = [row["label"] for row, value in zip(rows, numbers) if value is None]
-    fraction = next(
-        (value for value in numbers if value is not None and not value.is_integer()), None
-    )
-    if odd and fraction is not None and 10 * len(odd) <= len(rows):
+def _refuse_odd_labels(rows: Sequence[dict]) -> None:
+    """UserError where a few labels like "N/A" would turn a column of numbers with fractions into as many classes."""
+    odd, fractions = [], []
+    for row in rows:
+        value = number(row["label"])
+        if value is None:
+            odd.append(row["label"])
+        elif not value.is_integer():
+            fractions.append(value)
+    if odd and fractions and len(odd) <= MAX_ODD_SHARE * len(rows):
         raise UserError(
-            f"{len(odd)} of {len(rows)} labels are no numbers, the first {odd[0]!r:.60}, and the others are, as "
-            f"{fraction:g}: say what is meant, task: regression (and skip_bad: true to leave these out) or single_label"
+            f"{len(odd)} of {len(rows)} labels are not numbers, the first {odd[0]!r:.60}, and the others are, as "
+            f"{fractions[0]:g}: set task: regression (and skip_bad: true to drop these rows) or task: single_label"
         )
+
+
+# ---- names of labels ---------------------------------------------------------------------------------------------
 
 
 def names_of(label) -> list[str]:
     """The names of a row's label or labels."""
-    return [str(name) for name in (label if isinstance(label, list) else [label])]
+    if isinstance(label, list):
+        return [str(name) for name in label]
+    return [str(label)]
+
+
+def label_counts(rows: Sequence[dict]) -> Counter[str]:
+    """The number of rows with each label."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(names_of(row["label"]))
+    return counts
 
 
 def label_names(rows: Sequence[dict]) -> list[str]:
-    """The labels of the training rows as strings: whole numbers by size, everything else by the alphabet."""
-    names = {name for row in rows for name in names_of(row["label"])}
+    """The labels of the training rows as strings: integers by size, everything else in alphabetical order."""
+    names = sorted(label_counts(rows))
     if not names:
         raise UserError(
             f"none of the {len(rows)} training rows has a label: there is nothing to learn"
         )
-    if len(names) < 2 and isinstance(rows[0]["label"], list):
+    if len(names) == 1 and isinstance(rows[0]["label"], list):
         raise UserError(
-            f"{names.pop()!r} is the only label of all lists: give true or false in place of lists"
+            f"{names[0]!r} is the only label of all lists: use true or false instead of lists"
         )
-    if len(names) < 2:
+    if len(names) == 1:
         raise UserError(
-            f"all {len(rows)} training rows have the label {names.pop()!r}: a classifier needs two or more"
+            f"all {len(rows)} training rows have the label {names[0]!r}: a classifier needs two or more"
         )
-    whole = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=lambda name: (int(name), name) if whole else name)
+    are_integers = all(name.removeprefix("-").isdecimal() for name in names)
+    if are_integers:
+        names.sort(key=int)  # stable: 1 and 01 stay in alphabetical order
+    return names
 
 
 def check_labels(rows: Sequence[dict], labels: Sequence[str]) -> None:
     """UserError where evaluation rows have a label that no training row has."""
-    unknown: dict[str, list[int]] = {}
-    for place, row in enumerate(rows, start=1):
+    numbers_of: dict[str, list[int]] = defaultdict(list)  # row numbers of each unknown label
+    for row_number, row in enumerate(rows, start=1):
         for name in names_of(row["label"]):
             if name not in labels:
-                unknown.setdefault(name, []).append(place)
-    if not unknown:
+                numbers_of[name].append(row_number)
+    if not numbers_of:
         return
-    shown = []
-    for label, places in sorted(unknown.items())[:SHOWN]:
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        shown.append(
-            f"{label!r} in evaluation row{'s' * (len(places) > 1)} {', '.join(map(str, places[:5]))}{more}"
-        )
-    others = f", and {len(unknown) - SHOWN} labels more" if len(unknown) > SHOWN else ""
-    known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+    described = []
+    for label in sorted(numbers_of)[:LABELS_SHOWN]:
+        numbers = numbers_of[label]
+        noun = "row" if len(numbers) == 1 else "rows"
+        shown = ", ".join(map(str, numbers[:ROWS_SHOWN]))
+        described.append(f"{label!r} in evaluation {noun} {shown}{_more(numbers, ROWS_SHOWN)}")
+    others = ""
+    if len(numbers_of) > LABELS_SHOWN:
+        others = f", and {len(numbers_of) - LABELS_SHOWN} labels more"
+    known = ", ".join(labels[:KNOWN_LABELS_SHOWN])
+    if len(labels) > KNOWN_LABELS_SHOWN:
+        known += ", ..."
     raise UserError(
-        f"no training row has the label {'; '.join(shown)}{others}. Labels of the training rows: {known}. Give them "
-        "rows with it, remove the evaluation rows, or, where one file is split, take another seed or eval_fraction"
+        f"no training row has the label {'; '.join(described)}{others}. Labels of the training rows: {known}. Add "
+        "training rows with it, remove the evaluation rows, or, where one file is split, use another seed or "
+        "eval_fraction"
     )
 
 
 def rare_labels(train: Sequence[dict], evaluation: Sequence[dict]) -> list[str]:
-    """Warnings: labels that one training row has, and labels that no evaluation row has."""
-    counts, judged = (
-        Counter(name for row in rows for name in names_of(row["label"]))
-        for rows in (train, evaluation)
-    )
+    """Warnings: labels that only one training row has, and labels that no evaluation row has."""
+    counts = label_counts(train)
+    evaluated = label_counts(evaluation)
     once = sorted(name for name, count in counts.items() if count == 1)
-    unseen = sorted(set(counts) - set(judged))
-
-    def listed(names: list[str], text: str) -> list[str]:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return (
-            [f"{len(names)} of {len(counts)} labels {text}: {', '.join(names[:SHOWN])}{more}"]
-            if names
-            else []
-        )
-
-    return listed(once, "stand in one training row only") + listed(
-        unseen, "stand in no held-out row, and are not judged"
-    )
+    not_evaluated = sorted(counts.keys() - evaluated.keys())
+    warnings = []
+    for names, text in (
+        (once, "are in one training row only"),
+        (not_evaluated, "are in no held-out row, and are not evaluated"),
+    ):
+        if names:
+            shown = ", ".join(names[:LABELS_SHOWN])
+            more = _more(names, LABELS_SHOWN)
+            warnings.append(f"{len(names)} of {len(counts)} labels {text}: {shown}{more}")
+    return warnings
 
 
-def encode(
+def _more(items: Sequence, shown: int) -> str:
+    """The end of a list in a message of which only the first `shown` items are written out."""
+    if len(items) <= shown:
+        return ""
+    return f" and {len(items) - shown} more"
+
+
+# ---- texts -> tokens ---------------------------------------------------------------------------------------------
+
+
+def encode_texts(
     tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int
 ) -> tuple[list[dict], int]:
     """Rows of token ids, and how many were cut. No text can spell a special token."""
-    if max_length <= tokenizer.num_special_tokens_to_add(pair=pairs) + pairs:
+    # A pair needs room for at least a token of each text.
+    least = tokenizer.num_special_tokens_to_add(pair=pairs) + (2 if pairs else 1)
+    if max_length < least:
         raise UserError(
             f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
         )
-    encoded, cut = [], 0
-    for first in range(0, len(rows), CHUNK):
-        part = rows[first : first + CHUNK]
-        texts = [[row[column] for row in part] for column in ("text", "text_pair")[: 1 + pairs]]
-        columns = tokenizer(*texts, split_special_tokens=True, verbose=False)
-        for own, values in zip(zip(*texts), zip(*columns.values())):
-            row = dict(zip(columns, values))
-            if len(row["input_ids"]) > max_length:
-                row = dict(
-                    tokenizer(
-                        *own, split_special_tokens=True, truncation=True, max_length=max_length
-                    )
-                )
+    columns = ("text", "text_pair") if pairs else ("text",)
+    options = {"split_special_tokens": True, "verbose": False}
+    encoded: list[dict] = []
+    cut = 0
+    for start in range(0, len(rows), TEXTS_PER_CALL):
+        chunk = rows[start : start + TEXTS_PER_CALL]
+        texts = []
+        for column in columns:
+            texts.append([row[column] for row in chunk])
+        batch = tokenizer(*texts, **options)
+        for i, row in enumerate(chunk):
+            feature = {name: values[i] for name, values in batch.items()}
+            if len(feature["input_ids"]) > max_length:
+                row_texts = [row[column] for column in columns]
+                # Only the tokenizer knows how to share max_length between two texts.
+                shorter = tokenizer(*row_texts, truncation=True, max_length=max_length, **options)
+                feature = dict(shorter)
                 cut += 1
-            encoded.append(row)
+            encoded.append(feature)
     return encoded, cut

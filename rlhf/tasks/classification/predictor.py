@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf.models.parts import context_length
 from rlhf.tasks.answers import Answers, Table
-from rlhf.tasks.classification.encode import encode, names_of, number
+from rlhf.tasks.classification.encode import encode_texts, names_of, number
 from rlhf.tasks.classification.metrics import (
     THRESHOLD,
     classification_report,
@@ -71,7 +71,7 @@ class ClassificationPredictor:
             if not indices:
                 continue
             group = [rows[i] for i in indices]
-            encoded, _ = encode(self.tokenizer, group, pairs=pairs, max_length=self.max_length)
+            encoded, _ = encode_texts(self.tokenizer, group, pairs=pairs, max_length=self.max_length)
             for i, feature in zip(indices, encoded):
                 features[i] = feature
         return features

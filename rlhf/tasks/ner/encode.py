@@ -1,10 +1,11 @@
 """Tagged words: the schemes that tags are written in, and words -> tokens with a tag, and back.
 
-All schemes are read as one, BIO (IOB2): B-x begins an entity of type x, I-x goes on with it. A *unit* is what has a tag: a
-word, or a character where the data tag characters. A row's text is its units joined (words by a space); it is tokenized as
-such a text is at any other time, and a unit's tag belongs to the first token that begins in it. So a Korean character row is
-read in the pieces of words that a pretrained model knows, as KLUE's baseline does; a unit without a token of its own (a
-space, the second character of a piece) takes its tag from its neighbours, and `out_of_reach` counts what that costs.
+Tags of every scheme are converted to BIO (IOB2): B-x begins an entity of type x, I-x continues it. A *unit* carries one
+tag: a word, or a character where the data tag characters. The text of a row is its units, joined by a space if they are
+words. It is tokenized like any other text, and a unit's tag goes to the first token that begins in it. So a Korean
+character row is read in the word pieces that a pretrained model knows, as in KLUE's baseline. A unit without a token of
+its own (a space, the second character of a piece) takes its tag from its neighbours. `out_of_reach` counts what that
+costs.
 """
 
 import re
@@ -12,16 +13,20 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from rlhf.data.words import URL
 from rlhf.errors import UserError
 
 OUTSIDE = "O"
-# Other letters for the same: BILOU and BMEWO for BIOES.
+# Schemes differ in their letters: BILOU and BMEWO are BIOES with other names.
 PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+NO_LOSS = -100  # label of a token that no tag belongs to
 OVERLAP = 4  # windows of a long text share a 4th of their tokens
-CHARACTERS = 0.95  # share of units of one character from which the data tag characters
+CHARACTERS = 0.95  # share of one-character units from which the data tag characters
+JOINT_RATIO = 20  # a sign joins words if it occurs inside a word once per 20 times alone
+TYPES_SHOWN = 10  # unknown types in an error message
 
 Entity = tuple[str, int, int]  # type, first and last unit
 
@@ -29,150 +34,181 @@ Entity = tuple[str, int, int]  # type, first and last unit
 # ---- schemes -----------------------------------------------------------------------------------------------------
 
 
-def parts(tag: str) -> tuple[str, str]:
-    """(letter, type) of a tag: ("B", "per") of "B-per"; ("", "per") of a bare "per"; ("O", "") outside."""
+def split_tag(tag: str) -> tuple[str, str]:
+    """(letter, type) of a tag: ("B", "per") of "B-per", ("", "per") of a bare "per", ("O", "") outside."""
     if tag == OUTSIDE:
         return OUTSIDE, ""
     if tag in PREFIXES:
-        return PREFIXES[tag], "entity"  # data of a single type often leave it out
+        return PREFIXES[tag], "entity"  # data with a single type often omit its name
     letter, dash, kind = tag.partition("-")
-    return (PREFIXES[letter], kind) if dash and kind and letter in PREFIXES else ("", tag)
+    if dash and kind and letter in PREFIXES:
+        return PREFIXES[letter], kind
+    return "", tag
 
 
 def find_scheme(sentences: Sequence[Sequence[str]]) -> str:
-    """BIO, IOB1, BIOES or IO (bare types), by the tags of all sentences; UserError where bare types stand among others."""
-    bare: Counter[str] = Counter()
+    """BIO, IOB1, BIOES or IO (bare types), decided on the tags of all sentences.
+
+    UserError where bare types are mixed with tags that have a letter.
+    """
+    bare_types: Counter[str] = Counter()
     letters: set[str] = set()
     for tags in sentences:
         for tag in tags:
-            letter, kind = parts(tag)
+            letter, kind = split_tag(tag)
             letters.add(letter)
             if not letter:
-                bare[kind] += 1
-    if bare and letters & {"B", "I", "E", "S"}:
-        tag, count = bare.most_common(1)[0]
-        place = next(place for place, tags in enumerate(sentences, start=1) if tag in tags)
-        raise UserError(
-            f"the tag {tag!r} ({count} times, first in sentence {place}) is neither O nor a letter and a type as in "
-            "B-person, which the other tags are: write all in one scheme (BIO, IOB1, BIOES, BILOU, or bare types)"
-        )
-    if bare:
+                bare_types[kind] += 1
+    if bare_types and letters & {"B", "I", "E", "S"}:
+        raise UserError(_mixed_schemes(sentences, bare_types))
+    if bare_types:
         return "IO"
     if letters & {"E", "S"}:
         return "BIOES"
-    # IOB1 writes B- only to part two neighbours of one type, BIO at every beginning
-    begins: Counter[tuple[str, bool]] = Counter()
+    # IOB1 writes B- only between two neighbours of one type, BIO at the start of every entity.
+    begins_with_i = begins_with_b = False
     for tags in sentences:
-        for before, tag in zip([OUTSIDE, *tags], tags):
-            begins[parts(tag)[0], parts(before)[1] == parts(tag)[1]] += 1
-    return "IOB1" if begins["I", False] and not begins["B", False] else "BIO"
+        for before, tag in pairwise([OUTSIDE, *tags]):
+            letter, kind = split_tag(tag)
+            if kind != split_tag(before)[1]:
+                begins_with_i |= letter == "I"
+                begins_with_b |= letter == "B"
+    if begins_with_i and not begins_with_b:
+        return "IOB1"
+    return "BIO"
+
+
+def _mixed_schemes(sentences: Sequence[Sequence[str]], bare_types: Counter[str]) -> str:
+    """Error text that names the most frequent bare type and where it first occurs."""
+    tag, count = bare_types.most_common(1)[0]
+    numbered = enumerate(sentences, start=1)
+    number = next(number for number, tags in numbered if tag in tags)
+    return (
+        f"the tag {tag!r} ({count} times, first in sentence {number}) is neither O nor a letter and a type as in "
+        "B-person, which the other tags are: write all in one scheme (BIO, IOB1, BIOES, BILOU, or bare types)"
+    )
 
 
 def to_bio(tags: Sequence[str], scheme: str) -> tuple[list[str], int]:
-    """Tags of any scheme in BIO, and how many of them break their scheme and were read as the beginning of an entity."""
-    found, broken, open_kind, whole = [], 0, None, True
+    """Convert the tags of one sentence from any scheme to BIO.
+
+    Also returns how many tags break their scheme. An I- or E- that continues nothing is read as the beginning of an
+    entity.
+    """
+    bio_tags: list[str] = []
+    broken = 0
+    open_kind = None  # type of the entity that the next tag may continue
+    ended = True  # False inside an entity that BIOES requires to be ended by an E-
     for tag in tags:
-        letter, kind = parts(tag)
-        goes_on = letter in ("I", "E", "") and kind == open_kind
-        if scheme == "BIOES" and not whole and not goes_on:
-            broken += 1  # the entity before was not ended
-        elif letter in ("I", "E") and not goes_on and scheme in ("BIO", "BIOES"):
+        letter, kind = split_tag(tag)
+        continues = letter in ("I", "E", "") and kind == open_kind
+        if scheme == "BIOES" and not ended and not continues:
+            broken += 1  # the previous entity has no E-
+        elif scheme in ("BIO", "BIOES") and letter in ("I", "E") and not continues:
             broken += 1
-        found.append(OUTSIDE if letter == OUTSIDE else f"{'I' if goes_on else 'B'}-{kind}")
-        open_kind = None if letter in (OUTSIDE, "E", "S") else kind
-        whole = letter in (OUTSIDE, "E", "S")
-    if scheme == "BIOES" and not whole:
+
+        if letter == OUTSIDE:
+            bio_tags.append(OUTSIDE)
+        elif continues:
+            bio_tags.append(f"I-{kind}")
+        else:
+            bio_tags.append(f"B-{kind}")
+
+        ended = letter in (OUTSIDE, "E", "S")
+        open_kind = None if ended else kind
+    if scheme == "BIOES" and not ended:
         broken += 1
-    return found, broken
+    return bio_tags, broken
 
 
 def entities(tags: Iterable[str]) -> list[Entity]:
-    """The entities of BIO tags, strictly: an I-x that goes on with nothing is no entity."""
-    found: list[Entity] = []
+    """The entities of BIO tags, read strictly: an I-x that continues nothing is not an entity."""
+    spans: list[Entity] = []
     open_kind = None
-    for place, tag in enumerate(tags):
+    for i, tag in enumerate(tags):
         letter, _, kind = tag.partition("-")
         if letter == "B":
-            found.append((kind, place, place))
+            spans.append((kind, i, i))
             open_kind = kind
         elif letter == "I" and kind == open_kind:
-            found[-1] = (kind, found[-1][1], place)
+            _, first, _ = spans[-1]
+            spans[-1] = (kind, first, i)
         else:
             open_kind = None
-    return found
+    return spans
 
 
 def in_bio(train: list[dict], evaluation: list[dict]) -> tuple[list[dict], list[dict], str, int]:
-    """Both in BIO, the scheme they were written in, and how many of their tags broke it."""
+    """Both sets of rows in BIO, the scheme they were written in, and how many of their tags break it."""
     scheme = find_scheme([row["tags"] for row in train + evaluation])
-    broken = 0
-
-    def convert(rows: list[dict]) -> list[dict]:
-        nonlocal broken
-        converted = []
-        for row in rows:
-            tags, repaired = to_bio(row["tags"], scheme)
-            converted.append({**row, "tags": tags})
-            broken += repaired
-        return converted
-
-    return convert(train), convert(evaluation), scheme, broken
+    converted = []
+    total_broken = 0
+    for row in train + evaluation:
+        tags, broken = to_bio(row["tags"], scheme)
+        converted.append({**row, "tags": tags})
+        total_broken += broken
+    return converted[: len(train)], converted[len(train) :], scheme, total_broken
 
 
 def type_counts(rows: Iterable[dict]) -> Counter:
-    """How many entities of each type rows in BIO have."""
-    return Counter(kind for row in rows for kind, _, _ in entities(row["tags"]))
+    """The number of entities of each type in rows in BIO."""
+    counts = Counter()
+    for row in rows:
+        counts.update(kind for kind, _, _ in entities(row["tags"]))
+    return counts
 
 
 def tag_names(rows: Sequence[dict]) -> list[str]:
-    """The labels of a tagger for training rows in BIO: O, then B-x and I-x of each type by the alphabet."""
+    """The labels of a model for training rows in BIO: O, then B-x and I-x of each type in alphabetical order."""
     kinds = sorted(type_counts(rows))
     if not kinds:
         raise UserError(
             f"none of the {len(rows)} training rows has an entity (all tags are O): there is nothing to learn"
         )
-    return [OUTSIDE, *(f"{letter}-{kind}" for kind in kinds for letter in "BI")]
+    labels = [OUTSIDE]
+    for kind in kinds:
+        labels += [f"B-{kind}", f"I-{kind}"]
+    return labels
 
 
 def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
     """UserError where evaluation rows have a type of entity that no training row has."""
     known = {label[2:] for label in labels[1:]}
-    unknown = {
-        kind: count for kind, count in sorted(type_counts(rows).items()) if kind not in known
-    }
-    if unknown:
-        first = {
-            kind: next(n for n, row in enumerate(rows, 1) if f"B-{kind}" in row["tags"])
-            for kind in unknown
-        }
-        shown = ", ".join(
-            f"{kind!r} ({count}, first in row {first[kind]})"
-            for kind, count in list(unknown.items())[:10]
-        )
-        raise UserError(
-            f"no training row has an entity of the type {shown} of the evaluation rows. Types of the training rows: "
-            f"{', '.join(sorted(known))}. Give them rows with it, remove it from the evaluation rows, or, where one file "
-            "is split, take another seed or eval_fraction"
-        )
+    counts = type_counts(rows)
+    unknown = sorted(counts.keys() - known)
+    if not unknown:
+        return
+    described = []
+    for kind in unknown[:TYPES_SHOWN]:
+        numbered = enumerate(rows, start=1)
+        first = next(number for number, row in numbered if f"B-{kind}" in row["tags"])
+        described.append(f"{kind!r} ({counts[kind]}, first in row {first})")
+    raise UserError(
+        f"no training row has an entity of the type {', '.join(described)} of the evaluation rows. Types of the "
+        f"training rows: {', '.join(sorted(known))}. Add training rows with it, remove it from the evaluation rows, or, "
+        "where one file is split, use another seed or eval_fraction"
+    )
 
 
 def warnings_of(
     train: Sequence[dict], evaluation: Sequence[dict], scheme: str, broken: int
 ) -> list[str]:
-    """What a person should know of rows in BIO before they train on them, each thing counted."""
+    """Warnings about rows in BIO before training on them, each with a count."""
     warnings = []
     if broken:
         warnings.append(
             f"{broken} tags break {scheme}; each is read as a new entity, or as the end of one"
         )
-    counts, judged = type_counts(train), type_counts(evaluation)
-    if single := sorted(kind for kind, count in counts.items() if count == 1):
+    counts = type_counts(train)
+    single = sorted(kind for kind, count in counts.items() if count == 1)
+    if single:
         warnings.append(
             f"{len(single)} types have a single entity to learn from: {', '.join(single)}"
         )
-    if unjudged := sorted(counts.keys() - judged.keys()):
+    not_evaluated = sorted(counts.keys() - type_counts(evaluation).keys())
+    if not_evaluated:
         warnings.append(
-            f"{len(unjudged)} types are in no evaluation row and not judged: {', '.join(unjudged)}"
+            f"{len(not_evaluated)} types are in no evaluation row and not evaluated: {', '.join(not_evaluated)}"
         )
     return warnings
 
@@ -182,45 +218,56 @@ def warnings_of(
 
 def find_units(rows: Iterable[dict]) -> str:
     """ "characters" where (nearly) every token of the rows is one, else "words"."""
-    single = Counter(len(token) == 1 for row in rows for token in row["tokens"])
-    return "characters" if single[True] >= CHARACTERS * single.total() else "words"
+    is_character: Counter[bool] = Counter()
+    for row in rows:
+        is_character.update(len(token) == 1 for token in row["tokens"])
+    if is_character[True] >= CHARACTERS * is_character.total():
+        return "characters"
+    return "words"
 
 
 def find_joints(rows: Iterable[dict]) -> tuple[str, str]:
-    """The signs that stand inside words of the rows ("-" of "well-known"), and in front of them ("@" of "@ada").
+    """The signs that occur inside words of the rows ("-" of "well-known"), and in front of them ("@" of "@ada").
 
-    Each data set cuts its words in its own way, 12:30 or 12 : 30, and a text must be cut as the data were. A sign counts
-    that is in a word once for 20 times alone.
+    Each data set splits its words in its own way, 12:30 or 12 : 30, and a new text must be split like the data. A sign
+    counts if it occurs in a word at least once per JOINT_RATIO times that it is a token of its own.
     """
-    alone, inside, before = Counter(), Counter(), Counter()
-    for token in (token for row in rows for token in row["tokens"]):
-        if re.fullmatch(URL, token):
-            continue
-        if len(token) == 1:
-            alone[token] += 1
-        inside.update(re.findall(r"(?<=\w)[^\w\s](?=\w)", token))
-        before.update(re.findall(r"^[^\w\s](?=\w)", token))
-    return tuple(
-        "".join(sorted(c for c in found if found[c] * 20 >= alone[c])) for found in (inside, before)
-    )
+    alone: Counter[str] = Counter()
+    inside: Counter[str] = Counter()
+    in_front: Counter[str] = Counter()
+    for row in rows:
+        for token in row["tokens"]:
+            if re.fullmatch(URL, token):
+                continue
+            if len(token) == 1:
+                alone[token] += 1
+            inside.update(re.findall(r"(?<=\w)[^\w\s](?=\w)", token))
+            in_front.update(re.findall(r"^[^\w\s](?=\w)", token))
+    return _frequent_signs(inside, alone), _frequent_signs(in_front, alone)
+
+
+def _frequent_signs(joining: Counter[str], alone: Counter[str]) -> str:
+    signs = [sign for sign, count in joining.items() if count * JOINT_RATIO >= alone[sign]]
+    return "".join(sorted(signs))
 
 
 def join(tokens: Sequence[str], units: str) -> tuple[str, list[int]]:
-    """The text of a row, and the character that each of its units begins at."""
+    """The text of a row, and the character at which each of its units begins."""
     glue = "" if units == "characters" else " "
     ends = accumulate(len(token) + len(glue) for token in tokens)
-    return glue.join(tokens), [0, *ends][: len(tokens)]
+    starts = [0, *ends][: len(tokens)]
+    return glue.join(tokens), starts
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Window:
+class TokenWindow:
     """Tokens of the text of row `row`, or of a part of it.
 
-    heads: (token, unit, last unit) for each unit with a token of its own: the place of its first one, and how far its
-    tokens reach.
+    heads: (token, unit, last unit) for each unit with a token of its own: the index of its first token, the unit, and the
+    last unit that its tokens reach into.
     """
 
     row: int
@@ -228,25 +275,33 @@ class Window:
     heads: list[tuple[int, int, int]]
 
 
-def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> list[Window]:
+class _Span(NamedTuple):
+    """Tokens start to stop (exclusive) of a text, and the part of them that no other window decides."""
+
+    start: int
+    stop: int
+    first_decided: int
+    stop_decided: int
+
+
+def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> list[TokenWindow]:
     """Rows of tokens -> windows of at most max_length token ids. No text can spell a special token.
 
-    A longer text is split into windows that overlap; a unit's tag is decided in the one where it stands more in the middle.
+    A longer text is split into windows that overlap. A unit's tag is decided in the window where the unit is closer to the
+    middle.
     """
     if not tokenizer.is_fast:
         raise UserError(
-            "tags need a tokenizer that knows where its tokens stand in the text: give a fast one"
+            "tags need a tokenizer that knows where its tokens are in the text: use a fast one"
         )
-    frame = tokenizer("a", return_special_tokens_mask=True)
-    text_at = [place for place, special in enumerate(frame["special_tokens_mask"]) if not special]
-    opening, closing = frame["input_ids"][: text_at[0]], frame["input_ids"][text_at[-1] + 1 :]
-    room = max_length - len(opening) - len(closing)
+    before, after = _special_ids(tokenizer)
+    room = max_length - len(before) - len(after)
     if room < 1:
         raise UserError(
             f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
         )
     found = []
-    for row_place, row in enumerate(rows):
+    for row_index, row in enumerate(rows):
         text, starts = join(row["tokens"], units)
         encoded = tokenizer(
             text,
@@ -255,93 +310,141 @@ def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> 
             return_offsets_mapping=True,
             verbose=False,
         )
-        ids, first, reach = encoded["input_ids"], {}, {}
-        for place, (start, end) in enumerate(encoded["offset_mapping"]):
-            while (
-                start < end - 1 and text[start].isspace()
-            ):  # GPT-2 has the space in front in its token
-                start += 1
-            if start < end:
-                unit = bisect_right(starts, start) - 1
-                first.setdefault(unit, place)
-                reach[unit] = bisect_right(starts, end - 1) - 1
-        for start, end, decided, until in _spans(len(ids), room):
-            inputs = {"input_ids": [*opening, *ids[start:end], *closing]}
-            for name in tokenizer.model_input_names[1:]:
-                inputs[name] = [int(name == "attention_mask")] * len(inputs["input_ids"])
-            heads = [
-                (place - start + len(opening), unit, reach[unit])
-                for unit, place in first.items()
-                if decided <= place < until
+        ids = encoded["input_ids"]
+        heads = _heads(text, starts, encoded["offset_mapping"])
+        for span in _spans(len(ids), room):
+            window_ids = [*before, *ids[span.start : span.stop], *after]
+            shift = len(before) - span.start
+            window_heads = [
+                (token + shift, unit, last)
+                for token, unit, last in heads
+                if span.first_decided <= token < span.stop_decided
             ]
-            found.append(Window(row_place, inputs, heads))
+            inputs = _model_inputs(tokenizer, window_ids)
+            found.append(TokenWindow(row_index, inputs, window_heads))
     return found
 
 
-def _spans(length: int, room: int) -> list[tuple[int, int, int, int]]:
-    """(start, end, first, last): tokens of each window, and those of it that no other window decides."""
+def _special_ids(tokenizer) -> tuple[list[int], list[int]]:
+    """The ids of the special tokens that go before and after a text."""
+    example = tokenizer("a", return_special_tokens_mask=True)
+    ids, is_special = example["input_ids"], example["special_tokens_mask"]
+    text_positions = [i for i, special in enumerate(is_special) if not special]
+    return ids[: text_positions[0]], ids[text_positions[-1] + 1 :]
+
+
+def _model_inputs(tokenizer, ids: list[int]) -> dict[str, list[int]]:
+    """The columns that the model takes: of one text, all attended to, all of segment 0."""
+    inputs = {"input_ids": ids}
+    for name in tokenizer.model_input_names[1:]:
+        inputs[name] = [int(name == "attention_mask")] * len(ids)
+    return inputs
+
+
+def _heads(
+    text: str, starts: Sequence[int], offsets: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    """(first token, unit, last unit that its tokens reach into) of each unit in which a token begins.
+
+    starts: the first character of each unit. offsets: the characters of each token.
+    """
+    first_token: dict[int, int] = {}
+    last_unit: dict[int, int] = {}
+    for token, (start, end) in enumerate(offsets):
+        # A token of GPT-2 begins with the space in front of its word.
+        while start < end - 1 and text[start].isspace():
+            start += 1
+        if start < end:
+            unit = bisect_right(starts, start) - 1
+            first_token.setdefault(unit, token)
+            last_unit[unit] = bisect_right(starts, end - 1) - 1
+    return [(token, unit, last_unit[unit]) for unit, token in first_token.items()]
+
+
+def _spans(length: int, room: int) -> list[_Span]:
+    """The windows of a text of `length` tokens, `room` tokens each; each token is decided by exactly one of them."""
     if length <= room:
-        return [(0, length, 0, length)]
-    starts = list(range(0, length - room, room - room // OVERLAP)) + [length - room]
-    borders = [
-        0,
-        *((later + start + room) // 2 for start, later in zip(starts, starts[1:])),
-        length,
-    ]
-    return [
-        (start, start + room, *between) for start, between in zip(starts, zip(borders, borders[1:]))
-    ]
+        return [_Span(0, length, 0, length)]
+    step = room - room // OVERLAP
+    # The last window ends with the text, so that it is as long as the others.
+    starts = [*range(0, length - room, step), length - room]
+    # Two windows share the overlap in the middle: from the later start to the earlier stop.
+    borders = [(later + start + room) // 2 for start, later in pairwise(starts)]
+    decided = pairwise([0, *borders, length])
+    return [_Span(start, start + room, *part) for start, part in zip(starts, decided)]
 
 
-def encode(found: Iterable[Window], rows: Sequence[dict], labels: Sequence[str]) -> list[dict]:
-    """Windows as rows to train on: the number of a unit's tag at its first token, -100 (no loss) everywhere else."""
-    number = {label: place for place, label in enumerate(labels)}
+def encode_windows(
+    found: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
+) -> list[dict]:
+    """Windows as rows to train on: the number of a unit's tag at its first token, NO_LOSS everywhere else."""
+    number_of = {label: i for i, label in enumerate(labels)}
     encoded = []
     for window in found:
-        numbers = [-100] * len(window.inputs["input_ids"])
-        for place, unit, _ in window.heads:
-            numbers[place] = number[rows[window.row]["tags"][unit]]
+        tags = rows[window.row]["tags"]
+        numbers = [NO_LOSS] * len(window.inputs["input_ids"])
+        for token, unit, _ in window.heads:
+            numbers[token] = number_of[tags[unit]]
         encoded.append({**window.inputs, "labels": numbers})
     return encoded
 
 
-def decode(
-    found: Iterable[Window], marks: Iterable[Sequence[str]], rows: Sequence[dict]
+def decode_windows(
+    found: Iterable[TokenWindow], marks: Iterable[Sequence[str]], rows: Sequence[dict]
 ) -> list[list[str]]:
     """Legal BIO tags of every unit of every row, from the tags at the heads of its windows.
 
-    Units that a token reaches into go on with its entity. Units that no token stands for (white space, mostly) are inside
-    where the entity goes on behind them. An I-x with nothing to go on with begins an entity, as conlleval reads it.
+    Units that a token reaches into continue its entity. Units without a token (mostly white space) are inside where the
+    entity continues behind them. An I-x that continues nothing begins an entity, as conlleval reads it.
     """
-    tags: list[list[str | None]] = [[None] * len(row["tokens"]) for row in rows]
-    for window, marked in zip(found, marks, strict=True):
-        row = tags[window.row]
-        for (_, unit, last), tag in zip(window.heads, marked, strict=True):
-            row[unit] = tag
-            row[unit + 1 : last + 1] = [_going_on(tag)] * (last - unit)
-    return [to_bio(_filled(row), "BIO")[0] for row in tags]
+    rows_tags: list[list[str | None]] = [[None] * len(row["tokens"]) for row in rows]
+    for window, window_marks in zip(found, marks, strict=True):
+        tags = rows_tags[window.row]
+        for (_, unit, last), tag in zip(window.heads, window_marks, strict=True):
+            tags[unit] = tag
+            for reached in range(unit + 1, last + 1):
+                tags[reached] = _continued(tag)
+    decoded = []
+    for tags in rows_tags:
+        legal, _ = to_bio(_filled(tags), "BIO")
+        decoded.append(legal)
+    return decoded
 
 
-def _going_on(tag: str) -> str:
-    return tag if tag == OUTSIDE else f"I-{tag[2:]}"
+def _continued(tag: str) -> str:
+    """The tag of the next unit if the entity of this one continues."""
+    if tag == OUTSIDE:
+        return OUTSIDE
+    return f"I-{tag[2:]}"
 
 
 def _filled(tags: list[str | None]) -> list[str]:
-    behind = [*tags, OUTSIDE]
-    for place in reversed(range(len(tags))):
-        behind[place] = behind[place + 1] if tags[place] is None else tags[place]
+    """Tags in which a unit without one continues the entity before it, if the next known tag does so too."""
+    # next_tags[i]: the first known tag at i or after it
+    next_tags = [*tags, OUTSIDE]
+    for i in reversed(range(len(tags))):
+        if tags[i] is None:
+            next_tags[i] = next_tags[i + 1]
     filled: list[str] = []
-    for tag, after in zip(tags, behind):
-        before = _going_on(filled[-1]) if filled else OUTSIDE
-        filled.append(tag or (before if after == before else OUTSIDE))
+    continued = OUTSIDE
+    for tag, next_tag in zip(tags, next_tags):
+        if tag:
+            filled.append(tag)
+        elif next_tag == continued:
+            filled.append(continued)
+        else:
+            filled.append(OUTSIDE)
+        continued = _continued(filled[-1])
     return filled
 
 
-def out_of_reach(found: Sequence[Window], rows: Sequence[dict]) -> int:
-    """Entities that even a perfect model cannot mark, because one of their ends stands inside a token."""
-    marks = [[rows[window.row]["tags"][unit] for _, unit, _ in window.heads] for window in found]
-    best = decode(found, marks, rows)
-    return sum(
-        len(set(entities(row["tags"])) - set(entities(tags)))
-        for row, tags in zip(rows, best, strict=True)
-    )
+def out_of_reach(found: Sequence[TokenWindow], rows: Sequence[dict]) -> int:
+    """The number of entities that even a perfect model cannot mark, because one of their ends is inside a token."""
+    perfect_marks = []
+    for window in found:
+        tags = rows[window.row]["tags"]
+        perfect_marks.append([tags[unit] for _, unit, _ in window.heads])
+    count = 0
+    for row, best_tags in zip(rows, decode_windows(found, perfect_marks, rows), strict=True):
+        count += len(set(entities(row["tags"])) - set(entities(best_tags)))
+    return count

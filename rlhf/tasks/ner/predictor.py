@@ -7,7 +7,7 @@ from rlhf.data.words import JOINTS, cut_words
 from rlhf.models.parts import context_length
 from rlhf.tasks.answers import Answers, Table
 from rlhf.tasks.forward import load_trained, run_batches
-from rlhf.tasks.ner.encode import decode, entities, find_scheme, join, to_bio, windows
+from rlhf.tasks.ner.encode import decode_windows, entities, find_scheme, join, to_bio, windows
 from rlhf.tasks.ner.metrics import tagging_report
 
 TYPES_SHOWN = 20  # rows of the table of types
@@ -41,7 +41,7 @@ class NerPredictor:
         units = [{"tokens": tokens} for tokens, _, _ in cut_rows]
         parts = windows(self.tokenizer, units, units=self.units, max_length=self.max_length)
         tags_of_parts, probabilities = self._best_tags(parts, len(rows), batch_size)
-        tags_of_rows = decode(parts, tags_of_parts, units)
+        tags_of_rows = decode_windows(parts, tags_of_parts, units)
         results = []
         for i, (tokens, text, spans) in enumerate(cut_rows):
             tags = tags_of_rows[i]

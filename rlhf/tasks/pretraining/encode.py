@@ -49,7 +49,7 @@ def special(*ids: int) -> Tokens:
     return Tokens(np.array(ids, dtype=np.int32), np.full(len(ids), -1, dtype=np.int32))
 
 
-def encode_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
+def tokenize_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """Plain texts without special tokens, which no text can spell.
 
     Words are the tokenizer's own (`word_ids`): with WordPiece a first piece and all its ## pieces.
@@ -100,7 +100,7 @@ def causal_blocks(
     """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens left out."""
     end = special(tokenizer.eos_token_id)
     cut, left = blocks(
-        [joined([text, end]) for text in encode_texts(tokenizer, texts)],
+        [joined([text, end]) for text in tokenize_texts(tokenizer, texts)],
         size,
         cross_documents=cross_documents,
     )
@@ -113,7 +113,7 @@ def masked_blocks(
 ) -> tuple[list[Tokens], int]:
     """[CLS] block [SEP] of at most `size` tokens; and the tokens left out. Across documents a [SEP] parts them."""
     before, after = special(tokenizer.cls_token_id), special(tokenizer.sep_token_id)
-    documents = encode_texts(tokenizer, texts)
+    documents = tokenize_texts(tokenizer, texts)
     if cross_documents:
         documents = [piece for document in documents for piece in (document, after)]
     cut, left = blocks(documents, size - 2, cross_documents=cross_documents)
@@ -232,7 +232,7 @@ class PairRows(DrawnRows):
     def _documents(self, tokenizer, texts: Sequence[str]) -> list[list[Tokens]]:
         parted, half = [sentences(text) for text in texts], self.room // 2
         encoded = iter(
-            encode_texts(tokenizer, [sentence for document in parted for sentence in document])
+            tokenize_texts(tokenizer, [sentence for document in parted for sentence in document])
         )
         whole = [[next(encoded) for _ in document] for document in parted]
         return [

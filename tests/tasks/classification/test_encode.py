@@ -8,7 +8,7 @@ from rlhf.tasks.classification.encode import (
     LabelForm,
     Task,
     check_labels,
-    encode,
+    encode_texts,
     find_task,
     label_names,
     rare_labels,
@@ -69,7 +69,7 @@ def test_bert_pairs_have_token_types_and_are_cut_and_counted(fitted):
         {"text": "a b", "text_pair": "c", "label": "x"},
         {"text": "a b c", "text_pair": "d e f", "label": "y"},
     ]
-    encoded, cut = encode(reader, rows, pairs=True, max_length=7)
+    encoded, cut = encode_texts(reader, rows, pairs=True, max_length=7)
     assert encoded[0] == {
         "input_ids": [2, 5, 6, 3, 7, 3],
         "token_type_ids": [0, 0, 0, 0, 1, 1],
@@ -83,9 +83,9 @@ def test_chunks_make_no_difference(fitted, monkeypatch):
         fitted("bert", pairs=False),
         [{"text": "a b c d e"[: 2 * i + 1]} for i in range(5)],
     )
-    whole = encode(tokenizer, rows, pairs=False, max_length=5)
-    monkeypatch.setattr("rlhf.tasks.classification.encode.CHUNK", 2)
-    assert encode(tokenizer, rows, pairs=False, max_length=5) == whole and whole[1] == 2
+    whole = encode_texts(tokenizer, rows, pairs=False, max_length=5)
+    monkeypatch.setattr("rlhf.tasks.classification.encode.TEXTS_PER_CALL", 2)
+    assert encode_texts(tokenizer, rows, pairs=False, max_length=5) == whole and whole[1] == 2
 
 
 def test_padding_is_on_the_right(make_tokenizer):
@@ -105,7 +105,7 @@ def test_gpt2_pairs_are_parted_by_eos_and_have_no_token_types(fitted, tmp_path):
     reader = fitted("gpt2", pairs=True)
     rows = [{"text": "a", "text_pair": "b", "label": "x"}]
     expected = {"input_ids": [2, 0, 3], "attention_mask": [1, 1, 1]}
-    assert encode(reader, rows, pairs=True, max_length=8) == ([expected], 0)
+    assert encode_texts(reader, rows, pairs=True, max_length=8) == ([expected], 0)
     reader.save_pretrained(tmp_path)
     assert dict(AutoTokenizer.from_pretrained(tmp_path)("a", "b")) == expected
 
@@ -113,26 +113,28 @@ def test_gpt2_pairs_are_parted_by_eos_and_have_no_token_types(fitted, tmp_path):
 def test_an_extra_text_pair_column_does_not_make_a_pair(fitted):
     reader = fitted("bert", pairs=False)
     rows = [{"text": "a", "text_pair": "b", "label": "x"}]
-    assert encode(reader, rows, pairs=False, max_length=8)[0][0]["input_ids"] == [2, 5, 3]
+    assert encode_texts(reader, rows, pairs=False, max_length=8)[0][0]["input_ids"] == [2, 5, 3]
 
 
 def test_a_text_cannot_spell_a_special_token(fitted):
     reader = fitted("bert", pairs=False)
-    encoded, _ = encode(reader, [{"text": "a [SEP] b", "label": "x"}], pairs=False, max_length=8)
+    encoded, _ = encode_texts(
+        reader, [{"text": "a [SEP] b", "label": "x"}], pairs=False, max_length=8
+    )
     assert encoded[0]["input_ids"].count(3) == 1
 
 
 def test_a_length_without_room(bert_tokenizer, refused):
     assert "max_length=2 leaves no room" in refused(
-        encode, bert_tokenizer, [{"text": "a", "label": "x"}], pairs=False, max_length=2
+        encode_texts, bert_tokenizer, [{"text": "a", "label": "x"}], pairs=False, max_length=2
     )
 
 
 def test_rare_labels_are_counted_and_named():
     rows = [{"label": label} for label in ("a", "a", "b", "c")]
     assert rare_labels(rows, [{"label": "a"}, {"label": "b"}]) == [
-        "2 of 3 labels stand in one training row only: b, c",
-        "1 of 3 labels stand in no held-out row, and are not judged: c",
+        "2 of 3 labels are in one training row only: b, c",
+        "1 of 3 labels are in no held-out row, and are not evaluated: c",
     ]
     assert (
         rare_labels([{"label": ["a", "b"]}, {"label": ["a", "b"]}], [{"label": ["b", "a"]}]) == []
@@ -167,7 +169,7 @@ def test_one_odd_cell_does_not_turn_numbers_into_classes(refused):
     assert [form(row["label"]) for row in rows] == [None] * 21
     said = refused(find_task, rows, [], form)
     assert (
-        "1 of 21 labels are no numbers, the first 'N/A', and the others are, as 0.5: say what is meant"
+        "1 of 21 labels are not numbers, the first 'N/A', and the others are, as 0.5: set task: regression"
         in said
     )
     asked = LabelForm("single_label")

@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 
-from rlhf.statistics import wilson_interval
+from rlhf.statistics import ranks, wilson_interval
 from rlhf.tasks.classification.metrics import (
     calibration,
     classification_report,
     errors,
-    judge,
+    evaluate,
     multi_label_report,
     plot_calibration,
     plot_confusion,
     plot_scatter,
     proper_scores,
-    ranks,
     regression_report,
 )
 
@@ -179,16 +178,16 @@ def test_errors_of_numbers_are_differences():
     assert found[1]["difference"] == 0.5
 
 
-def test_judge_has_what_its_task_has():
+def test_evaluate_has_what_its_task_has():
     p = np.array([[0.4, 0.6], [0.9, 0.1]])
-    one = judge("single_label", np.array([0, 0]), p, ["a", "b"])
+    one = evaluate("single_label", np.array([0, 0]), p, ["a", "b"])
     assert one["accuracy"] == 0.5 and one["nll"] == pytest.approx(-(np.log(0.4) + np.log(0.9)) / 2)
     assert sum(b["rows"] for b in one["bins"]) == 2  # the probability of the predicted label
-    several = judge("multi_label", np.array([[1.0, 0.0], [1.0, 0.0]]), p, ["a", "b"])
+    several = evaluate("multi_label", np.array([[1.0, 0.0], [1.0, 0.0]]), p, ["a", "b"])
     assert (
         several["accuracy"] == 0.5 and sum(b["rows"] for b in several["bins"]) == 4
     )  # of every label
-    assert judge("regression", np.array([1.0, 2.0]), np.array([1.0, 2.0]), ["score"])["mse"] == 0
+    assert evaluate("regression", np.array([1.0, 2.0]), np.array([1.0, 2.0]), ["score"])["mse"] == 0
 
 
 @pytest.mark.parametrize("classes", [2, 21])

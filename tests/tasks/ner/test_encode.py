@@ -8,8 +8,8 @@ from rlhf.data.load import load_rows
 from rlhf.data.words import cut_words
 from rlhf.tasks.ner.encode import (
     check_types,
-    decode,
-    encode,
+    decode_windows,
+    encode_windows,
     entities,
     find_joints,
     find_scheme,
@@ -140,7 +140,7 @@ def test_warnings_are_counted():
     assert warnings_of(train, [{"tags": ["B-x"]}], "BIO", 3) == [
         "3 tags break BIO; each is read as a new entity, or as the end of one",
         "1 types have a single entity to learn from: y",
-        "1 types are in no evaluation row and not judged: y",
+        "1 types are in no evaluation row and not evaluated: y",
     ]
     assert warnings_of([{"tags": ["B-x", "B-x"]}], [{"tags": ["B-x"]}], "BIO", 0) == []
 
@@ -178,14 +178,14 @@ def test_only_the_first_token_of_a_word_has_a_label():
     tokenizer = wordpiece("new", "##ton", "##s", "law")  # 4, 5, 6, 7
     rows = [{"tokens": ["Newtons", "law"], "tags": ["B-x", "O"]}]
     found = windows(tokenizer, rows, units="words", max_length=8)
-    assert encode(found, rows, ["O", "B-x", "I-x"]) == [
+    assert encode_windows(found, rows, ["O", "B-x", "I-x"]) == [
         {
             "input_ids": [2, 4, 5, 6, 7, 3],
             "attention_mask": [1] * 6,
             "labels": [-100, 1, -100, -100, 0, -100],
         }
     ]
-    assert decode(found, [["B-x", "O"]], rows) == [["B-x", "O"]]
+    assert decode_windows(found, [["B-x", "O"]], rows) == [["B-x", "O"]]
 
 
 def test_long_rows_are_split_and_every_word_is_decided_once_where_it_has_most_context():
@@ -221,7 +221,7 @@ def test_a_word_of_more_tokens_than_a_window_is_decided_once():
     rows = [{"tokens": ["b", "a" * 50, "b"], "tags": ["O", "B-x", "I-x"]}]
     found = windows(tokenizer, rows, units="words", max_length=10)
     assert sorted(unit for w in found for _, unit, _ in w.heads) == [0, 1, 2]
-    assert decode(found, perfect(found, rows), rows) == [["O", "B-x", "I-x"]]
+    assert decode_windows(found, perfect(found, rows), rows) == [["O", "B-x", "I-x"]]
 
 
 def test_words_that_the_tokenizer_turns_into_nothing_get_a_tag():
@@ -231,9 +231,13 @@ def test_words_that_the_tokenizer_turns_into_nothing_get_a_tag():
     ]  # zero width: BERT drops it
     found = windows(tokenizer, rows, units="words", max_length=10)
     assert [unit for w in found for _, unit, _ in w.heads] == [0, 2, 4]
-    assert decode(found, [["B-x", "I-x", "O"]], rows) == [["B-x", "I-x", "I-x", "O", "O", "O"]]
-    assert decode(found, [["B-x", "B-x", "I-x"]], rows) == [["B-x", "O", "B-x", "I-x", "I-x", "O"]]
-    assert decode(found, [["O", "O", "I-x"]], rows) == [["O", "O", "O", "O", "B-x", "O"]]
+    assert decode_windows(found, [["B-x", "I-x", "O"]], rows) == [
+        ["B-x", "I-x", "I-x", "O", "O", "O"]
+    ]
+    assert decode_windows(found, [["B-x", "B-x", "I-x"]], rows) == [
+        ["B-x", "O", "B-x", "I-x", "I-x", "O"]
+    ]
+    assert decode_windows(found, [["O", "O", "I-x"]], rows) == [["O", "O", "O", "O", "B-x", "O"]]
 
 
 def test_characters_are_read_in_the_pieces_of_their_words():
@@ -242,7 +246,7 @@ def test_characters_are_read_in_the_pieces_of_their_words():
     found = windows(tokenizer, [row], units="characters", max_length=10)
     assert found[0].inputs["input_ids"] == [2, 4, 6, 7, 5, 3]
     assert found[0].heads == [(1, 0, 1), (2, 3, 4), (3, 5, 5), (4, 6, 6)]
-    assert decode(found, perfect(found, [row]), [row]) == [row["tags"]]
+    assert decode_windows(found, perfect(found, [row]), [row]) == [row["tags"]]
     assert out_of_reach(found, [row]) == 0
     # an entity that ends inside a piece cannot be marked: one of two here
     row = {"tokens": list("서울 대학교"), "tags": ["B-l", "O", "O", "B-o", "I-o", "I-o"]}
@@ -272,7 +276,7 @@ def test_bytes_of_gpt2_with_the_space_in_the_token(bytes_tokenizer):
         "🌉",
         " over",
     ]  # a space that is a token by itself decides nothing
-    assert decode(found, perfect(found, rows), rows) == [rows[0]["tags"]]
+    assert decode_windows(found, perfect(found, rows), rows) == [rows[0]["tags"]]
 
 
 def test_a_length_without_room(refused):

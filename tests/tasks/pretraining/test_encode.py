@@ -103,7 +103,7 @@ def test_masked_rows_are_framed_and_hold_one_document():
 
 
 def test_a_text_cannot_spell_a_special_token():
-    (encoded,) = pretraining.encode_texts(wordpiece(), ["a [MASK] b"])
+    (encoded,) = pretraining.tokenize_texts(wordpiece(), ["a [MASK] b"])
     assert not set(encoded.ids) & {0, 2, 3, 4}
 
 
@@ -136,7 +136,7 @@ def test_masking_counted(whole_words):
 
 def test_whole_words_are_never_half_masked():
     masking, random = Masking(wordpiece(), whole_words=True), np.random.default_rng(0)
-    (source,) = pretraining.encode_texts(wordpiece(), ["abc d efg ha bcdefgh a bc def"])
+    (source,) = pretraining.tokenize_texts(wordpiece(), ["abc d efg ha bcdefgh a bc def"])
     assert source.words.tolist() == [0, 0, 0, 1, 2, 2, 2, 3, 3, *[4] * 7, 5, 6, 6, 7, 7, 7]
     masked = Counter()
     for _ in range(400):

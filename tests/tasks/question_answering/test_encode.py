@@ -11,7 +11,7 @@ from rlhf.data.rows import KINDS, check_row, normalise
 from rlhf.data.splits import split_rows
 from rlhf.tasks.question_answering.encode import (
     CANDIDATES,
-    Window,
+    QuestionWindow,
     best_answers,
     decide,
     encode_windows,
@@ -144,11 +144,11 @@ def test_rows_without_answers_have_no_labels(bert):
 
 def test_settings_and_tokenizers_that_cannot_work(bert, tokenizer, refused):
     assert (
-        "leaves 3 tokens for a context beside a question of 3, and stride=3 of them would repeat"
+        "leaves 3 tokens for a context next to a question of 3, and stride=3 of them would repeat"
         in refused(encode, bert, [row("a")], max_length=9, stride=3)
     )
     assert "raise max_length" in refused(encode, bert, [row("a")], max_length=3, stride=0)
-    assert "needs a first token that is no text" in refused(encode, tokenizer, [row("a")])
+    assert "needs a first token that is not text" in refused(encode, tokenizer, [row("a")])
 
 
 # --- answers
@@ -206,7 +206,7 @@ def test_the_search_finds_what_trying_every_span_finds(bert, max_answer_length):
 
 
 def test_scores_by_hand():
-    window = Window({"input_ids": [2, 4, 3, 7, 8, 3]}, 0, 3, np.array([[0, 1], [2, 3]]))
+    window = QuestionWindow({"input_ids": [2, 4, 3, 7, 8, 3]}, 0, 3, np.array([[0, 1], [2, 3]]))
     start, end = (
         np.array([1.0, 9, 9, 2, 0, 9]),
         np.array([1.0, 9, 9, 0, 1, 9]),
@@ -222,7 +222,10 @@ def test_scores_by_hand():
 
 def test_no_answer_takes_the_window_that_denies_least():
     rows = [{"context": "x y"}]
-    windows = [Window({}, 0, 1, np.array([[0, 1]])), Window({}, 0, 1, np.array([[2, 3]]))]
+    windows = [
+        QuestionWindow({}, 0, 1, np.array([[0, 1]])),
+        QuestionWindow({}, 0, 1, np.array([[2, 3]])),
+    ]
     logits = [(np.array([4.0, 0]), np.array([4.0, 0])), (np.array([-1.0, 3]), np.array([-1.0, 3]))]
     (answer,) = best_answers(rows, windows, logits, max_answer_length=5)
     assert answer["answer"] == "y" and answer["no_answer"] == pytest.approx(1 / (1 + np.exp(6 + 2)))
@@ -383,6 +386,6 @@ def test_questions_about_one_context_stay_on_one_side():
 
 def test_questions_without_an_id_get_one_and_none_may_repeat(refused):
     assert question_ids([{"id": 5}, {}, {"id": None}, {"id": "x"}]) == ["5", "q1", "q2", "x"]
-    assert "1 ids stand in more than one row, the first: x;" in refused(
+    assert "1 ids are in more than one row, the first: x;" in refused(
         question_ids, [{"id": "x"}, {"id": "x"}, {"id": "x"}, {"id": "y"}]
     )

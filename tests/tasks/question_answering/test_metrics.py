@@ -7,22 +7,24 @@ import pytest
 from rlhf.tasks.question_answering.metrics import (
     answer_scores,
     best_threshold,
-    normalised,
+    normalize_answer,
     reading_report,
 )
 
 
 def test_what_is_compared():
-    assert normalised("The  Quick, brown Fox's!", "word") == "quick brown foxs"
-    assert normalised("An apple a day; theatre.", "word") == "apple day theatre"
-    assert normalised("a-b", "word") == "ab"  # the signs go first, so that no article is left
-    assert normalised("the", "word") == ""
-    assert normalised("《The 책》(제1권)", "character") == "the 책 제1권"
-    assert normalised("1,234‘명’ABC", "character") == "1234 명 abc"
+    assert normalize_answer("The  Quick, brown Fox's!", "word") == "quick brown foxs"
+    assert normalize_answer("An apple a day; theatre.", "word") == "apple day theatre"
+    assert normalize_answer("a-b", "word") == "ab"  # the signs go first, so that no article is left
+    assert normalize_answer("the", "word") == ""
+    assert normalize_answer("《The 책》(제1권)", "character") == "the 책 제1권"
+    assert normalize_answer("1,234‘명’ABC", "character") == "1234 명 abc"
 
 
 def test_an_unknown_unit(refused):
-    assert "answer_unit='token': use one of word, character" in refused(normalised, "x", "token")
+    assert "answer_unit='token': use one of word, character" in refused(
+        normalize_answer, "x", "token"
+    )
 
 
 CASES = [
