@@ -114,7 +114,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         run.data(splits)
         if not splits.eval:
             raise UserError(
-                "a classifier is judged on rows it has not seen: set eval_fraction or eval_dataset_name"
+                "the model is evaluated on rows that it was not trained on: set eval_fraction or eval_dataset_name"
             )
         task, pairs = (
             find_task(splits.train, splits.eval, form),

@@ -70,7 +70,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         run.data(splits)
         if not splits.eval:
             raise UserError(
-                "a tagger is judged on rows it has not seen: set eval_fraction or eval_dataset_name"
+                "the model is evaluated on rows that it was not trained on: set eval_fraction or eval_dataset_name"
             )
         train, held_out, scheme, broken = in_bio(splits.train, splits.eval)
         labels, units = tag_names(train), find_units(train)

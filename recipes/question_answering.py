@@ -87,7 +87,7 @@ def main(settings: ReadingSettings, args: ReadingConfig) -> None:
         run.data(splits)
         if not splits.eval:
             raise UserError(
-                "a reader is judged on contexts it has not seen: set eval_fraction or eval_dataset_name"
+                "the model is evaluated on rows that it was not trained on: set eval_fraction or eval_dataset_name"
             )
         ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits)
 

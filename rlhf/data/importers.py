@@ -273,6 +273,12 @@ class Layout:
         return self.convert(row)
 
 
+def from_swag(row: dict) -> list[dict]:
+    """SWAG (arXiv 1808.05326): each ending completes the beginning of a second sentence."""
+    choices = [f"{row['sent2']} {row[f'ending{k}']}" for k in range(4)]
+    return [{"text": row["sent1"], "choices": choices, "label": row.get("label")}]
+
+
 LAYOUTS = (
     Layout("Alpaca", ("instruction", "output"), "prompt_completion", from_alpaca),
     Layout("Self-Instruct", ("instruction", "instances"), "prompt_completion", from_instances),
@@ -285,6 +291,12 @@ LAYOUTS = (
         from_kochatgpt,
     ),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
+    Layout(
+        "SWAG",
+        ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3"),
+        "multiple_choice",
+        from_swag,
+    ),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
     Layout("ner_tags", ("tokens", "ner_tags"), "ner", from_ner_tags),
     Layout("entities", ("text", "entities"), "ner", from_entities, _has_spans),

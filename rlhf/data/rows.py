@@ -12,6 +12,7 @@ from rlhf.data.chat import ROLES
 from rlhf.tasks.table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
+MAX_CHOICES = 26  # of a question: the letters that a person has to name them
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,16 @@ def _check_answers(value) -> str | None:
     return next((f"text: {reason}" for text in texts if (reason := _check_text(text))), None)
 
 
+def _check_choices(value) -> str | None:
+    if not isinstance(value, list) or not 2 <= len(value) <= MAX_CHOICES:
+        return f"a list of 2 to {MAX_CHOICES} strings is expected, {_shown(value)} given"
+    for i, choice in enumerate(value):
+        reason = _check_text(choice)
+        if reason:
+            return f"choice {i}: {reason}"
+    return None
+
+
 def _check_same_length(row: dict, column: str, other: str) -> list[Problem]:
     """Two lists whose items belong together, with names in the plural, as tags and tokens."""
     items, others = row[column], row[other]
@@ -301,10 +312,21 @@ def _check_quotes(row: dict, column: str, other: str) -> list[Problem]:
     return problems
 
 
+def _check_index_of(row: dict, column: str, other: str) -> list[Problem]:
+    """A number that counts the items of a list from 0; in a table it is a string."""
+    value, count = row[column], len(row[other])
+    is_number = type(value) is int or (isinstance(value, str) and value.isdecimal())
+    if is_number and 0 <= int(value) < count:
+        return []
+    expected = f"the index of one of the {other} is expected, 0 to {count - 1}"
+    return [(column, f"{expected}, {_shown(value)} given")]
+
+
 # Conditions that tie columns of a row to each other.
 RELATIONS: dict[str, Callable[..., list[Problem]]] = {
     "same_length": _check_same_length,
     "quotes": _check_quotes,
+    "index_of": _check_index_of,
 }
 # Forms of the columns of the encoder tasks.
 FORMS: dict[str, Callable[[object], str | None]] = {
@@ -313,6 +335,7 @@ FORMS: dict[str, Callable[[object], str | None]] = {
     "tokens": _check_tokens,
     "tags": _check_tags,
     "answers": _check_answers,
+    "choices": _check_choices,
 }
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "text": _check_text,

@@ -6,6 +6,7 @@ input and output embeddings together.
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -159,6 +160,12 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
+        if reason.startswith("Unrecognized configuration class"):
+            architecture = type_of_config(reason)
+            raise UserError(
+                f"{path}: transformers has no {auto_class.__name__} for {architecture} models: "
+                "start from another architecture, such as bert-base-uncased"
+            ) from error
         known = (
             os.path.isdir(path)
             and f"the folder holds {', '.join(sorted(os.listdir(path))[:12]) or 'nothing'}"
@@ -169,6 +176,12 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def type_of_config(message: str) -> str:
+    """The architecture in transformers' message about "<class '...GPT2Config'>", here GPT2."""
+    name = re.search(r"(\w+)Config'", message)
+    return name[1] if name else "such"
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:

@@ -462,13 +462,18 @@ def _new_tokens(config: dict, record: RunRecord) -> int:
     return min(trained, max(1, context // 2))
 
 
-def _example(samples: list[dict], column: str, longest: int) -> str:
-    """The first short text of a column of the samples; "" where there is none."""
+def _example(samples: list[dict], column: str, longest: int):
+    """The first short text, or list of short texts, of a column of the samples; "" where there is none."""
     for sample in samples:
-        text = sample.get(column) if isinstance(sample, dict) else None
-        if isinstance(text, str) and 0 < len(text) <= longest:
-            return text
+        value = sample.get(column) if isinstance(sample, dict) else None
+        texts = value if isinstance(value, list) else [value]
+        if texts and all(_is_short(text, longest) for text in texts):
+            return value
     return ""
+
+
+def _is_short(text, longest: int) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= longest
 
 
 def _lineage_table(folder: Path, record: RunRecord) -> str:

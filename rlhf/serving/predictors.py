@@ -7,11 +7,13 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
 from rlhf.serving.engine import Recent, check_device, known
 from rlhf.tasks.table import TASKS
 
+LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
 EXAMPLE_CHARACTERS = 600  # of the longest text that is offered as an example
 
 
@@ -45,6 +47,12 @@ def columns_of(kind: str, folder: str) -> tuple[list[str], list[str]]:
     if pairs:
         return needed + optional, []
     return needed, []
+
+
+def is_list(kind: str, column: str) -> bool:
+    """True where the values of a task's column are lists of texts. In a text box each has a line of its own."""
+    forms = {rows.columns.get(column) for rows in TASKS[kind].rows.values()}
+    return not forms.isdisjoint(LIST_FORMS)
 
 
 class Encoders:
@@ -85,13 +93,16 @@ class Encoders:
         needed, _ = columns_of(kind, str(folder))
         rows = []
         for sample in read_jsonl(folder / "samples.jsonl"):
-            row = {column: sample.get(column) for column in needed}
+            row = {column: as_text(kind, column, sample.get(column)) for column in needed}
             if all(map(_is_short_text, row.values())) and row not in rows:
                 rows.append(row)
         return rows[:count]
 
     def predict(self, kind: str, name: str, row: dict[str, str]) -> dict:
-        """The prediction for a row of texts; UserError where one that is needed is empty, or all are too long."""
+        """The prediction for a row of texts, where a list is a text with a line for each item.
+
+        UserError where a text that is needed is empty, or all are too long.
+        """
         needed, taken = columns_of(kind, str(self._folder(kind, name)))
         texts = {}
         for column in needed + taken:
@@ -105,9 +116,29 @@ class Encoders:
                 f"{size} characters: at most {self.characters} are read here; "
                 "use `python -m rlhf predict` for more"
             )
+        values = {column: as_value(kind, column, text) for column, text in texts.items()}
         with self.turn:
-            [prediction] = self.opened[kind][name].predict([texts])
+            [prediction] = self.opened[kind][name].predict([values])
         return prediction
+
+
+def as_text(kind: str, column: str, value):
+    """A list column as text, a line for each item; any other value as it is."""
+    if not is_list(kind, column) or not isinstance(value, list):
+        return value
+    lines = [" ".join(str(item).split()) for item in value]
+    return "\n".join(lines)
+
+
+def as_value(kind: str, column: str, text: str) -> str | list[str]:
+    """The value of a column from its text box; UserError where a list does not fit its form."""
+    if not is_list(kind, column):
+        return text
+    items = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = CHECKS[column](items)
+    if reason:
+        raise UserError(f"the {column}, one per line: {reason}")
+    return items
 
 
 def check_text(column: str, text, *, needed: bool) -> None:

@@ -1,11 +1,28 @@
-"""The model that a task fine-tunes."""
+"""The opening that the recipes of all tasks share: the rows, the tokenizer, and the model with its head."""
 
+from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import fit_embeddings, fit_tokenizer, load_encoder
+from rlhf.models.load import fit_embeddings, fit_tokenizer, load_encoder, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.parts import context_length
 from rlhf.models.scratch import new_encoder
 from rlhf.runs.run import Run
 from rlhf.tasks.table import TASKS
+
+
+def read_task(run: Run, settings, task: str, *, seed: int, checks: dict | None = None):
+    """(tokenizer, Splits) of the rows of `task`, a key of TASKS; UserError where no row is left for the evaluation.
+
+    checks: further checks of columns, as in `rlhf.data.load.Scan`.
+    """
+    tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+    splits: Splits = load_splits(settings, TASKS[task].trained_on, seed=seed, checks=checks)
+    run.data(splits)
+    if not splits.eval:
+        raise UserError(
+            "the model is evaluated on rows that it was not trained on: set eval_fraction or eval_dataset_name"
+        )
+    return tokenizer, splits
 
 
 def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **options):
@@ -29,8 +46,13 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
     return model
 
 
+def token_limit(args, model, tokenizer) -> int:
+    """Tokens of the longest row: max_length, as far as the model and the tokenizer allow it."""
+    return min(args.max_length, context_length(model), tokenizer.model_max_length)
+
+
 def with_lora(model, settings, task: str):
-    """The model with LoRA matrices where the settings ask for them; its head is trained in full."""
+    """The model, with LoRA matrices if the settings ask for them. Its head is then trained in full."""
     if not settings.use_peft:
         return model
     peft_type = TASKS[task].peft_type

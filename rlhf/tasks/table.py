@@ -129,6 +129,20 @@ answer = context[offsets[start][0] : offsets[end][1]]  # a span even where the t
 print(answer)
 """
 
+MULTIPLE_CHOICE_SNIPPET = """import torch
+from transformers import AutoModelForMultipleChoice, AutoTokenizer
+
+path = {path}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForMultipleChoice.from_pretrained(path)
+text, choices = {text}, {choices}
+inputs = tokenizer([text] * len(choices), choices, truncation=True, padding=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**{{name: value.unsqueeze(0) for name, value in inputs.items()}}).logits  # (1, choices)
+answer = choices[logits[0].argmax().item()]
+print(answer)
+"""
+
 
 TASKS = {
     "classification": Task(
@@ -268,6 +282,51 @@ TASKS = {
         snippet_example={
             "question": "Who wrote the letter?",
             "context": "The letter was written by Ada.",
+        },
+    ),
+    "multiple_choice": Task(
+        title="Multiple choice",
+        answer="label",
+        rows={
+            "multiple_choice": Rows(
+                columns={"text": "text", "choices": "choices", "label": "label"},
+                example={
+                    "text": "Ada opened the door.",
+                    "choices": ["She went in.", "It is a fruit.", "He slept on."],
+                    "label": 0,
+                },
+                relation=("index_of", "label", "choices"),
+                unanswered="choices",
+            ),
+            "choices": Rows(
+                columns={"text": "text", "choices": "choices"},
+                example={
+                    "text": "Ada opened the door.",
+                    "choices": ["She went in.", "It is a fruit."],
+                },
+            ),
+        },
+        inputs=("choices",),
+        texts=("text", "choices"),
+        head="AutoModelForMultipleChoice",
+        model_types=("bert",),  # transformers has no such head for GPT-2
+        peft_type="SEQ_CLS",  # peft has no name of its own for it: the head is a classifier with one output
+        predictor="rlhf.tasks.multiple_choice.predictor:MultipleChoicePredictor",
+        answers="rlhf.tasks.multiple_choice.predictor:MultipleChoiceAnswers",
+        pipeline="multiple-choice",
+        hub_metrics={"accuracy": "accuracy"},
+        report=RowList(
+            file="multiple_choice.json",
+            key="choices",
+            columns=("choices", "rows", "accuracy", "chance"),
+        ),
+        report_rows="numbers of choices",
+        mistakes=RowList(file="errors.jsonl"),
+        summary="A model that picks the right one of several texts that may follow a text.",
+        snippet=MULTIPLE_CHOICE_SNIPPET,
+        snippet_example={
+            "text": "Ada opened the door.",
+            "choices": ["She went in.", "It is a fruit."],
         },
     ),
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -28,6 +29,7 @@ ARCHITECTURES = {
     "classification": "BertForSequenceClassification",
     "ner": "BertForTokenClassification",
     "question_answering": "BertForQuestionAnswering",
+    "multiple_choice": "BertForMultipleChoice",
     "causal": "GPT2LMHeadModel",
     "masked": "BertForMaskedLM",
     "reward": "GPT2ForSequenceClassification",
@@ -353,6 +355,21 @@ def test_exact_match_and_f1_by_kind_of_question(tmp_path, run_of, predicted, cap
     ]
 
 
+def test_accuracy_of_choices(tmp_path, run_of, predicted, capsys):
+    rows = [
+        {"text": "a", "choices": ["b", "c"], "label": 1},
+        {"text": "a", "choices": ["b", "c"], "label": 0},
+        {"text": "a", "choices": ["b", "c"]},
+    ]
+    said = [{"label": 1, "choice": "c", "probabilities": [0.25, 0.75]}] * 3
+    file = write(tmp_path / "a.jsonl", *rows)
+    found = predicted(Fixed(*said), run_of("multiple_choice"), file)
+    assert found[0]["predicted_label"] == 1 and found[0]["predicted_choice"] == "c"
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines[0][:2] == ["rows", "accuracy"] and lines[1][:2] == ["2", "0.500"]
+    assert " ".join(lines[2]) == "1 rows without label are not scored"
+
+
 def test_the_unit_of_an_answer_is_that_of_the_run(tmp_path, run_of, predicted, capsys):
     rows = [
         {
@@ -492,6 +509,12 @@ def tiny(cls, tokenizer, **config):
             BertForQuestionAnswering,
             {"reader_windows": {"max_length": 24, "stride": 4, "max_answer_length": 4}},
             [{"question": "a", "context": "b c d"}, {"question": "c", "context": "a"}],
+        ),
+        (
+            "multiple_choice",
+            BertForMultipleChoice,
+            {},
+            [{"text": "a", "choices": ["b", "c d"]}, {"text": "c", "choices": ["a", "b", "d"]}],
         ),
     ],
 )

@@ -211,7 +211,8 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
     assert "answer_unit='token': use one of word, character" in unit
     narrow = failing("--dataset_name", data, *half, "--stride", "9", name="g")
     assert (
-        "max_length=12 leaves 5 tokens for a context next to a question of 4, and stride=9" in narrow
+        "max_length=12 leaves 5 tokens for a context next to a question of 4, and stride=9"
+        in narrow
     )
     texts = write("texts.jsonl", [{"text": "a"}])
     assert "recognised as text rows" in failing("--dataset_name", texts, name="h")

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -28,6 +29,7 @@ from rlhf.models.scratch import new_policy
 from rlhf.runs.card import base_model, card_text, lineage, write_card
 from rlhf.runs.record import RunRecord, file_sha256, parent
 from rlhf.tasks.classification.predictor import ClassificationPredictor
+from rlhf.tasks.multiple_choice.predictor import MultipleChoicePredictor
 from rlhf.tasks.ner.predictor import NerPredictor
 from rlhf.tasks.question_answering.predictor import QuestionAnsweringPredictor
 
@@ -296,6 +298,7 @@ def test_snippet_of_a_model_without_chat_template(tmp_path, plain_tokenizer):
         ("classification", BertForSequenceClassification, "text-classification"),
         ("ner", BertForTokenClassification, "token-classification"),
         ("question_answering", BertForQuestionAnswering, "question-answering"),
+        ("multiple_choice", BertForMultipleChoice, "multiple-choice"),
     ],
 )
 def test_bert_snippets(tmp_path, bert_tokenizer, recipe, cls, tag):
@@ -384,6 +387,19 @@ def test_the_question_answering_snippet_answers_what_our_predictor_answers(
         answer == QuestionAnsweringPredictor(tmp_path).predict([row])[0]["answer"]
         and 0 < len(answer.split()) <= 2
     )
+
+
+def test_the_multiple_choice_snippet_picks_what_our_predictor_picks(tmp_path, bert_tokenizer):
+    torch.manual_seed(3)
+    model = bert(BertForMultipleChoice, bert_tokenizer)
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)
+    save(model, bert_tokenizer, tmp_path)
+    record("multiple_choice").save(tmp_path)
+    row = {"text": "a b", "choices": ["c d", "e f g", "h"]}
+    samples(tmp_path, row)
+    answer = run_snippet(tmp_path)["answer"]
+    assert answer == MultipleChoicePredictor(tmp_path).predict([row])[0]["choice"]
 
 
 def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokenizer):

@@ -44,6 +44,7 @@ def test_encoders_stand_beside_the_models_that_chat(tmp_path):
         ("c", "BertForTokenClassification", "ner", "done"),
         ("d", "BertForQuestionAnswering", "question_answering", "done"),
         ("e", "BertForMaskedLM", "pretrain", "done"),
+        ("g", "BertForMultipleChoice", "multiple_choice", "done"),
         ("f", "BertForSequenceClassification", "reward", "done"),
     ):
         run_folder(tmp_path / name, architecture, recipe, status)
@@ -51,6 +52,7 @@ def test_encoders_stand_beside_the_models_that_chat(tmp_path):
         "classification": {"classification · a": str(tmp_path / "a")},
         "ner": {"ner · c": str(tmp_path / "c")},
         "question_answering": {"question_answering · d": str(tmp_path / "d")},
+        "multiple_choice": {"multiple_choice · g": str(tmp_path / "g")},
     }
     assert model_kind(tmp_path / "f") == "reward" and model_kind(tmp_path) == ""
 

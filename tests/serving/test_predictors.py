@@ -48,6 +48,7 @@ def served(tmp_path, opened):
             "classification": folders,
             "ner": {"t": make("t")},
             "question_answering": {"r": make("r")},
+            "multiple_choice": {"m": make("m")},
         },
         characters=40,
     )
@@ -66,6 +67,16 @@ def test_a_model_gets_the_columns_it_was_trained_on(served):
     assert [served.columns("classification", name) for name in ("one", "two", "any")] == [
         ["text"], ["text", "text_pair"], ["text", "text_pair"],
     ]  # fmt: skip
+
+
+def test_a_list_is_given_with_a_line_for_each_item(served, tmp_path, refused):
+    row = {"text": "a", "choices": " b \n\nc d\n"}
+    found = served.predict("multiple_choice", "m", row)["row"]
+    assert found == {"text": "a", "choices": ["b", "c d"]}
+    message = refused(served.predict, "multiple_choice", "m", row | {"choices": "b"})
+    assert "the choices, one per line: a list of 2 to 26 strings is expected" in message
+    (tmp_path / "m" / "samples.jsonl").write_text('{"text": "a", "choices": ["b", "c\\nd"]}\n')
+    assert served.examples("multiple_choice", "m") == [{"text": "a", "choices": "b\nc d"}]
 
 
 def test_one_model_of_a_kind_is_in_memory(served, opened):

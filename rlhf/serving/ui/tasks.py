@@ -73,6 +73,16 @@ def show_answer(row: dict, prediction: dict) -> tuple[str, list, list]:
     return heading(title, note), spans(row["context"], marks), table
 
 
+def show_choices(row: dict, prediction: dict) -> tuple[str, dict[str, float]]:
+    """(heading, probability of each choice). A choice that is given twice has one bar, of its first place."""
+    choices = [line.strip() for line in row["choices"].splitlines() if line.strip()]
+    probabilities = prediction["probabilities"]
+    bars: dict[str, float] = {}
+    for choice, probability in zip(choices, probabilities):
+        bars.setdefault(choice, probability)
+    return heading(prediction["choice"], f"{max(probabilities):.1%}"), bars
+
+
 def heading(title: str, note: str) -> str:
     """The answer in large letters, as HTML, with a line below it."""
     return f"<div class='verdict'><b>{html.escape(title)}</b><span>{html.escape(note)}</span></div>"
@@ -162,6 +172,14 @@ def ner_options(labels: list[str]) -> list[dict]:
     return [{}, {"color_map": type_colours(labels), "show_legend": True}, {}]
 
 
+def multiple_choice_outputs(heading: dict, bars: dict) -> list:
+    return [heading_output(), gr.Label(show_label=False, show_heading=False, **bars)]
+
+
+def multiple_choice_options(labels: list[str]) -> list[dict]:
+    return [{}, {}]
+
+
 def question_answering_outputs(heading: dict, marked: dict, table: dict) -> list:
     return [heading_output(), marked_output(marked), table_output(["candidate", "score"])]
 
@@ -230,6 +248,27 @@ VIEWS = (
         show=show_answer,
         outputs=question_answering_outputs,
         options=question_answering_options,
+    ),
+    View(
+        kind="multiple_choice",
+        button="Choose",
+        inputs={
+            "text": TextInput("Text", "A sentence or a question", lines=3),
+            "choices": TextInput("Choices", "One per line", lines=5),
+        },
+        examples=(
+            {
+                "text": "Ada opened the door.",
+                "choices": "She went in.\nShe is a fruit.\nThe soup was too hot.",
+            },
+            {
+                "text": "Where can you borrow a book?",
+                "choices": "In a library.\nIn a fridge.",
+            },
+        ),
+        show=show_choices,
+        outputs=multiple_choice_outputs,
+        options=multiple_choice_options,
     ),
 )
 

@@ -71,7 +71,9 @@ class ClassificationPredictor:
             if not indices:
                 continue
             group = [rows[i] for i in indices]
-            encoded, _ = encode_texts(self.tokenizer, group, pairs=pairs, max_length=self.max_length)
+            encoded, _ = encode_texts(
+                self.tokenizer, group, pairs=pairs, max_length=self.max_length
+            )
             for i, feature in zip(indices, encoded):
                 features[i] = feature
         return features

@@ -9,7 +9,7 @@ from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui import tasks as ui
 from rlhf.serving.ui.page import build_page
 
-CLASSIFICATION, NER, QUESTION_ANSWERING = ui.VIEWS
+CLASSIFICATION, NER, QUESTION_ANSWERING, MULTIPLE_CHOICE = ui.VIEWS
 
 
 class NoChat:
@@ -51,6 +51,7 @@ def runs(tmp_path):
             {"id2label": {"0": "O", "1": "B-per", "2": "I-per", "3": "B-loc", "4": "I-loc"}},
         ),
         ("question_answering", "r", {}),
+        ("multiple_choice", "m", {}),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
@@ -127,6 +128,12 @@ def test_no_answer_is_said_plainly():
     assert "The text does not say" in head and pieces == [("By our Ada.", None)]
 
 
+def test_each_choice_has_a_bar():
+    prediction = {"label": 1, "choice": "c d", "probabilities": [0.25, 0.75]}
+    head, bars = ui.show_choices({"text": "a", "choices": "b\n c d\n"}, prediction)
+    assert "<b>c d</b>" in head and "75.0%" in head and bars == {"b": 0.25, "c d": 0.75}
+
+
 def test_hostile_names_stay_text():
     head, _ = ui.show_labels({}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}})
     assert "<img" not in head and "&lt;img src=x&gt;" in head
@@ -191,10 +198,15 @@ def endpoints(page):
 
 def test_a_tab_for_each_kind_that_is_there(runs):
     page = build_page(NoChat, Served(runs))
-    assert names_of_tabs(page) == ["Classification", "NER", "Question answering"]
+    assert names_of_tabs(page) == [
+        "Classification",
+        "NER",
+        "Question answering",
+        "Multiple choice",
+    ]
     names = {
         name + end
-        for name in ("classification", "ner", "question_answering")
+        for name in ("classification", "ner", "question_answering", "multiple_choice")
         for end in ("", "_model", "_example", "_filled")
     }
     assert names == endpoints(page)
