@@ -135,7 +135,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, write):
     same = write("same.jsonl", [{**row, "label": "A"} for row in colour_rows(30)])
     assert "have the label 'A': a classifier needs two" in failing("--dataset_name", same, name="b")
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="c")
-    assert "judged on rows it has not seen" in none
+    assert "evaluated on rows that it was not trained on" in none
     lora = failing("--dataset_name", data, "--use_peft", "true", name="d")
     assert "set one of the two to false" in lora
     bert = failing("--dataset_name", data, "--model_type", "t5", name="e")

@@ -240,7 +240,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, write, tmp_path):
         "--dataset_name", outside, name="d"
     )
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="e")
-    assert "judged on rows it has not seen" in none
+    assert "evaluated on rows that it was not trained on" in none
     lora = failing("--dataset_name", data, "--use_peft", "true", name="f")
     assert "set one of the two to false" in lora
 

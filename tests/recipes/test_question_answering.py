@@ -197,7 +197,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
         and "1 of 33 rows are bad and left out" in capsys.readouterr().out
     )
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="b")
-    assert "judged on contexts it has not seen" in none
+    assert "evaluated on rows that it was not trained on" in none
     same = write("same.jsonl", [row | {"id": "x"} for row in colour_rows(30, 100)])
     twice = failing("--dataset_name", data, "--eval_dataset_name", same, name="c")
     assert "1 ids are in more than one row, the first: x;" in twice
