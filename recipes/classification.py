@@ -77,7 +77,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             run, settings, "classification", seed=args.seed, checks={"label": form}
         )
         task = find_task(splits.train, splits.eval, form)
-        check_options(settings, task)
+        check_options(settings, task)  # only the rows say which task it is
         warn_of_rare_labels(run, splits, task)
         pairs = splits.kind == "pair_classification"
         model, task = start_model(run, settings, tokenizer, task, pairs=pairs)
@@ -87,6 +87,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         encode = partial(encode_rows, tokenizer, task=task, pairs=pairs, max_length=limit)
         train, train_cut = encode(splits.train)
         held_out, eval_cut = encode(splits.eval)
+        # The evaluation reads rows in this order; by length, its batches have little padding.
         held_out, rows = by_length(held_out, splits.eval)
         cut = train_cut + eval_cut
         run.say(
@@ -150,6 +151,7 @@ def make_trainer(
     settings: ClassificationSettings, args, task: Task, tokenizer, *, model, train, held_out
 ) -> EncoderTrainer:
     balanced = settings.class_weights == "balanced"
+    # None: the model's own loss, which knows its problem type
     loss = balanced_loss([row["labels"] for row in train], task) if balanced else None
     return EncoderTrainer(
         model=with_lora(model, settings, "classification"),

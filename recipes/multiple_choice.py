@@ -50,7 +50,7 @@ def main(settings: MultipleChoiceSettings, args: EncoderConfig) -> None:
         tokenizer, splits = read_task(run, settings, "multiple_choice", seed=args.seed)
         model = start_encoder(run, settings, tokenizer, "multiple_choice", pairs=True)
         limit = token_limit(args, model, tokenizer)
-        model.config.trained_max_length = limit
+        model.config.trained_max_length = limit  # for the predictor
         train, train_cut = training_rows(tokenizer, splits.train, max_length=limit)
         held_out, eval_cut = training_rows(tokenizer, splits.eval, max_length=limit)
         cut = train_cut + eval_cut
@@ -63,7 +63,7 @@ def main(settings: MultipleChoiceSettings, args: EncoderConfig) -> None:
             evaluation=held_out,
             compute_metrics=metrics_of,
             metrics=METRICS,
-            loss=choice_loss,
+            loss=choice_loss,  # the model's own loss would count repeated choices
             processing_class=tokenizer,
             data_collator=PadChoices(tokenizer),
         )

@@ -58,6 +58,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
     with recording("ner", settings, args) as run:
         set_seed(args.seed)
         tokenizer, splits = read_task(run, settings, "ner", seed=args.seed)
+        # One scheme for all rows, found in all of them.
         train, held_out, scheme, repaired = in_bio(splits.train, splits.eval)
         labels, units = tag_names(train), find_units(train)
         check_held_out(held_out, labels)
@@ -71,6 +72,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         model.config.update(trained | {"trained_length": limit})
         parts = windows(tokenizer, train, units=units, max_length=limit)
         held_out_parts = windows(tokenizer, held_out, units=units, max_length=limit)
+        # The evaluation reads windows in this order; by length, its batches have little padding.
         held_out_parts.sort(key=lambda part: len(part.inputs["input_ids"]))
         added = windows_added(parts) + windows_added(held_out_parts)
         lost = out_of_reach(held_out_parts, held_out)
@@ -94,7 +96,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
             metrics=("f1",),
             smooths=True,
             compute_metrics=lambda output: entity_scores(truth, predicted_tags(output)),
-            preprocess_logits_for_metrics=best_labels,
+            preprocess_logits_for_metrics=best_labels,  # all logits would fill the memory
             processing_class=tokenizer,
             data_collator=DataCollatorForTokenClassification(tokenizer),
         )

@@ -63,7 +63,7 @@ class QuestionAnsweringConfig(EncoderConfig):
 def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> None:
     with recording("question_answering", settings, args) as run:
         set_seed(args.seed)
-        check_unit(settings.answer_unit)
+        check_unit(settings.answer_unit)  # before anything is read
         tokenizer, splits = read_task(run, settings, "question_answering", seed=args.seed)
         ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits.train, splits.eval)
 
@@ -76,6 +76,7 @@ def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> 
         model.config.reader_windows = sizes  # the predictor reads contexts in the same windows
         train = encode_windows(tokenizer, splits.train, **sizes)
         held_out = encode_windows(tokenizer, splits.eval, **sizes)
+        # The evaluation reads windows in this order; by length, its batches have little padding.
         windows = sorted(held_out.windows, key=lambda window: len(window.feature["input_ids"]))
         missed = train.missed + held_out.missed
         run.say(
@@ -92,6 +93,7 @@ def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> 
             options = {"answer_unit": settings.answer_unit, "with_threshold": unanswerable}
             return answers, reading_report(splits.eval, answers, **options)
 
+        # The Trainer looks for "labels" by itself.
         args.label_names = ["start_positions", "end_positions"]
         trainer = EncoderTrainer(
             model=with_lora(model, settings, "question_answering"),
@@ -114,6 +116,7 @@ def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> 
             run.metrics({"no_answer_threshold": report["no_answer_threshold"]})
         if run.main:
             trained = trainer.accelerator.unwrap_model(trainer.model)
+            # None for a model that was not taught to say "no answer": the predictor then always answers.
             trained.config.no_answer_threshold = report.get("no_answer_threshold")
             save(trained, tokenizer, args.output_dir)
             write_results(run, splits.eval, ids, answers, report)

@@ -72,6 +72,7 @@ def check_rows(
 
     ids: a list that gets the id of each row, for a file that is keyed by it; no id may repeat.
     """
+    # Only the ids are kept: the file may be larger than the memory.
     scan, id_rows = Scan(name, kinds=kinds, columns=columns), []
     for row in scan:
         if ids is not None:
@@ -96,6 +97,7 @@ def predict_rows(
     columns = KINDS[kind].columns
     rows = iter(rows)
     while chunk := list(islice(rows, BATCHES_AT_ONCE * batch_size)):
+        # The predictor sees no answers.
         inputs = []
         for row in chunk:
             inputs.append({column: row[column] for column in columns})
@@ -130,6 +132,7 @@ def main(args) -> int:
     kind = kind_of_run(args.run)
     check_arguments(args, kind)
     kinds = kinds_of_rows(kind, args.run)
+    # The first pass: after it, a failure is the model's or the disk's.
     ids = [] if args.squad else None
     checked = check_rows(args.file, kinds, args.columns, skip_bad=args.skip_bad, ids=ids)
     if checked.bad:
@@ -138,6 +141,7 @@ def main(args) -> int:
     encoder = open_encoder(kind, args.run, args.device or best_device())
     scoring, answers_by_id = Scoring(kind, encoder, args.run), {}
     count = checked.total - checked.bad
+    # The second pass skips the same bad rows.
     rows = Scan(args.file, kinds=kinds, columns=args.columns)
     with writing(args.output) as file, progress(count) as advance:
         for row, prediction in predict_rows(
@@ -195,6 +199,7 @@ def writing(path: str):
     if path == "-":
         yield sys.stdout
         return
+    # A file under its own name is complete.
     part = f"{path}.part"
     with open(part, "w", encoding="utf-8") as file:
         yield file
@@ -203,6 +208,7 @@ def writing(path: str):
 
 def as_line(content: dict) -> str:
     """One line of JSON. Half a surrogate pair, which a column may hold, is written as its escape."""
+    # default=str: a parquet column may hold dates.
     text = json.dumps(content, ensure_ascii=False, default=str)
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8") + "\n"
 
@@ -213,6 +219,7 @@ def progress(total: int):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    # On the error stream, since the rows may go to the terminal.
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
@@ -233,6 +240,7 @@ class Scoring:
         self.scored = self.without = 0
 
     def add(self, row: dict, prediction: dict) -> None:
+        # An answer that breaks its form, such as half a SQuAD entry, counts as missing.
         answer = row.get(self.column)
         is_good = answer is not None and not CHECKS[self.column](answer)
         if is_good and self.answers.add(answer, prediction):
@@ -249,6 +257,7 @@ class Scoring:
             if isinstance(part, Table):
                 part = table(part.columns, part.rows, limit=part.limit)
             lines.append(part)
+        # After `report`, which may skip some itself.
         without = self.without + self.answers.skipped
         if without:
             lines.append(f"{without} rows without {self.column} are not scored")

@@ -171,6 +171,7 @@ def front_matter(folder: Path, record: RunRecord) -> dict:
         is_adapter = (folder / "adapter_config.json").is_file()
         relation = "adapter" if is_adapter else "finetune"
         content |= {"base_model": base, "base_model_relation": relation}
+    # Local files would be dead links.
     names = {str(entry.get("name", "")) for entry in record.data}
     datasets = sorted(name for name in names if _is_on_hub(name))
     if datasets:
@@ -180,6 +181,7 @@ def front_matter(folder: Path, record: RunRecord) -> dict:
     tags = ["rlhf", record.recipe, record.config.get("algorithm")]
     if kind == "reward":
         tags.append("reward-model")
+    # A run of recipes/ppo.py with algorithm ppo has this tag once.
     content["tags"] = list(dict.fromkeys(str(tag) for tag in tags if tag))
     results = evaluations(record, kind)
     if results:
@@ -194,6 +196,7 @@ def evaluations(record: RunRecord, kind: str) -> dict | None:
     metrics = []
     for ours, theirs in TASKS[kind].hub_metrics.items():
         value = record.metrics.get(ours)
+        # A run that failed has no numbers, and one of numbers has no accuracy.
         if isinstance(value, int | float):
             metrics.append({"type": theirs, "name": ours, "value": value})
     if not metrics:
@@ -213,6 +216,7 @@ def kind_of(folder: Path, record: RunRecord) -> str:
     kind = model_kind(folder)
     if not kind:
         kind = _kind_by_recipe(record.recipe)
+    # Only the template tells a chat model from a plain language model.
     if kind == "causal" and _has_chat_template(folder):
         return "chat"
     return kind
@@ -231,6 +235,7 @@ def _kind_by_recipe(recipe: str) -> str:
 
 def lineage(folder: Path, record: RunRecord) -> list[dict]:
     """This run and everything that it came from, depth first: depth, role, name, recipe, sha256, code."""
+    # The first shard is enough to tell two models apart.
     weights = sorted(folder.glob("*.safetensors"))
     this_run = {
         "depth": 0,
@@ -334,6 +339,7 @@ def _task_summary(folder: Path, kind: str) -> str:
 
 def _results(folder: Path, record: RunRecord) -> str:
     metrics, origin = record.metrics, ""
+    # A run that did not finish has no final numbers.
     if not metrics:
         rows = read_jsonl(folder / "metrics.jsonl")
         if rows:
@@ -386,6 +392,7 @@ def _mistakes(folder: Path, kind: str) -> str:
     rows = _rows_of(folder, TASKS[kind].mistakes)[:SAMPLES]
     if not rows:
         return ""
+    # Recipes whose columns depend on the data leave the choice to the first row.
     columns = TASKS[kind].mistakes.columns or tuple(rows[0])
     cells = []
     for row in rows:
@@ -404,6 +411,7 @@ def _samples(samples: list[dict]) -> str:
     samples = [sample for sample in samples if isinstance(sample, dict)]
     if not samples:
         return ""
+    # Samples during the training have a step, those at its end have none.
     last_step = samples[-1].get("step")
     last = [sample for sample in samples if sample.get("step") == last_step][:SAMPLES]
     columns = [name for name in last[0] if name != "step"]
@@ -503,6 +511,7 @@ def _making(record: RunRecord) -> str:
     parts.append(", ".join(_facts(record)) + ".")
     config = {name: value for name, value in sorted(record.config.items()) if name != "hub_token"}
     if config:
+        # width: a prompt stays on one line.
         text = yaml.safe_dump(config, allow_unicode=True, width=1000).rstrip()
         parts.append("Settings that differ from their defaults:\n\n" + fenced(text, "yaml"))
     if record.versions:
@@ -555,6 +564,7 @@ def _is_on_hub(name: str) -> bool:
 
 def _shown_path(folder: Path, record: RunRecord) -> str:
     """The folder as the command named it; of an absolute path only the last part, which says enough."""
+    # A folder that was moved is named as it is now.
     path = Path(record.config.get("output_dir") or folder)
     name = folder.resolve().name
     if path.is_absolute() or path.name != name:
@@ -570,6 +580,7 @@ def _record(folder: Path) -> RunRecord | None:
 
 
 def _has_chat_template(folder: Path) -> bool:
+    # transformers 5 writes a file of its own, older versions wrote into the config.
     if (folder / "chat_template.jinja").is_file():
         return True
     return "chat_template" in read_object(folder / "tokenizer_config.json")

@@ -39,6 +39,7 @@ def label_models(
                 f"give the folder of a run of one of these recipes: {recipes}"
             )
         label = _label(folder, root)
+        # Two folders of one name, given from different places, are told apart by their paths.
         if label in models[kind]:
             label = f"{stage(folder)} · {folder}"
         models[kind][label] = str(folder)
@@ -55,6 +56,7 @@ def _label(folder: Path, root: str | os.PathLike | None) -> str:
     repeated = [made_by]
     if made_by == "base":
         repeated.append("pretrain")
+    # runs/demo/ppo: `ppo · demo` says it all
     parts = [part for part in path.split("/") if part not in repeated]
     short = "/".join(parts)
     if short in ("", "."):

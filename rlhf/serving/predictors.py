@@ -25,6 +25,7 @@ def resolve(name: str):
 
 def open_encoder(kind: str, folder: str, device: str = "cpu"):
     """The predictor of a run folder. kind: a key of TASKS."""
+    # An unusable device would be an error after the weights are read.
     check_device(device)
     disable_progress_bar()  # loading takes a second: a bar would only litter a server's terminal
     predictor = resolve(TASKS[kind].predictor)
@@ -66,6 +67,7 @@ class Encoders:
     ):
         self.runs, self.characters, self.device = runs, characters, device
         self.turn = threading.Lock()  # one request at a time: each uses all cores
+        # Each kind has its own: a page with four tabs would otherwise load a model at each change of tab.
         self.opened = {kind: Recent(partial(self._open, kind), keep=1) for kind in runs}
 
     def _open(self, kind: str, name: str):
@@ -84,7 +86,7 @@ class Encoders:
     def labels(self, kind: str, name: str) -> list[str]:
         """The names in the model's config, in its order."""
         config = read_object(self._folder(kind, name) / "config.json")
-        names = config.get("id2label") or {}
+        names = config.get("id2label") or {}  # JSON keys are strings: "10" would sort before "2"
         return [names[number] for number in sorted(names, key=int)]
 
     def examples(self, kind: str, name: str, count: int = 5) -> list[dict[str, str]]:
@@ -104,6 +106,7 @@ class Encoders:
         UserError where a text that is needed is empty, or all are too long.
         """
         needed, taken = columns_of(kind, str(self._folder(kind, name)))
+        # Columns that the model does not read are dropped, an empty optional text too.
         texts = {}
         for column in needed + taken:
             text = row.get(column) or ""
@@ -134,6 +137,7 @@ def as_value(kind: str, column: str, text: str) -> str | list[str]:
     """The value of a column from its text box; UserError where a list does not fit its form."""
     if not is_list(kind, column):
         return text
+    # Empty lines are a matter of taste, not empty items.
     items = [line.strip() for line in text.splitlines() if line.strip()]
     reason = CHECKS[column](items)
     if reason:

@@ -22,6 +22,7 @@ class Answers:
 
     def __init__(self, predictor, run_config: dict):
         self.predictor = predictor
+        # Counted by `report`, once all rows are known: labels that are not numbers, for instance.
         self.skipped = 0
 
     def add(self, answer, prediction: dict) -> bool:

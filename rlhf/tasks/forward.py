@@ -30,6 +30,7 @@ def run_batches(
     features: rows with input_ids and the tokenizer's other inputs; other keys are dropped.
     outputs: the model's, in fp32, on the CPU, without the batch dimension. Those per token have the feature's own length.
     """
+    # The tokenizer was fitted to the model: these are the inputs that its forward takes.
     names = tokenizer.model_input_names
     lengths = [len(feature["input_ids"]) for feature in features]
     order = sorted(range(len(features)), key=lengths.__getitem__)
@@ -38,6 +39,7 @@ def run_batches(
         rows = [_inputs(features[i], names) for i in indices]
         batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
         outputs = {}
+        # A model may also return tuples, such as hidden states: these are not asked for.
         for name, value in model(**batch).items():
             if torch.is_tensor(value):
                 outputs[name] = value.float().cpu()
@@ -54,8 +56,10 @@ def _outputs_of_row(outputs: dict[str, Tensor], row: int, length: int) -> dict[s
     selected = {}
     for name, value in outputs.items():
         # Logits are (B, K) in classification, (B, L, K) in NER; start and end logits are (B, L).
-        per_row = name == "logits" and value.dim() == 2
-        selected[name] = value[row] if per_row else value[row, :length]
+        if name == "logits" and value.dim() == 2:
+            selected[name] = value[row]  # (K,)
+        else:
+            selected[name] = value[row, :length]  # without the padding of the batch
     return selected
 
 
@@ -63,6 +67,9 @@ def check_texts(row: dict, columns: Sequence[str], index: int) -> None:
     """UserError with the row's index and the column where a text is missing or is not a text."""
     for column in columns:
         value = row.get(column)
-        reason = "missing" if value is None else CHECKS[column](value)
+        if value is None:
+            reason = "missing"
+        else:
+            reason = CHECKS[column](value)
         if reason:
             raise UserError(f"row {index}: {column}: {reason}")

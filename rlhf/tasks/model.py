@@ -15,6 +15,7 @@ def read_task(run: Run, settings, task: str, *, seed: int, checks: dict | None =
 
     checks: further checks of columns, as in `rlhf.data.load.Scan`.
     """
+    # A model from scratch has no tokenizer of its own.
     tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
     splits: Splits = load_splits(settings, TASKS[task].trained_on, seed=seed, checks=checks)
     run.data(splits)
@@ -38,9 +39,11 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
     if settings.from_scratch:
         model = new_encoder(tokenizer, head, **settings.sizes(), **options)
     else:
+        # The head may be random: the recipe trains it.
         options |= {"revision": settings.model_revision, "dtype": settings.dtype}
         model = load_encoder(settings.model_name_or_path, head, new_head=True, **options)
         run.parent("base", settings.model_name_or_path)
+    # GPT-2 class tokenizers lack a pad token and a separator; BERT class models need token types.
     fit_tokenizer(tokenizer, model, pairs=pairs)
     fit_embeddings(model, tokenizer)
     return model

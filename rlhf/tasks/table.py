@@ -96,6 +96,7 @@ PRETRAINING_HEADS = {"masked": "AutoModelForMaskedLM", "masked_nsp": "AutoModelF
 
 # ---- Python code of the model cards. {path}, {text}, ... are replaced by Python literals. ----
 
+# top_k=None: the probability of every label and not only the best
 CLASSIFICATION_SNIPPET = """from transformers import pipeline
 
 path = {path}
@@ -103,6 +104,7 @@ classify = pipeline("text-classification", model=path, top_k=None)
 print(classify({texts}, truncation=True))
 """
 
+# The pipeline joins tokens to entities; `aggregation` follows from the units that the model tags.
 NER_SNIPPET = """from transformers import pipeline
 
 path = {path}
@@ -111,6 +113,7 @@ for entity in tag({text}):
     print(entity["entity_group"], entity["word"], entity["start"], entity["end"], entity["score"])
 """
 
+# The best span within the context that is not too long, as our predictor finds it in one window.
 QUESTION_ANSWERING_SNIPPET = """import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -129,6 +132,7 @@ answer = context[offsets[start][0] : offsets[end][1]]  # a span even where the t
 print(answer)
 """
 
+# The head takes (1, choices, tokens).
 MULTIPLE_CHOICE_SNIPPET = """import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
@@ -162,18 +166,21 @@ TASKS = {
                 example={"text": "It rains.", "text_pair": "It is wet."},
             ),
         },
+        # A model of pairs takes only the first, one of single texts only the second.
         inputs=("pair", "text"),
         texts=("text",),
         optional=("text_pair",),
         head="AutoModelForSequenceClassification",
-        model_types=("bert", "gpt2"),
+        model_types=("bert", "gpt2"),  # GPT-2 reads the label from its last token
         peft_type="SEQ_CLS",
         predictor="rlhf.tasks.classification.predictor:ClassificationPredictor",
         answers="rlhf.tasks.classification.predictor:ClassificationAnswers",
         pipeline="text-classification",
         hub_metrics={
+            # of one or several labels
             "accuracy": "accuracy",
             "f1": "f1",
+            # of numbers
             "mse": "mse",
             "mae": "mae",
             "pearson": "pearsonr",
@@ -185,7 +192,7 @@ TASKS = {
             columns=("label", "rows", "precision", "recall", "f1"),
         ),
         report_rows="labels",
-        mistakes=RowList(file="errors.jsonl"),
+        mistakes=RowList(file="errors.jsonl"),  # its columns depend on the problem
         summary="A classifier that gives {texts} one label.",
         summaries={
             "multi_label_classification": "A classifier that gives {texts} any number of labels.",
@@ -215,12 +222,13 @@ TASKS = {
                 example={"tokens": ["Ada", "Lovelace", "wrote", "."]},
             ),
         },
+        # Raw text is cut into tokens as the training rows were.
         inputs=("tokens", "text"),
         texts=("text",),
         head="AutoModelForTokenClassification",
         model_types=("bert", "gpt2"),
         peft_type="TOKEN_CLS",
-        lora_excludes=("classifier", "score"),
+        lora_excludes=("classifier", "score"),  # the head of BERT, that of GPT-2
         predictor="rlhf.tasks.ner.predictor:NerPredictor",
         answers="rlhf.tasks.ner.predictor:NerAnswers",
         pipeline="token-classification",
@@ -259,7 +267,7 @@ TASKS = {
         inputs=("question",),
         texts=("question", "context"),
         head="AutoModelForQuestionAnswering",
-        model_types=("bert",),
+        model_types=("bert",),  # "no answer" is a score of the first token, which has to be no text
         peft_type="QUESTION_ANS",
         lora_excludes=("qa_outputs",),
         predictor="rlhf.tasks.question_answering.predictor:QuestionAnsweringPredictor",
@@ -271,7 +279,7 @@ TASKS = {
             key="kinds",
             columns=("question", "rows", "exact", "f1"),
         ),
-        report_rows="kinds of questions",
+        report_rows="kinds of questions",  # the first two words: "who is", "how many"
         mistakes=RowList(
             file="question_answering.json",
             key="mistakes",

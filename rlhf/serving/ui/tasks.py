@@ -34,8 +34,10 @@ COLOURS = (
 def show_labels(row: dict, prediction: dict) -> tuple[str, dict[str, float] | None]:
     """(heading, probability of each label or None): one label, several, or a number."""
     label, probabilities = prediction["label"], prediction["probabilities"]
+    # regression
     if isinstance(label, int | float):
         return heading(f"{label:.3f}", "the number that the model gives this text"), None
+    # any number of labels
     if isinstance(label, list):
         title = ", ".join(label) or "No label"
         notes = ["each label is more likely than not" if label else "none is likely"]
@@ -77,6 +79,7 @@ def show_choices(row: dict, prediction: dict) -> tuple[str, dict[str, float]]:
     """(heading, probability of each choice). A choice that is given twice has one bar, of its first place."""
     choices = [line.strip() for line in row["choices"].splitlines() if line.strip()]
     probabilities = prediction["probabilities"]
+    # gr.Label takes names, which must differ.
     bars: dict[str, float] = {}
     for choice, probability in zip(choices, probabilities):
         bars.setdefault(choice, probability)
@@ -90,6 +93,7 @@ def heading(title: str, note: str) -> str:
 
 def spans(text: str, marks: list[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
     """The text in pieces, marked or not; marks: (start, end, name) in order, without overlaps."""
+    # HighlightedText wants the whole text, in order, unmarked pieces too.
     pieces, last = [], 0
     for start, end, name in marks:
         pieces += [(text[last:start], None), (text[start:end], name)]
@@ -100,6 +104,7 @@ def spans(text: str, marks: list[tuple[int, int, str]]) -> list[tuple[str, str |
 
 def type_colours(labels: list[str]) -> dict[str, str]:
     """A colour for each type of entity, in the order of the labels. They repeat where there are more types than colours."""
+    # B-person and I-person are one type; O is none.
     types = dict.fromkeys(label[2:] for label in labels if label[:2] in ("B-", "I-"))
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(types)}
 
@@ -290,6 +295,7 @@ def guarded(call: Callable[[], tuple], outputs: int) -> list:
         return list(call())
     except UserError as error:
         gr.Warning(html.escape(str(error)))
+    # The message could hold a path of the server: only the log gets it.
     except Exception:
         logger.exception("the prediction failed")
         gr.Warning("The model failed. The server's log says why.")
@@ -300,6 +306,7 @@ def example_rows(encoders: Encoders, view: View, model: str) -> list[list[str]]:
     """Texts to try with this model, in the order of view.inputs; "" where the model does not read a text."""
     columns = encoders.columns(view.kind, model)
     rows = []
+    # Held-out rows of the run show what the model was trained for.
     for example in encoders.examples(view.kind, model) or view.examples:
         texts = {column: example.get(column, "") for column in columns}
         rows.append([texts.get(column, "") for column in view.inputs])
@@ -368,6 +375,7 @@ def encoder_view(encoders: Encoders, view: View) -> None:
         "show_progress": "minimal",
     }
     at_once = {"queue": False, "show_progress": "hidden"}
+    # Enter in any box does what the button does.
     submits = [text.submit for text in texts]
     gr.on([button.click, *submits], predict, api_name=view.kind, **predict_options)
     model.change(
@@ -377,6 +385,7 @@ def encoder_view(encoders: Encoders, view: View) -> None:
         api_name=f"{view.kind}_model",
         **at_once,
     )
+    # An example fills the boxes, and is then predicted.
     filled = examples.click(
         partial(fill, encoders, view),
         [model, examples],

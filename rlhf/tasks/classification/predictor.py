@@ -40,6 +40,7 @@ class ClassificationPredictor:
         self.model, self.tokenizer = load_trained(folder, "classification", device)
         config = self.model.config
         self.problem = config.problem_type
+        # transformers guesses in the same way when it computes a loss.
         if not self.problem:
             one_number = config.num_labels == 1
             self.problem = "regression" if one_number else "single_label_classification"
@@ -66,6 +67,7 @@ class ClassificationPredictor:
     def _encode(self, rows: Sequence[dict]) -> list[dict]:
         """Token ids of each row; single texts and pairs may be mixed."""
         features: list[dict] = [{}] * len(rows)
+        # The tokenizer takes lists of texts or lists of pairs, not a mixture.
         for pairs in (False, True):
             indices = [i for i, row in enumerate(rows) if self._is_pair(row) == pairs]
             if not indices:
@@ -92,6 +94,7 @@ class ClassificationPredictor:
         if self.problem == "regression":
             return {"label": logits.item(), "probabilities": {}}
         probabilities = softmax_or_sigmoid(logits, self.problem)
+        # stable: of equal probabilities the first label wins, as argmax has it
         order = probabilities.argsort(descending=True, stable=True).tolist()
         ranked = {self.labels[i]: probabilities[i].item() for i in order}
         label = self.labels[order[0]]
@@ -122,6 +125,7 @@ class ClassificationAnswers(Answers):
         return self._report_labels()
 
     def _report_numbers(self) -> list[str | Table]:
+        # In a table, numbers are strings.
         truth, predicted = [], []
         for label, value in zip(self.truth, self.predicted):
             if number(label) is not None:
@@ -136,6 +140,7 @@ class ClassificationAnswers(Answers):
         labels = self.predictor.labels
         truth, predicted, unknown = [], [], Counter()
         for true, guess in zip(map(names_of, self.truth), map(names_of, self.predicted)):
+            # A label that the model cannot predict says nothing about its quality.
             strange = [name for name in true if name not in labels]
             unknown.update(strange)
             if not strange:
@@ -152,6 +157,7 @@ class ClassificationAnswers(Answers):
         if not truth:
             return [f"{remarks[0]}; its labels are {', '.join(labels[:CLASSES_SHOWN])}"]
         overall, report = self._scores(truth, predicted)
+        # Labels of the model that no row has are left out, the worst of the others come first.
         classes = [entry for entry in report["classes"] if entry["rows"]]
         classes.sort(key=lambda entry: entry["f1"])
         by_class = Table(self.of_class, classes, limit=CLASSES_SHOWN)

@@ -25,6 +25,7 @@ def keep_head(run: Run, settings, task: Task) -> tuple[Task, bool]:
         return task, False
     path = settings.model_name_or_path
     known = trained_labels(path, revision=settings.model_revision)
+    # More labels than the rows have do no harm: their outputs stay as they are.
     keeps = set(task.labels) <= set(known)
     if known:
         shown = ", ".join(known[:LABELS_SHOWN])
@@ -47,6 +48,7 @@ def encode_rows(tokenizer, rows: list[dict], *, task: Task, pairs: bool, max_len
 
 def by_length(features: list[dict], rows: list[dict]) -> tuple[list[dict], list[dict]]:
     """Both lists, the shortest row first, so that batches have little padding."""
+    # stable: rows of one length stay in the order of the file
     order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
     return [features[i] for i in order], [rows[i] for i in order]
 

@@ -29,6 +29,7 @@ def encode_choices(
     tokenizer, rows: Sequence[dict], *, max_length: int
 ) -> tuple[list[list[dict]], int]:
     """(for each row the token ids of its choices, the number of sequences that were cut)."""
+    # All choices of all rows in one call: the tokenizer is fast on long lists.
     pairs = []
     for row in rows:
         for choice in row["choices"]:
@@ -70,6 +71,7 @@ class PadChoices:
         self.tokenizer = tokenizer
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        # K of the batch
         widest = max(len(row["input_ids"]) for row in rows)
         names = [name for name in rows[0] if name != "labels"]
         labels = torch.full((len(rows), widest), IGNORED)
@@ -90,6 +92,7 @@ class PadChoices:
 def choice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(logits) of the right choice, over the choices that are not repetitions. Both (B, K) -> (B,)."""
     assert logits.shape == labels.shape, (logits.shape, labels.shape)
+    # exp(-inf) = 0: a repetition takes no probability and gets no gradient.
     scores = logits.masked_fill(labels == IGNORED, float("-inf"))
     right = labels.eq(RIGHT).int().argmax(1, keepdim=True)  # (B, 1)
     return -log_softmax(scores, -1).gather(1, right).squeeze(1)

@@ -16,8 +16,9 @@ def choice_probabilities(logits: np.ndarray, labels: np.ndarray) -> list[np.ndar
     """Softmax over the choices of each row. logits, labels: (N, K), as `PadChoices` pads them; row i -> (K_i,)."""
     probabilities = []
     for row, marks in zip(logits, labels):
+        # Repetitions come last, so the positions of the choices stay.
         scores = row[marks != IGNORED].astype(np.float64)
-        weights = np.exp(scores - scores.max())
+        weights = np.exp(scores - scores.max())  # the largest is 1: no overflow
         probabilities.append(weights / weights.sum())
     return probabilities
 
@@ -48,8 +49,10 @@ def multiple_choice_report(truth: Sequence[int], probabilities: Sequence[np.ndar
     predicted = [int(row.argmax()) for row in probabilities]
     counts = [len(row) for row in probabilities]
     report = choice_accuracy(truth, predicted)
+    # Rows with fewer choices are easier: accuracy says little without this number.
     report["chance"] = fmean(1 / count for count in counts)
     right = [true == guess for true, guess in zip(truth, predicted)]
+    # Is a choice that is picked with probability p right in a fraction p of the rows?
     certainty = [float(row.max()) for row in probabilities]
     report |= calibration(certainty, right)
     report["choices"] = by_number_of_choices(truth, predicted, counts)

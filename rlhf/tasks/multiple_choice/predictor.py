@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
@@ -31,6 +32,7 @@ class MultipleChoicePredictor:
 
     def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
         self.model, self.tokenizer = load_trained(folder, "multiple_choice", device)
+        # A model of the Hub may come with a tokenizer without token types.
         fit_tokenizer(self.tokenizer, self.model, pairs=True)
         longest = min(context_length(self.model), self.tokenizer.model_max_length)
         self.max_length = getattr(self.model.config, "trained_max_length", None) or longest
@@ -47,11 +49,12 @@ class MultipleChoicePredictor:
             if reason:
                 raise UserError(f"row {i}: choices: {reason}")
         encoded, _ = encode_choices(self.tokenizer, rows, max_length=self.max_length)
-        features = [feature for choices in encoded for feature in choices]
+        features = list(chain.from_iterable(encoded))  # one per choice, in the order of the rows
         scores = torch.empty(len(features))
         scorer = OneChoiceAtATime(self.model)
         for i, outputs in run_batches(scorer, self.tokenizer, features, batch_size=batch_size):
             scores[i] = outputs["logits"].item()
+        # Back to rows: the scores of a row follow one another.
         sizes = [len(row["choices"]) for row in rows]
         results = []
         for row, logits in zip(rows, scores.split(sizes)):
@@ -84,6 +87,7 @@ class MultipleChoiceAnswers(Answers):
         overall = choice_accuracy(self.truth, self.predicted)
         by_count = by_number_of_choices(self.truth, self.predicted, self.counts)
         parts: list[str | Table] = [Table(self.overall, [overall])]
+        # With one number of choices, the table would repeat the line above it.
         if len(by_count) > 1:
             parts += ["", Table(self.of_count, by_count)]
         return parts

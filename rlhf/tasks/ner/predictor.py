@@ -38,6 +38,7 @@ class NerPredictor:
         A long text is read in windows.
         """
         cut_rows = [self._cut(row) for row in rows]
+        # Tags may be in the rows too, and are not for the model.
         units = [{"tokens": tokens} for tokens, _, _ in cut_rows]
         parts = windows(self.tokenizer, units, units=self.units, max_length=self.max_length)
         tags_of_parts, probabilities = self._best_tags(parts, len(rows), batch_size)
@@ -63,6 +64,7 @@ class NerPredictor:
 
     def _cut(self, row: dict) -> tuple[list[str], str, list[tuple[int, int]]]:
         """Units of a row, its text, and (start, end) of each unit in it."""
+        # Spans of given tokens are those in the joined text, which the caller gets to see.
         if "tokens" in row:
             tokens = list(row["tokens"])
             text, starts = join(tokens, self.units)
@@ -106,6 +108,7 @@ class NerAnswers(Answers):
         self.tokens: list[list[str]] = []
 
     def add(self, answer, prediction: dict) -> bool:
+        # The row was cut into other tokens than its tags count.
         if len(answer) != len(prediction["tags"]):
             return False
         self.tags.append(answer)
@@ -115,6 +118,7 @@ class NerAnswers(Answers):
 
     def report(self) -> list[str | Table]:
         scheme = find_scheme(self.tags)
+        # Predictions are BIO. The answers are brought into the same scheme.
         truth = [to_bio(tags, scheme)[0] for tags in self.tags]
         report = tagging_report(truth, self.predicted, self.tokens)
         types = Table(self.of_type, report["types"], limit=TYPES_SHOWN)

@@ -21,6 +21,7 @@ class QuestionAnsweringPredictor:
 
     def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
         self.model, self.tokenizer = load_trained(folder, "question_answering", device)
+        # A model of the Hub may come with a tokenizer without token types.
         fit_tokenizer(self.tokenizer, self.model, pairs=True)
         config = self.model.config
         self.windows: dict = getattr(config, "reader_windows", None) or self._default_windows()
@@ -46,9 +47,11 @@ class QuestionAnsweringPredictor:
         questions = []
         for i, row in enumerate(rows):
             check_texts(row, ("question", "context"), i)
+            # Without the answers, which would be encoded as labels.
             questions.append({"question": row["question"], "context": row["context"]})
         windows = encode_windows(self.tokenizer, questions, **self.windows).windows
         features = [window.feature for window in windows]
+        # (start, end) logits of each window, (L,) each; they come in the order of the lengths
         logits: list = [None] * len(windows)
         for i, outputs in run_batches(self.model, self.tokenizer, features, batch_size=batch_size):
             logits[i] = (outputs["start_logits"].numpy(), outputs["end_logits"].numpy())
@@ -79,6 +82,7 @@ class QuestionAnsweringAnswers(Answers):
 
     def report(self) -> list[str | Table]:
         rows = [self._means("all", self.answerable + self.unanswerable)]
+        # If all questions are of one sort, the line above is already that of the sort.
         if self.answerable and self.unanswerable:
             rows.append(self._means("answerable", self.answerable))
             rows.append(self._means("unanswerable", self.unanswerable))
