@@ -4,25 +4,24 @@
     accelerate launch recipes/ner.py --dataset_name train.conll --eval_dataset_name dev.conll \\
         --model_name_or_path bert-base-cased --output_dir runs/names
 
-Look at: f1, of whole entities in sentences that were not trained on; plots/entities.png; the table of errors in the
-terminal. ner.json has every type, errors.jsonl every wrong sentence. Tags may be in BIO, IOB1, BIOES, BILOU or bare types
-(docs/data.md); the model's are BIO. Sentences longer than max_length are split into windows, never cut.
+Tags may be in BIO, IOB1, BIOES, BILOU or bare types (docs/data.md); the model's are BIO. Sentences longer than max_length
+are split into windows, never cut. Look at: f1, of whole entities in sentences that were not trained on;
+plots/entities.png; the table of errors on the terminal. ner.json has every type, errors.jsonl every wrong sentence.
 """
 
 from dataclasses import dataclass, field
 
 from transformers import DataCollatorForTokenClassification, set_seed
 
-from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_tokenizer, save
-from rlhf.models.lora import add_lora
-from rlhf.models.parts import context_length
+from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import recording, start
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.tasks.model import start_encoder
+from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.ner.encode import (
+    OUTSIDE,
+    TokenWindow,
     check_types,
     decode_windows,
     encode_windows,
@@ -39,6 +38,9 @@ from rlhf.tasks.ner.encode import (
 from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
+METRICS = ("precision", "recall", "f1", "token_accuracy", "entities")  # of the run record
+TYPES_SHOWN, CONFUSIONS_SHOWN = 20, 8  # rows of the tables on the terminal
+
 
 @dataclass
 class NERSettings(DataSettings, ModelSettings, ScratchSettings):
@@ -52,108 +54,118 @@ class NERSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
 
-def shown(tokens: list[str], tags: list[str], units: str) -> dict:
-    """A text and what was marked in it."""
-    marked = [
-        f"{kind}: {join(tokens[first : last + 1], units)[0]}"
-        for kind, first, last in entities(tags)
-    ]
-    return {"text": join(tokens, units)[0], "marked": "; ".join(marked)}
-
-
 def main(settings: NERSettings, args: EncoderConfig) -> None:
     with recording("ner", settings, args) as run:
         set_seed(args.seed)
-        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        splits = load_splits(settings, ("tagging",), seed=args.seed)
-        run.data(splits)
-        if not splits.eval:
-            raise UserError(
-                "a tagger is judged on rows it has not seen: set eval_fraction or eval_dataset_name"
-            )
-        train, held_out, scheme, broken = in_bio(splits.train, splits.eval)
+        tokenizer, splits = read_task(run, settings, "ner", seed=args.seed)
+        # One scheme for all rows, found in all of them.
+        train, held_out, scheme, repaired = in_bio(splits.train, splits.eval)
         labels, units = tag_names(train), find_units(train)
-        check_types(held_out, labels)
-        if not any(tag != "O" for row in held_out for tag in row["tags"]):
-            raise UserError(
-                f"none of the {len(held_out)} evaluation rows has an entity to find: raise eval_fraction or add rows"
-            )
-        for warning in warnings_of(train, held_out, scheme, broken):
+        check_held_out(held_out, labels)
+        for warning in warnings_of(train, held_out, scheme, repaired):
             run.say(warning)
 
-        model = start_encoder(run, settings, tokenizer, "tagger", pairs=False, labels=labels)
-        limit = min(args.max_length, context_length(model), tokenizer.model_max_length)
-        # what rlhf.tasks.ner.predictor needs to cut a text as these rows were
-        model.config.update(
-            {"trained_units": units, "trained_length": limit, "trained_joints": find_joints(train)}
-        )
-        found, held_found = (
-            windows(tokenizer, rows, units=units, max_length=limit) for rows in (train, held_out)
-        )
-        held_found.sort(key=lambda window: len(window.inputs["input_ids"]))
-        split = (
-            len(found)
-            + len(held_found)
-            - len({w.row for w in found})
-            - len({w.row for w in held_found})
-        )
-        lost = out_of_reach(held_found, held_out)
+        model = start_encoder(run, settings, tokenizer, "ner", pairs=False, labels=labels)
+        limit = token_limit(args, model, tokenizer)
+        # The predictor cuts a text into tokens as these rows were.
+        trained = {"trained_units": units, "trained_joints": find_joints(train)}
+        model.config.update(trained | {"trained_length": limit})
+        parts = windows(tokenizer, train, units=units, max_length=limit)
+        held_out_parts = windows(tokenizer, held_out, units=units, max_length=limit)
+        # The evaluation reads windows in this order; by length, its batches have little padding.
+        held_out_parts.sort(key=lambda part: len(part.inputs["input_ids"]))
+        added = windows_added(parts) + windows_added(held_out_parts)
+        lost = out_of_reach(held_out_parts, held_out)
         run.say(
             f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}"
         )
         run.say(
-            f"{split} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token"
+            f"{added} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token"
         )
-
-        if settings.use_peft:
-            model = add_lora(
-                model, task="TOKEN_CLS", rank=settings.lora_r, alpha=settings.lora_alpha
-            )
 
         truth = [row["tags"] for row in held_out]
 
-        def predicted(output) -> list[list[str]]:
-            numbers = output.predictions  # (windows, tokens)
-            marks = [
-                [labels[numbers[i][token]] for token, _, _ in w.heads]
-                for i, w in enumerate(held_found)
-            ]
-            return decode_windows(held_found, marks, held_out)
+        def predicted_tags(output) -> list[list[str]]:
+            return decode_windows(held_out_parts, tags_of(output, held_out_parts, labels), held_out)
 
         trainer = EncoderTrainer(
-            model=model, args=args, train=encode_windows(found, train, labels),
-            evaluation=encode_windows(held_found, held_out, labels),
-            metrics=("f1",), smooths=True, compute_metrics=lambda output: entity_scores(truth, predicted(output)),
-            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),  # (B, L, labels) -> (B, L)
-            processing_class=tokenizer, data_collator=DataCollatorForTokenClassification(tokenizer),
-        )  # fmt: skip
+            model=with_lora(model, settings, "ner"),
+            args=args,
+            train=encode_windows(parts, train, labels),
+            evaluation=encode_windows(held_out_parts, held_out, labels),
+            metrics=("f1",),
+            smooths=True,
+            compute_metrics=lambda output: entity_scores(truth, predicted_tags(output)),
+            preprocess_logits_for_metrics=best_labels,  # all logits would fill the memory
+            processing_class=tokenizer,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+        )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-        tags = predicted(output)
-        report = tagging_report(truth, tags, [row["tokens"] for row in held_out])
-        names = ("precision", "recall", "f1", "token_accuracy", "entities")
-        run.metrics(
-            {name: report[name] for name in names} | {"eval_loss": output.metrics["eval_loss"]}
-        )
-        run.metrics({"eval_rows": len(held_out), "train_rows": len(train), "labels": len(labels)})
-        run.metrics(
-            {"windows_added": split, "entities_out_of_reach": lost, "tags_repaired": broken}
-        )
-        if not run.main:
+        predicted = predicted_tags(output)
+        report = tagging_report(truth, predicted, [row["tokens"] for row in held_out])
+        run.metrics({name: report[name] for name in METRICS})
+        run.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(held_out)})
+        run.metrics({"train_rows": len(train), "labels": len(labels), "windows_added": added})
+        run.metrics({"entities_out_of_reach": lost, "tags_repaired": repaired})
+        if run.main:
+            save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
+            write_results(run, held_out, predicted, report, units)
+
+
+def check_held_out(rows: list[dict], labels: list[str]) -> None:
+    """UserError where the evaluation rows have a type that no training row has, or no entity at all."""
+    check_types(rows, labels)
+    for row in rows:
+        if any(tag != OUTSIDE for tag in row["tags"]):
             return
-        save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
-        run.write("ner.json", report)
-        run.write("errors.jsonl", wrong_sentences(held_out, tags))
-        run.samples([shown(row["tokens"], said, units) for row, said in zip(held_out, tags)])
-        (run.folder / "plots").mkdir(exist_ok=True)
-        plot_entities(report, run.folder / "plots" / "entities.png")
-        run.say(sample_table(report["types"], columns=list(report["types"][0]), limit=20))
-        if report["confusions"]:
-            counts = ", ".join(f"{count} {kind}" for kind, count in report["errors"].items())
-            run.say(f"Held-out errors: {counts}. Most often:")
-            columns = ["error", "entity", "marked", "count", "example"]
-            run.say(sample_table(report["confusions"], columns=columns, limit=8))
+    raise UserError(
+        f"none of the {len(rows)} evaluation rows has an entity to find: raise eval_fraction or add rows"
+    )
+
+
+def windows_added(parts: list[TokenWindow]) -> int:
+    """The number of windows beyond one per row."""
+    return len(parts) - len({part.row for part in parts})
+
+
+def best_labels(logits, labels):
+    """The number of the likeliest label of each token: (B, L, labels) -> (B, L)."""
+    return logits.argmax(-1)
+
+
+def tags_of(output, parts: list[TokenWindow], labels: list[str]) -> list[list[str]]:
+    """The predicted tag of each unit of each window. output.predictions: (windows, L) numbers of labels."""
+    tags = []
+    for numbers, part in zip(output.predictions, parts):
+        tags.append([labels[numbers[token]] for token, _, _ in part.heads])
+    return tags
+
+
+def write_results(run: Run, rows: list[dict], predicted: list, report: dict, units: str) -> None:
+    """The report, the mistakes, samples and a plot in the run folder; tables on the terminal."""
+    run.write("ner.json", report)
+    run.write("errors.jsonl", wrong_sentences(rows, predicted))
+    run.samples([sample(row["tokens"], tags, units) for row, tags in zip(rows, predicted)])
+    (run.folder / "plots").mkdir(exist_ok=True)
+    plot_entities(report, run.folder / "plots" / "entities.png")
+    types = report["types"]
+    run.say(sample_table(types, columns=list(types[0]), limit=TYPES_SHOWN))
+    if report["confusions"]:
+        counts = ", ".join(f"{count} {kind}" for kind, count in report["errors"].items())
+        run.say(f"Held-out errors: {counts}. Most often:")
+        columns = ["error", "entity", "marked", "count", "example"]
+        run.say(sample_table(report["confusions"], columns=columns, limit=CONFUSIONS_SHOWN))
+
+
+def sample(tokens: list[str], tags: list[str], units: str) -> dict:
+    """A text and the entities that were marked in it."""
+    marked = []
+    for kind, first, last in entities(tags):
+        text, _ = join(tokens[first : last + 1], units)
+        marked.append(f"{kind}: {text}")
+    return {"text": join(tokens, units)[0], "marked": "; ".join(marked)}
 
 
 if __name__ == "__main__":

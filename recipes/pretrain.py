@@ -34,6 +34,7 @@ from rlhf.tasks.pretraining.encode import (
     masked_blocks,
 )
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
+from rlhf.tasks.table import PRETRAINING_HEADS
 from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")
@@ -192,7 +193,7 @@ def new_model(settings: PretrainSettings, tokenizer):
         sizes["model_type"] = settings.model_type or "gpt2"
         return new_policy(tokenizer, **sizes)
     sizes["model_type"] = settings.model_type or "bert"
-    return new_encoder(tokenizer, settings.objective, **sizes)
+    return new_encoder(tokenizer, PRETRAINING_HEADS[settings.objective], **sizes)
 
 
 def load_checkpoint(settings: PretrainSettings, tokenizer, run):
@@ -203,7 +204,8 @@ def load_checkpoint(settings: PretrainSettings, tokenizer, run):
         model = load_policy(path, **options)
         add_chat_template(tokenizer)
         return model
-    model = load_encoder(path, settings.objective, new_head=True, **options)
+    head = PRETRAINING_HEADS[settings.objective]
+    model = load_encoder(path, head, new_head=True, **options)
     if model.new_weights:
         run.say(f"not in {path}, so random at first: {', '.join(model.new_weights)}")
     return model

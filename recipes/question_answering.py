@@ -2,7 +2,7 @@
 
     accelerate launch recipes/question_answering.py --config recipes/configs/question_answering/squad.yaml
     accelerate launch recipes/question_answering.py --dataset_name questions.jsonl --model_name_or_path bert-base-uncased \\
-        --output_dir runs/reader
+        --output_dir runs/answers
 
 Rows {question, context, answers: {text: [...], answer_start: [...]}}, or SQuAD's own file, v1 or v2 (KorQuAD's too): a row
 whose lists are empty has no answer in its context, and where training rows have none the model learns to say so. Time:
@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 
 from transformers import DataCollatorWithPadding, set_seed
 
-from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_tokenizer, save
-from rlhf.models.lora import add_lora
-from rlhf.models.parts import context_length
+from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import recording, start
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.tasks.model import start_encoder
+from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.question_answering.encode import best_answers, encode_windows, question_ids
-from rlhf.tasks.question_answering.metrics import normalize_answer, reading_report
+from rlhf.tasks.question_answering.metrics import check_unit, reading_report
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
+
+MISTAKES = 100  # wrong answers that are kept
+MISTAKES_SHOWN = 8  # on the terminal
 
 
 @dataclass
-class ReadingSettings(DataSettings, ModelSettings, ScratchSettings):
+class QuestionAnsweringSettings(DataSettings, ModelSettings, ScratchSettings):
     """What is learned, from which rows, and how contexts are read."""
 
     model_name_or_path: str = field(
@@ -52,7 +52,7 @@ class ReadingSettings(DataSettings, ModelSettings, ScratchSettings):
 
 
 @dataclass
-class ReadingConfig(EncoderConfig):
+class QuestionAnsweringConfig(EncoderConfig):
     """How it is trained; see EncoderConfig."""
 
     max_length: int = field(
@@ -60,121 +60,126 @@ class ReadingConfig(EncoderConfig):
     )
 
 
-def has_unanswerable(splits) -> bool:
-    """Whether the model is to learn that a context may hold no answer."""
-    train, evaluation = (
-        sum(not row["answers"]["text"] for row in rows) for rows in (splits.train, splits.eval)
-    )
-    if evaluation and not train:
-        raise UserError(
-            f"{evaluation} evaluation rows have no answer in their context, and no training row shows that this may be: "
-            "add such rows to the training, or remove these"
-        )
-    if train == len(splits.train):
-        raise UserError(
-            f"none of the {train} training rows has an answer: there is nothing to mark"
-        )
-    return train > 0
-
-
-def main(settings: ReadingSettings, args: ReadingConfig) -> None:
+def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> None:
     with recording("question_answering", settings, args) as run:
         set_seed(args.seed)
-        # refuses an unknown unit before anything is read
-        normalize_answer("", settings.answer_unit)
-        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        splits = load_splits(settings, ("question_answering",), seed=args.seed)
-        run.data(splits)
-        if not splits.eval:
-            raise UserError(
-                "a reader is judged on contexts it has not seen: set eval_fraction or eval_dataset_name"
-            )
-        ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits)
+        check_unit(settings.answer_unit)  # before anything is read
+        tokenizer, splits = read_task(run, settings, "question_answering", seed=args.seed)
+        ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits.train, splits.eval)
 
-        model = start_encoder(run, settings, tokenizer, "reader", pairs=True)
-        reading = {
-            "max_length": min(args.max_length, context_length(model), tokenizer.model_max_length),
+        model = start_encoder(run, settings, tokenizer, "question_answering", pairs=True)
+        sizes = {
+            "max_length": token_limit(args, model, tokenizer),
             "stride": settings.stride,
             "max_answer_length": settings.max_answer_length,
         }
-        train = encode_windows(tokenizer, splits.train, **reading)
-        evaluation = encode_windows(tokenizer, splits.eval, **reading)
-        windows = sorted(evaluation.windows, key=lambda window: len(window.feature["input_ids"]))
+        model.config.reader_windows = sizes  # the predictor reads contexts in the same windows
+        train = encode_windows(tokenizer, splits.train, **sizes)
+        held_out = encode_windows(tokenizer, splits.eval, **sizes)
+        # The evaluation reads windows in this order; by length, its batches have little padding.
+        windows = sorted(held_out.windows, key=lambda window: len(window.feature["input_ids"]))
+        missed = train.missed + held_out.missed
         run.say(
-            f"{len(splits.train)} questions in {len(train.windows)} windows of at most {reading['max_length']} tokens, "
-            f"{len(splits.eval)} held out in {len(windows)}; {train.cut + evaluation.cut} questions cut, "
-            f"{train.missed + evaluation.missed} answers are no span of tokens within reach"
+            f"{len(splits.train)} questions in {len(train.windows)} windows of at most {sizes['max_length']} tokens, "
+            f"{len(splits.eval)} held out in {len(windows)}; {train.cut + held_out.cut} questions cut, "
+            f"{missed} answers are no span of tokens within reach"
         )
-        model.config.reader_windows = reading
-        if settings.use_peft:
-            model = add_lora(
-                model, task="QUESTION_ANS", rank=settings.lora_r, alpha=settings.lora_alpha
-            )
 
-        def judge(output) -> tuple[list[dict], dict]:
-            """The best span of each evaluation row, and the report; of the logits of all windows."""
+        def evaluate(output) -> tuple[list[dict], dict]:
+            """(best answer of each evaluation row, the report), from the logits of all windows."""
+            logits = list(zip(*output.predictions))  # (start, end) of each window
             longest = settings.max_answer_length
-            found = best_answers(
-                splits.eval, windows, list(zip(*output.predictions)), max_answer_length=longest
-            )
+            answers = best_answers(splits.eval, windows, logits, max_answer_length=longest)
             options = {"answer_unit": settings.answer_unit, "with_threshold": unanswerable}
-            return found, reading_report(splits.eval, found, **options)
+            return answers, reading_report(splits.eval, answers, **options)
 
-        def metrics(output) -> dict[str, float]:
-            report = judge(output)[1]
-            return {name: report[name] for name in ("exact", "f1")}
-
+        # The Trainer looks for "labels" by itself.
         args.label_names = ["start_positions", "end_positions"]
         trainer = EncoderTrainer(
-            model=model, args=args, train=[window.feature for window in train.windows],
-            evaluation=[window.feature for window in windows], metrics=("f1",), compute_metrics=metrics,
-            processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
-        )  # fmt: skip
+            model=with_lora(model, settings, "question_answering"),
+            args=args,
+            train=[window.feature for window in train.windows],
+            evaluation=[window.feature for window in windows],
+            metrics=("f1",),
+            compute_metrics=lambda output: numbers_of(evaluate(output)[1]),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-        found, report = judge(output)
-        scored = report.pop("rows_scored")
-        run.metrics(
-            {"exact": report["exact"], "f1": report["f1"], "eval_loss": output.metrics["eval_loss"]}
-        )
+        answers, report = evaluate(output)
+        run.metrics(numbers_of(report) | {"eval_loss": output.metrics["eval_loss"]})
         run.metrics({"eval_rows": len(splits.eval), "train_rows": len(splits.train)})
-        run.metrics(
-            {
-                "train_windows": len(train.windows),
-                "answers_out_of_reach": train.missed + evaluation.missed,
-            }
-        )
+        run.metrics({"train_windows": len(train.windows), "answers_out_of_reach": missed})
         if unanswerable:
             run.metrics({"no_answer_threshold": report["no_answer_threshold"]})
-        if not run.main:
-            return
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        trained.config.no_answer_threshold = report.get("no_answer_threshold")
-        save(trained, tokenizer, args.output_dir)
-        gold = [" | ".join(dict.fromkeys(row["answers"]["text"])) for row in splits.eval]
-        mistakes = [
-            {"id": name, "question": row["question"], "gold": answers, **score}
-            for name, row, answers, score in zip(ids, splits.eval, gold, scored)
-            if not score["exact"]
-        ]
-        run.write("question_answering.json", report | {"mistakes": mistakes[:100]})
-        run.write(
-            "predictions.json", {name: score["predicted"] for name, score in zip(ids, scored)}
+        if run.main:
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            # None for a model that was not taught to say "no answer": the predictor then always answers.
+            trained.config.no_answer_threshold = report.get("no_answer_threshold")
+            save(trained, tokenizer, args.output_dir)
+            write_results(run, splits.eval, ids, answers, report)
+
+
+def has_unanswerable(train: list[dict], evaluation: list[dict]) -> bool:
+    """True if the model has to learn that a context may hold no answer; UserError where it cannot."""
+    in_train = count_unanswerable(train)
+    in_evaluation = count_unanswerable(evaluation)
+    if in_evaluation and not in_train:
+        raise UserError(
+            f"{in_evaluation} evaluation rows have no answer in their context, and no training row shows that this may be: "
+            "add such rows to the training, or remove these"
         )
-        if unanswerable:
-            run.write(
-                "na_prob.json", {name: answer["no_answer"] for name, answer in zip(ids, found)}
-            )
-        said = [{"question": row["question"], "context": row["context"]} for row in splits.eval]
-        run.samples([row | {"predicted": score["predicted"]} for row, score in zip(said, scored)])
-        if mistakes:
-            run.say(
-                f"{len(mistakes)} of {len(ids)} held-out questions are not answered exactly; the first:"
-            )
-            run.say(
-                sample_table(mistakes, columns=["question", "gold", "predicted", "f1"], limit=8)
-            )
+    if in_train == len(train):
+        raise UserError(
+            f"none of the {in_train} training rows has an answer: there is nothing to mark"
+        )
+    return in_train > 0
+
+
+def count_unanswerable(rows: list[dict]) -> int:
+    return sum(not row["answers"]["text"] for row in rows)
+
+
+def numbers_of(report: dict) -> dict[str, float]:
+    """The numbers of the report that are watched during the training."""
+    return {"exact": report["exact"], "f1": report["f1"]}
+
+
+def write_results(
+    run: Run, rows: list[dict], ids: list[str], answers: list[dict], report: dict
+) -> None:
+    """The report, the official prediction files and samples in the run folder; the mistakes on the terminal."""
+    scores = report.pop("rows_scored")
+    mistakes = find_mistakes(rows, ids, scores)
+    run.write("question_answering.json", report | {"mistakes": mistakes[:MISTAKES]})
+    predicted = {name: score["predicted"] for name, score in zip(ids, scores)}
+    run.write("predictions.json", predicted)
+    if "no_answer_threshold" in report:
+        no_answer = {name: answer["no_answer"] for name, answer in zip(ids, answers)}
+        run.write("na_prob.json", no_answer)
+    samples = []
+    for row, score in zip(rows, scores):
+        question = {"question": row["question"], "context": row["context"]}
+        samples.append(question | {"predicted": score["predicted"]})
+    run.samples(samples)
+    if mistakes:
+        run.say(
+            f"{len(mistakes)} of {len(ids)} held-out questions are not answered exactly; the first:"
+        )
+        columns = ["question", "gold", "predicted", "f1"]
+        run.say(sample_table(mistakes, columns=columns, limit=MISTAKES_SHOWN))
+
+
+def find_mistakes(rows: list[dict], ids: list[str], scores: list[dict]) -> list[dict]:
+    """Rows that are not answered exactly: id, question, the different gold answers, prediction and scores."""
+    mistakes = []
+    for name, row, score in zip(ids, rows, scores):
+        if not score["exact"]:
+            gold = " | ".join(dict.fromkeys(row["answers"]["text"]))
+            mistakes.append({"id": name, "question": row["question"], "gold": gold, **score})
+    return mistakes
 
 
 if __name__ == "__main__":

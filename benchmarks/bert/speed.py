@@ -43,7 +43,7 @@ def encoded(task: str, source: Path, work: Path):
 
     flags = data(task, source, work)
     tokenizer = load_tokenizer(minilm())
-    kinds = ("classification", "tagging", "question_answering")
+    kinds = ("classification", "ner", "question_answering")
     found = [load_rows(str(path), kinds=kinds).rows for path in flags.values()]
     train, test = found if len(found) == 2 else split_rows(found[0], 0.1, 0)
     train = train[:ROWS]
@@ -51,7 +51,9 @@ def encoded(task: str, source: Path, work: Path):
         from rlhf.tasks.classification.encode import encode_texts, label_names
 
         labels = label_names(train)
-        model = load_encoder(minilm(), "classifier", labels=labels, new_head=True)
+        model = load_encoder(
+            minilm(), "AutoModelForSequenceClassification", labels=labels, new_head=True
+        )
         fit_tokenizer(tokenizer, model, pairs=False)
         number = {label: place for place, label in enumerate(labels)}
         sides = []
@@ -71,7 +73,9 @@ def encoded(task: str, source: Path, work: Path):
 
         train, test, _, _ = in_bio(train, test)
         labels = tag_names(train)
-        model = load_encoder(minilm(), "tagger", labels=labels, new_head=True)
+        model = load_encoder(
+            minilm(), "AutoModelForTokenClassification", labels=labels, new_head=True
+        )
         fit_tokenizer(tokenizer, model, pairs=False)
         found = [windows(tokenizer, part, units="words", max_length=128) for part in (train, test)]
         found[1].sort(key=lambda window: len(window.inputs["input_ids"]))
@@ -94,7 +98,7 @@ def encoded(task: str, source: Path, work: Path):
     from rlhf.tasks.question_answering.encode import best_answers, encode_windows
     from rlhf.tasks.question_answering.metrics import reading_report
 
-    model = load_encoder(minilm(), "reader", new_head=True)
+    model = load_encoder(minilm(), "AutoModelForQuestionAnswering", new_head=True)
     fit_tokenizer(tokenizer, model, pairs=True)
     reading = {"max_length": 384, "stride": 128, "max_answer_length": 30}
     found = [encode_windows(tokenizer, part, **reading).windows for part in (train, test)]

@@ -65,7 +65,7 @@ def main(job: dict) -> None:
     fit_embeddings(policy, tokenizer)
     save(policy, tokenizer, folder / "policy")
     save(
-        new_encoder(tokenizer, "classifier", labels=["score"], **sizes),
+        new_encoder(tokenizer, "AutoModelForSequenceClassification", labels=["score"], **sizes),
         tokenizer,
         folder / "reward",
     )

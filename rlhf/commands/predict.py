@@ -1,78 +1,63 @@
-"""`python -m rlhf predict RUN FILE`: what a classifier, tagger or reader says of each row of a file.
+"""`python -m rlhf predict RUN FILE`: the predictions of a trained encoder for each row of a file.
 
-The file is read twice as a stream, first to check and count its rows, so that a bad one is met before the work and not
-in its middle. Each row is written with its own columns and the prediction's, which are named predicted_*; the output
-gets its name when it is complete. Where rows have answers, they are compared.
+The file is read twice as a stream, first to check and count its rows, so that a bad one stops the command before any
+work is done. Each row is written with its own columns and the prediction's, which are named predicted_*. The output
+gets its name when it is complete. Where rows have answers, the predictions are scored.
 """
 
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from statistics import fmean as mean
 
 from rlhf.data.load import CheckedRows, bad_rows_message
 from rlhf.data.rows import CHECKS, KINDS
 from rlhf.errors import UserError
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, model_kind, read_object
-from rlhf.serving.predictors import columns_of, open_encoder
-from rlhf.tasks.classification.encode import names_of, number
-from rlhf.tasks.classification.metrics import (
-    classification_report,
-    multi_label_report,
-    regression_report,
-)
-from rlhf.tasks.ner.encode import find_scheme, to_bio
-from rlhf.tasks.ner.metrics import tagging_report
+from rlhf.serving.predictors import columns_of, open_encoder, resolve
+from rlhf.tasks.answers import Table
 from rlhf.tasks.question_answering.encode import question_ids
-from rlhf.tasks.question_answering.metrics import answer_scores
+from rlhf.tasks.table import TASKS
 
 PREFIX = "predicted_"
-CHUNK = 16  # batches predicted at once: rows of one length meet in them
-SHOWN = 20  # labels or types in a table of metrics
-CLASS = ("label", "rows", "precision", "recall", "f1")
-TYPE = ("type", "entities", "marked", "precision", "recall", "f1")
-
-
-ANSWERS = {
-    "classifier": "label",
-    "tagger": "tags",
-    "reader": "answers",
-}  # kind of model -> column of the answer
+BATCHES_AT_ONCE = 16  # batches predicted together, so that rows of one length meet in them
+FINE_TUNING = ", ".join(f"recipes/{name}.py" for name in TASKS)
+# What to do with a model of another kind.
 OTHERS = {
     "causal": "a language model: talk to it with `python app.py {run}`, or compare runs with `python -m rlhf report`",
-    "masked": "a pretrained encoder: fine-tune it with recipes/classification.py, ner.py or question_answering.py first",
+    "masked": f"a pretrained encoder: fine-tune it first, with one of {FINE_TUNING}",
     "reward": "a reward model, which scores answers: give it to recipes/ppo.py as reward_model_path",
 }
+NO_MODEL = "no finished model: its config.json names none; give the output_dir of a finished run"
 
 
 def kind_of_run(run: str) -> str:
-    """A key of ANSWERS; UserError for a folder that holds no model of these kinds."""
+    """A key of TASKS; UserError for a folder that holds no model of these kinds."""
     if not Path(run).is_dir():
         raise UserError(f"{run}: no such run folder: give the output_dir of a finished run")
     kind = model_kind(run)
-    if kind not in ANSWERS:
-        what = OTHERS.get(
-            kind,
-            "no finished model: its config.json names none; give the output_dir of a finished run",
-        )
-        raise UserError(f"{run} holds {what.format(run=run)}")
+    if kind not in TASKS:
+        advice = OTHERS.get(kind, NO_MODEL)
+        raise UserError(f"{run} holds {advice.format(run=run)}")
     return kind
 
 
 def kinds_of_rows(kind: str, run: str) -> tuple[str, ...]:
     """The kinds of rows that the model of a run reads."""
-    if kind == "tagger":
-        return ("tokens", "text")
+    task = TASKS[kind]
     needed, taken = columns_of(kind, run)
-    return tuple(
-        row.name for row in KINDS.values() if set(needed) <= set(row.columns) <= {*needed, *taken}
-    )
+    required = set(task.optional) & set(needed)
+    allowed = set(task.optional) & {*needed, *taken}
+    kinds = []
+    for name in task.inputs:
+        optional = set(task.optional) & set(KINDS[name].columns)
+        if required <= optional <= allowed:
+            kinds.append(name)
+    return tuple(kinds)
 
 
 def check_rows(
@@ -85,40 +70,45 @@ def check_rows(
 ) -> CheckedRows:
     """A whole pass over the file; UserError where a row is bad or has a column that a prediction would take.
 
-    ids: is given the id of each row, for a file that is keyed by it; none may repeat.
+    ids: a list that gets the id of each row, for a file that is keyed by it; no id may repeat.
     """
-    scan, given = CheckedRows(name, kinds=kinds, columns=columns), []
+    # Only the ids are kept: the file may be larger than the memory.
+    scan, id_rows = CheckedRows(name, kinds=kinds, columns=columns), []
     for row in scan:
         if ids is not None:
-            given.append({"id": row.get("id")})
-        if taken := [column for column in row if column.startswith(PREFIX)]:
+            id_rows.append({"id": row.get("id")})
+        taken = [column for column in row if column.startswith(PREFIX)]
+        if taken:
             raise UserError(
                 f"{name}: the column {taken[0]} is for predictions: give the file without predicted_* columns"
             )
-    if scan.bad and not skip_bad or scan.bad == scan.total:
+    nothing_left = scan.bad == scan.total
+    if nothing_left or (scan.bad and not skip_bad):
         raise UserError(bad_rows_message(scan).replace("skip_bad: true", "--skip_bad"))
     if ids is not None:
-        ids += question_ids(given)
+        ids += question_ids(id_rows)
     return scan
 
 
 def predict_rows(
     encoder, rows: Iterable[dict], kind: str, *, batch_size: int = 32
 ) -> Iterator[tuple[dict, dict]]:
-    """(row, prediction) in the order of the rows; kind: of the rows. A part of them is in memory at a time."""
+    """(row, prediction) in the order of the rows. kind: of the rows. Only a part of them is in memory at a time."""
+    columns = KINDS[kind].columns
     rows = iter(rows)
-    while chunk := list(islice(rows, CHUNK * batch_size)):
-        inputs = [{column: row[column] for column in KINDS[kind].columns} for row in chunk]
+    while chunk := list(islice(rows, BATCHES_AT_ONCE * batch_size)):
+        # The predictor sees no answers.
+        inputs = []
+        for row in chunk:
+            inputs.append({column: row[column] for column in columns})
         yield from zip(chunk, encoder.predict(inputs, batch_size=batch_size), strict=True)
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "run", help="folder of a finished classification, ner or question_answering run"
-    )
+    parser.add_argument("run", help=f"folder of a finished run of one of: {', '.join(TASKS)}")
     parser.add_argument(
         "file",
-        help="rows as the recipe reads them, with or without the answers; .txt: a text per line",
+        help="rows as the recipe reads them, with or without the answers; .txt: one text per line",
     )
     parser.add_argument(
         "--output", default="predictions.jsonl", help="JSON lines; - for the terminal [%(default)s]"
@@ -127,61 +117,70 @@ def add_arguments(parser) -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="[%(default)s]")
     parser.add_argument("--device", help="cpu or cuda [cuda where there is one]")
     parser.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="leave bad rows out and count them, instead of stopping",
+        "--skip_bad", action="store_true", help="drop and count bad rows instead of stopping"
     )
-    parser.add_argument("--force", action="store_true", help="write over an output that is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an output that exists")
     parser.add_argument(
         "--squad",
         metavar="FILE",
-        help="of a reader: also {id: answer}, as the SQuAD script reads it",
+        help="question answering: also write {id: answer}, which the SQuAD script reads",
     )
 
 
 def main(args) -> int:
-    """Writes the predictions and prints the metrics; errors are UserErrors."""
+    """Write the predictions and print the metrics; errors are UserErrors."""
     kind = kind_of_run(args.run)
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
-    if args.squad and kind != "reader":
-        raise UserError(f"--squad is for question answering; {args.run} holds a {kind}")
-    for path in (args.output, args.squad):
-        check_output(path, force=args.force)
+    check_arguments(args, kind)
     kinds = kinds_of_rows(kind, args.run)
+    # The first pass: after it, a failure is the model's or the disk's.
     ids = [] if args.squad else None
     checked = check_rows(args.file, kinds, args.columns, skip_bad=args.skip_bad, ids=ids)
-    count = checked.total - checked.bad
-    say = print if args.output != "-" else lambda text: print(text, file=sys.stderr)
     if checked.bad:
-        say(
-            f"{checked.bad} of {checked.total} rows are bad and left out; first: {checked.problems[0]}"
-        )
+        first = checked.problems[0]
+        say(args, f"{checked.bad} of {checked.total} rows are bad and dropped; first: {first}")
     encoder = open_encoder(kind, args.run, args.device or best_device())
-    answers, official = Answers(kind, encoder, args.run), {}
-    rows, given = (
-        CheckedRows(args.file, kinds=kinds, columns=args.columns),
-        KINDS[checked.kind].columns,
-    )
+    scoring, answers_by_id = Scoring(kind, encoder, args.run), {}
+    count = checked.total - checked.bad
+    # The second pass skips the same bad rows.
+    rows = CheckedRows(args.file, kinds=kinds, columns=args.columns)
     with writing(args.output) as file, progress(count) as advance:
         for row, prediction in predict_rows(
             encoder, rows, checked.kind, batch_size=args.batch_size
         ):
-            named = {
-                PREFIX + name: value for name, value in prediction.items() if name not in given
-            }
-            file.write(as_line({**row, **named}))
-            answers.add(row, prediction)
+            file.write(as_line(row | predicted_columns(prediction, checked.kind)))
+            scoring.add(row, prediction)
             if args.squad:
-                official[ids[len(official)]] = prediction["answer"]
+                answers_by_id[ids[len(answers_by_id)]] = prediction["answer"]
             advance()
     if args.squad:
         with writing(args.squad) as file:
-            file.write(as_line(official))
-    say(f"{count} rows -> {args.output}")
-    if report := answers.report():
-        say(report)
+            file.write(as_line(answers_by_id))
+    say(args, f"{count} rows -> {args.output}")
+    report = scoring.report()
+    if report:
+        say(args, report)
     return 0
+
+
+def say(args, text: str) -> None:
+    """Print a message, to the error stream where the rows themselves go to the terminal."""
+    print(text, file=sys.stderr if args.output == "-" else sys.stdout)
+
+
+def predicted_columns(prediction: dict, kind: str) -> dict:
+    """The columns that a row gets: what the model predicted, without what it was given."""
+    given = KINDS[kind].columns
+    return {PREFIX + name: value for name, value in prediction.items() if name not in given}
+
+
+def check_arguments(args, kind: str) -> None:
+    """UserError where flags do not fit each other or the model."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
+    if args.squad and "question" not in TASKS[kind].texts:
+        raise UserError(f"--squad is for question answering; {args.run} holds a {kind} model")
+    for path in (args.output, args.squad):
+        check_output(path, force=args.force)
 
 
 def check_output(path: str | None, *, force: bool) -> None:
@@ -189,17 +188,18 @@ def check_output(path: str | None, *, force: bool) -> None:
     if path in (None, "-"):
         return
     if Path(path).exists() and not force:
-        raise UserError(f"{path} exists: give another --output, or --force to write over it")
+        raise UserError(f"{path} exists: give another --output, or --force to overwrite it")
     if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
         raise UserError(f"{path}: a file in a folder that exists is expected")
 
 
 @contextmanager
 def writing(path: str):
-    """A text file that gets its name when the block has ended well; - is the terminal."""
+    """A text file that gets its name when the block ends without an error; - is the terminal."""
     if path == "-":
         yield sys.stdout
         return
+    # A file under its own name is complete.
     part = f"{path}.part"
     with open(part, "w", encoding="utf-8") as file:
         yield file
@@ -207,7 +207,8 @@ def writing(path: str):
 
 
 def as_line(content: dict) -> str:
-    """One line of JSON; half a surrogate pair, which a column may hold, is written as its escape."""
+    """One line of JSON. Half a surrogate pair, which a column may hold, is written as its escape."""
+    # default=str: a parquet column may hold dates.
     text = json.dumps(content, ensure_ascii=False, default=str)
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8") + "\n"
 
@@ -218,6 +219,7 @@ def progress(total: int):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    # On the error stream, since the rows may go to the terminal.
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
@@ -227,115 +229,55 @@ def progress(total: int):
 # ---- comparing with the answers ----------------------------------------------------------------------------------
 
 
-class Answers:
-    """The answers that rows have, beside what the model said; of a row only these two are kept."""
+class Scoring:
+    """Gathers the answers that rows have, with the predictions, and prints how well they agree."""
 
     def __init__(self, kind: str, encoder, run: str):
-        self.kind, self.encoder, self.column = kind, encoder, ANSWERS[kind]
-        self.unit = (read_object(Path(run) / RECORD).get("config") or {}).get("answer_unit", "word")
-        self.pairs: list[tuple] = []
-        self.without = 0
+        task = TASKS[kind]
+        self.column = task.answer
+        run_config = read_object(Path(run) / RECORD).get("config") or {}
+        self.answers = resolve(task.answers)(encoder, run_config)
+        self.scored = self.without = 0
 
     def add(self, row: dict, prediction: dict) -> None:
+        # An answer that breaks its form, such as half a SQuAD entry, counts as missing.
         answer = row.get(self.column)
-        odd = (
-            self.kind == "tagger" and answer is not None and len(answer) != len(prediction["tags"])
-        )
-        if answer is None or odd or CHECKS[self.column](answer):
-            self.without += 1
-        elif self.kind == "classifier":
-            self.pairs.append((answer, prediction["label"]))
-        elif self.kind == "tagger":
-            self.pairs.append((answer, prediction["tags"], prediction["tokens"]))
+        is_good = answer is not None and not CHECKS[self.column](answer)
+        if is_good and self.answers.add(answer, prediction):
+            self.scored += 1
         else:
-            scores = answer_scores(prediction["answer"], answer["text"], self.unit)
-            self.pairs.append((bool(answer["text"]), *scores))
+            self.without += 1
 
     def report(self) -> str:
         """The metrics as text; "" where no row has an answer."""
-        if not self.pairs:
+        if not self.scored:
             return ""
-        said = {"classifier": self._labels, "tagger": self._tags, "reader": self._spans}[
-            self.kind
-        ]()
-        return (
-            f"{said}\n{self.without} rows without {self.column} are not judged"
-            if self.without
-            else said
-        )
-
-    def _labels(self) -> str:
-        if self.encoder.problem == "regression":
-            numbers = [
-                (number(true), said) for true, said in self.pairs if number(true) is not None
-            ]
-            self.without += len(self.pairs) - len(numbers)
-            names = ("rows", "mae", "r2", "pearson", "spearman")
-            return (
-                table(names, [regression_report(*zip(*numbers))])
-                if numbers
-                else "no label is a number"
-            )
-        place = {label: i for i, label in enumerate(self.encoder.labels)}
-        pairs = [(names_of(true), names_of(said)) for true, said in self.pairs]
-        known = [pair for pair in pairs if all(name in place for name in pair[0])]
-        strange = Counter(name for true, _ in pairs for name in true if name not in place)
-        notes = []
-        if strange:
-            shown = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
-            notes = [
-                f"{len(pairs) - len(known)} rows have a label that the model does not know, as {shown}: not judged"
-            ]
-            if not known:
-                return f"{notes[0]}; its labels are {', '.join(self.encoder.labels[:20])}"
-        if self.encoder.problem == "multi_label_classification":
-            marks = [[[int(label in names) for label in place] for names in pair] for pair in known]
-            report = multi_label_report(*zip(*marks), self.encoder.labels)
-            overall = ("rows", "accuracy", "f1_micro", "f1")
-        else:
-            report = classification_report(
-                *zip(*([place[n[0]] for n in pair] for pair in known)), self.encoder.labels
-            )
-            overall = ("rows", "accuracy", "f1")
-        classes = sorted(
-            (entry for entry in report["classes"] if entry["rows"]), key=lambda entry: entry["f1"]
-        )
-        return "\n".join([table(overall, [report]), "", table(CLASS, classes, limit=SHOWN), *notes])
-
-    def _tags(self) -> str:
-        truth, said, tokens = zip(*self.pairs)
-        scheme = find_scheme(truth)
-        report = tagging_report([to_bio(tags, scheme)[0] for tags in truth], said, tokens)
-        overall = ("sentences", "entities", "precision", "recall", "f1")
-        return "\n".join([table(overall, [report]), "", table(TYPE, report["types"], limit=SHOWN)])
-
-    def _spans(self) -> str:
-        parts = {"all": self.pairs, "answerable": [p for p in self.pairs if p[0]]}
-        parts["unanswerable"] = [p for p in self.pairs if not p[0]]
-        rows = [
-            {
-                "questions": name,
-                "rows": len(part),
-                "exact": mean(p[1] for p in part),
-                "f1": mean(p[2] for p in part),
-            }
-            for name, part in parts.items()
-            if part and (name == "all" or len(part) < len(self.pairs))
-        ]
-        return table(("questions", "rows", "exact", "f1"), rows)
+        lines = []
+        for part in self.answers.report():
+            if isinstance(part, Table):
+                part = table(part.columns, part.rows, limit=part.limit)
+            lines.append(part)
+        # After `report`, which may skip some itself.
+        without = self.without + self.answers.skipped
+        if without:
+            lines.append(f"{without} rows without {self.column} are not scored")
+        return "\n".join(lines)
 
 
 def table(columns: Sequence[str], rows: Sequence[dict], limit: int | None = None) -> str:
-    """Aligned columns for the terminal; the first `limit` rows, and how many more there are."""
-    cells = [
-        [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns]
-        for row in rows[:limit]
-    ]
-    widths = [max(map(len, column)) for column in zip(columns, *cells)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-        for line in [columns, *cells]
-    ]
-    return "\n".join(
-        lines + ([f"... and {len(rows) - limit} more"] if limit and len(rows) > limit else [])
-    )
+    """Aligned columns for the terminal: the first `limit` rows, and how many more there are."""
+    lines = [list(columns)]
+    for row in rows[:limit]:
+        lines.append([_cell(row[column]) for column in columns])
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    texts = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths)]
+        texts.append("  ".join(padded).rstrip())
+    if limit and len(rows) > limit:
+        texts.append(f"... and {len(rows) - limit} more")
+    return "\n".join(texts)
+
+
+def _cell(value) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

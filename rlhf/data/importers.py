@@ -326,6 +326,12 @@ class Layout:
         return self.convert(row)
 
 
+def from_swag(row: dict) -> list[dict]:
+    """SWAG (arXiv 1808.05326): each ending completes the beginning of a second sentence."""
+    choices = [f"{row['sent2']} {row[f'ending{k}']}" for k in range(4)]
+    return [{"text": row["sent1"], "choices": choices, "label": row.get("label")}]
+
+
 RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
 # The first layout that matches counts. HH-RLHF and the entities look at values, because our own rows have these columns.
 LAYOUTS = (
@@ -335,11 +341,17 @@ LAYOUTS = (
     Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
     Layout("KoChatGPT", RANKING_COLUMNS, "ranking", from_kochatgpt),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
+    Layout(
+        "SWAG",
+        ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3"),
+        "multiple_choice",
+        from_swag,
+    ),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
-    Layout("ner_tags", ("tokens", "ner_tags"), "tagging", from_ner_tags),
-    Layout("entities", ("text", "entities"), "tagging", from_entities, _has_entities),
-    Layout("spans", ("text", "spans"), "tagging", from_entities, _has_entities),
-    Layout("entities as label", ("text", "label"), "tagging", from_entities, _has_entities),
+    Layout("ner_tags", ("tokens", "ner_tags"), "ner", from_ner_tags),
+    Layout("entities", ("text", "entities"), "ner", from_entities, _has_entities),
+    Layout("spans", ("text", "spans"), "ner", from_entities, _has_entities),
+    Layout("entities as label", ("text", "label"), "ner", from_entities, _has_entities),
 )
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from math import isfinite, isnan
 
 from rlhf.data.chat import ROLES
+from rlhf.tasks.table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
+MAX_CHOICES = 26  # of a question: the letters that a person has to name them
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,36 @@ class RowKind:
     columns: tuple[str, ...]
     recipes: tuple[str, ...]
     example: dict
+    relation: tuple[str, ...] = ()
+
+
+def task_kinds() -> list[RowKind]:
+    """The kinds of the encoder tasks: those with the answer, then those without, which `predict` reads."""
+    answered, unanswered = [], []
+    for name, task in TASKS.items():
+        for kind, rows in task.rows.items():
+            if kind in task.trained_on:
+                answered.append(_kind_of_task(kind, rows, name))
+            else:
+                unanswered.append(_kind_of_task(kind, rows, "predict"))
+    return _most_specific_first(answered + unanswered)
+
+
+def _kind_of_task(name: str, rows: Rows, recipe: str) -> RowKind:
+    return RowKind(name, tuple(rows.columns), (recipe,), rows.example, rows.relation)
+
+
+def _most_specific_first(kinds: Iterable[RowKind]) -> list[RowKind]:
+    """The same order, except that a kind comes before every kind whose columns it includes."""
+    ordered: list[RowKind] = []
+    for kind in kinds:
+        position = len(ordered)
+        for i, other in enumerate(ordered):
+            if set(other.columns) < set(kind.columns):
+                position = i
+                break
+        ordered.insert(position, kind)
+    return ordered
 
 
 # The most specific kind comes first, because a row is of the first kind whose columns it has.
@@ -65,53 +97,7 @@ KINDS = {
             },
         ),
         RowKind("prompt", ("prompt",), ("ppo",), {"prompt": "Hi!"}),
-        # The label is a name, a list of names, or a number for regression.
-        RowKind(
-            "pair_classification",
-            ("text", "text_pair", "label"),
-            ("classification",),
-            {"text": "It rains.", "text_pair": "It is wet.", "label": "entailment"},
-        ),
-        RowKind(
-            "classification",
-            ("text", "label"),
-            ("classification",),
-            {"text": "A fine film.", "label": "good"},
-        ),
-        RowKind(
-            "tagging",
-            ("tokens", "tags"),
-            ("ner",),
-            {
-                "tokens": ["Ada", "Lovelace", "wrote", "."],
-                "tags": ["B-person", "I-person", "O", "O"],
-            },
-        ),
-        RowKind(
-            "question_answering",
-            ("question", "context", "answers"),
-            ("question_answering",),
-            {
-                "question": "Who wrote it?",
-                "context": "Ada wrote it.",
-                # With empty lists the context holds no answer (SQuAD v2).
-                "answers": {"text": ["Ada"], "answer_start": [0]},
-            },
-        ),
-        # The input of a trained encoder. The row may also hold the answer.
-        RowKind(
-            "question",
-            ("question", "context"),
-            ("predict",),
-            {"question": "Who wrote it?", "context": "Ada did."},
-        ),
-        RowKind("tokens", ("tokens",), ("predict",), {"tokens": ["Ada", "Lovelace", "wrote", "."]}),
-        RowKind(
-            "pair",
-            ("text", "text_pair"),
-            ("predict",),
-            {"text": "It rains.", "text_pair": "It is wet."},
-        ),
+        *task_kinds(),
         RowKind(
             "text",
             ("text",),
@@ -190,23 +176,13 @@ def check_row(row: dict, kind: RowKind) -> list[Problem]:
     if problems:
         return problems  # columns can be compared with each other only where each is good
     if kind.name == "ranking":
-        return _check_counts(row, "completions", "ranks", "rank")
-    if kind.name == "tagging":
-        return _check_counts(row, "tokens", "tags", "tag")
+        return _check_same_length(row, "ranks", "completions")
     if kind.name == "preference" and row["chosen"] == row["rejected"]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
-    if kind.name == "question_answering":
-        return [("answers", reason) for reason in _misplaced(row["answers"], row["context"])]
+    if kind.relation:
+        relation, *columns = kind.relation
+        return RELATIONS[relation](row, *columns)
     return []
-
-
-def _check_counts(row: dict, items: str, marks: str, mark: str) -> list[Problem]:
-    """Each item, a completion or a token, needs its mark, a rank or a tag."""
-    item_count, mark_count = len(row[items]), len(row[marks])
-    if item_count == mark_count:
-        return []
-    item = items.removesuffix("s")
-    return [(marks, f"{mark_count} {marks} for {item_count} {items}: give each {item} its {mark}")]
 
 
 # ---- checks of one column: value -> the reason why it is bad, or None ------------------------------------------------
@@ -342,23 +318,68 @@ def _check_answers(value) -> str | None:
     return None
 
 
-def _misplaced(answers: dict, context: str) -> list[str]:
-    """The reasons why answers are bad that are not at their place in the context."""
-    reasons = []
+def _check_choices(value) -> str | None:
+    if not isinstance(value, list) or not 2 <= len(value) <= MAX_CHOICES:
+        return f"a list of 2 to {MAX_CHOICES} strings is expected, {_shown(value)} given"
+    for i, choice in enumerate(value):
+        reason = _check_text(choice)
+        if reason:
+            return f"choice {i}: {reason}"
+    return None
+
+
+def _check_same_length(row: dict, column: str, other: str) -> list[Problem]:
+    """Two lists whose items belong together, with names in the plural, as tags and tokens."""
+    items, others = row[column], row[other]
+    if len(items) == len(others):
+        return []
+    advice = f"give each {other.removesuffix('s')} its {column.removesuffix('s')}"
+    return [(column, f"{len(items)} {column} for {len(others)} {other}: {advice}")]
+
+
+def _check_quotes(row: dict, column: str, other: str) -> list[Problem]:
+    """Answers that are not in the context at the character that they give."""
+    answers, context = row[column], row[other]
+    problems = []
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
         if context.startswith(text, start):
             continue
-        actual = context.find(text)
-        hint = "it is not in the context"
-        if actual >= 0:
-            hint = f"it is at {actual}"
-        reasons.append(f"{_shown(text)} is not at character {start} of the context; {hint}")
-    return reasons
+        position = context.find(text)
+        hint = f"it is not in the {other}"
+        if position >= 0:
+            hint = f"it is at {position}"
+        reason = f"{_shown(text)} is not at character {start} of the {other}; {hint}"
+        problems.append((column, reason))
+    return problems
 
 
+def _check_index_of(row: dict, column: str, other: str) -> list[Problem]:
+    """A number that counts the items of a list from 0; in a table it is a string."""
+    value, count = row[column], len(row[other])
+    is_number = type(value) is int or (isinstance(value, str) and value.isdecimal())
+    if is_number and 0 <= int(value) < count:
+        return []
+    expected = f"the index of one of the {other} is expected, 0 to {count - 1}"
+    return [(column, f"{expected}, {_shown(value)} given")]
+
+
+# Conditions that tie columns of a row to each other.
+RELATIONS: dict[str, Callable[..., list[Problem]]] = {
+    "same_length": _check_same_length,
+    "quotes": _check_quotes,
+    "index_of": _check_index_of,
+}
+# Forms of the columns of the encoder tasks.
+FORMS: dict[str, Callable[[object], str | None]] = {
+    "text": _check_text,
+    "label": _check_label,
+    "tokens": _check_tokens,
+    "tags": _check_tags,
+    "answers": _check_answers,
+    "choices": _check_choices,
+}
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "text": _check_text,
-    "text_pair": _check_text,
     "prompt": _check_prompt,
     "completion": _check_text,
     "chosen": _check_text,
@@ -366,13 +387,10 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
     "messages": _check_messages,
     "completions": _check_completions,
     "ranks": _check_ranks,
-    "label": _check_label,
-    "tokens": _check_tokens,
-    "tags": _check_tags,
-    "question": _check_text,
-    "context": _check_text,
-    "answers": _check_answers,
 }
+for _task in TASKS.values():
+    for _rows in _task.rows.values():
+        CHECKS |= {column: FORMS[form] for column, form in _rows.columns.items()}
 
 
 def _shown(value) -> str:
@@ -410,11 +428,11 @@ CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("prompt_completion", "prompt"): to_prompt,
     ("preference", "prompt"): to_prompt,
     ("ranking", "prompt"): to_prompt,
-    ("tagging", "tokens"): dict,  # keeps the answers, with which predictions are compared
-    ("question_answering", "question"): dict,
 }
-# The column that a row may lack where it is to be predicted.
-ANSWERS = {
-    "tagging": "tags",
-    "question_answering": "answers",
-}
+ANSWERS: dict[str, str] = {}  # kind -> the column that a row may lack where it is to be predicted
+for _task in TASKS.values():
+    for _kind, _rows in _task.rows.items():
+        if _rows.unanswered:
+            # The answers stay in the row: predictions are compared with them.
+            CONVERSIONS[_kind, _rows.unanswered] = dict
+            ANSWERS[_kind] = _task.answer

@@ -5,18 +5,16 @@ Weights are read from safetensors, and remote code is never run. An error names 
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -26,15 +24,8 @@ from rlhf.errors import UserError
 from rlhf.models.parts import label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
-# What an encoder can be asked for. masked_nsp: BERT's own two heads, masked words and next sentence.
-HEADS = {
-    "classifier": AutoModelForSequenceClassification,
-    "tagger": AutoModelForTokenClassification,
-    "reader": AutoModelForQuestionAnswering,
-    "masked": AutoModelForMaskedLM,
-    "masked_nsp": AutoModelForPreTraining,
-}
 FILES_SHOWN = 12  # names of a folder that an error lists
+REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
 
 def load_tokenizer(path: str, *, revision: str | None = None):
@@ -97,7 +88,7 @@ def load_reward_model(
 
 def load_encoder(
     path: str,
-    task: str,
+    head: str,
     *,
     labels: list[str] | None = None,
     problem_type: str | None = None,
@@ -105,7 +96,10 @@ def load_encoder(
     revision: str | None = None,
     dtype: str = "float32",
 ) -> PreTrainedModel:
-    """Load a model with the head of `task`, a key of HEADS. Output i is labels[i]; None keeps the labels of its config.
+    """Load a model with a head.
+
+    head: name of an Auto class, such as "AutoModelForTokenClassification".
+    labels: output i is labels[i]. None keeps the labels of the config.
 
     A head that is missing from the weights is an error. new_head=True is for training one: then weights may be random,
     and `model.new_weights` names them. A trained head is drawn again when its labels differ, even if their number is equal.
@@ -116,7 +110,7 @@ def load_encoder(
     if problem_type:
         options["problem_type"] = problem_type
     model, info = _from_pretrained(
-        HEADS[task],
+        getattr(transformers, head),
         path,
         revision=revision,
         dtype=dtype,
@@ -126,23 +120,24 @@ def load_encoder(
     )
     if info["missing_keys"] and not new_head:
         raise UserError(
-            f"{path} has no trained {task} head (missing weights: {_first(info['missing_keys'])}): give the run "
-            "folder of a recipe that trained one"
+            f"{path} has no trained head for {head} "
+            f"(missing weights: {_first(info['missing_keys'])}): "
+            "give the run folder of a recipe that trained one"
         )
     if new_head and labels is not None:
         # transformers keeps a head of the right size, whatever its outputs mean.
         trained = trained_labels(path, revision=revision)
         if trained not in ([], labels):
-            head = score_head(model)
-            nn.init.normal_(head.weight, std=model.config.initializer_range)
-            if head.bias is not None:
-                nn.init.zeros_(head.bias)
+            layer = score_head(model)
+            nn.init.normal_(layer.weight, std=model.config.initializer_range)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     model.new_weights = sorted(info["missing_keys"])
     return model
 
 
 def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
-    """Labels of a checkpoint that has a trained classification or tagging head, in the order of its outputs; else []."""
+    """Labels of a checkpoint that has a trained head for texts or tokens, in the order of its outputs; else []."""
     config = _from_pretrained(AutoConfig, path, revision=revision)
     labelled = ("SequenceClassification", "TokenClassification")
     if not any(name.endswith(labelled) for name in config.architectures or ()):
@@ -174,12 +169,23 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]  # transformers' messages run over pages
+        reason = str(error).strip().splitlines()[0][:REASON_CHARACTERS]
+        if reason.startswith("Unrecognized configuration class"):
+            raise UserError(
+                f"{path}: transformers has no {auto_class.__name__} for {type_of_config(reason)} models: "
+                "start from another architecture, such as bert-base-uncased"
+            ) from error
         raise UserError(
             f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n  {_what_is_there(path)}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def type_of_config(message: str) -> str:
+    """Return the architecture in transformers' message about "<class '...GPT2Config'>", here GPT2."""
+    name = re.search(r"(\w+)Config'", message)
+    return name[1] if name else "such"
 
 
 def _what_is_there(path: str) -> str:

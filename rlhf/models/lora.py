@@ -2,11 +2,13 @@
 
 from transformers import PreTrainedModel
 
+from rlhf.tasks.table import TASKS
+
 
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
     """Freeze a model and add trainable matrices of rank `rank` to all its linear layers (arXiv 2106.09685).
 
-    task: CAUSAL_LM, SEQ_CLS, TOKEN_CLS or QUESTION_ANS. The heads of all but the first are trained in full and saved. So is
+    task: CAUSAL_LM or a `peft_type` of TASKS. The heads of all but the first are trained in full and saved. So is
     a pooler that the checkpoint did not have (a model pretrained on masked words alone).
     """
     from peft import LoraConfig, get_peft_model
@@ -17,7 +19,8 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     if any(".pooler." in name for name in getattr(model, "new_weights", ())):
         whole.append("pooler")
     # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
-    without = {"TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}.get(task, [])
+    excludes = {entry.peft_type: list(entry.lora_excludes) for entry in TASKS.values()}
+    without = excludes.get(task, [])
     if "pooler" in whole:
         without.append("pooler.dense")
     config = LoraConfig(

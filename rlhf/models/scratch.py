@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlhf.errors import UserError
-from rlhf.models.load import HEADS
 from rlhf.models.parts import label_maps, set_causal_loss
+from rlhf.tasks.table import TASKS
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,32 @@ def new_policy(tokenizer, **sizes) -> PreTrainedModel:
 
 def new_encoder(
     tokenizer,
-    task: str,
+    head: str,
     *,
     labels: list[str] | None = None,
     problem_type: str | None = None,
     **sizes,
 ) -> PreTrainedModel:
-    """Make a BERT (or, for a classifier or tagger, GPT-2) class model with random weights; sizes: the fields of `Sizes`."""
-    allowed = ("bert", "gpt2") if task in ("classifier", "tagger") else ("bert",)
-    config = _new_config(tokenizer, allowed, Sizes(**sizes))
+    """Make a BERT class model with random weights and a head, or a GPT-2 class model if a task with this head allows it.
+
+    head: name of an Auto class.
+    labels: output i is labels[i].
+    sizes: the fields of `Sizes`.
+    """
+    config = _new_config(tokenizer, architectures_for(head), Sizes(**sizes))
     if labels is not None:
         for name, value in label_maps(labels).items():
             setattr(config, name, value)
     config.problem_type = problem_type
-    return HEADS[task].from_config(config)
+    return getattr(transformers, head).from_config(config)
+
+
+def architectures_for(head: str) -> tuple[str, ...]:
+    """Return the model types that can have this head. Only BERT if no task uses it."""
+    for task in TASKS.values():
+        if task.head == head:
+            return task.model_types
+    return ("bert",)
 
 
 def _new_config(tokenizer, allowed: tuple[str, ...], sizes: Sizes) -> PretrainedConfig:

@@ -1,9 +1,9 @@
 """README.md of a run folder: the model card, written from what the run left there and nothing else.
 
-The same folder gives the same card. Only run.json is needed; a missing metrics.jsonl, samples.jsonl, plot, config or
-parent leaves its section out. TRL's card calls a local parent "None", so SFT -> reward model -> PPO loses its lineage;
-here parents are followed through their own run.json. The licence is copied from a base model we know, and is `other`
-otherwise: nothing is invented.
+The same folder gives the same card. Only run.json is needed: without metrics.jsonl, samples.jsonl, a plot, a config or
+a parent, the card has no section for it. TRL's card calls a local parent "None", so SFT -> reward model -> PPO loses its
+lineage. Here parents are followed through their own run.json. The licence is copied from a base model we know and is
+`other` otherwise: nothing is invented. What differs between encoder tasks comes from `rlhf.tasks.TASKS`.
 """
 
 import json
@@ -17,64 +17,32 @@ from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.markdown import _flat, fenced, markdown_cell, markdown_table
 from rlhf.runs.record import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
+from rlhf.tasks.table import TASKS, RowList
 
-SAMPLES, ROWS = 5, 30  # samples in a card; rows of a table
+SAMPLES = 5  # samples, and wrong predictions, in a card
+TABLE_ROWS = 30  # rows of a table of results
+# Characters of the longest sample that a snippet uses as its input.
+LONGEST_PROMPT, LONGEST_TEXT, LONGEST_CONTEXT = 80, 200, 300
 
-# recipe -> (kind of model, what it is). A kind decides pipeline_tag and snippet.
+# Recipe that is not a task of TASKS -> (kind of model, its summary). The kind decides pipeline_tag and snippet.
 RECIPES = {
-    "tokenizer": ("tokenizer", "A tokenizer trained on one's own text."),
+    "tokenizer": ("tokenizer", "A tokenizer trained on your own text."),
     "pretrain": ("causal", "A language model trained on plain text."),
-    "classification": ("classifier", "A text classifier."),
-    "ner": ("tagger", "A model that labels each word (named entity recognition)."),
-    "question_answering": ("reader", "A model that marks the answer to a question in a text."),
     "sft": ("causal", "A chat model, fine-tuned on demonstrations (SFT)."),
     "reward": (
         "reward",
         "A reward model: it gives an answer to a prompt one score, learned from human rankings.",
     ),
     "ppo": ("causal", "A chat model trained by {algorithm} to raise the score of its answers."),
-    "dpo": (
-        "causal",
-        "A chat model trained on pairs of answers by direct preference optimisation (DPO).",
-    ),
 }
-# kind -> (file of its report, the list in it that becomes a table, columns, what a row is)
-REPORTS = {
-    "classifier": (
-        "classification.json",
-        "classes",
-        ("label", "rows", "precision", "recall", "f1"),
-        "labels",
-    ),
-    "tagger": ("ner.json", "types", ("type", "entities", "precision", "recall", "f1"), "types"),
-    "reader": (
-        "question_answering.json",
-        "kinds",
-        ("question", "rows", "exact", "f1"),
-        "kinds of questions",
-    ),
-}
-# metric of a record -> what the Hub calls it
-EVALUATIONS = {
-    "accuracy": "accuracy",
-    "f1": "f1",
-    "precision": "precision",
-    "recall": "recall",
-    "exact": "exact_match",
-    "mse": "mse",
-    "mae": "mae",
-    "pearson": "pearsonr",
-    "spearman": "spearmanr",
-}
+MASKED_SUMMARY = "A language model trained on plain text by filling in masked words."
+# Kind of model -> the Hub's name of its task.
 PIPELINES = {
     "causal": "text-generation",
     "chat": "text-generation",
     "masked": "fill-mask",
-    "classifier": "text-classification",
     "reward": "text-classification",
-    "tagger": "token-classification",
-    "reader": "question-answering",
-}
+} | {name: task.pipeline for name, task in TASKS.items()}
 LICENCES = {
     "gpt2": "mit",
     "openai-community/gpt2": "mit",
@@ -88,14 +56,11 @@ LICENCES = {
     "google-bert/bert-base-cased": "apache-2.0",
     "google-bert/bert-base-multilingual-cased": "apache-2.0",
 }
-NOT_THE_ORIGIN = (
-    "reward",
-    "value",
-    "ref",
-    "tokenizer",
-)  # parents by whose weights this run did not start
+# Roles of parents whose weights this run did not start from.
+NOT_THE_ORIGIN = ("reward", "value", "ref", "tokenizer")
 
-# ---- snippets; {path} and {prompt} are Python literals -----------------------------------------------------------
+
+# ---- snippets: {path}, {prompt}, ... are replaced by Python literals ----------------------------------------
 
 _LOAD = """from transformers import {auto}, AutoTokenizer
 
@@ -124,35 +89,8 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 """,
     "masked": _LOAD.format(auto="AutoModelForMaskedLM")
     + """inputs = tokenizer("A " + tokenizer.mask_token + " day.", return_tensors="pt")
-place = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
-print(tokenizer.decode(model(**inputs).logits[0, place].argmax()))
-""",
-    "classifier": """from transformers import pipeline
-
-path = {path}
-classify = pipeline("text-classification", model=path, top_k=None)
-print(classify({texts}, truncation=True))
-""",
-    "tagger": """from transformers import pipeline
-
-path = {path}
-tag = pipeline("token-classification", model=path, aggregation_strategy="{aggregation}")
-for entity in tag({prompt}):
-    print(entity["entity_group"], entity["word"], entity["start"], entity["end"], entity["score"])
-""",
-    "reader": """import torch
-"""
-    + _LOAD.format(auto="AutoModelForQuestionAnswering")
-    + """question, context = {question}, {context}
-inputs = tokenizer(question, context, truncation="only_second", return_offsets_mapping=True, return_tensors="pt")
-offsets = inputs.pop("offset_mapping")[0].tolist()
-output = model(**inputs)
-inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])
-spans = torch.ones(len(inside), len(inside)).triu().tril({longest}).bool() & inside & inside[:, None]
-scores = (output.start_logits[0][:, None] + output.end_logits[0]).masked_fill(~spans, -1e9)
-start, end = divmod(scores.argmax().item(), len(inside))
-answer = context[offsets[start][0] : offsets[end][1]]  # a text that holds no answer gets one too; Reader knows better
-print(answer)
+index = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+print(tokenizer.decode(model(**inputs).logits[0, index].argmax()))
 """,
     "score": _LOAD.format(auto="AutoModelForSequenceClassification")
     + """print(model(**tokenizer({prompt}, return_tensors="pt")).logits[0, 0].item())
@@ -171,7 +109,8 @@ tokenizer = AutoTokenizer.from_pretrained({path})
 ids = tokenizer({prompt})["input_ids"]
 print(tokenizer.convert_ids_to_tokens(ids), tokenizer.decode(ids))
 """,
-}
+} | {name: task.snippet for name, task in TASKS.items()}
+
 
 # ---- the card ----------------------------------------------------------------------------------------------------
 
@@ -194,16 +133,13 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
         )
     kind, samples = kind_of(folder, record), read_jsonl(folder / "samples.jsonl")
     model_id = model_id or record.config.get("hub_model_id") or _shown_path(folder, record)
-    title = _title(folder, record, model_id)
     sections = [
-        f"# {markdown_cell(title)}",
-        _sentence(folder, record, kind),
-        ""
-        if record.status == "done"
-        else f"**This run is not complete: its status is `{record.status}`.**",
+        f"# {markdown_cell(_title(folder, record, model_id))}",
+        _summary(folder, record, kind),
+        _incomplete(record),
         _section("Results", _results(folder, record)),
         _section("Samples", _samples(samples)),
-        _section("Errors", _errors(folder, kind)),
+        _section("Errors", _mistakes(folder, kind)),
         _section("Use", _use(kind, folder, record, samples, model_id)),
         _section("Lineage", _lineage_table(folder, record)),
         _section("Data", _data_table(record)),
@@ -211,10 +147,9 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
         _section("Licence", _licence_note(folder, record)),
     ]
     front = yaml.safe_dump(front_matter(folder, record), sort_keys=False, allow_unicode=True)
-    text = f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
-    return re.sub(
-        r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text
-    )  # a token given as a flag is in the command
+    text = f"---\n{front}---\n\n{_joined(sections)}\n"
+    # A token that was given as a flag is in the command.
+    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
 
 
 def _title(folder: Path, record: RunRecord, model_id: str | None = None) -> str:
@@ -222,43 +157,53 @@ def _title(folder: Path, record: RunRecord, model_id: str | None = None) -> str:
     return name.rstrip("/").split("/")[-1]
 
 
+def _incomplete(record: RunRecord) -> str:
+    if record.status == "done":
+        return ""
+    return f"**This run is not complete: its status is `{record.status}`.**"
+
+
 def front_matter(folder: Path, record: RunRecord) -> dict:
-    """What the Hub reads."""
+    """The metadata that the Hub reads."""
     kind, base = kind_of(folder, record), base_model(folder, record)
     content = {"library_name": "transformers", "license": LICENCES.get(base, "other")}
     if base:
-        adapter = (folder / "adapter_config.json").is_file()
-        content |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
-    names = [str(entry.get("name", "")) for entry in record.data]
-    datasets = sorted({name for name in names if _is_hub_id(name) and not is_local(name)})
+        is_adapter = (folder / "adapter_config.json").is_file()
+        relation = "adapter" if is_adapter else "finetune"
+        content |= {"base_model": base, "base_model_relation": relation}
+    # Local files would be dead links.
+    names = {str(entry.get("name", "")) for entry in record.data}
+    datasets = sorted(name for name in names if _is_on_hub(name))
     if datasets:
         content["datasets"] = datasets
     if kind in PIPELINES:
         content["pipeline_tag"] = PIPELINES[kind]
-    tags = [
-        "rlhf",
-        record.recipe,
-        record.config.get("algorithm"),
-        "reward-model" if kind == "reward" else None,
-    ]
+    tags = ["rlhf", record.recipe, record.config.get("algorithm")]
+    if kind == "reward":
+        tags.append("reward-model")
+    # A run of recipes/ppo.py with algorithm ppo has this tag once.
     content["tags"] = list(dict.fromkeys(str(tag) for tag in tags if tag))
-    if results := evaluations(folder, record, kind):
+    results = evaluations(record, kind)
+    if results:
         content["model-index"] = [{"name": _title(folder, record), "results": [results]}]
     return content
 
 
-def evaluations(folder: Path, record: RunRecord, kind: str) -> dict | None:
-    """Final numbers in the form that the Hub lists; of an encoder whose evaluation rows have a name."""
-    metrics = [
-        {"type": theirs, "name": ours, "value": value}
-        for ours, theirs in EVALUATIONS.items()
-        if isinstance(value := record.metrics.get(ours), int | float)
-    ]
-    if kind not in REPORTS or not metrics or not record.data:
+def evaluations(record: RunRecord, kind: str) -> dict | None:
+    """Final numbers in the form that the Hub lists; None where the model is not a task's or its data have no name."""
+    if kind not in TASKS or not record.data:
         return None
+    metrics = []
+    for ours, theirs in TASKS[kind].hub_metrics.items():
+        value = record.metrics.get(ours)
+        # A run that failed has no numbers, and one of numbers has no accuracy.
+        if isinstance(value, int | float):
+            metrics.append({"type": theirs, "name": ours, "value": value})
+    if not metrics:
+        return None
+    # The last data set is the one that was evaluated on.
     name = str(record.data[-1].get("name", ""))
-    known = _is_hub_id(name) and not is_local(name)
-    shown = name if known else Path(name).name
+    shown = name if _is_on_hub(name) else Path(name).name
     return {
         "task": {"type": PIPELINES[kind]},
         "dataset": {"name": shown, "type": shown},
@@ -267,51 +212,66 @@ def evaluations(folder: Path, record: RunRecord, kind: str) -> dict | None:
 
 
 def kind_of(folder: Path, record: RunRecord) -> str:
-    """A key of SNIPPETS: what config.json says, or the recipe where there is none."""
-    kind = model_kind(folder) or RECIPES.get(record.recipe, ("causal",))[0]
-    return "chat" if kind == "causal" and _has_chat_template(folder) else kind
+    """A key of SNIPPETS: by config.json, or by the recipe where there is none."""
+    kind = model_kind(folder)
+    if not kind:
+        kind = _kind_by_recipe(record.recipe)
+    # Only the template tells a chat model from a plain language model.
+    if kind == "causal" and _has_chat_template(folder):
+        return "chat"
+    return kind
+
+
+def _kind_by_recipe(recipe: str) -> str:
+    if recipe in TASKS:
+        return recipe
+    if recipe in RECIPES:
+        return RECIPES[recipe][0]
+    return "causal"
 
 
 # ---- lineage -----------------------------------------------------------------------------------------------------
 
 
 def lineage(folder: Path, record: RunRecord) -> list[dict]:
-    """This run and all it came from, depth first: depth, role, name, recipe, sha256, code."""
+    """This run and everything that it came from, depth first: depth, role, name, recipe, sha256, code."""
+    # The first shard is enough to tell two models apart.
     weights = sorted(folder.glob("*.safetensors"))
-    own = {
+    this_run = {
         "depth": 0,
         "role": "this run",
         "name": _shown_path(folder, record),
         "recipe": record.recipe,
-    }
-    own |= {
         "sha256": file_sha256(weights[0]) if weights else "",
         "code": record.versions.get("code", ""),
     }
-    return [own, *_ancestors(folder, record, 1, {folder.resolve()})]
+    return [this_run, *_ancestors(folder, record, 1, {folder.resolve()})]
 
 
 def _ancestors(folder: Path, record: RunRecord, depth: int, seen: set[Path]) -> list[dict]:
-    found = []
+    """seen: folders on the way here, because a record may name a run that came from this one."""
+    rows = []
     for role, entry in record.parents.items():
-        if not (isinstance(entry, dict) and entry.get("name")):
+        if not _names_a_model(entry):
             continue
         home = _home(entry["name"], folder)
-        above = _record(home) if home else None
+        parent = _record(home) if home else None
         row = {
             "depth": depth,
             "role": role,
             "name": entry["name"],
             "recipe": entry.get("recipe", ""),
-        }
-        row |= {
             "sha256": entry.get("sha256", ""),
-            "code": above.versions.get("code", "") if above else "",
+            "code": parent.versions.get("code", "") if parent else "",
         }
-        found.append(row)
-        if above and home.resolve() not in seen:
-            found += _ancestors(home, above, depth + 1, seen | {home.resolve()})
-    return found
+        rows.append(row)
+        if parent and home.resolve() not in seen:
+            rows += _ancestors(home, parent, depth + 1, seen | {home.resolve()})
+    return rows
+
+
+def _names_a_model(entry) -> bool:
+    return isinstance(entry, dict) and bool(entry.get("name"))
 
 
 def base_model(folder: Path, record: RunRecord) -> str | None:
@@ -319,211 +279,257 @@ def base_model(folder: Path, record: RunRecord) -> str | None:
     seen: set[Path] = set()
     while folder.resolve() not in seen:
         seen.add(folder.resolve())
-        origins = [
-            entry
-            for role, entry in record.parents.items()
-            if not any(n in role for n in NOT_THE_ORIGIN)
-        ]
-        origin = next(
-            (entry for entry in origins if isinstance(entry, dict) and entry.get("name")), {}
-        )
-        home = _home(origin.get("name", ""), folder)
-        above = _record(home) if home else None
-        if above is None:
-            local = (
-                home
-                or not _is_hub_id(origin.get("name", ""))
-                or origin.get("sha256")
-                or origin.get("recipe")
-            )
-            return None if local else origin["name"]
-        folder, record = home, above
+        origin = _origin(record)
+        name = origin.get("name", "")
+        home = _home(name, folder)
+        parent = _record(home) if home else None
+        if parent is None:
+            # A folder that is gone looks like a Hub id. Its checksum or recipe shows that it was local.
+            was_local = home or origin.get("sha256") or origin.get("recipe")
+            return None if was_local or not _is_hub_id(name) else name
+        folder, record = home, parent
     return None
 
 
+def _origin(record: RunRecord) -> dict:
+    """The entry of the first parent whose weights this run started from; {} where there is none."""
+    for role, entry in record.parents.items():
+        is_other = any(name in role for name in NOT_THE_ORIGIN)
+        if not is_other and _names_a_model(entry):
+            return entry
+    return {}
+
+
 def _home(name: str, child: Path) -> Path | None:
-    """The folder of a parent: as it was named, or moved together with its child."""
+    """The folder of a parent: where it was, or moved together with its child."""
     if not name:
         return None
-    places = [Path(name), child.parent / Path(name).name]
-    return next(
-        (place for place in places if place.is_dir() and place.resolve() != child.resolve()), None
-    )
+    for folder in (Path(name), child.parent / Path(name).name):
+        if folder.is_dir() and folder.resolve() != child.resolve():
+            return folder
+    return None
 
 
 # ---- sections ----------------------------------------------------------------------------------------------------
 
 
-def _sentence(folder: Path, record: RunRecord, kind: str) -> str:
-    text = RECIPES.get(record.recipe, ("", f"A model made by the recipe `{record.recipe}`."))[1]
+def _summary(folder: Path, record: RunRecord, kind: str) -> str:
+    """One sentence, and the model that the weights go back to."""
     if kind == "masked":
-        text = "A language model trained on plain text by filling in masked words."
-    if kind == "classifier":
-        text = _task(folder)
+        text = MASKED_SUMMARY
+    elif kind in TASKS:
+        text = _task_summary(folder, kind)
+    else:
+        unknown = f"A model made by the recipe `{record.recipe}`."
+        text = RECIPES.get(record.recipe, ("", unknown))[1]
     text = text.format(algorithm=str(record.config.get("algorithm", "ppo")).upper())
     base = base_model(folder, record)
-    return text + (f" It goes back to [{base}](https://huggingface.co/{base})." if base else "")
+    if base:
+        text += f" It goes back to [{base}](https://huggingface.co/{base})."
+    return text
 
 
-def _task(folder: Path) -> str:
-    """What a classifier is asked for, by its config."""
-    config = read_object(folder / "config.json")
-    what = {
-        "multi_label_classification": "A classifier that gives {a} any number of labels.",
-        "regression": "A model that gives {a} a number.",
-    }.get(config.get("problem_type"), "A classifier that gives {a} one label.")
-    return what.format(a="a pair of texts" if config.get("trained_pairs") else "a text")
+def _task_summary(folder: Path, kind: str) -> str:
+    """The task's summary, for the problem and the texts that the config names."""
+    config, task = read_object(folder / "config.json"), TASKS[kind]
+    summary = task.summaries.get(config.get("problem_type"), task.summary)
+    texts = "a pair of texts" if config.get("trained_pairs") else "a text"
+    return summary.format(texts=texts)
 
 
 def _results(folder: Path, record: RunRecord) -> str:
     metrics, origin = record.metrics, ""
+    # A run that did not finish has no final numbers.
     if not metrics:
         rows = read_jsonl(folder / "metrics.jsonl")
-        metrics, origin = (rows[-1], "The last line of metrics.jsonl:\n\n") if rows else ({}, "")
+        if rows:
+            metrics, origin = rows[-1], "The last line of metrics.jsonl:\n\n"
+    parts = []
     numbers = [(name, _number(value)) for name, value in _flat(metrics)]
-    kind = kind_of(folder, record)
-    pictures = sorted(
-        (folder / "plots").glob("*.png"), key=lambda path: (path.name != "curves.png", path.name)
-    )
-    parts = [origin + markdown_table(["metric", "value"], numbers, right=1)] if numbers else []
-    parts += [_report_table(folder, kind)] if kind in REPORTS else []
-    parts += [f"![{path.stem}](plots/{path.name})" for path in pictures]
-    return "\n\n".join(part for part in parts if part)
+    if numbers:
+        parts.append(origin + markdown_table(["metric", "value"], numbers, right=1))
+    parts.append(_report_table(folder, kind_of(folder, record)))
+    # The curves come first, then the other pictures by name.
+    plots = sorted((folder / "plots").glob("*.png"))
+    plots.sort(key=lambda path: path.name != "curves.png")
+    parts += [f"![{path.stem}](plots/{path.name})" for path in plots]
+    return _joined(parts)
 
 
 def _report_table(folder: Path, kind: str) -> str:
-    """A row for each label, type or kind of question, the most frequent first."""
-    name, part, columns, what = REPORTS[kind]
-    rows = [row for row in read_object(folder / name).get(part) or [] if isinstance(row, dict)]
+    """The task's report by label, type or kind of question, the most frequent first; "" for other models."""
+    if kind not in TASKS:
+        return ""
+    report, noun = TASKS[kind].report, TASKS[kind].report_rows
+    rows = _rows_of(folder, report)
     if not rows:
         return ""
-    rows.sort(key=lambda row: -row.get(columns[1], 0))
-    table = markdown_table(
-        columns, [[_number(row.get(column, "")) for column in columns] for row in rows[:ROWS]]
-    )
-    return table + (
-        f"\n\nThe {ROWS} most frequent of {len(rows)} {what}; `{name}` has all."
-        if len(rows) > ROWS
-        else ""
-    )
+    count = report.columns[1]  # rows or entities
+    rows.sort(key=lambda row: -row.get(count, 0))
+    cells = []
+    for row in rows[:TABLE_ROWS]:
+        cells.append([_number(row.get(column, "")) for column in report.columns])
+    table = markdown_table(report.columns, cells)
+    if len(rows) <= TABLE_ROWS:
+        return table
+    note = f"The {TABLE_ROWS} most frequent of {len(rows)} {noun}; `{report.file}` has all."
+    return f"{table}\n\n{note}"
 
 
-def _errors(folder: Path, kind: str) -> str:
-    """Held-out rows that the model gets wrong, as its recipe sorted them."""
-    if kind == "reader":
-        rows = read_object(folder / REPORTS[kind][0]).get("mistakes") or []
-        columns = ("question", "gold", "predicted", "f1")
+def _rows_of(folder: Path, rows: RowList) -> list[dict]:
+    """The rows that a run left in a file; [] where the file or the list is not there."""
+    if rows.key:
+        found = read_object(folder / rows.file).get(rows.key) or []
     else:
-        rows = read_jsonl(folder / "errors.jsonl")
-        columns = ("tokens", "errors") if kind == "tagger" else tuple(rows[0]) if rows else ()
-    rows = [row for row in rows if isinstance(row, dict)][:SAMPLES]
+        found = read_jsonl(folder / rows.file)
+    return [row for row in found if isinstance(row, dict)]
+
+
+def _mistakes(folder: Path, kind: str) -> str:
+    """Held-out rows that the model gets wrong, as its recipe sorted them."""
+    if kind not in TASKS:
+        return ""
+    rows = _rows_of(folder, TASKS[kind].mistakes)[:SAMPLES]
     if not rows:
         return ""
-    cells = [
-        [_cell(row.get(column, ""), " " if column == "tokens" else "; ") for column in columns]
-        for row in rows
-    ]
+    # Recipes whose columns depend on the data leave the choice to the first row.
+    columns = TASKS[kind].mistakes.columns or tuple(rows[0])
+    cells = []
+    for row in rows:
+        cells.append([_cell(column, row.get(column, "")) for column in columns])
     return "Held-out rows that the model gets wrong:\n\n" + markdown_table(columns, cells)
 
 
-def _cell(value, glue: str) -> str:
-    return glue.join(map(str, value)) if isinstance(value, list) else _number(value)
+def _cell(column: str, value) -> str:
+    if not isinstance(value, list):
+        return _number(value)
+    glue = " " if column == "tokens" else "; "
+    return glue.join(map(str, value))
 
 
 def _samples(samples: list[dict]) -> str:
     samples = [sample for sample in samples if isinstance(sample, dict)]
     if not samples:
         return ""
-    last = [sample for sample in samples if sample.get("step") == samples[-1].get("step")][:SAMPLES]
+    # Samples during the training have a step, those at its end have none.
+    last_step = samples[-1].get("step")
+    last = [sample for sample in samples if sample.get("step") == last_step][:SAMPLES]
     columns = [name for name in last[0] if name != "step"]
-    return markdown_table(
-        columns, [[_number(sample.get(name, "")) for name in columns] for sample in last]
-    )
+    cells = []
+    for sample in last:
+        cells.append([_number(sample.get(name, "")) for name in columns])
+    return markdown_table(columns, cells)
 
 
 def _use(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
     parts = [fenced(_snippet(kind, folder, record, samples, path), "python")]
-    if kind in REPORTS:
+    if kind in TASKS:
         parts += [
             "On a file of rows, and in the browser, from a checkout of the project that made it:",
             fenced(f"python -m rlhf predict {path} FILE\npython app.py {path}", "bash"),
         ]
-    return "\n\n".join(parts)
+    return _joined(parts)
 
 
 def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
+    """Python code that loads the model and runs it on a sample."""
     config = read_object(folder / "config.json")
-    context = config.get("n_positions") or config.get("max_position_embeddings") or 1024
-    length = min(int(record.config.get("max_completion_length") or 64), max(1, context // 2))
     if kind == "reward" and not _has_chat_template(folder):
         kind = "score"
-    text = _example(samples, "text", 200) or "The letter was written by Ada."
-    prompt = text if kind == "tagger" else _example(samples, "prompt", 80) or "Hello, how are you?"
-    texts = {"text": text} | (
-        {"text_pair": _example(samples, "text_pair", 200) or "Ada wrote the letter."}
-    )
-    literals = {
-        "prompt": prompt,
-        "texts": texts if config.get("trained_pairs") else text,
-        "question": _example(samples, "question", 200) or "Who wrote the letter?",
-        "context": _example(samples, "context", 300) or "The letter was written by Ada.",
-    }
-    return (
-        SNIPPETS[kind]
-        .format(
-            path=json.dumps(path, ensure_ascii=False),
-            length=length,
-            aggregation="simple" if config.get("trained_units") == "characters" else "first",
-            longest=(config.get("reader_windows") or {}).get("max_answer_length", 30) - 1,
-            **{name: repr(value) for name, value in literals.items()},
-        )
-        .rstrip()
-    )
+    literals = {"prompt": _example(samples, "prompt", LONGEST_PROMPT) or "Hello, how are you?"}
+    if kind in TASKS:
+        literals |= _task_inputs(kind, config, samples)
+    values = {name: repr(value) for name, value in literals.items()}
+    values |= {"path": json.dumps(path, ensure_ascii=False), "length": _new_tokens(config, record)}
+    # Words are tagged by their first token; where characters were tagged, each is a word of its own.
+    tags_characters = config.get("trained_units") == "characters"
+    values["aggregation"] = "simple" if tags_characters else "first"
+    # tril(n) keeps spans of at most n + 1 tokens.
+    windows = config.get("reader_windows") or {}
+    values["longest"] = windows.get("max_answer_length", 30) - 1
+    return SNIPPETS[kind].format(**values).rstrip()
 
 
-def _example(samples: list[dict], column: str, longest: int) -> str:
-    """The first short text of a column of the samples."""
-    texts = (sample.get(column) for sample in samples if isinstance(sample, dict))
-    return next((text for text in texts if isinstance(text, str) and 0 < len(text) <= longest), "")
+def _task_inputs(kind: str, config: dict, samples: list[dict]) -> dict:
+    """column -> a short sample or the task's example; texts: the text, or both where the model reads pairs."""
+    inputs = {}
+    for column, example in TASKS[kind].snippet_example.items():
+        longest = LONGEST_CONTEXT if column == "context" else LONGEST_TEXT
+        inputs[column] = _example(samples, column, longest) or example
+    if config.get("trained_pairs"):
+        texts = {"text": inputs["text"], "text_pair": inputs["text_pair"]}
+    else:
+        texts = inputs.get("text")
+    return inputs | {"texts": texts}
+
+
+def _new_tokens(config: dict, record: RunRecord) -> int:
+    """Tokens that a snippet generates: as many as in training, and at most half of the context."""
+    context = config.get("n_positions") or config.get("max_position_embeddings") or 1024
+    trained = int(record.config.get("max_completion_length") or 64)
+    return min(trained, max(1, context // 2))
+
+
+def _example(samples: list[dict], column: str, longest: int):
+    """The first short text, or list of short texts, of a column of the samples; "" where there is none."""
+    for sample in samples:
+        value = sample.get(column) if isinstance(sample, dict) else None
+        texts = value if isinstance(value, list) else [value]
+        if texts and all(_is_short(text, longest) for text in texts):
+            return value
+    return ""
+
+
+def _is_short(text, longest: int) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= longest
 
 
 def _lineage_table(folder: Path, record: RunRecord) -> str:
-    rows = [
-        ("↳ " * row["depth"] + row["role"], row["name"], row["recipe"], row["code"], row["sha256"])
-        for row in lineage(folder, record)
-    ]
+    rows = []
+    for row in lineage(folder, record):
+        role = "↳ " * row["depth"] + row["role"]
+        rows.append((role, row["name"], row["recipe"], row["code"], row["sha256"]))
     return markdown_table(["role", "model", "recipe", "code", "sha256 of the weights"], rows)
 
 
 def _data_table(record: RunRecord) -> str:
-    rows = [
-        (entry.get("name", ""), _number(entry.get("rows", "")), entry.get("sha256", ""))
-        for entry in record.data
-    ]
-    return markdown_table(["name", "rows", "sha256 of the rows"], rows) if rows else ""
+    rows = []
+    for entry in record.data:
+        rows.append(
+            (entry.get("name", ""), _number(entry.get("rows", "")), entry.get("sha256", ""))
+        )
+    if not rows:
+        return ""
+    return markdown_table(["name", "rows", "sha256 of the rows"], rows)
 
 
 def _making(record: RunRecord) -> str:
+    """The command, the facts, the settings and the versions."""
+    parts = []
+    if record.command:
+        parts.append(fenced(record.command, "bash"))
+    parts.append(", ".join(_facts(record)) + ".")
     config = {name: value for name, value in sorted(record.config.items()) if name != "hub_token"}
-    facts = [
-        f"seed {record.seed}",
-        f"{record.seconds:.0f} s" if record.seconds else "",
-        f"{record.peak_memory_gb:.2f} GB of memory at most" if record.peak_memory_gb else "",
-        f"{record.machine['cores']} cores" if record.machine.get("cores") else "",
-        f"begun {record.started}" if record.started else "",
-    ]
-    parts = [
-        fenced(record.command, "bash") if record.command else "",
-        ", ".join(fact for fact in facts if fact) + ".",
-        "Settings that differ from their defaults:\n\n"
-        + fenced(yaml.safe_dump(config, allow_unicode=True, width=1000).rstrip(), "yaml")
-        if config
-        else "",
-        markdown_table(["package", "version"], sorted(record.versions.items()))
-        if record.versions
-        else "",
-    ]
-    return "\n\n".join(part for part in parts if part)
+    if config:
+        # width: a prompt stays on one line.
+        text = yaml.safe_dump(config, allow_unicode=True, width=1000).rstrip()
+        parts.append("Settings that differ from their defaults:\n\n" + fenced(text, "yaml"))
+    if record.versions:
+        parts.append(markdown_table(["package", "version"], sorted(record.versions.items())))
+    return _joined(parts)
+
+
+def _facts(record: RunRecord) -> list[str]:
+    facts = [f"seed {record.seed}"]
+    if record.seconds:
+        facts.append(f"{record.seconds:.0f} s")
+    if record.peak_memory_gb:
+        facts.append(f"{record.peak_memory_gb:.2f} GB of memory at most")
+    if record.machine.get("cores"):
+        facts.append(f"{record.machine['cores']} cores")
+    if record.started:
+        facts.append(f"begun {record.started}")
+    return facts
 
 
 def _licence_note(folder: Path, record: RunRecord) -> str:
@@ -534,6 +540,10 @@ def _licence_note(folder: Path, record: RunRecord) -> str:
 
 
 # ---- Markdown and files ------------------------------------------------------------------------------------------
+
+
+def _joined(parts: list[str]) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def _section(title: str, body: str) -> str:
@@ -548,14 +558,18 @@ def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name or "") is not None
 
 
+def _is_on_hub(name: str) -> bool:
+    return _is_hub_id(name) and not is_local(name)
+
+
 def _shown_path(folder: Path, record: RunRecord) -> str:
-    """The folder as the command named it; of an absolute path only its name, which tells a reader enough."""
+    """The folder as the command named it; of an absolute path only the last part, which says enough."""
+    # A folder that was moved is named as it is now.
     path = Path(record.config.get("output_dir") or folder)
-    return (
-        folder.resolve().name
-        if path.is_absolute() or path.name != folder.resolve().name
-        else path.as_posix()
-    )
+    name = folder.resolve().name
+    if path.is_absolute() or path.name != name:
+        return name
+    return path.as_posix()
 
 
 def _record(folder: Path) -> RunRecord | None:
@@ -566,6 +580,7 @@ def _record(folder: Path) -> RunRecord | None:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    return (folder / "chat_template.jinja").is_file() or "chat_template" in read_object(
-        folder / "tokenizer_config.json"
-    )
+    # transformers 5 writes a file of its own, older versions wrote into the config.
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return "chat_template" in read_object(folder / "tokenizer_config.json")

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rlhf.tasks.table import TASKS
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -35,10 +37,7 @@ ARCHITECTURES = {
     "ForPreTraining": "masked",
     "LMHeadModel": "causal",
     "ForCausalLM": "causal",
-    "ForSequenceClassification": "classifier",
-    "ForTokenClassification": "tagger",
-    "ForQuestionAnswering": "reader",
-}
+} | {task.architecture: name for name, task in TASKS.items()}
 
 
 @dataclass
@@ -194,16 +193,23 @@ def read_object(path: str | os.PathLike) -> dict:
 
 
 def model_kind(folder: str | os.PathLike) -> str:
-    """What the model in a folder is: a value of ARCHITECTURES, "reward", or "" where config.json names none of these."""
-    names = read_object(Path(folder) / "config.json").get("architectures") or []
-    kind = next(
-        (kind for name in names for end, kind in ARCHITECTURES.items() if name.endswith(end)), ""
-    )
-    return (
-        "reward"
-        if kind == "classifier" and read_object(Path(folder) / RECORD).get("recipe") == "reward"
-        else kind
-    )
+    """The kind of model in a folder: a value of ARCHITECTURES, "reward", or "" where config.json names none of these."""
+    kind = _kind_by_architecture(folder)
+    # A reward model is a text classifier with one output: only the recipe tells the two apart.
+    if kind == ARCHITECTURES["ForSequenceClassification"]:
+        recipe = read_object(Path(folder) / RECORD).get("recipe")
+        if recipe == "reward":
+            return "reward"
+    return kind
+
+
+def _kind_by_architecture(folder: str | os.PathLike) -> str:
+    architectures = read_object(Path(folder) / "config.json").get("architectures") or []
+    for name in architectures:
+        for ending, kind in ARCHITECTURES.items():
+            if name.endswith(ending):
+                return kind
+    return ""
 
 
 def find_runs(root: str | os.PathLike) -> list[Path]:

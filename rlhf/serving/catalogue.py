@@ -1,4 +1,4 @@
-"""Which finished models there are, by kind: what the app and the service list."""
+"""The finished models that can be tried, by kind: what the app and the service list."""
 
 import os
 from collections.abc import Sequence
@@ -6,18 +6,22 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, RunRecord, find_runs, model_kind
+from rlhf.tasks.table import TASKS
 
-SERVED = ("causal", "classifier", "tagger", "reader")
-# The picker shows the latest stage of training first; an algorithm that is not named here ranks with ppo.
-STAGES = {"ppo": 0, "dpo": 1, "sft": 2, "base": 3}
+CHAT = "causal"
+SERVED = (CHAT, *TASKS)
+# The picker shows the latest stage of training first. An algorithm that is not named here ranks with ppo.
+STAGES = {"ppo": 0, "sft": 1, "base": 2}
+# Models that cannot be tried, by kind.
+NOT_SERVED = {"reward": "a reward model", "masked": "a masked language model"}
 
 Models = dict[str, dict[str, str]]  # kind -> label -> folder
 
 
 def find_models(root: str | os.PathLike) -> Models:
-    """Every finished run below `root` that can be tried; those that chat as PPO, DPO, SFT, base; then newest first."""
+    """Every finished run below `root` that can be tried. Chat models come as PPO, SFT, base, each newest first."""
     folders = [folder for folder in find_runs(root) if model_kind(folder) in SERVED]
-    folders.sort(key=lambda folder: STAGES.get(stage(folder), 0))  # stable: newest first stays
+    folders.sort(key=lambda folder: STAGES.get(stage(folder), 0))  # stable: newest stays first
     return label_models(folders, root)
 
 
@@ -27,29 +31,44 @@ def label_models(
     """The label of root/demo/ppo is `ppo · demo`; the order stays. A folder that cannot be tried is an error."""
     models: Models = {kind: {} for kind in SERVED}
     for folder in map(Path, folders):
-        if (kind := model_kind(folder)) not in SERVED:
-            what = {"reward": "a reward model", "masked": "a masked language model"}.get(
-                kind, "no model"
-            )
+        kind = model_kind(folder)
+        if kind not in SERVED:
+            recipes = ", ".join(["pretrain (causal)", "sft", "ppo", *TASKS])
             raise UserError(
-                f"{folder} holds {what}, which cannot be tried here: give the folder of a pretrain (causal), sft, ppo, "
-                "classification, ner or question_answering run"
+                f"{folder} holds {NOT_SERVED.get(kind, 'no model')}, which cannot be tried here: "
+                f"give the folder of a run of one of these recipes: {recipes}"
             )
-        made_by = stage(folder)
-        whole = folder.relative_to(root).as_posix() if root is not None else folder.resolve().name
-        short = "/".join(
-            part
-            for part in whole.split("/")
-            if part not in (made_by, {"base": "pretrain"}.get(made_by))
-        )
-        label = f"{made_by} · {short}" if short not in ("", ".") else made_by
-        models[kind][label if label not in models[kind] else f"{made_by} · {folder}"] = str(folder)
+        label = _label(folder, root)
+        # Two folders of one name, given from different places, are told apart by their paths.
+        if label in models[kind]:
+            label = f"{stage(folder)} · {folder}"
+        models[kind][label] = str(folder)
     return {kind: named for kind, named in models.items() if named}
 
 
+def _label(folder: Path, root: str | os.PathLike | None) -> str:
+    """The stage, and the path below root without the parts that only repeat the stage."""
+    made_by = stage(folder)
+    if root is None:
+        path = folder.resolve().name
+    else:
+        path = folder.relative_to(root).as_posix()
+    repeated = [made_by]
+    if made_by == "base":
+        repeated.append("pretrain")
+    # runs/demo/ppo: `ppo · demo` says it all
+    parts = [part for part in path.split("/") if part not in repeated]
+    short = "/".join(parts)
+    if short in ("", "."):
+        return made_by
+    return f"{made_by} · {short}"
+
+
 def stage(folder: Path) -> str:
-    """What made a model: its algorithm or recipe; of a plain checkpoint what it is, "base" for a language model."""
+    """Name of the stage that produced a model: its algorithm or recipe, "base" for a plain language model."""
     if not (folder / RECORD).is_file():
-        return {"causal": "base"}.get(model_kind(folder), model_kind(folder))
+        kind = model_kind(folder)
+        return "base" if kind == CHAT else kind
     record = RunRecord.load(folder)
-    return record.config.get("algorithm") or {"pretrain": "base"}.get(record.recipe, record.recipe)
+    recipe = "base" if record.recipe == "pretrain" else record.recipe
+    return record.config.get("algorithm") or recipe

@@ -1,105 +1,162 @@
-"""Finished encoders by their kind, opened and asked: what `python -m rlhf predict` and the app share."""
+"""Trained encoders, opened and asked by their task: what `python -m rlhf predict` and the app share."""
 
 import threading
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
 from rlhf.serving.engine import ModelCache, check_device, check_served
-from rlhf.tasks.classification.predictor import Classifier
-from rlhf.tasks.ner.predictor import Tagger
-from rlhf.tasks.question_answering.predictor import Reader
+from rlhf.tasks.table import TASKS
 
-# kind of model -> what opens its folder; each has `predict(rows, batch_size)`.
-PREDICTORS = {"classifier": Classifier, "tagger": Tagger, "reader": Reader}
+LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
+EXAMPLE_CHARACTERS = 600  # of the longest text that is offered as an example
+
+
+def resolve(name: str):
+    """The class that the table of tasks names as "module:Class"."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def open_encoder(kind: str, folder: str, device: str = "cpu"):
-    """The predictor of a run folder; kind: a key of PREDICTORS."""
+    """The predictor of a run folder. kind: a key of TASKS."""
+    # An unusable device would be an error after the weights are read.
     check_device(device)
-    disable_progress_bar()  # of the weights: a second, on the terminal of a server
-    return PREDICTORS[kind](folder, device=device)
+    disable_progress_bar()  # loading takes a second: a bar would only litter a server's terminal
+    predictor = resolve(TASKS[kind].predictor)
+    return predictor(folder, device=device)
 
 
 def columns_of(kind: str, folder: str) -> tuple[list[str], list[str]]:
-    """The columns that a model needs, and those that it takes; a classifier's config says whether it reads pairs."""
-    if kind == "reader":
-        return ["question", "context"], []
-    pairs = (
-        read_object(Path(folder) / "config.json").get("trained_pairs")
-        if kind == "classifier"
-        else False
-    )
-    return ["text", *["text_pair"] * (pairs is True)], ["text_pair"] * (pairs is None)
+    """(columns that a model needs, further columns that it takes).
+
+    Where a task has optional columns, `trained_pairs` in the config says whether the model was trained on them. A model
+    that does not say takes both forms.
+    """
+    task = TASKS[kind]
+    needed, optional = list(task.texts), list(task.optional)
+    if not optional:
+        return needed, []
+    pairs = read_object(Path(folder) / "config.json").get("trained_pairs")
+    if pairs is None:
+        return needed, optional
+    if pairs:
+        return needed + optional, []
+    return needed, []
+
+
+def is_list(kind: str, column: str) -> bool:
+    """True where the values of a task's column are lists of texts. In a text box each has a line of its own."""
+    forms = {rows.columns.get(column) for rows in TASKS[kind].rows.values()}
+    return not forms.isdisjoint(LIST_FORMS)
 
 
 class Encoders:
-    """Serves finished encoders, `runs`: kind -> name -> folder. Of each kind the one used last stays in memory.
+    """Serves trained encoders, `runs`: kind -> name -> folder. Of each kind the one used last stays in memory.
 
-    characters: the most that a request may hold. It stands here because the browser's own check is bypassed by the API.
+    characters: the most that a request may hold. The check is here because the API bypasses the browser's own.
     """
 
     def __init__(
         self, runs: dict[str, dict[str, str]], device: str = "cpu", *, characters: int = 20_000
     ):
-        self.runs, self.characters = runs, characters
+        self.runs, self.characters, self.device = runs, characters, device
         self.turn = threading.Lock()  # one request at a time: each uses all cores
-        self.opened = {
-            kind: ModelCache(
-                lambda name, kind=kind: open_encoder(kind, self.runs[kind][name], device), keep=1
-            )
-            for kind in runs
-        }
+        # Each kind has its own: a page with four tabs would otherwise load a model at each change of tab.
+        self.opened = {kind: ModelCache(partial(self._open, kind), keep=1) for kind in runs}
+
+    def _open(self, kind: str, name: str):
+        return open_encoder(kind, self.runs[kind][name], self.device)
+
+    def _folder(self, kind: str, name: str) -> Path:
+        """The folder of a model; UserError where there is none of this name."""
+        check_served(name, self.runs.get(kind, {}), TASKS[kind].title + " model")
+        return Path(self.runs[kind][name])
 
     def columns(self, kind: str, name: str) -> list[str]:
         """Those that may be given to `predict`."""
-        check_served(name, self.runs.get(kind, {}), kind)
-        needed, taken = columns_of(kind, self.runs[kind][name])
+        needed, taken = columns_of(kind, str(self._folder(kind, name)))
         return needed + taken
 
     def labels(self, kind: str, name: str) -> list[str]:
         """The names in the model's config, in its order."""
-        check_served(name, self.runs.get(kind, {}), kind)
-        names = read_object(Path(self.runs[kind][name]) / "config.json").get("id2label") or {}
+        config = read_object(self._folder(kind, name) / "config.json")
+        names = config.get("id2label") or {}  # JSON keys are strings: "10" would sort before "2"
         return [names[number] for number in sorted(names, key=int)]
 
     def examples(self, kind: str, name: str, count: int = 5) -> list[dict[str, str]]:
-        """Rows to try: short ones that the run held out, where it left some."""
-        check_served(name, self.runs.get(kind, {}), kind)
-        needed, _ = columns_of(kind, self.runs[kind][name])
+        """Rows to try: short ones that the run held out, if it left any."""
+        folder = self._folder(kind, name)
+        needed, _ = columns_of(kind, str(folder))
         rows = []
-        for row in read_jsonl(Path(self.runs[kind][name]) / "samples.jsonl"):
-            row = {column: row.get(column) for column in needed}
-            if (
-                all(isinstance(text, str) and 0 < len(text) <= 600 for text in row.values())
-                and row not in rows
-            ):
+        for sample in read_jsonl(folder / "samples.jsonl"):
+            row = {column: as_text(kind, column, sample.get(column)) for column in needed}
+            if all(map(_is_short_text, row.values())) and row not in rows:
                 rows.append(row)
         return rows[:count]
 
     def predict(self, kind: str, name: str, row: dict[str, str]) -> dict:
-        """The prediction for a row of texts; UserError where one that is needed is empty, or all are too long."""
-        check_served(name, self.runs.get(kind, {}), kind)
-        needed, taken = columns_of(kind, self.runs[kind][name])
-        row = {column: row.get(column) or "" for column in needed + taken}
-        for column, text in list(row.items()):
-            what = column.replace("_pair", " to compare with")
-            if not isinstance(text, str):
-                raise UserError(f"the {what} is no text")
-            if not text.strip() and column in needed:
-                raise UserError(f"the {what} is empty: write something to read")
-            if not text.strip():
-                del row[column]
-            if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
-                raise UserError(
-                    f"the {what} holds a NUL or half a character (a lone surrogate): send valid Unicode"
-                )
-        if (size := sum(map(len, row.values()))) > self.characters:
+        """The prediction for a row of texts, where a list is a text with a line for each item.
+
+        UserError where a text that is needed is empty, or all are too long.
+        """
+        needed, taken = columns_of(kind, str(self._folder(kind, name)))
+        # Columns that the model does not read are dropped, an empty optional text too.
+        texts = {}
+        for column in needed + taken:
+            text = row.get(column) or ""
+            check_text(column, text, needed=column in needed)
+            if text.strip():
+                texts[column] = text
+        size = sum(map(len, texts.values()))
+        if size > self.characters:
             raise UserError(
-                f"{size} characters: at most {self.characters} are read here; for more: python -m rlhf predict"
+                f"{size} characters: at most {self.characters} are read here; "
+                "use `python -m rlhf predict` for more"
             )
+        values = {column: as_value(kind, column, text) for column, text in texts.items()}
         with self.turn:
-            [prediction] = self.opened[kind][name].predict([row])
+            [prediction] = self.opened[kind][name].predict([values])
         return prediction
+
+
+def as_text(kind: str, column: str, value):
+    """A list column as text, a line for each item; any other value as it is."""
+    if not is_list(kind, column) or not isinstance(value, list):
+        return value
+    lines = [" ".join(str(item).split()) for item in value]
+    return "\n".join(lines)
+
+
+def as_value(kind: str, column: str, text: str) -> str | list[str]:
+    """The value of a column from its text box; UserError where a list does not fit its form."""
+    if not is_list(kind, column):
+        return text
+    # Empty lines are a matter of taste, not empty items.
+    items = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = CHECKS[column](items)
+    if reason:
+        raise UserError(f"the {column}, one per line: {reason}")
+    return items
+
+
+def check_text(column: str, text, *, needed: bool) -> None:
+    """UserError for what a browser or a script should not have sent."""
+    name = column.replace("_pair", " to compare with")
+    if not isinstance(text, str):
+        raise UserError(f"the {name} must be a string")
+    if needed and not text.strip():
+        raise UserError(f"the {name} is empty: write something to read")
+    if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise UserError(
+            f"the {name} holds a NUL or half a character (a lone surrogate): send valid Unicode"
+        )
+
+
+def _is_short_text(value) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= EXAMPLE_CHARACTERS

@@ -1,1 +1,5 @@
-"""How predictions are judged: pure functions of what is true and what was predicted, and their pictures."""
+"""Fine-tuning an encoder for a task: `TASKS` holds what differs, one folder per task holds its code."""
+
+from rlhf.tasks.table import TASKS
+
+__all__ = ["TASKS"]

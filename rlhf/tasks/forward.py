@@ -1,4 +1,4 @@
-"""Running a finished encoder on rows of token ids; what classifier, tagger and reader share."""
+"""Running a trained encoder on rows of token ids: the forward pass that the predictors of all tasks share."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,14 @@ from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_tokenizer
 from rlhf.models.parts import freeze
+from rlhf.tasks.table import TASKS
 
 
-def load_finished(folder: str | os.PathLike, task: str, device: str = "cpu"):
-    """(model, tokenizer) of a run folder or Hub id, ready to predict; task: a key of models.load.HEADS."""
-    model = load_encoder(str(folder), task).to(device)
+def load_trained(folder: str | os.PathLike, task: str, device: str = "cpu"):
+    """(model, tokenizer) of a run folder or Hub id, ready to predict. task: a key of TASKS."""
+    model = load_encoder(str(folder), TASKS[task].head).to(device)
     tokenizer = load_tokenizer(str(folder))
-    tokenizer.padding_side = "right"  # as in training; a token stays at its place
+    tokenizer.padding_side = "right"  # as in training: padding must not move the tokens
     return freeze(model), tokenizer
 
 
@@ -24,40 +25,51 @@ def load_finished(folder: str | os.PathLike, task: str, device: str = "cpu"):
 def run_batches(
     model, tokenizer, features: Sequence[dict], *, batch_size: int = 32
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """(place, outputs) of each feature, in the order of their lengths, so that little padding is computed.
+    """(index, outputs) of each feature, shortest first, so that little padding is computed.
 
-    features: rows with input_ids and what else the tokenizer gives (other keys are left out). outputs: the model's, fp32,
-    on the CPU, without the batch; those per token have the feature's own length.
+    features: rows with input_ids and the tokenizer's other inputs; other keys are dropped.
+    outputs: the model's, in fp32, on the CPU, without the batch dimension. Those per token have the feature's own length.
     """
+    # The tokenizer was fitted to the model: these are the inputs that its forward takes.
     names = tokenizer.model_input_names
-    order = sorted(range(len(features)), key=lambda place: len(features[place]["input_ids"]))
+    lengths = [len(feature["input_ids"]) for feature in features]
+    order = sorted(range(len(features)), key=lengths.__getitem__)
     for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        rows = [
-            {name: features[place][name] for name in names if name in features[place]}
-            for place in places
-        ]
+        indices = order[first : first + batch_size]
+        rows = [_inputs(features[i], names) for i in indices]
         batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
-        outputs = {
-            name: value.float().cpu()
-            for name, value in model(**batch).items()
-            if torch.is_tensor(value)
-        }
-        for i, place in enumerate(places):
-            length = len(features[place]["input_ids"])
-            # logits are (B, K) of a classifier, (B, L, K) of a tagger; a reader's start and end (B, L)
-            whole = {
-                name for name, value in outputs.items() if name == "logits" and value.dim() == 2
-            }
-            yield (
-                place,
-                {name: v[i] if name in whole else v[i, :length] for name, v in outputs.items()},
-            )
+        outputs = {}
+        # A model may also return tuples, such as hidden states: these are not asked for.
+        for name, value in model(**batch).items():
+            if torch.is_tensor(value):
+                outputs[name] = value.float().cpu()
+        for row, i in enumerate(indices):
+            yield i, _outputs_of_row(outputs, row, lengths[i])
 
 
-def check_texts(row: dict, columns: Sequence[str], place: int) -> None:
-    """UserError that names the row's place and the column where a text is missing or none."""
+def _inputs(feature: dict, names: Sequence[str]) -> dict:
+    return {name: feature[name] for name in names if name in feature}
+
+
+def _outputs_of_row(outputs: dict[str, Tensor], row: int, length: int) -> dict[str, Tensor]:
+    """One row of each output, cut to the row's own length where the output has a value per token."""
+    selected = {}
+    for name, value in outputs.items():
+        # Logits are (B, K) in classification, (B, L, K) in NER; start and end logits are (B, L).
+        if name == "logits" and value.dim() == 2:
+            selected[name] = value[row]  # (K,)
+        else:
+            selected[name] = value[row, :length]  # without the padding of the batch
+    return selected
+
+
+def check_texts(row: dict, columns: Sequence[str], index: int) -> None:
+    """UserError with the row's index and the column where a text is missing or is not a text."""
     for column in columns:
-        reason = CHECKS[column](row[column]) if row.get(column) is not None else "missing"
+        value = row.get(column)
+        if value is None:
+            reason = "missing"
+        else:
+            reason = CHECKS[column](value)
         if reason:
-            raise UserError(f"row {place}: {column}: {reason}")
+            raise UserError(f"row {index}: {column}: {reason}")

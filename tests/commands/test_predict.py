@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -25,9 +26,10 @@ from rlhf.runs.record import RunRecord
 from rlhf.serving.predictors import open_encoder
 
 ARCHITECTURES = {
-    "classifier": "BertForSequenceClassification",
-    "tagger": "BertForTokenClassification",
-    "reader": "BertForQuestionAnswering",
+    "classification": "BertForSequenceClassification",
+    "ner": "BertForTokenClassification",
+    "question_answering": "BertForQuestionAnswering",
+    "multiple_choice": "BertForMultipleChoice",
     "causal": "GPT2LMHeadModel",
     "masked": "BertForMaskedLM",
     "reward": "GPT2ForSequenceClassification",
@@ -35,7 +37,7 @@ ARCHITECTURES = {
 
 
 class Loud:
-    """A classifier that calls what ends with ! loud, and remembers how many rows it got at once."""
+    """An encoder that calls what ends with ! loud, and remembers how many rows it got at once."""
 
     labels, problem = ["quiet", "loud"], "single_label_classification"
 
@@ -107,7 +109,7 @@ def write(path, *rows):
 def test_lines_of_text_are_enough(tmp_path, run_of, predicted, capsys):
     file = tmp_path / "lines.txt"
     file.write_text("Hey!\n\n조용히\n", encoding="utf-8")
-    assert predicted(Loud(), run_of("classifier"), file) == [
+    assert predicted(Loud(), run_of("classification"), file) == [
         {"text": "Hey!", "predicted_label": "loud", "predicted_probabilities": {"loud": 1.0}},
         {"text": "조용히", "predicted_label": "quiet", "predicted_probabilities": {"quiet": 1.0}},
     ]
@@ -125,7 +127,7 @@ def test_a_packed_table_keeps_its_columns_and_order(tmp_path, run_of, predicted)
         )
     encoder = Loud()
     rows = predicted(
-        encoder, run_of("classifier"), file, "--columns", "text=review", "--batch_size", "2"
+        encoder, run_of("classification"), file, "--columns", "text=review", "--batch_size", "2"
     )
     assert [row["nr"] for row in rows] == [str(place) for place in range(99)]
     assert [row["predicted_label"] for row in rows] == [
@@ -137,7 +139,7 @@ def test_a_packed_table_keeps_its_columns_and_order(tmp_path, run_of, predicted)
 def test_the_terminal_gets_rows_and_nothing_else(tmp_path, run_of, monkeypatch, capsys):
     monkeypatch.setattr(predict, "open_encoder", lambda *given: Loud())
     file = write(tmp_path / "a.jsonl", {"text": "Hey!", "label": "loud"})
-    main(arguments(run_of("classifier"), file, "--output", "-"))
+    main(arguments(run_of("classification"), file, "--output", "-"))
     out, err = capsys.readouterr()
     assert (
         json.loads(out)["predicted_label"] == "loud" and "accuracy" in err and "1 rows -> -" in err
@@ -147,7 +149,7 @@ def test_the_terminal_gets_rows_and_nothing_else(tmp_path, run_of, monkeypatch, 
 def test_half_a_character_in_another_column_survives(tmp_path, run_of, predicted):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a", "note": "\\ud83d"}\n')
-    assert predicted(Loud(), run_of("classifier"), file)[0]["note"] == "\ud83d"
+    assert predicted(Loud(), run_of("classification"), file)[0]["note"] == "\ud83d"
 
 
 def test_a_model_of_pairs_wants_pairs(tmp_path, run_of, predicted, refused):
@@ -155,7 +157,7 @@ def test_a_model_of_pairs_wants_pairs(tmp_path, run_of, predicted, refused):
         write(tmp_path / "s.jsonl", {"text": "a"}),
         write(tmp_path / "p.jsonl", {"text": "a", "text_pair": "b"}),
     )
-    run = run_of("classifier", trained_pairs=True)
+    run = run_of("classification", trained_pairs=True)
     assert "recognised as text rows; this recipe takes pair" in refused(
         main, arguments(run, single)
     )
@@ -167,7 +169,7 @@ def test_a_model_of_pairs_wants_pairs(tmp_path, run_of, predicted, refused):
             asked.extend(rows)
             return super().predict(rows, batch_size)
 
-    predicted(Asked(), run_of("classifier", trained_pairs=False), pairs, "--force")
+    predicted(Asked(), run_of("classification", trained_pairs=False), pairs, "--force")
     assert asked == [
         {"text": "a"}
     ]  # the second text is only an extra column for a model of single texts
@@ -178,12 +180,12 @@ def test_official_answers(tmp_path, run_of, predicted):
         {"id": "x", "question": "Who?", "context": "Ada."},
         {"id": "y", "question": "Why?", "context": "Ada."},
     ]
-    reader = Fixed(
+    encoder = Fixed(
         {"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None}
     )
     squad = tmp_path / "squad.json"
     found = predicted(
-        reader, run_of("reader"), write(tmp_path / "q.jsonl", *rows), "--squad", squad
+        encoder, run_of("question_answering"), write(tmp_path / "q.jsonl", *rows), "--squad", squad
     )
     assert [(row["id"], row["predicted_answer"], row["predicted_start"]) for row in found] == [
         ("x", "Ada", 0),
@@ -197,15 +199,18 @@ def test_official_answers_of_questions_without_ids(tmp_path, run_of, predicted, 
         {"question": "Who?", "context": "Ada."},
         {"id": None, "question": "Why?", "context": "Ada."},
     ]
-    reader = Fixed(
+    encoder = Fixed(
         {"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None}
     )
     squad = tmp_path / "squad.json"
-    predicted(reader, run_of("reader"), write(tmp_path / "q.jsonl", *rows), "--squad", squad)
+    predicted(
+        encoder, run_of("question_answering"), write(tmp_path / "q.jsonl", *rows), "--squad", squad
+    )
     assert json.loads(squad.read_text()) == {"q0": "Ada", "q1": ""}
     twice = write(tmp_path / "t.jsonl", *({**row, "id": 7} for row in rows))
     said = refused(
-        main, arguments(run_of("reader"), twice, "--force", "--squad", tmp_path / "s.json")
+        main,
+        arguments(run_of("question_answering"), twice, "--force", "--squad", tmp_path / "s.json"),
     )
     assert "1 ids are in more than one row, the first: 7;" in said
 
@@ -223,7 +228,7 @@ def test_accuracy_where_there_are_labels(tmp_path, run_of, predicted, capsys):
         ("f", "odd"),
     ]
     file = write(tmp_path / "a.jsonl", *({"text": text, "label": label} for text, label in rows))
-    predicted(Loud(), run_of("classifier"), file)
+    predicted(Loud(), run_of("classification"), file)
     # right: a, c, d of 4. F1 of loud: precision 1/2, recall 1: 2/3; of quiet: precision 1, recall 2/3: 4/5.
     assert capsys.readouterr().out.splitlines()[1:] == [
         "rows  accuracy  f1",
@@ -232,15 +237,17 @@ def test_accuracy_where_there_are_labels(tmp_path, run_of, predicted, capsys):
         "label  rows  precision  recall  f1",
         "loud   1     0.500      1.000   0.667",
         "quiet  3     1.000      0.667   0.800",
-        "1 rows have a label that the model does not know, as 'odd' (1): not judged",
-        "1 rows without label are not judged",
+        "1 rows have a label that the model does not know, as 'odd' (1): not scored",
+        "1 rows without label are not scored",
     ]
 
 
 def test_labels_that_are_all_unknown_are_said(tmp_path, run_of, predicted, capsys):
-    predicted(Loud(), run_of("classifier"), write(tmp_path / "a.jsonl", {"text": "a", "label": 1}))
+    predicted(
+        Loud(), run_of("classification"), write(tmp_path / "a.jsonl", {"text": "a", "label": 1})
+    )
     assert (
-        "1 rows have a label that the model does not know, as '1' (1): not judged; its labels are quiet, loud"
+        "1 rows have a label that the model does not know, as '1' (1): not scored; its labels are quiet, loud"
         in (capsys.readouterr().out)
     )
 
@@ -250,7 +257,7 @@ def test_several_labels(tmp_path, run_of, predicted, capsys):
     encoder = Fixed(*said, labels=["a", "b"], problem="multi_label_classification")
     predicted(
         encoder,
-        run_of("classifier"),
+        run_of("classification"),
         write(tmp_path / "a.jsonl", {"text": "x", "label": ["a"]}, {"text": "y", "label": []}),
     )
     # one right decision (a), one invented (b), none missed: micro F1 = 2 / (2 + 1); macro: (1 + 0) / 2
@@ -264,7 +271,7 @@ def test_numbers(tmp_path, run_of, predicted, capsys):
     said = [{"label": value, "probabilities": {}} for value in (1.0, 2.0, 6.0)]
     encoder = Fixed(*said, labels=["LABEL_0"], problem="regression")
     rows = [{"text": "x", "label": value} for value in (1.0, 2.0, 3.0)]
-    predicted(encoder, run_of("classifier"), write(tmp_path / "a.jsonl", *rows))
+    predicted(encoder, run_of("classification"), write(tmp_path / "a.jsonl", *rows))
     header, values = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
     # errors 0, 0, 3: mae 1, mse 3, variance 2/3: r2 = 1 - 9/2
     assert dict(zip(header, values)) | {"pearson": ""} == {
@@ -281,7 +288,7 @@ def test_entities_in_any_scheme(tmp_path, run_of, predicted, capsys):
         {"tokens": rows[0]["tokens"], "tags": ["B-per", "I-per", "O"], "entities": []},
         {"tokens": rows[1]["tokens"], "tags": ["B-per"], "entities": []},
     ]
-    found = predicted(Fixed(*said), run_of("tagger"), write(tmp_path / "a.jsonl", *rows))
+    found = predicted(Fixed(*said), run_of("ner"), write(tmp_path / "a.jsonl", *rows))
     assert (
         found[0]["predicted_tags"] == ["B-per", "I-per", "O"] and "predicted_tokens" not in found[0]
     )
@@ -301,9 +308,9 @@ def test_rows_without_answers_among_others_are_predicted_and_counted(
         {"tokens": ["Rome"], "tags": None},
     ]
     said = [{"tokens": row["tokens"], "tags": ["B-loc"], "entities": []} for row in rows]
-    found = predicted(Fixed(*said), run_of("tagger"), write(tmp_path / "a.jsonl", *rows))
+    found = predicted(Fixed(*said), run_of("ner"), write(tmp_path / "a.jsonl", *rows))
     assert [row["predicted_tags"] for row in found] == [["B-loc"]] * 3
-    assert "2 rows without tags are not judged" in capsys.readouterr().out
+    assert "2 rows without tags are not scored" in capsys.readouterr().out
 
 
 def test_a_squad_file_without_answers_and_a_conll_file_without_tags(
@@ -313,20 +320,22 @@ def test_a_squad_file_without_answers_and_a_conll_file_without_tags(
     (file := tmp_path / "q.json").write_text(
         json.dumps({"data": [{"paragraphs": [{"context": "Ada.", "qas": questions}]}]})
     )
-    reader = Fixed(
+    encoder = Fixed(
         {"answer": "Ada", "start": 0, "end": 3}, {"answer": "", "start": None, "end": None}
     )
-    assert [row["predicted_answer"] for row in predicted(reader, run_of("reader"), file)] == [
+    assert [
+        row["predicted_answer"] for row in predicted(encoder, run_of("question_answering"), file)
+    ] == [
         "Ada",
         "",
     ]
     (file := tmp_path / "a.conll").write_text("Ada\nleft\n")
-    tagger = Fixed({"tokens": ["Ada", "left"], "tags": ["B-per", "O"], "entities": []})
-    assert predicted(tagger, run_of("tagger"), file, "--force")[0]["predicted_tags"] == [
+    encoder = Fixed({"tokens": ["Ada", "left"], "tags": ["B-per", "O"], "entities": []})
+    assert predicted(encoder, run_of("ner"), file, "--force")[0]["predicted_tags"] == [
         "B-per",
         "O",
     ]
-    assert "not judged" not in capsys.readouterr().out
+    assert "not scored" not in capsys.readouterr().out
 
 
 def test_exact_match_and_f1_by_kind_of_question(tmp_path, run_of, predicted, capsys):
@@ -335,8 +344,8 @@ def test_exact_match_and_f1_by_kind_of_question(tmp_path, run_of, predicted, cap
         {"question": "Who?", "context": "Ada Byron.", "answers": gold},
         {"question": "Who?", "context": "Ada Byron.", "answers": {"text": [], "answer_start": []}},
     ]
-    reader = Fixed({"answer": "the Ada"}, {"answer": ""})
-    predicted(reader, run_of("reader"), write(tmp_path / "a.jsonl", *rows))
+    encoder = Fixed({"answer": "the Ada"}, {"answer": ""})
+    predicted(encoder, run_of("question_answering"), write(tmp_path / "a.jsonl", *rows))
     # one of two words: precision 1 (the article does not count), recall 1/2: F1 2/3
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["questions", "rows", "exact", "f1"],
@@ -344,6 +353,21 @@ def test_exact_match_and_f1_by_kind_of_question(tmp_path, run_of, predicted, cap
         ["answerable", "1", "0.000", "0.667"],
         ["unanswerable", "1", "1.000", "1.000"],
     ]
+
+
+def test_accuracy_of_choices(tmp_path, run_of, predicted, capsys):
+    rows = [
+        {"text": "a", "choices": ["b", "c"], "label": 1},
+        {"text": "a", "choices": ["b", "c"], "label": 0},
+        {"text": "a", "choices": ["b", "c"]},
+    ]
+    said = [{"label": 1, "choice": "c", "probabilities": [0.25, 0.75]}] * 3
+    file = write(tmp_path / "a.jsonl", *rows)
+    found = predicted(Fixed(*said), run_of("multiple_choice"), file)
+    assert found[0]["predicted_label"] == 1 and found[0]["predicted_choice"] == "c"
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines[0][:2] == ["rows", "accuracy"] and lines[1][:2] == ["2", "0.500"]
+    assert " ".join(lines[2]) == "1 rows without label are not scored"
 
 
 def test_the_unit_of_an_answer_is_that_of_the_run(tmp_path, run_of, predicted, capsys):
@@ -354,7 +378,7 @@ def test_the_unit_of_an_answer_is_that_of_the_run(tmp_path, run_of, predicted, c
             "answers": {"text": ["에이다"], "answer_start": [0]},
         }
     ]
-    run = run_of("reader", config={"answer_unit": "character"})
+    run = run_of("question_answering", config={"answer_unit": "character"})
     predicted(Fixed({"answer": "에이다가"}), run, write(tmp_path / "a.jsonl", *rows))
     assert "all        1     0.000  0.857" in capsys.readouterr().out  # 3 of 4 characters: 6 / 7
 
@@ -371,7 +395,10 @@ def test_long_tables_are_cut():
     ("kind", "message"),
     [
         ("causal", "holds a language model: talk to it with `python app.py"),
-        ("masked", "holds a pretrained encoder: fine-tune it with recipes/classification.py"),
+        (
+            "masked",
+            "holds a pretrained encoder: fine-tune it first, with one of recipes/classification.py",
+        ),
         ("reward", "holds a reward model, which scores answers: give it to recipes/ppo.py"),
         ("", "holds no finished model: its config.json names none"),
     ],
@@ -382,7 +409,7 @@ def test_other_models_are_named_with_what_they_are_for(run_of, tmp_path, refused
 
 def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(predict, "open_encoder", lambda *given: pytest.fail("a model was loaded"))
-    run = run_of("classifier")
+    run = run_of("classification")
     good = write(tmp_path / "good.jsonl", {"text": "a"})
     bad = write(tmp_path / "bad.jsonl", {"text": "a"}, {"text": " "})
     output = tmp_path / "out.jsonl"
@@ -417,12 +444,14 @@ def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch
 
 def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, run_of, predicted, capsys):
     file = write(tmp_path / "a.jsonl", {"text": "a"}, {"text": ""}, {"text": "b!"})
-    assert [row["text"] for row in predicted(Loud(), run_of("classifier"), file, "--skip_bad")] == [
+    assert [
+        row["text"] for row in predicted(Loud(), run_of("classification"), file, "--skip_bad")
+    ] == [
         "a",
         "b!",
     ]
     assert (
-        f"1 of 3 rows are bad and left out; first: {file}:2: text: empty" in capsys.readouterr().out
+        f"1 of 3 rows are bad and dropped; first: {file}:2: text: empty" in capsys.readouterr().out
     )
 
 
@@ -436,7 +465,7 @@ def test_a_failure_leaves_no_output_under_its_name(tmp_path, run_of, monkeypatch
     with pytest.raises(RuntimeError):
         main(
             arguments(
-                run_of("classifier"),
+                run_of("classification"),
                 write(tmp_path / "a.jsonl", {"text": "a"}),
                 "--output",
                 old,
@@ -464,22 +493,28 @@ def tiny(cls, tokenizer, **config):
     ("kind", "cls", "config", "rows"),
     [
         (
-            "classifier",
+            "classification",
             BertForSequenceClassification,
             {"num_labels": 3},
             [{"text": "a b"}, {"text": "c"}],
         ),
         (
-            "tagger",
+            "ner",
             BertForTokenClassification,
             {"id2label": {0: "O", 1: "B-x", 2: "I-x"}},
             [{"tokens": ["a", "b"]}, {"tokens": ["c"]}],
         ),
         (
-            "reader",
+            "question_answering",
             BertForQuestionAnswering,
             {"reader_windows": {"max_length": 24, "stride": 4, "max_answer_length": 4}},
             [{"question": "a", "context": "b c d"}, {"question": "c", "context": "a"}],
+        ),
+        (
+            "multiple_choice",
+            BertForMultipleChoice,
+            {},
+            [{"text": "a", "choices": ["b", "c d"]}, {"text": "c", "choices": ["a", "b", "d"]}],
         ),
     ],
 )

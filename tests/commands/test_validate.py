@@ -71,7 +71,7 @@ def test_report_on_tags(tmp_path, capsys):
         '{"tokens": ["Bo"], "tags": []}\n'
     )
     report = validate(str(path))
-    assert (report.kind, report.good, report.bad) == ("tagging", 2, 1)
+    assert (report.kind, report.good, report.bad) == ("ner", 2, 1)
     assert report.lengths == {"tokens": {"characters": [11, 2], "words": [3, 1]}}
     assert report.tags == {"B-person": 2, "O": 2}
     assert main(arguments(path)) == 2

@@ -219,9 +219,9 @@ def test_hub_tags_carry_the_names_of_their_classes(monkeypatch, form):
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: {"train": data})
     expected = [{"tokens": ["Ada", "ran"], "tags": ["B-per", "O"]}]
-    assert load_rows("user/names", kinds=("tagging",), columns="tokens=words").rows == expected
+    assert load_rows("user/names", kinds=("ner",), columns="tokens=words").rows == expected
     assert (
-        load_rows("user/names", kinds=("tagging",), columns="tokens=words,tags=ner_tags").rows
+        load_rows("user/names", kinds=("ner",), columns="tokens=words,tags=ner_tags").rows
         == expected
     )
 
@@ -233,7 +233,7 @@ def test_bad_tags_are_named_with_their_line(write, refused):
         {"tokens": ["a"], "tags": [1]},
         {"tokens": [""], "tags": ["O"]},
     ])  # fmt: skip
-    message = refused(load_rows, path, kinds=("tagging",))
+    message = refused(load_rows, path, kinds=("ner",))
     assert "a.jsonl:1: tags: 1 tags for 2 tokens: give each token its tag" in message
     assert (
         "a.jsonl:3: tags: numbers without names, [1]: write the names, as in B-person, I-person and O"

@@ -217,7 +217,9 @@ def test_lora_trains_a_pooler_whole_that_the_checkpoint_lacks(tmp_path):
         intermediate_size=8,
     )
     BertForMaskedLM(BertConfig(**sizes)).save_pretrained(tmp_path)
-    model = load_encoder(str(tmp_path), "classifier", labels=["x", "y"], new_head=True)
+    model = load_encoder(
+        str(tmp_path), "AutoModelForSequenceClassification", labels=["x", "y"], new_head=True
+    )
     before = model.bert.pooler.dense.weight.detach().clone()
     tuned = add_lora(model, task="SEQ_CLS", rank=2, alpha=4)
     trained = {name for name, p in tuned.named_parameters() if p.requires_grad}

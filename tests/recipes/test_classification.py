@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.runs.record import RunRecord
-from rlhf.tasks.classification.predictor import Classifier
+from rlhf.tasks.classification.predictor import ClassificationPredictor
 
 COLOURS = ["red", "green", "blue"]
 TINY = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 16 --max_length 16 --report_to none".split()
@@ -135,7 +135,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, write):
     same = write("same.jsonl", [{**row, "label": "A"} for row in colour_rows(30)])
     assert "have the label 'A': a classifier needs two" in failing("--dataset_name", same, name="b")
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="c")
-    assert "judged on rows it has not seen" in none
+    assert "evaluated on rows that it was not trained on" in none
     lora = failing("--dataset_name", data, "--use_peft", "true", name="d")
     assert "set one of the two to false" in lora
     bert = failing("--dataset_name", data, "--model_type", "t5", name="e")
@@ -197,7 +197,7 @@ def test_several_labels_balanced_and_predicted_as_reported(train, write):
         2: "red",
     }
     none = next(row for row in slot_rows(80, offset=240) if not row["label"])
-    found = Classifier(folder).predict(
+    found = ClassificationPredictor(folder).predict(
         [none, {"text": "h h f red blue"}, *slot_rows(80, offset=240)]
     )
     assert found[0]["label"] == [] and set(found[1]["label"]) == {"red", "blue"}
@@ -237,7 +237,9 @@ def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, writ
     assert metrics["eval_loss"] == pytest.approx(
         metrics["mse"] / (2 / 3 * 1000**2), rel=0.02
     )  # in units of the spread
-    found = [row["label"] for row in Classifier(folder).predict(number_rows(60, offset=240))]
+    found = [
+        row["label"] for row in ClassificationPredictor(folder).predict(number_rows(60, offset=240))
+    ]
     mse = sum((a - b["label"]) ** 2 for a, b in zip(found, number_rows(60, offset=240))) / 60
     assert mse == pytest.approx(metrics["mse"], rel=1e-3)
     assert (folder / "plots" / "scatter.png").is_file()
@@ -257,7 +259,8 @@ def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, writ
     ]
     again = train(*more, "--learning_rate", "0", "--save_strategy", "no", name="again")
     before, after = (
-        Classifier(path).predict([{"text": "a b c red"}])[0]["label"] for path in (folder, again)
+        ClassificationPredictor(path).predict([{"text": "a b c red"}])[0]["label"]
+        for path in (folder, again)
     )
     assert after == pytest.approx(before, rel=1e-4) and abs(before - 1000) < 500
 
@@ -279,7 +282,7 @@ def test_whole_numbers_are_a_regression_when_the_task_says_so(train, write):
     assert (
         metrics["mse"] ** 0.5 < 2000
     )  # from the start it is about the mean, though GPT-2's head has no bias
-    found = Classifier(folder).predict([{"text": "a b c"}])[0]
+    found = ClassificationPredictor(folder).predict([{"text": "a b c"}])[0]
     assert 500 < found["label"] < 3500 and found["probabilities"] == {}
 
 
@@ -308,7 +311,7 @@ def test_years_survive_weights_of_half_precision(train, write):
     ]
     folder = train(*flags, *half, str(train(*flags, name="base")))
     worst = json.loads((folder / "errors.jsonl").read_text().splitlines()[0])
-    found = Classifier(folder).predict([{"text": worst["text"]}])[0]["label"]
+    found = ClassificationPredictor(folder).predict([{"text": worst["text"]}])[0]["label"]
     assert found == pytest.approx(worst["predicted"], abs=0.05)  # in bf16 a year is right to 8
 
 

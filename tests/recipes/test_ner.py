@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
 from rlhf.runs.record import RunRecord
-from rlhf.tasks.ner.predictor import Tagger
+from rlhf.tasks.ner.predictor import NerPredictor
 
 NAMES, PLACES, LETTERS = ["ada", "bob", "eve"], ["rome", "oslo", "bonn"], "a b c d e f g h".split()
 WORDS = [*NAMES, *PLACES, *LETTERS]
@@ -82,7 +82,7 @@ def test_learns_names_and_saves_a_folder_that_tags(train, write, tmp_path):
     config = AutoModelForTokenClassification.from_pretrained(folder).config
     assert config.id2label == {0: "O", 1: "B-loc", 2: "I-loc", 3: "B-per", 4: "I-per"}
     assert (config.trained_units, config.trained_length) == ("words", 32)
-    (found,) = Tagger(folder).predict([{"text": "h g ada eve f oslo"}])
+    (found,) = NerPredictor(folder).predict([{"text": "h g ada eve f oslo"}])
     assert [(entity["type"], entity["text"]) for entity in found["entities"]] == [
         ("per", "ada eve"),
         ("loc", "oslo"),
@@ -146,7 +146,7 @@ def test_what_is_reported_is_what_the_tagger_says(train, write):
     assert record.metrics["windows_added"] > 0 and 0 < record.metrics["f1"] < 1
     wrong = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
     assert sum(report["errors"].values()) == sum(len(row["errors"]) for row in wrong) > 0
-    predicted = Tagger(folder).predict([{"tokens": row["tokens"]} for row in wrong])
+    predicted = NerPredictor(folder).predict([{"tokens": row["tokens"]} for row in wrong])
     assert [row["tags"] for row in predicted] == [row["predicted"] for row in wrong]
 
 
@@ -220,7 +220,7 @@ def test_gpt2_and_characters(train, write):
     folder = train(*flags, "--save_strategy", "no", kind="gpt2")
     config = AutoModelForTokenClassification.from_pretrained(folder).config
     assert (config.trained_units, config.pad_token_id) == ("characters", 0)
-    assert Tagger(folder).predict([{"text": "ab cd"}])[0]["tokens"] == list("ab cd")
+    assert NerPredictor(folder).predict([{"text": "ab cd"}])[0]["tokens"] == list("ab cd")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(failing, write, tmp_path):
@@ -240,7 +240,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, write, tmp_path):
         "--dataset_name", outside, name="d"
     )
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="e")
-    assert "judged on rows it has not seen" in none
+    assert "evaluated on rows that it was not trained on" in none
     lora = failing("--dataset_name", data, "--use_peft", "true", name="f")
     assert "set one of the two to false" in lora
 
@@ -289,6 +289,6 @@ def test_two_processes_judge_as_one_does(launch_two, write):
         0.8 * math.log(5) < logs[0]["loss"] < 1.6 * math.log(5)
     )  # a guess among five; not half of it, not twice
     wrong = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
-    predicted = Tagger(folder).predict([{"tokens": row["tokens"]} for row in wrong])
+    predicted = NerPredictor(folder).predict([{"tokens": row["tokens"]} for row in wrong])
     assert [row["tags"] for row in predicted] == [row["predicted"] for row in wrong]
     assert wrong and RunRecord.load(folder).metrics["f1"] > 0

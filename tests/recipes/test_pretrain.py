@@ -87,7 +87,9 @@ def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(
     inputs = reader("g g g [MASK] g g g g", return_tensors="pt")
     assert reader.decode(model(**inputs).logits[0, 4].argmax()) == "g"
     assert front_matter(folder, RunRecord.load(folder))["pipeline_tag"] == "fill-mask"
-    tuned = load_encoder(str(folder), "classifier", labels=["x", "y"], new_head=True)
+    tuned = load_encoder(
+        str(folder), "AutoModelForSequenceClassification", labels=["x", "y"], new_head=True
+    )
     assert not any(name.startswith("bert.e") for name in tuned.new_weights)
     assert "missing keys" not in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from rlhf.runs.record import RunRecord
 from rlhf.runs.run import start
-from rlhf.tasks.question_answering.predictor import Reader
+from rlhf.tasks.question_answering.predictor import QuestionAnsweringPredictor
 
 COLOURS = ["red", "green", "blue"]
 LETTERS = "a b c d e f g h".split()
@@ -136,7 +136,7 @@ def test_learns_that_a_context_may_hold_no_answer(train, write):
     )
     # the saved folder alone gives the same answers
     held_out = [row for row in rows if row["id"] in predicted]
-    answers = Reader(folder).predict(held_out)
+    answers = QuestionAnsweringPredictor(folder).predict(held_out)
     assert {row["id"]: answer["answer"] for row, answer in zip(held_out, answers)} == predicted
 
 
@@ -197,7 +197,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
         and "1 of 33 rows are bad and left out" in capsys.readouterr().out
     )
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="b")
-    assert "judged on contexts it has not seen" in none
+    assert "evaluated on rows that it was not trained on" in none
     same = write("same.jsonl", [row | {"id": "x"} for row in colour_rows(30, 100)])
     twice = failing("--dataset_name", data, "--eval_dataset_name", same, name="c")
     assert "1 ids are in more than one row, the first: x;" in twice
@@ -252,5 +252,5 @@ def test_two_processes_answer_as_one_folder_does(launch_two, write):
     assert logs[0]["loss"] == pytest.approx(math.log(10), abs=0.5)  # a guess among some ten tokens
     predicted = read(folder / "predictions.json")
     held_out = [row for row in rows if row["id"] in predicted]
-    answers = Reader(folder).predict(held_out)
+    answers = QuestionAnsweringPredictor(folder).predict(held_out)
     assert {row["id"]: answer["answer"] for row, answer in zip(held_out, answers)} == predicted

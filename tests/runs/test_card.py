@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -27,9 +28,10 @@ from rlhf.models.load import save
 from rlhf.models.scratch import new_policy
 from rlhf.runs.card import base_model, card_text, lineage, write_card
 from rlhf.runs.record import RunRecord, file_sha256, parent_entry
-from rlhf.tasks.classification.predictor import Classifier
-from rlhf.tasks.ner.predictor import Tagger
-from rlhf.tasks.question_answering.predictor import Reader
+from rlhf.tasks.classification.predictor import ClassificationPredictor
+from rlhf.tasks.multiple_choice.predictor import MultipleChoicePredictor
+from rlhf.tasks.ner.predictor import NerPredictor
+from rlhf.tasks.question_answering.predictor import QuestionAnsweringPredictor
 
 TEXT = ["Hello, how are you?", "The letter was written by Ada.", "A fine day."] * 4
 
@@ -296,6 +298,7 @@ def test_snippet_of_a_model_without_chat_template(tmp_path, plain_tokenizer):
         ("classification", BertForSequenceClassification, "text-classification"),
         ("ner", BertForTokenClassification, "token-classification"),
         ("question_answering", BertForQuestionAnswering, "question-answering"),
+        ("multiple_choice", BertForMultipleChoice, "multiple-choice"),
     ],
 )
 def test_bert_snippets(tmp_path, bert_tokenizer, recipe, cls, tag):
@@ -315,7 +318,7 @@ def samples(folder, *rows):
     "problem", ["single_label_classification", "multi_label_classification", "regression"]
 )
 @pytest.mark.parametrize("pairs", [False, True])
-def test_the_classifier_snippet_says_what_our_classifier_says(
+def test_the_classification_snippet_gives_what_our_predictor_gives(
     tmp_path, bert_tokenizer, problem, pairs, capsys
 ):
     labels = 1 if problem == "regression" else 3
@@ -330,7 +333,7 @@ def test_the_classifier_snippet_says_what_our_classifier_says(
     variables = run_snippet(tmp_path)
     said = variables["classify"](row if pairs else "a b", truncation=True)
     said = said[0] if isinstance(said[0], list) else said
-    ours = Classifier(tmp_path).predict([row])[0]
+    ours = ClassificationPredictor(tmp_path).predict([row])[0]
     if problem == "regression":
         assert said[0]["score"] == pytest.approx(ours["label"], abs=1e-5)
     else:
@@ -344,7 +347,7 @@ def test_the_classifier_snippet_says_what_our_classifier_says(
     assert f"gives a {'pair of texts' if pairs else 'text'} {what}." in card_text(tmp_path)
 
 
-def test_the_tagger_snippet_marks_what_our_tagger_marks(tmp_path, bert_tokenizer, capsys):
+def test_the_ner_snippet_marks_what_our_predictor_marks(tmp_path, bert_tokenizer, capsys):
     labels = {0: "O", 1: "B-x", 2: "I-x", 3: "B-y", 4: "I-y"}
     torch.manual_seed(5)
     model = bert(
@@ -360,14 +363,16 @@ def test_the_tagger_snippet_marks_what_our_tagger_marks(tmp_path, bert_tokenizer
     text = "a b c d e f g h b d f"
     samples(tmp_path, {"text": text})
     entities = run_snippet(tmp_path)["tag"](text)
-    ours = Tagger(tmp_path).predict([{"text": text}])[0]["entities"]
+    ours = NerPredictor(tmp_path).predict([{"text": text}])[0]["entities"]
     assert len(ours) > 1
     assert [(e["entity_group"], e["start"], e["end"]) for e in entities] == [
         (e["type"], e["start"], e["end"]) for e in ours
     ]
 
 
-def test_the_reader_snippet_answers_what_our_reader_answers(tmp_path, bert_tokenizer):
+def test_the_question_answering_snippet_answers_what_our_predictor_answers(
+    tmp_path, bert_tokenizer
+):
     torch.manual_seed(3)
     model = bert(BertForQuestionAnswering, bert_tokenizer)
     with torch.no_grad():
@@ -378,7 +383,23 @@ def test_the_reader_snippet_answers_what_our_reader_answers(tmp_path, bert_token
     row = {"question": "a b", "context": "c d e f g h a b c e g"}
     samples(tmp_path, row)
     answer = run_snippet(tmp_path)["answer"]
-    assert answer == Reader(tmp_path).predict([row])[0]["answer"] and 0 < len(answer.split()) <= 2
+    assert (
+        answer == QuestionAnsweringPredictor(tmp_path).predict([row])[0]["answer"]
+        and 0 < len(answer.split()) <= 2
+    )
+
+
+def test_the_multiple_choice_snippet_picks_what_our_predictor_picks(tmp_path, bert_tokenizer):
+    torch.manual_seed(3)
+    model = bert(BertForMultipleChoice, bert_tokenizer)
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)
+    save(model, bert_tokenizer, tmp_path)
+    record("multiple_choice").save(tmp_path)
+    row = {"text": "a b", "choices": ["c d", "e f g", "h"]}
+    samples(tmp_path, row)
+    answer = run_snippet(tmp_path)["answer"]
+    assert answer == MultipleChoicePredictor(tmp_path).predict([row])[0]["choice"]
 
 
 def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokenizer):
@@ -415,30 +436,30 @@ def test_card_of_an_encoder_has_its_tables_and_its_errors(tmp_path, bert_tokeniz
     assert "/home/me" not in yaml.safe_dump(index)
 
 
-def test_cards_of_taggers_and_readers_have_their_tables(tmp_path):
-    tagger, reader = tmp_path / "t", tmp_path / "r"
-    record("ner").save(tagger)
+def test_cards_of_ner_and_question_answering_have_their_tables(tmp_path):
+    ner, answers = tmp_path / "t", tmp_path / "r"
+    record("ner").save(ner)
     types = [
         {"type": "per", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "entities": 4, "marked": 2}
     ]
-    (tagger / "ner.json").write_text(json.dumps({"types": types}))
-    (tagger / "errors.jsonl").write_text(
+    (ner / "ner.json").write_text(json.dumps({"types": types}))
+    (ner / "errors.jsonl").write_text(
         json.dumps({"tokens": ["Ada", "left"], "errors": ["missed: Ada (per)"]}) + "\n"
     )
-    card = card_text(tagger)
+    card = card_text(ner)
     assert "| per | 4 | 1 | 0.5 | 0.6667 |" in section(card, "Results")
     assert "| Ada left | missed: Ada (per) |" in section(card, "Errors")
     record("question_answering", metrics={"exact": 0.5}, data=[{"name": "someone/squad"}]).save(
-        reader
+        answers
     )
     kinds = [{"question": "who is", "exact": 0.5, "f1": 0.75, "rows": 4}]
     mistakes = [
         {"id": "q1", "question": "Who?", "gold": "Ada", "exact": 0.0, "f1": 0.0, "predicted": ""}
     ]
-    (reader / "question_answering.json").write_text(
+    (answers / "question_answering.json").write_text(
         json.dumps({"kinds": kinds, "mistakes": mistakes})
     )
-    card = card_text(reader)
+    card = card_text(answers)
     assert "| who is | 4 | 0.5 | 0.75 |" in section(
         card, "Results"
     ) and "| Who? | Ada |  | 0 |" in section(card, "Errors")

@@ -44,13 +44,15 @@ def test_encoders_stand_beside_the_models_that_chat(tmp_path):
         ("c", "BertForTokenClassification", "ner", "done"),
         ("d", "BertForQuestionAnswering", "question_answering", "done"),
         ("e", "BertForMaskedLM", "pretrain", "done"),
+        ("g", "BertForMultipleChoice", "multiple_choice", "done"),
         ("f", "BertForSequenceClassification", "reward", "done"),
     ):
         run_folder(tmp_path / name, architecture, recipe, status)
     assert find_models(tmp_path) == {
-        "classifier": {"classification · a": str(tmp_path / "a")},
-        "tagger": {"ner · c": str(tmp_path / "c")},
-        "reader": {"question_answering · d": str(tmp_path / "d")},
+        "classification": {"classification · a": str(tmp_path / "a")},
+        "ner": {"ner · c": str(tmp_path / "c")},
+        "question_answering": {"question_answering · d": str(tmp_path / "d")},
+        "multiple_choice": {"multiple_choice · g": str(tmp_path / "g")},
     }
     assert model_kind(tmp_path / "f") == "reward" and model_kind(tmp_path) == ""
 
@@ -58,7 +60,7 @@ def test_encoders_stand_beside_the_models_that_chat(tmp_path):
 def test_a_plain_checkpoint_is_named_by_its_kind(tmp_path):
     folder = run_folder(tmp_path / "bert-ner", "BertForTokenClassification", "ner")
     (folder / "run.json").unlink()
-    assert label_models([folder]) == {"tagger": {"tagger · bert-ner": str(folder)}}
+    assert label_models([folder]) == {"ner": {"ner · bert-ner": str(folder)}}
 
 
 @pytest.mark.parametrize(

@@ -38,61 +38,76 @@ def served(tmp_path, opened):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         return str(tmp_path / name)
 
-    classifiers = {
+    folders = {
         "one": make("one", trained_pairs=False, id2label={"1": "good", "0": "bad", "10": "odd"}),
         "two": make("two", trained_pairs=True),
         "any": make("any"),
     }
     return Encoders(
-        {"classifier": classifiers, "tagger": {"t": make("t")}, "reader": {"r": make("r")}},
+        {
+            "classification": folders,
+            "ner": {"t": make("t")},
+            "question_answering": {"r": make("r")},
+            "multiple_choice": {"m": make("m")},
+        },
         characters=40,
     )
 
 
 def test_a_model_gets_the_columns_it_was_trained_on(served):
     texts = {"text": "a", "text_pair": "b"}
-    assert served.predict("classifier", "one", texts)["row"] == {"text": "a"}
-    assert served.predict("classifier", "two", texts)["row"] == texts
-    assert served.predict("classifier", "any", texts)["row"] == texts
-    assert served.predict("classifier", "any", {"text": "a", "text_pair": " "})["row"] == {
+    assert served.predict("classification", "one", texts)["row"] == {"text": "a"}
+    assert served.predict("classification", "two", texts)["row"] == texts
+    assert served.predict("classification", "any", texts)["row"] == texts
+    assert served.predict("classification", "any", {"text": "a", "text_pair": " "})["row"] == {
         "text": "a"
     }
     asked = {"question": "Who?", "context": "Ada."}
-    assert served.predict("reader", "r", asked)["row"] == asked
-    assert [served.columns("classifier", name) for name in ("one", "two", "any")] == [
+    assert served.predict("question_answering", "r", asked)["row"] == asked
+    assert [served.columns("classification", name) for name in ("one", "two", "any")] == [
         ["text"], ["text", "text_pair"], ["text", "text_pair"],
     ]  # fmt: skip
 
 
+def test_a_list_is_given_with_a_line_for_each_item(served, tmp_path, refused):
+    row = {"text": "a", "choices": " b \n\nc d\n"}
+    found = served.predict("multiple_choice", "m", row)["row"]
+    assert found == {"text": "a", "choices": ["b", "c d"]}
+    message = refused(served.predict, "multiple_choice", "m", row | {"choices": "b"})
+    assert "the choices, one per line: a list of 2 to 26 strings is expected" in message
+    (tmp_path / "m" / "samples.jsonl").write_text('{"text": "a", "choices": ["b", "c\\nd"]}\n')
+    assert served.examples("multiple_choice", "m") == [{"text": "a", "choices": "b\nc d"}]
+
+
 def test_one_model_of_a_kind_is_in_memory(served, opened):
     for kind, name in (
-        ("tagger", "t"),
-        ("classifier", "one"),
-        ("classifier", "one"),
-        ("classifier", "any"),
+        ("ner", "t"),
+        ("classification", "one"),
+        ("classification", "one"),
+        ("classification", "any"),
     ):
         served.predict(kind, name, {"text": "a"})
-    served.predict("tagger", "t", {"text": "a"})
-    served.predict("classifier", "one", {"text": "a"})
+    served.predict("ner", "t", {"text": "a"})
+    served.predict("classification", "one", {"text": "a"})
     assert [folder.rsplit("/", 1)[1] for folder in opened] == ["t", "one", "any", "one"]
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "row", "message"),
     [
-        ("tagger", "x", {"text": "a"}, "no tagger 'x': choose one of 't'"),
-        ("tagger", "t", {"text": "  "}, "the text is empty: write something to read"),
-        ("classifier", "two", {"text": "a"}, "the text to compare with is empty"),
-        ("reader", "r", {"question": "Who?", "context": ""}, "the context is empty"),
+        ("ner", "x", {"text": "a"}, "no NER model 'x': choose one of 't'"),
+        ("ner", "t", {"text": "  "}, "the text is empty: write something to read"),
+        ("classification", "two", {"text": "a"}, "the text to compare with is empty"),
+        ("question_answering", "r", {"question": "Who?", "context": ""}, "the context is empty"),
         (
-            "reader",
+            "question_answering",
             "r",
             {"question": "x" * 20, "context": "y" * 21},
             "41 characters: at most 40 are read here",
         ),
-        ("tagger", "t", {"text": "a\0"}, "the text holds a NUL"),
-        ("tagger", "t", {"text": "\ud83d"}, "half a character"),
-        ("tagger", "t", {"text": ["a"]}, "the text is no text"),
+        ("ner", "t", {"text": "a\0"}, "the text holds a NUL"),
+        ("ner", "t", {"text": "\ud83d"}, "half a character"),
+        ("ner", "t", {"text": ["a"]}, "the text must be a string"),
     ],
 )
 def test_what_is_refused_before_a_model_is_loaded(
@@ -104,8 +119,8 @@ def test_what_is_refused_before_a_model_is_loaded(
 
 def test_labels_come_in_the_order_of_their_numbers(served):
     assert (
-        served.labels("classifier", "one") == ["bad", "good", "odd"]
-        and served.labels("classifier", "any") == []
+        served.labels("classification", "one") == ["bad", "good", "odd"]
+        and served.labels("classification", "any") == []
     )
 
 
@@ -120,6 +135,6 @@ def test_examples_are_short_rows_that_the_run_left(served, tmp_path):
     (tmp_path / "one" / "samples.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows) + '{"torn'
     )
-    assert served.examples("classifier", "one") == [{"text": "a"}, {"text": "c"}]
-    assert served.examples("classifier", "one", count=1) == [{"text": "a"}]
-    assert served.examples("classifier", "two") == []
+    assert served.examples("classification", "one") == [{"text": "a"}, {"text": "c"}]
+    assert served.examples("classification", "one", count=1) == [{"text": "a"}]
+    assert served.examples("classification", "two") == []

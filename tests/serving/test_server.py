@@ -27,7 +27,7 @@ from rlhf.serving.engine import Engine
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.server import build_app, check_host
 from rlhf.serving.ui.tasks import IDLE
-from rlhf.tasks.classification.predictor import Classifier
+from rlhf.tasks.classification.predictor import ClassificationPredictor
 
 ROOT = Path(__file__).parents[2]
 # system, temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed
@@ -149,7 +149,7 @@ def test_a_client_asks_each_encoder(encoder_runs):
     with serving(build_app(Engine({}), encoders)) as address:
         client = Client(address, verbose=False)
         head, bars = client.predict("classification · c", "a b", "", api_name="/classify")
-        ours = Classifier(encoder_runs / "c").predict([{"text": "a b"}])[0]
+        ours = ClassificationPredictor(encoder_runs / "c").predict([{"text": "a b"}])[0]
         assert (
             ours["label"] in head
             and bars["label"] == ours["label"]
@@ -176,8 +176,8 @@ def test_models_say_what_they_are(runs, encoder_runs):
     client = TestClient(build_app(Engine(chat), Encoders(models)), base_url="http://127.0.0.1:7860")
     kinds = {model["id"]: model["kind"] for model in client.get("/v1/models").json()["data"]}
     assert kinds == {
-        "ppo · demo": "chat", "base · demo": "chat", "classification · c": "classifier", "ner · t": "tagger",
-        "question_answering · r": "reader",
+        "ppo · demo": "chat", "base · demo": "chat", "classification · c": "classification", "ner · t": "ner",
+        "question_answering · r": "question_answering",
     }  # fmt: skip
     assert client.get("/health").json()["models"] == 5
     page = client.get("/")

@@ -57,7 +57,7 @@ def test_a_pair_is_framed_as_bert_frames_it_and_a_folder_keeps_it(kind, tmp_path
             == "the cat sat on a mat"
         )
         sizes = dict(model_type="bert", hidden_size=8, layers=1, heads=1, context=64)
-        fit_tokenizer(one, new_encoder(one, "masked", **sizes), pairs=True)
+        fit_tokenizer(one, new_encoder(one, "AutoModelForMaskedLM", **sizes), pairs=True)
         assert one("the cat", "mat") == both
 
 

@@ -25,6 +25,6 @@ def build_page(engine: Engine, encoders: Encoders) -> gr.Blocks:
                 with gr.Tab("Chat", id="chat"):
                     chat.chat_view(engine, page)
             for view in views:
-                with gr.Tab(view.name, id=view.action):
+                with gr.Tab(view.title, id=view.kind):
                     tasks.encoder_view(encoders, view)
     return page

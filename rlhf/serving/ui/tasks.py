@@ -1,23 +1,28 @@
-"""The tabs of finished encoders: Classify (label bars), Tag (coloured spans), Read (the answer in its text).
+"""The tabs of trained encoders, one for each task that the app shows.
 
-The three have one shape, a `View`: the texts that go in, the components that come out, and a pure function from a
-prediction to their values. The functions above `encoder_view` know nothing else of Gradio.
+All have one shape, a `View`: the texts that go in, the components that come out, and a pure function from a prediction to
+their values. Except for the makers of outputs, the functions above `encoder_view` know nothing of Gradio's components.
 """
 
 import html
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
 from rlhf.errors import UserError
 from rlhf.serving.predictors import Encoders
+from rlhf.tasks.table import TASKS
 
 logger = logging.getLogger(__name__)
 
 IDLE = "<div class='verdict'><span>The answer appears here.</span></div>"
-MOST = 10  # labels, entities' types with a colour of their own
+BARS = 10  # labels with a bar
+SEARCHABLE = 10  # a list of more models than this can be searched
+EXAMPLE_NAME = 80  # characters on the button of an example
+# Colours of types of entities.
 COLOURS = (
     "#14b8a6", "#f59e0b", "#6366f1", "#f43f5e", "#84cc16", "#0ea5e9", "#d946ef", "#f97316", "#64748b", "#a16207",
 )  # fmt: skip
@@ -26,49 +31,59 @@ COLOURS = (
 # ---- a prediction as values of the outputs -----------------------------------------------------------------------
 
 
-def show_classified(row: dict, prediction: dict) -> tuple[str, dict[str, float] | None]:
+def show_labels(row: dict, prediction: dict) -> tuple[str, dict[str, float] | None]:
     """(heading, probability of each label or None): one label, several, or a number."""
     label, probabilities = prediction["label"], prediction["probabilities"]
+    # regression
     if isinstance(label, int | float):
         return heading(f"{label:.3f}", "the number that the model gives this text"), None
-    more = len(probabilities) - MOST
-    note = f"the {MOST} likeliest of {len(probabilities)} labels" if more > 0 else ""
+    # any number of labels
     if isinstance(label, list):
         title = ", ".join(label) or "No label"
-        note = ", ".join(
-            filter(
-                None, ["each label is more likely than not" if label else "none is likely", note]
-            )
-        )
+        notes = ["each label is more likely than not" if label else "none is likely"]
     else:
-        title, note = label, ", ".join(filter(None, [f"{probabilities[label]:.1%}", note]))
-    return heading(title, note), dict(list(probabilities.items())[:MOST])
+        title, notes = label, [f"{probabilities[label]:.1%}"]
+    if len(probabilities) > BARS:
+        notes.append(f"the {BARS} likeliest of {len(probabilities)} labels")
+    bars = dict(list(probabilities.items())[:BARS])
+    return heading(title, ", ".join(notes)), bars
 
 
-def show_tagged(row: dict, prediction: dict) -> tuple[str, list, list]:
+def show_entities(row: dict, prediction: dict) -> tuple[str, list, list]:
     """(heading, spans of the text, rows of the table)."""
     entities = sorted(prediction["entities"], key=lambda entity: entity["start"])
-    title = (
-        f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}" if entities else "No entity"
-    )
-    marks = [(entity["start"], entity["end"], entity["type"]) for entity in entities]
-    table = [[entity["type"], entity["text"], f"{entity['score']:.1%}"] for entity in entities]
+    marks, table = [], []
+    for entity in entities:
+        marks.append((entity["start"], entity["end"], entity["type"]))
+        table.append([entity["type"], entity["text"], f"{entity['score']:.1%}"])
+    title = {0: "No entity", 1: "1 entity"}.get(len(entities), f"{len(entities)} entities")
     return heading(title, ""), spans(row["text"], marks), table
 
 
-def show_read(row: dict, prediction: dict) -> tuple[str, list, list]:
+def show_answer(row: dict, prediction: dict) -> tuple[str, list, list]:
     """(heading, the context with the answer marked, rows of the table of candidates)."""
-    found = bool(prediction["answer"])
     note = f"score {prediction['score']:.1%}"
     if prediction.get("no_answer") is not None:
         note += f"; no answer: {prediction['no_answer']:.1%}"
-    marks = [(prediction["start"], prediction["end"], "answer")] if found else []
-    table = [
-        [candidate["answer"] or "(no answer)", f"{candidate['score']:.1%}"]
-        for candidate in prediction["n_best"]
-    ]
-    title = prediction["answer"] if found else "The text does not say"
+    title, marks = "The text does not say", []
+    if prediction["answer"]:
+        title = prediction["answer"]
+        marks = [(prediction["start"], prediction["end"], "answer")]
+    table = []
+    for candidate in prediction["n_best"]:
+        table.append([candidate["answer"] or "(no answer)", f"{candidate['score']:.1%}"])
     return heading(title, note), spans(row["context"], marks), table
+
+
+def show_choices(row: dict, prediction: dict) -> tuple[str, dict[str, float]]:
+    """(heading, probability of each choice). A choice that is given twice has one bar, of its first place."""
+    choices = [line.strip() for line in row["choices"].splitlines() if line.strip()]
+    probabilities = prediction["probabilities"]
+    # gr.Label takes names, which must differ.
+    bars: dict[str, float] = {}
+    for choice, probability in zip(choices, probabilities):
+        bars.setdefault(choice, probability)
+    return heading(prediction["choice"], f"{max(probabilities):.1%}"), bars
 
 
 def heading(title: str, note: str) -> str:
@@ -78,39 +93,55 @@ def heading(title: str, note: str) -> str:
 
 def spans(text: str, marks: list[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
     """The text in pieces, marked or not; marks: (start, end, name) in order, without overlaps."""
+    # HighlightedText wants the whole text, in order, unmarked pieces too.
     pieces, last = [], 0
     for start, end, name in marks:
         pieces += [(text[last:start], None), (text[start:end], name)]
         last = end
-    return [piece for piece in [*pieces, (text[last:], None)] if piece[0]]
+    pieces.append((text[last:], None))
+    return [(piece, name) for piece, name in pieces if piece]
 
 
 def type_colours(labels: list[str]) -> dict[str, str]:
-    """A colour for each type of entity, in the order of the labels; beyond the last one they begin again."""
+    """A colour for each type of entity, in the order of the labels. They repeat where there are more types than colours."""
+    # B-person and I-person are one type; O is none.
     types = dict.fromkeys(label[2:] for label in labels if label[:2] in ("B-", "I-"))
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(types)}
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(types)}
 
 
-# ---- the three views ---------------------------------------------------------------------------------------------
+# ---- the views ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """A text box: its label, what it shows while it is empty, and its height in lines."""
+
+    label: str
+    placeholder: str
+    lines: int
 
 
 @dataclass(frozen=True)
 class View:
-    """kind of model; name of the tab, its button and, in small letters, its endpoint; texts: column -> (label,
-    placeholder, lines); examples, for models whose run left none; show: (row, prediction) -> values of the outputs;
-    outputs: makes them; fit: labels of a model -> what changes in each output with the model."""
+    """The tab of one task.
+
+    kind: a key of TASKS, which is also the name of its endpoint. button: its text.
+    inputs: column -> text box. examples: texts to try with models whose run left none.
+    show: (row, prediction) -> values of the outputs.
+    outputs: makes the components, one set of options each. options: labels of a model -> these options.
+    """
 
     kind: str
-    name: str
-    texts: dict[str, tuple[str, str, int]]
+    button: str
+    inputs: dict[str, TextInput]
     examples: tuple[dict[str, str], ...]
     show: Callable[[dict, dict], tuple]
     outputs: Callable[..., list]
-    fit: Callable[[list[str]], list[dict]]
+    options: Callable[[list[str]], list[dict]]
 
     @property
-    def action(self) -> str:
-        return self.name.lower()
+    def title(self) -> str:
+        return TASKS[self.kind].title
 
 
 def heading_output():
@@ -129,15 +160,48 @@ def table_output(headers: list[str]):
     )
 
 
+def classification_outputs(heading: dict, bars: dict) -> list:
+    return [heading_output(), gr.Label(show_label=False, show_heading=False, **bars)]
+
+
+def classification_options(labels: list[str]) -> list[dict]:
+    """A model with one output predicts a number, which has no bars."""
+    return [{}, {"visible": len(labels) != 1}]
+
+
+def ner_outputs(heading: dict, marked: dict, table: dict) -> list:
+    return [heading_output(), marked_output(marked), table_output(["type", "text", "score"])]
+
+
+def ner_options(labels: list[str]) -> list[dict]:
+    return [{}, {"color_map": type_colours(labels), "show_legend": True}, {}]
+
+
+def multiple_choice_outputs(heading: dict, bars: dict) -> list:
+    return [heading_output(), gr.Label(show_label=False, show_heading=False, **bars)]
+
+
+def multiple_choice_options(labels: list[str]) -> list[dict]:
+    return [{}, {}]
+
+
+def question_answering_outputs(heading: dict, marked: dict, table: dict) -> list:
+    return [heading_output(), marked_output(marked), table_output(["candidate", "score"])]
+
+
+def question_answering_options(labels: list[str]) -> list[dict]:
+    return [{}, {"color_map": {"answer": COLOURS[0]}}, {}]
+
+
 VIEWS = (
     View(
-        "classifier",
-        "Classify",
-        {
-            "text": ("Text", "A sentence or a paragraph", 4),
-            "text_pair": ("Second text", "What it is compared with", 3),
+        kind="classification",
+        button="Classify",
+        inputs={
+            "text": TextInput("Text", "A sentence or a paragraph", lines=4),
+            "text_pair": TextInput("Second text", "What it is compared with", lines=3),
         },
-        (
+        examples=(
             {
                 "text": "A warm and funny film that I would gladly see again.",
                 "text_pair": "The film is good.",
@@ -151,39 +215,32 @@ VIEWS = (
                 "text_pair": "The shop is open now.",
             },
         ),
-        show_classified,
-        lambda head, bars: [
-            heading_output(),
-            gr.Label(show_label=False, show_heading=False, **bars),
-        ],
-        lambda labels: [{}, {"visible": len(labels) != 1}],
+        show=show_labels,
+        outputs=classification_outputs,
+        options=classification_options,
     ),
     View(
-        "tagger",
-        "Tag",
-        {"text": ("Text", "A sentence or a paragraph", 4)},
-        (
+        kind="ner",
+        button="Find entities",
+        inputs={"text": TextInput("Text", "A sentence or a paragraph", lines=4)},
+        examples=(
             {"text": "Ada Lovelace met Charles Babbage in London in 1833."},
             {
                 "text": "Please book a table for four at Luigi's tomorrow at 7 pm, the name is Smith."
             },
         ),
-        show_tagged,
-        lambda head, marked, table: [
-            heading_output(),
-            marked_output(marked),
-            table_output(["type", "text", "score"]),
-        ],
-        lambda labels: [{}, {"color_map": type_colours(labels), "show_legend": True}, {}],
+        show=show_entities,
+        outputs=ner_outputs,
+        options=ner_options,
     ),
     View(
-        "reader",
-        "Read",
-        {
-            "question": ("Question", "Who, what, when, where?", 1),
-            "context": ("Text", "The text that may answer it", 8),
+        kind="question_answering",
+        button="Answer",
+        inputs={
+            "question": TextInput("Question", "Who, what, when, where?", lines=1),
+            "context": TextInput("Text", "The text that may answer it", lines=8),
         },
-        (
+        examples=(
             {
                 "question": "Who wrote the first program?",
                 "context": "The engine was never finished. Ada Lovelace wrote the first program for it in 1843.",
@@ -193,13 +250,30 @@ VIEWS = (
                 "context": "Hello, I would like to book a table for four at half past seven tomorrow evening.",
             },
         ),
-        show_read,
-        lambda head, marked, table: [
-            heading_output(),
-            marked_output(marked),
-            table_output(["candidate", "score"]),
-        ],
-        lambda labels: [{}, {"color_map": {"answer": COLOURS[0]}}, {}],
+        show=show_answer,
+        outputs=question_answering_outputs,
+        options=question_answering_options,
+    ),
+    View(
+        kind="multiple_choice",
+        button="Choose",
+        inputs={
+            "text": TextInput("Text", "A sentence or a question", lines=3),
+            "choices": TextInput("Choices", "One per line", lines=5),
+        },
+        examples=(
+            {
+                "text": "Ada opened the door.",
+                "choices": "She went in.\nShe is a fruit.\nThe soup was too hot.",
+            },
+            {
+                "text": "Where can you borrow a book?",
+                "choices": "In a library.\nIn a fridge.",
+            },
+        ),
+        show=show_choices,
+        outputs=multiple_choice_outputs,
+        options=multiple_choice_options,
     ),
 )
 
@@ -208,18 +282,20 @@ VIEWS = (
 
 
 def ask(encoders: Encoders, view: View, model: str, *texts: str) -> tuple:
-    """Values of the view's outputs for the texts, given in the order of view.texts."""
-    row = dict(zip(view.texts, texts, strict=True))
+    """Values of the view's outputs for the texts, given in the order of view.inputs."""
+    row = dict(zip(view.inputs, texts, strict=True))
     prediction = encoders.predict(view.kind, model, row)
     return view.show(row, prediction)
 
 
 def guarded(call: Callable[[], tuple], outputs: int) -> list:
-    """What `call` returns; of an error a notice, and empty outputs, so that no old answer stands under a new text."""
+    """The values that `call` returns. An error becomes a notice and empties the outputs, so that no old answer is left
+    below a new text."""
     try:
         return list(call())
     except UserError as error:
         gr.Warning(html.escape(str(error)))
+    # The message could hold a path of the server: only the log gets it.
     except Exception:
         logger.exception("the prediction failed")
         gr.Warning("The model failed. The server's log says why.")
@@ -227,18 +303,25 @@ def guarded(call: Callable[[], tuple], outputs: int) -> list:
 
 
 def example_rows(encoders: Encoders, view: View, model: str) -> list[list[str]]:
-    """Texts to try with this model, in the order of view.texts."""
+    """Texts to try with this model, in the order of view.inputs; "" where the model does not read a text."""
     columns = encoders.columns(view.kind, model)
-    rows = encoders.examples(view.kind, model) or view.examples
-    return [
-        [row.get(column, "") if column in columns else "" for column in view.texts] for row in rows
-    ]
+    rows = []
+    # Held-out rows of the run show what the model was trained for.
+    for example in encoders.examples(view.kind, model) or view.examples:
+        texts = {column: example.get(column, "") for column in columns}
+        rows.append([texts.get(column, "") for column in view.inputs])
+    return rows
 
 
 def example_names(rows: list[list[str]]) -> list[str]:
     """The beginning of each example, for its button."""
-    names = [" / ".join(text for text in row if text) for row in rows]
-    return [name if len(name) <= 80 else name[:79] + "…" for name in names]
+    names = []
+    for row in rows:
+        name = " / ".join(text for text in row if text)
+        if len(name) > EXAMPLE_NAME:
+            name = name[: EXAMPLE_NAME - 1] + "…"
+        names.append(name)
+    return names
 
 
 # ---- wiring ------------------------------------------------------------------------------------------------------
@@ -261,33 +344,17 @@ CSS = """
 
 
 def encoder_view(encoders: Encoders, view: View) -> None:
-    """Inside a page: inputs and examples on the left, what the model says on the right."""
+    """Inside a page: inputs and examples on the left, the prediction on the right."""
     models = list(encoders.runs[view.kind])
-
-    def columns(model: str) -> list[str]:
-        return encoders.columns(view.kind, model)
-
-    def props(model: str) -> list[dict]:
-        return view.fit(encoders.labels(view.kind, model))
-
-    rows = example_rows(encoders, view, models[0])
+    first = models[0]
+    rows = example_rows(encoders, view, first)
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="asked"):
             model = gr.Dropdown(
-                models, value=models[0], label="Model", filterable=len(models) > MOST
+                models, value=first, label="Model", filterable=len(models) > SEARCHABLE
             )
-            texts = [
-                gr.Textbox(
-                    label=label,
-                    placeholder=placeholder,
-                    lines=lines,
-                    max_lines=4 * lines,
-                    max_length=encoders.characters,
-                    visible=column in columns(models[0]),
-                )
-                for column, (label, placeholder, lines) in view.texts.items()
-            ]
-            button = gr.Button(view.name, variant="primary")
+            texts = text_boxes(view, encoders.columns(view.kind, first), encoders.characters)
+            button = gr.Button(view.button, variant="primary")
             examples = gr.Dataset(
                 components=texts,
                 samples=rows,
@@ -296,39 +363,74 @@ def encoder_view(encoders: Encoders, view: View) -> None:
                 label="Examples",
             )
         with gr.Column(scale=5, min_width=300, elem_classes="found"):
-            outputs = view.outputs(*props(models[0]))
+            outputs = view.outputs(*options_for(encoders, view, first))
 
-    def run(model: str, *texts: str) -> list:
+    def predict(model: str, *texts: str) -> list:
         return guarded(lambda: ask(encoders, view, model, *texts), len(outputs))
 
-    def choose(model: str) -> list:
-        """The second text, the examples and the look of the outputs follow the model; its answers are cleared."""
-        rows = example_rows(encoders, view, model)
-        shown = [gr.update(visible=column in columns(model)) for column in view.texts]
-        empty = [
-            gr.update(value=value, **changes)
-            for value, changes in zip([IDLE, None, None], props(model))
-        ]
-        return [*shown, gr.update(samples=rows, sample_labels=example_names(rows)), *empty]
-
-    def example(model: str, place: int) -> list[str] | str:
-        row = example_rows(encoders, view, model)[place]
-        return (
-            row if len(row) > 1 else row[0]
-        )  # of one output Gradio takes the value, not a list of it
-
-    asked = {
+    predict_options = {
         "inputs": [model, *texts],
         "outputs": outputs,
         "concurrency_limit": 4,
         "show_progress": "minimal",
     }
     at_once = {"queue": False, "show_progress": "hidden"}
-    gr.on([button.click, *(text.submit for text in texts)], run, api_name=view.action, **asked)
+    # Enter in any box does what the button does.
+    submits = [text.submit for text in texts]
+    gr.on([button.click, *submits], predict, api_name=view.kind, **predict_options)
     model.change(
-        choose, model, [*texts, examples, *outputs], api_name=f"{view.action}_model", **at_once
+        partial(choose, encoders, view),
+        model,
+        [*texts, examples, *outputs],
+        api_name=f"{view.kind}_model",
+        **at_once,
     )
+    # An example fills the boxes, and is then predicted.
     filled = examples.click(
-        example, [model, examples], texts, api_name=f"{view.action}_example", **at_once
+        partial(fill, encoders, view),
+        [model, examples],
+        texts,
+        api_name=f"{view.kind}_example",
+        **at_once,
     )
-    filled.then(run, api_name=f"{view.action}_filled", **asked)
+    filled.then(predict, api_name=f"{view.kind}_filled", **predict_options)
+
+
+def text_boxes(view: View, columns: list[str], characters: int) -> list:
+    """One box per input; those that the model does not read are hidden."""
+    boxes = []
+    for column, box in view.inputs.items():
+        boxes.append(
+            gr.Textbox(
+                label=box.label,
+                placeholder=box.placeholder,
+                lines=box.lines,
+                max_lines=4 * box.lines,
+                max_length=characters,
+                visible=column in columns,
+            )
+        )
+    return boxes
+
+
+def options_for(encoders: Encoders, view: View, model: str) -> list[dict]:
+    """The options of the view's outputs for a model."""
+    return view.options(encoders.labels(view.kind, model))
+
+
+def choose(encoders: Encoders, view: View, model: str) -> list:
+    """Updates when another model is chosen: the boxes, the examples and the look of the outputs, which are emptied."""
+    columns, rows = encoders.columns(view.kind, model), example_rows(encoders, view, model)
+    updates = [gr.update(visible=column in columns) for column in view.inputs]
+    updates.append(gr.update(samples=rows, sample_labels=example_names(rows)))
+    empty = IDLE  # the first output is the heading
+    for options in options_for(encoders, view, model):
+        updates.append(gr.update(value=empty, **options))
+        empty = None
+    return updates
+
+
+def fill(encoders: Encoders, view: View, model: str, index: int) -> list[str] | str:
+    """The texts of an example. For a single output, Gradio takes the value and not a list of it."""
+    row = example_rows(encoders, view, model)[index]
+    return row if len(row) > 1 else row[0]

@@ -1,4 +1,4 @@
-"""The tabs of classifiers, taggers and readers: what is shown of a prediction, and the page that wires it."""
+"""The tabs of the encoder tasks: how a prediction is shown, and the page that wires the parts."""
 
 import json
 
@@ -9,7 +9,7 @@ from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui import tasks as ui
 from rlhf.serving.ui.page import build_page
 
-CLASSIFY, TAG, READ = ui.VIEWS
+CLASSIFICATION, NER, QUESTION_ANSWERING, MULTIPLE_CHOICE = ui.VIEWS
 
 
 class NoChat:
@@ -40,17 +40,18 @@ def notices(monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two classifiers (single texts; pairs), a tagger and a reader, as far as a page looks into their folders."""
+    """Two classification models (single texts; pairs) and one of each other task, as far as a page reads their folders."""
     runs = {}
     for kind, name, config in (
-        ("classifier", "one", {"trained_pairs": False, "id2label": {"0": "bad", "1": "good"}}),
-        ("classifier", "pairs", {"trained_pairs": True, "id2label": {"0": "LABEL_0"}}),
+        ("classification", "one", {"trained_pairs": False, "id2label": {"0": "bad", "1": "good"}}),
+        ("classification", "pairs", {"trained_pairs": True, "id2label": {"0": "LABEL_0"}}),
         (
-            "tagger",
+            "ner",
             "t",
             {"id2label": {"0": "O", "1": "B-per", "2": "I-per", "3": "B-loc", "4": "I-loc"}},
         ),
-        ("reader", "r", {}),
+        ("question_answering", "r", {}),
+        ("multiple_choice", "m", {}),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
@@ -62,15 +63,13 @@ def runs(tmp_path):
 
 
 def test_one_label_is_named_above_its_bars():
-    head, bars = ui.show_classified(
-        {}, {"label": "good", "probabilities": {"good": 0.9, "bad": 0.1}}
-    )
+    head, bars = ui.show_labels({}, {"label": "good", "probabilities": {"good": 0.9, "bad": 0.1}})
     assert "<b>good</b>" in head and "90.0%" in head and bars == {"good": 0.9, "bad": 0.1}
 
 
 def test_of_many_labels_the_likeliest_are_shown():
     probabilities = {f"label {place}": 0.5 / 2**place for place in range(12)}
-    head, bars = ui.show_classified({}, {"label": "label 0", "probabilities": probabilities})
+    head, bars = ui.show_labels({}, {"label": "label 0", "probabilities": probabilities})
     assert (
         list(bars) == [f"label {place}" for place in range(10)]
         and "the 10 likeliest of 12 labels" in head
@@ -79,14 +78,12 @@ def test_of_many_labels_the_likeliest_are_shown():
 
 @pytest.mark.parametrize(("labels", "title"), [(["time", "date"], "time, date"), ([], "No label")])
 def test_several_labels_or_none(labels, title):
-    head, bars = ui.show_classified(
-        {}, {"label": labels, "probabilities": {"time": 0.9, "date": 0.8}}
-    )
+    head, bars = ui.show_labels({}, {"label": labels, "probabilities": {"time": 0.9, "date": 0.8}})
     assert f"<b>{title}</b>" in head and len(bars) == 2
 
 
 def test_a_number_has_no_bars():
-    head, bars = ui.show_classified({}, {"label": 3.14159, "probabilities": {}})
+    head, bars = ui.show_labels({}, {"label": 3.14159, "probabilities": {}})
     assert "<b>3.142</b>" in head and bars is None
 
 
@@ -95,14 +92,14 @@ def test_entities_are_coloured_where_they_stand():
         {"type": "loc", "text": "Paris", "start": 12, "end": 17, "score": 0.5},
         {"type": "per", "text": "Ada", "start": 0, "end": 3, "score": 0.987},
     ]
-    head, pieces, table = ui.show_tagged({"text": "Ada goes to Paris!"}, {"entities": entities})
+    head, pieces, table = ui.show_entities({"text": "Ada goes to Paris!"}, {"entities": entities})
     assert "2 entities" in head
     assert pieces == [("Ada", "per"), (" goes to ", None), ("Paris", "loc"), ("!", None)]
     assert table == [["per", "Ada", "98.7%"], ["loc", "Paris", "50.0%"]]
 
 
 def test_a_text_without_entities_stays_whole():
-    head, pieces, table = ui.show_tagged({"text": "nothing"}, {"entities": []})
+    head, pieces, table = ui.show_entities({"text": "nothing"}, {"entities": []})
     assert "No entity" in head and pieces == [("nothing", None)] and table == []
 
 
@@ -119,7 +116,7 @@ def test_the_answer_is_marked_in_its_text():
         "no_answer": 0.125,
         "n_best": n_best,
     }
-    head, pieces, table = ui.show_read({"context": "By our Ada."}, found)
+    head, pieces, table = ui.show_answer({"context": "By our Ada."}, found)
     assert "<b>Ada</b>" in head and "score 75.0%; no answer: 12.5%" in head
     assert pieces == [("By our ", None), ("Ada", "answer"), (".", None)]
     assert table == [["Ada", "75.0%"], ["By", "20.0%"]]
@@ -127,14 +124,18 @@ def test_the_answer_is_marked_in_its_text():
 
 def test_no_answer_is_said_plainly():
     found = {"answer": "", "start": None, "end": None, "score": 0.8, "no_answer": 0.8, "n_best": []}
-    head, pieces, _ = ui.show_read({"context": "By our Ada."}, found)
+    head, pieces, _ = ui.show_answer({"context": "By our Ada."}, found)
     assert "The text does not say" in head and pieces == [("By our Ada.", None)]
 
 
+def test_each_choice_has_a_bar():
+    prediction = {"label": 1, "choice": "c d", "probabilities": [0.25, 0.75]}
+    head, bars = ui.show_choices({"text": "a", "choices": "b\n c d\n"}, prediction)
+    assert "<b>c d</b>" in head and "75.0%" in head and bars == {"b": 0.25, "c d": 0.75}
+
+
 def test_hostile_names_stay_text():
-    head, _ = ui.show_classified(
-        {}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}}
-    )
+    head, _ = ui.show_labels({}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}})
     assert "<img" not in head and "&lt;img src=x&gt;" in head
 
 
@@ -151,9 +152,10 @@ def test_a_type_has_one_colour_whatever_the_scheme():
 
 def test_ask_names_the_texts_by_their_columns(runs):
     served = Served(runs, {"label": "good", "probabilities": {"good": 1.0}})
-    head, _ = ui.ask(served, CLASSIFY, "one", "a", "")
+    head, _ = ui.ask(served, CLASSIFICATION, "one", "a", "")
     assert (
-        served.asked == [("classifier", "one", {"text": "a", "text_pair": ""})] and "good" in head
+        served.asked == [("classification", "one", {"text": "a", "text_pair": ""})]
+        and "good" in head
     )
 
 
@@ -174,12 +176,12 @@ def test_a_crash_is_logged_and_not_shown(notices, caplog):
 
 def test_examples_fill_what_the_model_reads(runs, tmp_path):
     served = Served(runs)
-    assert all(row[0] and not row[1] for row in ui.example_rows(served, CLASSIFY, "one"))
-    assert all(all(row) for row in ui.example_rows(served, CLASSIFY, "pairs"))
+    assert all(row[0] and not row[1] for row in ui.example_rows(served, CLASSIFICATION, "one"))
+    assert all(all(row) for row in ui.example_rows(served, CLASSIFICATION, "pairs"))
     (tmp_path / "r" / "samples.jsonl").write_text(
         '{"question": "Who?", "context": "Ada.", "answer": "Ada"}\n'
     )
-    assert ui.example_rows(served, READ, "r") == [["Who?", "Ada."]]
+    assert ui.example_rows(served, QUESTION_ANSWERING, "r") == [["Who?", "Ada."]]
     assert ui.example_names([["Who?", "Ada."], ["x" * 90, ""]]) == ["Who? / Ada.", "x" * 79 + "…"]
 
 
@@ -196,24 +198,29 @@ def endpoints(page):
 
 def test_a_tab_for_each_kind_that_is_there(runs):
     page = build_page(NoChat, Served(runs))
-    assert names_of_tabs(page) == ["Classify", "Tag", "Read"]
+    assert names_of_tabs(page) == [
+        "Classification",
+        "NER",
+        "Question answering",
+        "Multiple choice",
+    ]
     names = {
         name + end
-        for name in ("classify", "tag", "read")
+        for name in ("classification", "ner", "question_answering", "multiple_choice")
         for end in ("", "_model", "_example", "_filled")
     }
     assert names == endpoints(page)
 
 
 def test_one_kind_is_just_its_view(runs):
-    page = build_page(NoChat, Served({"tagger": runs["tagger"]}))
-    assert names_of_tabs(page) == [] and "tag" in endpoints(page)
+    page = build_page(NoChat, Served({"ner": runs["ner"]}))
+    assert names_of_tabs(page) == [] and "ner" in endpoints(page)
 
 
 def test_the_page_follows_the_model(runs):
     page = build_page(NoChat, Served(runs))
     [choose] = [
-        function.fn for function in page.fns.values() if function.api_name == "classify_model"
+        function.fn for function in page.fns.values() if function.api_name == "classification_model"
     ]
     first, second, examples, head, bars = choose("pairs")
     assert (first["visible"], second["visible"]) == (True, True) and len(examples["samples"]) == 3
@@ -221,15 +228,15 @@ def test_the_page_follows_the_model(runs):
         bars["visible"] is False and bars["value"] is None
     )  # one output: a number, which has no bars
     assert choose("one")[1]["visible"] is False and choose("one")[4]["visible"] is True
-    [choose] = [function.fn for function in page.fns.values() if function.api_name == "tag_model"]
+    [choose] = [function.fn for function in page.fns.values() if function.api_name == "ner_model"]
     assert list(choose("t")[3]["color_map"]) == ["per", "loc"]
 
 
 def test_an_example_fills_the_texts(runs):
     page = build_page(NoChat, Served(runs))
     fill = {function.api_name: function.fn for function in page.fns.values()}
-    assert fill["tag_example"]("t", 0) == TAG.examples[0]["text"]
-    assert fill["read_example"]("r", 1) == [
-        READ.examples[1]["question"],
-        READ.examples[1]["context"],
+    assert fill["ner_example"]("t", 0) == NER.examples[0]["text"]
+    assert fill["question_answering_example"]("r", 1) == [
+        QUESTION_ANSWERING.examples[1]["question"],
+        QUESTION_ANSWERING.examples[1]["context"],
     ]

@@ -25,7 +25,13 @@ def fitted(make_tokenizer):
     def fitted(kind: str, pairs: bool):
         torch.manual_seed(0)
         tokenizer = make_tokenizer(WORDS, kind)
-        model = new_encoder(tokenizer, "classifier", model_type=kind, labels=["x", "y"], **SIZES)
+        model = new_encoder(
+            tokenizer,
+            "AutoModelForSequenceClassification",
+            model_type=kind,
+            labels=["x", "y"],
+            **SIZES,
+        )
         fit_tokenizer(tokenizer, model, pairs=pairs)
         return tokenizer
 
@@ -87,7 +93,9 @@ def test_padding_is_on_the_right(make_tokenizer):
     tokenizer.padding_side = "left"
     fit_tokenizer(
         tokenizer,
-        new_encoder(tokenizer, "tagger", model_type="gpt2", labels=["O"], **SIZES),
+        new_encoder(
+            tokenizer, "AutoModelForTokenClassification", model_type="gpt2", labels=["O"], **SIZES
+        ),
         pairs=False,
     )
     assert tokenizer.padding_side == tokenizer.init_kwargs["padding_side"] == "right"

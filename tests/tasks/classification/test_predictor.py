@@ -4,7 +4,7 @@ import torch
 from rlhf.models.load import save
 from rlhf.models.parts import fit_tokenizer
 from rlhf.models.scratch import new_encoder
-from rlhf.tasks.classification.predictor import Classifier
+from rlhf.tasks.classification.predictor import ClassificationPredictor
 
 
 @pytest.fixture
@@ -15,7 +15,11 @@ def folder(tokenizer, tmp_path):
         torch.manual_seed(0)
         sizes = dict(model_type="gpt2", hidden_size=16, layers=1, heads=2, context=32)
         model = new_encoder(
-            tokenizer, "classifier", **sizes, labels=list(labels), problem_type=problem
+            tokenizer,
+            "AutoModelForSequenceClassification",
+            **sizes,
+            labels=list(labels),
+            problem_type=problem,
         )
         torch.nn.init.normal_(model.score.weight)
         fit_tokenizer(tokenizer, model, pairs=False)
@@ -32,7 +36,7 @@ TEXTS = [{"text": text} for text in ("a b c d e", "f", "g h")]
 
 
 def test_probabilities_by_the_model_itself_in_the_order_of_the_rows(folder):
-    classifier = Classifier(folder())
+    classifier = ClassificationPredictor(folder())
     found = classifier.predict(TEXTS, batch_size=2)
     for row, prediction in zip(TEXTS, found):
         inputs = classifier.tokenizer(row["text"], return_tensors="pt")
@@ -45,14 +49,16 @@ def test_probabilities_by_the_model_itself_in_the_order_of_the_rows(folder):
 
 
 def test_several_labels_are_those_above_a_half(folder):
-    for prediction in Classifier(folder(problem="multi_label_classification")).predict(TEXTS):
+    for prediction in ClassificationPredictor(folder(problem="multi_label_classification")).predict(
+        TEXTS
+    ):
         assert prediction["label"] == [
             name for name, p in prediction["probabilities"].items() if p > 0.5
         ]
 
 
 def test_a_number_has_no_probabilities(folder):
-    classifier = Classifier(folder(labels=("score",), problem="regression"))
+    classifier = ClassificationPredictor(folder(labels=("score",), problem="regression"))
     prediction = classifier.predict(TEXTS[:1])[0]
     with torch.no_grad():
         expected = classifier.model(
@@ -62,7 +68,7 @@ def test_a_number_has_no_probabilities(folder):
 
 
 def test_texts_are_cut_where_they_were_in_training(folder):
-    classifier = Classifier(folder(trained_max_length=3, trained_pairs=False))
+    classifier = ClassificationPredictor(folder(trained_max_length=3, trained_pairs=False))
     long, short = classifier.predict(
         [{"text": "a b c d e"}, {"text": "a b c", "text_pair": "not read"}]
     )
@@ -70,7 +76,7 @@ def test_texts_are_cut_where_they_were_in_training(folder):
 
 
 def test_bad_rows_are_named(folder, refused):
-    classifier = Classifier(folder(trained_pairs=True))
+    classifier = ClassificationPredictor(folder(trained_pairs=True))
     assert (
         refused(classifier.predict, [{"text": "a", "text_pair": "b"}, {"text": "a"}])
         == "row 2: text_pair: missing"
@@ -81,4 +87,6 @@ def test_bad_rows_are_named(folder, refused):
 
 def test_a_model_without_a_head_is_refused(folder, tokenizer, tmp_path, refused, make_policy):
     save(make_policy(tokenizer), tokenizer, tmp_path / "chat")
-    assert "has no trained classifier head" in refused(Classifier, tmp_path / "chat")
+    assert "has no trained head for AutoModelForSequenceClassification" in refused(
+        ClassificationPredictor, tmp_path / "chat"
+    )

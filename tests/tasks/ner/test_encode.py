@@ -297,6 +297,6 @@ def test_a_length_without_room(refused):
     ],
 )
 def test_real_sets(real_data, file, sentences, units, broken, counts):
-    rows, _, scheme, found = in_bio(load_rows(real_data(file), kinds=("tagging",)).rows, [])
+    rows, _, scheme, found = in_bio(load_rows(real_data(file), kinds=("ner",)).rows, [])
     assert (len(rows), find_units(rows), scheme, found) == (sentences, units, "BIO", broken)
     assert counts.items() <= type_counts(rows).items()

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from rlhf.tasks.ner.predictor import Tagger
+from rlhf.tasks.ner.predictor import NerPredictor
 
 LABELS = ["O", "B-per", "I-per"]
 
@@ -29,7 +29,7 @@ class Fixed(torch.nn.Module):
 
 @pytest.fixture
 def tagger(tmp_path):
-    def make(pieces: dict[str, str], units: str = "words", length: int = 32) -> Tagger:
+    def make(pieces: dict[str, str], units: str = "words", length: int = 32) -> NerPredictor:
         """pieces: piece -> tag of it."""
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
         vocabulary = {piece: number for number, piece in enumerate([*special, *pieces])}
@@ -49,7 +49,7 @@ def tagger(tmp_path):
         )  # fmt: skip
         config.trained_units, config.trained_length = units, length
         BertForTokenClassification(config).save_pretrained(tmp_path)
-        made = Tagger(tmp_path)
+        made = NerPredictor(tmp_path)
         table = {vocabulary[piece]: LABELS.index(tag) for piece, tag in pieces.items()}
         fixed = Fixed(table, made.model)
         fixed.__class__ = type(
@@ -94,7 +94,7 @@ def test_a_tokenizer_that_pads_on_the_left_is_turned_round(tagger, tmp_path):
         "padding_side": "left"
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    made = Tagger(tmp_path)
+    made = NerPredictor(tmp_path)
     alone, together = (
         made.predict([{"text": "met ada"}]),
         made.predict([{"text": "met ada"}, {"text": "she met ada , she"}]),

@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.models.load import save
 from rlhf.models.scratch import new_encoder
-from rlhf.tasks.question_answering.predictor import Reader
+from rlhf.tasks.question_answering.predictor import QuestionAnsweringPredictor
 
 WORDS = "who a b c d e f g h".split()
 CONTEXT = "a b c d e f g h a b"
@@ -36,7 +36,7 @@ def folder(bert, tmp_path):
     def folder(name="run", **config):
         torch.manual_seed(3)
         sizes = dict(model_type="bert", hidden_size=16, layers=1, heads=2, context=24)
-        model = new_encoder(bert, "reader", **sizes)
+        model = new_encoder(bert, "AutoModelForQuestionAnswering", **sizes)
         with torch.no_grad():
             model.qa_outputs.weight.mul_(30)
         for key, value in config.items():
@@ -52,7 +52,7 @@ ROWS = [{"question": "who", "context": CONTEXT[: 5 + 4 * n % 17]} for n in range
 
 
 def test_answers_are_parts_of_the_context_in_order_whatever_the_batch(folder):
-    reader = Reader(folder(reader_windows=NARROW))
+    reader = QuestionAnsweringPredictor(folder(reader_windows=NARROW))
     answers = reader.predict(ROWS, batch_size=3)
     assert len(answers) == len(ROWS)
     for row, answer, alone in zip(ROWS, answers, [reader.predict([row])[0] for row in ROWS]):
@@ -74,7 +74,9 @@ def test_answers_are_parts_of_the_context_in_order_whatever_the_batch(folder):
 
 
 def test_the_answer_is_the_best_pair_of_logits(folder):
-    reader = Reader(folder(reader_windows={"max_length": 24, "stride": 2, "max_answer_length": 3}))
+    reader = QuestionAnsweringPredictor(
+        folder(reader_windows={"max_length": 24, "stride": 2, "max_answer_length": 3})
+    )
     (answer,) = reader.predict([{"question": "who", "context": CONTEXT}])
     with torch.no_grad():
         output = reader.model(**reader.tokenizer("who", CONTEXT, return_tensors="pt"))
@@ -86,8 +88,12 @@ def test_the_answer_is_the_best_pair_of_logits(folder):
 
 def test_no_answer_is_said_above_the_threshold_of_the_training(folder):
     rows = ROWS[:1]
-    (plain,) = Reader(folder("a", reader_windows=NARROW, no_answer_threshold=1.0)).predict(rows)
-    (never,) = Reader(folder("b", reader_windows=NARROW, no_answer_threshold=0.0)).predict(rows)
+    (plain,) = QuestionAnsweringPredictor(
+        folder("a", reader_windows=NARROW, no_answer_threshold=1.0)
+    ).predict(rows)
+    (never,) = QuestionAnsweringPredictor(
+        folder("b", reader_windows=NARROW, no_answer_threshold=0.0)
+    ).predict(rows)
     assert plain["answer"] and 0 < plain["no_answer"] < 1
     assert (never["answer"], never["start"], never["end"]) == ("", None, None)
     assert never["score"] == never["no_answer"] == pytest.approx(plain["no_answer"])
@@ -95,14 +101,14 @@ def test_no_answer_is_said_above_the_threshold_of_the_training(folder):
 
 
 def test_a_model_trained_elsewhere_is_read_with_the_usual_windows(folder):
-    reader = Reader(folder())
+    reader = QuestionAnsweringPredictor(folder())
     assert reader.windows == {"max_length": 24, "stride": 8, "max_answer_length": 30}
     assert reader.predict([{"question": "who", "context": CONTEXT * 4}])[0]["answer"]
     assert reader.predict([]) == []
 
 
 def test_rows_that_cannot_be_answered_are_named(folder, refused):
-    reader = Reader(folder(reader_windows=NARROW))
+    reader = QuestionAnsweringPredictor(folder(reader_windows=NARROW))
     good = {"question": "who", "context": "a"}
     assert refused(reader.predict, [good, {"question": "who"}]) == "row 1: context: missing"
     assert refused(reader.predict, [{"question": " ", "context": "a"}]) == "row 0: question: empty"

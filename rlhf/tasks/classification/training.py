@@ -1,0 +1,90 @@
+"""Training a classifier: its labels and losses, the head that it keeps, and numbers in units of their spread."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rlhf.algorithms.losses import (
+    balanced_weights,
+    weighted_binary_cross_entropy,
+    weighted_cross_entropy,
+)
+from rlhf.models.load import trained_labels
+from rlhf.models.scores import scale_scores, shift_scores
+from rlhf.runs.run import Run
+from rlhf.tasks.classification.encode import PROBLEMS, Task, encode_texts
+from rlhf.tasks.classification.predictor import softmax_or_sigmoid
+
+LABELS_SHOWN = 8  # labels in a message
+
+
+def keep_head(run: Run, settings, task: Task) -> tuple[Task, bool]:
+    """(task, True if the checkpoint's own head is trained on), which needs all labels of the rows; it keeps their order."""
+    if settings.from_scratch:
+        return task, False
+    path = settings.model_name_or_path
+    known = trained_labels(path, revision=settings.model_revision)
+    # More labels than the rows have do no harm: their outputs stay as they are.
+    keeps = set(task.labels) <= set(known)
+    if known:
+        shown = ", ".join(known[:LABELS_SHOWN])
+        if len(known) > LABELS_SHOWN:
+            shown += ", ..."
+        fate = "it is trained on" if keeps else "the head is new, for the labels of these rows"
+        run.say(f"{path} has a head for {shown}: {fate}")
+    if keeps:
+        task = replace(task, labels=known)
+    return task, keeps
+
+
+def encode_rows(tokenizer, rows: list[dict], *, task: Task, pairs: bool, max_length: int):
+    """(rows of token ids with their labels, the number of rows that were cut)."""
+    encoded, cut = encode_texts(tokenizer, rows, pairs=pairs, max_length=max_length)
+    for row, target in zip(encoded, task.targets(rows)):
+        row["labels"] = target
+    return encoded, cut
+
+
+def by_length(features: list[dict], rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Both lists, the shortest row first, so that batches have little padding."""
+    # stable: rows of one length stay in the order of the file
+    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+    return [features[i] for i in order], [rows[i] for i in order]
+
+
+def to_units_of_spread(model, task: Task) -> None:
+    """Make a saved regression model, which gives the numbers themselves, give them as it is trained."""
+    shift_scores(model, -task.mean)
+    scale_scores(model, 1 / task.spread)
+
+
+def to_numbers(model, task: Task):
+    """The model, which after a regression gives the numbers themselves again."""
+    if task.name == "regression":
+        model.float()  # bf16 has three digits, a year four
+        scale_scores(model, task.spread)
+        shift_scores(model, task.mean)
+    return model
+
+
+def balanced_loss(truth: list, task: Task):
+    """The loss in which every label (of several: its presence and its absence) weighs the same over the training rows."""
+    labels = torch.from_numpy(np.array(truth))  # (N,), or (N, K) of several labels
+    if task.name == "multi_label":
+        counts = torch.stack([(1 - labels).sum(0), labels.sum(0)])  # (2, K)
+        formula = weighted_binary_cross_entropy
+    else:
+        counts = torch.bincount(labels, minlength=len(task.labels))
+        formula = weighted_cross_entropy
+    weights = balanced_weights(counts)
+    return lambda logits, labels: formula(logits, labels, weights.to(logits.device))
+
+
+def outcome(task: Task, output) -> tuple[np.ndarray, np.ndarray]:
+    """(truth, predicted probabilities or numbers) of the trainer's output."""
+    if task.name == "regression":
+        truth, predicted = output.label_ids.reshape(-1), output.predictions.reshape(-1)
+        return truth * task.spread + task.mean, predicted * task.spread + task.mean
+    logits = torch.from_numpy(output.predictions)
+    return output.label_ids, softmax_or_sigmoid(logits, PROBLEMS[task.name]).numpy()
