@@ -87,6 +87,7 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
     with recording("pretrain", settings, args) as run:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        # before any text is read
         check(settings, tokenizer)
         splits = load_splits(settings, ("text",), seed=args.seed)
         run.data(splits)
@@ -113,6 +114,7 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
         if evaluation is not None:
             metrics = eval_metrics(trainer.evaluate(), evaluation, is_causal=is_causal)
             run.metrics(metrics)
+        # The other processes have nothing to write.
         if not run.main:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -156,7 +158,11 @@ def check(settings: PretrainSettings, tokenizer) -> None:
 
 
 def check_special_tokens(
-    settings: PretrainSettings, tokenizer, *, needed: Sequence[str], other: str
+    settings: PretrainSettings,
+    tokenizer,
+    *,
+    needed: Sequence[str],
+    other: str,
 ) -> None:
     """UserError where the tokenizer lacks a special token. other: a tokenizer that has them, for the message."""
     names = [f"{name}_token" for name in needed]
@@ -176,6 +182,7 @@ def load_model(settings: PretrainSettings, tokenizer, run):
     else:
         model = load_checkpoint(settings, tokenizer, run)
         run.parent("base", settings.model_name_or_path)
+        # The tokenizer may have more tokens than the checkpoint.
         fit_embeddings(model, tokenizer)
     if settings.objective != "causal":
         fit_tokenizer(tokenizer, model, pairs=False)
@@ -220,6 +227,7 @@ def make_rows(settings: PretrainSettings, tokenizer, rows: list[dict], seed: int
         return causal_blocks(tokenizer, texts, size, cross_documents=cross)
     masking = Masking(tokenizer, whole_words=settings.whole_words)
     if settings.objective == "masked_nsp":
+        # Pairs keep every sentence, so that nothing is dropped.
         return PairRows(tokenizer, texts, size, masking, seed=seed), 0
     blocks, dropped = masked_blocks(tokenizer, texts, size, cross_documents=cross)
     return MaskedRows(blocks, masking, seed=seed), dropped
@@ -253,7 +261,12 @@ def count_tokens(rows) -> int:
 
 
 def make_trainer(
-    settings: PretrainSettings, model, args: PretrainConfig, tokenizer, train, evaluation
+    settings: PretrainSettings,
+    model,
+    args: PretrainConfig,
+    tokenizer,
+    train,
+    evaluation,
 ):
     """EncoderTrainer for masked words, transformers' own for causal models."""
     if settings.objective != "causal":
@@ -275,7 +288,7 @@ def make_trainer(
         args=args,
         train_dataset=train,
         eval_dataset=evaluation,
-        data_collator=PadRows(tokenizer.eos_token_id),
+        data_collator=PadRows(tokenizer.eos_token_id),  # GPT-2 has no padding token
     )
     use_run_progress(trainer, args.output_dir)
     if args.early_stopping_patience:

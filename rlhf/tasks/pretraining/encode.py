@@ -118,7 +118,11 @@ def blocks(
 
 
 def causal_blocks(
-    tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool
+    tokenizer,
+    texts: Sequence[str],
+    size: int,
+    *,
+    cross_documents: bool,
 ) -> tuple[list[dict], int]:
     """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens dropped."""
     end = special(tokenizer.eos_token_id)
@@ -132,7 +136,11 @@ def causal_blocks(
 
 
 def masked_blocks(
-    tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool
+    tokenizer,
+    texts: Sequence[str],
+    size: int,
+    *,
+    cross_documents: bool,
 ) -> tuple[list[Tokens], int]:
     """[CLS] block [SEP] of at most `size` tokens; and the tokens dropped. Across documents a [SEP] separates them."""
     before = special(tokenizer.cls_token_id)
@@ -161,9 +169,14 @@ class Masking:
     def __init__(self, tokenizer, *, whole_words: bool):
         self.mask = tokenizer.mask_token_id
         self.whole_words = whole_words
+        # random replacements are drawn from it
         self.vocabulary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
 
-    def __call__(self, row: Tokens, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self,
+        row: Tokens,
+        random: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids, labels) of a row, both (T,) int64; labels are IGNORED where nothing is predicted.
 
         15 % of the tokens that belong to words are predicted, at least one. With whole_words random words are taken as long
@@ -181,6 +194,7 @@ class Masking:
         draws = random.random(len(chosen))
         masked = chosen[draws < 0.8]
         replaced = chosen[draws >= 0.9]
+        # The rest, a tenth, stays as it is.
         ids[masked] = self.mask
         ids[replaced] = random.choice(self.vocabulary, len(replaced))
         return ids, labels
@@ -193,6 +207,7 @@ class Masking:
         random: np.random.Generator,
     ) -> np.ndarray:
         """Positions of whole words, about `count` of them. positions: those of all words of the row."""
+        # not 0 at the first token of each word; word numbers begin at 0
         is_start = np.diff(row.words[positions], prepend=-1)
         starts = np.flatnonzero(is_start)
         ends = np.append(starts[1:], len(positions))
@@ -262,7 +277,15 @@ class PairRows(DrawnRows):
     document (1), as it always is if the run is one sentence.
     """
 
-    def __init__(self, tokenizer, texts: Sequence[str], size: int, masking: Masking, *, seed: int):
+    def __init__(
+        self,
+        tokenizer,
+        texts: Sequence[str],
+        size: int,
+        masking: Masking,
+        *,
+        seed: int,
+    ):
         self.room = size - 3  # without [CLS] and two [SEP]
         self.before = special(tokenizer.cls_token_id)
         self.after = special(tokenizer.sep_token_id)
@@ -308,7 +331,11 @@ class PairRows(DrawnRows):
                 start, length, wanted = stop, 0, 0
         return runs
 
-    def pair(self, index: int, random: np.random.Generator) -> tuple[Tokens, Tokens, int]:
+    def pair(
+        self,
+        index: int,
+        random: np.random.Generator,
+    ) -> tuple[Tokens, Tokens, int]:
         """A, B, and 1 if B is of another document."""
         document, start, stop, length = self.runs[index]
         pieces = self.documents[document]
@@ -351,7 +378,10 @@ class PairRows(DrawnRows):
         return self.documents[other][start:stop]
 
     def _fitting(
-        self, first: Tokens, second: Tokens, random: np.random.Generator
+        self,
+        first: Tokens,
+        second: Tokens,
+        random: np.random.Generator,
     ) -> tuple[Tokens, Tokens]:
         """Both cut to the room of a row: tokens are taken from the longer one, from its start or its end at random."""
         first_bounds = [0, len(first.ids)]
@@ -382,7 +412,11 @@ class PairRows(DrawnRows):
         }
 
 
-def _tokenized_sentences(tokenizer, texts: Sequence[str], longest: int) -> list[list[Tokens]]:
+def _tokenized_sentences(
+    tokenizer,
+    texts: Sequence[str],
+    longest: int,
+) -> list[list[Tokens]]:
     """The sentences of each text; those of more than `longest` tokens are split."""
     texts_sentences = [sentences(text) for text in texts]
     all_sentences: list[str] = []
@@ -408,7 +442,11 @@ class PadRows:
     """Rows -> batch. Rows of one length need no padding and no attention mask, which would only cost time."""
 
     def __init__(self, pad_token_id: int):
-        self.fill = {"input_ids": pad_token_id, "labels": IGNORED, "token_type_ids": 0}
+        self.fill = {
+            "input_ids": pad_token_id,
+            "labels": IGNORED,
+            "token_type_ids": 0,
+        }
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         lengths = row_lengths([row["input_ids"] for row in rows])

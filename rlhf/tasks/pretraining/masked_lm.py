@@ -86,7 +86,14 @@ def masked_metrics(output) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def filled_in(model, tokenizer, rows: DrawnRows, *, count: int, around: int = 10) -> list[dict]:
+def filled_in(
+    model,
+    tokenizer,
+    rows: DrawnRows,
+    *,
+    count: int,
+    around: int = 10,
+) -> list[dict]:
     """The words that the model reads into one [MASK] of each of `count` rows.
 
     text: `around` tokens on either side of it, itself shown as [?].
