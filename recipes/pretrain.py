@@ -4,12 +4,13 @@
     accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/bert.yaml          (masked words, as BERT)
 
 Time: about a minute for the demo on two cores. Look at: perplexity on held-out text; for masked words also masked_accuracy
-beside masked_baseline, and the table of words the model fills in. Text is cut into blocks of `block_size` tokens that stay
-within a document unless `cross_documents` is set. The run folder is what sft.py (causal) or classification.py, ner.py and
-question_answering.py (masked) start from.
+next to masked_baseline, and the table of words that the model fills in. Text is cut into blocks of `block_size` tokens that
+stay within a document unless `cross_documents` is set. sft.py (causal) or classification.py, ner.py and
+question_answering.py (masked) start from the run folder.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import Trainer, set_seed
@@ -44,11 +45,13 @@ from rlhf.tasks.table import PRETRAINING_HEADS
 from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")
+LEAST_BLOCK_SIZE = 8  # tokens
+LARGEST_LOSS = 50  # nats, so that a perplexity is finite
 
 
 @dataclass
 class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
-    """What is learned, from which text."""
+    """The objective, and the text to learn from."""
 
     objective: str = field(
         default="causal",
@@ -59,41 +62,90 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
     )
     cross_documents: bool = field(
         default=False,
-        metadata={"help": "One stream cut into full blocks, in place of blocks within documents."},
+        metadata={"help": "One stream cut into full blocks, instead of blocks within documents."},
     )
     whole_words: bool = field(
-        default=False, metadata={"help": "Mask whole words in place of single tokens."}
+        default=False, metadata={"help": "Mask whole words instead of single tokens."}
     )
     model_type: str = field(
         default="",
         metadata={
-            "help": "Architecture of a model from scratch. Default: gpt2 or bert, as the objective."
+            "help": "Architecture of a model from scratch. Default: gpt2 for causal, else bert."
         },
     )
 
 
 @dataclass
 class PretrainConfig(EncoderConfig):
-    """EncoderConfig, with the learning rate of BERT's pretraining (arXiv 1810.04805, A.2); its rows are many."""
+    """EncoderConfig with the learning rate of BERT's pretraining (arXiv 1810.04805, A.2), for many rows."""
 
-    max_length: int = field(init=False, default=0)  # block_size it is
+    max_length: int = field(init=False, default=0)  # block_size takes its place
     learning_rate: float = field(default=1e-4, metadata={"help": "BERT: 1e-4."})
     train_sampling_strategy: str = field(
         default="group_by_length",
-        metadata={"help": "Rows of one length together, for less padding; or random."},
+        metadata={
+            "help": "group_by_length: rows of one length together, for less padding; or random."
+        },
     )
+
+
+def main(settings: PretrainSettings, args: PretrainConfig) -> None:
+    is_causal = settings.objective == "causal"
+    with recording("pretrain", settings, args) as run:
+        set_seed(args.seed)
+        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        # before any text is read
+        check(settings, tokenizer)
+        splits = load_splits(settings, ("text",), seed=args.seed)
+        run.data(splits)
+        model = load_model(settings, tokenizer, run)
+        train, dropped = make_rows(settings, tokenizer, splits.train, args.seed)
+        check_length(train, "training", settings)
+        evaluation = None
+        if splits.eval:
+            evaluation, eval_dropped = make_rows(settings, tokenizer, splits.eval, args.seed)
+            check_length(evaluation, "evaluation", settings)
+            dropped += eval_dropped
+        else:
+            do_not_evaluate(args)
+        tokens = count_tokens(train)
+        run.say(
+            f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {dropped} dropped; "
+            f"{model.num_parameters() / 1e6:.1f} M parameters"
+        )
+
+        trainer = make_trainer(settings, model, args, tokenizer, train, evaluation)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+        run.metrics({"parameters": model.num_parameters(), "train_tokens": tokens})
+        if evaluation is not None:
+            metrics = eval_metrics(trainer.evaluate(), evaluation, is_causal=is_causal)
+            run.metrics(metrics)
+        # The other processes have nothing to write.
+        if not run.main:
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save(model, tokenizer, args.output_dir)
+        if evaluation is not None and not is_causal:
+            samples = filled_in(model, tokenizer, evaluation, count=8)
+            show(run, samples, trainer.state.global_step)
+
+
+# ---- before training ---------------------------------------------------------------------------------------------
 
 
 def check(settings: PretrainSettings, tokenizer) -> None:
     """UserError where the settings contradict each other or the tokenizer."""
-    masked = settings.objective != "causal"
+    is_masked = settings.objective != "causal"
     if settings.objective not in OBJECTIVES:
         raise UserError(f"objective={settings.objective!r}: use one of {', '.join(OBJECTIVES)}")
-    if settings.block_size < 8:
-        raise UserError(f"block_size={settings.block_size}: give a row at least 8 tokens")
+    if settings.block_size < LEAST_BLOCK_SIZE:
+        raise UserError(
+            f"block_size={settings.block_size}: give a row at least {LEAST_BLOCK_SIZE} tokens"
+        )
     if settings.use_peft:
         raise UserError("use_peft: pretraining trains all weights: set it to false")
-    if settings.whole_words and not (masked and tokenizer.is_fast):
+    if settings.whole_words and not (is_masked and tokenizer.is_fast):
         raise UserError(
             "whole_words: needs a masked objective and a fast tokenizer, which knows where words begin"
         )
@@ -101,14 +153,28 @@ def check(settings: PretrainSettings, tokenizer) -> None:
         raise UserError(
             "cross_documents: next-sentence pairs are drawn within documents: set it to false"
         )
-    needed = ("pad", "cls", "sep", "mask") if masked else ("eos",)
-    missing = [f"{name}_token" for name in needed if getattr(tokenizer, f"{name}_token") is None]
-    if missing:
-        other = (
-            "recipes/tokenizer.py makes one with tokenizer_type: wordpiece"
-            if masked
-            else "GPT-2's has one"
+    if is_masked:
+        check_special_tokens(
+            settings,
+            tokenizer,
+            needed=("pad", "cls", "sep", "mask"),
+            other="recipes/tokenizer.py makes one with tokenizer_type: wordpiece",
         )
+    else:
+        check_special_tokens(settings, tokenizer, needed=("eos",), other="GPT-2's has one")
+
+
+def check_special_tokens(
+    settings: PretrainSettings,
+    tokenizer,
+    *,
+    needed: Sequence[str],
+    other: str,
+) -> None:
+    """UserError where the tokenizer lacks a special token. other: a tokenizer that has them, for the message."""
+    names = [f"{name}_token" for name in needed]
+    missing = [name for name in names if getattr(tokenizer, name) is None]
+    if missing:
         raise UserError(
             f"objective={settings.objective} needs a tokenizer with {', '.join(needed)} tokens, and "
             f"{tokenizer.name_or_path!r} has no {', '.join(missing)}; {other}"
@@ -117,34 +183,15 @@ def check(settings: PretrainSettings, tokenizer) -> None:
 
 def load_model(settings: PretrainSettings, tokenizer, run):
     """A model from scratch or from a checkpoint, with the tokenizer fitted to it."""
-    causal = settings.objective == "causal"
-    sizes = settings.sizes() | {"model_type": settings.model_type or ("gpt2" if causal else "bert")}
-    options = {"revision": settings.model_revision, "dtype": settings.dtype}
     if settings.from_scratch:
-        model = (
-            new_policy(tokenizer, **sizes)
-            if causal
-            else new_encoder(tokenizer, PRETRAINING_HEADS[settings.objective], **sizes)
-        )
+        model = new_model(settings, tokenizer)
         run.parent("tokenizer", settings.tokenizer_name_or_path)
-    elif causal:
-        model = load_policy(settings.model_name_or_path, **options)
-        add_chat_template(tokenizer)
     else:
-        model = load_encoder(
-            settings.model_name_or_path,
-            PRETRAINING_HEADS[settings.objective],
-            new_head=True,
-            **options,
-        )
-        if model.new_weights:
-            run.say(
-                f"not in {settings.model_name_or_path}, so random at first: {', '.join(model.new_weights)}"
-            )
-    if not settings.from_scratch:
+        model = load_checkpoint(settings, tokenizer, run)
         run.parent("base", settings.model_name_or_path)
+        # The tokenizer may have more tokens than the checkpoint.
         fit_embeddings(model, tokenizer)
-    if not causal:
+    if settings.objective != "causal":
         fit_tokenizer(tokenizer, model, pairs=False)
     if settings.block_size > context_length(model):
         raise UserError(
@@ -153,21 +200,82 @@ def load_model(settings: PretrainSettings, tokenizer, run):
     return model
 
 
-def make_rows(settings: PretrainSettings, tokenizer, texts: list[str], seed: int):
-    """(rows, tokens that were left out) of the objective."""
-    size, cross = settings.block_size, settings.cross_documents
+def new_model(settings: PretrainSettings, tokenizer):
+    """A model with random weights."""
+    sizes = settings.sizes()
+    if settings.objective == "causal":
+        sizes["model_type"] = settings.model_type or "gpt2"
+        return new_policy(tokenizer, **sizes)
+    sizes["model_type"] = settings.model_type or "bert"
+    return new_encoder(tokenizer, PRETRAINING_HEADS[settings.objective], **sizes)
+
+
+def load_checkpoint(settings: PretrainSettings, tokenizer, run):
+    """The model of a run folder or of the Hub; weights that it lacks are random."""
+    path = settings.model_name_or_path
+    options = {"revision": settings.model_revision, "dtype": settings.dtype}
+    if settings.objective == "causal":
+        model = load_policy(path, **options)
+        add_chat_template(tokenizer)
+        return model
+    head = PRETRAINING_HEADS[settings.objective]
+    model = load_encoder(path, head, new_head=True, **options)
+    if model.new_weights:
+        run.say(f"not in {path}, so random at first: {', '.join(model.new_weights)}")
+    return model
+
+
+def make_rows(settings: PretrainSettings, tokenizer, rows: list[dict], seed: int):
+    """(rows to train or evaluate on, tokens that were dropped) of the objective."""
+    texts = [row["text"] for row in rows]
+    size = settings.block_size
+    cross = settings.cross_documents
     if settings.objective == "causal":
         return causal_blocks(tokenizer, texts, size, cross_documents=cross)
     masking = Masking(tokenizer, whole_words=settings.whole_words)
     if settings.objective == "masked_nsp":
+        # Pairs keep every sentence, so that nothing is dropped.
         return PairRows(tokenizer, texts, size, masking, seed=seed), 0
-    blocks, left = masked_blocks(tokenizer, texts, size, cross_documents=cross)
-    return MaskedRows(blocks, masking, seed=seed), left
+    blocks, dropped = masked_blocks(tokenizer, texts, size, cross_documents=cross)
+    return MaskedRows(blocks, masking, seed=seed), dropped
+
+
+def check_length(rows, side: str, settings: PretrainSettings) -> None:
+    """UserError where a text gives no row."""
+    if not len(rows):
+        raise UserError(
+            f"the {side} text is shorter than one block of {settings.block_size} tokens: lower block_size"
+        )
+
+
+def do_not_evaluate(args: PretrainConfig) -> None:
+    """Change the settings to those of a run without evaluation rows."""
+    if args.early_stopping_patience:
+        raise UserError("early_stopping_patience: there are no evaluation rows: set eval_fraction")
+    args.eval_strategy = "no"
+    args.load_best_model_at_end = False
+
+
+def count_tokens(rows) -> int:
+    """The tokens of all rows; drawn rows know their lengths without being drawn."""
+    lengths = getattr(rows, "lengths", None)
+    if lengths is None:
+        lengths = [len(row["input_ids"]) for row in rows]
+    return sum(lengths)
+
+
+# ---- training and after ------------------------------------------------------------------------------------------
 
 
 def make_trainer(
-    settings: PretrainSettings, model, args: PretrainConfig, tokenizer, train, evaluation
+    settings: PretrainSettings,
+    model,
+    args: PretrainConfig,
+    tokenizer,
+    train,
+    evaluation,
 ):
+    """EncoderTrainer for masked words, transformers' own for causal models."""
     if settings.objective != "causal":
         MaskedPlacesOnly(model)
         return EncoderTrainer(
@@ -180,12 +288,14 @@ def make_trainer(
             compute_metrics=masked_metrics,
             preprocess_logits_for_metrics=row_sums,
         )
-    args.train_sampling_strategy = (
-        "random"  # transformers' own order by length cannot be resumed in the middle
-    )
-    pad = PadRows(tokenizer.eos_token_id)
+    # transformers' own order by length cannot be resumed in the middle
+    args.train_sampling_strategy = "random"
     trainer = Trainer(
-        model=model, args=args, train_dataset=train, eval_dataset=evaluation, data_collator=pad
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=PadRows(tokenizer.eos_token_id),  # GPT-2 has no padding token
     )
     use_run_progress(trainer, args.output_dir)
     if args.early_stopping_patience:
@@ -193,74 +303,29 @@ def make_trainer(
     return trainer
 
 
-def main(settings: PretrainSettings, args: PretrainConfig) -> None:
-    with recording("pretrain", settings, args) as run:
-        set_seed(args.seed)
-        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
-        check(settings, tokenizer)
-        splits = load_splits(settings, ("text",), seed=args.seed)
-        run.data(splits)
-        model = load_model(settings, tokenizer, run)
-        train, left = make_rows(
-            settings, tokenizer, [row["text"] for row in splits.train], args.seed
-        )
-        evaluation = None
-        if splits.eval:
-            evaluation, left_eval = make_rows(
-                settings, tokenizer, [row["text"] for row in splits.eval], args.seed
-            )
-            left += left_eval
-        if not len(train) or (evaluation is not None and not len(evaluation)):
-            side = "evaluation" if len(train) else "training"
-            raise UserError(
-                f"the {side} text is shorter than one block of {settings.block_size} tokens: lower block_size"
-            )
-        if evaluation is None:
-            if args.early_stopping_patience:
-                raise UserError(
-                    "early_stopping_patience: there are no evaluation rows: set eval_fraction"
-                )
-            args.eval_strategy, args.load_best_model_at_end = "no", False
-        tokens = sum(getattr(train, "lengths", None) or (len(row["input_ids"]) for row in train))
-        run.say(
-            f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {left} left out; "
-            f"{model.num_parameters() / 1e6:.1f} M parameters"
-        )
+def eval_metrics(measured: dict, rows, *, is_causal: bool) -> dict:
+    """The run's metrics on the evaluation rows. measured: those of Trainer.evaluate."""
+    loss = measured["eval_loss"]
+    metrics = {
+        "eval_loss": loss,
+        "perplexity": math.exp(min(loss, LARGEST_LOSS)),
+        "eval_rows": len(rows),
+    }
+    if is_causal:
+        return metrics
+    # eval_loss is the mean over batches, and of pairs has the next-sentence loss in it: perplexity is that of masked_loss.
+    for name in ("masked_loss", "perplexity", "masked_accuracy", "nsp_accuracy"):
+        if f"eval_{name}" in measured:
+            metrics[name] = measured[f"eval_{name}"]
+    return metrics | baselines(rows)
 
-        trainer = make_trainer(settings, model, args, tokenizer, train, evaluation)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
-        run.metrics({"parameters": model.num_parameters(), "train_tokens": tokens})
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if evaluation is not None:
-            measured = {
-                name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()
-            }
-            loss = measured["loss"]
-            run.metrics(
-                {
-                    "eval_loss": loss,
-                    "perplexity": math.exp(min(loss, 50)),
-                    "eval_rows": len(evaluation),
-                }
-            )
-            if settings.objective != "causal":
-                names = ("masked_loss", "perplexity", "masked_accuracy", "nsp_accuracy")
-                run.metrics(
-                    {name: measured[name] for name in names if name in measured}
-                    | baselines(evaluation)
-                )
-        if not run.main:
-            return
-        save(model, tokenizer, args.output_dir)
-        if evaluation is not None and settings.objective != "causal":
-            samples = filled_in(model, tokenizer, evaluation, count=8)
-            for sample in samples:
-                append_jsonl(
-                    run.folder / "samples.jsonl", {"step": trainer.state.global_step, **sample}
-                )
-            run.say("What the model reads into one mask, [?], of held-out text:")
-            run.say(sample_table(samples, columns=["text", "word", "filled"], limit=8))
+def show(run, samples: list[dict], step: int) -> None:
+    """Save and print the words that the model fills in."""
+    for sample in samples:
+        append_jsonl(run.folder / "samples.jsonl", {"step": step, **sample})
+    run.say("What the model reads into one mask, [?], of held-out text:")
+    run.say(sample_table(samples, columns=["text", "word", "filled"], limit=8))
 
 
 if __name__ == "__main__":

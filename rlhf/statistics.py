@@ -15,12 +15,15 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
     centre = share + Z * Z / (2 * n)
-    half_width = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    variance = share * (1 - share) / n + Z * Z / (4 * n * n)
+    half_width = Z * math.sqrt(variance)
     scale = 1 + Z * Z / n
     low = (centre - half_width) / scale
     high = (centre + half_width) / scale
     # Rounding must not put the share outside its interval, nor the interval outside [0, 1].
-    return max(0.0, min(share, low)), min(1.0, max(share, high))
+    low = max(0.0, min(share, low))
+    high = min(1.0, max(share, high))
+    return low, high
 
 
 def correlation(first: Tensor | Sequence[float], second: Tensor | Sequence[float]) -> float:

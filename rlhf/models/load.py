@@ -163,8 +163,8 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
         if reason.startswith("Unrecognized configuration class"):
             architecture = type_of_config(reason)
             raise UserError(
-                f"{path}: transformers has no {auto_class.__name__} for {architecture} models: "
-                "start from another architecture, such as bert-base-uncased"
+                f"{path}: cannot be loaded as {auto_class.__name__}: transformers has no such head for {architecture} "
+                "models; start from another architecture, such as bert-base-uncased"
             ) from error
         known = (
             os.path.isdir(path)

@@ -9,7 +9,10 @@ DPI = 110
 
 @contextmanager
 def saved_figure(
-    path: str | os.PathLike, rows: int = 1, columns: int = 1, **options
+    path: str | os.PathLike,
+    rows: int = 1,
+    columns: int = 1,
+    **options,
 ) -> Iterator[tuple]:
     """A new figure and its axes, as plt.subplots returns them. The end of the `with` block saves and closes it.
 

@@ -130,7 +130,14 @@ class LengthSampler(Sampler[int]):
     pool: updates among which rows of one length are brought together; 1 leaves each with the rows it has by chance.
     """
 
-    def __init__(self, lengths: Sequence[int], *, group: int, seed: int, pool: int = 1):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        group: int,
+        seed: int,
+        pool: int = 1,
+    ):
         self.lengths = list(lengths)
         self.group = group
         self.seed = seed
@@ -280,7 +287,12 @@ class EncoderTrainer(Trainer):
         rows_per_batch = args.train_batch_size * args.world_size
         group = rows_per_batch * args.gradient_accumulation_steps
         seed = args.data_seed or args.seed
-        return LengthSampler(self.lengths, group=group, seed=seed, pool=self.pool)
+        return LengthSampler(
+            self.lengths,
+            group=group,
+            seed=seed,
+            pool=self.pool,
+        )
 
     def create_optimizer(self, *args, **kwargs):
         """The Trainer's optimizer, in which the head has its own learning rate."""
@@ -297,7 +309,13 @@ class EncoderTrainer(Trainer):
             if encoder:
                 groups.append({**group, "params": encoder})
             if head:
-                groups.append({**group, "params": head, "lr": head_rate})
+                groups.append(
+                    {
+                        **group,
+                        "params": head,
+                        "lr": head_rate,
+                    }
+                )
         optimizer.param_groups[:] = groups
         return optimizer
 
@@ -310,7 +328,13 @@ class EncoderTrainer(Trainer):
             self.mean_items = sum(map(items, batches)) / len(batches)
         return batches, count
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model,
+        inputs,
+        return_outputs=False,
+        num_items_in_batch=None,
+    ):
         # The Trainer takes the mean over the batches of an update. It has to be the mean over its rows or tokens.
         weight = 1.0
         if model.training and self.mean_items:

@@ -112,7 +112,11 @@ class Task:
         return list(targets)
 
 
-def find_task(train: Sequence[dict], evaluation: Sequence[dict], form: LabelForm) -> Task:
+def find_task(
+    train: Sequence[dict],
+    evaluation: Sequence[dict],
+    form: LabelForm,
+) -> Task:
     """The task of rows that `form` has checked.
 
     Numbers in a table are regression where at least one has a fraction.
@@ -248,7 +252,11 @@ def _more(items: Sequence, shown: int) -> str:
 
 
 def encode_texts(
-    tokenizer, rows: Sequence[dict], *, pairs: bool, max_length: int
+    tokenizer,
+    rows: Sequence[dict],
+    *,
+    pairs: bool,
+    max_length: int,
 ) -> tuple[list[dict], int]:
     """Rows of token ids, and how many were cut. No text can spell a special token."""
     # A pair needs room for at least a token of each text.
@@ -272,7 +280,12 @@ def encode_texts(
             if len(feature["input_ids"]) > max_length:
                 row_texts = [row[column] for column in columns]
                 # Only the tokenizer knows how to share max_length between two texts.
-                shorter = tokenizer(*row_texts, truncation=True, max_length=max_length, **options)
+                shorter = tokenizer(
+                    *row_texts,
+                    truncation=True,
+                    max_length=max_length,
+                    **options,
+                )
                 feature = dict(shorter)
                 cut += 1
             encoded.append(feature)

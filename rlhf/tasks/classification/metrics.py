@@ -40,10 +40,11 @@ def classification_report(
     confusion: rows by [label][prediction].
     confusions: those off the diagonal, the most frequent first.
     """
+    # scikit-learn takes a second to import, and predictors need only the constants above.
     from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
     indices = range(len(labels))
-    matrix = confusion_matrix(truth, predicted, labels=indices)
+    matrix = confusion_matrix(truth, predicted, labels=indices)  # (K, K): label by prediction
     accuracy = float(matrix.trace() / matrix.sum())
     low, high = wilson_interval(accuracy, len(truth))
     macro_f1 = f1_score(truth, predicted, average="macro", zero_division=0)
@@ -70,11 +71,21 @@ def _confusions(
     wrong = Counter(pair for pair in pairs if pair[0] != pair[1])
     confusions = []
     for (true, prediction), count in wrong.most_common():
-        confusions.append({"label": labels[true], "predicted": labels[prediction], "rows": count})
+        confusions.append(
+            {
+                "label": labels[true],
+                "predicted": labels[prediction],
+                "rows": count,
+            }
+        )
     return confusions
 
 
-def multi_label_report(truth: np.ndarray, predicted: np.ndarray, labels: Sequence[str]) -> dict:
+def multi_label_report(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    labels: Sequence[str],
+) -> dict:
     """Scores for any number of labels. truth, predicted (N, K): 0 or 1.
 
     accuracy: share of rows whose labels are all right, with its 95 % interval.
@@ -86,13 +97,13 @@ def multi_label_report(truth: np.ndarray, predicted: np.ndarray, labels: Sequenc
 
     truth = np.asarray(truth, dtype=int)
     predicted = np.asarray(predicted, dtype=int)
-    is_right = (truth == predicted).all(axis=1)
+    is_right = (truth == predicted).all(axis=1)  # (N,)
     accuracy = float(is_right.mean())
     low, high = wilson_interval(accuracy, len(truth))
     micro_f1 = f1_score(truth, predicted, average="micro", zero_division=0)
     macro_f1 = f1_score(truth, predicted, average="macro", zero_division=0)
     classes = _class_scores(truth, predicted, labels)
-    missed = (truth > predicted).sum(axis=0)
+    missed = (truth > predicted).sum(axis=0)  # (K,)
     invented = (truth < predicted).sum(axis=0)
     for i, entry in enumerate(classes):
         entry["missed"] = int(missed[i])
@@ -164,7 +175,7 @@ def calibration(probabilities: Sequence[float], happened: Sequence[bool]) -> dic
     probabilities = np.asarray(probabilities, dtype=np.float64)
     happened = np.asarray(happened, dtype=np.float64)
     bin_of = np.ceil(probabilities * BINS).astype(int) - 1
-    bin_of = np.clip(bin_of, 0, BINS - 1)
+    bin_of = np.clip(bin_of, 0, BINS - 1)  # a probability of 0 belongs to the first bin
     bins = []
     weighted_gaps = 0.0
     for index in np.unique(bin_of):
@@ -172,7 +183,13 @@ def calibration(probabilities: Sequence[float], happened: Sequence[bool]) -> dic
         rows = int(inside.sum())
         probability = float(probabilities[inside].mean())
         share = float(happened[inside].mean())
-        bins.append({"probability": probability, "share": share, "rows": rows})
+        bins.append(
+            {
+                "probability": probability,
+                "share": share,
+                "rows": rows,
+            }
+        )
         weighted_gaps += rows * abs(share - probability)
     return {"calibration_error": float(weighted_gaps / len(probabilities)), "bins": bins}
 
@@ -190,7 +207,12 @@ def proper_scores(truth: Sequence[int], probabilities: np.ndarray) -> dict:
 # ---- from the outputs of a model ---------------------------------------------------------------------------------
 
 
-def evaluate(task: str, truth: np.ndarray, outputs: np.ndarray, labels: Sequence[str]) -> dict:
+def evaluate(
+    task: str,
+    truth: np.ndarray,
+    outputs: np.ndarray,
+    labels: Sequence[str],
+) -> dict:
     """The whole report of a task: the numbers of METRICS, and more.
 
     truth: as `Task.targets` gives it, (N,) or (N, K).
@@ -200,15 +222,21 @@ def evaluate(task: str, truth: np.ndarray, outputs: np.ndarray, labels: Sequence
         return regression_report(truth, outputs)
     if task == "multi_label":
         report = multi_label_report(truth, outputs > THRESHOLD, labels)
+        # Each of the N x K decisions is a case.
         return report | calibration(outputs.ravel(), truth.ravel())
-    predicted = outputs.argmax(axis=1)
+    predicted = outputs.argmax(axis=1)  # (N,)
     report = classification_report(truth.tolist(), predicted.tolist(), labels)
+    # Each row is a case, with the probability of its predicted label.
     report |= calibration(outputs.max(axis=1), predicted == truth)
     return report | proper_scores(truth, outputs)
 
 
 def errors(
-    task: str, rows: Sequence[dict], truth: np.ndarray, outputs: np.ndarray, labels: Sequence[str]
+    task: str,
+    rows: Sequence[dict],
+    truth: np.ndarray,
+    outputs: np.ndarray,
+    labels: Sequence[str],
 ) -> list[dict]:
     """Rows that are predicted wrong, the worst first: text, label, predicted, and probability or difference.
 
@@ -238,7 +266,11 @@ def _wrong_number(true: float, output: float) -> tuple[float, dict]:
     return abs(difference), prediction
 
 
-def _wrong_label(true: int, output: np.ndarray, labels: Sequence[str]) -> tuple[float, dict] | None:
+def _wrong_label(
+    true: int,
+    output: np.ndarray,
+    labels: Sequence[str],
+) -> tuple[float, dict] | None:
     """(probability of the predicted label, entry), None if the label is right. output (K,)."""
     best = int(output.argmax())
     if best == true:
@@ -252,7 +284,8 @@ def _wrong_labels(
 ) -> tuple[float, dict] | None:
     """(distance of the worst decision, entry), None if all labels are right. true, output (K,)."""
     predicted = output > THRESHOLD
-    if (predicted == (true > 0.5)).all():
+    is_true = true > 0.5  # the targets are floats
+    if (predicted == is_true).all():
         return None
     distances = np.abs(output - true)
     worst = int(distances.argmax())
@@ -268,7 +301,11 @@ def _wrong_labels(
 
 
 def plot_evaluation(
-    task: str, report: dict, truth: np.ndarray, outputs: np.ndarray, folder: Path
+    task: str,
+    report: dict,
+    truth: np.ndarray,
+    outputs: np.ndarray,
+    folder: Path,
 ) -> None:
     """The plots of a task in `folder`: confusion.png (one label), calibration.png (labels), scatter.png (numbers)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,10 +329,26 @@ def plot_calibration(report: dict, path) -> None:
         below.append(share - low)
         above.append(high - share)
 
-    options = {"figsize": (4.6, 5.2), "sharex": True, "height_ratios": [3, 1]}
+    options = {
+        "figsize": (4.6, 5.2),
+        "sharex": True,
+        "height_ratios": [3, 1],
+    }
     with saved_figure(path, 2, 1, **options) as (figure, (upper, lower)):
-        upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
-        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": "this model, 95 %"}
+        upper.plot(
+            [0, 1],
+            [0, 1],
+            color="grey",
+            linestyle="--",
+            linewidth=1,
+            label="calibrated",
+        )
+        style = {
+            "marker": "o",
+            "markersize": 4,
+            "capsize": 2,
+            "label": "this model, 95 %",
+        }
         upper.errorbar(probabilities, shares, yerr=[below, above], **style)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is true")
         upper.legend(loc="upper left", fontsize=8)
@@ -306,10 +359,15 @@ def plot_calibration(report: dict, path) -> None:
         figure.suptitle(f"calibration error {error:.3f}", fontsize=10)
 
 
-def plot_scatter(report: dict, truth: Sequence[float], predicted: Sequence[float], path) -> None:
+def plot_scatter(
+    report: dict,
+    truth: Sequence[float],
+    predicted: Sequence[float],
+    path,
+) -> None:
     """Predicted over true numbers."""
     numbers = [*truth, *predicted]
-    ends = [min(numbers), max(numbers)]
+    ends = [min(numbers), max(numbers)]  # of the diagonal
     opacity = min(1.0, 0.15 + 100 / len(truth))  # so that many points do not become one blot
     title = (
         f"{report['rows']} held-out rows\n"
@@ -332,7 +390,7 @@ def plot_confusion(report: dict, path) -> None:
         f"accuracy {report['accuracy']:.3f}, macro F1 {report['f1']:.3f}"
     )
     if count <= READABLE:
-        size = 2.5 + 0.45 * count
+        size = 2.5 + 0.45 * count  # inches
         with saved_figure(path, figsize=(size + 1, size)) as (figure, axis):
             _draw_matrix(axis, report)
             figure.suptitle(title, fontsize=10)
@@ -346,15 +404,30 @@ def plot_confusion(report: dict, path) -> None:
 def _draw_matrix(axis, report: dict) -> None:
     """Rows by label and prediction; the colour is the share of the label's rows."""
     matrix = np.array(report["confusion"])
-    totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    totals = matrix.sum(axis=1, keepdims=True)  # (K, 1)
+    totals = np.maximum(totals, 1)  # a label without a row has shares of 0
     shares = matrix / totals
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (label, predicted), rows in np.ndenumerate(matrix):
+        # readable on dark and on light blue
         colour = "white" if shares[label, predicted] > 0.5 else "black"
-        axis.text(predicted, label, rows or "", ha="center", va="center", color=colour)
+        axis.text(
+            predicted,
+            label,
+            rows or "",
+            ha="center",
+            va="center",
+            color=colour,
+        )
     names = [shortened(entry["label"]) for entry in report["classes"]]
     positions = range(len(names))
-    axis.set_xticks(positions, names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_xticks(
+        positions,
+        names,
+        rotation=45,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axis.set_yticks(positions, names)
     axis.set(xlabel="predicted", ylabel="label")
 

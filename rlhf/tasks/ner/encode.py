@@ -21,8 +21,17 @@ from rlhf.errors import UserError
 
 OUTSIDE = "O"
 # Schemes differ in their letters: BILOU and BMEWO are BIOES with other names.
-PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
-NO_LOSS = -100  # label of a token that no tag belongs to
+PREFIXES = {
+    "B": "B",
+    "I": "I",
+    "M": "I",
+    "E": "E",
+    "L": "E",
+    "S": "S",
+    "U": "S",
+    "W": "S",
+}
+IGNORED = -100  # label of a token without a loss, as in transformers
 OVERLAP = 4  # windows of a long text share a 4th of their tokens
 CHARACTERS = 0.95  # share of one-character units from which the data tag characters
 JOINT_RATIO = 20  # a sign joins words if it occurs inside a word once per 20 times alone
@@ -173,7 +182,7 @@ def tag_names(rows: Sequence[dict]) -> list[str]:
 
 def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
     """UserError where evaluation rows have a type of entity that no training row has."""
-    known = {label[2:] for label in labels[1:]}
+    known = {label[2:] for label in labels[1:]}  # the first label is O
     counts = type_counts(rows)
     unknown = sorted(counts.keys() - known)
     if not unknown:
@@ -191,7 +200,10 @@ def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
 
 
 def warnings_of(
-    train: Sequence[dict], evaluation: Sequence[dict], scheme: str, broken: int
+    train: Sequence[dict],
+    evaluation: Sequence[dict],
+    scheme: str,
+    broken: int,
 ) -> list[str]:
     """Warnings about rows in BIO before training on them, each with a count."""
     warnings = []
@@ -284,7 +296,13 @@ class _Span(NamedTuple):
     stop_decided: int
 
 
-def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> list[TokenWindow]:
+def windows(
+    tokenizer,
+    rows: Sequence[dict],
+    *,
+    units: str,
+    max_length: int,
+) -> list[TokenWindow]:
     """Rows of tokens -> windows of at most max_length token ids. No text can spell a special token.
 
     A longer text is split into windows that overlap. A unit's tag is decided in the window where the unit is closer to the
@@ -314,7 +332,7 @@ def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> 
         heads = _heads(text, starts, encoded["offset_mapping"])
         for span in _spans(len(ids), room):
             window_ids = [*before, *ids[span.start : span.stop], *after]
-            shift = len(before) - span.start
+            shift = len(before) - span.start  # from a token of the text to one of the window
             window_heads = [
                 (token + shift, unit, last)
                 for token, unit, last in heads
@@ -327,6 +345,7 @@ def windows(tokenizer, rows: Sequence[dict], *, units: str, max_length: int) -> 
 
 def _special_ids(tokenizer) -> tuple[list[int], list[int]]:
     """The ids of the special tokens that go before and after a text."""
+    # They are the same around every text.
     example = tokenizer("a", return_special_tokens_mask=True)
     ids, is_special = example["input_ids"], example["special_tokens_mask"]
     text_positions = [i for i, special in enumerate(is_special) if not special]
@@ -377,12 +396,12 @@ def _spans(length: int, room: int) -> list[_Span]:
 def encode_windows(
     found: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
 ) -> list[dict]:
-    """Windows as rows to train on: the number of a unit's tag at its first token, NO_LOSS everywhere else."""
+    """Windows as rows to train on: the number of a unit's tag at its first token, IGNORED everywhere else."""
     number_of = {label: i for i, label in enumerate(labels)}
     encoded = []
     for window in found:
         tags = rows[window.row]["tags"]
-        numbers = [NO_LOSS] * len(window.inputs["input_ids"])
+        numbers = [IGNORED] * len(window.inputs["input_ids"])
         for token, unit, _ in window.heads:
             numbers[token] = number_of[tags[unit]]
         encoded.append({**window.inputs, "labels": numbers})
@@ -406,6 +425,7 @@ def decode_windows(
                 tags[reached] = _continued(tag)
     decoded = []
     for tags in rows_tags:
+        # The repairs are the model's mistakes, not the data's: nobody counts them.
         legal, _ = to_bio(_filled(tags), "BIO")
         decoded.append(legal)
     return decoded

@@ -26,6 +26,7 @@ def entity_scores(
     truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
     """precision, recall and f1 over all entities, and token_accuracy. truth, predicted: sentences of BIO tags."""
+    # seqeval loads scikit-learn, which takes a second
     from seqeval.metrics.v1 import precision_recall_fscore_support
     from seqeval.scheme import IOB2
 
@@ -100,6 +101,7 @@ def tagging_report(
     truth, predicted: BIO tags of each sentence. sentences: their tokens.
     """
     counts = _TypeCounts()
+    # (error, type, marked type) -> the words of each
     examples: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for true_tags, predicted_tags, tokens in zip(truth, predicted, sentences, strict=True):
         true, marked = entities(true_tags), entities(predicted_tags)
@@ -150,6 +152,7 @@ def find_errors(
     A mark that touches a missed entity belongs to that entity's error.
     """
     errors = []
+    # sorted, so that the order is the same in every run
     for entity in sorted(set(true) - set(marked)):
         entity_type = entity[0]
         words = _words(entity, tokens)
@@ -159,6 +162,7 @@ def find_errors(
             continue
         same_place = [mark for mark in touching if mark[1:] == entity[1:]]
         same_type = [mark for mark in touching if mark[0] == entity_type]
+        # Of several marks that touch the entity, the most similar one names the error.
         if same_place:
             kind, mark = "type", same_place[0]
         elif same_type:
@@ -207,6 +211,7 @@ def wrong_sentences(rows: Sequence[dict], predicted: Sequence[Sequence[str]]) ->
 
 def plot_entities(report: dict, path) -> None:
     """F1 of each type as a bar, with the number of its entities; at most READABLE types, the most frequent."""
+    # the most frequent type last, which barh draws at the top
     by_frequency = sorted(report["types"], key=lambda entry: entry["entities"])
     types = by_frequency[-READABLE:]
     title = (

@@ -1,11 +1,12 @@
 """Documents -> rows for pretraining: packed blocks, pairs for next-sentence prediction, masks (BERT, arXiv 1810.04805, 3.1).
 
-What differs from BERT's own data program, and why:
-- It wrote ten copies of the text to disk, each masked once. Here masks and pairs are drawn anew in every epoch, as a pure
+Deviations from BERT's own data program, and why:
+- It wrote ten copies of the text to disk, each masked once. Here masks and pairs are drawn again in every epoch, as a pure
   function of seed, epoch and row, so that a resumed run sees what the uninterrupted one would have seen.
-- It puts the sentences that a random second segment pushes aside back for the next pair. Here the next epoch draws again.
-- A random second segment is as long as the true one would have been, so that length does not tell the two apart.
-- Random replacements are never special tokens. A sentence longer than half a row is parted instead of cut off.
+- It puts the sentences that a random second segment replaces back for the next pair. Here the next epoch draws again.
+- A random second segment is as long as the true one would have been, so that its length does not tell the two apart.
+- Random replacements are never special tokens.
+- A sentence longer than half a row is split, not cut off.
 """
 
 import re
@@ -15,19 +16,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from rlhf.errors import UserError
 
-MASK_SHARE, SHORT_SHARE = (
-    0.15,
-    0.1,
-)  # of tokens that are predicted; of pairs that are shorter on purpose
-IGNORED = -100  # label of what is not learned
+MASK_SHARE = 0.15  # of tokens that are predicted
+SHORT_SHARE = 0.1  # of pairs that are shorter on purpose, so that the model sees short texts too
+TEXTS_PER_CALL = 1000  # texts in the tokenizer at once: its encodings are larger than the tokens
+IGNORED = -100  # label of a token without a loss, as in transformers
+NO_WORD = -1  # word number of special tokens
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------
 
 
 class Tokens(NamedTuple):
-    """A piece of text. ids: (T,) int32; words: (T,) int32, tokens of one word have one number, -1: no word at all."""
+    """A piece of text. ids: (T,) int32. words: (T,) int32, the same number for all tokens of a word, NO_WORD for none."""
 
     ids: np.ndarray
     words: np.ndarray
@@ -37,16 +42,20 @@ class Tokens(NamedTuple):
 
 
 def joined(pieces: Sequence[Tokens]) -> Tokens:
-    """One after another, words numbered on."""
-    words, first = [], 0
+    """Pieces one after another; their words are numbered through."""
+    words = []
+    first = 0  # number of the first word of the piece
     for piece in pieces:
-        words.append(np.where(piece.words < 0, -1, piece.words + first))
+        words.append(np.where(piece.words < 0, NO_WORD, piece.words + first))
         first += int(piece.words.max(initial=-1)) + 1
-    return Tokens(np.concatenate([piece.ids for piece in pieces]), np.concatenate(words))
+    ids = [piece.ids for piece in pieces]
+    return Tokens(np.concatenate(ids), np.concatenate(words))
 
 
 def special(*ids: int) -> Tokens:
-    return Tokens(np.array(ids, dtype=np.int32), np.full(len(ids), -1, dtype=np.int32))
+    """Special tokens, which belong to no word."""
+    words = np.full(len(ids), NO_WORD, dtype=np.int32)
+    return Tokens(np.array(ids, dtype=np.int32), words)
 
 
 def tokenize_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
@@ -54,127 +63,179 @@ def tokenize_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
 
     Words are the tokenizer's own (`word_ids`): with WordPiece a first piece and all its ## pieces.
     """
-    plain = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
-    found = []
-    for start in range(
-        0, len(texts), 1000
-    ):  # the encodings of one batch are larger than what is kept of them
-        encoded = tokenizer(list(texts[start : start + 1000]), **plain)
-        for place, ids in enumerate(encoded["input_ids"]):
-            words = encoded.word_ids(place) if tokenizer.is_fast else range(len(ids))
-            found.append(Tokens(np.array(ids, dtype=np.int32), np.array(words, dtype=np.int32)))
-    return found
+    tokenized = []
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        batch = tokenizer(
+            list(texts[start : start + TEXTS_PER_CALL]),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            verbose=False,
+        )
+        for i, ids in enumerate(batch["input_ids"]):
+            # A slow tokenizer does not know its words: each token is one.
+            words = batch.word_ids(i) if tokenizer.is_fast else range(len(ids))
+            tokens = Tokens(np.array(ids, dtype=np.int32), np.array(words, dtype=np.int32))
+            tokenized.append(tokens)
+    return tokenized
 
 
 def sentences(text: str) -> list[str]:
-    """Parts at line ends, after . ! ? … before white space (closing quotes included), and after 。！？.
+    """Split a text at line ends, after . ! ? … before white space (closing quotes included), and after 。！？.
 
-    A rule for English and Korean that knows no abbreviations: it parts "Mr. Kim" too.
+    A rule for English and Korean that knows no abbreviations: it splits "Mr. Kim" too.
     """
     text = re.sub(r"([.!?…][\"'”’»)\]]*)\s+", r"\1\n", text)
     text = re.sub(r"([。！？][」』”’]*)", r"\1\n", text)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+# ---- blocks ------------------------------------------------------------------------------------------------------
 
 
 def blocks(
     documents: Sequence[Tokens], size: int, *, cross_documents: bool
 ) -> tuple[list[Tokens], int]:
-    """Documents cut every `size` tokens, and how many tokens were left out.
+    """Documents cut every `size` tokens, and how many tokens were dropped.
 
-    The rest of a document is a shorter block; of fewer than 2 tokens it is left out, there is nothing to learn from. With
-    cross_documents all are one stream, so that every block is full, and the rest at its end is left out.
+    The end of a document is a shorter block. It is dropped if it has fewer than 2 tokens, because there is nothing to learn
+    from it. With cross_documents all documents are one stream, so that every block is full, and its end is dropped.
     """
     shortest = 2
     if cross_documents and documents:
-        documents, shortest = [joined(documents)], size
-    cut = [
-        doc.part(start, start + size) for doc in documents for start in range(0, len(doc.ids), size)
-    ]
-    kept = [block for block in cut if len(block.ids) >= shortest]
-    return kept, sum(len(block.ids) for block in cut) - sum(len(block.ids) for block in kept)
+        documents = [joined(documents)]
+        shortest = size
+    full_blocks = []
+    dropped = 0
+    for document in documents:
+        for start in range(0, len(document.ids), size):
+            block = document.part(start, start + size)
+            if len(block.ids) >= shortest:
+                full_blocks.append(block)
+            else:
+                dropped += len(block.ids)
+    return full_blocks, dropped
 
 
 def causal_blocks(
-    tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool
+    tokenizer,
+    texts: Sequence[str],
+    size: int,
+    *,
+    cross_documents: bool,
 ) -> tuple[list[dict], int]:
-    """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens left out."""
+    """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens dropped."""
     end = special(tokenizer.eos_token_id)
-    cut, left = blocks(
-        [joined([text, end]) for text in tokenize_texts(tokenizer, texts)],
-        size,
-        cross_documents=cross_documents,
-    )
-    rows = [torch.from_numpy(block.ids.astype(np.int64)) for block in cut]
-    return [{"input_ids": ids, "labels": ids} for ids in rows], left
+    documents = [joined([text, end]) for text in tokenize_texts(tokenizer, texts)]
+    text_blocks, dropped = blocks(documents, size, cross_documents=cross_documents)
+    rows = []
+    for block in text_blocks:
+        ids = torch.from_numpy(block.ids.astype(np.int64))
+        rows.append({"input_ids": ids, "labels": ids})  # the model shifts the labels
+    return rows, dropped
 
 
 def masked_blocks(
-    tokenizer, texts: Sequence[str], size: int, *, cross_documents: bool
+    tokenizer,
+    texts: Sequence[str],
+    size: int,
+    *,
+    cross_documents: bool,
 ) -> tuple[list[Tokens], int]:
-    """[CLS] block [SEP] of at most `size` tokens; and the tokens left out. Across documents a [SEP] parts them."""
-    before, after = special(tokenizer.cls_token_id), special(tokenizer.sep_token_id)
+    """[CLS] block [SEP] of at most `size` tokens; and the tokens dropped. Across documents a [SEP] separates them."""
+    before = special(tokenizer.cls_token_id)
+    after = special(tokenizer.sep_token_id)
     documents = tokenize_texts(tokenizer, texts)
     if cross_documents:
-        documents = [piece for document in documents for piece in (document, after)]
-    cut, left = blocks(documents, size - 2, cross_documents=cross_documents)
-    cut = [block for block in cut if (block.words >= 0).any()]
-    return [joined([before, block, after]) for block in cut], left
+        separated = []
+        for document in documents:
+            separated += [document, after]
+        documents = separated
+    text_blocks, dropped = blocks(documents, size - 2, cross_documents=cross_documents)
+    rows = []
+    for block in text_blocks:
+        has_words = (block.words >= 0).any()
+        if has_words:
+            rows.append(joined([before, block, after]))
+    return rows, dropped
+
+
+# ---- masks -------------------------------------------------------------------------------------------------------
 
 
 class Masking:
-    """Which tokens are predicted and what stands in their place: 80 % [MASK], 10 % a random token, 10 % itself."""
+    """Chooses the tokens to predict, and replaces them: 80 % by [MASK], 10 % by a random token, 10 % stay."""
 
     def __init__(self, tokenizer, *, whole_words: bool):
-        self.mask, self.whole_words = tokenizer.mask_token_id, whole_words
+        self.mask = tokenizer.mask_token_id
+        self.whole_words = whole_words
+        # random replacements are drawn from it
         self.vocabulary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
 
-    def __call__(self, row: Tokens, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self,
+        row: Tokens,
+        random: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids, labels) of a row, both (T,) int64; labels are IGNORED where nothing is predicted.
 
-        15 % of the tokens that belong to words, at least one. With whole_words random words are taken as long as they fit
-        into the 15 %, the first in any case.
+        15 % of the tokens that belong to words are predicted, at least one. With whole_words random words are taken as long
+        as they fit into the 15 %, the first in any case.
         """
-        places = np.flatnonzero(row.words >= 0)
-        count = max(1, round(MASK_SHARE * len(places)))
-        chosen = (
-            self._words(row, places, count, random)
-            if self.whole_words
-            else random.permutation(places)[:count]
-        )
+        positions = np.flatnonzero(row.words >= 0)
+        count = max(1, round(MASK_SHARE * len(positions)))
+        if self.whole_words:
+            chosen = self._choose_words(row, positions, count, random)
+        else:
+            chosen = random.permutation(positions)[:count]
         labels = np.full(len(row.ids), IGNORED, dtype=np.int64)
         labels[chosen] = row.ids[chosen]
         ids = row.ids.astype(np.int64)
-        fate = random.random(len(chosen))
-        ids[chosen[fate < 0.8]] = self.mask
-        other = chosen[fate >= 0.9]
-        ids[other] = random.choice(self.vocabulary, len(other))
+        draws = random.random(len(chosen))
+        masked = chosen[draws < 0.8]
+        replaced = chosen[draws >= 0.9]
+        # The rest, a tenth, stays as it is.
+        ids[masked] = self.mask
+        ids[replaced] = random.choice(self.vocabulary, len(replaced))
         return ids, labels
 
-    def _words(
-        self, row: Tokens, places: np.ndarray, count: int, random: np.random.Generator
+    def _choose_words(
+        self,
+        row: Tokens,
+        positions: np.ndarray,
+        count: int,
+        random: np.random.Generator,
     ) -> np.ndarray:
-        starts = np.flatnonzero(np.diff(row.words[places], prepend=-1))
-        ends = np.append(starts[1:], len(places))
+        """Positions of whole words, about `count` of them. positions: those of all words of the row."""
+        # not 0 at the first token of each word; word numbers begin at 0
+        is_start = np.diff(row.words[positions], prepend=-1)
+        starts = np.flatnonzero(is_start)
+        ends = np.append(starts[1:], len(positions))
         chosen: list[int] = []
         for word in random.permutation(len(starts)):
-            if not chosen or len(chosen) + ends[word] - starts[word] <= count:
-                chosen += places[starts[word] : ends[word]].tolist()
+            word_positions = positions[starts[word] : ends[word]].tolist()
+            if not chosen or len(chosen) + len(word_positions) <= count:
+                chosen += word_positions
             if len(chosen) >= count:
                 break
         return np.array(chosen)
 
 
-class DrawnRows(Dataset):
-    """Rows that are drawn anew in every epoch, as a function of (seed, epoch, place).
+# ---- rows --------------------------------------------------------------------------------------------------------
 
-    Rows to judge by are never told the epoch, so they stay. lengths: tokens of each row, about.
+
+class DrawnRows(Dataset):
+    """Rows that are drawn again in every epoch, as a function of (seed, epoch, index).
+
+    Evaluation rows are never told the epoch, so they stay the same. lengths: tokens of each row, about.
     """
 
     def __init__(self, lengths: Sequence[int], masking: Masking, *, seed: int):
-        self.lengths, self.masking, self.seed = list(lengths), masking, seed
-        self.epoch = torch.zeros(
-            (), dtype=torch.long
-        ).share_memory_()  # workers that outlive an epoch see it too
+        self.lengths = list(lengths)
+        self.masking = masking
+        self.seed = seed
+        # In shared memory, so that workers that outlive an epoch see it too.
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -182,8 +243,9 @@ class DrawnRows(Dataset):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def random(self, place: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, int(self.epoch), place])
+    def random(self, index: int) -> np.random.Generator:
+        """The random numbers of a row."""
+        return np.random.default_rng([self.seed, int(self.epoch), index])
 
 
 class MaskedRows(DrawnRows):
@@ -193,160 +255,228 @@ class MaskedRows(DrawnRows):
         super().__init__([len(row.ids) for row in rows], masking, seed=seed)
         self.rows = rows
 
-    def __getitem__(self, place: int) -> dict:
-        ids, labels = self.masking(self.rows[place], self.random(place))
+    def __getitem__(self, index: int) -> dict:
+        ids, labels = self.masking(self.rows[index], self.random(index))
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
+class SentenceRun(NamedTuple):
+    """Sentences start to stop (exclusive) of a document, and the tokens of the pair that they become."""
+
+    document: int
+    start: int
+    stop: int
+    length: int
 
 
 class PairRows(DrawnRows):
     """[CLS] A [SEP] B [SEP] for next-sentence prediction, masked.
 
-    A row is a run of sentences of one document that fills it (a tenth of the rows: a random part of it). The run is parted
-    at a random sentence; in half of the cases B is the rest (next_sentence_label 0), otherwise sentences of another
-    document (1), as it always is where the run is one sentence.
+    A row is a run of sentences of one document that fills it (a tenth of the rows: a random part of it). The run is split
+    at a random sentence. In half of the cases B is the rest (next_sentence_label 0), otherwise sentences of another
+    document (1), as it always is if the run is one sentence.
     """
 
-    def __init__(self, tokenizer, texts: Sequence[str], size: int, masking: Masking, *, seed: int):
-        self.room = size - 3
-        self.before, self.after = special(tokenizer.cls_token_id), special(tokenizer.sep_token_id)
-        self.documents = [pieces for pieces in self._documents(tokenizer, texts) if pieces]
+    def __init__(
+        self,
+        tokenizer,
+        texts: Sequence[str],
+        size: int,
+        masking: Masking,
+        *,
+        seed: int,
+    ):
+        self.room = size - 3  # without [CLS] and two [SEP]
+        self.before = special(tokenizer.cls_token_id)
+        self.after = special(tokenizer.sep_token_id)
+        documents = _tokenized_sentences(tokenizer, texts, self.room // 2)
+        self.documents = [pieces for pieces in documents if pieces]
         if len(self.documents) < 2:
             raise UserError(
                 "masked_nsp takes every second pair from two documents, and here is one: give more rows (training and "
-                "evaluation rows need two each), or name what parts the documents of a .txt file, document_separator"
+                "evaluation rows need two each), or name what separates the documents of a .txt file, document_separator"
             )
         # tokens from each sentence to the end of its document
-        self.remaining = [
-            np.cumsum([len(s.ids) for s in reversed(pieces)])[::-1] for pieces in self.documents
-        ]
+        self.remaining: list[np.ndarray] = []
+        for pieces in self.documents:
+            backwards = [len(sentence.ids) for sentence in reversed(pieces)]
+            self.remaining.append(np.cumsum(backwards)[::-1])
         random = np.random.default_rng([seed])
-        self.runs = [
-            run for place in range(len(self.documents)) for run in self._runs(place, random)
-        ]
-        if all(stop - start == 1 for _, start, stop, _ in self.runs):
+        self.runs: list[SentenceRun] = []
+        for document in range(len(self.documents)):
+            self.runs += self._runs(document, random)
+        if all(run.stop - run.start == 1 for run in self.runs):
             raise UserError(
                 "masked_nsp needs documents of several sentences, and each is one: use objective: masked"
             )
-        super().__init__([length + 3 for *_, length in self.runs], masking, seed=seed)
+        super().__init__([run.length + 3 for run in self.runs], masking, seed=seed)
 
-    def _documents(self, tokenizer, texts: Sequence[str]) -> list[list[Tokens]]:
-        parted, half = [sentences(text) for text in texts], self.room // 2
-        encoded = iter(
-            tokenize_texts(tokenizer, [sentence for document in parted for sentence in document])
-        )
-        whole = [[next(encoded) for _ in document] for document in parted]
-        return [
-            [s.part(i, i + half) for s in document for i in range(0, len(s.ids), half)]
-            for document in whole
-        ]
-
-    def _runs(self, place: int, random: np.random.Generator) -> list[tuple[int, int, int, int]]:
-        """(document, first sentence, last + 1, tokens of the pair) of the rows of a document."""
-        found, start, length, wanted = [], 0, 0, 0
-        for stop, sentence in enumerate(self.documents[place], start=1):
+    def _runs(self, document: int, random: np.random.Generator) -> list[SentenceRun]:
+        """The rows of a document."""
+        pieces = self.documents[document]
+        runs = []
+        start = length = 0
+        wanted = 0  # tokens of the next run; 0: not drawn yet
+        for stop, sentence in enumerate(pieces, start=1):
             if not wanted:
-                wanted = (
-                    int(random.integers(2, self.room + 1))
-                    if random.random() < SHORT_SHARE
-                    else self.room
-                )
+                wanted = self.room
+                if random.random() < SHORT_SHARE:
+                    wanted = int(random.integers(2, self.room + 1))
             length += len(sentence.ids)
-            if length >= wanted or stop == len(self.documents[place]):
-                found.append(
-                    (place, start, stop, min(length, self.room) if stop - start > 1 else self.room)
-                )
+            if length >= wanted or stop == len(pieces):
+                # One sentence gets a random B, which fills the row.
+                is_one = stop - start == 1
+                pair_length = self.room if is_one else min(length, self.room)
+                runs.append(SentenceRun(document, start, stop, pair_length))
                 start, length, wanted = stop, 0, 0
-        return found
+        return runs
 
-    def pair(self, place: int, random: np.random.Generator) -> tuple[Tokens, Tokens, int]:
-        """A, B, and 1 where B is of another document."""
-        document, start, stop, length = self.runs[place]
-        run = self.documents[document][start:stop]
-        cut = int(random.integers(1, len(run))) if len(run) > 1 else 1
-        first, second = joined(run[:cut]), run[cut:]
-        is_random = int(not second or random.random() < 0.5)
+    def pair(
+        self,
+        index: int,
+        random: np.random.Generator,
+    ) -> tuple[Tokens, Tokens, int]:
+        """A, B, and 1 if B is of another document."""
+        document, start, stop, length = self.runs[index]
+        pieces = self.documents[document]
+        run = pieces[start:stop]
+        cut = 1
+        if len(run) > 1:
+            cut = int(random.integers(1, len(run)))
+        first = joined(run[:cut])
+        rest = run[cut:]
+        is_random = int(not rest or random.random() < 0.5)
         if is_random:
-            ends = stop == len(self.documents[document])
-            second = self._elsewhere(document, max(1, length - len(first.ids)), ends, random)
-        return *self._fitting(first, joined(second), random), is_random
+            wanted = max(1, length - len(first.ids))
+            rest = self._elsewhere(document, wanted, stop == len(pieces), random)
+        first, second = self._fitting(first, joined(rest), random)
+        return first, second, is_random
 
     def _elsewhere(
-        self, document: int, wanted: int, ends: bool, random: np.random.Generator
+        self,
+        document: int,
+        wanted: int,
+        ends: bool,
+        random: np.random.Generator,
     ) -> list[Tokens]:
-        """Sentences of another document, `wanted` tokens or a little more; its last ones if the run `ends` its document.
+        """Sentences of another document, `wanted` tokens or a few more; its last ones if the run `ends` its document.
 
-        Thus neither the length of B nor a last sentence of a story tells whether B is random.
+        Thus neither the length of B nor a last sentence of a story tells if B is random.
         """
         other = int(random.integers(len(self.documents) - 1))
-        other += other >= document
+        if other >= document:
+            other += 1
         remaining = self.remaining[other]
-        long_enough = max(1, int((remaining >= wanted).sum()))
-        start = long_enough - 1 if ends else int(random.integers(long_enough))
+        # the sentences with enough tokens from them on; the first one in any case
+        starts = max(1, int((remaining >= wanted).sum()))
+        start = starts - 1
+        if not ends:
+            start = int(random.integers(starts))
         stop = start + 1
         while stop < len(remaining) and remaining[start] - remaining[stop] < wanted:
             stop += 1
         return self.documents[other][start:stop]
 
     def _fitting(
-        self, first: Tokens, second: Tokens, random: np.random.Generator
+        self,
+        first: Tokens,
+        second: Tokens,
+        random: np.random.Generator,
     ) -> tuple[Tokens, Tokens]:
         """Both cut to the room of a row: tokens are taken from the longer one, from its start or its end at random."""
-        bounds = [[0, len(first.ids)], [0, len(second.ids)]]
-        for _ in range(len(first.ids) + len(second.ids) - self.room):
-            longer = (
-                bounds[0]
-                if bounds[0][1] - bounds[0][0] > bounds[1][1] - bounds[1][0]
-                else bounds[1]
-            )
+        first_bounds = [0, len(first.ids)]
+        second_bounds = [0, len(second.ids)]
+        surplus = len(first.ids) + len(second.ids) - self.room
+        for _ in range(surplus):
+            first_length = first_bounds[1] - first_bounds[0]
+            second_length = second_bounds[1] - second_bounds[0]
+            longer = first_bounds if first_length > second_length else second_bounds
             if random.random() < 0.5:
                 longer[0] += 1
             else:
                 longer[1] -= 1
-        return first.part(*bounds[0]), second.part(*bounds[1])
+        return first.part(*first_bounds), second.part(*second_bounds)
 
-    def __getitem__(self, place: int) -> dict:
-        random = self.random(place)
-        first, second, is_random = self.pair(place, random)
-        ids, labels = self.masking(
-            joined([self.before, first, self.after, second, self.after]), random
-        )
+    def __getitem__(self, index: int) -> dict:
+        random = self.random(index)
+        first, second, is_random = self.pair(index, random)
+        row = joined([self.before, first, self.after, second, self.after])
+        ids, labels = self.masking(row, random)
         types = torch.zeros(len(ids), dtype=torch.long)
-        types[len(first.ids) + 2 :] = 1
-        row = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-        return row | {"token_type_ids": types, "next_sentence_label": torch.tensor(is_random)}
+        types[len(first.ids) + 2 :] = 1  # B and its [SEP]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "labels": torch.from_numpy(labels),
+            "token_type_ids": types,
+            "next_sentence_label": torch.tensor(is_random),
+        }
+
+
+def _tokenized_sentences(
+    tokenizer,
+    texts: Sequence[str],
+    longest: int,
+) -> list[list[Tokens]]:
+    """The sentences of each text; those of more than `longest` tokens are split."""
+    texts_sentences = [sentences(text) for text in texts]
+    all_sentences: list[str] = []
+    for text_sentences in texts_sentences:
+        all_sentences += text_sentences
+    # All sentences go to the tokenizer together, and come back in order.
+    tokenized = iter(tokenize_texts(tokenizer, all_sentences))
+    documents = []
+    for text_sentences in texts_sentences:
+        pieces = []
+        for _ in text_sentences:
+            sentence = next(tokenized)
+            for start in range(0, len(sentence.ids), longest):
+                pieces.append(sentence.part(start, start + longest))
+        documents.append(pieces)
+    return documents
+
+
+# ---- batches and baselines ---------------------------------------------------------------------------------------
 
 
 class PadRows:
     """Rows -> batch. Rows of one length need no padding and no attention mask, which would only cost time."""
 
     def __init__(self, pad_token_id: int):
-        self.fill = {"input_ids": pad_token_id, "labels": IGNORED, "token_type_ids": 0}
+        self.fill = {
+            "input_ids": pad_token_id,
+            "labels": IGNORED,
+            "token_type_ids": 0,
+        }
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
-        batch = {name: [row[name] for row in rows] for name in rows[0]}
-        lengths = torch.tensor([len(ids) for ids in batch["input_ids"]])
-        if lengths.min() == lengths.max():
-            return {name: torch.stack(values) for name, values in batch.items()}
-        padded = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                values, batch_first=True, padding_value=self.fill[name]
-            )
-            if name in self.fill
-            else torch.stack(values)
-            for name, values in batch.items()
-        }
-        return padded | {
-            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-        }
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        longest = int(lengths.max())
+        is_padded = int(lengths.min()) < longest
+        batch = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if is_padded and name in self.fill:
+                fill = self.fill[name]
+                batch[name] = pad_sequence(values, batch_first=True, padding_value=fill)
+            else:
+                batch[name] = torch.stack(values)
+        if is_padded:
+            mask = torch.arange(longest) < lengths[:, None]  # (B, longest)
+            batch["attention_mask"] = mask.long()
+        return batch
 
 
 def baselines(rows: DrawnRows) -> dict[str, float]:
-    """What always the most frequent answer scores on these rows: masked_baseline, and nsp_baseline for pairs."""
-    labels, pairs = Counter(), Counter()
-    for place in range(len(rows)):
-        row = rows[place]
-        labels.update(row["labels"][row["labels"] != IGNORED].tolist())
+    """Accuracy of always predicting the most frequent answer: masked_baseline, and nsp_baseline for pairs."""
+    labels: Counter[int] = Counter()
+    next_sentence: Counter[int] = Counter()
+    for i in range(len(rows)):
+        row = rows[i]
+        predicted = row["labels"][row["labels"] != IGNORED]
+        labels.update(predicted.tolist())
         if "next_sentence_label" in row:
-            pairs[int(row["next_sentence_label"])] += 1
-    named = {"masked_baseline": labels} | ({"nsp_baseline": pairs} if pairs else {})
-    return {name: max(counts.values()) / counts.total() for name, counts in named.items()}
+            next_sentence[int(row["next_sentence_label"])] += 1
+    shares = {"masked_baseline": max(labels.values()) / labels.total()}
+    if next_sentence:
+        shares["nsp_baseline"] = max(next_sentence.values()) / next_sentence.total()
+    return shares

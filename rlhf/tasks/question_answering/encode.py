@@ -56,7 +56,12 @@ class EncodedQuestions:
 
 
 def encode_windows(
-    tokenizer, rows: Sequence[dict], *, max_length: int, stride: int, max_answer_length: int
+    tokenizer,
+    rows: Sequence[dict],
+    *,
+    max_length: int,
+    stride: int,
+    max_answer_length: int,
 ) -> EncodedQuestions:
     """Windows of at most max_length tokens, `stride` of which repeat the window before.
 
@@ -82,7 +87,7 @@ def encode_windows(
             return_offsets_mapping=True,
             split_special_tokens=True,
         )
-        # chunk row of each window; the windows of a row follow one another
+        # index in the chunk of each window's row; the windows of a row follow one another
         owners = batch["overflow_to_sample_mapping"]
         for i, owner in enumerate(owners):
             row = chunk[owner]
@@ -155,7 +160,13 @@ def _window(tokenizer, batch, i: int, row: int) -> QuestionWindow:
     return QuestionWindow(feature, row, first, offsets.reshape(-1, 2))
 
 
-def _covered(window: QuestionWindow, context: str, *, is_first: bool, is_last: bool) -> Span:
+def _covered(
+    window: QuestionWindow,
+    context: str,
+    *,
+    is_first: bool,
+    is_last: bool,
+) -> Span:
     """The characters of the context that belong to one of its windows.
 
     Characters without a token, at the ends of the context, belong to its first and its last window.
@@ -170,7 +181,10 @@ def _covered(window: QuestionWindow, context: str, *, is_first: bool, is_last: b
 
 
 def _label(
-    window: QuestionWindow, row: dict, covered: Span, max_answer_length: int
+    window: QuestionWindow,
+    row: dict,
+    covered: Span,
+    max_answer_length: int,
 ) -> tuple[Span, bool]:
     """The first and last token, in input_ids, of the first answer that the window holds; (0, 0), [CLS], if none.
 
@@ -246,7 +260,10 @@ def best_answers(
 
 
 def _best_spans(
-    window: QuestionWindow, start: np.ndarray, end: np.ndarray, max_answer_length: int
+    window: QuestionWindow,
+    start: np.ndarray,
+    end: np.ndarray,
+    max_answer_length: int,
 ) -> list[tuple[int, int, float]]:
     """(first token, last token, logit) of the window's CANDIDATES best spans; tokens are counted within the context."""
     count = len(window.offsets)
@@ -282,15 +299,27 @@ def _answer(context: str, spans: dict[Span, float], null: float) -> dict:
     """The answer from the logits of its spans of characters, and from that of no answer."""
     ranked = sorted(spans, key=lambda span: (-spans[span], span))[:CANDIDATES]
     if not ranked:  # a context without any token the model knows how to read
-        nowhere = {"answer": "", "start": None, "end": None, "score": 0.0}
+        nowhere = {
+            "answer": "",
+            "start": None,
+            "end": None,
+            "score": 0.0,
+        }
         return {**nowhere, "no_answer": 1.0, "n_best": []}
     logits = np.array([spans[span] for span in ranked])
-    scores = np.exp(logits - logits[0])
+    scores = np.exp(logits - logits[0])  # at most 1: the first logit is the largest
     scores /= scores.sum()
     n_best = []
     for (start, end), score in zip(ranked[:N_BEST], scores):
         text = context[start:end]
-        n_best.append({"answer": text, "start": start, "end": end, "score": float(score)})
+        n_best.append(
+            {
+                "answer": text,
+                "start": start,
+                "end": end,
+                "score": float(score),
+            }
+        )
     with np.errstate(over="ignore"):
         no_answer = float(1 / (1 + np.exp(logits[0] - null)))
     return {**n_best[0], "no_answer": no_answer, "n_best": n_best}
@@ -305,7 +334,13 @@ def decide(answer: dict, threshold: float | None) -> dict:
         return {**answer, "no_answer": None}
     if answer["no_answer"] <= threshold:
         return answer
-    return {**answer, "answer": "", "start": None, "end": None, "score": answer["no_answer"]}
+    return {
+        **answer,
+        "answer": "",
+        "start": None,
+        "end": None,
+        "score": answer["no_answer"],
+    }
 
 
 def question_ids(rows: Sequence[dict]) -> list[str]:

@@ -80,7 +80,7 @@ def _parts(text: str, unit: str) -> Counter[str]:
 def _f1(answer: Counter[str], gold: Counter[str]) -> float:
     if not answer or not gold:
         return float(answer == gold)
-    shared = answer & gold
+    shared = answer & gold  # the smaller count of each
     return 2 * shared.total() / (answer.total() + gold.total())
 
 
@@ -123,7 +123,11 @@ def best_threshold(
 
 
 def reading_report(
-    rows: Sequence[dict], answers: Sequence[dict], *, answer_unit: str, with_threshold: bool
+    rows: Sequence[dict],
+    answers: Sequence[dict],
+    *,
+    answer_unit: str,
+    with_threshold: bool,
 ) -> dict:
     """Scores of the answers to all questions: exact, f1 (means, 0 to 1), rows, and
 
@@ -152,7 +156,13 @@ def reading_report(
     rows_scored = []
     for score, answer, is_answered in zip(decided, answers, answered):
         predicted = answer["answer"] if is_answered else ""
-        rows_scored.append({"exact": score.exact, "f1": score.f1, "predicted": predicted})
+        rows_scored.append(
+            {
+                "exact": score.exact,
+                "f1": score.f1,
+                "predicted": predicted,
+            }
+        )
     return {
         **_means(decided),
         "answer_unit": answer_unit,
