@@ -172,8 +172,8 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
         reason = str(error).strip().splitlines()[0][:REASON_CHARACTERS]
         if reason.startswith("Unrecognized configuration class"):
             raise UserError(
-                f"{path}: transformers has no {auto_class.__name__} for {type_of_config(reason)} models: "
-                "start from another architecture, such as bert-base-uncased"
+                f"{path}: cannot be loaded as {auto_class.__name__}: transformers has no such head for "
+                f"{type_of_config(reason)} models; start from another architecture, such as bert-base-uncased"
             ) from error
         raise UserError(
             f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n  {_what_is_there(path)}"

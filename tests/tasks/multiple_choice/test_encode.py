@@ -96,4 +96,4 @@ def test_gpt2_has_no_such_head(tmp_path, plain_tokenizer, refused):
     sizes = dict(model_type="gpt2", hidden_size=16, layers=1, heads=2, context=16)
     save(new_policy(plain_tokenizer, **sizes), plain_tokenizer, tmp_path)
     message = refused(load_encoder, str(tmp_path), "AutoModelForMultipleChoice", new_head=True)
-    assert "transformers has no AutoModelForMultipleChoice for GPT2 models" in message
+    assert "as AutoModelForMultipleChoice: transformers has no such head for GPT2 models" in message
