@@ -194,7 +194,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, write, capsys):
     )
     assert (
         RunRecord.load(skipped).status == "done"
-        and "1 of 33 rows are bad and left out" in capsys.readouterr().out
+        and "1 of 33 rows are bad and were dropped" in capsys.readouterr().out
     )
     none = failing("--dataset_name", data, "--eval_fraction", "0", name="b")
     assert "evaluated on rows that it was not trained on" in none

@@ -148,24 +148,24 @@ def test_a_client_asks_each_encoder(encoder_runs):
     encoders = Encoders(find_models(encoder_runs), characters=30)
     with serving(build_app(Engine({}), encoders)) as address:
         client = Client(address, verbose=False)
-        head, bars = client.predict("classification · c", "a b", "", api_name="/classify")
+        head, bars = client.predict("classification · c", "a b", "", api_name="/classification")
         ours = ClassificationPredictor(encoder_runs / "c").predict([{"text": "a b"}])[0]
         assert (
             ours["label"] in head
             and bars["label"] == ours["label"]
             and len(bars["confidences"]) == 2
         )
-        _, pieces, table = client.predict("ner · t", "a b c", api_name="/tag")
+        _, pieces, table = client.predict("ner · t", "a b c", api_name="/ner")
         assert "".join(piece["token"] for piece in pieces) == "a b c"
         assert len(table["data"]) == sum(
             piece["class_or_confidence"] is not None for piece in pieces
         )
         head, pieces, table = client.predict(
-            "question_answering · r", "a", "b c d", api_name="/read"
+            "question_answering · r", "a", "b c d", api_name="/question_answering"
         )
         assert len(table["data"]) > 1 and "score" in head
         head, bars = client.predict(
-            "classification · c", "a" * 31, "", api_name="/classify"
+            "classification · c", "a" * 31, "", api_name="/classification"
         )  # no box to hold it back
         assert head == IDLE and not bars
 

@@ -8,8 +8,7 @@ import torch
 
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
-from rlhf.models.load import fit_tokenizer
-from rlhf.models.parts import context_length
+from rlhf.models.parts import context_length, fit_tokenizer
 from rlhf.tasks.answers import Answers, Table
 from rlhf.tasks.forward import check_texts, load_trained, run_batches
 from rlhf.tasks.multiple_choice.encode import encode_choices, label_index
