@@ -21,7 +21,7 @@ from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.tasks.classification.encode import PROBLEMS, LabelForm, Task, find_task, rare_labels
+from rlhf.tasks.classification.encode import PROBLEMS, LabelForm, LabelTask, find_task, rare_labels
 from rlhf.tasks.classification.metrics import METRICS, errors, evaluate, plot_evaluation
 from rlhf.tasks.classification.training import (
     balanced_loss,
@@ -41,7 +41,7 @@ LABELS_SHOWN = 8  # labels in a message, rows of a table on the terminal
 
 @dataclass
 class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
-    """What is learned, from which rows."""
+    """The task, its rows and its model."""
 
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
@@ -112,7 +112,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             write_results(run, task, rows, report, truth, outputs)
 
 
-def check_options(settings: ClassificationSettings, task: Task) -> None:
+def check_options(settings: ClassificationSettings, task: LabelTask) -> None:
     """UserError where an option does not fit the labels."""
     if settings.class_weights not in ("none", "balanced"):
         raise UserError(f"class_weights={settings.class_weights!r}: use none or balanced")
@@ -124,14 +124,16 @@ def check_options(settings: ClassificationSettings, task: Task) -> None:
         )
 
 
-def warn_of_rare_labels(run: Run, splits: Splits, task: Task) -> None:
+def warn_of_rare_labels(run: Run, splits: Splits, task: LabelTask) -> None:
     if task.name == "regression":
         return
     for warning in rare_labels(splits.train, splits.eval):
         run.say(warning)
 
 
-def start_model(run: Run, settings: ClassificationSettings, tokenizer, task: Task, *, pairs: bool):
+def start_model(
+    run: Run, settings: ClassificationSettings, tokenizer, task: LabelTask, *, pairs: bool
+):
     """(the model, the task with the labels in the order of the model's outputs)."""
     task, keeps_head = keep_head(run, settings, task)
     options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
@@ -141,14 +143,14 @@ def start_model(run: Run, settings: ClassificationSettings, tokenizer, task: Tas
     return model, task
 
 
-def described(task: Task) -> str:
+def described(task: LabelTask) -> str:
     if task.name == "regression":
         return f"regression, mean {task.mean:.4g}"
     return f"{len(task.labels)} labels"
 
 
 def make_trainer(
-    settings: ClassificationSettings, args, task: Task, tokenizer, *, model, train, held_out
+    settings: ClassificationSettings, args, task: LabelTask, tokenizer, *, model, train, held_out
 ) -> EncoderTrainer:
     balanced = settings.class_weights == "balanced"
     # None: the model's own loss, which knows its problem type
@@ -168,13 +170,15 @@ def make_trainer(
     )
 
 
-def metrics_of(task: Task, output) -> dict[str, float]:
+def metrics_of(task: LabelTask, output) -> dict[str, float]:
     """The numbers of the report that are watched during the training."""
     report = evaluate(task.name, *outcome(task, output), task.labels)
     return {name: report[name] for name in METRICS[task.name]}
 
 
-def write_results(run: Run, task: Task, rows: list[dict], report: dict, truth, outputs) -> None:
+def write_results(
+    run: Run, task: LabelTask, rows: list[dict], report: dict, truth, outputs
+) -> None:
     """The report, the mistakes, plots and samples in the run folder; the worst labels on the terminal."""
     run.write("classification.json", report)
     mistakes = errors(task.name, rows, truth, outputs, task.labels)

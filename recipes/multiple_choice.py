@@ -34,7 +34,7 @@ MISTAKES = 200  # wrong rows that are kept
 
 @dataclass
 class MultipleChoiceSettings(DataSettings, ModelSettings, ScratchSettings):
-    """What is learned, from which rows."""
+    """The task, its rows and its model."""
 
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}

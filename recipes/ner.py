@@ -23,6 +23,7 @@ from rlhf.tasks.ner.encode import (
     OUTSIDE,
     TokenWindow,
     check_types,
+    cut_windows,
     decode_windows,
     encode_windows,
     entities,
@@ -33,7 +34,6 @@ from rlhf.tasks.ner.encode import (
     out_of_reach,
     tag_names,
     warnings_of,
-    windows,
 )
 from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
@@ -44,7 +44,7 @@ TYPES_SHOWN, CONFUSIONS_SHOWN = 20, 8  # rows of the tables on the terminal
 
 @dataclass
 class NERSettings(DataSettings, ModelSettings, ScratchSettings):
-    """What is learned, from which rows."""
+    """The task, its rows and its model."""
 
     model_name_or_path: str = field(
         default="bert-base-cased", metadata={"help": "Run folder or Hub id to start from."}
@@ -70,8 +70,8 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         # The predictor cuts a text into tokens as these rows were.
         trained = {"trained_units": units, "trained_joints": find_joints(train)}
         model.config.update(trained | {"trained_length": limit})
-        parts = windows(tokenizer, train, units=units, max_length=limit)
-        held_out_parts = windows(tokenizer, held_out, units=units, max_length=limit)
+        parts = cut_windows(tokenizer, train, units=units, max_length=limit)
+        held_out_parts = cut_windows(tokenizer, held_out, units=units, max_length=limit)
         # The evaluation reads windows in this order; by length, its batches have little padding.
         held_out_parts.sort(key=lambda part: len(part.inputs["input_ids"]))
         added = windows_added(parts) + windows_added(held_out_parts)

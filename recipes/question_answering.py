@@ -31,7 +31,7 @@ MISTAKES_SHOWN = 8  # on the terminal
 
 @dataclass
 class QuestionAnsweringSettings(DataSettings, ModelSettings, ScratchSettings):
-    """What is learned, from which rows, and how contexts are read."""
+    """The task, its rows and its model, and the length of answers."""
 
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
@@ -53,7 +53,7 @@ class QuestionAnsweringSettings(DataSettings, ModelSettings, ScratchSettings):
 
 @dataclass
 class QuestionAnsweringConfig(EncoderConfig):
-    """How it is trained; see EncoderConfig."""
+    """Settings of training and of the windows that contexts are cut into."""
 
     max_length: int = field(
         default=384, metadata={"help": "Tokens of a window: question and context. BERT: 384."}

@@ -20,7 +20,7 @@ PATH = {
         "Roles",
         "-Roles.share_a_trunk",
         "make_actor_critic",
-        "place",
+        "move_to_devices",
         "make_optimizer",
     ],
     "rlhf/policy_gradient/rollouts.py": [

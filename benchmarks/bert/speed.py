@@ -68,7 +68,13 @@ def encoded(task: str, source: Path, work: Path):
 
         return model, tokenizer, *sides, judge, DataCollatorWithPadding
     if task == "ner":
-        from rlhf.tasks.ner.encode import decode_windows, encode_windows, in_bio, tag_names, windows
+        from rlhf.tasks.ner.encode import (
+            cut_windows,
+            decode_windows,
+            encode_windows,
+            in_bio,
+            tag_names,
+        )
         from rlhf.tasks.ner.metrics import entity_scores
 
         train, test, _, _ = in_bio(train, test)
@@ -77,7 +83,9 @@ def encoded(task: str, source: Path, work: Path):
             minilm(), "AutoModelForTokenClassification", labels=labels, new_head=True
         )
         fit_tokenizer(tokenizer, model, pairs=False)
-        found = [windows(tokenizer, part, units="words", max_length=128) for part in (train, test)]
+        found = [
+            cut_windows(tokenizer, part, units="words", max_length=128) for part in (train, test)
+        ]
         found[1].sort(key=lambda window: len(window.inputs["input_ids"]))
         sides = [
             encode_windows(part, rows, labels)

@@ -33,7 +33,7 @@ __all__ = ["ALGORITHMS", "TRUST_REGION", "Algorithm", "UpdateRule", "call", "tak
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How a gradient becomes a step of the policy.
+    """The rule that turns a gradient into a step of the policy.
 
     one_step_per_rollout: one step with the gradient of the whole rollout; later passes train the value model alone
     surrogate_only: no other loss (value, entropy, plain text) may move the policy's weights

@@ -34,7 +34,7 @@ BATCH = 32  # rows per forward pass
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """How the runs are sampled, and how much of it the report shows.
+    """Settings of sampling, and the number of samples that the report shows.
 
     seed: for sampling, and for choosing the prompts to show.
     temperature: must be > 0. KL compares the distributions at this temperature.

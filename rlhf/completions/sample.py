@@ -1,6 +1,6 @@
 """Prompts -> completions, for rollouts, evaluation and reports.
 
-Left out on purpose: top-k, top-p and beams. Training must sample the very distribution it computes log-probs of; the chat
+Omitted on purpose: top-k, top-p and beams. Training must sample the very distribution it computes log-probs of; the chat
 engine has them. A token is drawn by inverting the cumulative distribution at one uniform number per row and step. These
 numbers are passed in, not drawn here, so a completion depends on its own row only: not on its batch, on rows that have
 finished, or on how rows are spread over processes.

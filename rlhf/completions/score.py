@@ -102,7 +102,7 @@ class FunctionScorer:
             raise UserError(
                 f"reward function {path!r}: write module:function, for example recipes.rewards:slot_coverage"
             )
-        if os.getcwd() not in sys.path:  # `accelerate launch` leaves it out
+        if os.getcwd() not in sys.path:  # `accelerate launch` drops it
             sys.path.insert(0, os.getcwd())
         try:
             return cls(getattr(importlib.import_module(module), function), function)

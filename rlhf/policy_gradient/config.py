@@ -82,7 +82,7 @@ class PolicyGradientConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "How far a value may move per rollout (baselines: 0.2). Unset: anywhere, since 0.2 suits only scores of "
-            "size 1: with scores of +-5 the demo's value model stood still and PPO learned nothing."
+            "size 1: with scores of +-5 the demo's value model hardly moved and PPO learned nothing."
         },
     )
     value_coef: float = field(

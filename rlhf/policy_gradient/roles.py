@@ -23,7 +23,7 @@ from rlhf.policy_gradient import sharding
 
 @dataclass
 class RoleSettings:
-    """What is rewarded, and who estimates the value."""
+    """The rewards, and the model that estimates the value."""
 
     reward_model_path: list[str] = field(
         default_factory=list, metadata={"help": "Reward models, one or several."}
@@ -172,7 +172,9 @@ def make_actor_critic(roles: Roles, algorithm: Algorithm, *, device, longest: in
     return model
 
 
-def place(model: ActorCritic, roles: Roles, algorithm: Algorithm, *, args, accelerator) -> None:
+def move_to_devices(
+    model: ActorCritic, roles: Roles, algorithm: Algorithm, *, args, accelerator
+) -> None:
     """Move the models to the device. Under bf16, store matrices that are never trained in bf16."""
     model.to(args.device)  # DeepSpeed and FSDP would do it, but a rollout may come before them
     for frozen_model in roles.frozen():

@@ -29,7 +29,7 @@ from rlhf.policy_gradient import checkpoints, sharding
 from rlhf.policy_gradient.alarms import AlarmCallback, NonFiniteSteps
 from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.config import PolicyGradientConfig
-from rlhf.policy_gradient.roles import Roles, make_actor_critic, make_optimizer, place
+from rlhf.policy_gradient.roles import Roles, make_actor_critic, make_optimizer, move_to_devices
 from rlhf.policy_gradient.rollouts import RolloutLoader, RolloutMaker, check_texts
 from rlhf.policy_gradient.trust_region import TrustRegion
 from rlhf.policy_gradient.update import LossSettings, micro_batch_loss
@@ -98,7 +98,7 @@ class PolicyGradientTrainer(Trainer):
             rows=rows,
             eval_rows=eval_rows,
         )
-        place(model, roles, self.algorithm, args=args, accelerator=self.accelerator)
+        move_to_devices(model, roles, self.algorithm, args=args, accelerator=self.accelerator)
         self.trust_region = None
         if self.algorithm.update is TRUST_REGION:
             self.trust_region = TrustRegion(self)

@@ -379,10 +379,10 @@ def _report_table(folder: Path, kind: str) -> str:
 def _rows_of(folder: Path, rows: RowList) -> list[dict]:
     """The rows that a run left in a file; [] where the file or the list is not there."""
     if rows.key:
-        found = read_object(folder / rows.file).get(rows.key) or []
+        content = read_object(folder / rows.file).get(rows.key) or []
     else:
-        found = read_jsonl(folder / rows.file)
-    return [row for row in found if isinstance(row, dict)]
+        content = read_jsonl(folder / rows.file)
+    return [row for row in content if isinstance(row, dict)]
 
 
 def _mistakes(folder: Path, kind: str) -> str:

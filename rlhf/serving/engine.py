@@ -67,7 +67,7 @@ SETTING_RANGES = {
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How an answer is sampled.
+    """Settings that one answer is sampled with.
 
     temperature: 0 takes the most probable token each time.
     top_k: 0 means all tokens.

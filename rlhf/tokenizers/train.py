@@ -180,7 +180,7 @@ def _replace_rare_characters(texts: Iterable[str], normalizer, coverage: float) 
 
 
 def _word_counts(texts: Iterable[str], pre_tokenizer) -> Counter[str]:
-    """How often each word occurs into which the pre-tokenizer cuts the texts, in alphabetical order."""
+    """Counts of the words into which the pre-tokenizer cuts the texts, in alphabetical order."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))

@@ -157,7 +157,7 @@ class _Lattice:
             batch.pieces = new_numbers[batch.pieces]
 
     def expected_counts(self, shares: np.ndarray) -> np.ndarray:
-        """How often each piece is used over all cuts, weighted by their probability, the E-step: (V,) -> (V,)."""
+        """Expected number of uses of each piece over all cuts, the E-step: (V,) -> (V,)."""
         shares = np.append(shares, 0)  # a span that is not a piece has probability 0
         total = np.zeros(self.size + 1)
         for batch in self.batches:

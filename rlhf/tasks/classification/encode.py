@@ -84,7 +84,7 @@ def number(value) -> float | None:
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelTask:
     """The thing to predict.
 
     name: a key of PROBLEMS.
@@ -116,7 +116,7 @@ def find_task(
     train: Sequence[dict],
     evaluation: Sequence[dict],
     form: LabelForm,
-) -> Task:
+) -> LabelTask:
     """The task of rows that `form` has checked.
 
     Numbers in a table are regression where at least one has a fraction.
@@ -130,14 +130,14 @@ def find_task(
     if name != "regression":
         labels = label_names(train)
         check_labels(evaluation, labels)
-        return Task(name, labels)
+        return LabelTask(name, labels)
     numbers = [number(row["label"]) for row in train]
     spread = pstdev(numbers)
     if not spread:
         raise UserError(
             f"all {len(train)} training rows have the label {numbers[0]:g}: there is nothing to learn"
         )
-    return Task(name, ["score"], fmean(numbers), spread)
+    return LabelTask(name, ["score"], fmean(numbers), spread)
 
 
 def _refuse_odd_labels(rows: Sequence[dict]) -> None:

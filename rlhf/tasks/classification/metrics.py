@@ -215,7 +215,7 @@ def evaluate(
 ) -> dict:
     """The whole report of a task: the numbers of METRICS, and more.
 
-    truth: as `Task.targets` gives it, (N,) or (N, K).
+    truth: as `LabelTask.targets` gives it, (N,) or (N, K).
     outputs: probabilities (N, K), or the predicted numbers (N,).
     """
     if task == "regression":

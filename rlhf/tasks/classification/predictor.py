@@ -157,7 +157,7 @@ class ClassificationAnswers(Answers):
         if not truth:
             return [f"{remarks[0]}; its labels are {', '.join(labels[:CLASSES_SHOWN])}"]
         overall, report = self._scores(truth, predicted)
-        # Labels of the model that no row has are left out, the worst of the others come first.
+        # Labels of the model that no row has are omitted. The worst of the others come first.
         classes = [entry for entry in report["classes"] if entry["rows"]]
         classes.sort(key=lambda entry: entry["f1"])
         by_class = Table(self.of_class, classes, limit=CLASSES_SHOWN)

@@ -13,13 +13,13 @@ from rlhf.algorithms.losses import (
 from rlhf.models.load import trained_labels
 from rlhf.models.scores import scale_scores, shift_scores
 from rlhf.runs.run import Run
-from rlhf.tasks.classification.encode import PROBLEMS, Task, encode_texts
+from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, encode_texts
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
 
 LABELS_SHOWN = 8  # labels in a message
 
 
-def keep_head(run: Run, settings, task: Task) -> tuple[Task, bool]:
+def keep_head(run: Run, settings, task: LabelTask) -> tuple[LabelTask, bool]:
     """(task, True if the checkpoint's own head is trained on), which needs all labels of the rows; it keeps their order."""
     if settings.from_scratch:
         return task, False
@@ -38,7 +38,7 @@ def keep_head(run: Run, settings, task: Task) -> tuple[Task, bool]:
     return task, keeps
 
 
-def encode_rows(tokenizer, rows: list[dict], *, task: Task, pairs: bool, max_length: int):
+def encode_rows(tokenizer, rows: list[dict], *, task: LabelTask, pairs: bool, max_length: int):
     """(rows of token ids with their labels, the number of rows that were cut)."""
     encoded, cut = encode_texts(tokenizer, rows, pairs=pairs, max_length=max_length)
     for row, target in zip(encoded, task.targets(rows)):
@@ -53,13 +53,13 @@ def by_length(features: list[dict], rows: list[dict]) -> tuple[list[dict], list[
     return [features[i] for i in order], [rows[i] for i in order]
 
 
-def to_units_of_spread(model, task: Task) -> None:
+def to_units_of_spread(model, task: LabelTask) -> None:
     """Make a saved regression model, which gives the numbers themselves, give them as it is trained."""
     shift_scores(model, -task.mean)
     scale_scores(model, 1 / task.spread)
 
 
-def to_numbers(model, task: Task):
+def to_numbers(model, task: LabelTask):
     """The model, which after a regression gives the numbers themselves again."""
     if task.name == "regression":
         model.float()  # bf16 has three digits, a year four
@@ -68,7 +68,7 @@ def to_numbers(model, task: Task):
     return model
 
 
-def balanced_loss(truth: list, task: Task):
+def balanced_loss(truth: list, task: LabelTask):
     """The loss in which every label (of several: its presence and its absence) weighs the same over the training rows."""
     labels = torch.from_numpy(np.array(truth))  # (N,), or (N, K) of several labels
     if task.name == "multi_label":
@@ -81,7 +81,7 @@ def balanced_loss(truth: list, task: Task):
     return lambda logits, labels: formula(logits, labels, weights.to(logits.device))
 
 
-def outcome(task: Task, output) -> tuple[np.ndarray, np.ndarray]:
+def outcome(task: LabelTask, output) -> tuple[np.ndarray, np.ndarray]:
     """(truth, predicted probabilities or numbers) of the trainer's output."""
     if task.name == "regression":
         truth, predicted = output.label_ids.reshape(-1), output.predictions.reshape(-1)

@@ -296,7 +296,7 @@ class _Span(NamedTuple):
     stop_decided: int
 
 
-def windows(
+def cut_windows(
     tokenizer,
     rows: Sequence[dict],
     *,
@@ -318,7 +318,7 @@ def windows(
         raise UserError(
             f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
         )
-    found = []
+    windows = []
     for row_index, row in enumerate(rows):
         text, starts = join(row["tokens"], units)
         encoded = tokenizer(
@@ -339,8 +339,8 @@ def windows(
                 if span.first_decided <= token < span.stop_decided
             ]
             inputs = _model_inputs(tokenizer, window_ids)
-            found.append(TokenWindow(row_index, inputs, window_heads))
-    return found
+            windows.append(TokenWindow(row_index, inputs, window_heads))
+    return windows
 
 
 def _special_ids(tokenizer) -> tuple[list[int], list[int]]:
@@ -394,12 +394,12 @@ def _spans(length: int, room: int) -> list[_Span]:
 
 
 def encode_windows(
-    found: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
+    windows: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
 ) -> list[dict]:
     """Windows as rows to train on: the number of a unit's tag at its first token, IGNORED everywhere else."""
     number_of = {label: i for i, label in enumerate(labels)}
     encoded = []
-    for window in found:
+    for window in windows:
         tags = rows[window.row]["tags"]
         numbers = [IGNORED] * len(window.inputs["input_ids"])
         for token, unit, _ in window.heads:
@@ -409,7 +409,7 @@ def encode_windows(
 
 
 def decode_windows(
-    found: Iterable[TokenWindow], marks: Iterable[Sequence[str]], rows: Sequence[dict]
+    windows: Iterable[TokenWindow], marks: Iterable[Sequence[str]], rows: Sequence[dict]
 ) -> list[list[str]]:
     """Legal BIO tags of every unit of every row, from the tags at the heads of its windows.
 
@@ -417,7 +417,7 @@ def decode_windows(
     entity continues behind them. An I-x that continues nothing begins an entity, as conlleval reads it.
     """
     rows_tags: list[list[str | None]] = [[None] * len(row["tokens"]) for row in rows]
-    for window, window_marks in zip(found, marks, strict=True):
+    for window, window_marks in zip(windows, marks, strict=True):
         tags = rows_tags[window.row]
         for (_, unit, last), tag in zip(window.heads, window_marks, strict=True):
             tags[unit] = tag
@@ -458,13 +458,13 @@ def _filled(tags: list[str | None]) -> list[str]:
     return filled
 
 
-def out_of_reach(found: Sequence[TokenWindow], rows: Sequence[dict]) -> int:
+def out_of_reach(windows: Sequence[TokenWindow], rows: Sequence[dict]) -> int:
     """The number of entities that even a perfect model cannot mark, because one of their ends is inside a token."""
     perfect_marks = []
-    for window in found:
+    for window in windows:
         tags = rows[window.row]["tags"]
         perfect_marks.append([tags[unit] for _, unit, _ in window.heads])
     count = 0
-    for row, best_tags in zip(rows, decode_windows(found, perfect_marks, rows), strict=True):
+    for row, best_tags in zip(rows, decode_windows(windows, perfect_marks, rows), strict=True):
         count += len(set(entities(row["tags"])) - set(entities(best_tags)))
     return count

@@ -7,7 +7,7 @@ from rlhf.data.words import JOINTS, cut_words
 from rlhf.models.parts import context_length
 from rlhf.tasks.answers import Answers, Table
 from rlhf.tasks.forward import load_trained, run_batches
-from rlhf.tasks.ner.encode import decode_windows, entities, find_scheme, join, to_bio, windows
+from rlhf.tasks.ner.encode import cut_windows, decode_windows, entities, find_scheme, join, to_bio
 from rlhf.tasks.ner.metrics import tagging_report
 
 TYPES_SHOWN = 20  # rows of the table of types
@@ -40,7 +40,7 @@ class NerPredictor:
         cut_rows = [self._cut(row) for row in rows]
         # Tags may be in the rows too, and are not for the model.
         units = [{"tokens": tokens} for tokens, _, _ in cut_rows]
-        parts = windows(self.tokenizer, units, units=self.units, max_length=self.max_length)
+        parts = cut_windows(self.tokenizer, units, units=self.units, max_length=self.max_length)
         tags_of_parts, probabilities = self._best_tags(parts, len(rows), batch_size)
         tags_of_rows = decode_windows(parts, tags_of_parts, units)
         results = []
@@ -84,15 +84,15 @@ def _entities(
     tags: Sequence[str],
     probabilities: dict[int, float],
 ) -> list[dict]:
-    found = []
+    results = []
     for kind, first, last in entities(tags):
         start, end = spans[first][0], spans[last][1]
         # A unit without tokens, such as a control character, was not predicted.
         known = [probabilities[unit] for unit in range(first, last + 1) if unit in probabilities]
         score = sum(known) / len(known)
         entity = {"type": kind, "text": text[start:end], "start": start, "end": end}
-        found.append(entity | {"score": score})
-    return found
+        results.append(entity | {"score": score})
+    return results
 
 
 class NerAnswers(Answers):

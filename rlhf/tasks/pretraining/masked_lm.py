@@ -109,19 +109,19 @@ def filled_in(
         masks = (ids == tokenizer.mask_token_id).nonzero()[:, 0].tolist()
         if not masks:  # every chosen token stayed or became another
             continue
-        place = masks[len(masks) // 2]
+        index = masks[len(masks) // 2]
         inputs = {"input_ids": ids[None].to(model.device)}  # (1, L)
         if "token_type_ids" in row:
             inputs["token_type_ids"] = row["token_type_ids"][None].to(model.device)
         logits, *_ = model(**inputs, return_dict=False)
-        likeliest = logits[0, place].topk(3).indices.tolist()
+        likeliest = logits[0, index].topk(3).indices.tolist()
         words = [tokenizer.decode([token]) for token in likeliest]
-        before = tokenizer.decode(ids[max(0, place - around) : place])
-        after = tokenizer.decode(ids[place + 1 : place + 1 + around])
+        before = tokenizer.decode(ids[max(0, index - around) : index])
+        after = tokenizer.decode(ids[index + 1 : index + 1 + around])
         examples.append(
             {
                 "text": f"{before} [?] {after}",
-                "word": tokenizer.decode([row["labels"][place]]),
+                "word": tokenizer.decode([row["labels"][index]]),
                 "filled": ", ".join(words),
             }
         )

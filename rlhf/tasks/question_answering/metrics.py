@@ -71,7 +71,7 @@ def answer_scores(predicted: str, gold: Sequence[str], unit: str) -> Score:
 
 
 def _parts(text: str, unit: str) -> Counter[str]:
-    """How often each word or character occurs in a normalized text."""
+    """Counts of each word or character in a normalized text."""
     if unit == "word":
         return Counter(text.split())
     return Counter(text.replace(" ", ""))

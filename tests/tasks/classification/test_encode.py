@@ -6,7 +6,7 @@ from rlhf.models.parts import fit_tokenizer
 from rlhf.models.scratch import new_encoder
 from rlhf.tasks.classification.encode import (
     LabelForm,
-    Task,
+    LabelTask,
     check_labels,
     encode_texts,
     find_task,
@@ -180,7 +180,7 @@ def test_one_odd_cell_does_not_turn_numbers_into_classes(refused):
 
 
 def test_targets_by_hand(refused):
-    several = Task("multi_label", ["a", "b", "c"])
+    several = LabelTask("multi_label", ["a", "b", "c"])
     targets = several.targets([{"label": ["c", "a"]}, {"label": []}])
     assert [row.tolist() for row in targets] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     numbers = find_task([{"label": 1.0}, {"label": 3.0}], [], LabelForm("regression"))

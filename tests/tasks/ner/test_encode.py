@@ -6,6 +6,7 @@ from rlhf.data.load import load_rows
 from rlhf.data.words import cut_words
 from rlhf.tasks.ner.encode import (
     check_types,
+    cut_windows,
     decode_windows,
     encode_windows,
     entities,
@@ -18,7 +19,6 @@ from rlhf.tasks.ner.encode import (
     to_bio,
     type_counts,
     warnings_of,
-    windows,
 )
 
 
@@ -173,7 +173,7 @@ def test_texts_are_cut_as_the_data_were():
 def test_only_the_first_token_of_a_word_has_a_label():
     tokenizer = wordpiece("new", "##ton", "##s", "law")  # 4, 5, 6, 7
     rows = [{"tokens": ["Newtons", "law"], "tags": ["B-x", "O"]}]
-    found = windows(tokenizer, rows, units="words", max_length=8)
+    found = cut_windows(tokenizer, rows, units="words", max_length=8)
     assert encode_windows(found, rows, ["O", "B-x", "I-x"]) == [
         {
             "input_ids": [2, 4, 5, 6, 7, 3],
@@ -191,7 +191,9 @@ def test_long_rows_are_split_and_every_word_is_decided_once_where_it_has_most_co
         {"tokens": list(letters) + ["a", "b"], "tags": ["O"] * 28},
         {"tokens": ["c"], "tags": ["O"]},
     ]
-    found = windows(tokenizer, rows, units="words", max_length=14)  # 12 letters, 3 of them shared
+    found = cut_windows(
+        tokenizer, rows, units="words", max_length=14
+    )  # 12 letters, 3 of them shared
     ids = list(range(4, 30)) + [4, 5]
     assert [w.inputs["input_ids"] for w in found] == [
         [2, *ids[0:12], 3],
@@ -215,7 +217,7 @@ def test_long_rows_are_split_and_every_word_is_decided_once_where_it_has_most_co
 def test_a_word_of_more_tokens_than_a_window_is_decided_once():
     tokenizer = wordpiece("a", "##a", "b")
     rows = [{"tokens": ["b", "a" * 50, "b"], "tags": ["O", "B-x", "I-x"]}]
-    found = windows(tokenizer, rows, units="words", max_length=10)
+    found = cut_windows(tokenizer, rows, units="words", max_length=10)
     assert sorted(unit for w in found for _, unit, _ in w.heads) == [0, 1, 2]
     assert decode_windows(found, perfect(found, rows), rows) == [["O", "B-x", "I-x"]]
 
@@ -225,7 +227,7 @@ def test_words_that_the_tokenizer_turns_into_nothing_get_a_tag():
     rows = [
         {"tokens": ["a", "\u200b", "a", "\u200b", "b", "\u200b"], "tags": []}
     ]  # zero width: BERT drops it
-    found = windows(tokenizer, rows, units="words", max_length=10)
+    found = cut_windows(tokenizer, rows, units="words", max_length=10)
     assert [unit for w in found for _, unit, _ in w.heads] == [0, 2, 4]
     assert decode_windows(found, [["B-x", "I-x", "O"]], rows) == [
         ["B-x", "I-x", "I-x", "O", "O", "O"]
@@ -239,20 +241,20 @@ def test_words_that_the_tokenizer_turns_into_nothing_get_a_tag():
 def test_characters_are_read_in_the_pieces_of_their_words():
     tokenizer = wordpiece("서울", "##은", "대학", "##교")
     row = {"tokens": list("서울 대학교은"), "tags": ["B-o", "I-o", "I-o", "I-o", "I-o", "I-o", "O"]}
-    found = windows(tokenizer, [row], units="characters", max_length=10)
+    found = cut_windows(tokenizer, [row], units="characters", max_length=10)
     assert found[0].inputs["input_ids"] == [2, 4, 6, 7, 5, 3]
     assert found[0].heads == [(1, 0, 1), (2, 3, 4), (3, 5, 5), (4, 6, 6)]
     assert decode_windows(found, perfect(found, [row]), [row]) == [row["tags"]]
     assert out_of_reach(found, [row]) == 0
     # an entity that ends inside a piece cannot be marked: one of two here
     row = {"tokens": list("서울 대학교"), "tags": ["B-l", "O", "O", "B-o", "I-o", "I-o"]}
-    found = windows(tokenizer, [row], units="characters", max_length=10)
+    found = cut_windows(tokenizer, [row], units="characters", max_length=10)
     assert out_of_reach(found, [row]) == 1
 
 
 def test_a_text_cannot_spell_a_special_token():
     tokenizer = wordpiece("[", "sep", "]")
-    found = windows(tokenizer, [{"tokens": ["[SEP]", "[SEP]"]}], units="words", max_length=20)
+    found = cut_windows(tokenizer, [{"tokens": ["[SEP]", "[SEP]"]}], units="words", max_length=20)
     assert found[0].inputs["input_ids"] == [2, 4, 5, 6, 4, 5, 6, 3]
     assert found[0].heads == [(1, 0, 0), (4, 1, 1)]
 
@@ -261,7 +263,7 @@ def test_bytes_of_gpt2_with_the_space_in_the_token(bytes_tokenizer):
     rows = [
         {"tokens": ["the", "bridge", "é", "🌉", "over"], "tags": ["O", "B-x", "I-x", "B-y", "O"]}
     ]
-    found = windows(bytes_tokenizer, rows, units="words", max_length=48)
+    found = cut_windows(bytes_tokenizer, rows, units="words", max_length=48)
     ids, places = found[0].inputs["input_ids"], [token for token, _, _ in found[0].heads]
     assert [unit for _, unit, _ in found[0].heads] == [0, 1, 2, 3, 4]
     between = [bytes_tokenizer.decode(ids[a:b]) for a, b in zip(places, [*places[1:], len(ids)])]
@@ -277,7 +279,7 @@ def test_bytes_of_gpt2_with_the_space_in_the_token(bytes_tokenizer):
 
 def test_a_length_without_room(refused):
     assert "max_length=2 leaves no room" in refused(
-        windows, wordpiece("a"), [], units="words", max_length=2
+        cut_windows, wordpiece("a"), [], units="words", max_length=2
     )
 
 
