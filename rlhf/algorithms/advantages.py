@@ -7,6 +7,8 @@ value after the last token is 0, since the episode ends there. All formulas run 
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.masking import where_doubles_exist
+
 
 def rewards_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """Discounted sum of the rewards from each token on.
@@ -63,10 +65,10 @@ def group_standardize(totals: Tensor, *, num_generations: int) -> Tensor:
     totals (B,), groups of `num_generations` (>= 2) next to each other. A group of equal scores gives 0. Returns (B,).
     """
     # In fp32 a large mean would be rounded, and equal scores would differ from it.
-    groups = totals.double().view(-1, num_generations)
+    groups = where_doubles_exist(totals).double().view(-1, num_generations)
     centred = groups - groups.mean(1, keepdim=True)
     scale = groups.std(1, keepdim=True) + 1e-4
-    return (centred / scale).view(-1).to(totals.dtype)
+    return (centred / scale).view(-1).to(totals)
 
 
 def group_center(totals: Tensor, *, num_generations: int) -> Tensor:
@@ -77,6 +79,6 @@ def group_center(totals: Tensor, *, num_generations: int) -> Tensor:
 
     totals (B,), groups of `num_generations` (>= 2) next to each other. Returns (B,).
     """
-    groups = totals.double().view(-1, num_generations)  # (prompts, G)
+    groups = where_doubles_exist(totals).double().view(-1, num_generations)  # (prompts, G)
     centred = groups - groups.mean(1, keepdim=True)
-    return centred.view(-1).to(totals.dtype)
+    return centred.view(-1).to(totals)

@@ -40,6 +40,13 @@ def standardize(values: Tensor, mask: Tensor) -> Tensor:
 
     A single token or equal values give 0, not infinity. Under several processes the caller passes the gathered batch.
     """
-    exact = values.double()  # in fp32 the rounding of the mean alone would be scaled up to 1
+    # In fp32 the rounding of the mean alone would be scaled up to 1.
+    exact = where_doubles_exist(values).double()
+    mask = mask.to(exact.device)
     scale = masked_var(exact, mask).sqrt() + 1e-8
-    return (center(exact, mask) / scale).to(values.dtype)
+    return (center(exact, mask) / scale).to(values)
+
+
+def where_doubles_exist(values: Tensor) -> Tensor:
+    """The same values, any shape, on a device that computes in fp64: the CPU instead of Apple's MPS."""
+    return values.cpu() if values.device.type == "mps" else values

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.masking import where_doubles_exist
+
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """All elements one after another, (N,), in fp32 or better."""
@@ -38,7 +40,8 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 def _dot(left: Tensor, right: Tensor) -> float:
     assert left.shape == right.shape and left.dim() == 1, (left.shape, right.shape)
     # In fp32 the small terms of the sum would be lost next to large ones.
-    return (left * right).sum(dtype=torch.float64).item()
+    products = where_doubles_exist(left * right)
+    return products.sum(dtype=torch.float64).item()
 
 
 def categorical_kl(old_logits: Tensor, logits: Tensor) -> Tensor:

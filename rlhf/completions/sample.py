@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.masking import where_doubles_exist
 from rlhf.models.actor_critic import position_ids
 
 BLOCK = 128  # tokens of the vocabulary that the sampling search sums up before it looks inside
@@ -43,6 +44,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     longer than the model's own forward pass. A token of probability 0 is never drawn.
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    probabilities = where_doubles_exist(probabilities)
     missing = -probabilities.shape[1] % BLOCK  # to a multiple of BLOCK
     padded = torch.nn.functional.pad(probabilities, (0, missing))
     blocks = padded.view(len(logits), -1, BLOCK)
@@ -57,7 +59,8 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     # The sums over blocks and inside one round differently: stay below the last of the block.
     rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-12))
     token = block * BLOCK + torch.searchsorted(inside, rest, right=True)
-    return token.squeeze(1).clamp(max=logits.shape[1] - 1)  # NaN leads nowhere; the caller sees it
+    token = token.squeeze(1).to(logits.device)
+    return token.clamp(max=logits.shape[1] - 1)  # NaN leads nowhere; the caller sees it
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from transformers import TrainerCallback
 
 from rlhf.algorithms.log_probs import token_log_probs
+from rlhf.algorithms.masking import where_doubles_exist
 from rlhf.algorithms.trust_region import (
     categorical_kl,
     conjugate_gradient,
@@ -114,7 +115,7 @@ class TrustRegion(TrainerCallback):
         old_weight = head.weight.detach().clone()
 
         def measure() -> tuple[float, float]:
-            sums = torch.zeros(2, device=total.device, dtype=torch.float64)
+            sums = torch.zeros(2, dtype=torch.float64, device=where_doubles_exist(total).device)
             for batch, old in zip(batches, old_states):
                 advantages = batch["advantages"][batch["mask"]]  # (N,)
                 ids = batch["completion_ids"][batch["mask"]]
@@ -128,8 +129,9 @@ class TrustRegion(TrainerCallback):
                     log_probs = token_log_probs(after, token, temperature=1)
                     ratio = (log_probs - old_log_probs).exp()
                     gain = (advantage * (ratio - 1)).sum()
-                    sums += torch.stack([gain, categorical_kl(before, after).sum()])
-            improvement, kl = (self.over_processes(sums) / total).tolist()
+                    kl = categorical_kl(before, after).sum()
+                    sums += torch.stack([gain, kl]).to(sums.device)
+            improvement, kl = (self.over_processes(sums) / total.to(sums.device)).tolist()
             return improvement, kl
 
         return measure

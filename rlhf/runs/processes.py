@@ -25,11 +25,20 @@ def requested_processes() -> int | None:
             command = process.cmdline()
         except psutil.Error:  # another user's process, which macOS and Windows do not show
             continue
-        if "launch" in command and any("accelerate" in part for part in command):
+        if _is_accelerate_launch(command):
             number = _number_of_processes(command)
             if number is not None:
                 return number
     return None
+
+
+def _is_accelerate_launch(command: list[str]) -> bool:
+    """True of `accelerate launch ...` and of `python -m accelerate.commands.launch ...`."""
+    if "accelerate.commands.launch" in command:
+        return True
+    if any(part.replace("\\", "/").endswith("accelerate/commands/launch.py") for part in command):
+        return True
+    return "launch" in command and any("accelerate" in part for part in command)
 
 
 def _number_of_processes(command: list[str]) -> int | None:

@@ -132,8 +132,12 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version() -> str:
-    """Commit of this checkout, with a + when files differ from it; "unknown" outside a git checkout."""
+    """Commit of this checkout, with a + when files differ from it; "unknown" outside a git checkout.
+
+    A package installed inside somebody's repository is not part of it: git must track this very file.
+    """
     try:
+        _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         commit = _git("rev-parse", "--short=12", "HEAD")
         changed_files = _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):

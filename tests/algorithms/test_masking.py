@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from rlhf.algorithms.masking import center, masked_mean, masked_sum, masked_var, standardize
+from rlhf.algorithms.masking import (
+    center,
+    masked_mean,
+    masked_sum,
+    masked_var,
+    standardize,
+    where_doubles_exist,
+)
 
 VALUES = torch.tensor([[1.0, 2.0, 99.0], [3.0, float("nan"), -99.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -62,3 +69,15 @@ def test_shapes_and_kinds_are_checked():
         masked_mean(VALUES, MASK.float())
     with pytest.raises(AssertionError):
         masked_mean(VALUES, MASK[:1])
+
+
+def test_doubles_are_computed_on_the_cpu_for_mps():
+    class OnMps:
+        device = torch.device("mps")
+
+        def cpu(self):
+            return "on the CPU"
+
+    assert where_doubles_exist(OnMps()) == "on the CPU"
+    values = torch.ones(2)
+    assert where_doubles_exist(values) is values
