@@ -116,7 +116,7 @@ def command_line() -> str:
         script = os.path.relpath(path) if path.exists() else str(path)
         prefix = ["accelerate", "launch"] if "recipes" in Path(script).parts else ["python"]
         program = [*prefix, script]
-    secret = re.compile(r"(--\w*token)([= ])\S+")
+    secret = re.compile(r"(--[\w-]*token)([= ])\S+")
     return secret.sub(r"\1\2***", shlex.join([*program, *sys.argv[1:]]))
 
 
