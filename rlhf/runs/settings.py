@@ -253,7 +253,7 @@ def _no_such_config(path: Path) -> str:
 def set_environment(variables: dict) -> None:
     """Set environment variables from the key `env`."""
     for name, value in variables.items():
-        os.environ[name] = str(value)
+        os.environ[str(name)] = str(value)  # YAML reads `1: a` as a number
 
 
 def check_flags(flags: list[str], names: list[str]) -> None:
