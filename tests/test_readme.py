@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.__main__ import main
+from rlhf.__main__ import COMMANDS, main
+from rlhf.commands.recipes import find_scripts
+from rlhf.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -150,6 +152,25 @@ def test_named_recipes_and_targets_exist():
         assert (ROOT / recipe).is_file(), recipe
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M)) <= set(targets)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_pages_know_every_task(name):
+    """Its command, its report, and what `rlhf predict` adds."""
+    metrics = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    data = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    recipes = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert f"`rlhf {name} " in README and f"`{name}.py`" in recipes
+    assert f"`{TASKS[name].report.file}`" in metrics
+    assert re.search(rf"^\| {name} \| .*`predicted_", data, flags=re.M)
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(script.name for script in find_scripts().values() if script.is_recipe)]
+)
+def test_what_you_can_do_names_every_command(command):
+    section = README.split("## What you can do")[1].split("\n## ")[0]
+    assert re.search(rf"`rlhf {command}\b", section)
 
 
 def rows_of(heading: str) -> list[list[str]]:
