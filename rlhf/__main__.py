@@ -49,6 +49,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for what the user can repair."""
     if argv is None:
         argv = sys.argv[1:]
+    try:
+        code = answer(argv)
+        if sys.stdout is not None:  # None in `rlhf configs >&-`
+            sys.stdout.flush()  # a reader that left is noticed here, and not while Python exits
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `rlhf configs | head`
+        # Python flushes stdout once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def answer(argv: list[str]) -> int:
+    """Print the list of commands or the version, or run a command."""
     if not argv or argv[0] in ("-h", "--help"):
         print(list_of_commands())
         return 0
@@ -57,13 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         return run(argv[0], argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `rlhf configs | head`
-        # Python flushes stdout once more as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except SystemExit as end:  # argparse and recipes leave this way, after --help for instance
+        return end.code or 0
 
 
 def run(name: str, argv: list[str]) -> int:

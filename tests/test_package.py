@@ -219,6 +219,9 @@ def test_version(capsys):
         (["zzz"], "no command 'zzz'; known: chat, classification, configs, demo, e2e, layouts"),
         (["sft", "--config", "dem"], "no sft config 'dem', did you mean 'demo'?"),
         (["sft", "--config", "demo/x"], "demo/x: no such config file"),
+        (["sft", "--config"], "--config needs the path of a YAML file"),
+        (["sft", "--config="], "--config needs the path of a YAML file"),
+        (["sft", "--config", "demo", "--config=e2e"], "--config was given 2 times (demo, e2e)"),
         (["configs", "pp"], "no recipe with configs 'pp', did you mean 'ppo'?"),
         (["configs", "ppo/dem"], "no config 'ppo/dem', did you mean 'ppo/demo'?"),
         (["layouts", "dpp_cpu"], "no layout 'dpp_cpu', did you mean 'ddp_cpu'?"),
@@ -233,6 +236,26 @@ def test_an_unknown_name_is_one_line_with_the_nearest_one_and_exit_code_2(argv, 
     assert code == 2 and len(lines) == 1 and lines[0].startswith(f"error: {error}")
 
 
+@pytest.mark.parametrize("argv", [[], ["configs"], ["sft", "--help"]], ids=str)
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_leaves_early_gets_no_traceback(argv, buffered):
+    """As in `rlhf | head -0`: nobody reads what is printed, now or while Python exits."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    unbuffered = {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf", *argv],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment | unbuffered,
+    )
+    os.close(writing)
+    assert done.returncode == 1 and not done.stderr, done.stderr
+
+
 # ---- settings files ----------------------------------------------------------------------------------------------
 
 
@@ -244,6 +267,8 @@ def test_a_bare_name_is_a_yaml_of_the_recipe(tmp_path, monkeypatch):
     ]  # fmt: skip
     for argv in ([], ["--config"], ["--config", "demo.yaml"], ["--config", "a/demo"], ["demo"]):
         assert with_config_path("ppo", argv) == argv
+    for argv in (["--config=demo"], ["--config", "ppo/demo"]):  # as `rlhf configs` lists it
+        assert with_config_path("ppo", argv) == ["--config", path]
     (tmp_path / "demo").mkdir()  # runs/demo's folder, say, is not a settings file
     assert with_config_path("ppo", ["--config", "demo"])[1] == path
     (tmp_path / "demo").rmdir()
@@ -307,6 +332,7 @@ def test_a_checkout_knows_its_reward_functions_by_both_names(module, monkeypatch
         (["rlhf", "sft", "--system", "be kind"], "rlhf sft --system 'be kind'"),
         (["rlhf", "sft", "--hub_token", "hf_abc", "--seed", "1"], "rlhf sft --hub_token *** --seed 1"),
         (["rlhf", "sft", "--hub_token=hf_abc"], "rlhf sft --hub_token=***"),
+        (["rlhf", "sft", "--hub-token", "hf_abc"], "rlhf sft --hub-token ***"),
     ],
 )  # fmt: skip
 def test_the_recorded_command_can_be_pasted(argv, command, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 from rlhf.commands.configs import find_configs, unknown
 from rlhf.errors import UserError
 from rlhf.runs.folders import recipes_folder
+from rlhf.runs.settings import split_config
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,21 @@ def run_script(script: Script, argv: list[str]) -> int:
 
 
 def with_config_path(recipe: str, argv: list[str]) -> list[str]:
-    """The same arguments, with `--config demo` as the path of the recipe's own demo.yaml. Paths stay as they are."""
-    argv = list(argv)
-    if "--config" not in argv[:-1]:
+    """The same arguments, with `--config demo` as the path of the recipe's own demo.yaml. Paths stay as they are.
+
+    The name may be written as `rlhf configs` lists it: sft/demo.
+    """
+    if argv and argv[-1] == "--config":  # `parse` says what is missing
         return argv
-    index = argv.index("--config") + 1
-    name = argv[index]
+    path, others = split_config(argv)
     # A path, a name with an ending, or a file of the working folder: not one of ours.
-    if Path(name).name != name or Path(name).suffix or Path(name).is_file():
+    if path is None or Path(path).suffix or Path(path).is_file():
         return argv
     configs = find_configs(recipe)
-    if f"{recipe}/{name}" not in configs:
-        known = [key.partition("/")[2] for key in configs]
-        raise UserError(f"{unknown(f'{recipe} config', name, known)} A path works too")
-    argv[index] = str(configs[f"{recipe}/{name}"])
-    return argv
+    name = path if path in configs else f"{recipe}/{path}"
+    if name in configs:
+        return ["--config", str(configs[name]), *others]
+    if Path(path).name != path:
+        return argv
+    known = [key.partition("/")[2] for key in configs]
+    raise UserError(f"{unknown(f'{recipe} config', path, known)} (a path works too)")

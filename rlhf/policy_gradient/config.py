@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms import ALGORITHMS, takes
 from rlhf.errors import UserError
 from rlhf.policy_gradient.sharding import disable_sharded_loading
 
 GROUPED = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.grouped)
+CLIPS_HIGHER = [
+    name
+    for name, algorithm in ALGORITHMS.items()
+    if takes(algorithm.policy_loss, "clip_range_high")
+]
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
@@ -202,6 +207,22 @@ class PolicyGradientConfig(TrainingArguments):
             )
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
+        self._check_clip_ranges()
+
+    def _check_clip_ranges(self) -> None:
+        """Refuse ranges that would stop all learning, and an upper range that the algorithm does not use."""
+        for name in ("clip_range", "clip_range_high"):
+            value = getattr(self, name)
+            if not value >= 0:  # NaN too
+                raise UserError(
+                    f"{name}={value} must be >= 0: every ratio starts at 1 and must start unclipped"
+                )
+        default = type(self).clip_range_high
+        if self.clip_range_high != default and self.algorithm not in CLIPS_HIGHER:
+            raise UserError(
+                f"clip_range_high={self.clip_range_high}: {self.algorithm} does not use it, only "
+                f"{', '.join(CLIPS_HIGHER)} do; leave it at {default}"
+            )
 
     @property
     def mini_batch_size(self) -> int:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.runs.record import RECORD, RunRecord
+from rlhf.runs.record import RECORD, read_object
 
 WRITTEN_EARLY = (
     RECORD,
@@ -31,7 +31,7 @@ def check_output_dir(folder: str, resume: bool) -> None:
 
 
 def _failed(folder: Path) -> bool:
-    return (folder / RECORD).is_file() and RunRecord.load(folder).status == "failed"
+    return read_object(folder / RECORD).get("status") == "failed"
 
 
 def checkpoint_to_resume(args) -> str | None:
@@ -52,6 +52,7 @@ def checkpoint_to_resume(args) -> str | None:
         newest = get_last_checkpoint(args.output_dir)
     if newest is None:
         raise UserError(
-            f"resume_from_checkpoint: {args.output_dir} holds no checkpoint-N: start the run without it"
+            f"resume_from_checkpoint: {args.output_dir} holds no checkpoint-N: start the run without it, "
+            "in another output_dir or after removing this one"
         )
     return newest

@@ -116,7 +116,7 @@ def command_line() -> str:
         script = os.path.relpath(path) if path.exists() else str(path)
         prefix = ["accelerate", "launch"] if "recipes" in Path(script).parts else ["python"]
         program = [*prefix, script]
-    secret = re.compile(r"(--\w*token)([= ])\S+")
+    secret = re.compile(r"(--[\w-]*token)([= ])\S+")
     return secret.sub(r"\1\2***", shlex.join([*program, *sys.argv[1:]]))
 
 
@@ -169,8 +169,9 @@ def parent_entry(path: str | None) -> dict:
         weights = sorted(Path(path).glob("*.safetensors"))
         if weights:
             entry["sha256"] = file_sha256(weights[0])  # of the first of several parts
-    if os.path.isfile(os.path.join(path, RECORD)):
-        entry["recipe"] = RunRecord.load(path).recipe
+    recipe = read_object(os.path.join(path, RECORD)).get("recipe")
+    if recipe:
+        entry["recipe"] = recipe
     return entry
 
 
@@ -222,4 +223,5 @@ def find_runs(root: str | os.PathLike) -> list[Path]:
     records = [path for path in Path(root).rglob(RECORD) if "checkpoint-" not in str(path)]
     records.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     folders = [path.parent for path in records]
-    return [folder for folder in folders if RunRecord.load(folder).status == "done"]
+    # A record that cannot be read, after a full disk for instance, is not of a finished run.
+    return [folder for folder in folders if read_object(folder / RECORD).get("status") == "done"]

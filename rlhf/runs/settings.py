@@ -166,13 +166,26 @@ def setting_names(classes: list[type]) -> list[str]:
 
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The path after `--config`, or None, and the other arguments."""
-    if "--config" not in argv:
-        return None, argv
-    index = argv.index("--config")
-    if index + 1 == len(argv):
+    """The path after `--config` or in `--config=PATH`, or None, and the other arguments."""
+    paths, others = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            paths.append(next(arguments, ""))
+        elif argument.startswith("--config="):
+            paths.append(argument.removeprefix("--config="))
+        else:
+            others.append(argument)
+    if not paths:
+        return None, others
+    if not paths[-1]:
         raise UserError("--config needs the path of a YAML file")
-    return argv[index + 1], argv[:index] + argv[index + 2 :]
+    if len(paths) > 1:
+        raise UserError(
+            f"--config was given {len(paths)} times ({', '.join(paths)}): give one, and put what both share "
+            "into the file that its key `defaults` names"
+        )
+    return paths[0], others
 
 
 def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict:
@@ -240,7 +253,7 @@ def _no_such_config(path: Path) -> str:
 def set_environment(variables: dict) -> None:
     """Set environment variables from the key `env`."""
     for name, value in variables.items():
-        os.environ[name] = str(value)
+        os.environ[str(name)] = str(value)  # YAML reads `1: a` as a number
 
 
 def check_flags(flags: list[str], names: list[str]) -> None:

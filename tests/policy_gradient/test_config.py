@@ -42,6 +42,16 @@ SIZES = dict(
         ({"algorithm": "pp"}, ["'pp'", *ALGORITHMS]),
         ({"temperature": 0.0}, ["temperature=0.0"]),
         ({"long_prompts": "skip"}, ["'skip'", "drop or cut"]),
+        ({"clip_range": -0.2}, ["clip_range=-0.2", ">= 0"]),
+        (
+            {"algorithm": "dapo", "num_generations": 4, "clip_range_high": -0.1},
+            ["clip_range_high=-0.1", ">= 0"],
+        ),
+        # Ignored, it would look like a setting of the run.
+        (
+            {"clip_range_high": 0.3},
+            ["clip_range_high=0.3", "ppo does not use it", "dapo, gspo", "0.28"],
+        ),
     ],
 )
 def test_invariant_21_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(

@@ -18,8 +18,8 @@ from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
 from rlhf.runs import processes
-from rlhf.runs.checkpoints import check_output_dir
-from rlhf.runs.record import RunRecord
+from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
+from rlhf.runs.record import RunRecord, find_runs, parent_entry
 from rlhf.runs.run import start
 from rlhf.runs.settings import DataSettings, changed_settings, parse
 
@@ -152,6 +152,23 @@ def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
     record.save(tmp_path)
     (tmp_path / "checkpoint-5").mkdir()
     assert "already holds a run" in refused(check_output_dir, str(tmp_path), False)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_told_how_to_start_again(tmp_path, refused):
+    args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path))
+    message = refused(checkpoint_to_resume, args)
+    assert "holds no checkpoint-N" in message and "after removing this one" in message
+
+
+def test_half_a_record_is_not_of_a_finished_run_and_breaks_nothing(tmp_path, refused):
+    record = RunRecord.begin("sft", config={}, seed=0)
+    record.status = "done"
+    record.save(tmp_path / "whole")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "run.json").write_text('{"recipe": "sft", "sta')
+    assert find_runs(tmp_path) == [tmp_path / "whole"]
+    assert parent_entry(str(tmp_path / "half")) == {"name": str(tmp_path / "half")}
+    assert "already holds a run" in refused(check_output_dir, str(tmp_path / "half"), False)
 
 
 def test_settings_that_differ_from_their_default_are_recorded(tmp_path):

@@ -164,3 +164,9 @@ def test_lora_is_added_only_with_use_peft(tokenizer, make_policy):
     settings = ModelSettings(use_peft=True, lora_r=2, lora_alpha=6)
     config = settings.with_lora(model, task="CAUSAL_LM").peft_config["default"]
     assert (config.r, config.lora_alpha) == (2, 6)
+
+
+def test_the_name_of_an_environment_variable_may_look_like_a_number(folder, monkeypatch):
+    monkeypatch.delenv("1", raising=False)
+    parse(CLASSES, "", folder("env: {1: a}\n"))
+    assert os.environ.pop("1") == "a"
