@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,29 @@ def test_the_pages_know_every_task(name):
 def test_what_you_can_do_names_every_command(command):
     section = README.split("## What you can do")[1].split("\n## ")[0]
     assert re.search(rf"`rlhf {command}\b", section)
+
+
+def test_the_new_names_of_the_changelog_exist():
+    """The right column of its tables. A name that begins with a dot continues the folder of the one before it."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    names = []
+    for row in re.findall(r"^\| .* \| (.*) \|$", changelog, flags=re.M):
+        for name in re.findall(r"`((?:rlhf)?\.[\w.]+)", row):
+            if name.startswith("."):
+                name = names[-1].rpartition(".")[0] + name
+            names.append(name)
+    assert len(names) > 40
+    assert [name for name in names if not is_importable(name)] == []
+
+
+def is_importable(name: str) -> bool:
+    """True for a module, or a name in one."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        module, _, attribute = name.rpartition(".")
+        return hasattr(import_module(module), attribute)
+    return True
 
 
 def rows_of(heading: str) -> list[list[str]]:
