@@ -2,7 +2,7 @@
 
     accelerate launch recipes/multiple_choice.py --config recipes/configs/multiple_choice/bert.yaml
     accelerate launch recipes/multiple_choice.py --dataset_name questions.jsonl --model_name_or_path bert-base-uncased \\
-        --output_dir runs/questions
+        --output_dir runs/choice
 
 Rows {text, choices: [...], label}, where label is the index of the right choice, counted from 0; or SWAG's own columns,
 sent1, sent2, ending0 to ending3 and label. The number of choices, 2 to 26, may differ between rows. Time: not yet measured.

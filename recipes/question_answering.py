@@ -2,7 +2,7 @@
 
     accelerate launch recipes/question_answering.py --config recipes/configs/question_answering/squad.yaml
     accelerate launch recipes/question_answering.py --dataset_name questions.jsonl --model_name_or_path bert-base-uncased \\
-        --output_dir runs/answers
+        --output_dir runs/qa
 
 Rows {question, context, answers: {text: [...], answer_start: [...]}}, or SQuAD's own file, v1 or v2 (KorQuAD's too): a row
 whose lists are empty has no answer in its context, and where training rows have none the model learns to say so. Time:

@@ -1,6 +1,6 @@
 """Reward functions in Python: f(prompts, completions, **columns) -> one number per completion.
 
-Named in a YAML as `reward_functions: [recipes.rewards:slot_coverage]`; columns are the other columns of the rows.
+Named in a YAML as `reward_functions: [rlhf.recipes.rewards:slot_coverage]`; columns are the other columns of the rows.
 """
 
 import re

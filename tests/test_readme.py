@@ -3,11 +3,14 @@
 import importlib.util
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from rlhf.__main__ import main
+from rlhf.__main__ import COMMANDS, main
+from rlhf.commands.recipes import find_scripts
+from rlhf.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -150,6 +153,48 @@ def test_named_recipes_and_targets_exist():
         assert (ROOT / recipe).is_file(), recipe
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M)) <= set(targets)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_pages_know_every_task(name):
+    """Its command, its report, and what `rlhf predict` adds."""
+    metrics = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    data = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    recipes = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert f"`rlhf {name} " in README and f"`{name}.py`" in recipes
+    assert f"`{TASKS[name].report.file}`" in metrics
+    assert re.search(rf"^\| {name} \| .*`predicted_", data, flags=re.M)
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(script.name for script in find_scripts().values() if script.is_recipe)]
+)
+def test_what_you_can_do_names_every_command(command):
+    section = README.split("## What you can do")[1].split("\n## ")[0]
+    assert re.search(rf"`rlhf {command}\b", section)
+
+
+def test_the_new_names_of_the_changelog_exist():
+    """The right column of its tables. A name that begins with a dot continues the folder of the one before it."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    names = []
+    for row in re.findall(r"^\| .* \| (.*) \|$", changelog, flags=re.M):
+        for name in re.findall(r"`((?:rlhf)?\.[\w.]+)", row):
+            if name.startswith("."):
+                name = names[-1].rpartition(".")[0] + name
+            names.append(name)
+    assert len(names) > 40
+    assert [name for name in names if not is_importable(name)] == []
+
+
+def is_importable(name: str) -> bool:
+    """True for a module, or a name in one."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        module, _, attribute = name.rpartition(".")
+        return hasattr(import_module(module), attribute)
+    return True
 
 
 def rows_of(heading: str) -> list[list[str]]:

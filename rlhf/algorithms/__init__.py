@@ -65,9 +65,9 @@ TRUST_REGION = UpdateRule(
 class Algorithm:
     """One row of the table: formulas of this package, and how they are used.
 
-    advantages: a function of `advantages.py`
+    advantages: a function of `advantages.py`; `completions.rollout.estimate` calls it
     normalize: a function of `masking.py` applied to the advantages, or None
-    policy_loss: a function of `losses.py`, a loss per token
+    policy_loss: a function of `losses.py`, a loss per token; `policy_gradient.update.policy_losses` calls it
     ratio: pi / pi_old, of each token or of each completion
     token_weights: how much each token's loss weighs in the mean over a mini-batch
     epochs: default number of passes over a rollout

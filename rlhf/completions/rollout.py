@@ -184,7 +184,7 @@ def estimate(
     Under several processes call it on the gathered rollout, so that means and variances are those of all completions.
     """
     mask = rollout.mask
-    log_ratio = rollout.log_probs - rollout.ref_log_probs  # (B, T)
+    log_ratio = rollout.log_probs - rollout.ref_log_probs  # (B, T). k1 returns it as it is.
     rewards = token_rewards(rollout.scores, k1(log_ratio), mask, kl_coef=kl_coef)
     # (B, T), or (B,) where whole completions are compared
     advantages = call(

@@ -60,7 +60,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Te
     rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-12))
     token = block * BLOCK + torch.searchsorted(inside, rest, right=True)
     token = token.squeeze(1).to(logits.device)
-    return token.clamp(max=logits.shape[1] - 1)  # NaN leads nowhere; the caller sees it
+    return token.clamp(max=logits.shape[1] - 1)  # NaN points past the end. The log-probs show it.
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ class FunctionScorer:
         module, _, function = path.partition(":")
         if not function:
             raise UserError(
-                f"reward function {path!r}: write module:function, for example recipes.rewards:slot_coverage"
+                f"reward function {path!r}: write module:function, for example rlhf.recipes.rewards:slot_coverage"
             )
         if os.getcwd() not in sys.path:  # `accelerate launch` drops it
             sys.path.insert(0, os.getcwd())

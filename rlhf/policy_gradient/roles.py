@@ -31,7 +31,7 @@ class RoleSettings:
     reward_functions: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Python rewards as module:function, for example recipes.rewards:slot_coverage."
+            "help": "Python rewards as module:function, for example rlhf.recipes.rewards:slot_coverage."
         },
     )
     reward_weights: list[float] = field(

@@ -94,7 +94,7 @@ def permutation(size: int, *, seed: int, stream: int) -> Tensor:
 
 
 def choose_rows(total: int, count: int, *, start: int, seed: int) -> list[int]:
-    """`count` positions from an endless stream of permutations of range(total), from position `start` of it on."""
+    """`count` indices from an endless stream of permutations of range(total), beginning at its position `start`."""
     chosen: list[int] = []
     while len(chosen) < count:
         index, offset = divmod(start + len(chosen), total)
@@ -106,7 +106,7 @@ def choose_rows(total: int, count: int, *, start: int, seed: int) -> list[int]:
 class RolloutMaker:
     """Makes rollouts with the weights of the moment. All processes call its methods together.
 
-    model: returns the unwrapped ActorCritic; its KL coefficient `kl_coef` moves after each rollout if kl_target is set
+    model: returns the unwrapped ActorCritic. `kl_coef` is of the next rollout: with kl_target it moves after each.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class RolloutMaker:
         prompts = self.prompts.choose(indices)
         uniforms = uniform_numbers(size, args.max_completion_length, seed=args.seed, stream=index)
         rollout = estimate(
-            self.collect(prompts, uniforms),
+            self.complete(prompts, uniforms),
             ALGORITHMS[args.algorithm],
             kl_coef=self.kl_coef,
             gamma=args.gamma,
@@ -181,10 +181,10 @@ class RolloutMaker:
             )
         count, length = len(self.eval_prompts.ids), self.args.max_completion_length
         uniforms = uniform_numbers(count, length, seed=self.args.seed, stream=EVALUATION_STREAM)
-        return self.collect(self.eval_prompts, uniforms)
+        return self.complete(self.eval_prompts, uniforms)
 
-    def collect(self, prompts: Prompts, uniforms: Tensor) -> Rollout:
-        """Complete the prompts. Each process does its share; every process gets all, in the order of the prompts.
+    def complete(self, prompts: Prompts, uniforms: Tensor) -> Rollout:
+        """Complete the prompts and score that. Each process does its share and gets all, in the order of the prompts.
 
         The number of prompts may be anything: shares are filled up with the last one, and its copies are cut off again.
         """
@@ -257,7 +257,7 @@ class RolloutLoader:
     Each optimiser step takes exactly `gradient_accumulation_steps` batches just before it runs, so a new rollout always
     sees the newest weights. The loader must therefore not go through `accelerator.prepare`, which reads one batch ahead.
 
-    make(index): rollout `index`, the same on all processes, which so agree on every mini-batch
+    make(index): rollout `index`, the same on all processes, so that they agree on every mini-batch
     texts: plain texts as token ids, for PPO-ptx: `ptx_per_episode` of them with each completion
     A batch is a dict of row tensors with
         num_tokens, num_completions: of its whole mini-batch (num_text_tokens: of its plain text, to be predicted)
@@ -289,7 +289,7 @@ class RolloutLoader:
             epochs_before = self.index * args.epochs_per_rollout + epoch
             order = permutation(len(rollout), seed=args.seed, stream=epochs_before)
             for update, rows in enumerate(order.split(args.mini_batch_size)):
-                # The whole mini-batch's, by which every process divides its losses
+                # Counts of the whole mini-batch: every process divides its losses by them.
                 common = {
                     "num_tokens": lengths[rows].sum().clamp(min=1),
                     "num_completions": len(rows),

@@ -33,8 +33,8 @@ def micro_batch_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This micro-batch's share of the mini-batch's loss, and its share of each metric.
 
-    outputs: what the model says of the batch now. Without log-probs only the value model learns.
-    batch: a batch of `rollouts.RolloutLoader`, with what the model said at rollout time
+    outputs: of the model for this batch, now. Without log-probs only the value model learns.
+    batch: a batch of `rollouts.RolloutLoader`, with the model's outputs at rollout time
     Shares of all micro-batches and processes add up to the mean over the mini-batch.
     """
     mask, num_tokens = batch["mask"], batch["num_tokens"]

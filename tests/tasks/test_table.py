@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from string import Formatter
 
 import pytest
 import transformers
@@ -45,6 +46,14 @@ def test_the_row_of_a_task_names_things_that_exist(name):
         assert not rows.unanswered or set(TASKS[name].rows[rows.unanswered].columns) == (
             rows.columns.keys() - {task.answer}
         ), kind
+
+
+@NAMES
+def test_the_snippet_of_the_card_takes_the_texts_of_its_task(name):
+    task = TASKS[name]
+    filled_in = {"path", "texts", "aggregation", "longest"}  # by rlhf.runs.card
+    fields = {field for _, field, _, _ in Formatter().parse(task.snippet) if field}
+    assert fields <= {*task.texts, *task.optional} | filled_in
 
 
 def test_tasks_with_one_column_have_one_form_of_it():

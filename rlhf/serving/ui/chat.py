@@ -132,7 +132,7 @@ def status_line(model: str, end: StreamEnd, *, empty: bool = False) -> str:
         verb = "was" if end.messages_cut == 1 else "were"
         line += (
             f"<div class='notice'>The {plural(end.messages_cut, 'oldest message')} {verb} not read: "
-            "the conversation is too long for this model.</div>"
+            "the conversation is longer than those that this model was trained on.</div>"
         )
     return f"<div class='status-line'>{line}</div>"
 

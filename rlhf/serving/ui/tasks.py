@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 IDLE = "<div class='verdict'><span>The answer appears here.</span></div>"
 BARS = 10  # labels with a bar
 SEARCHABLE = 10  # a list of more models than this can be searched
-EXAMPLE_NAME = 80  # characters on the button of an example
+EXAMPLE_NAME = 60  # characters on the button of an example; Gradio cuts longer ones, inside a word
 # Colours of types of entities.
 COLOURS = (
     "#14b8a6", "#f59e0b", "#6366f1", "#f43f5e", "#84cc16", "#0ea5e9", "#d946ef", "#f97316", "#64748b", "#a16207",
@@ -318,8 +318,10 @@ def example_names(rows: list[list[str]]) -> list[str]:
     names = []
     for row in rows:
         name = " / ".join(text for text in row if text)
+        name = " ".join(name.split())  # choices are lines
         if len(name) > EXAMPLE_NAME:
-            name = name[: EXAMPLE_NAME - 1] + "…"
+            name = name[: EXAMPLE_NAME - 1]
+            name = (name.rpartition(" ")[0] or name) + "…"  # at a word, if there is a space
         names.append(name)
     return names
 

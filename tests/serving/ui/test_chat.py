@@ -72,6 +72,7 @@ def test_status_tells_of_stops_cuts_and_hostile_names():
     line = chat.status_line("<img src=x>", StreamEnd(1, 3.0, "cancelled", 2, 0))
     assert "&lt;img src=x&gt;" in line and "<img" not in line
     assert "1 token<" in line and "stopped" in line and "2 oldest messages were not read" in line
+    assert "longer than those that this model was trained on" in line
     assert "1 oldest message was not read" in chat.status_line(
         "m", StreamEnd(1, 3.0, "length", 1, 0)
     )

@@ -182,7 +182,12 @@ def test_examples_fill_what_the_model_reads(runs, tmp_path):
         '{"question": "Who?", "context": "Ada.", "answer": "Ada"}\n'
     )
     assert ui.example_rows(served, QUESTION_ANSWERING, "r") == [["Who?", "Ada."]]
-    assert ui.example_names([["Who?", "Ada."], ["x" * 90, ""]]) == ["Who? / Ada.", "x" * 79 + "…"]
+
+
+def test_the_name_of_an_example_ends_at_a_word_and_is_one_line():
+    rows = [["Who?", "Ada."], ["x" * 90, ""], ["Pick one", "a\nb"], ["y" * 50, "a longer text"]]
+    names = ["Who? / Ada.", "x" * 59 + "…", "Pick one / a b", "y" * 50 + " / a…"]
+    assert ui.example_names(rows) == names
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
