@@ -24,6 +24,7 @@ from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
+from rlhf.task_table import PRETRAINING_HEADS
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
     Masking,
@@ -34,7 +35,6 @@ from rlhf.tasks.pretraining.encode import (
     masked_blocks,
 )
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
-from rlhf.tasks.table import PRETRAINING_HEADS
 from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")

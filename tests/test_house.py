@@ -21,7 +21,7 @@ LAYERS = {
     "rlhf.statistics": (0, "torch"),
     "rlhf.markdown": (0, ""),
     "rlhf.algorithms": (0, "torch"),
-    "rlhf.tasks.table": (0, ""),  # pure data, which every layer may read
+    "rlhf.task_table": (0, ""),  # pure data, which every layer may read
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
     "rlhf.models": (1, "numpy torch transformers tokenizers peft safetensors psutil"),

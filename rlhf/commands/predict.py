@@ -19,9 +19,9 @@ from rlhf.errors import UserError
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, model_kind, read_object
 from rlhf.serving.predictors import columns_of, open_encoder, resolve
+from rlhf.task_table import TASKS
 from rlhf.tasks.answers import Table
 from rlhf.tasks.question_answering.encode import question_ids
-from rlhf.tasks.table import TASKS
 
 PREFIX = "predicted_"
 BATCHES_AT_ONCE = 16  # batches predicted together, so that rows of one length meet in them

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite, isnan
 
 from rlhf.data.chat import ROLES
-from rlhf.tasks.table import TASKS, Rows
+from rlhf.task_table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
 MAX_CHOICES = 26  # of a question: the letters that a person has to name them

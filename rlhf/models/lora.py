@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 # Layers between the encoder and the head that a checkpoint may lack -> their linear layers.
 POOLERS = {

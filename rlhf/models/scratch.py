@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from rlhf.errors import UserError
 from rlhf.models.parts import label_maps, set_causal_loss
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.markdown import _flat, fenced, markdown_cell, markdown_table
 from rlhf.runs.record import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
-from rlhf.tasks.table import TASKS, RowList
+from rlhf.task_table import TASKS, RowList
 
 SAMPLES = 5  # samples, and wrong predictions, in a card
 TABLE_ROWS = 30  # rows of a table of results

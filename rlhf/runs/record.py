@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 PACKAGES = (
     "torch",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, RunRecord, find_runs, model_kind
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 CHAT = "causal"
 SERVED = (CHAT, *TASKS)

@@ -11,7 +11,7 @@ from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
 from rlhf.serving.engine import ModelCache, check_device, check_served
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
 EXAMPLE_CHARACTERS = 600  # of the longest text that is offered as an example

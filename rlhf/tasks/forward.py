@@ -10,7 +10,7 @@ from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_tokenizer
 from rlhf.models.parts import freeze
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 
 def load_trained(folder: str | os.PathLike, task: str, device: str = "cpu"):

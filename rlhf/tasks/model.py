@@ -7,7 +7,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length
 from rlhf.models.scratch import new_encoder
 from rlhf.runs.run import Run
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 
 def read_task(run: Run, settings, task: str, *, seed: int, checks: dict | None = None):

@@ -14,7 +14,7 @@ import gradio as gr
 
 from rlhf.errors import UserError
 from rlhf.serving.predictors import Encoders
-from rlhf.tasks.table import TASKS
+from rlhf.task_table import TASKS
 
 logger = logging.getLogger(__name__)
 
