@@ -71,6 +71,7 @@ class Algorithm:
     ratio: pi / pi_old, of each token or of each completion
     token_weights: how much each token's loss weighs in the mean over a mini-batch
     epochs: default number of passes over a rollout
+    clip_range, clip_range_high: defaults of the clip range below 1 and, where the loss has one of its own, above 1
     update: how the gradient becomes a step of the policy
     """
 
@@ -80,6 +81,8 @@ class Algorithm:
     ratio: Callable = token_ratio
     token_weights: Callable = equal_tokens
     epochs: int = 1
+    clip_range: float = 0.2
+    clip_range_high: float | None = None
     update: UpdateRule = OPTIMIZER
 
     @property
@@ -113,8 +116,8 @@ ALGORITHMS = {
     "rloo":      Algorithm(leave_one_out,     None,        policy_gradient_loss),
     "grpo":      Algorithm(group_standardize, None,        clipped_surrogate_loss),
     "dr_grpo":   Algorithm(group_center,      None,        clipped_surrogate_loss, token_weights=constant_length),
-    "dapo":      Algorithm(group_standardize, None,        clip_higher_loss),
+    "dapo":      Algorithm(group_standardize, None,        clip_higher_loss,       clip_range_high=0.28),
     "gspo":      Algorithm(group_standardize, None,        clip_higher_loss,       ratio=sequence_ratio,
-                           token_weights=equal_completions),
+                           token_weights=equal_completions, clip_range=3e-4, clip_range_high=4e-4),
 }
 # fmt: on

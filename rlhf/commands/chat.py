@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1 or localhost [%(default)s]")
     parser.add_argument("--port", type=int, default=7860, help="[%(default)s]")
-    parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
+    parser.add_argument("--device", help="cpu, cuda or mps [the accelerator if there is one]")
     args = parser.parse_args(argv)
 
     # Imported after the flags are parsed, so that --help is fast.

@@ -115,7 +115,7 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--columns", help="our name = their name, as in text=document,label=label")
     parser.add_argument("--batch_size", type=int, default=32, help="[%(default)s]")
-    parser.add_argument("--device", help="cpu or cuda [cuda where there is one]")
+    parser.add_argument("--device", help="cpu, cuda or mps [the accelerator if there is one]")
     parser.add_argument(
         "--skip_bad", action="store_true", help="drop and count bad rows instead of stopping"
     )

@@ -151,7 +151,8 @@ def texts_of(column: str, value) -> list[str]:
         return value["text"]
     if column == "tokens":
         return [" ".join(value)]
-    if column == "completions":
+    # completions and choices; a conversation is a list of messages
+    if isinstance(value, list) and isinstance(value[0], str):
         return value
     return [as_text(value)]
 

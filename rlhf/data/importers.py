@@ -292,6 +292,29 @@ def _objects(value, location: str) -> list[dict]:
     return value
 
 
+# ---- multiple choice ------------------------------------------------------------------------------------------------
+
+SWAG_ENDINGS = ("ending0", "ending1", "ending2", "ending3")
+UNLABELLED = (-1, "-1", "")  # in test rows, as numbers and in a table
+
+
+def from_swag(row: dict) -> list[dict]:
+    """SWAG (arXiv 1808.05326): each ending completes the beginning of a second sentence, which may be empty."""
+    for column in ("sent2", *SWAG_ENDINGS):
+        if not isinstance(row[column], str):
+            raise UserError(f"{column}: a string is expected, {row[column]!r:.60} given")
+    choices = []
+    for column in SWAG_ENDINGS:
+        if not row[column].strip():
+            raise UserError(f"{column}: empty")
+        choices.append(f"{row['sent2']} {row[column]}".strip())
+    label = row.get("label")
+    if label in UNLABELLED:
+        label = None
+    rest = _rest(row, "sent1", "sent2", *SWAG_ENDINGS, "label")
+    return [{**rest, "text": row["sent1"], "choices": choices, "label": label}]
+
+
 # ---- the table of all layouts ---------------------------------------------------------------------------------------
 
 
@@ -326,12 +349,6 @@ class Layout:
         return self.convert(row)
 
 
-def from_swag(row: dict) -> list[dict]:
-    """SWAG (arXiv 1808.05326): each ending completes the beginning of a second sentence."""
-    choices = [f"{row['sent2']} {row[f'ending{k}']}" for k in range(4)]
-    return [{"text": row["sent1"], "choices": choices, "label": row.get("label")}]
-
-
 RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
 # The first layout that matches counts. HH-RLHF and the entities look at values, because our own rows have these columns.
 LAYOUTS = (
@@ -341,12 +358,7 @@ LAYOUTS = (
     Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
     Layout("KoChatGPT", RANKING_COLUMNS, "ranking", from_kochatgpt),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
-    Layout(
-        "SWAG",
-        ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3"),
-        "multiple_choice",
-        from_swag,
-    ),
+    Layout("SWAG", ("sent1", "sent2", *SWAG_ENDINGS), "multiple_choice", from_swag),
     Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
     Layout("ner_tags", ("tokens", "ner_tags"), "ner", from_ner_tags),
     Layout("entities", ("text", "entities"), "ner", from_entities, _has_entities),

@@ -47,6 +47,18 @@ def _prompt_column(row: dict, kind: str | None) -> str:
     return next(column for column in columns if column in row and not CHECKS[column](row[column]))
 
 
+def _question_key(row: dict, kind: str | None) -> str:
+    """The prompt and, where a row has choices, these in any order.
+
+    Splits that others made, as SWAG's, repeat short texts like "He nods." with other choices, which is another question.
+    """
+    key = prompt_key(row, kind)
+    if kind is None or "choices" not in KINDS[kind].columns:
+        return key
+    choices = sorted(" ".join(choice.split()) for choice in row["choices"])
+    return _key([*json.loads(key), *(("choice", choice) for choice in choices)])
+
+
 def _key(turns: list[tuple[str, str]]) -> str:
     return json.dumps(turns, ensure_ascii=False)
 
@@ -81,9 +93,9 @@ def split_rows(
 
 
 def check_disjoint(train: list[dict], test: list[dict], kind: str | None = None) -> None:
-    """UserError where a prompt is in both."""
-    train_keys = {prompt_key(row, kind) for row in train}
-    test_keys = dict.fromkeys(prompt_key(row, kind) for row in test)  # in order, without repeats
+    """UserError where a prompt is in both; of multiple choice, where a text with the same choices is."""
+    train_keys = {_question_key(row, kind) for row in train}
+    test_keys = dict.fromkeys(_question_key(row, kind) for row in test)  # in order, without repeats
     shared = [key for key in test_keys if key in train_keys]
     if shared:
         first = "; ".join(repr(_readable(key)) for key in islice(shared, 3))

@@ -4,6 +4,12 @@ from transformers import PreTrainedModel
 
 from rlhf.tasks.table import TASKS
 
+# Layers between the encoder and the head that a checkpoint may lack -> their linear layers.
+POOLERS = {
+    "pooler": ("pooler", "pooler.dense"),  # ALBERT's is itself linear
+    "sequence_summary": ("sequence_summary.summary",),  # ELECTRA
+}
+
 
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
     """Freeze a model and add trainable matrices of rank `rank` to all its linear layers (arXiv 2106.09685).
@@ -14,15 +20,20 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     from peft import LoraConfig, get_peft_model
 
     whole = []  # modules that are trained in full
+    # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
+    without: list[str] = []
+    for entry in TASKS.values():
+        if entry.peft_type == task:
+            without += entry.lora_excludes
     if task == "SEQ_CLS" and hasattr(model, "score"):
         whole.append("score")
-    if any(".pooler." in name for name in getattr(model, "new_weights", ())):
-        whole.append("pooler")
-    # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
-    excludes = {entry.peft_type: list(entry.lora_excludes) for entry in TASKS.values()}
-    without = excludes.get(task, [])
-    if "pooler" in whole:
-        without.append("pooler.dense")
+    new_modules: set[str] = set()
+    for name in getattr(model, "new_weights", ()):
+        new_modules.update(name.split("."))
+    for pooler, layers in POOLERS.items():
+        if pooler in new_modules:
+            whole.append(pooler)
+            without += layers
     config = LoraConfig(
         task_type=task,
         r=rank,

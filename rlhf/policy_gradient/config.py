@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from rlhf.algorithms import ALGORITHMS, takes
+from rlhf.algorithms import ALGORITHMS
 from rlhf.errors import UserError
 from rlhf.policy_gradient.sharding import disable_sharded_loading
 
 GROUPED = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.grouped)
 CLIPS_HIGHER = [
-    name
-    for name, algorithm in ALGORITHMS.items()
-    if takes(algorithm.policy_loss, "clip_range_high")
+    name for name, algorithm in ALGORITHMS.items() if algorithm.clip_range_high is not None
 ]
 
 
@@ -77,11 +75,17 @@ class PolicyGradientConfig(TrainingArguments):
     kl_horizon: int = field(
         default=10_000, metadata={"help": "Episodes over which kl_coef adapts. Ziegler 2019."}
     )
-    clip_range: float = field(
-        default=0.2, metadata={"help": "Of the policy ratio. PPO paper and InstructGPT: 0.2."}
+    clip_range: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the policy ratio. Default: the algorithm's own (PPO paper and InstructGPT 0.2; GSPO paper 3e-4)."
+        },
     )
-    clip_range_high: float = field(
-        default=0.28, metadata={"help": "Upper clip range of dapo and gspo. DAPO paper: 0.28."}
+    clip_range_high: float | None = field(
+        default=None,
+        metadata={
+            "help": "Upper clip range of dapo and gspo. Default: the algorithm's own (DAPO paper 0.28; GSPO paper 4e-4)."
+        },
     )
     value_clip_range: float | None = field(
         default=None,
@@ -207,22 +211,24 @@ class PolicyGradientConfig(TrainingArguments):
             )
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
-        self._check_clip_ranges()
+        self._set_clip_ranges()
 
-    def _check_clip_ranges(self) -> None:
-        """Refuse ranges that would stop all learning, and an upper range that the algorithm does not use."""
+    def _set_clip_ranges(self) -> None:
+        """Fill in the algorithm's own ranges. Refuse ranges that would stop all learning, and one that it does not use."""
+        algorithm = ALGORITHMS[self.algorithm]
+        if self.clip_range_high is not None and algorithm.clip_range_high is None:
+            raise UserError(
+                f"clip_range_high={self.clip_range_high}: {self.algorithm} does not use it, only "
+                f"{', '.join(CLIPS_HIGHER)} do; leave it unset"
+            )
         for name in ("clip_range", "clip_range_high"):
             value = getattr(self, name)
-            if not value >= 0:  # NaN too
+            if value is None:
+                setattr(self, name, getattr(algorithm, name))
+            elif not value >= 0:  # NaN too
                 raise UserError(
                     f"{name}={value} must be >= 0: every ratio starts at 1 and must start unclipped"
                 )
-        default = type(self).clip_range_high
-        if self.clip_range_high != default and self.algorithm not in CLIPS_HIGHER:
-            raise UserError(
-                f"clip_range_high={self.clip_range_high}: {self.algorithm} does not use it, only "
-                f"{', '.join(CLIPS_HIGHER)} do; leave it at {default}"
-            )
 
     @property
     def mini_batch_size(self) -> int:

@@ -16,7 +16,7 @@ class LossSettings:
     """The settings of the loss; `PolicyGradientConfig` has their defaults and sources."""
 
     clip_range: float
-    clip_range_high: float
+    clip_range_high: float | None  # None: the algorithm has none
     value_clip_range: float | None
     value_coef: float
     entropy_coef: float

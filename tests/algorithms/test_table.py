@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 
-from rlhf.algorithms import ALGORITHMS, call
+from rlhf.algorithms import ALGORITHMS, call, takes
 
 OFFERED = {
     "advantages": "rewards totals values mask gamma gae_lambda num_generations",
@@ -24,6 +24,11 @@ def test_values_and_groups_are_read_off_the_advantages():
     assert [name for name, row in ALGORITHMS.items() if row.needs_values] == ["a2c", "trpo", "ppo"]
     grouped = [name for name, row in ALGORITHMS.items() if row.grouped]
     assert grouped == ["rloo", "grpo", "dr_grpo", "dapo", "gspo"]
+
+
+def test_a_row_has_an_upper_clip_range_exactly_where_its_loss_takes_one():
+    for row in ALGORITHMS.values():
+        assert (row.clip_range_high is not None) == takes(row.policy_loss, "clip_range_high")
 
 
 def test_call_passes_what_the_signature_names_and_nothing_else():

@@ -1,6 +1,7 @@
 """What validate counts, what it prints, and its exit code."""
 
 import argparse
+import json
 
 import pytest
 
@@ -12,6 +13,7 @@ from rlhf.commands.validate import (
     percentile,
     validate,
 )
+from rlhf.data.rows import KINDS
 from rlhf.errors import UserError
 
 
@@ -125,3 +127,20 @@ def test_lengths_in_tokens(tmp_path):
         str(path), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
     )
     assert report.lengths["text"] == {"characters": [5, 1], "words": [3, 1], "tokens": [3, 1]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_row_has_a_report(kind, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(KINDS[kind].example) + "\n")
+    report = validate(str(path))
+    assert (report.kind, report.good, report.bad) == (kind, 1, 0)
+    assert f"{kind} rows" in format_report(report)
+
+
+def test_each_choice_is_a_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "a", "choices": ["b", "c d"], "label": 1}) + "\n")
+    report = validate(str(path))
+    assert report.lengths["choices"]["words"] == [1, 2]
+    assert report.labels == {"1": 1}

@@ -108,3 +108,16 @@ def test_load_splits(write, tmp_path, hub, refused):
         ["a", "b"],
         ["c"],
     )
+
+
+def test_a_text_with_other_choices_is_another_question(refused):
+    row = {"text": "He nods.", "choices": ["a  b", "c"], "label": 0}
+    other = row | {"choices": ["a b", "d"]}
+    check_disjoint([row], [other], "multiple_choice")
+    turned = row | {"text": "He  nods.", "choices": ["c", "a b"], "label": 1}
+    message = refused(check_disjoint, [row, other], [turned], "multiple_choice")
+    assert "1 prompts are in both train and eval rows, the first: 'He nods. | a b | c'" in message
+    # one file is split by the text alone
+    rows = [row | {"text": f"t{n % 10}", "choices": ["a", f"c{n}"]} for n in range(40)]
+    train, test = split_rows(rows, 0.5, 0, "multiple_choice")
+    assert {row["text"] for row in train}.isdisjoint(row["text"] for row in test)

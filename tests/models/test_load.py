@@ -232,3 +232,29 @@ def test_lora_trains_a_pooler_whole_that_the_checkpoint_lacks(tmp_path):
             if n in trained and "pooler" in n and "weight" in n
         ).add_(1.0)
     assert torch.equal(tuned.merge_and_unload().bert.pooler.dense.weight, before + 1)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "new"),
+    [
+        ("albert", ("pooler", "classifier")),
+        ("deberta-v2", ("pooler", "classifier")),
+        ("distilbert", ("pre_classifier", "classifier")),
+        ("electra", ("sequence_summary", "classifier")),
+        ("roberta", ("pooler", "classifier")),
+    ],
+)
+def test_lora_trains_whole_what_other_architectures_have_new_before_the_head(
+    model_type, new, tmp_path
+):
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = AutoConfig.for_model(model_type, **sizes, intermediate_size=8)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    model = load_encoder(str(tmp_path), "AutoModelForMultipleChoice", new_head=True)
+    tuned = add_lora(model, task="SEQ_CLS", rank=2, alpha=4)
+    trained = {name for name, p in tuned.named_parameters() if p.requires_grad}
+    for module in new:
+        assert any(f".{module}.modules_to_save." in name for name in trained), module
+        assert not any(f".{module}." in name and "lora" in name for name in trained), module

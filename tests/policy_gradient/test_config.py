@@ -50,7 +50,7 @@ SIZES = dict(
         # Ignored, it would look like a setting of the run.
         (
             {"clip_range_high": 0.3},
-            ["clip_range_high=0.3", "ppo does not use it", "dapo, gspo", "0.28"],
+            ["clip_range_high=0.3", "ppo does not use it", "dapo, gspo", "leave it unset"],
         ),
     ],
 )
@@ -90,3 +90,15 @@ def test_at_most_29_fields_of_our_own_each_explained():
     own = [f for f in dataclasses.fields(PolicyGradientConfig) if f.name not in inherited]
     assert len(own) <= 29
     assert all(f.metadata.get("help") for f in own)
+
+
+def test_the_clip_ranges_are_the_algorithms_own(config):
+    def ranges(**settings):
+        args = config(**settings)
+        return args.clip_range, args.clip_range_high
+
+    grouped = {"num_generations": 4}
+    assert ranges() == (0.2, None)
+    assert ranges(algorithm="dapo", **grouped) == (0.2, 0.28)
+    assert ranges(algorithm="gspo", **grouped) == (3e-4, 4e-4)
+    assert ranges(algorithm="gspo", clip_range=0.1, **grouped) == (0.1, 4e-4)

@@ -64,6 +64,15 @@ def test_cores_without_an_affinity_are_all(monkeypatch):
     assert processes.available_cores() == 1
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_best_device_is_the_one_that_training_uses(monkeypatch, kind):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    assert processes.best_device() == kind
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert processes.best_device() == "cpu"
+
+
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_without_glibc_the_allocator_is_left_alone(monkeypatch, platform):
     def fail(name):

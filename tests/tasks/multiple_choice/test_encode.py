@@ -83,13 +83,38 @@ def test_an_empty_choice_is_named():
     assert check_row(row, KINDS["multiple_choice"]) == [("choices", "choice 1: empty")]
 
 
+SWAG = {"sent1": "She sat.", "sent2": "Then she", "label": "2"}
+SWAG |= {f"ending{k}": f"e{k}" for k in range(4)}
+
+
 def test_rows_of_swag_are_read():
-    row = {"sent1": "She sat.", "sent2": "Then she", "label": "2"}
-    row |= {f"ending{k}": f"e{k}" for k in range(4)}
-    layout = recognise_layout(row)
+    layout = recognise_layout(SWAG)
     choices = [f"Then she e{k}" for k in range(4)]
     assert (layout.name, layout.kind) == ("SWAG", "multiple_choice")
-    assert layout.read(row) == [{"text": "She sat.", "choices": choices, "label": "2"}]
+    expected = {"text": "She sat.", "choices": choices, "label": "2"}
+    assert layout.read(SWAG) == [expected]
+    # its other columns stay, as those of any row
+    assert layout.read(SWAG | {"video-id": "v1"}) == [expected | {"video-id": "v1"}]
+    [row] = layout.read(SWAG | {"sent2": ""})
+    assert row["choices"] == ["e0", "e1", "e2", "e3"]
+
+
+@pytest.mark.parametrize("label", [-1, "-1", "", None])
+def test_test_rows_of_swag_have_no_label(label):
+    [row] = recognise_layout(SWAG).read(SWAG | {"label": label})
+    assert row["label"] is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("sent2", None, "sent2: a string is expected, None given"),
+        ("ending3", 7, "ending3: a string is expected, 7 given"),
+        ("ending0", " ", "ending0: empty"),
+    ],
+)
+def test_a_swag_row_without_a_text_is_bad(column, value, reason, refused):
+    assert refused(recognise_layout(SWAG).read, SWAG | {column: value}) == reason
 
 
 def test_gpt2_has_no_such_head(tmp_path, plain_tokenizer, refused):
