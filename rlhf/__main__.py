@@ -89,8 +89,7 @@ def run(name: str, argv: list[str]) -> int:
     # Imported only now, so that the list and the error above need no torch.
     module = import_module(module_name)
     if name == "chat":  # reads its own flags, as `python app.py` does
-        sys.argv = ["rlhf chat", *argv]  # for its usage line
-        return module.main(argv)
+        return module.main(argv, prog="rlhf chat")
     parser = argparse.ArgumentParser(prog=f"rlhf {name}", description=summary)
     module.add_arguments(parser)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -7,8 +7,9 @@ import sys
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None, prog: str = "app.py") -> int:
+    """prog: the command, for the usage line and for errors."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run", nargs="*", help="run folders to serve; the first is the default")
     parser.add_argument(
         "--runs",
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             models = find_models(args.runs)
         if not models:
             raise UserError(
-                f"no finished run in {args.runs}: run `make demo`, or give a folder: app.py RUN"
+                f"no finished run in {args.runs}: run `make demo`, or give a folder: {prog} RUN"
             )
         device = args.device or best_device()
         names = []
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         chat_runs = models.pop("causal", {})
         app = build_app(Engine(chat_runs, device), Encoders(models, device))
     except UserError as error:
-        print(f"app.py: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 2
     print(f"models: {', '.join(names)}")
     print(f"http://{args.host}:{args.port}  (stop with Ctrl+C)", flush=True)

@@ -201,3 +201,13 @@ def test_app_refuses_other_machines_and_other_folders(runs, app_exit):
     assert code == 2 and "ssh -L" in error
     code, error = app_exit(str(runs / "demo" / "reward"))
     assert code == 2 and "holds a reward model, which cannot be tried here" in error
+
+
+def test_an_error_names_the_command_that_was_run(tmp_path, capsys):
+    from rlhf.__main__ import main as command
+
+    assert command(["chat", "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("rlhf chat: no finished run") and "give a folder: rlhf chat RUN" in error
+    )
