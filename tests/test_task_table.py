@@ -83,8 +83,9 @@ def strings(path: Path) -> list[str]:
 
 
 def may_name(name: str) -> set[Path]:
-    """Files that may name a task: the layouts of foreign files say which rows they become."""
-    files = {ROOT / "rlhf" / "data" / "importers.py", ROOT / "rlhf" / "serving" / "ui" / "tasks.py"}
+    """Files that may name a task: the table, and the layouts of foreign files, which say which rows they become."""
+    names = ("task_table.py", "data/importers.py", "serving/ui/tasks.py")
+    files = {ROOT / "rlhf" / name for name in names}
     return files | {ROOT / "recipes" / f"{name}.py"} | set((ROOT / "rlhf" / "tasks").rglob("*.py"))
 
 
