@@ -16,23 +16,22 @@ from functools import partial
 from transformers import DataCollatorWithPadding, set_seed
 
 from rlhf.data.splits import Splits
-from rlhf.errors import UserError
 from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.tasks.classification.encode import PROBLEMS, LabelForm, LabelTask, find_task, rare_labels
+from rlhf.tasks.classification.encode import LabelForm, LabelTask, find_task, rare_labels
 from rlhf.tasks.classification.metrics import METRICS, errors, evaluate, plot_evaluation
 from rlhf.tasks.classification.training import (
     balanced_loss,
     by_length,
+    check_options,
     encode_rows,
-    keep_head,
     outcome,
+    start_classifier,
     to_numbers,
-    to_units_of_spread,
 )
-from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
+from rlhf.tasks.model import read_task, token_limit, with_lora
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 MISTAKES = 200  # wrong rows that are kept, the worst
@@ -80,7 +79,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         check_options(settings, task)  # only the rows say which task it is
         warn_of_rare_labels(run, splits, task)
         pairs = splits.kind == "pair_classification"
-        model, task = start_model(run, settings, tokenizer, task, pairs=pairs)
+        model, task = start_classifier(run, settings, tokenizer, task, pairs=pairs)
 
         limit = token_limit(args, model, tokenizer)
         model.config.trained_max_length, model.config.trained_pairs = limit, pairs
@@ -112,35 +111,11 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
             write_results(run, task, rows, report, truth, outputs)
 
 
-def check_options(settings: ClassificationSettings, task: LabelTask) -> None:
-    """UserError where an option does not fit the labels."""
-    if settings.class_weights not in ("none", "balanced"):
-        raise UserError(f"class_weights={settings.class_weights!r}: use none or balanced")
-    if task.name == "regression" and settings.class_weights != "none":
-        raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
-    if task.name != "single_label" and settings.consistency_coef:
-        raise UserError(
-            f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0"
-        )
-
-
 def warn_of_rare_labels(run: Run, splits: Splits, task: LabelTask) -> None:
     if task.name == "regression":
         return
     for warning in rare_labels(splits.train, splits.eval):
         run.say(warning)
-
-
-def start_model(
-    run: Run, settings: ClassificationSettings, tokenizer, task: LabelTask, *, pairs: bool
-):
-    """(the model, the task with the labels in the order of the model's outputs)."""
-    task, keeps_head = keep_head(run, settings, task)
-    options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
-    model = start_encoder(run, settings, tokenizer, "classification", pairs=pairs, **options)
-    if task.name == "regression" and keeps_head:
-        to_units_of_spread(model, task)
-    return model, task
 
 
 def described(task: LabelTask) -> str:

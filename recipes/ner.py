@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 
 from transformers import DataCollatorForTokenClassification, set_seed
 
-from rlhf.errors import UserError
 from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.ner.encode import (
-    OUTSIDE,
-    TokenWindow,
-    check_types,
+    check_held_out,
     cut_windows,
     decode_windows,
     encode_windows,
@@ -33,7 +30,9 @@ from rlhf.tasks.ner.encode import (
     join,
     out_of_reach,
     tag_names,
+    tags_of_windows,
     warnings_of,
+    windows_added,
 )
 from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
@@ -86,7 +85,11 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         truth = [row["tags"] for row in held_out]
 
         def predicted_tags(output) -> list[list[str]]:
-            return decode_windows(held_out_parts, tags_of(output, held_out_parts, labels), held_out)
+            return decode_windows(
+                held_out_parts,
+                tags_of_windows(held_out_parts, output.predictions, labels),
+                held_out,
+            )
 
         trainer = EncoderTrainer(
             model=with_lora(model, settings, "ner"),
@@ -114,33 +117,9 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
             write_results(run, held_out, predicted, report, units)
 
 
-def check_held_out(rows: list[dict], labels: list[str]) -> None:
-    """UserError where the evaluation rows have a type that no training row has, or no entity at all."""
-    check_types(rows, labels)
-    for row in rows:
-        if any(tag != OUTSIDE for tag in row["tags"]):
-            return
-    raise UserError(
-        f"none of the {len(rows)} evaluation rows has an entity to find: raise eval_fraction or add rows"
-    )
-
-
-def windows_added(parts: list[TokenWindow]) -> int:
-    """The number of windows beyond one per row."""
-    return len(parts) - len({part.row for part in parts})
-
-
 def best_labels(logits, labels):
     """The number of the likeliest label of each token: (B, L, labels) -> (B, L)."""
     return logits.argmax(-1)
-
-
-def tags_of(output, parts: list[TokenWindow], labels: list[str]) -> list[list[str]]:
-    """The predicted tag of each unit of each window. output.predictions: (windows, L) numbers of labels."""
-    tags = []
-    for numbers, part in zip(output.predictions, parts):
-        tags.append([labels[numbers[token]] for token, _, _ in part.heads])
-    return tags
 
 
 def write_results(run: Run, rows: list[dict], predicted: list, report: dict, units: str) -> None:

@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 
 from transformers import DataCollatorWithPadding, set_seed
 
-from rlhf.errors import UserError
 from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
-from rlhf.tasks.question_answering.encode import best_answers, encode_windows, question_ids
-from rlhf.tasks.question_answering.metrics import check_unit, reading_report
+from rlhf.tasks.question_answering.encode import (
+    best_answers,
+    encode_windows,
+    has_unanswerable,
+    question_ids,
+)
+from rlhf.tasks.question_answering.metrics import check_unit, reading_report, wrong_answers
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
 MISTAKES = 100  # wrong answers that are kept
@@ -122,26 +126,6 @@ def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> 
             write_results(run, splits.eval, ids, answers, report)
 
 
-def has_unanswerable(train: list[dict], evaluation: list[dict]) -> bool:
-    """True if the model has to learn that a context may hold no answer; UserError where it cannot."""
-    in_train = count_unanswerable(train)
-    in_evaluation = count_unanswerable(evaluation)
-    if in_evaluation and not in_train:
-        raise UserError(
-            f"{in_evaluation} evaluation rows have no answer in their context, and no training row shows that this may be: "
-            "add such rows to the training, or remove these"
-        )
-    if in_train == len(train):
-        raise UserError(
-            f"none of the {in_train} training rows has an answer: there is nothing to mark"
-        )
-    return in_train > 0
-
-
-def count_unanswerable(rows: list[dict]) -> int:
-    return sum(not row["answers"]["text"] for row in rows)
-
-
 def numbers_of(report: dict) -> dict[str, float]:
     """The numbers of the report that are watched during the training."""
     return {"exact": report["exact"], "f1": report["f1"]}
@@ -152,7 +136,7 @@ def write_results(
 ) -> None:
     """The report, the official prediction files and samples in the run folder; the mistakes on the terminal."""
     scores = report.pop("rows_scored")
-    mistakes = find_mistakes(rows, ids, scores)
+    mistakes = wrong_answers(rows, ids, scores)
     run.write("question_answering.json", report | {"mistakes": mistakes[:MISTAKES]})
     predicted = {name: score["predicted"] for name, score in zip(ids, scores)}
     run.write("predictions.json", predicted)
@@ -170,16 +154,6 @@ def write_results(
         )
         columns = ["question", "gold", "predicted", "f1"]
         run.say(sample_table(mistakes, columns=columns, limit=MISTAKES_SHOWN))
-
-
-def find_mistakes(rows: list[dict], ids: list[str], scores: list[dict]) -> list[dict]:
-    """Rows that are not answered exactly: id, question, the different gold answers, prediction and scores."""
-    mistakes = []
-    for name, row, score in zip(ids, rows, scores):
-        if not score["exact"]:
-            gold = " | ".join(dict.fromkeys(row["answers"]["text"]))
-            mistakes.append({"id": name, "question": row["question"], "gold": gold, **score})
-    return mistakes
 
 
 if __name__ == "__main__":

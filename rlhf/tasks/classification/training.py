@@ -10,13 +10,27 @@ from rlhf.algorithms.losses import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
 )
+from rlhf.errors import UserError
 from rlhf.models.load import trained_labels
 from rlhf.models.scores import scale_scores, shift_scores
 from rlhf.runs.run import Run
 from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, encode_texts
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
+from rlhf.tasks.model import start_encoder
 
 LABELS_SHOWN = 8  # labels in a message
+
+
+def check_options(settings, task: LabelTask) -> None:
+    """UserError where an option does not fit the labels."""
+    if settings.class_weights not in ("none", "balanced"):
+        raise UserError(f"class_weights={settings.class_weights!r}: use none or balanced")
+    if task.name == "regression" and settings.class_weights != "none":
+        raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
+    if task.name != "single_label" and settings.consistency_coef:
+        raise UserError(
+            f"consistency_coef is for rows of one label, and the task is {task.name}: set it to 0"
+        )
 
 
 def keep_head(run: Run, settings, task: LabelTask) -> tuple[LabelTask, bool]:
@@ -36,6 +50,23 @@ def keep_head(run: Run, settings, task: LabelTask) -> tuple[LabelTask, bool]:
     if keeps:
         task = replace(task, labels=known)
     return task, keeps
+
+
+def start_classifier(
+    run: Run,
+    settings,
+    tokenizer,
+    task: LabelTask,
+    *,
+    pairs: bool,
+):
+    """(the model, the task with the labels in the order of the model's outputs)."""
+    task, keeps_head = keep_head(run, settings, task)
+    options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
+    model = start_encoder(run, settings, tokenizer, "classification", pairs=pairs, **options)
+    if task.name == "regression" and keeps_head:
+        to_units_of_spread(model, task)
+    return model, task
 
 
 def encode_rows(tokenizer, rows: list[dict], *, task: LabelTask, pairs: bool, max_length: int):

@@ -199,6 +199,17 @@ def check_types(rows: Sequence[dict], labels: Sequence[str]) -> None:
     )
 
 
+def check_held_out(rows: Sequence[dict], labels: Sequence[str]) -> None:
+    """UserError where the evaluation rows have a type that no training row has, or no entity at all."""
+    check_types(rows, labels)
+    for row in rows:
+        if any(tag != OUTSIDE for tag in row["tags"]):
+            return
+    raise UserError(
+        f"none of the {len(rows)} evaluation rows has an entity to find: raise eval_fraction or add rows"
+    )
+
+
 def warnings_of(
     train: Sequence[dict],
     evaluation: Sequence[dict],
@@ -468,3 +479,20 @@ def out_of_reach(windows: Sequence[TokenWindow], rows: Sequence[dict]) -> int:
     for row, best_tags in zip(rows, decode_windows(windows, perfect_marks, rows), strict=True):
         count += len(set(entities(row["tags"])) - set(entities(best_tags)))
     return count
+
+
+def windows_added(windows: Sequence[TokenWindow]) -> int:
+    """The number of windows beyond one per row."""
+    return len(windows) - len({window.row for window in windows})
+
+
+def tags_of_windows(
+    windows: Sequence[TokenWindow],
+    numbers: Iterable,
+    labels: Sequence[str],
+) -> list[list[str]]:
+    """The predicted tag of each unit of each window. numbers: (windows, L), those of the labels of its tokens."""
+    tags = []
+    for predicted, window in zip(numbers, windows):
+        tags.append([labels[predicted[token]] for token, _, _ in window.heads])
+    return tags

@@ -364,3 +364,23 @@ def question_ids(rows: Sequence[dict]) -> list[str]:
             "question its own, or drop the column id"
         )
     return ids
+
+
+def has_unanswerable(train: Sequence[dict], evaluation: Sequence[dict]) -> bool:
+    """True if the model has to learn that a context may hold no answer; UserError where it cannot."""
+    in_train = count_unanswerable(train)
+    in_evaluation = count_unanswerable(evaluation)
+    if in_evaluation and not in_train:
+        raise UserError(
+            f"{in_evaluation} evaluation rows have no answer in their context, and no training row shows that this may be: "
+            "add such rows to the training, or remove these"
+        )
+    if in_train == len(train):
+        raise UserError(
+            f"none of the {in_train} training rows has an answer: there is nothing to mark"
+        )
+    return in_train > 0
+
+
+def count_unanswerable(rows: Sequence[dict]) -> int:
+    return sum(not row["answers"]["text"] for row in rows)

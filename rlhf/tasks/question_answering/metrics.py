@@ -232,3 +232,13 @@ def _by_kind(questions: Sequence[str], scores: Sequence[Score]) -> list[dict]:
 def _means(scores: Sequence[Score]) -> dict:
     exact, f1 = (sum(column) / len(scores) for column in zip(*scores))
     return {"exact": exact, "f1": f1, "rows": len(scores)}
+
+
+def wrong_answers(rows: Sequence[dict], ids: Sequence[str], scores: Sequence[dict]) -> list[dict]:
+    """Rows that are not answered exactly: id, question, the different gold answers, prediction and scores."""
+    mistakes = []
+    for name, row, score in zip(ids, rows, scores):
+        if not score["exact"]:
+            gold = " | ".join(dict.fromkeys(row["answers"]["text"]))
+            mistakes.append({"id": name, "question": row["question"], "gold": gold, **score})
+    return mistakes
