@@ -48,7 +48,8 @@ class Task:
     rows: kind -> Rows. Kinds with the answer are read by the recipe, the others by `predict`.
     inputs: kinds that a trained model predicts from, preferred ones first.
     texts: columns that the app asks for. optional: those that only models with `trained_pairs` in their config read.
-    head: name of transformers' Auto class. model_types: architectures that can be trained from random weights.
+    head: name of transformers' Auto class. No two tasks share one: it tells the task of a model.
+    model_types: architectures that can be trained from random weights.
     peft_type: peft's name of the task. lora_excludes: heads that peft trains in full, so that LoRA must pass them by.
     predictor: "module:Class" of a trained model. answers: "module:Class" that compares predictions with answers.
     pipeline: the Hub's name of the task. hub_metrics: metric of a run record -> the Hub's name of it.

@@ -32,6 +32,11 @@ def test_a_task_has_its_folder_its_recipe_and_its_view(name):
     assert [view.kind for view in VIEWS].count(name) == 1
 
 
+def test_no_two_tasks_share_a_head():
+    heads = [task.head for task in TASKS.values()]
+    assert len(set(heads)) == len(heads), "the head in config.json tells the task of a model"
+
+
 @NAMES
 def test_the_row_of_a_task_names_things_that_exist(name):
     task = TASKS[name]

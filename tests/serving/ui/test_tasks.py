@@ -9,7 +9,9 @@ from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui import tasks as ui
 from rlhf.serving.ui.page import build_page
 
-CLASSIFICATION, NER, QUESTION_ANSWERING, MULTIPLE_CHOICE = ui.VIEWS
+BY_KIND = {view.kind: view for view in ui.VIEWS}
+CLASSIFICATION, NER = BY_KIND["classification"], BY_KIND["ner"]
+QUESTION_ANSWERING = BY_KIND["question_answering"]
 
 
 class NoChat:
