@@ -18,7 +18,6 @@ from rlhf.data.chat import add_chat_template, encode_example
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.models.lora import add_lora
 from rlhf.models.memory import free_memory
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
@@ -97,8 +96,7 @@ def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run
     run.parent("policy", settings.model_name_or_path)
     add_chat_template(tokenizer)
     fit_embeddings(policy, tokenizer)
-    if settings.use_peft:
-        policy = add_lora(policy, task="CAUSAL_LM", rank=settings.lora_r, alpha=settings.lora_alpha)
+    policy = settings.with_lora(policy, task="CAUSAL_LM")
     for path in settings.reward_model_path:  # for the model card
         run.parent("reward", path)
     rewards = load_rewards(settings, policy, tokenizer)

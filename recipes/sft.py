@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf.data.chat import add_chat_template, as_messages, encode_example
 from rlhf.data.load import load_rows
+from rlhf.data.padding import IGNORED
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, save
@@ -27,7 +28,6 @@ from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 
 KINDS = ("prompt_completion", "messages", "text")
-IGNORED = -100  # label of a token that is not learned, as torch's cross entropy has it
 
 
 @dataclass

@@ -8,6 +8,8 @@ from torch import Tensor
 
 Row = Sequence[int] | Tensor  # either all rows of a call are tensors, or none
 
+IGNORED = -100  # label of a token without a loss, as in transformers
+
 
 def left_pad(rows: Sequence[Row], pad_value: int) -> tuple[Tensor, Tensor]:
     """Pads at the start of each row, so that all rows end in the last column.

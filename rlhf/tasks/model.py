@@ -3,7 +3,6 @@
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_tokenizer
-from rlhf.models.lora import add_lora
 from rlhf.models.parts import context_length
 from rlhf.models.scratch import new_encoder
 from rlhf.runs.run import Run
@@ -58,7 +57,4 @@ def token_limit(args, model, tokenizer) -> int:
 
 def with_lora(model, settings, task: str):
     """The model, with LoRA matrices if the settings ask for them. Its head is then trained in full."""
-    if not settings.use_peft:
-        return model
-    peft_type = TASKS[task].peft_type
-    return add_lora(model, task=peft_type, rank=settings.lora_r, alpha=settings.lora_alpha)
+    return settings.with_lora(model, task=TASKS[task].peft_type)

@@ -16,12 +16,12 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rlhf.algorithms.losses import consistency_loss
+from rlhf.data.padding import IGNORED
 from rlhf.errors import UserError
 from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.parts import trunk_of
 from rlhf.runs.progress import use_run_progress
 
-IGNORED = -100  # label of a token without a loss, as in transformers
 # Updates among which group_by_length looks for rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md).
 POOL = 8
 # Batches are split in two where a whole one has this many times the tokens of its halves, padding included.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from rlhf.data.padding import IGNORED
 from rlhf.tasks.classification.encode import encode_texts
 
-IGNORED = -100  # label of a repeated choice, as transformers pads labels between batches
 RIGHT = 1
 
 

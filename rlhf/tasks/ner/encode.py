@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from rlhf.data.padding import IGNORED
 from rlhf.data.words import URL
 from rlhf.errors import UserError
 
@@ -31,7 +32,6 @@ PREFIXES = {
     "U": "S",
     "W": "S",
 }
-IGNORED = -100  # label of a token without a loss, as in transformers
 OVERLAP = 4  # windows of a long text share a 4th of their tokens
 CHARACTERS = 0.95  # share of one-character units from which the data tag characters
 JOINT_RATIO = 20  # a sign joins words if it occurs inside a word once per 20 times alone

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from rlhf.data.padding import right_pad_columns, row_lengths
+from rlhf.data.padding import IGNORED, right_pad_columns, row_lengths
 from rlhf.errors import UserError
 
 MASK_SHARE = 0.15  # of tokens that are predicted
 SHORT_SHARE = 0.1  # of pairs that are shorter on purpose, so that the model sees short texts too
 TEXTS_PER_CALL = 1000  # texts in the tokenizer at once: its encodings are larger than the tokens
-IGNORED = -100  # label of a token without a loss, as in transformers
 NO_WORD = -1  # word number of special tokens
 
 
