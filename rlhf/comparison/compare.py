@@ -18,13 +18,13 @@ import torch
 from rlhf.algorithms.masking import masked_sum
 from rlhf.completions.diversity import n_grams
 from rlhf.completions.sample import decode, uniform_numbers
-from rlhf.completions.score import ScoringBatch, WeightedSum
+from rlhf.completions.score import ScoringBatch, WeightedSum, column_names
 from rlhf.data.chat import as_text, decode_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.padding import left_pad, right_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.models.parts import context_length, freeze
+from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
@@ -409,7 +409,7 @@ def generate(
             run.model,
             padded.to(run.device),
             mask.to(run.device),
-            eos_token_id=run.tokenizer.eos_token_id,
+            stop_token_ids=stop_token_ids(run.model, run.tokenizer),
             max_completion_length=max_completion_length,
             temperature=temperature,
             uniforms=batch_uniforms,
@@ -457,7 +457,7 @@ def score_values(
     completed = ScoringBatch(
         prompts=[row["prompt"] for row in rows],
         completions=completions.texts,
-        columns=reward_columns(rows),
+        columns={name: [row.get(name) for row in rows] for name in column_names(rows)},
         tokenizer=run.tokenizer,
         prompt_ids=completions.prompt_ids,
         completion_ids=completions.ids,
@@ -470,18 +470,6 @@ def score_values(
     for name, part in parts.items():
         values[f"score_{name}"] = part.tolist()
     return values
-
-
-def reward_columns(rows: list[dict]) -> dict[str, list]:
-    """Every column that any row has, except prompt and completion; None where a row lacks it."""
-    names: set[str] = set()
-    for row in rows:
-        names.update(row)  # rows of one file may have different columns
-    names -= {"prompt", "completion"}
-    columns = {}
-    for name in sorted(names):
-        columns[name] = [row.get(name) for row in rows]
-    return columns
 
 
 def check_finite(values: dict[str, list[float]], label: str) -> None:

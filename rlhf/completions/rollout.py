@@ -77,11 +77,13 @@ def choose(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """batch_size: rows per forward pass; the others are those of `PolicyGradientConfig`."""
+    """Settings of `collect`. Those without a comment are fields of `PolicyGradientConfig`."""
 
     temperature: float
     max_completion_length: int
-    batch_size: int
+    batch_size: int  # rows per forward pass
+    stop_token_ids: tuple[int, ...]  # of the policy
+    columns: tuple[str, ...]  # of the rows, for reward functions: None where a row lacks one
     missing_eos_penalty: float
 
 
@@ -110,21 +112,17 @@ def collect(
         model.policy,
         ids,
         prompt_mask,
-        eos_token_id=tokenizer.eos_token_id,
+        stop_token_ids=settings.stop_token_ids,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,
         uniforms=uniforms,
     )
     completion_ids = unpadded(sampled.ids, sampled.mask)
-    columns = {}
-    for name in rows[0]:
-        if name not in ("prompt", "completion"):
-            columns[name] = [row.get(name) for row in rows]
     scores, parts = rewards(
         ScoringBatch(
             prompts=[row["prompt"] for row in rows],
             completions=[decode_text(tokenizer, completion) for completion in completion_ids],
-            columns=columns,
+            columns={name: [row.get(name) for row in rows] for name in settings.columns},
             tokenizer=tokenizer,
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,

@@ -6,6 +6,7 @@ numbers are passed in, not drawn here, so a completion depends on its own row on
 finished, or on how rows are spread over processes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ def decode(
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     *,
-    eos_token_id: int,
+    stop_token_ids: Sequence[int],
     max_completion_length: int,
     temperature: float,
     uniforms: Tensor | None,
@@ -77,10 +78,12 @@ def decode(
     """Continue each prompt to its stop token or `max_completion_length`; finished rows leave the batch.
 
     prompt_ids, prompt_mask (B, P): left-padded
+    stop_token_ids: any of them ends a completion
     uniforms (B, max_completion_length): or None, to take the most probable token each time
     """
     rows, device = len(prompt_ids), prompt_ids.device
-    ids = torch.full((rows, max_completion_length), eos_token_id, device=device)
+    stop_tokens = torch.tensor(stop_token_ids, device=device)
+    ids = torch.full((rows, max_completion_length), stop_token_ids[0], device=device)
     lengths = torch.full((rows,), max_completion_length, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     # The batch shrinks: `active` is the row of the result that each of its rows belongs to.
@@ -104,7 +107,7 @@ def decode(
         else:
             chosen = sample_tokens(logits, uniforms[active.cpu(), step], temperature=temperature)
         ids[active, step] = torch.where(finished, ids[active, step], chosen)
-        stops = (chosen == eos_token_id) & ~finished
+        stops = torch.isin(chosen, stop_tokens) & ~finished
         lengths[active[stops]] = step + 1
         ended[active[stops]] = True
         finished = finished | stops

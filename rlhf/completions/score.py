@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +35,14 @@ class ScoringBatch:
     tokenizer: object | None = None
     prompt_ids: list[list[int]] | None = None
     completion_ids: list[list[int]] | None = None
+
+
+def column_names(rows: Iterable[dict]) -> tuple[str, ...]:
+    """Columns that any row has, except prompt and completion: what reward functions get. Rows of one file may differ."""
+    names: set[str] = set()
+    for row in rows:
+        names.update(row)
+    return tuple(sorted(names - {"prompt", "completion"}))
 
 
 class RewardModelScorer:

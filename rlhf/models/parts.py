@@ -70,11 +70,34 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
     """
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    stops = stop_token_ids(model, tokenizer)
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
-            config.eos_token_id = tokenizer.eos_token_id
             config.bos_token_id = tokenizer.bos_token_id
+            # A list only where there are several: some classes compare the config's with token ids.
+            config.eos_token_id = stops if len(stops) > 1 else tokenizer.eos_token_id
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer) -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS, then those of the generation config, in ascending order.
+
+    Instruct models name several. Llama 3 ends a turn with <|eot_id|> and a text with <|end_of_text|>. An id that is an
+    ordinary word of this tokenizer, or none of its tokens, was written for another one and is ignored. [] for a model that
+    cannot end a text, as BERT.
+    """
+    generation_config = getattr(base_of(model), "generation_config", None)
+    named = getattr(generation_config, "eos_token_id", None)
+    if named is None:
+        named = []
+    elif isinstance(named, int):
+        named = [named]
+    first = [tokenizer.eos_token_id]
+    if tokenizer.eos_token_id is None:
+        first = []
+    control_tokens = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    others = control_tokens.intersection(named) - set(first)
+    return first + sorted(others)
 
 
 def fit_tokenizer(tokenizer, model: PreTrainedModel, *, pairs: bool) -> None:

@@ -18,12 +18,13 @@ from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.kl import adapt_kl_coef
 from rlhf.completions.rollout import CollectSettings, Rollout, collect, estimate, statistics
 from rlhf.completions.sample import uniform_numbers
+from rlhf.completions.score import column_names
 from rlhf.data.chat import encode_prompt
 from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, reference_log_probs
 from rlhf.models.one_trunk import adapter
-from rlhf.models.parts import context_length
+from rlhf.models.parts import context_length, stop_token_ids
 from rlhf.policy_gradient import sharding
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.roles import Roles
@@ -129,6 +130,8 @@ class RolloutMaker:
             self.eval_prompts = encode_prompts(
                 eval_rows, tokenizer, args, limit=limit, name="evaluation"
             )
+        self.columns = column_names([*rows, *(eval_rows or [])])
+        self.stop_token_ids = tuple(stop_token_ids(roles.policy, tokenizer))
         self.kl_coef = args.kl_coef
         self.statistics: dict[str, float] = {}  # of the last rollout, for the log
         self.twin = None
@@ -196,6 +199,8 @@ class RolloutMaker:
             temperature=args.temperature,
             max_completion_length=args.max_completion_length,
             batch_size=args.per_device_eval_batch_size,
+            stop_token_ids=self.stop_token_ids,
+            columns=self.columns,
             missing_eos_penalty=args.missing_eos_penalty,
         )
         own = prompts.choose(indices)  # this process's share

@@ -40,7 +40,7 @@ from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import as_messages, decode_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.models.parts import context_length, freeze
+from rlhf.models.parts import context_length, freeze, stop_token_ids
 
 
 @dataclass(frozen=True)
@@ -306,16 +306,12 @@ class Engine:
         path = str(self.runs[name])
         tokenizer = load_tokenizer(path)
         model = freeze(load_policy(path)).to(self.device)
-        stops = model.generation_config.eos_token_id
-        if not isinstance(stops, list):
-            stops = [stops]
-        stops = {*stops, tokenizer.eos_token_id} - {None}
         pad = tokenizer.pad_token_id
         if pad is None:
             pad = tokenizer.eos_token_id
         # A checkpoint may name its own sampling settings. Only its stop tokens are used: the rest comes with the request.
         model.generation_config = GenerationConfig(
-            eos_token_id=sorted(stops) or None, pad_token_id=pad
+            eos_token_id=stop_token_ids(model, tokenizer) or None, pad_token_id=pad
         )
         return model, tokenizer
 

@@ -47,6 +47,8 @@ def gather(
             temperature=temperature,
             max_completion_length=6,
             batch_size=batch_size,
+            stop_token_ids=(tokenizer.eos_token_id,),
+            columns=("place",),
             missing_eos_penalty=eos_penalty,
         ),
     )

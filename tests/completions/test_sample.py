@@ -24,9 +24,9 @@ def policy(request, tokenizer, make_policy, make_llama):
     )
 
 
-def run(policy, prompts, uniforms, *, length=8, temperature=1.0, pad=13):
+def run(policy, prompts, uniforms, *, length=8, temperature=1.0, pad=13, stops=(EOS,)):
     ids, mask = left_pad(prompts, pad)
-    settings = dict(eos_token_id=EOS, max_completion_length=length, temperature=temperature)
+    settings = dict(stop_token_ids=stops, max_completion_length=length, temperature=temperature)
     return decode(policy, ids, mask, uniforms=uniforms, **settings)
 
 
@@ -51,6 +51,18 @@ def slow(policy, prompt, uniforms, length, temperature):
 
 def completions(done):
     return [row[mask].tolist() for row, mask in zip(done.ids, done.mask, strict=True)]
+
+
+def test_any_stop_token_ends_a_completion_and_the_first_one_counts(policy):
+    uniforms = uniform_numbers(len(PROMPTS), 12, seed=3, stream=0)
+    until_eos = completions(run(policy, PROMPTS, uniforms, length=12))
+    done = run(policy, PROMPTS, uniforms, length=12, stops=(EOS, 3, 5))
+    for row, ended, longer in zip(completions(done), done.ended, until_eos, strict=True):
+        stops = [i for i, token in enumerate(longer) if token in (EOS, 3, 5)]
+        # The same tokens as without the others, up to the first stop token inclusive.
+        assert row == longer[: stops[0] + 1 if stops else 12]
+        assert bool(ended) == bool(stops)
+    assert {row[-1] for row in completions(done)} > {3}, "more than one of them was drawn"
 
 
 @pytest.mark.parametrize("pad", [13, EOS], ids=["pad", "pad is eos"])

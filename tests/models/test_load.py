@@ -10,7 +10,13 @@ from transformers import (
 
 from rlhf.models.load import load_encoder, load_policy, load_reward_model, load_tokenizer, save
 from rlhf.models.lora import add_lora
-from rlhf.models.parts import context_length, disable_dropout, fit_embeddings, freeze
+from rlhf.models.parts import (
+    context_length,
+    disable_dropout,
+    fit_embeddings,
+    freeze,
+    stop_token_ids,
+)
 from rlhf.models.scores import score_head, sequence_scores, shift_scores
 from rlhf.models.scratch import new_policy
 
@@ -187,6 +193,19 @@ def test_new_tokens_get_room_and_special_tokens_are_told(plain_tokenizer, make_p
     for config in (policy.config, policy.generation_config):
         assert config.pad_token_id == plain_tokenizer.pad_token_id != plain_tokenizer.eos_token_id
         assert config.eos_token_id == plain_tokenizer.eos_token_id
+
+
+def test_every_stop_token_of_the_generation_config_is_kept(tokenizer, make_policy, tmp_path):
+    policy = make_policy(tokenizer)
+    # Two control tokens, as in Llama 3. Id 3 is the word "b", and 999 is not in the vocabulary.
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|system|>")
+    policy.generation_config.eos_token_id = [end_of_turn, 0, 3, 999]
+    assert stop_token_ids(policy, tokenizer) == [0, end_of_turn]
+    fit_embeddings(policy, tokenizer)
+    save(policy, tokenizer, tmp_path / "run")
+    saved = load_policy(str(tmp_path / "run"))
+    assert saved.generation_config.eos_token_id == [0, end_of_turn]
+    assert stop_token_ids(saved, tokenizer) == [0, end_of_turn]
 
 
 def test_sizes_that_do_not_fit_name_the_nearest(tokenizer, refused):

@@ -104,6 +104,35 @@ def test_invariant_21_prompts_come_in_permutations_each_once():
     assert choose_rows(10, 25, start=0, seed=4) == stream[:25]
 
 
+def test_reward_functions_get_every_column_of_the_file_in_every_batch(make_trainer):
+    # Only one row has a topic. It reaches the function in each call, as None where it is missing.
+    rows = [{"prompt": word} for word in "abcdefg"] + [{"prompt": "h", "topic": "letters"}]
+    topics = []
+
+    def score(prompts, completions, *, topic, **columns):
+        topics.append(topic)
+        assert [name == "letters" for name in topic] == [prompt == "h" for prompt in prompts]
+        return [0.0] * len(prompts)
+
+    trainer = make_trainer(rows=rows, eval_rows=[{"prompt": "a"}], score=score)
+    trainer.rollouts.make(0)
+    trainer.rollouts.make_for_evaluation()
+    assert "letters" in topics[0] and topics[1] == [None]
+
+
+def test_a_rollout_ends_at_every_stop_token_of_the_policy(make_trainer, make_policy, tokenizer):
+    policy = make_policy(tokenizer, factor=2.0, seed=1, context=32)
+    stop = tokenizer.convert_tokens_to_ids("<|user|>")
+    policy.generation_config.eos_token_id = [0, stop]
+    rollout = make_trainer(policy=policy, rollout_batch_size=32, total_episodes=32).rollouts.make(0)
+    last = rollout.mask.sum(1, keepdim=True) - 1
+    tokens = rollout.completion_ids.gather(1, last).squeeze(1)
+    assert (tokens == stop).any()
+    assert torch.equal(rollout.ended, (tokens == 0) | (tokens == stop))
+    # Nothing was sampled after it.
+    assert (rollout.completion_ids == stop).logical_and(rollout.mask).sum(1).max() == 1
+
+
 def test_permutation_depends_on_seed_and_stream_only():
     first = permutation(20, seed=1, stream=2)
     torch.manual_seed(9)
