@@ -55,8 +55,9 @@ def _before_first_answer(messages: list[dict]) -> list[dict]:
     if "user" in roles:
         start = roles.index("user")
     if "assistant" not in roles[start:]:
-        return messages
-    return messages[: roles.index("assistant", start)]
+        return messages  # the user speaks last
+    end = roles.index("assistant", start)
+    return messages[: end or None]  # an answer to nothing is told apart by its text
 
 
 def _prompt_column(row: dict, kind: str | None) -> str:
@@ -208,10 +209,10 @@ def load_splits(
     train_rows, eval_rows = train.rows, []
     if settings.eval_fraction:
         train_rows, eval_rows = split_rows(train.rows, settings.eval_fraction, seed, train.kind)
-        if len({prompt_key(row, train.kind) for row in eval_rows}) == 1:
-            train.warnings.append(
-                f"eval_fraction={settings.eval_fraction} of {len(train.rows)} rows holds out one prompt: its metrics say little"
-            )
+        prompts = {prompt_key(row, train.kind) for row in eval_rows}
+        if len(prompts) == 1:
+            share = f"eval_fraction={settings.eval_fraction} of {len(train.rows)} rows"
+            train.warnings.append(f"{share} holds out one prompt: its metrics say little")
     return Splits(train_rows, eval_rows, train.kind, train.sources, train.warnings)
 
 
