@@ -13,7 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from rlhf.data.conversations import Dropped
-from rlhf.data.files import READERS, BrokenLine, data_files, read_rows, suffix
+from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
+from rlhf.data.folders import read_folder
 from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
 from rlhf.data.ratings import answer_column, score_columns, thumb_column
 from rlhf.data.rows import (
@@ -108,6 +109,7 @@ class CheckedRows:
     total, bad: rows read, and how many of them were bad.
     problems: `path:line: column: reason` of the bad ones.
     passed: counts of the feedback events that are not rankings, by their name.
+    unread: names of the files of a folder that are not part of the split.
     dropped: counts of what holds nothing to learn, by the reason.
     unread_ratings: columns of demonstrations that may say how good an answer is, which nothing reads.
     """
@@ -139,6 +141,7 @@ class CheckedRows:
         self.problems: list[str] = []
         self.passed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.unread: list[str] = []
         self.unread_ratings: list[str] = []
         self.ratings = ratings
         if ratings.good_answers and "prompt_completion" not in self.kinds:
@@ -175,7 +178,11 @@ class CheckedRows:
         return rows
 
     def _local_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
-        for path in data_files(self.name, self.split):
+        paths = [Path(self.name)]
+        if paths[0].is_dir():
+            folder = read_folder(paths[0], self.split, tuple(READERS))
+            paths, self.unread = folder.files, folder.unread
+        for path in paths:
             for line, row in read_rows(path, self.separator):
                 yield f"{path}:{line}", row
 
@@ -600,6 +607,8 @@ def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
         warnings.append(f"{checked.name}: feedback events passed over: {', '.join(events)}")
     for reason, count in checked.dropped.most_common():
         warnings.append(f"{checked.name}: dropped: {count} {reason}")
+    if checked.unread:
+        warnings.append(f"{checked.name}: files that were not read: {', '.join(checked.unread)}")
     if checked.unread_ratings:
         columns = ", ".join(checked.unread_ratings)
         warnings.append(

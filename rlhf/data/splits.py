@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from rlhf.data.chat import as_messages
+from rlhf.data.files import READERS
+from rlhf.data.folders import has_split
 from rlhf.data.load import (
     CheckedRows,
     Loaded,
@@ -183,7 +185,7 @@ def load_splits(
 
     Eval rows come from the first of these that is set:
     1. eval_dataset_name.
-    2. dataset_test_split, if the Hub data set has that split, or the folder has `<dataset_test_split>.jsonl`.
+    2. dataset_test_split, if the Hub data set has that split, or the folder has files named after it.
     3. eval_fraction of the prompts.
     With none of them there are no eval rows.
 
@@ -264,5 +266,5 @@ def _eval_name(settings) -> str | None:
 
 def _has_split(name: str, config: str | None, split: str) -> bool:
     if is_local(name):
-        return Path(name, f"{split}.jsonl").is_file()
+        return has_split(Path(name), split, tuple(READERS))
     return split in load_hub_splits(name, config)
