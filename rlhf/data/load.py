@@ -16,6 +16,7 @@ from rlhf.data.conversations import Dropped
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
 from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
+from rlhf.data.labels import LabelTypes
 from rlhf.data.ratings import answer_column, score_columns, thumb_column
 from rlhf.data.rows import (
     ANSWERS,
@@ -94,6 +95,9 @@ class Ratings:
     rank_by: str | None = None
 
 
+AS_THEY_ARE = Ratings()
+
+
 class CheckedRows:
     """The good rows of a source, read and checked in one pass when they are iterated.
 
@@ -124,7 +128,7 @@ class CheckedRows:
         config: str | None = None,
         checks: dict[str, Callable] | None = None,
         separator: str | None = None,
-        ratings: Ratings = Ratings(),
+        ratings: Ratings = AS_THEY_ARE,
     ):
         self.name = name
         self.kinds = tuple(kinds)
@@ -142,6 +146,7 @@ class CheckedRows:
         self.passed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.unread: list[str] = []
+        self.label_types = LabelTypes()
         self.unread_ratings: list[str] = []
         self.ratings = ratings
         if ratings.good_answers and "prompt_completion" not in self.kinds:
@@ -196,6 +201,21 @@ class CheckedRows:
                 yield location, row
             else:
                 self.passed[str(event)] += 1
+
+    def notes(self) -> list[str]:
+        """Sentences about what was passed over, and about columns that are not read. Complete after the pass."""
+        notes = []
+        for reason, count in self.dropped.most_common():
+            notes.append(f"{self.name}: dropped: {count} {reason}")
+        if self.unread:
+            notes.append(f"{self.name}: files that were not read: {', '.join(self.unread)}")
+        if self.unread_ratings:
+            columns = ", ".join(self.unread_ratings)
+            notes.append(
+                f"{self.name}: every answer is learned; if {columns} says how good it is, drop the bad ones, or rank the "
+                "answers of each prompt with rank_by"
+            )
+        return notes
 
     # ---- recognising the kind of a source ----
 
@@ -399,7 +419,7 @@ class CheckedRows:
             return
         row = normalise(row)
         kind = KINDS[self._expected_kind(row)]
-        problems = self._check(row, kind)
+        problems = self._check(row, kind) or self._check_label_type(row, kind, location)
         if problems:
             if "question" in kind.columns and row.get("id") is not None:
                 # A whole SQuAD file is often one long line.
@@ -450,6 +470,13 @@ class CheckedRows:
             reasons = [(column, self.checks[column](row[column])) for column in checked]
             problems = [(column, reason) for column, reason in reasons if reason]
         return [f"{column}: {reason}" for column, reason in problems]
+
+    def _check_label_type(self, row: dict, kind: RowKind, location: str) -> list[str]:
+        """The reason why the label of a good row is of another type than those before it."""
+        if "label" not in kind.columns or kind.name in RATED:
+            return []
+        reason = self.label_types.problem(row["label"], location)
+        return [f"label: {reason}"] if reason else []
 
     def _reject(self, location: str, reasons: list[str]) -> None:
         self.total += 1
@@ -552,7 +579,7 @@ def load_rows(
     limit: int | None = None,
     skip_bad: bool = False,
     separator: str | None = None,
-    ratings: Ratings = Ratings(),
+    ratings: Ratings = AS_THEY_ARE,
 ) -> Loaded:
     """All rows of a file, a folder or a Hub data set as one of `kinds`, see collect_rows.
 
@@ -605,16 +632,7 @@ def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
     if checked.passed:
         events = [f"{event} {count}" for event, count in checked.passed.most_common()]
         warnings.append(f"{checked.name}: feedback events passed over: {', '.join(events)}")
-    for reason, count in checked.dropped.most_common():
-        warnings.append(f"{checked.name}: dropped: {count} {reason}")
-    if checked.unread:
-        warnings.append(f"{checked.name}: files that were not read: {', '.join(checked.unread)}")
-    if checked.unread_ratings:
-        columns = ", ".join(checked.unread_ratings)
-        warnings.append(
-            f"{checked.name}: every answer is learned; if {columns} says how good it is, drop the bad ones, or rank the "
-            "answers of each prompt with rank_by"
-        )
+    warnings += checked.notes()
     return warnings
 
 
