@@ -1,7 +1,7 @@
 """`python -m rlhf validate FILE`: what a file holds, and every bad row of it as `path:line: column: reason`.
 
-Exits with 0, or with 2 if any row is invalid or none could be read. The file is read as a stream: only lengths and
-hashes are kept.
+It says what will be learned from the file, and shows the first rows with the learned part in [[ ]]. Exits with 0, or with
+2 if any row is invalid or none could be read. The file is read as a stream: only lengths and hashes are kept.
 """
 
 import sys
@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 
+from rlhf.commands.learned import learned_part, show_row
 from rlhf.data.chat import as_text, encode_text
-from rlhf.data.load import CheckedRows, row_digest
+from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, row_digest
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 
 PERCENTILES = (5, 50, 95, 100)
+ROWS_SHOWN = 3  # with their learned part
 LABELS_SHOWN = 20  # a column of free text would fill the terminal
 
 # unit -> length of a text in it
@@ -36,11 +38,14 @@ class ValidationReport:
     labels, tags: how often each occurs.
     answers_per_question: number of answers -> number of questions; 0 means that the context has no answer.
     passed: events of a feedback store that are not rankings -> count.
+    notes: sentences about what was dropped, or is not read.
+    shown: the lines of the first rows, with the learned part marked.
     problems: one line per reason why a row is bad.
     """
 
     name: str
     kind: str = ""
+    source_kind: str = ""
     layout: str = ""
     total: int = 0
     good: int = 0
@@ -55,6 +60,8 @@ class ValidationReport:
     tags: Counter[str] = field(default_factory=Counter)
     answers_per_question: Counter[int] = field(default_factory=Counter)
     passed: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    shown: list[list[str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -68,7 +75,8 @@ def main(args) -> int:
     """Print the report; returns 0, or 2 if any row is invalid."""
     try:
         tokenizer = load_tokenizer(args.tokenizer)
-        report = validate(args.file, columns=args.columns, tokenizer=tokenizer)
+        ratings = Ratings(args.good_answers, args.rank_by)
+        report = validate(args.file, columns=args.columns, tokenizer=tokenizer, ratings=ratings)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -81,28 +89,36 @@ def load_tokenizer(name: str | None):
     if name is None:
         return None
     # transformers takes seconds to import, and most calls do not need it.
-    from transformers import AutoTokenizer
+    from rlhf.models.load import load_tokenizer as load
 
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        # The Hub's messages run over several lines.
-        reason = " ".join(str(error).split())[:120]
+        return load(name)
+    except UserError as error:
         raise UserError(
-            f"--tokenizer {name}: no tokenizer there ({reason}): give a folder or Hub id"
+            f"--tokenizer {name}: no tokenizer there ({error}): give a folder or Hub id"
         ) from error
 
 
 # ---- counts ------------------------------------------------------------------------------------------------------
 
 
-def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) -> ValidationReport:
-    """Read a file, folder or Hub data set once and count. A `tokenizer` adds lengths in tokens."""
+def validate(
+    name: str,
+    *,
+    columns: dict | str | None = None,
+    tokenizer=None,
+    ratings: Ratings = AS_THEY_ARE,
+) -> ValidationReport:
+    """Read a file, folder or Hub data set once and count. A `tokenizer` adds lengths in tokens.
+
+    Of a folder, the rows are those that a recipe would train on.
+    """
     units: Units = {"characters": len, "words": lambda text: len(text.split())}
     if tokenizer is not None:
         units["tokens"] = lambda text: len(encode_text(tokenizer, text))
     # Every kind of row is accepted: the scan recognises the kind from the first rows.
-    scan = CheckedRows(name, kinds=tuple(KINDS), columns=columns, checks={"label": LabelForm()})
+    checks = {"label": LabelForm()}
+    scan = CheckedRows(name, kinds=tuple(KINDS), columns=columns, checks=checks, ratings=ratings)
     report = ValidationReport(name)
     seen_rows: set[str] = set()
     seen_prompts: set[str] = set()
@@ -119,12 +135,14 @@ def validate(name: str, *, columns: dict | str | None = None, tokenizer=None) ->
         seen_prompts.add(prompt)
         for column in KINDS[scan.kind].columns:
             count_column(report, column, row[column], units)
+        if len(report.shown) < ROWS_SHOWN:
+            report.shown.append(show_row(row, scan.kind, tokenizer))
     # The scan's own counts are complete only now.
-    report.kind = scan.kind
+    report.kind, report.source_kind = scan.kind, scan.source_kind
     if scan.layout:
         report.layout = scan.layout.name
     report.total, report.bad = scan.total, scan.bad
-    report.problems, report.passed = scan.problems, scan.passed
+    report.problems, report.passed, report.notes = scan.problems, scan.passed, scan.notes()
     return report
 
 
@@ -182,12 +200,16 @@ def format_report(report: ValidationReport) -> str:
     if report.passed:
         events = [f"{event} {count}" for event, count in report.passed.most_common()]
         lines.append(f"skipped     feedback events: {', '.join(events)}")
+    lines += [f"note        {note.removeprefix(f'{report.name}: ')}" for note in report.notes]
+    if report.kind:
+        lines.append(f"learned     {learned_part(report.kind)}")
     sections = [
         length_lines(report),
         ranking_lines(report),
         answer_lines(report),
         counter_lines("labels", report.labels),
         counter_lines("tags", report.tags),
+        shown_lines(report),
         report.problems,
     ]
     for section in sections:
@@ -199,9 +221,24 @@ def format_report(report: ValidationReport) -> str:
 def heading(report: ValidationReport) -> str:
     if not report.kind:  # every row is bad
         return f"{report.name}: no row could be read"
-    if not report.layout:
-        return f"{report.name}: {report.kind} rows"
-    return f"{report.name}: {report.kind} rows, imported from {report.layout}"
+    text = f"{report.name}: {report.kind} rows"
+    if report.layout:
+        text += f", imported from {report.layout}"
+    if report.source_kind != report.kind:
+        text += f", of {report.source_kind} rows"
+    return text
+
+
+def shown_lines(report: ValidationReport) -> list[str]:
+    """The first rows, one after the other."""
+    if not report.shown:
+        return []
+    lines = ["the first rows, with what is learned in [[ ]]:"]
+    for row in report.shown:
+        first, *others = row
+        lines.append(f"- {first}")
+        lines += [f"  {line}" for line in others]
+    return lines
 
 
 def length_lines(report: ValidationReport) -> list[str]:
@@ -267,3 +304,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("file", help="local file, folder of .jsonl files, or Hub id")
     parser.add_argument("--columns", help="our name = their name, as in text=document,label=label")
     parser.add_argument("--tokenizer", help="folder or Hub id: adds lengths in tokens")
+    parser.add_argument(
+        "--good_answers",
+        action="store_true",
+        help="of rated answers, what sft learns with that key",
+    )
+    parser.add_argument("--rank_by", help="column with a number by which answers are ranked")

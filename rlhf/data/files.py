@@ -54,6 +54,10 @@ def read_rows(path: Path, separator: str | None = None) -> Iterator[tuple[int, d
 
 def _reader(path: Path, separator: str | None) -> Callable:
     """The function that reads this type of file. UserError for a missing file or an unknown type."""
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"{path}: not a regular file, but a device, a pipe or a folder: save the rows in a file, as rows.jsonl"
+        )
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.glob("*")]
         nearest = get_close_matches(path.name, siblings, n=1)
@@ -183,18 +187,42 @@ def _read_json_lines(path: Path):
             yield number, _parse_object(line)
 
 
+class _Decoder(json.JSONDecoder):
+    """A decoder that notices a key which is twice in an object. Python's own keeps the last value without a word."""
+
+    def __init__(self):
+        super().__init__(object_pairs_hook=self._make_object)
+        self.repeated = ""  # such a key
+
+    def _make_object(self, pairs: list[tuple]) -> dict:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            self.repeated = counts.most_common(1)[0][0]
+        return values
+
+    def problem(self) -> BrokenLine | None:
+        """What is wrong with the objects that were decoded since the last call."""
+        key, self.repeated = self.repeated, ""
+        if not key:
+            return None
+        return BrokenLine(f"the key {key!r} is twice in one object: remove one of them")
+
+
 def _parse_object(line: str) -> dict | BrokenLine:
     try:
-        row = json.loads(line.rstrip("\r\n"))
+        decoder = _Decoder()
+        row = decoder.decode(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         return BrokenLine(
             f"not valid JSON ({error.msg}, column {error.colno}): the line is cut off or damaged"
         )
     except (ValueError, RecursionError) as error:  # a number of too many digits, deep nesting
         return BrokenLine(f"not valid JSON ({error})")
+    problem = decoder.problem()
     if not isinstance(row, dict):
         return BrokenLine(f"an object {{...}} is expected, {line.strip():.60} given")
-    return row
+    return problem or row
 
 
 class _JSONText:
@@ -203,7 +231,7 @@ class _JSONText:
     def __init__(self, text: str):
         self.text = text
         self.index = 0  # of the next character to read
-        self.decoder = json.JSONDecoder()
+        self.decoder = _Decoder()
 
     def peek(self) -> str:
         """The next character that is not white space, or "" at the end of the text."""
@@ -253,12 +281,16 @@ def _array_rows(text: _JSONText):
             text.take(",")
         text.take(":")
     text.take("[")
+    text.decoder.problem()  # of the values that were skipped
     line, counted = 1, 0  # the line at index `counted`
     while text.peek() != "]":
         line += text.text.count("\n", counted, text.index)
         counted = text.index
         row = text.value()
-        if isinstance(row, dict):
+        problem = text.decoder.problem()
+        if problem:
+            yield line, problem
+        elif isinstance(row, dict):
             yield line, row
         else:
             yield line, BrokenLine(f"an object is expected, {row!r:.60} given")
@@ -465,19 +497,3 @@ READERS = {
     ".txt": _read_text,
     **dict.fromkeys(CONLL_ENDINGS, _read_conll),
 }
-
-
-def data_files(name: str, split: str | None = None) -> list[Path]:
-    """The file itself. For a folder `<split>.jsonl` if it exists, else all its .jsonl files in order."""
-    path = Path(name)
-    if not path.is_dir():
-        return [path]
-    # Without a file for the split, the folder is one data set in several files, such as a feedback store.
-    if split and (path / f"{split}.jsonl").is_file():
-        return [path / f"{split}.jsonl"]
-    files = sorted(path.glob("*.jsonl"))
-    if not files:
-        raise UserError(
-            f"{name}: the folder holds no .jsonl file: give a file, or a folder of .jsonl files"
-        )
-    return files

@@ -3,180 +3,59 @@
 A layout is recognised by its columns and, where those could mean something else, by a look at one value. Columns that
 an importer does not use are kept. A row that cannot be converted raises UserError("column: reason").
 
-Omitted, and why:
-- Alpaca's wrapper "Below is an instruction ...": the chat template does that job.
-- ShareGPT's tool turns: GPT-2 class models have no tools.
-- SQuAD's plausible answers to questions that have none.
+Instructions are in instructions.py, conversations in conversations.py and rated answers in ratings.py. Here are the rows of
+the encoder tasks, and the table of all layouts. Omitted: SQuAD's plausible answers to questions that have none.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from rlhf.data.conversations import (
+    from_openai,
+    from_openai_tools,
+    from_sharegpt,
+    has_messages,
+    has_turns,
+    has_weights,
+)
+from rlhf.data.instructions import (
+    from_alpaca,
+    from_alpaca_history,
+    from_instances,
+    from_question_answer,
+)
+from rlhf.data.ratings import (
+    from_alpaca_pair,
+    from_alpaca_thumb,
+    from_dialogues,
+    from_hh,
+    from_kochatgpt,
+    from_openai_pair,
+    from_tree,
+    from_turns_pair,
+    from_turns_thumb,
+    has_dialogues,
+    has_hh_dialogues,
+    has_rated_turns,
+    has_thumb,
+    has_turns_pair,
+    rank_scored,
+    rank_trees,
+)
+from rlhf.data.rows import without
 from rlhf.data.words import cut_words
 from rlhf.errors import UserError
-
-
-def _rest(row: dict, *used: str) -> dict:
-    """The columns of a row that an importer does not use."""
-    return {key: value for key, value in row.items() if key not in used}
-
-
-# ---- instructions and questions -------------------------------------------------------------------------------------
-
-
-def from_alpaca(row: dict) -> list[dict]:
-    """{instruction, input, output}: the input follows the instruction after an empty line."""
-    prompt = _instruction(row["instruction"], row.get("input"))
-    rest = _rest(row, "instruction", "input", "output")
-    return [{"prompt": prompt, "completion": row["output"], **rest}]
-
-
-def from_instances(row: dict) -> list[dict]:
-    """Self-Instruct's {instruction, instances: [{input, output}, ...]}: one row for each instance."""
-    rest = _rest(row, "instruction", "instances")
-    instances = row["instances"]
-    if not isinstance(instances, list) or not all(map(_has_output, instances)):
-        raise UserError(
-            f"instances: a list of {{input, output}} is expected, {instances!r:.60} given"
-        )
-    rows = []
-    for instance in instances:
-        prompt = _instruction(row["instruction"], instance.get("input"))
-        rows.append({"prompt": prompt, "completion": instance["output"], **rest})
-    return rows
-
-
-def _has_output(instance) -> bool:
-    return isinstance(instance, dict) and "output" in instance
-
-
-def _instruction(instruction: str, text: str | None) -> str:
-    if instruction and text:
-        return f"{instruction}\n\n{text}"
-    return instruction or text  # either may be "" or None
-
-
-def from_question_answer(row: dict) -> list[dict]:
-    """ChatbotData.csv's {Q, A, label}: the label (its topic) is kept as an extra column."""
-    return [{"prompt": row["Q"], "completion": row["A"], **_rest(row, "Q", "A")}]
-
-
-# ---- dialogues ------------------------------------------------------------------------------------------------------
-
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
-
-def from_sharegpt(row: dict) -> list[dict]:
-    """{conversations: [{from, value}, ...]} with human / gpt / system."""
-    messages = []  # whose contents the check of rows looks at later
-    for turn in row["conversations"]:
-        role = SPEAKERS.get(str(turn["from"]))
-        if role is None:
-            raise UserError(
-                f"conversations: unknown speaker {turn['from']!r}, allowed: {', '.join(SPEAKERS)}"
-            )
-        messages.append({"role": role, "content": turn.get("value")})
-    return [{"messages": messages, **_rest(row, "conversations")}]
-
-
-def _has_speakers(row: dict) -> bool:
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not turns:
-        return False
-    return all(isinstance(turn, dict) and "from" in turn for turn in turns)
-
-
-TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def from_hh(row: dict) -> list[dict]:
-    """HH-RLHF's two whole dialogues: the turns that they share are the prompt, and their last turns are the answers."""
-    chosen = _turns(row["chosen"], "chosen")
-    rejected = _turns(row["rejected"], "rejected")
-    shared = 0  # turns at the start that are the same in both
-    for first, second in zip(chosen, rejected, strict=False):
-        if first != second:
-            break
-        shared += 1
-    return [
-        {
-            "prompt": chosen[:shared],
-            "chosen": _only_answer(chosen[shared:], "chosen"),
-            "rejected": _only_answer(rejected[shared:], "rejected"),
-            **_rest(row, "chosen", "rejected"),
-        }
-    ]
-
-
-def _only_answer(turns: list[dict], column: str) -> str:
-    """The text of the turns of a dialogue that the other one does not have. They must be one answer."""
-    if [turn["role"] for turn in turns] != ["assistant"]:
-        raise UserError(
-            f"{column}: one answer after the shared turns is expected, {len(turns)} turns given"
-        )
-    return turns[0]["content"]
-
-
-def _turns(dialogue: str, column: str) -> list[dict]:
-    before, *parts = TURN.split(dialogue)  # speaker, text, speaker, text, ...
-    if before.strip() or not parts:
-        raise UserError(
-            f"{column}: a dialogue that begins with '\\n\\nHuman:' is expected, {dialogue!r:.60} given"
-        )
-    turns: list[dict] = []
-    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-        role = "assistant"
-        if speaker == "Human":
-            role = "user"
-        if turns and turns[-1]["role"] == role:
-            # The same speaker twice in a row is one turn, because chat templates want turns to alternate.
-            turns[-1]["content"] += "\n\n" + text.strip()
-        else:
-            turns.append({"role": role, "content": text.strip()})
-    return turns
-
-
-def _has_dialogues(row: dict) -> bool:
-    """Tells HH-RLHF's dialogues from the answers of a preference, whose columns have the same names."""
-    if "prompt" in row:
-        return False
-    for column in ("chosen", "rejected"):
-        if not isinstance(row[column], str) or not TURN.search(row[column]):
-            return False
-    return True
-
-
-# ---- rankings -------------------------------------------------------------------------------------------------------
-
-COMPLETION = re.compile(r"completion_(\d+)")
-
-
-def from_kochatgpt(row: dict) -> list[dict]:
-    """{prompt, completion_0 .. completion_K-1, ranking}: ranking[i] is the rank of completion_i, 0 = best.
-
-    That reading is the one of the project's own training code, which takes completion_i over completion_j as chosen
-    where ranking[i] < ranking[j]. `ranking` is not a list of answers in order of merit.
-    """
-    columns = [column for column in row if COMPLETION.fullmatch(column)]
-    columns.sort(key=lambda column: int(COMPLETION.fullmatch(column)[1]))  # 10 comes after 9
-    completions = [row[column] for column in columns]
-    rest = _rest(row, "prompt", "ranking", *columns)
-    return [{"prompt": row["prompt"], "completions": completions, "ranks": row["ranking"], **rest}]
-
 
 # ---- tags -----------------------------------------------------------------------------------------------------------
 
 
 def from_ner_tags(row: dict) -> list[dict]:
     """{tokens, ner_tags}, as data sets of the Hub have it: `ner_tags` becomes `tags`."""
-    return [{"tokens": row["tokens"], "tags": row["ner_tags"], **_rest(row, "tokens", "ner_tags")}]
+    return [
+        {"tokens": row["tokens"], "tags": row["ner_tags"], **without(row, "tokens", "ner_tags")}
+    ]
 
 
 def from_entities(row: dict) -> list[dict]:
@@ -204,7 +83,7 @@ def from_entities(row: dict) -> list[dict]:
         tags[inside[0]] = f"B-{label}"
     tokens = [text[start:end] for start, end in units]
     # Our tokens come last: they replace Prodigy's, which are another cut of the text.
-    return [{**_rest(row, "text", column), "tokens": tokens, "tags": tags}]
+    return [{**without(row, "text", column), "tokens": tokens, "tags": tags}]
 
 
 # Thai and Lao, Korean letters, Japanese, Chinese, Korean syllables.
@@ -274,7 +153,7 @@ def from_squad(row: dict) -> list[dict]:
 
     The article is {title, paragraphs: [{context, qas: [{id, question, answers, is_impossible}]}]}.
     """
-    rest = _rest(row, "paragraphs")
+    rest = without(row, "paragraphs")
     rows = []
     for i, paragraph in enumerate(_objects(row["paragraphs"], "paragraphs")):
         for question in _objects(paragraph.get("qas"), f"paragraphs: paragraph {i}: qas"):
@@ -311,7 +190,7 @@ def from_swag(row: dict) -> list[dict]:
     label = row.get("label")
     if label in UNLABELLED:
         label = None
-    rest = _rest(row, "sent1", "sent2", *SWAG_ENDINGS, "label")
+    rest = without(row, "sent1", "sent2", *SWAG_ENDINGS, "label")
     return [{**rest, "text": row["sent1"], "choices": choices, "label": label}]
 
 
@@ -328,43 +207,107 @@ class Layout:
 
     columns: those that a foreign row must have.
     kind: of our rows.
-    convert: one foreign row -> our rows.
+    convert: one foreign row -> our rows, and a Dropped for each part that is passed over.
     fits: a look at the values, where other rows have the same columns.
+    base: not (): one row of this layout decides for its file, and the other rows need only these columns.
+    gather: (location, row) of all rows of a file, and the column that ranks them -> (location, row of ours), where the
+    answers of one prompt are in several rows. An error in the place of a row says why it is bad.
+    is_scored: `rank_by` must name the column that ranks them.
     """
 
     name: str
     columns: tuple[str, ...]
     kind: str
-    convert: Callable[[dict], list[dict]]
+    convert: Callable[[dict], list[dict]] | None = None
     fits: Callable[[dict], bool] = _always
+    base: tuple[str, ...] = ()
+    gather: Callable | None = None
+    is_scored: bool = False
 
     def matches(self, row: dict) -> bool:
         return row.keys() >= set(self.columns) and self.fits(row)
 
-    def read(self, row: dict) -> list[dict]:
-        if not self.matches(row):
+    def check(self, row: dict) -> None:
+        """UserError for a row that this layout cannot read."""
+        is_readable = self.matches(row)
+        if self.base:
+            is_readable = row.keys() >= set(self.base)
+        if not is_readable:
             raise UserError(
                 f"{', '.join(self.columns)}: not a {self.name} row; its columns are {', '.join(row)}"
             )
+
+    def read(self, row: dict) -> list[dict]:
+        self.check(row)
         return self.convert(row)
 
 
+TURNS, MESSAGES = ("conversations",), ("messages",)
+ALPACA = ("instruction", "output")
+PAIR = ("chosen", "rejected")
+OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
-# The first layout that matches counts. HH-RLHF and the entities look at values, because our own rows have these columns.
+HELPSTEER = ("prompt", "response", "helpfulness")
+MESSAGE = ("message_id", "parent_id", "text", "role")
+
+_pairs = partial(Layout, kind="preference")
+_thumbs = partial(Layout, kind="unpaired_preference")
+_rankings = partial(Layout, kind="ranking")
+_demonstrations = partial(Layout, kind="prompt_completion")
+_messages = partial(Layout, kind="messages")
+_entities = partial(Layout, kind="ner", convert=from_entities, fits=_has_entities)
+
+# The first layout that matches counts, so those with ratings come before those without. Some look at values, because our
+# own rows have the same columns.
 LAYOUTS = (
-    Layout("Alpaca", ("instruction", "output"), "prompt_completion", from_alpaca),
-    Layout("Self-Instruct", ("instruction", "instances"), "prompt_completion", from_instances),
-    Layout("ShareGPT", ("conversations",), "messages", from_sharegpt, _has_speakers),
-    Layout("HH-RLHF", ("chosen", "rejected"), "preference", from_hh, _has_dialogues),
-    Layout("KoChatGPT", RANKING_COLUMNS, "ranking", from_kochatgpt),
+    _pairs("ShareGPT pairs", (*TURNS, *PAIR), convert=from_turns_pair, fits=has_turns_pair),
+    _pairs("messages pairs", (*MESSAGES, *PAIR), convert=from_turns_pair, fits=has_turns_pair),
+    _pairs("Alpaca pairs", ("instruction", *PAIR), convert=from_alpaca_pair),
+    _pairs("OpenAI pairs", OPENAI_PAIR, convert=from_openai_pair),
+    _pairs("whole conversations", PAIR, convert=from_dialogues, fits=has_dialogues),
+    _pairs("HH-RLHF", PAIR, convert=from_hh, fits=has_hh_dialogues),
+    _thumbs("ShareGPT KTO", TURNS, convert=from_turns_thumb, fits=has_rated_turns, base=TURNS),
+    _thumbs(
+        "messages KTO", MESSAGES, convert=from_turns_thumb, fits=has_rated_turns, base=MESSAGES
+    ),
+    _thumbs("Alpaca KTO", ALPACA, convert=from_alpaca_thumb, fits=has_thumb, base=ALPACA),
+    _rankings("KoChatGPT", RANKING_COLUMNS, convert=from_kochatgpt),
+    _rankings("HelpSteer", HELPSTEER, gather=rank_scored, is_scored=True),
+    _rankings("OpenAssistant trees", ("message_tree_id", "prompt"), convert=from_tree),
+    _rankings("OpenAssistant messages", MESSAGE, gather=rank_trees),
+    _messages(
+        "Alpaca with history", (*ALPACA, "history"), convert=from_alpaca_history, base=ALPACA
+    ),
+    _demonstrations("Alpaca", ALPACA, convert=from_alpaca),
+    _demonstrations("Self-Instruct", ("instruction", "instances"), convert=from_instances),
+    _messages("ShareGPT", TURNS, convert=from_sharegpt, fits=has_turns),
+    _demonstrations(
+        "OpenAI weights", MESSAGES, convert=from_openai, fits=has_weights, base=MESSAGES
+    ),
+    _messages(
+        "OpenAI tools",
+        (*MESSAGES, "tools"),
+        convert=from_openai_tools,
+        fits=has_messages,
+        base=MESSAGES,
+    ),
+    _messages(
+        "OpenAI functions",
+        (*MESSAGES, "functions"),
+        convert=from_openai_tools,
+        fits=has_messages,
+        base=MESSAGES,
+    ),
     Layout("SQuAD", ("paragraphs",), "question_answering", from_squad),
     Layout("SWAG", ("sent1", "sent2", *SWAG_ENDINGS), "multiple_choice", from_swag),
-    Layout("ChatbotData", ("Q", "A"), "prompt_completion", from_question_answer),
+    _demonstrations("ChatbotData", ("Q", "A"), convert=from_question_answer),
     Layout("ner_tags", ("tokens", "ner_tags"), "ner", from_ner_tags),
-    Layout("entities", ("text", "entities"), "ner", from_entities, _has_entities),
-    Layout("spans", ("text", "spans"), "ner", from_entities, _has_entities),
-    Layout("entities as label", ("text", "label"), "ner", from_entities, _has_entities),
+    _entities("entities", ("text", "entities")),
+    _entities("spans", ("text", "spans")),
+    _entities("entities as label", ("text", "label")),
 )
+# Not recognised by itself: rows of ours with a number that `rank_by` names.
+SCORED = _rankings("scored answers", ("prompt",), gather=rank_scored, is_scored=True)
 
 
 def recognise_layout(row: dict) -> Layout | None:
@@ -373,3 +316,14 @@ def recognise_layout(row: dict) -> Layout | None:
         if layout.matches(row):
             return layout
     return None
+
+
+CONVERSATIONS = ("instruction", "messages", "conversations", "Q")
+
+
+def conversation_columns(row: dict) -> list[str]:
+    """The columns that hold a conversation or an instruction. Of two, it is not known which is to be learned."""
+    columns = [column for column in CONVERSATIONS if row.get(column)]
+    if set(PAIR) <= row.keys() and has_dialogues(row):
+        return []  # UltraFeedback's messages repeat the chosen conversation
+    return columns

@@ -12,21 +12,40 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.files import READERS, BrokenLine, data_files, read_rows, suffix
-from rlhf.data.importers import Layout, recognise_layout
+from rlhf.data.conversations import Dropped
+from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
+from rlhf.data.folders import read_folder
+from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
+from rlhf.data.labels import LabelTypes
+from rlhf.data.ratings import answer_column, score_columns, thumb_column
 from rlhf.data.rows import (
     ANSWERS,
     CONVERSIONS,
+    DEMONSTRATIONS,
     KINDS,
+    RATED,
     RowKind,
     check_row,
+    good_answers,
+    needs_rating,
     normalise,
     recognise,
+    scores_of_pair,
     serves,
 )
 from rlhf.errors import UserError
 
 BAD_ROWS_SHOWN = 10  # in one message
+TIE = "pairs whose two answers have the same score"
+NO_GOOD_ANSWER = "answers that are not good (label false)"
+# What a user can do who wants to learn demonstrations and has rated answers.
+GOOD_ANSWERS = {
+    "unpaired_preference": "good_answers: true learns the answers with the label true",
+    "preference": "good_answers: true learns the chosen answers",
+    "ranking": "good_answers: true learns the best answers, which have rank 0",
+}
+# Columns that may say how good the answer of a demonstration is.
+RATING_NAMES = "label score scores rating ratings reward rewards rank quality helpfulness upvotes votes feedback".split()
 PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 
 
@@ -64,19 +83,39 @@ def _is_name(value) -> bool:
     return isinstance(value, str) and value != ""
 
 
+@dataclass(frozen=True)
+class Ratings:
+    """What becomes of rated answers.
+
+    good_answers: make demonstrations of the good ones, which is never done without being asked for.
+    rank_by: the column with a number by which the answers of a prompt are ranked, where each is a row of its own.
+    """
+
+    good_answers: bool = False
+    rank_by: str | None = None
+
+
+AS_THEY_ARE = Ratings()
+
+
 class CheckedRows:
     """The good rows of a source, read and checked in one pass when they are iterated.
 
     name: a file, a folder or a Hub id.
     kinds: the row kinds that the caller accepts.
     checks: further checks of columns: column -> f(value), which returns the reason why it is bad, or None.
+    ratings: what becomes of rated answers.
 
     After the pass these are complete:
     kind: the kind of the rows.
+    source_kind: the kind of the file, which may have been converted to `kind`.
     layout: the foreign layout from which they were converted, or None.
     total, bad: rows read, and how many of them were bad.
     problems: `path:line: column: reason` of the bad ones.
     passed: counts of the feedback events that are not rankings, by their name.
+    unread: names of the files of a folder that are not part of the split.
+    dropped: counts of what holds nothing to learn, by the reason.
+    unread_ratings: columns of demonstrations that may say how good an answer is, which nothing reads.
     """
 
     def __init__(
@@ -89,6 +128,7 @@ class CheckedRows:
         config: str | None = None,
         checks: dict[str, Callable] | None = None,
         separator: str | None = None,
+        ratings: Ratings = AS_THEY_ARE,
     ):
         self.name = name
         self.kinds = tuple(kinds)
@@ -98,12 +138,21 @@ class CheckedRows:
         self.separator = separator
         self.columns = parse_columns(columns)
         self.kind = ""
-        self.source_kind = ""  # the kind of the file, which may be converted to `kind`
+        self.source_kind = ""
         self.layout: Layout | None = None
         self.total = 0
         self.bad = 0
         self.problems: list[str] = []
         self.passed: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.unread: list[str] = []
+        self.label_types = LabelTypes()
+        self.unread_ratings: list[str] = []
+        self.ratings = ratings
+        if ratings.good_answers and "prompt_completion" not in self.kinds:
+            raise UserError(
+                f"good_answers: true is for recipes that learn demonstrations; this one takes {' or '.join(self.kinds)}"
+            )
 
     def __iter__(self) -> Iterator[dict]:
         source = self._source_rows()
@@ -117,7 +166,11 @@ class CheckedRows:
                 break
         if readable:
             self._recognise(readable)
-        for location, row in chain(head, source):
+        rows = chain(head, source)
+        if self.layout and self.layout.gather:
+            yield from self._gather(rows)
+            return
+        for location, row in rows:
             yield from self._convert(location, row)
 
     def _source_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
@@ -130,7 +183,11 @@ class CheckedRows:
         return rows
 
     def _local_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
-        for path in data_files(self.name, self.split):
+        paths = [Path(self.name)]
+        if paths[0].is_dir():
+            folder = read_folder(paths[0], self.split, tuple(READERS))
+            paths, self.unread = folder.files, folder.unread
+        for path in paths:
             for line, row in read_rows(path, self.separator):
                 yield f"{path}:{line}", row
 
@@ -145,30 +202,116 @@ class CheckedRows:
             else:
                 self.passed[str(event)] += 1
 
+    def notes(self) -> list[str]:
+        """Sentences about what was passed over, and about columns that are not read. Complete after the pass."""
+        notes = []
+        for reason, count in self.dropped.most_common():
+            notes.append(f"{self.name}: dropped: {count} {reason}")
+        if self.unread:
+            notes.append(f"{self.name}: files that were not read: {', '.join(self.unread)}")
+        if self.unread_ratings:
+            columns = ", ".join(self.unread_ratings)
+            notes.append(
+                f"{self.name}: every answer is learned; if {columns} says how good it is, drop the bad ones, or rank the "
+                "answers of each prompt with rank_by"
+            )
+        return notes
+
     # ---- recognising the kind of a source ----
 
     def _recognise(self, head: list[dict]) -> None:
         """Sets kind, source_kind and layout by a majority of the first rows. UserError where no kind fits."""
         names = list(dict.fromkeys(chain.from_iterable(head)))  # of all columns, in order
         self._check_columns(names)
+        rows = [self._rename(row) for row in head]
+        self.layout, self.source_kind = self._elect(rows) or (None, "")
+        if not self.source_kind:
+            raise UserError(self._unknown_form(names))
+        if self.source_kind in (*RATED, *DEMONSTRATIONS):
+            self._refuse_two_readings(rows)
+        self._check_rank_by(rows, names)
+        self.kind = self._kind_of_rows()
+        if not self.kind:
+            raise UserError(self._not_accepted())
+        if self.source_kind in DEMONSTRATIONS and not self._is_topic():
+            columns = [column for column in rows[0] if column.lower() in RATING_NAMES]
+            self.unread_ratings = columns
+
+    def _elect(self, rows: list[dict]) -> tuple[Layout | None, str] | None:
+        """The layout and the kind of a source by a majority of its first rows, or None where no row has any."""
         votes: Counter[tuple[Layout | None, str]] = Counter()
-        for row in head:
-            vote = self._vote(self._rename(row))
+        for row in rows:
+            vote = self._vote(row)
             if vote:
                 votes[vote] += 1
-        if not votes:
-            raise UserError(self._unknown_form(names))
         # Of two with equally many votes, the one that was met first.
-        (self.layout, self.source_kind), _ = votes.most_common(1)[0]
-        self.kind = serves(self.source_kind, self.kinds) or ""
-        if not self.kind:
-            form = f"{self.source_kind} rows"
-            if self.layout:
-                form = f"{self.layout.name} rows ({self.source_kind})"
-            recipes = " and ".join(KINDS[self.source_kind].recipes)
+        ranked = [vote for vote, _ in votes.most_common()]
+        for layout, kind in ranked:
+            # One rated row is enough: to read it like the others would teach bad answers.
+            if needs_rating(kind, self.kinds):
+                return layout, kind
+        for layout, kind in ranked:
+            if (
+                layout
+                and layout.base
+                and sum(row.keys() >= set(layout.base) for row in rows) * 2 > len(rows)
+            ):
+                return layout, kind
+        return next(iter(ranked), None)
+
+    def _kind_of_rows(self) -> str:
+        """The accepted kind into which the rows are converted, "" where there is none."""
+        if self.ratings.good_answers and self.source_kind in RATED:
+            return "prompt_completion"
+        return serves(self.source_kind, self.kinds) or ""
+
+    def _not_accepted(self) -> str:
+        """The message for rows of a kind that the caller does not read."""
+        form = f"{self.source_kind} rows"
+        if self.layout:
+            form = f"{self.layout.name} rows ({self.source_kind})"
+        recipes = " and ".join(KINDS[self.source_kind].recipes)
+        advice = ""
+        if needs_rating(self.source_kind, self.kinds):
+            advice = f"; {GOOD_ANSWERS[self.source_kind]}"
+        return (
+            f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
+            f"{self.source_kind} rows are for {recipes}{advice}"
+        )
+
+    def _refuse_two_readings(self, rows: list[dict]) -> None:
+        """UserError where the columns allow two readings that would teach different answers."""
+        for row in rows:
+            columns = conversation_columns(row)
+            if len(columns) > 1 and "prompt" not in row:
+                raise UserError(
+                    f"{self.name}: {' and '.join(columns)} could each be what is learned: rename the others, as in "
+                    f"columns: {{unused: {columns[1]}}}"
+                )
+        labels = {str(row.get("label")) for row in rows}
+        if self.source_kind in DEMONSTRATIONS and labels == {"0", "1"} and not self._is_topic():
             raise UserError(
-                f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
-                f"{self.source_kind} rows are for {recipes}"
+                f"{self.name}: label is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, "
+                "as in columns: {topic: label}"
+            )
+
+    def _is_topic(self) -> bool:
+        """True for the one layout whose label is known to be a topic."""
+        return self.layout is not None and self.layout.name == "ChatbotData"
+
+    def _check_rank_by(self, rows: list[dict], names: list[str]) -> None:
+        """UserError where answers are to be ranked by a column that is not named, or is not there."""
+        score = self.ratings.rank_by
+        is_scored = self.layout is not None and self.layout.is_scored
+        if score and not is_scored:
+            raise UserError(
+                f"{self.name}: rank_by={score} ranks rows of prompt, response (or completion) and the column {score!r}; "
+                f"the columns are {', '.join(names)}"
+            )
+        if is_scored and not score:
+            raise UserError(
+                f"{self.name}: recognised as {self.layout.name} rows, whose answers have scores: choose the one by which "
+                f"they are ranked with rank_by: {' or '.join(score_columns(rows[0]))}"
             )
 
     def _check_columns(self, names: list[str]) -> None:
@@ -190,13 +333,18 @@ class CheckedRows:
         A row that fits both is foreign, unless only its own kind is accepted.
         """
         layout = recognise_layout(row)
+        if self.ratings.rank_by in row and {"prompt", answer_column(row)} <= row.keys():
+            layout = SCORED
         kind = recognise(row, self.kinds)
         if layout is None and kind is None:
             return None
         if layout is None:
             return None, kind.name
         is_kind_accepted = kind is not None and serves(kind.name, self.kinds)
-        if is_kind_accepted and not serves(layout.kind, self.kinds):
+        # To rank answers takes a choice, which is not needed where only the prompts are read.
+        is_layout_served = serves(layout.kind, self.kinds) and not layout.is_scored
+        is_wanted = is_layout_served or needs_rating(layout.kind, self.kinds) or layout is SCORED
+        if is_kind_accepted and not is_wanted:
             return None, kind.name
         return layout, layout.kind
 
@@ -232,6 +380,10 @@ class CheckedRows:
             self._reject(location, [row])
             return
         rows = [self._rename(row)]
+        reason = self._unexpected_rating(rows[0])
+        if reason:
+            self._reject(location, [reason])
+            return
         if self.layout:
             try:
                 # An importer names the column in its message, as our own checks do.
@@ -239,21 +391,68 @@ class CheckedRows:
             except UserError as error:
                 self._reject(location, [str(error)])
                 return
-        convert = CONVERSIONS.get((self.source_kind, self.kind))
-        for ours in map(normalise, rows):
-            kind = KINDS[self._expected_kind(ours)]
-            problems = self._check(ours, kind)
-            if problems:
-                if "question" in kind.columns and ours.get("id") is not None:
-                    # A whole SQuAD file is often one long line.
-                    self._reject(f"{location}: question {ours['id']}", problems)
-                else:
-                    self._reject(location, problems)
-                continue
-            self.total += 1
-            if convert:
-                ours = convert(ours)
-            yield ours
+        for ours in rows:
+            yield from self._accept(location, ours)
+
+    def _gather(self, source: Iterable) -> Iterator[dict]:
+        """Our rows of a source where several rows make one of ours. It is read whole."""
+        readable = []
+        for location, row in source:
+            try:
+                if isinstance(row, BrokenLine):
+                    raise UserError(row)
+                row = self._rename(row)
+                self.layout.check(row)
+                readable.append((location, row))
+            except UserError as error:
+                self._reject(location, [str(error)])
+        for location, row in self.layout.gather(readable, self.ratings.rank_by):
+            if isinstance(row, UserError):
+                self._reject(location, [str(row)])
+            else:
+                yield from self._accept(location, row)
+
+    def _accept(self, location: str, row: dict | Dropped) -> Iterator[dict]:
+        """A row of ours, checked and converted to `kind`. None where it is bad, or where nothing is learned from it."""
+        if isinstance(row, Dropped):
+            self.dropped[row] += 1
+            return
+        row = normalise(row)
+        kind = KINDS[self._expected_kind(row)]
+        problems = self._check(row, kind) or self._check_label_type(row, kind, location)
+        if problems:
+            if "question" in kind.columns and row.get("id") is not None:
+                # A whole SQuAD file is often one long line.
+                location = f"{location}: question {row['id']}"
+            self._reject(location, problems)
+            return
+        self.total += 1
+        if self.source_kind == "preference" and self._is_tie(row):
+            self.dropped[TIE] += 1
+        elif self.source_kind in RATED and self.kind == "prompt_completion":
+            answers = good_answers(row)
+            if not answers:
+                self.dropped[NO_GOOD_ANSWER] += 1
+            yield from answers
+        else:
+            convert = CONVERSIONS.get((self.source_kind, self.kind), dict)
+            yield convert(row)
+
+    def _is_tie(self, row: dict) -> bool:
+        """True for a pair of answers with equal scores, where answers matter."""
+        chosen, rejected = scores_of_pair(row)
+        return chosen == rejected and self.kind != "prompt"
+
+    def _unexpected_rating(self, row: dict) -> str | None:
+        """Why a row may not be learned like the first rows of its file, which have no ratings."""
+        if self.source_kind not in DEMONSTRATIONS:
+            return None
+        column = thumb_column(row)
+        if column:
+            return f"{column}: {row[column]!r:.60} rates the answer, but the first rows have no such rating"
+        if {"chosen", "rejected"} <= row.keys():
+            return "chosen and rejected rate the answers, but the first rows have no such rating"
+        return None
 
     def _expected_kind(self, row: dict) -> str:
         """The kind of the source, or for a row without its answer the kind from which it is predicted."""
@@ -271,6 +470,13 @@ class CheckedRows:
             reasons = [(column, self.checks[column](row[column])) for column in checked]
             problems = [(column, reason) for column, reason in reasons if reason]
         return [f"{column}: {reason}" for column, reason in problems]
+
+    def _check_label_type(self, row: dict, kind: RowKind, location: str) -> list[str]:
+        """The reason why the label of a good row is of another type than those before it."""
+        if "label" not in kind.columns or kind.name in RATED:
+            return []
+        reason = self.label_types.problem(row["label"], location)
+        return [f"label: {reason}"] if reason else []
 
     def _reject(self, location: str, reasons: list[str]) -> None:
         self.total += 1
@@ -346,6 +552,7 @@ class Loaded:
     sha256: of the content of all rows.
     counts: total, kept, bad, duplicates.
     layout: the foreign layout from which the rows were converted, or "".
+    source_kind: the kind of the source, which may have been converted to `kind`.
     """
 
     rows: list[dict]
@@ -355,6 +562,7 @@ class Loaded:
     counts: dict[str, int]
     layout: str = ""
     warnings: list[str] = field(default_factory=list)
+    source_kind: str = ""
 
     @property
     def sources(self) -> list[dict]:
@@ -371,12 +579,16 @@ def load_rows(
     limit: int | None = None,
     skip_bad: bool = False,
     separator: str | None = None,
+    ratings: Ratings = AS_THEY_ARE,
 ) -> Loaded:
     """All rows of a file, a folder or a Hub data set as one of `kinds`, see collect_rows.
 
     separator: the line between two texts of a .txt file, see files.read_rows.
+    ratings: what becomes of rated answers.
     """
-    checked = CheckedRows(name, kinds=kinds, columns=columns, split=split, separator=separator)
+    checked = CheckedRows(
+        name, kinds=kinds, columns=columns, split=split, separator=separator, ratings=ratings
+    )
     return collect_rows(checked, limit=limit, skip_bad=skip_bad)
 
 
@@ -401,7 +613,9 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         layout = checked.layout.name
     sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
     warnings = _warnings(checked, counts)
-    return Loaded(rows, checked.kind, checked.name, sha256, counts, layout, warnings)
+    return Loaded(
+        rows, checked.kind, checked.name, sha256, counts, layout, warnings, checked.source_kind
+    )
 
 
 def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
@@ -418,6 +632,7 @@ def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
     if checked.passed:
         events = [f"{event} {count}" for event, count in checked.passed.most_common()]
         warnings.append(f"{checked.name}: feedback events passed over: {', '.join(events)}")
+    warnings += checked.notes()
     return warnings
 
 
@@ -427,6 +642,8 @@ def bad_rows_message(checked: CheckedRows) -> str:
         events = ""
         if checked.passed:
             events = f" ({checked.passed.total()} feedback events, none of them a ranking)"
+        for reason, count in checked.dropped.most_common():
+            events += f" ({count} {reason})"
         kinds = " or ".join(checked.kinds)
         return f"{checked.name}: no rows{events}: give at least one {kinds} row"
     lines = [f"{checked.name}: {checked.bad} of {checked.total} rows are bad:"]

@@ -13,6 +13,10 @@ from rlhf.data.chat import ROLES
 from rlhf.task_table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
+
+# Kinds whose rows say which answers are good, and kinds of which every answer is learned.
+RATED = ("ranking", "preference", "unpaired_preference")
+DEMONSTRATIONS = ("prompt_completion", "messages")
 MAX_CHOICES = 26  # of a question: the letters that a person has to name them
 
 
@@ -23,6 +27,8 @@ class RowKind:
     columns: those that a row of this kind must have.
     recipes: the recipes, and commands such as predict, that read it.
     example: a valid row.
+    relation: a condition that ties columns to each other: a key of RELATIONS, then its columns.
+    is_thumb: the column that must be true or false, where rows of another kind have the same columns.
     """
 
     name: str
@@ -30,6 +36,29 @@ class RowKind:
     recipes: tuple[str, ...]
     example: dict
     relation: tuple[str, ...] = ()
+    is_thumb: str = ""
+
+    def matches(self, row: Iterable[str]) -> bool:
+        """True for a row of this kind, or for columns that one can have."""
+        if not set(self.columns) <= set(row):
+            return False
+        if self.is_thumb and isinstance(row, dict):
+            return thumb(row[self.is_thumb]) is not None
+        return True
+
+
+def thumb(value) -> bool | None:
+    """A rating of one answer: true or false, as a table writes it too. None for every other value."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    if isinstance(value, bool):
+        return value
+    return None
+
+
+def without(row: dict, *columns: str) -> dict:
+    """The other columns of a row."""
+    return {key: value for key, value in row.items() if key not in columns}
 
 
 def task_kinds() -> list[RowKind]:
@@ -79,6 +108,15 @@ KINDS = {
             ("reward",),
             {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
         ),
+        # One answer with a thumb up (true) or down (false), as KTO learns from.
+        RowKind(
+            "unpaired_preference",
+            ("prompt", "completion", "label"),
+            ("sft (good_answers)",),
+            {"prompt": "Hi!", "completion": "What?", "label": False},
+            relation=("thumb", "label"),
+            is_thumb="label",
+        ),
         RowKind(
             "prompt_completion",
             ("prompt", "completion"),
@@ -108,10 +146,17 @@ KINDS = {
 }
 
 
-def recognise(columns: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | None:
-    """The most specific kind whose columns are all there. One that can serve one of `kinds` goes first."""
-    columns = set(columns)
-    fitting = [kind for kind in KINDS.values() if columns.issuperset(kind.columns)]
+def recognise(row: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | None:
+    """The most specific kind that a row fits. One that can serve one of `kinds` goes first.
+
+    Answers that are rated are never taken for demonstrations: their kind goes first where `kinds` have demonstrations.
+
+    row: a row, or only its columns.
+    """
+    kinds = tuple(kinds)
+    fitting = [kind for kind in KINDS.values() if kind.matches(row)]
+    if fitting and needs_rating(fitting[0].name, kinds):
+        return fitting[0]
     for kind in fitting:
         if serves(kind.name, kinds):
             return kind
@@ -119,6 +164,11 @@ def recognise(columns: Iterable[str], kinds: Iterable[str] = ()) -> RowKind | No
     if fitting:
         return fitting[0]
     return None
+
+
+def needs_rating(kind: str, kinds: Iterable[str]) -> bool:
+    """True for rated answers where demonstrations are wanted: to drop the rating would teach the bad ones."""
+    return kind in RATED and not set(DEMONSTRATIONS).isdisjoint(kinds)
 
 
 def serves(kind: str, kinds: Iterable[str]) -> str | None:
@@ -138,6 +188,9 @@ def normalise(row: dict) -> dict:
     Conversational answers become strings. SQuAD's list of answers becomes our two lists.
     """
     row = dict(row)  # the caller's row stays as it is
+    for column in ("prompt", "messages"):
+        if isinstance(row.get(column), list):
+            row[column] = [_our_message(message) for message in row[column]]
     for column in ("completion", "chosen", "rejected"):
         if column in row:
             row[column] = _plain_answer(row[column])
@@ -154,11 +207,30 @@ def normalise(row: dict) -> dict:
     return row
 
 
+def _our_message(message):
+    """A message with OpenAI's newer forms in ours: the role developer is system, and parts of text are one text."""
+    if not isinstance(message, dict):
+        return message
+    if message.get("role") == "developer":
+        message = {**message, "role": "system"}
+    parts = message.get("content")
+    if isinstance(parts, list) and parts and all(map(_is_text_part, parts)):
+        texts = [part["text"] for part in parts]
+        message = {**message, "content": "".join(texts)}
+    return message
+
+
+def _is_text_part(part) -> bool:
+    return (
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    )
+
+
 def _plain_answer(value):
     """The text of a list with one assistant message. Every other value is returned as it is, to be checked later."""
     if not isinstance(value, list) or len(value) != 1:
         return value
-    message = value[0]
+    message = _our_message(value[0])
     if isinstance(message, dict) and message.get("role") == "assistant":
         return message.get("content")
     return value
@@ -177,12 +249,30 @@ def check_row(row: dict, kind: RowKind) -> list[Problem]:
         return problems  # columns can be compared with each other only where each is good
     if kind.name == "ranking":
         return _check_same_length(row, "ranks", "completions")
-    if kind.name == "preference" and row["chosen"] == row["rejected"]:
-        return [("rejected", "the same text as chosen: such a pair says nothing")]
+    if kind.name == "preference":
+        return _check_preference(row)
     if kind.relation:
         relation, *columns = kind.relation
         return RELATIONS[relation](row, *columns)
     return []
+
+
+def _check_preference(row: dict) -> list[Problem]:
+    if row["chosen"] == row["rejected"]:
+        return [("rejected", "the same text as chosen: such a pair says nothing")]
+    chosen, rejected = scores_of_pair(row)
+    if chosen < rejected:
+        reason = f"{rejected} is above score_chosen, {chosen}: are the two answers swapped?"
+        return [("score_rejected", reason)]
+    return []
+
+
+def scores_of_pair(row: dict) -> tuple[float, float]:
+    """The scores of the two answers of a preference, as UltraFeedback has them; (1, 0) where it has none."""
+    scores = row.get("score_chosen"), row.get("score_rejected")
+    if all(isinstance(score, int | float) for score in scores):
+        return scores
+    return 1, 0
 
 
 # ---- checks of one column: value -> the reason why it is bad, or None ------------------------------------------------
@@ -212,9 +302,20 @@ def _check_turns(value) -> str | None:
             return f"message {index}: role and content are expected, {_shown(message)} given"
         if message["role"] not in ROLES:
             return f"message {index}: unknown role {message['role']!r}, allowed: {', '.join(ROLES)}"
-        reason = _check_text(message["content"])
+        reason = _check_tools(message)
+        if not reason:
+            reason = _check_text(message["content"])
+            reason = reason and f"content: {reason}"
         if reason:
-            return f"message {index}: content: {reason}"
+            return f"message {index}: {reason}"
+    return None
+
+
+def _check_tools(message: dict) -> str | None:
+    """What a message does apart from its text, which a model of ours could not learn to do."""
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            return f"{key}: calls of tools cannot be learned here, {_shown(message[key])} given"
     return None
 
 
@@ -222,9 +323,15 @@ def _check_messages(value) -> str | None:
     reason = _check_turns(value)
     if reason:
         return reason
-    if any(message["role"] == "assistant" for message in value):
-        return None
-    return "no assistant message to learn from"
+    if not any(message["role"] == "assistant" for message in value):
+        return "no assistant message to learn from"
+    for index, message in enumerate(value):
+        if message.get("weight") not in (None, 1):
+            return (
+                f"message {index}: weight {_shown(message['weight'])}: the first rows of the file have no weights, so "
+                "all answers would be learned: put a row with a weight first"
+            )
+    return None
 
 
 def _check_prompt(value) -> str | None:
@@ -363,11 +470,18 @@ def _check_index_of(row: dict, column: str, other: str) -> list[Problem]:
     return [(column, f"{expected}, {_shown(value)} given")]
 
 
+def _check_thumb(row: dict, column: str) -> list[Problem]:
+    if thumb(row[column]) is not None:
+        return []
+    return [(column, f"true or false is expected, {_shown(row[column])} given")]
+
+
 # Conditions that tie columns of a row to each other.
 RELATIONS: dict[str, Callable[..., list[Problem]]] = {
     "same_length": _check_same_length,
     "quotes": _check_quotes,
     "index_of": _check_index_of,
+    "thumb": _check_thumb,
 }
 # Forms of the columns of the encoder tasks.
 FORMS: dict[str, Callable[[object], str | None]] = {
@@ -412,14 +526,32 @@ def shorten(text: str, length: int) -> str:
 
 def to_ranking(row: dict) -> dict:
     """A preference as a ranking of two completions."""
-    rest = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
+    rest = without(row, "chosen", "rejected")
     return {**rest, "completions": [row["chosen"], row["rejected"]], "ranks": [0, 1]}
 
 
 def to_prompt(row: dict) -> dict:
     """The prompt and the extra columns of a row, without its answers."""
-    answers = ("completion", "chosen", "rejected", "completions", "ranks")  # not extra columns
-    return {key: value for key, value in row.items() if key not in answers}
+    return without(row, "completion", "chosen", "rejected", "completions", "ranks")
+
+
+def unrated_to_prompt(row: dict) -> dict:
+    """The prompt of an answer with a thumb, which says nothing about the prompt."""
+    return without(to_prompt(row), "label")
+
+
+def good_answers(row: dict) -> list[dict]:
+    """The good answers of a row of a RATED kind as demonstrations: label true, chosen, or rank 0. [] where it has none."""
+    if "chosen" in row:
+        answers = [row["chosen"]]
+    elif "ranks" in row:
+        best = min(row["ranks"])
+        pairs = zip(row["completions"], row["ranks"], strict=True)
+        answers = [completion for completion, rank in pairs if rank == best]
+    else:
+        answers = [row["completion"]] if thumb(row["label"]) else []
+    rest = without(to_prompt(row), "prompt", "label")
+    return [{"prompt": row["prompt"], "completion": answer, **rest} for answer in answers]
 
 
 # (kind of the file, kind that the caller accepts) -> function that converts a row.
@@ -427,6 +559,7 @@ CONVERSIONS: dict[tuple[str, str], Callable[[dict], dict]] = {
     ("preference", "ranking"): to_ranking,
     ("prompt_completion", "prompt"): to_prompt,
     ("preference", "prompt"): to_prompt,
+    ("unpaired_preference", "prompt"): unrated_to_prompt,
     ("ranking", "prompt"): to_prompt,
 }
 ANSWERS: dict[str, str] = {}  # kind -> the column that a row may lack where it is to be predicted

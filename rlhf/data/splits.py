@@ -8,8 +8,17 @@ from itertools import islice
 from pathlib import Path
 
 from rlhf.data.chat import as_messages
-from rlhf.data.load import CheckedRows, Loaded, collect_rows, is_local, load_hub_splits
-from rlhf.data.rows import CHECKS, KINDS, shorten
+from rlhf.data.files import READERS
+from rlhf.data.folders import has_split
+from rlhf.data.load import (
+    CheckedRows,
+    Loaded,
+    Ratings,
+    collect_rows,
+    is_local,
+    load_hub_splits,
+)
+from rlhf.data.rows import CHECKS, KINDS, RATED, shorten
 from rlhf.errors import UserError
 
 # The columns that can be the prompt of a row: the first of them that a row has decides its side of a split.
@@ -30,14 +39,27 @@ def prompt_key(row: dict, kind: str | None = None) -> str:
         return _key([("user", " ".join(row["tokens"]))])
     messages = as_messages(row[column])
     if column == "messages":
-        # Two conversations that differ only after the first answer have the same prompt.
-        roles = [message["role"] for message in messages]
-        messages = messages[: roles.index("assistant")]
+        messages = _before_first_answer(messages)
     turns = []
     for message in messages:
         words = message["content"].split()
         turns.append((message["role"], " ".join(words)))
     return _key(turns)
+
+
+def _before_first_answer(messages: list[dict]) -> list[dict]:
+    """The start of a conversation. Two that differ only after the first answer have the same prompt.
+
+    A greeting of the assistant, before any user, is part of the prompt.
+    """
+    roles = [message["role"] for message in messages]
+    start = 0
+    if "user" in roles:
+        start = roles.index("user")
+    if "assistant" not in roles[start:]:
+        return messages  # the user speaks last
+    end = roles.index("assistant", start)
+    return messages[: end or None]  # an answer to nothing is told apart by its text
 
 
 def _prompt_column(row: dict, kind: str | None) -> str:
@@ -68,41 +90,72 @@ def split_rows(
 ) -> tuple[list[dict], list[dict]]:
     """(train, test) by a seeded hash of the prompt: about `fraction` of the prompts are test.
 
-    All rows of a prompt are on one side, and they stay there when other rows are added.
+    All rows of a prompt are on one side, and they stay there when other rows are added. A side that would be empty gets
+    the prompt whose hash is nearest to it.
     """
     if not 0 < fraction < 1:
         raise UserError(f"eval_fraction={fraction} must be between 0 and 1, as in 0.1")
-    train, test = [], []
-    for row in rows:
-        digest = hashlib.sha256(f"{seed} {prompt_key(row, kind)}".encode()).digest()
-        # The first 8 bytes are a uniform number below 2^64.
-        if int.from_bytes(digest[:8], "big") < fraction * 2**64:
-            test.append(row)
-        else:
-            train.append(row)
-    if not train or not test:
-        prompts = len({prompt_key(row, kind) for row in rows})
-        empty = "eval"
-        if not train:
-            empty = "train"
+    keys = [prompt_key(row, kind) for row in rows]
+    positions = {key: _position(key, seed) for key in keys}
+    lowest = min(positions, key=positions.get, default="")
+    highest = max(positions, key=positions.get, default="")
+    if lowest == highest:
         raise UserError(
-            f"eval_fraction={fraction} of {prompts} distinct prompts leaves the {empty} side empty: add rows, change "
-            "eval_fraction or seed, or give eval_dataset_name"
+            f"eval_fraction={fraction} of {len(positions)} distinct prompts leaves the train or the eval side empty: "
+            "add rows, or give eval_dataset_name"
         )
+    test_keys = {key for key, position in positions.items() if position < fraction * 2**64}
+    test_keys.add(lowest)
+    test_keys.discard(highest)
+    train = [row for row, key in zip(rows, keys, strict=True) if key not in test_keys]
+    test = [row for row, key in zip(rows, keys, strict=True) if key in test_keys]
     return train, test
+
+
+def _position(key: str, seed: int) -> int:
+    """A uniform number below 2^64 that belongs to a prompt."""
+    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+OVERLAPS = ("error", "drop")
 
 
 def check_disjoint(train: list[dict], test: list[dict], kind: str | None = None) -> None:
     """UserError where a prompt is in both; of multiple choice, where a text with the same choices is."""
-    train_keys = {_question_key(row, kind) for row in train}
-    test_keys = dict.fromkeys(_question_key(row, kind) for row in test)  # in order, without repeats
-    shared = [key for key in test_keys if key in train_keys]
+    shared = shared_prompts(train, test, kind)
     if shared:
-        first = "; ".join(repr(_readable(key)) for key in islice(shared, 3))
         raise UserError(
-            f"{len(shared)} prompts are in both train and eval rows, the first: {first}; remove them from one, "
-            "or let eval_fraction split one data set (dataset_test_split: null, no eval_dataset_name)"
+            f"{len(shared)} prompts are in both train and eval rows, the first: {_first(shared)}; remove them from one, "
+            "set overlap: drop to drop them from the train rows, or let eval_fraction split one data set "
+            "(dataset_test_split: null, no eval_dataset_name)"
         )
+
+
+def drop_shared(
+    train: list[dict], test: list[dict], kind: str | None = None
+) -> tuple[list[dict], list[str]]:
+    """(the train rows whose prompts are not in the test rows, the shared prompts in the order of the test rows)."""
+    shared = shared_prompts(train, test, kind)
+    dropped = set(shared)
+    kept = [row for row in train if _question_key(row, kind) not in dropped]
+    if not kept:
+        raise UserError(
+            "overlap: drop: every train prompt is in the eval rows too, so no train row is left"
+        )
+    return kept, shared
+
+
+def shared_prompts(train: list[dict], test: list[dict], kind: str | None = None) -> list[str]:
+    """The keys of prompts in both, in the order of the test rows."""
+    train_keys = {_question_key(row, kind) for row in train}
+    test_keys = dict.fromkeys(_question_key(row, kind) for row in test)  # without repeats
+    return [key for key in test_keys if key in train_keys]
+
+
+def _first(keys: list[str]) -> str:
+    """The first three prompts, for a message."""
+    return "; ".join(repr(_readable(key)) for key in islice(keys, 3))
 
 
 def _readable(key: str) -> str:
@@ -132,7 +185,7 @@ def load_splits(
 
     Eval rows come from the first of these that is set:
     1. eval_dataset_name.
-    2. dataset_test_split, if the Hub data set has that split, or the folder has `<dataset_test_split>.jsonl`.
+    2. dataset_test_split, if the Hub data set has that split, or the folder has files named after it.
     3. eval_fraction of the prompts.
     With none of them there are no eval rows.
 
@@ -143,19 +196,45 @@ def load_splits(
         raise UserError(
             "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
         )
+    if settings.overlap not in OVERLAPS:
+        raise UserError(f"overlap={settings.overlap!r}: use one of {', '.join(OVERLAPS)}")
     train = _load(settings, settings.dataset_name, settings.dataset_train_split, kinds, checks)
+    if settings.good_answers and train.source_kind not in RATED:
+        raise UserError(
+            f"good_answers: true, but {train.name} has {train.source_kind} rows, whose answers are not rated: remove the key"
+        )
     eval_name = _eval_name(settings)
     if eval_name:
         # Only the kind of the train rows, so that both sides are the same.
         test = _load(settings, eval_name, settings.dataset_test_split, (train.kind,), checks)
-        check_disjoint(train.rows, test.rows, train.kind)
-        sources = train.sources + test.sources
-        warnings = train.warnings + test.warnings
-        return Splits(train.rows, test.rows, train.kind, sources, warnings)
+        return _joined(train, test, settings.overlap)
     train_rows, eval_rows = train.rows, []
     if settings.eval_fraction:
         train_rows, eval_rows = split_rows(train.rows, settings.eval_fraction, seed, train.kind)
+        prompts = {prompt_key(row, train.kind) for row in eval_rows}
+        if len(prompts) == 1:
+            share = f"eval_fraction={settings.eval_fraction} of {len(train.rows)} rows"
+            train.warnings.append(f"{share} holds out one prompt: its metrics say little")
     return Splits(train_rows, eval_rows, train.kind, train.sources, train.warnings)
+
+
+def _joined(train: Loaded, test: Loaded, overlap: str) -> Splits:
+    """Train and eval rows of two sources, without prompts that both have."""
+    rows, kind = train.rows, train.kind
+    sources = train.sources + test.sources
+    warnings = train.warnings + test.warnings
+    if overlap == "error":
+        check_disjoint(rows, test.rows, kind)
+    else:
+        rows, shared = drop_shared(rows, test.rows, kind)
+        count = len(train.rows) - len(rows)
+        if shared:
+            sources[0]["overlap_dropped"] = count
+            warnings.append(
+                f"overlap: drop: {count} train rows were dropped, because their {len(shared)} prompts are in the eval rows "
+                f"too, the first: {_first(shared)}"
+            )
+    return Splits(rows, test.rows, kind, sources, warnings)
 
 
 def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) -> Loaded:
@@ -170,6 +249,7 @@ def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) 
         config=config,
         checks=checks,
         separator=settings.document_separator,
+        ratings=Ratings(settings.good_answers, settings.rank_by),
     )
     return collect_rows(checked, limit=settings.dataset_limit, skip_bad=settings.skip_bad)
 
@@ -186,5 +266,5 @@ def _eval_name(settings) -> str | None:
 
 def _has_split(name: str, config: str | None, split: str) -> bool:
     if is_local(name):
-        return Path(name, f"{split}.jsonl").is_file()
+        return has_split(Path(name), split, tuple(READERS))
     return split in load_hub_splits(name, config)

@@ -54,6 +54,24 @@ class DataSettings:
     skip_bad: bool = field(
         default=False, metadata={"help": "Drop bad rows and count them, instead of stopping."}
     )
+    overlap: str = field(
+        default="error",
+        metadata={
+            "help": "Prompts in both train and eval rows: error stops; drop removes them from the train rows."
+        },
+    )
+    good_answers: bool = field(
+        default=False,
+        metadata={
+            "help": "sft: of rated answers learn the good ones: label true, chosen, or rank 0."
+        },
+    )
+    rank_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with a number (helpfulness) by which the answers of a prompt are ranked; higher is better."
+        },
+    )
 
 
 @dataclass

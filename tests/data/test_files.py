@@ -146,6 +146,30 @@ def test_files_that_cannot_be_read_say_where_and_why(write, name, content, messa
     assert message in first_problem(write(name, content))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "label": 1, "text": "c"}\n{"text": "d"}\n', 2),
+        ("a.jsonl", '{"text": "a"}\n{"x": [{"text": 1, "text": 2}]}\n{"text": "d"}\n', 2),
+        ("a.json", '[{"text": "a"},\n\n{"text": "b", "text": "c"},\n{"text": "d"}]', 3),
+        (
+            "a.json",
+            '{"v": {"k": 1, "k": 2}, "data": [{"text": "a"},\n{"text": 1, "text": 2}, {}]}',
+            2,
+        ),
+    ],
+)
+def test_a_key_that_is_twice_in_a_row_makes_it_bad(write, name, content, line):
+    rows = list(read_rows(Path(write(name, content))))
+    assert [isinstance(row, BrokenLine) for _, row in rows] == [False, True, False]
+    assert rows[1] == (line, "the key 'text' is twice in one object: remove one of them")
+
+
+def test_what_is_not_a_regular_file(tmp_path):
+    assert "/dev/null: not a regular file, but a device" in first_problem("/dev/null")
+    assert "not a regular file" in first_problem(tmp_path)
+
+
 def test_truncated_gzip(tmp_path):
     data = gzip.compress(b'{"text": "some text"}\n' * 100)
     (tmp_path / "a.txt.gz").write_bytes(data[:-20])

@@ -83,7 +83,7 @@ def test_another_kind_is_refused_with_its_recipe(write, refused):
     message = refused(load_rows, path, kinds=("prompt_completion", "messages"))
     assert message == (
         f"{path}: recognised as preference rows; this recipe takes prompt_completion or messages; "
-        "preference rows are for reward"
+        "preference rows are for reward; good_answers: true learns the chosen answers"
     )
     foreign = write(
         "b.jsonl", [{"prompt": "p", "completion_0": "a", "completion_1": "b", "ranking": [0, 1]}]
@@ -109,6 +109,46 @@ def test_a_foreign_array_named_jsonl_becomes_rankings(write):
     loaded = load_rows(path, kinds=("ranking",))
     assert loaded.rows == [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 0]}]
     assert loaded.layout == "KoChatGPT"
+
+
+# --- rated answers
+
+HUMAN = {"from": "human", "value": "Hi!"}
+USER = {"role": "user", "content": "Hi!"}
+GOOD = {"role": "assistant", "content": "Hello!"}
+BAD = {"role": "assistant", "content": "What?"}
+SFT = ("prompt_completion", "messages", "text")
+THUMBS = [
+    {"messages": [USER, GOOD], "label": True},
+    {"messages": [USER, BAD], "label": False},
+]
+PAIRS = [{"conversations": [HUMAN], "chosen": GOOD, "rejected": BAD}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "answers"),
+    [
+        (THUMBS, "unpaired_preference", "the answers with the label true"),
+        (THUMBS[1:], "unpaired_preference", "the answers with the label true"),
+        (
+            [{"prompt": "p", "completion": "a", "label": label} for label in ("true", "false")],
+            "unpaired_preference",
+            "the answers with the label true",
+        ),
+        (PAIRS, "preference", "the chosen answers"),
+        (
+            [{"prompt": "Hi!", "chosen": "a", "rejected": "b", "messages": [USER, GOOD]}],
+            "preference",
+            "the chosen answers",
+        ),
+        ([{"text": "t", "prompt": "p", "chosen": "a", "rejected": "b"}], "preference", "chosen"),
+    ],
+)
+def test_rated_answers_are_never_read_as_demonstrations(write, refused, rows, kind, answers):
+    path = write("rated.jsonl", rows)
+    message = refused(load_rows, path, kinds=SFT)
+    assert f"({kind})" in message or f"recognised as {kind} rows" in message
+    assert "good_answers: true learns" in message and answers in message
 
 
 # --- columns

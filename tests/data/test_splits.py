@@ -24,6 +24,33 @@ def test_splits_that_leave_a_side_empty_are_refused(refused):
     assert "eval_fraction=1.5 must be between 0 and 1" in refused(split_rows, rows, 1.5, seed=0)
 
 
+def test_a_small_file_keeps_one_prompt_on_each_side(write):
+    rows = [{"prompt": f"p{i}", "completion": "c"} for i in range(3)]
+    for fraction in (0.001, 0.999):
+        for seed in range(5):
+            train, test = split_rows(rows, fraction, seed)
+            assert min(len(train), len(test)) == 1 and len(train) + len(test) == 3
+    # The prompt that is held out is the first that a larger fraction would hold out.
+    test = split_rows(rows, 0.001, seed=1)[1]
+    assert all(test[0] in split_rows(rows, share / 10, seed=1)[1] for share in range(1, 10))
+    splits = load_splits(settings(write("few.jsonl", rows), eval_fraction=0.001), ANY, seed=0)
+    assert splits.warnings == [
+        "eval_fraction=0.001 of 3 rows holds out one prompt: its metrics say little"
+    ]
+
+
+def test_conversations_that_the_assistant_opens_are_told_apart():
+    def row(question):
+        turns = [("assistant", "Hello."), ("user", question), ("assistant", "Yes.")]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    assert prompt_key(row("a")) != prompt_key(row("b"))
+    train, test = split_rows([row(f"q{i}") for i in range(20)], 0.5, seed=0)
+    assert train and test
+    only_answer = {"messages": [{"role": "assistant", "content": "a"}]}
+    assert prompt_key(only_answer) == '[["assistant", "a"]]'
+
+
 def test_prompt_key():
     asked = [{"role": "user", "content": "a b"}]
     answered = [*asked, {"role": "assistant", "content": "c"}]
@@ -55,6 +82,48 @@ def test_shared_prompts_are_named_and_counted(refused):
     assert "2 prompts are in both train and eval rows, the first: 'b'; 'a'" in message
 
 
+def test_shared_prompts_are_dropped_from_the_train_rows_and_counted(write, refused):
+    def rows(*texts):
+        return [{"text": text, "label": "a"} for text in texts]
+
+    train = write("train.jsonl", rows("a", "b", " b", "Case", "c"))
+    test = write("test.jsonl", rows("b", "x", "a", "case"))
+    kept = load_splits(
+        settings(train, eval_dataset_name=test, overlap="drop"), ("classification",), seed=0
+    )
+    # "Case" and "case" are two prompts.
+    assert [row["text"] for row in kept.train] == ["Case", "c"]
+    assert [row["text"] for row in kept.eval] == ["b", "x", "a", "case"]
+    assert kept.sources[0]["overlap_dropped"] == 3 and "overlap_dropped" not in kept.sources[1]
+    assert kept.warnings[-1] == (
+        "overlap: drop: 3 train rows were dropped, because their 2 prompts are in the eval rows too, the first: 'b'; 'a'"
+    )
+    message = refused(
+        load_splits, settings(train, eval_dataset_name=test), ("classification",), seed=0
+    )
+    assert "2 prompts are in both train and eval rows" in message
+    assert "set overlap: drop to drop them from the train rows" in message
+    wrong = settings(train, eval_dataset_name=test, overlap="ignore")
+    assert "overlap='ignore': use one of error, drop" in refused(load_splits, wrong, ANY, seed=0)
+    nothing = settings(test, eval_dataset_name=test, overlap="drop")
+    assert "no train row is left" in refused(load_splits, nothing, ANY, seed=0)
+
+
+def test_good_answers_on_both_sides_and_a_file_without_ratings(write, refused):
+    def row(name, label):
+        return {"prompt": name, "completion": f"answer {name}", "label": label}
+
+    train = write("train.jsonl", [row("p", True), row("q", False)])
+    test = write("test.jsonl", [row("r", True), row("s", False)])
+    rated = settings(train, eval_dataset_name=test, good_answers=True)
+    splits = load_splits(rated, ANY, seed=0)
+    assert splits.train == [{"prompt": "p", "completion": "answer p"}]
+    assert splits.eval == [{"prompt": "r", "completion": "answer r"}]
+    plain = write("plain.jsonl", [{"prompt": "p", "completion": "c"}])
+    message = refused(load_splits, settings(plain, good_answers=True), ANY, seed=0)
+    assert "prompt_completion rows, whose answers are not rated: remove the key" in message
+
+
 def settings(name, **changes):
     fields = {
         "dataset_name": name,
@@ -67,6 +136,9 @@ def settings(name, **changes):
         "dataset_limit": None,
         "skip_bad": False,
         "document_separator": None,
+        "overlap": "error",
+        "good_answers": False,
+        "rank_by": None,
     }
     return SimpleNamespace(**(fields | changes))
 

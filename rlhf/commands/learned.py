@@ -1,0 +1,136 @@
+"""Shows what a recipe learns from rows: a sentence for each kind, and rows with the learned part in [[ ]].
+
+With a tokenizer, rows for SFT are shown as the model reads them: their token ids, decoded, with the template's marks.
+"""
+
+from itertools import groupby
+
+from rlhf.data.chat import add_chat_template, as_messages, encode_example
+from rlhf.data.rows import KINDS, shorten, thumb
+from rlhf.errors import UserError
+from rlhf.task_table import TASKS
+
+TEXT_SHOWN = 240  # characters of one text
+IDS_SHOWN = 300  # tokens of one row
+LEARNED_BY_SFT = ("prompt_completion", "messages", "text")
+
+SENTENCES = {
+    "ranking": "reward: which of two answers is better, for each pair with different ranks",
+    "preference": "reward: that chosen is better than rejected",
+    "unpaired_preference": "nothing as it is; sft with good_answers: true learns the answers with the label true",
+    "prompt_completion": "sft: the completion; the prompt is only read",
+    "messages": "sft: the assistant's turns; the others are only read",
+    "prompt": "ppo: the policy's own answers to the prompt; the row has none",
+    "text": "pretrain and sft: the whole text; tokenizer: its words",
+}
+
+
+def learned_part(kind: str) -> str:
+    """The recipes that read a kind of row, and the part of it that they learn."""
+    if kind in SENTENCES:
+        return SENTENCES[kind]
+    for name, task in TASKS.items():
+        if kind in task.trained_on:
+            read = [column for column in KINDS[kind].columns if column != task.answer]
+            return f"{name}: {task.answer}, from {' and '.join(read)}"
+    return "nothing: predict reads it"
+
+
+def show_row(row: dict, kind: str, tokenizer=None) -> list[str]:
+    """The lines of a row with the learned part in [[ ]]."""
+    if tokenizer is not None and kind in LEARNED_BY_SFT:
+        try:
+            return [_decoded(row, kind, tokenizer)]
+        except UserError as error:
+            return [f"cannot be encoded: {error}"]
+    if kind in SHOWN:
+        return SHOWN[kind](row)
+    return _task_row(row, kind)
+
+
+# ---- token ids -------------------------------------------------------------------------------------------------------
+
+
+def _decoded(row: dict, kind: str, tokenizer) -> str:
+    """A row as sft.py encodes it, decoded again. Each learned run of tokens is in [[ ]]."""
+    add_chat_template(tokenizer)
+    columns = KINDS[kind].columns
+    ids, mask = encode_example(tokenizer, {column: row[column] for column in columns})
+    pairs = list(zip(ids, mask, strict=True))[:IDS_SHOWN]
+    text = ""
+    for is_learned, run in groupby(pairs, key=lambda pair: pair[1]):
+        part = tokenizer.decode([token for token, _ in run])
+        text += _mark(part) if is_learned else part
+    more = len(ids) - len(pairs)
+    if more:
+        text += f" ... and {more} tokens more"
+    return text.replace("\n", "\\n")
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+
+
+def _mark(text: str) -> str:
+    return f"[[{text}]]"
+
+
+def _short(text) -> str:
+    return shorten(str(text).replace("\n", "\\n"), TEXT_SHOWN)
+
+
+def _prompt(row: dict) -> list[str]:
+    return [
+        f"{message['role']}: {_short(message['content'])}" for message in as_messages(row["prompt"])
+    ]
+
+
+def _prompt_completion(row: dict) -> list[str]:
+    return [*_prompt(row), f"assistant: {_mark(_short(row['completion']))}"]
+
+
+def _messages(row: dict) -> list[str]:
+    lines = []
+    for message in as_messages(row["messages"]):
+        text = _short(message["content"])
+        if message["role"] == "assistant":
+            text = _mark(text)
+        lines.append(f"{message['role']}: {text}")
+    return lines
+
+
+def _preference(row: dict) -> list[str]:
+    chosen, rejected = _mark(_short(row["chosen"])), _mark(_short(row["rejected"]))
+    return [*_prompt(row), f"better: {chosen}", f"worse: {rejected}"]
+
+
+def _ranking(row: dict) -> list[str]:
+    answers = sorted(zip(row["ranks"], row["completions"], strict=True))
+    return [*_prompt(row), *(f"rank {rank}: {_mark(_short(text))}" for rank, text in answers)]
+
+
+def _unpaired(row: dict) -> list[str]:
+    rating = "good" if thumb(row["label"]) else "bad"
+    return [*_prompt(row), f"assistant ({rating}): {_short(row['completion'])}"]
+
+
+def _task_row(row: dict, kind: str) -> list[str]:
+    """A row of an encoder task: its columns, with the answer marked."""
+    answers = {task.answer for task in TASKS.values() if kind in task.trained_on}
+    lines = []
+    for column in KINDS[kind].columns:
+        text = _short(row[column])
+        if column in answers:
+            text = _mark(text)
+        lines.append(f"{column}: {text}")
+    return lines
+
+
+SHOWN = {
+    "prompt": _prompt,
+    "prompt_completion": _prompt_completion,
+    "messages": _messages,
+    "preference": _preference,
+    "ranking": _ranking,
+    "unpaired_preference": _unpaired,
+    "text": lambda row: [f"text: {_mark(_short(row['text']))}"],
+}

@@ -1,0 +1,140 @@
+"""Converts the conversations of other projects to our messages, for demonstrations and for rated answers alike.
+
+A turn is {from, value} (ShareGPT), {role, content} (OpenAI) or, where only the assistant can speak, a string. The
+contents are looked at later, by the check of rows. A turn that cannot be converted raises UserError("column: reason").
+
+Omitted: turns and columns with tools, which GPT-2 class models do not have. A row with them is refused.
+"""
+
+from rlhf.data.rows import without
+from rlhf.errors import UserError
+
+
+class Dropped(str):
+    """The reason why a part of a foreign row is passed over. It is in the list of rows, and is counted."""
+
+
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+
+
+def is_turn(value) -> bool:
+    return isinstance(value, dict) and ("from" in value or "role" in value)
+
+
+def is_turns(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_turn, value))
+
+
+def to_messages(turns, column: str) -> list[dict]:
+    """Messages with role and content of a list of turns."""
+    if not is_turns(turns):
+        raise UserError(
+            f"{column}: a list of turns {{from, value}} or {{role, content}} is expected, {turns!r:.60} given"
+        )
+    return [_message(turn, column) for turn in turns]
+
+
+def _message(turn: dict, column: str) -> dict:
+    speaker = str(turn.get("from", turn.get("role")))
+    role = SPEAKERS.get(speaker)
+    if role is None:
+        raise UserError(
+            f"{column}: unknown speaker {speaker!r}, allowed: {', '.join(SPEAKERS)} (calls of tools cannot be learned)"
+        )
+    for key in ("tool_calls", "function_call"):
+        if turn.get(key):
+            raise UserError(f"{column}: {key}: calls of tools cannot be learned here")
+    return {"role": role, "content": turn.get("value", turn.get("content"))}
+
+
+def to_answer(value, column: str):
+    """The text of an answer: a string, one turn of the assistant, or a list of one such turn."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not is_turn(value):
+        return value  # a string, or to be refused by the check of rows
+    message = _message(value, column)
+    if message["role"] != "assistant":
+        raise UserError(f"{column}: an answer of the assistant is expected, {value!r:.60} given")
+    return message["content"]
+
+
+def with_system(messages: list[dict], row: dict) -> list[dict]:
+    """The messages with the column `system` of a row in front, where it has one."""
+    system = row.get("system")
+    if not system:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise UserError(
+            "system: the conversation begins with a system message of its own: keep one"
+        )
+    return [{"role": "system", "content": system}, *messages]
+
+
+def refuse_tools(row: dict) -> None:
+    """UserError where the row describes tools, whose calls its answers may hold. "" and "[]" mean none."""
+    tools = row.get("tools") or row.get("functions")
+    if isinstance(tools, str):
+        tools = tools.strip() not in ("", "[]", "{}", "null")
+    if tools:
+        raise UserError(
+            "tools: calls of tools cannot be learned here: drop such rows (skip_bad: true)"
+        )
+
+
+# ---- demonstrations --------------------------------------------------------------------------------------------------
+
+
+def from_sharegpt(row: dict) -> list[dict]:
+    """{conversations: [{from, value}, ...]} with human / gpt / system, maybe {system} for the first message."""
+    refuse_tools(row)
+    messages = with_system(to_messages(row["conversations"], "conversations"), row)
+    return [{"messages": messages, **without(row, "conversations", "system", "tools")}]
+
+
+def has_turns(row: dict) -> bool:
+    return is_turns(row["conversations"])
+
+
+def from_openai(row: dict) -> list[dict]:
+    """OpenAI's {messages}, where some answers have `weight` 0 and are not learned: one row for each learned answer."""
+    refuse_tools(row)
+    messages = to_messages(row["messages"], "messages")
+    rest = without(row, "messages", "tools", "functions", "parallel_tool_calls")
+    rows = []
+    for i, turn in enumerate(row["messages"]):
+        if messages[i]["role"] != "assistant":
+            continue
+        weight = turn.get("weight")
+        if weight not in (None, 0, 1):
+            raise UserError(f"messages: message {i}: weight {weight!r} must be 0 or 1")
+        if weight == 0:
+            rows.append(Dropped("answers with weight 0"))
+        else:
+            answer = messages[i]["content"]
+            rows.append({"prompt": messages[:i], "completion": answer, **rest})
+    return rows
+
+
+def has_weights(row: dict) -> bool:
+    """True if an answer has a weight of 0. With no other weight than 1 the rows are ours as they are."""
+    turns = row["messages"]
+    return is_turns(turns) and any(turn.get("weight") == 0 for turn in turns)
+
+
+def has_messages(row: dict) -> bool:
+    return is_turns(row["messages"])
+
+
+def from_openai_tools(row: dict) -> list[dict]:
+    """OpenAI's {messages, tools}: rows whose tools are empty are ours, and the others are refused."""
+    refuse_tools(row)
+    messages = to_messages(row["messages"], "messages")
+    return [{"messages": messages, **without(row, "messages", "tools", "functions")}]

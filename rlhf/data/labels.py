@@ -1,0 +1,45 @@
+"""Checks that the labels of a source have one type. 'pos', 'neg' and 3 are a mistake more often than three classes."""
+
+# Types that no source may have together: name of the type -> its enemies.
+CONFLICTS = {
+    "true or false": ("an integer", "a string"),
+    "an integer": ("true or false", "a string"),
+    "a string": ("true or false", "an integer"),
+}
+
+
+def type_of(label) -> str | None:
+    """The type of a label, as a message names it. None for what fits the others: fractions, and "3", which is 3."""
+    if isinstance(label, bool):
+        return "true or false"
+    if isinstance(label, int):
+        return "an integer"
+    if isinstance(label, str) and not label.strip().removeprefix("-").isdecimal():
+        return "a string"
+    return None
+
+
+class LabelTypes:
+    """The types of the labels that were met so far, each with the first label of it."""
+
+    def __init__(self):
+        self.first: dict[str, tuple[object, str]] = {}  # type -> label, where it is
+
+    def problem(self, value, location: str) -> str | None:
+        """The reason why a label, or a list of labels, does not fit those before it; None if it does."""
+        labels = value
+        if not isinstance(value, list):
+            labels = [value]
+        for label in labels:
+            own = type_of(label)
+            if own is None:
+                continue
+            for other in CONFLICTS[own]:
+                if other in self.first:
+                    earlier, earlier_location = self.first[other]
+                    return (
+                        f"{label!r:.60} is {own}, but {earlier!r:.60} is {other} ({earlier_location}): give all labels "
+                        "one type"
+                    )
+            self.first.setdefault(own, (label, location))
+        return None

@@ -1,0 +1,380 @@
+"""Converts rated answers of other projects to preferences, thumbs (unpaired preferences) and rankings.
+
+Each function takes a foreign row and returns our rows, or takes all rows of a file where the answers of one prompt are
+in several rows. What has no rating to learn from is returned as Dropped, and is counted.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from math import isfinite
+
+from rlhf.data.conversations import (
+    Dropped,
+    is_turn,
+    is_turns,
+    refuse_tools,
+    to_answer,
+    to_messages,
+    with_system,
+)
+from rlhf.data.instructions import ALPACA, alpaca_prompt
+from rlhf.data.rows import thumb, without
+from rlhf.errors import UserError
+
+Located = tuple[str, dict]  # where a row is in its file, and the row
+
+# ---- two answers of one prompt ---------------------------------------------------------------------------------------
+
+
+def from_turns_pair(row: dict) -> list[dict]:
+    """LLaMA-Factory's {conversations or messages, chosen, rejected}: each answer is one turn, or a string."""
+    column = conversation_column(row)
+    refuse_tools(row)
+    pair = {
+        "prompt": with_system(to_messages(row[column], column), row),
+        "chosen": to_answer(row["chosen"], "chosen"),
+        "rejected": to_answer(row["rejected"], "rejected"),
+    }
+    return [{**pair, **without(row, column, "system", "tools", *pair)}]
+
+
+def conversation_column(row: dict) -> str:
+    if "conversations" in row:
+        return "conversations"
+    return "messages"
+
+
+def has_turns_pair(row: dict) -> bool:
+    """One turn or string for each answer after a conversation, which is not repeated in the answers."""
+    return is_turns(row[conversation_column(row)]) and _are_answers(row)
+
+
+def _are_answers(row: dict) -> bool:
+    for column in ("chosen", "rejected"):
+        answer = row[column]
+        is_one_turn = is_turn(answer) or (is_turns(answer) and len(answer) == 1)
+        if not is_one_turn and not isinstance(answer, str):
+            return False
+    return True
+
+
+def from_alpaca_pair(row: dict) -> list[dict]:
+    """LLaMA-Factory's {instruction, input, chosen, rejected}, maybe {system, history}, which are part of the prompt."""
+    pair = {
+        "prompt": alpaca_prompt(row),
+        "chosen": to_answer(row["chosen"], "chosen"),
+        "rejected": to_answer(row["rejected"], "rejected"),
+    }
+    return [{**pair, **without(row, *ALPACA, *pair)}]
+
+
+def from_openai_pair(row: dict) -> list[dict]:
+    """OpenAI's {input: {messages}, preferred_output: [message], non_preferred_output: [message]}."""
+    given = row["input"]
+    if not isinstance(given, dict):
+        raise UserError(f"input: {{messages: [...]}} is expected, {given!r:.60} given")
+    refuse_tools(given)
+    pair = {
+        "prompt": to_messages(given.get("messages"), "input: messages"),
+        "chosen": to_answer(row["preferred_output"], "preferred_output"),
+        "rejected": to_answer(row["non_preferred_output"], "non_preferred_output"),
+    }
+    return [{**pair, **without(row, "input", "preferred_output", "non_preferred_output")}]
+
+
+def from_dialogues(row: dict) -> list[dict]:
+    """Two whole conversations {chosen, rejected}: the turns that they share are the prompt.
+
+    TRL calls this an implicit prompt. UltraFeedback repeats the prompt in a column, which must say the same.
+    """
+    chosen = to_messages(row["chosen"], "chosen")
+    rejected = to_messages(row["rejected"], "rejected")
+    pair = _split_dialogues(chosen, rejected)
+    if "prompt" in row:
+        _check_prompt(row["prompt"], pair["prompt"])
+    rest = without(row, "prompt", "chosen", "rejected")
+    if is_turns(row.get("messages")):
+        rest = without(rest, "messages")  # UltraFeedback's copy of the chosen conversation
+    return [{**pair, **rest}]
+
+
+def _check_prompt(prompt, shared: list[dict]) -> None:
+    """UserError where a prompt is neither the turns that two conversations share nor the last of them."""
+    expected = [shared, shared[-1:]]
+    if is_turns(prompt):
+        given = to_messages(prompt, "prompt")
+    else:
+        given = [{"role": "user", "content": prompt}]
+        expected.append(shared[:1])  # the first question of a longer conversation
+    if given not in expected:
+        raise UserError(
+            f"prompt: {prompt!r:.60} is not what chosen and rejected begin with: {shared!r:.60}"
+        )
+
+
+def has_dialogues(row: dict) -> bool:
+    """Tells whole conversations from answers, which are a string or a list with one message."""
+    lists = [row["chosen"], row["rejected"]]
+    return all(is_turns(turns) and len(turns) > 1 for turns in lists)
+
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def from_hh(row: dict) -> list[dict]:
+    """HH-RLHF's two whole dialogues: the turns that they share are the prompt, and their last turns are the answers."""
+    chosen = _hh_turns(row["chosen"], "chosen")
+    rejected = _hh_turns(row["rejected"], "rejected")
+    return [{**_split_dialogues(chosen, rejected), **without(row, "chosen", "rejected")}]
+
+
+def _split_dialogues(chosen: list[dict], rejected: list[dict]) -> dict:
+    """{prompt, chosen, rejected} of two conversations."""
+    shared = 0  # turns at the start that are the same in both
+    for first, second in zip(chosen, rejected, strict=False):
+        if first != second:
+            break
+        shared += 1
+    if 0 < shared == len(chosen) == len(rejected):
+        shared -= 1  # the answers are the same too, which the check of rows says
+    return {
+        "prompt": chosen[:shared],
+        "chosen": _only_answer(chosen[shared:], "chosen"),
+        "rejected": _only_answer(rejected[shared:], "rejected"),
+    }
+
+
+def _only_answer(turns: list[dict], column: str) -> str:
+    """The text of the turns of a dialogue that the other one does not have. They must be one answer."""
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        raise UserError(
+            f"{column}: one answer after the shared turns is expected, {len(turns)} turns given"
+        )
+    return turns[0]["content"]
+
+
+def _hh_turns(dialogue: str, column: str) -> list[dict]:
+    before, *parts = TURN.split(dialogue)  # speaker, text, speaker, text, ...
+    if before.strip() or not parts:
+        raise UserError(
+            f"{column}: a dialogue that begins with '\\n\\nHuman:' is expected, {dialogue!r:.60} given"
+        )
+    turns: list[dict] = []
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        role = "assistant"
+        if speaker == "Human":
+            role = "user"
+        if turns and turns[-1]["role"] == role:
+            # The same speaker twice in a row is one turn, because chat templates want turns to alternate.
+            turns[-1]["content"] += "\n\n" + text.strip()
+        else:
+            turns.append({"role": role, "content": text.strip()})
+    return turns
+
+
+def has_hh_dialogues(row: dict) -> bool:
+    """Tells HH-RLHF's dialogues from the answers of a preference, whose columns have the same names."""
+    if "prompt" in row:
+        return False
+    for column in ("chosen", "rejected"):
+        if not isinstance(row[column], str) or not TURN.search(row[column]):
+            return False
+    return True
+
+
+# ---- thumbs ----------------------------------------------------------------------------------------------------------
+
+THUMBS = ("label", "kto_tag")
+
+
+def thumb_column(row: dict) -> str | None:
+    """The column that rates the answer of a row with true or false."""
+    for column in THUMBS:
+        if thumb(row.get(column)) is not None:
+            return column
+    return None
+
+
+def has_thumb(row: dict) -> bool:
+    return thumb_column(row) is not None
+
+
+def has_rated_turns(row: dict) -> bool:
+    """A conversation with a thumb: the label of a text, which is not a conversation, is something else."""
+    return is_turns(row[conversation_column(row)]) and has_thumb(row)
+
+
+def from_turns_thumb(row: dict) -> list[dict]:
+    """LLaMA-Factory's KTO rows {conversations or messages, label or kto_tag}: the last answer is the rated one."""
+    column = conversation_column(row)
+    refuse_tools(row)
+    messages = with_system(to_messages(row[column], column), row)
+    if messages[-1]["role"] != "assistant":
+        raise UserError(f"{column}: the rated answer is expected at the end, a user turn given")
+    return [
+        {
+            "prompt": messages[:-1],
+            "completion": messages[-1]["content"],
+            "label": _thumb(row),
+            **without(row, column, "system", "tools", *THUMBS),
+        }
+    ]
+
+
+def from_alpaca_thumb(row: dict) -> list[dict]:
+    """LLaMA-Factory's KTO rows in Alpaca's form: {instruction, input, output, label or kto_tag}."""
+    rest = without(row, *ALPACA, "output", *THUMBS)
+    answer = {"completion": row["output"], "label": _thumb(row)}
+    return [{"prompt": alpaca_prompt(row), **answer, **rest}]
+
+
+def _thumb(row: dict) -> bool:
+    column = thumb_column(row)
+    if column is None:
+        raise UserError("label: true or false is expected")
+    return thumb(row[column])
+
+
+# ---- rankings --------------------------------------------------------------------------------------------------------
+
+COMPLETION = re.compile(r"completion_(\d+)")
+
+
+def from_kochatgpt(row: dict) -> list[dict]:
+    """{prompt, completion_0 .. completion_K-1, ranking}: ranking[i] is the rank of completion_i, 0 = best.
+
+    That reading is the one of the project's own training code, which takes completion_i over completion_j as chosen
+    where ranking[i] < ranking[j]. `ranking` is not a list of answers in order of merit.
+    """
+    columns = [column for column in row if COMPLETION.fullmatch(column)]
+    columns.sort(key=lambda column: int(COMPLETION.fullmatch(column)[1]))  # 10 comes after 9
+    completions = [row[column] for column in columns]
+    rest = without(row, "prompt", "ranking", *columns)
+    return [{"prompt": row["prompt"], "completions": completions, "ranks": row["ranking"], **rest}]
+
+
+# ---- rankings of answers that are rows of their own -------------------------------------------------------------------
+
+
+def answer_column(row: dict) -> str:
+    if "response" in row:
+        return "response"
+    return "completion"
+
+
+def score_columns(row: dict) -> list[str]:
+    """The columns with a number, by which answers can be ranked."""
+    return [name for name, value in row.items() if _is_number(value)]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict | UserError]]:
+    """Rankings of {prompt, response or completion, <score>} rows, in the order in which the prompts are met first.
+
+    score: the column with a number; a higher one is better. A row without a number is yielded as an error.
+    """
+    groups: dict[str, list[Located]] = {}
+    for location, row in rows:
+        value = row.get(score)
+        if _is_number(value):
+            groups.setdefault(json.dumps(row["prompt"]), []).append((location, row))
+        else:
+            yield location, UserError(f"{score}: a number is expected, {value!r:.60} given")
+    for group in groups.values():
+        location, first = group[0]
+        if len(group) < 2:
+            yield location, Dropped("prompts with one answer, which cannot be ranked")
+            continue
+        answers = [row[answer_column(row)] for _, row in group]
+        scores = [row[score] for _, row in group]
+        yield location, {"prompt": first["prompt"], "completions": answers, "ranks": ranks(scores)}
+
+
+def ranks(scores: list[float]) -> list[int]:
+    """Rank 0 for the highest score. Equal scores share a rank."""
+    ordered = sorted(set(scores), reverse=True)
+    return [ordered.index(score) for score in scores]
+
+
+# ---- OpenAssistant ---------------------------------------------------------------------------------------------------
+
+TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
+DELETED = Dropped("messages that were deleted or that reviewers rejected, with all below them")
+ONE_ANSWER = Dropped("questions with fewer than two ranked answers")
+
+
+def from_tree(row: dict) -> list[dict]:
+    """OpenAssistant's tree {prompt: {text, role, replies: [...]}}: a ranking for each question with ranked answers."""
+    if not isinstance(row["prompt"], dict):
+        raise UserError(f"prompt: a message with replies is expected, {row['prompt']!r:.60} given")
+    return list(_rankings(row["prompt"], []))
+
+
+def _rankings(question: dict, history: list[dict]) -> Iterator[dict | Dropped]:
+    """Rankings of the answers to a question and, below them, to the next questions."""
+    # A stack, because a tree may be deeper than Python's recursion.
+    stack = [(question, history)]
+    while stack:
+        message, before = stack.pop()
+        if _is_deleted(message):
+            yield DELETED
+            continue
+        turns = [*before, _tree_message(message)]
+        replies = message.get("replies") or []
+        if turns[-1]["role"] == "user":
+            yield _ranking(turns, [reply for reply in replies if not _is_deleted(reply)])
+        for reply in reversed(replies):
+            stack.append((reply, turns))
+
+
+def _is_deleted(message: dict) -> bool:
+    return bool(message.get("deleted")) or message.get("review_result") is False
+
+
+def _tree_message(message: dict) -> dict:
+    role = message.get("role")
+    if role not in TREE_ROLES:
+        raise UserError(f"role: {role!r} is unknown, allowed: {', '.join(TREE_ROLES)}")
+    return {"role": TREE_ROLES[role], "content": message.get("text")}
+
+
+def _ranking(prompt: list[dict], replies: list[dict]) -> dict | Dropped:
+    ranked = [reply for reply in replies if _is_number(reply.get("rank"))]
+    if len(ranked) < 2:
+        return ONE_ANSWER
+    texts = [reply.get("text") for reply in ranked]
+    # Other answers of the question may have been deleted, which leaves gaps.
+    return {
+        "prompt": prompt,
+        "completions": texts,
+        "ranks": [int(reply["rank"]) for reply in ranked],
+    }
+
+
+def rank_trees(rows: Iterable[Located], _: str) -> Iterator[tuple[str, dict | UserError]]:
+    """Rankings of OpenAssistant's flat rows {message_id, parent_id, text, role, rank}, as in its trees."""
+    located = list(rows)
+    replies: dict[str, list[dict]] = {}
+    messages = {}
+    for _, row in located:
+        message = {**row, "replies": replies.setdefault(row["message_id"], [])}
+        messages[row["message_id"]] = message
+    roots = []
+    for location, row in located:
+        message = messages[row["message_id"]]
+        if row["parent_id"] in (None, ""):
+            roots.append((location, message))
+        elif row["parent_id"] in messages:
+            replies.setdefault(row["parent_id"], []).append(message)
+        else:
+            yield location, Dropped("messages whose parent_id is not in the file")
+    for location, root in roots:
+        try:
+            for item in _rankings(root, []):
+                yield location, item
+        except UserError as error:
+            yield location, error

@@ -1,0 +1,299 @@
+"""Rated answers of other projects, one literal row of each layout, and what is dropped from them."""
+
+import pytest
+
+from rlhf.data.importers import LAYOUTS, recognise_layout
+from rlhf.data.load import Ratings, load_rows
+from rlhf.data.ratings import from_dialogues, rank_scored, rank_trees, ranks
+from rlhf.data.rows import good_answers
+
+HUMAN = {"from": "human", "value": "Hi!"}
+USER = {"role": "user", "content": "Hi!"}
+GOOD = {"role": "assistant", "content": "Hello!"}
+BAD = {"role": "assistant", "content": "What?"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+SFT = ("prompt_completion", "messages", "text")
+PREFERENCE = {"prompt": [USER], "chosen": "Hello!", "rejected": "What?"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        (
+            "ShareGPT pairs",
+            {
+                "conversations": [HUMAN],
+                "chosen": {"from": "gpt", "value": "Hello!"},
+                "rejected": {"from": "gpt", "value": "What?"},
+            },
+            PREFERENCE,
+        ),
+        (
+            "ShareGPT pairs",
+            {
+                "conversations": [HUMAN],
+                "chosen": "Hello!",
+                "rejected": "What?",
+                "system": "Be kind.",
+                "tools": "[]",
+                "id": 1,
+            },
+            {"prompt": [SYSTEM, USER], "chosen": "Hello!", "rejected": "What?", "id": 1},
+        ),
+        ("messages pairs", {"messages": [USER], "chosen": GOOD, "rejected": [BAD]}, PREFERENCE),
+        (
+            "Alpaca pairs",
+            {"instruction": "Add.", "input": "1 1", "chosen": "2", "rejected": "3"},
+            {"prompt": "Add.\n\n1 1", "chosen": "2", "rejected": "3"},
+        ),
+        (
+            "OpenAI pairs",
+            {
+                "input": {
+                    "messages": [{"role": "developer", "content": "Be kind."}, USER],
+                    "tools": [],
+                    "parallel_tool_calls": True,
+                },
+                "preferred_output": [GOOD],
+                "non_preferred_output": [BAD],
+            },
+            {"prompt": [SYSTEM, USER], "chosen": "Hello!", "rejected": "What?"},
+        ),
+        (
+            "whole conversations",
+            {"chosen": [USER, BAD, USER, GOOD], "rejected": [USER, BAD, USER, BAD]},
+            {"prompt": [USER, BAD, USER], "chosen": "Hello!", "rejected": "What?"},
+        ),
+        (
+            "whole conversations",
+            {
+                "prompt": "Hi!",
+                "prompt_id": "7",
+                "chosen": [USER, GOOD],
+                "rejected": [USER, BAD],
+                "messages": [USER, GOOD],
+                "score_chosen": 8.0,
+                "score_rejected": 6.5,
+            },
+            {**PREFERENCE, "prompt_id": "7", "score_chosen": 8.0, "score_rejected": 6.5},
+        ),
+        (
+            "ShareGPT KTO",
+            {"conversations": [HUMAN, {"from": "gpt", "value": "What?"}], "kto_tag": False},
+            {"prompt": [USER], "completion": "What?", "label": False},
+        ),
+        (
+            "messages KTO",
+            {"messages": [USER, BAD, USER, GOOD], "label": True},
+            {"prompt": [USER, BAD, USER], "completion": "Hello!", "label": True},
+        ),
+        (
+            "Alpaca KTO",
+            {"instruction": "hi", "input": "", "output": "Hello!", "label": "True"},
+            {"prompt": "hi", "completion": "Hello!", "label": True},
+        ),
+    ],
+)
+def test_each_layout_of_rated_answers(name, row, expected):
+    layout = recognise_layout(row)
+    assert layout.name == name
+    assert layout.read(row) == [expected]
+
+
+def test_ranks_of_scores():
+    assert ranks([0.5, 3, 1, 3]) == [2, 0, 1, 0]
+
+
+def test_answers_of_one_prompt_are_ranked_by_a_score():
+    def row(prompt, response, helpfulness):
+        return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "verbosity": 2}
+
+    rows = [
+        ("f:1", row("p", "a", 1)),
+        ("f:2", row("q", "only", 3)),
+        ("f:3", row("p", "b", 4)),
+        ("f:4", row("p", "c", None)),
+    ]
+    error, ranking, single = rank_scored(rows, "helpfulness")
+    assert error[0] == "f:4" and "helpfulness: a number is expected, None given" in str(error[1])
+    assert ranking == ("f:1", {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 0]})
+    assert single == ("f:2", "prompts with one answer, which cannot be ranked")
+
+
+HELPSTEER = [
+    {"prompt": "p", "response": "a", "helpfulness": 1, "correctness": 2},
+    {"prompt": "p", "response": "b", "helpfulness": 4, "correctness": 1},
+]
+
+
+def test_helpsteer_needs_the_name_of_a_score(write, refused):
+    path = write("h.jsonl", HELPSTEER)
+    message = refused(load_rows, path, kinds=("ranking",))
+    assert "HelpSteer rows, whose answers have scores" in message
+    assert "rank_by: helpfulness or correctness" in message
+    loaded = load_rows(path, kinds=("ranking",), ratings=Ratings(rank_by="correctness"))
+    assert loaded.rows == [{"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}]
+    # The prompts alone need no choice.
+    assert [row["prompt"] for row in load_rows(path, kinds=("prompt",)).rows] == ["p", "p"]
+    best = load_rows(path, kinds=SFT, ratings=Ratings(good_answers=True, rank_by="helpfulness"))
+    assert best.rows == [{"prompt": "p", "completion": "b"}]
+
+
+def test_rank_by_ranks_rows_of_ours_and_names_what_is_missing(write, refused):
+    rows = [{"prompt": "p", "completion": c, "score": s} for c, s in (("a", 0.1), ("b", 0.1))]
+    path = write("s.jsonl", rows)
+    loaded = load_rows(path, kinds=("ranking",), ratings=Ratings(rank_by="score"))
+    assert loaded.rows == [{"prompt": "p", "completions": ["a", "b"], "ranks": [0, 0]}]
+    assert loaded.layout == "scored answers"
+    message = refused(load_rows, path, kinds=("ranking",), ratings=Ratings(rank_by="skore"))
+    assert "rank_by=skore ranks rows of prompt" in message and "completion, score" in message
+
+
+def message(text, role, rank=None, replies=(), **more):
+    return {"text": text, "role": role, "rank": rank, "replies": list(replies), **more}
+
+
+def test_a_tree_has_a_ranking_for_each_question():
+    follow_up = message(
+        "And 2?",
+        "prompter",
+        replies=[message("no", "assistant", 1), message("yes", "assistant", 0)],
+    )
+    replies = [
+        message("one", "assistant", 1, [follow_up]),
+        message("two", "assistant", 0, [message("Why?", "prompter")]),
+        message("spam", "assistant", 2, deleted=True),
+    ]
+    row = {"message_tree_id": "t", "prompt": message("1?", "prompter", replies=replies)}
+    layout = recognise_layout(row)
+    assert layout.name == "OpenAssistant trees"
+    first = {"role": "user", "content": "1?"}
+    assert layout.read(row) == [
+        {"prompt": [first], "completions": ["one", "two"], "ranks": [1, 0]},
+        {
+            "prompt": [
+                first,
+                {"role": "assistant", "content": "one"},
+                {"role": "user", "content": "And 2?"},
+            ],
+            "completions": ["no", "yes"],
+            "ranks": [1, 0],
+        },
+        "questions with fewer than two ranked answers",
+        "messages that were deleted or that reviewers rejected, with all below them",
+    ]
+
+
+def flat(name, parent, text, role, rank=None):
+    return {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank}
+
+
+def test_flat_rows_of_trees(write):
+    rows = [
+        flat("b", "a", "two", "assistant", 1.0),
+        flat("a", None, "1?", "prompter"),
+        flat("c", "a", "one", "assistant", 0.0),
+        flat("d", "lost", "three", "assistant", 0.0),
+    ]
+    assert list(rank_trees([(f"f:{i}", row) for i, row in enumerate(rows)], "")) == [
+        ("f:3", "messages whose parent_id is not in the file"),
+        (
+            "f:1",
+            {
+                "prompt": [{"role": "user", "content": "1?"}],
+                "completions": ["two", "one"],
+                "ranks": [1, 0],
+            },
+        ),
+    ]
+    path = write("oasst.jsonl", rows)
+    loaded = load_rows(path, kinds=("ranking",))
+    assert (loaded.layout, len(loaded.rows)) == ("OpenAssistant messages", 1)
+    assert f"{path}: dropped: 1 messages whose parent_id is not in the file" in loaded.warnings
+
+
+def test_a_prompt_that_is_not_the_beginning_is_refused(refused):
+    row = {"prompt": "Bye!", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert "prompt: 'Bye!' is not what chosen and rejected begin with" in refused(
+        from_dialogues, row
+    )
+
+
+def test_scores_that_tie_are_dropped_and_scores_that_contradict_are_bad(write, refused):
+    def row(chosen, rejected):
+        scores = {"score_chosen": chosen, "score_rejected": rejected}
+        return {"prompt": "Hi!", "chosen": [USER, GOOD], "rejected": [USER, BAD], **scores}
+
+    path = write("u.jsonl", [row(8.0, 6.5), row(7.0, 7.0)])
+    loaded = load_rows(path, kinds=("ranking",))
+    assert len(loaded.rows) == 1
+    assert f"{path}: dropped: 1 pairs whose two answers have the same score" in loaded.warnings
+    assert len(load_rows(path, kinds=("prompt",)).rows) == 2
+    swapped = write("s.jsonl", [row(6.5, 8.0)])
+    assert "score_rejected: 8.0 is above score_chosen, 6.5: are the two answers swapped?" in (
+        refused(load_rows, swapped, kinds=("ranking",))
+    )
+
+
+THUMBS = [
+    {"messages": [USER, GOOD], "label": True},
+    {"messages": [USER, BAD], "label": False},
+]
+PAIRS = [{"conversations": [HUMAN], "chosen": GOOD, "rejected": BAD}]
+
+
+def test_good_answers_are_learned_where_they_are_asked_for(write, refused):
+    path = write("kto.jsonl", THUMBS)
+    loaded = load_rows(path, kinds=SFT, ratings=Ratings(good_answers=True))
+    assert (loaded.kind, loaded.source_kind) == ("prompt_completion", "unpaired_preference")
+    assert loaded.rows == [{"prompt": [USER], "completion": "Hello!"}]
+    assert f"{path}: dropped: 1 answers that are not good (label false)" in loaded.warnings
+    pairs = load_rows(write("dpo.jsonl", PAIRS), kinds=SFT, ratings=Ratings(good_answers=True))
+    assert pairs.rows == [{"prompt": [USER], "completion": "Hello!"}]
+    message = refused(load_rows, path, kinds=("ranking",), ratings=Ratings(good_answers=True))
+    assert "good_answers: true is for recipes that learn demonstrations" in message
+
+
+def test_the_best_of_a_ranking_are_good():
+    row = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 3, 1], "id": 4}
+    assert good_answers(row) == [
+        {"prompt": "p", "completion": "a", "id": 4},
+        {"prompt": "p", "completion": "c", "id": 4},
+    ]
+
+
+def test_a_single_rated_row_decides_and_a_late_one_is_bad(write, refused):
+    plain = {"messages": [USER, GOOD]}
+    early = write("early.jsonl", [plain, plain, THUMBS[1]])
+    assert "recognised as messages KTO rows (unpaired_preference)" in refused(
+        load_rows, early, kinds=SFT
+    )
+    late = write("late.jsonl", [plain] * 100 + THUMBS[1:])
+    message = refused(load_rows, late, kinds=SFT)
+    assert "late.jsonl:101: label: False rates the answer, but the first rows have no" in message
+
+
+def test_a_label_that_is_a_topic_is_no_rating(write, refused):
+    def rows(*labels):
+        return [{"prompt": "p", "completion": "c", "label": label} for label in labels]
+
+    topics = load_rows(write("topic.jsonl", rows("news", "sport")), kinds=SFT)
+    assert topics.kind == "prompt_completion"
+    assert "every answer is learned; if label says how good it is" in topics.warnings[-1]
+    path = write("bits.jsonl", rows(0, 1))
+    message = refused(load_rows, path, kinds=SFT)
+    assert "label is 0 or 1: if it rates the answers, write true and false" in message
+    assert len(load_rows(path, kinds=SFT, columns={"topic": "label"}).rows) == 2
+
+
+def test_two_conversations_in_one_row_are_ambiguous(write, refused):
+    row = {"conversations": [HUMAN, {"from": "gpt", "value": "a"}], "messages": [USER, GOOD]}
+    path = write("two.jsonl", [row])
+    message = refused(load_rows, path, kinds=SFT)
+    assert "messages and conversations could each be what is learned" in message
+    assert load_rows(path, kinds=SFT, columns={"unused": "conversations"}).kind == "messages"
+
+
+def test_no_two_layouts_share_a_name():
+    names = [layout.name for layout in LAYOUTS]
+    assert len(names) == len(set(names))
