@@ -99,6 +99,10 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
         output = trainer.predict(held_out, metric_key_prefix="eval")
+        if run.main:
+            # before the report, so that nothing in it can lose the model
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            save(to_numbers(model, task), tokenizer, args.output_dir)
         truth, outputs = outcome(task, output)
         report = {"task": task.name} | evaluate(task.name, truth, outputs, task.labels)
         run.metrics({name: report[name] for name in METRICS[task.name]})
@@ -106,8 +110,6 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         labels = {} if task.name == "regression" else {"labels": len(task.labels)}
         run.metrics({"train_rows": len(train), **labels, "texts_cut": cut})
         if run.main:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            save(to_numbers(model, task), tokenizer, args.output_dir)
             write_results(run, task, rows, report, truth, outputs)
 
 

@@ -5,24 +5,26 @@
 
 Time: under a minute for the demo on two cores. Look at: accuracy on prompts that were not trained on (people agree with
 each other in about 73 % of such pairs, InstructGPT) and plots/ranking.png. After training the scores are shifted so that
-the demonstrations (or, without any, the first-ranked completions) score 0 on average.
+the demonstrations (or, without any, the first-ranked completions) score 0 on average. The base may be a decoder (GPT-2,
+Llama), or an encoder (BERT, DeBERTa), which reads prompt and completion as its tokenizer pairs two texts.
 """
 
 from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from rlhf.completions.score import RewardModelScorer, ScoringBatch
+from rlhf.completions.reward_inputs import RewardInputs
+from rlhf.completions.score import RewardModelScorer
 from rlhf.data.chat import add_chat_template
-from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, save
 from rlhf.models.one_trunk import save_adapter
-from rlhf.models.parts import context_length, fit_embeddings
-from rlhf.models.scores import shift_scores
+from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
+from rlhf.models.scores import reads_pairs, shift_scores
+from rlhf.reward_model.centre import best_completions, load_demonstrations
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
-from rlhf.reward_model.rankings import encode_rankings
+from rlhf.reward_model.rankings import encode_rankings, require_order
 from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.run import recording, start
@@ -44,29 +46,10 @@ class RewardSettings(DataSettings, ModelSettings):
 def main(settings: RewardSettings, args: RewardConfig) -> None:
     with recording("reward", settings, args) as run:
         set_seed(args.seed)
-        tokenizer = settings.load_tokenizer()
-        model = load_reward_model(
-            settings.model_name_or_path,
-            revision=settings.model_revision,
-            dtype=settings.dtype,
-            new_head=True,
-        )
-        run.parent("base", settings.model_name_or_path)
-        add_chat_template(tokenizer)
-        fit_embeddings(model, tokenizer)  # the template may have added tokens
+        model, tokenizer = start_model(run, settings)
         limit = min(args.max_length, context_length(model))
-
-        splits = load_splits(settings, ("ranking",), seed=args.seed)
-        run.data(splits)
-        if not splits.eval:
-            raise UserError(
-                "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
-            )
-        train, too_long = encode_rankings(tokenizer, splits.train, max_length=limit)
-        evaluation, _ = encode_rankings(tokenizer, splits.eval, max_length=limit)
-        run.say(
-            f"{len(train)} rankings, {len(evaluation)} held out, {too_long} completions longer than {limit} dropped"
-        )
+        train, evaluation = read_rankings(run, settings, args, model, tokenizer, limit)
+        centred_on = read_centre(run, settings, model, tokenizer, train, limit)
 
         trainer = RewardTrainer(
             model=settings.with_lora(model, task="SEQ_CLS"),
@@ -77,53 +60,93 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         )
         use_run_progress(trainer, args.output_dir)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.save_model()  # before the rest, so that nothing can lose it
 
-        report = ranking_report(trainer.scores(evaluation), evaluation)
-        for name, value in report.items():
-            if isinstance(value, int | float):
-                run.metrics({name: value})
-        run.metrics({"train_rankings": len(train), "completions_too_long": too_long})
+        scores = trainer.scores(evaluation)
         if run.main:
             # Without the wrappers of several processes, and without ScoreModel.
             model = trainer.accelerator.unwrap_model(trainer.model).model
-            save_centred(run, settings, model, tokenizer, splits.train)
-            show_report(run, report)
+            save_centred(run, settings, model, tokenizer, centred_on)
+            show_report(run, ranking_report(scores, evaluation))
 
 
-def save_centred(run, settings: RewardSettings, model, tokenizer, rankings: list[dict]) -> None:
+def start_model(run, settings: RewardSettings):
+    """(model, tokenizer): a new head on the model of the settings, and its tokenizer fitted to it."""
+    tokenizer = settings.load_tokenizer()
+    model = load_reward_model(
+        settings.model_name_or_path,
+        revision=settings.model_revision,
+        dtype=settings.dtype,
+        new_head=True,
+    )
+    run.parent("base", settings.model_name_or_path)
+    if reads_pairs(model):
+        fit_tokenizer(tokenizer, model, pairs=True)
+        model.config.trained_pairs = True  # read by the model card
+    else:
+        add_chat_template(tokenizer)
+    fit_embeddings(model, tokenizer)  # the template may have added tokens
+    return model, tokenizer
+
+
+def read_rankings(run, settings: RewardSettings, args, model, tokenizer, limit: int):
+    """(training rows, held-out rows), encoded."""
+    splits = load_splits(settings, ("ranking",), seed=args.seed)
+    run.data(splits)
+    if not splits.eval:
+        raise UserError(
+            "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
+        )
+    options = {"max_length": limit, "pairs": reads_pairs(model)}
+    train, too_long = encode_rankings(tokenizer, splits.train, **options)
+    evaluation, held_out_too_long = encode_rankings(tokenizer, splits.eval, **options)
+    require_order(train, "training")
+    require_order(evaluation, "evaluation")
+    run.say(
+        f"{len(train)} rankings, {len(evaluation)} held out, {too_long} completions longer than {limit} dropped"
+    )
+    if held_out_too_long:
+        run.say(
+            f"of the held-out rankings {held_out_too_long} completions were as long, and dropped"
+        )
+    run.metrics({"train_rankings": len(train), "completions_too_long": too_long})
+    run.metrics({"eval_completions_too_long": held_out_too_long})
+    return train, evaluation
+
+
+def read_centre(run, settings: RewardSettings, model, tokenizer, train, limit: int):
+    """The inputs whose scores will be 0 on average: the demonstrations, or the best completions of the rankings."""
+    if settings.demonstrations:
+        inputs = RewardInputs(model, tokenizer)
+        centred_on, dropped = load_demonstrations(settings.demonstrations, inputs, max_length=limit)
+        reason = f"demonstrations longer than {limit} tokens"
+    else:
+        centred_on, dropped = best_completions(train)
+        reason = "rankings whose best completion is too long"
+    if dropped:
+        run.say(f"the centre of the scores is set without {dropped} {reason}")
+    run.metrics({"centred_on": len(centred_on)})
+    return centred_on
+
+
+def save_centred(run, settings: RewardSettings, model, tokenizer, centred_on) -> None:
     """Save the model, LoRA merged, with its scores shifted so that the demonstrations score 0 on average."""
-    score = RewardModelScorer(model, tokenizer)
-    centre = score(demonstrations(settings, rankings)).mean().item()
+    centre = RewardModelScorer(model, tokenizer).score(centred_on).mean().item()
     if settings.use_peft:
         # For PPO with share_trunk: the LoRA matrices by themselves.
         save_adapter(model, str(run.folder), centre=-centre)
         model = model.merge_and_unload()
-    try:
-        shift_scores(model, -centre)
-    except UserError as error:  # after hours of training, this is not a reason to lose the model
-        run.say(f"demonstrations score {centre:.3f} on average and not 0: {error}")
+    stored_in = shift_scores(model, -centre)
+    run.say(f"scores shifted by {-centre:.3f}, in {stored_in}")
+    run.metrics({"score_centre": centre, "score_centre_in": stored_in})
     save(model, tokenizer, run.folder)
 
 
-def demonstrations(
-    settings: RewardSettings, rankings: list[dict], limit: int = 512
-) -> ScoringBatch:
-    """Completions that are to score 0 on average: demonstrations, or the best of the first rankings."""
-    if settings.demonstrations:
-        rows = load_rows(settings.demonstrations, kinds=("prompt_completion",), limit=limit).rows
-        prompts = [row["prompt"] for row in rows]
-        return ScoringBatch(prompts, [row["completion"] for row in rows])
-    prompts, completions = [], []
-    for row in rankings[:limit]:
-        # The first of those that tie for best.
-        best = row["ranks"].index(min(row["ranks"]))
-        prompts.append(row["prompt"])
-        completions.append(row["completions"][best])
-    return ScoringBatch(prompts, completions)
-
-
 def show_report(run, report: dict) -> None:
-    """Write ranking.json and plots/ranking.png, and print the most misranked pairs."""
+    """Record the numbers, write ranking.json and plots/ranking.png, and print the most misranked pairs."""
+    for name, value in report.items():
+        if isinstance(value, int | float):
+            run.metrics({name: value})
     run.write("ranking.json", report)
     (run.folder / "plots").mkdir(exist_ok=True)
     plot_ranking_report(report, run.folder / "plots" / "ranking.png")

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlhf.data.chat import Prompt, encode_completion, encode_prompt, same_encoding
+from rlhf.completions.reward_inputs import RewardInput, RewardInputs, score_inputs
+from rlhf.data.chat import Prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.parts import context_length, freeze
-from rlhf.models.scores import score_token_ids
 
 
 @dataclass
@@ -48,51 +48,39 @@ def column_names(rows: Iterable[dict]) -> tuple[str, ...]:
 class RewardModelScorer:
     """Scores by a reward model, at the last real token of prompt + completion, as it was trained.
 
-    The policy's own ids are scored when both tokenizers agree. Otherwise the text is tokenised again with the reward
-    model's template, which closes it with EOS.
+    Decoders score the policy's own ids when both tokenizers agree. Otherwise the text is tokenised again, as the reward
+    model reads it (`RewardInputs`).
     """
 
     def __init__(self, model, tokenizer, *, batch_size: int = 32):
         self.model, self.tokenizer, self.batch_size = freeze(model), tokenizer, batch_size
         self.limit = context_length(model)
-        self._same: dict[int, bool] = {}  # id of another tokenizer -> it encodes as ours does
+        self.inputs = RewardInputs(model, tokenizer)
 
     @classmethod
-    def load(cls, path: str) -> "RewardModelScorer":
-        return cls(load_reward_model(path), load_tokenizer(path))
+    def load(cls, path: str, *, dtype: str = "float32") -> "RewardModelScorer":
+        return cls(load_reward_model(path, dtype=dtype), load_tokenizer(path))
 
-    def _ids(self, batch: ScoringBatch) -> list[list[int]]:
-        """Token ids of prompt + completion, as the reward model reads them."""
-        if batch.completion_ids is not None:
-            key = id(batch.tokenizer)
-            if key not in self._same:
-                self._same[key] = same_encoding(batch.tokenizer, self.tokenizer)
-            if self._same[key]:
-                pairs = zip(batch.prompt_ids, batch.completion_ids, strict=True)
-                return [prompt + completion for prompt, completion in pairs]
-        rows = []
-        for prompt, completion in zip(batch.prompts, batch.completions, strict=True):
-            ids = encode_prompt(self.tokenizer, prompt)
-            rows.append(ids + encode_completion(self.tokenizer, completion))
-        return rows
+    def __call__(self, batch: ScoringBatch) -> Tensor:
+        return self.score(self.inputs.of_batch(batch))
 
     @torch.no_grad()
-    def __call__(self, batch: ScoringBatch) -> Tensor:
-        rows = self._ids(batch)
-        longest = max(map(len, rows))
-        if longest > self.limit:
+    def score(self, rows: list[RewardInput]) -> Tensor:
+        """One score per encoded row: (B,), fp32, on the CPU."""
+        lengths = [len(row.ids) for row in rows]
+        if max(lengths) > self.limit:
             raise UserError(
-                f"the reward model reads at most {self.limit} tokens, prompt + completion has {longest}: "
+                f"the reward model reads at most {self.limit} tokens, prompt + completion has {max(lengths)}: "
                 "shorten max_completion_length or the prompts"
             )
         pad = self.tokenizer.pad_token_id or 0
         scores = torch.zeros(len(rows))
         # Rows of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
         for start in range(0, len(order), self.batch_size):
             index = order[start : start + self.batch_size]
-            sequences = [rows[i] for i in index]
-            scores[index] = score_token_ids(self.model, sequences, pad_token_id=pad).cpu()
+            inputs = [rows[i] for i in index]
+            scores[index] = score_inputs(self.model, inputs, pad_token_id=pad).cpu()
         return scores
 
 
@@ -169,8 +157,10 @@ class WeightedSum:
         return sum(self.weights[name] * part for name, part in parts.items()), parts
 
 
-def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict[str, Callable]:
-    """Scorers by a short name each.
+def load_scorers(
+    reward_models: Sequence[str], functions: Sequence[str], *, dtype: str = "float32"
+) -> dict[str, Callable]:
+    """Scorers by a short name each. dtype: of the reward models' weights.
 
     Reward models are `reward_model`, `reward_model_2`, ... Functions have their own names, or their whole path where
     the name is taken.
@@ -178,7 +168,7 @@ def load_scorers(reward_models: Sequence[str], functions: Sequence[str]) -> dict
     scorers: dict[str, Callable] = {}
     for number, path in enumerate(reward_models, start=1):
         suffix = f"_{number}" if number > 1 else ""
-        scorers[f"reward_model{suffix}"] = RewardModelScorer.load(path)
+        scorers[f"reward_model{suffix}"] = RewardModelScorer.load(path, dtype=dtype)
     for path in functions:
         scorer = FunctionScorer.load(path)
         name = path if scorer.name in scorers else scorer.name

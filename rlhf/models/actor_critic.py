@@ -19,6 +19,7 @@ from rlhf.algorithms.log_probs import (
 from rlhf.errors import UserError
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.models.parts import trunk_of
+from rlhf.models.scores import reads_states, scores_of_states
 
 CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits are 0.4 GB
 FORWARD_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "mask")  # of `hidden_before`
@@ -72,7 +73,7 @@ class ActorCritic(nn.Module):
             self.value_head = value_model
         else:
             self.value_model = value_model
-        if self.value_model is not None and not hasattr(self.value_model, "score"):
+        if self.value_model is not None and not reads_states(self.value_model):
             raise UserError(
                 f"the value model {type(self.value_model).__name__} is an encoder and cannot score partial "
                 "completions; use value_model: shared, or a reward model of the policy's own kind"
@@ -142,14 +143,14 @@ class ActorCritic(nn.Module):
             states = hidden  # (B, T, H)
             if not self.value_moves_trunk:
                 states = hidden.detach()
-            values = self.value_head(
-                states.to(self.value_head.weight.dtype)
-            )  # the trunk may be bf16
+            states = states.to(self.value_head.weight.dtype)  # the trunk may be bf16
+            values = self.value_head(states).squeeze(-1)
         elif self.value_model is not None:
-            values = self.value_model.score(hidden_before(trunk_of(self.value_model), *batch))
+            states = hidden_before(trunk_of(self.value_model), *batch)
+            values = scores_of_states(self.value_model, states)
         else:
             return None
-        return values.squeeze(-1).float().masked_fill(~mask, 0.0)
+        return values.float().masked_fill(~mask, 0.0)
 
     def value_parameters(self) -> list[nn.Parameter]:
         """The value function's parameters that are trained."""

@@ -1,5 +1,6 @@
 """LoRA matrices for every kind of model here."""
 
+import torch
 from transformers import PreTrainedModel
 
 from rlhf.task_table import TASKS
@@ -19,6 +20,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     """
     from peft import LoraConfig, get_peft_model
 
+    draw_new_tokens(model)
     whole = []  # modules that are trained in full
     # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
     without: list[str] = []
@@ -46,3 +48,26 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
     return get_peft_model(model, config)
+
+
+@torch.no_grad()
+def draw_new_tokens(model: PreTrainedModel) -> None:
+    """Draw the embeddings of tokens that the tokenizer has gained with the mean and spread of all others.
+
+    LoRA freezes them. As `resize_token_embeddings` draws them they are an eighth as long as GPT-2's others, so that the
+    layers, which cannot learn otherwise, would hardly see the role tokens. The draw is the same in every run: models that
+    are trained from one base can share it.
+    """
+    first = getattr(model, "first_new_token", None)
+    if first is None:
+        return
+    generator = torch.Generator().manual_seed(0)
+    drawn: set[int] = set()
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        # A classifier has no output layer, and a tied one is the same matrix.
+        if layer is None or id(layer.weight) in drawn:
+            continue
+        drawn.add(id(layer.weight))
+        known, new = layer.weight[:first].float(), layer.weight[first:]
+        noise = torch.randn(new.shape, generator=generator).to(new.device)
+        new.copy_(known.mean(0) + known.std(0) * noise)

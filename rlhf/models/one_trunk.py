@@ -50,8 +50,11 @@ def adapter(model: nn.Module, name: str | None):
             layer._disable_adapters = disabled
 
 
-def fingerprint(trunk: nn.Module) -> str:
-    """sha256 of the trunk's frozen weights, in the order of their names. Equal bases give equal digests, LoRA or not."""
+def fingerprint(trunk: nn.Module, *, rounded: bool = False) -> str:
+    """sha256 of the trunk's frozen weights, in the order of their names. Equal bases give equal digests, LoRA or not.
+
+    rounded: of the weights rounded to bf16, which a base loaded in fp32 and the same base loaded in bf16 share.
+    """
     frozen = {}
     for name, parameter in trunk.named_parameters():
         if ".lora_" not in name:
@@ -59,10 +62,19 @@ def fingerprint(trunk: nn.Module) -> str:
             frozen[name.replace(".base_layer", "")] = parameter
     digest = hashlib.sha256()
     for name in sorted(frozen):
-        weights = frozen[name].detach().float().cpu()  # fp32, so that bf16 storage changes nothing
+        weights = frozen[name].detach()
+        if rounded:
+            weights = weights.bfloat16()
+        weights = weights.float().cpu()  # fp32, so that bf16 storage changes nothing
         digest.update(name.encode())
         digest.update(weights.numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_rounded(trunk: nn.Module) -> bool:
+    """True if the frozen weights are stored in bf16 or fp16."""
+    dtypes = {p.dtype for name, p in trunk.named_parameters() if ".lora_" not in name}
+    return dtypes != {torch.float32}
 
 
 def save_adapter(model: nn.Module, run_folder: str, *, centre: float) -> None:
@@ -70,7 +82,13 @@ def save_adapter(model: nn.Module, run_folder: str, *, centre: float) -> None:
     folder = Path(run_folder) / FOLDER
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card; the run has one
-    note = {"centre": centre, "base": fingerprint(trunk_of(model))}
+    trunk = trunk_of(model)
+    note = {
+        "centre": centre,
+        "base": fingerprint(trunk),
+        "base_in_bf16": fingerprint(trunk, rounded=True),
+        "rounded": is_rounded(trunk),
+    }
     text = json.dumps(note, indent=1)
     (folder / NOTE).write_text(text, encoding="utf-8")
 
@@ -152,7 +170,7 @@ def _checked_note(policy, run_folder: str) -> dict:
             "use_peft: true from the policy's own SFT model, or drop share_trunk"
         )
     note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    if note["base"] != fingerprint(trunk_of(policy)):
+    if not _same_base(trunk_of(policy), note):
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config["base_model_name_or_path"]
         raise UserError(
@@ -160,3 +178,12 @@ def _checked_note(policy, run_folder: str) -> dict:
             "that start from the same SFT run; set model_name_or_path to that run, or drop share_trunk"
         )
     return note
+
+
+def _same_base(trunk: nn.Module, note: dict) -> bool:
+    """True if the policy's trunk is the base of the note, up to rounding where one of the two was loaded in bf16."""
+    if fingerprint(trunk) == note["base"]:
+        return True
+    if not (is_rounded(trunk) or note.get("rounded")):
+        return False
+    return fingerprint(trunk, rounded=True) == note.get("base_in_bf16")

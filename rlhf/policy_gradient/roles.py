@@ -69,10 +69,14 @@ def load_rewards(settings, policy: nn.Module, tokenizer) -> WeightedSum:
         scorers = {"reward_model": RewardModelScorer(reward, tokenizer)}
         scorers |= load_scorers([], settings.reward_functions)
     else:
-        scorers = load_scorers(settings.reward_model_path, settings.reward_functions)
+        scorers = load_scorers(
+            settings.reward_model_path, settings.reward_functions, dtype=settings.dtype
+        )
     weights = list(settings.reward_weights) or [1.0] * len(scorers)
     if settings.watch_reward_model_path:
-        scorers["watched"] = RewardModelScorer.load(settings.watch_reward_model_path)
+        scorers["watched"] = RewardModelScorer.load(
+            settings.watch_reward_model_path, dtype=settings.dtype
+        )
         weights.append(0.0)  # logged, but no part of the reward
     return WeightedSum(scorers, weights)
 

@@ -2,39 +2,46 @@
 
 from torch import Tensor
 
-from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.completions.reward_inputs import encode_conversations, encode_pairs
 from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
 
 
-def encode_rankings(tokenizer, rows: list[dict], *, max_length: int) -> tuple[list[dict], int]:
+def encode_rankings(
+    tokenizer, rows: list[dict], *, max_length: int, pairs: bool = False
+) -> tuple[list[dict], int]:
     """Encode rows {"prompt", "completions", "ranks"}. Returns the encoded rows and the number of completions too long.
+
+    pairs: for an encoder, as `models.scores.reads_pairs` tells
 
     An encoded row has K completions:
         input_ids: K lists of token ids, prompt and completion
+        token_type_ids: K lists of the tokens' types, where an encoder reads them
         ranks: K numbers, 0 is best
         lengths: K lengths of the completions alone, in tokens
         places: K indices of the completions in the row that was read
         row: that row
     A row with fewer than two completions left is dropped. If no row is left, it is an error.
     """
+    encode = encode_pairs if pairs else encode_conversations
     encoded, too_long = [], 0
     for row in rows:
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        candidates = [prompt + encode_completion(tokenizer, text) for text in row["completions"]]
-        fitting = [i for i, ids in enumerate(candidates) if len(ids) <= max_length]
+        candidates = encode(tokenizer, row["prompt"], row["completions"])
+        fitting = [i for i, one in enumerate(candidates) if len(one.ids) <= max_length]
         too_long += len(candidates) - len(fitting)
         if len(fitting) < 2:
             continue
-        encoded.append(
-            {
-                "input_ids": [candidates[i] for i in fitting],
-                "ranks": [row["ranks"][i] for i in fitting],
-                "lengths": [len(candidates[i]) - len(prompt) for i in fitting],
-                "places": fitting,
-                "row": row,
-            }
-        )
+        kept = [candidates[i] for i in fitting]
+        entry = {
+            "input_ids": [one.ids for one in kept],
+            "ranks": [row["ranks"][i] for i in fitting],
+            "lengths": [one.completion_tokens for one in kept],
+            "places": fitting,
+            "row": row,
+        }
+        if kept[0].types is not None:
+            entry["token_type_ids"] = [one.types for one in kept]
+        encoded.append(entry)
     if not encoded:
         raise UserError(
             f"no ranking fits max_length={max_length} tokens: raise it (prompt + completion counts)"
@@ -42,12 +49,34 @@ def encode_rankings(tokenizer, rows: list[dict], *, max_length: int) -> tuple[li
     return encoded, too_long
 
 
-def collate_rankings(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
-    """input_ids (N, L) right-padded with all completions of the batch, mask (N, L) bool; ranks and valid (B, K)."""
-    completions: list[list[int]] = []
+def require_order(rows: list[dict], side: str) -> None:
+    """UserError unless a row has two completions of different ranks. side: "training" or "evaluation"."""
     for row in rows:
-        completions += row["input_ids"]
-    input_ids, mask = right_pad(completions, pad_token_id)
+        if len(set(row["ranks"])) > 1:
+            return
+    raise UserError(
+        f"no strictly ordered pair in the {side} rankings: they are all ties. Give rows whose completions differ in rank, "
+        "or another seed or eval_fraction where one file is split"
+    )
+
+
+def collate_rankings(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
+    """input_ids (N, L) right-padded with all completions of the batch, mask (N, L) bool; ranks and valid (B, K).
+
+    token_type_ids (N, L) where the rows have them.
+    """
+    input_ids, mask = right_pad(_joined(rows, "input_ids"), pad_token_id)
     # Rows may have different K: `valid` tells ranks from padding.
     ranks, valid = right_pad([row["ranks"] for row in rows], 0)
-    return {"input_ids": input_ids, "mask": mask, "ranks": ranks, "valid": valid}
+    batch = {"input_ids": input_ids, "mask": mask, "ranks": ranks, "valid": valid}
+    if "token_type_ids" in rows[0]:
+        batch["token_type_ids"], _ = right_pad(_joined(rows, "token_type_ids"), 0)
+    return batch
+
+
+def _joined(rows: list[dict], column: str) -> list[list[int]]:
+    """The lists of all completions of all rows."""
+    joined: list[list[int]] = []
+    for row in rows:
+        joined += row[column]
+    return joined

@@ -5,6 +5,7 @@ forward pass each. Every prompt has the same weight, whatever its K; pairs are K
 batch is fixed, not the number of pairs.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from rlhf.algorithms.losses import kwise_ranking_loss
 from rlhf.models.load import save
-from rlhf.models.scores import score_token_ids, sequence_scores
+from rlhf.models.scores import sequence_scores
 from rlhf.reward_model.metrics import ranking_report
 from rlhf.reward_model.rankings import collate_rankings
 
@@ -55,8 +56,18 @@ class ScoreModel(torch.nn.Module):
         self.model = model
         self.config = model.config  # read by the Trainer
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        return sequence_scores(self.model, input_ids, mask)
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        return sequence_scores(self.model, input_ids, mask, token_type_ids)
+
+
+def count_ordered(batch: dict[str, Tensor]) -> int:
+    """The number of prompts of a batch that have an ordered pair of completions."""
+    ranks = batch["ranks"].float()  # (B, K)
+    best = ranks.masked_fill(~batch["valid"], math.inf).amin(1)
+    worst = ranks.masked_fill(~batch["valid"], -math.inf).amax(1)
+    return int((best < worst).sum())
 
 
 class RewardTrainer(Trainer):
@@ -86,15 +97,36 @@ class RewardTrainer(Trainer):
         )
         # The loss is a mean over the batch: let the Trainer divide it by the accumulation steps.
         self.loss_is_scaled_for_ga = False
+        # prompts with an ordered pair in a batch, on average over all batches of this step and all processes
+        self.mean_ordered: float | None = None
+
+    def get_batch_samples(self, *args, **kwargs):
+        """The batches of the next step. Counts their prompts with an ordered pair, so that each weighs the same."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        total = torch.zeros(2, device=self.args.device)  # prompts, batches
+        for batch in batches:
+            total += torch.tensor([count_ordered(batch), 1.0], device=self.args.device)
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "sum")
+        prompts, number = total.tolist()
+        self.mean_ordered = prompts / max(number, 1.0)
+        return batches, count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean ranking loss of the prompts that have an ordered pair."""
+        """Mean ranking loss of the prompts that have an ordered pair.
+
+        In training the mean is over the whole optimiser step: the Trainer averages over its batches and processes.
+        """
         ranks, valid = inputs["ranks"], inputs["valid"]  # (B, K)
-        flat = model(inputs["input_ids"], inputs["mask"])  # (N,), the completions of all prompts
+        # (N,), the completions of all prompts
+        flat = model(inputs["input_ids"], inputs["mask"], inputs.get("token_type_ids"))
         scores = torch.zeros(ranks.shape, device=ranks.device).masked_scatter(valid, flat)
         losses, pairs = kwise_ranking_loss(scores, ranks, valid)
-        ordered = (pairs > 0).sum().clamp(min=1)  # a batch of ties alone gives a loss of 0
-        loss = losses.sum() / ordered
+        ordered = (pairs > 0).sum()
+        if model.training and self.mean_ordered is not None:
+            ordered = torch.tensor(self.mean_ordered, device=losses.device)
+        # a step of ties alone gives a loss of 0
+        loss = losses.sum() / torch.where(ordered > 0, ordered, 1)
         if return_outputs:
             return loss, {"scores": scores}
         return loss
@@ -119,12 +151,12 @@ class RewardTrainer(Trainer):
         scores = []
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            completions: list[list[int]] = []
-            for row in batch:
-                completions += row["input_ids"]
+            inputs = collate_rankings(batch, self.pad_token_id)
+            for name in ("ranks", "valid"):
+                inputs.pop(name)
             # accelerate puts autocast into the forward of ScoreModel, which is not called here.
             with self.accelerator.autocast():
-                flat = score_token_ids(model, completions, pad_token_id=self.pad_token_id).tolist()
+                flat = sequence_scores(model, **self._prepare_inputs(inputs)).tolist()
             for row in batch:
                 count = len(row["ranks"])
                 scores.append(flat[:count])

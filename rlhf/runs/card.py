@@ -93,14 +93,20 @@ index = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
 print(tokenizer.decode(model(**inputs).logits[0, index].argmax()))
 """,
     "score": _LOAD.format(auto="AutoModelForSequenceClassification")
-    + """print(model(**tokenizer({prompt}, return_tensors="pt")).logits[0, 0].item())
+    + """print(model(**tokenizer({prompt}, return_tensors="pt")).logits[0, 0].item(){centre})
 """,
     "reward": _LOAD.format(auto="AutoModelForSequenceClassification")
     + """messages = [{{"role": "user", "content": {prompt}}}, {{"role": "assistant", "content": "Hello!"}}]
 inputs = tokenizer.apply_chat_template(
     messages, sanitize_control_tokens=True, return_dict=True, return_tensors="pt"
 )
-score = model(**inputs).logits[0, 0].item()  # higher is better; only differences between answers mean something
+score = model(**inputs).logits[0, 0].item(){centre}  # higher is better; only differences between answers mean something
+print(score)
+""",
+    # An encoder reads prompt and answer as a pair of texts.
+    "reward_of_pair": _LOAD.format(auto="AutoModelForSequenceClassification")
+    + """inputs = tokenizer({prompt}, "Hello!", return_tensors="pt")
+score = model(**inputs).logits[0, 0].item(){centre}  # higher is better; only differences between answers mean something
 print(score)
 """,
     "tokenizer": """from transformers import AutoTokenizer
@@ -431,11 +437,18 @@ def _use(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: 
     return _joined(parts)
 
 
+# The pipeline gives what the head gives.
+CENTRED_NUMBER = "# The number is this score minus classify.model.config.score_centre.\n"
+
+
 def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], path: str) -> str:
     """Python code that loads the model and runs it on a sample."""
     config = read_object(folder / "config.json")
-    if kind == "reward" and not _has_chat_template(folder):
-        kind = "score"
+    snippet = kind
+    if kind == "reward" and config.get("trained_pairs"):
+        snippet = "reward_of_pair"
+    elif kind == "reward" and not _has_chat_template(folder):
+        snippet = "score"
     literals = {"prompt": _example(samples, "prompt", LONGEST_PROMPT) or "Hello, how are you?"}
     if kind in TASKS:
         literals |= _task_inputs(kind, config, samples)
@@ -447,7 +460,13 @@ def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], pa
     # tril(n) keeps spans of at most n + 1 tokens.
     windows = config.get("reader_windows") or {}
     values["longest"] = windows.get("max_answer_length", 30) - 1
-    return SNIPPETS[kind].format(**values).rstrip()
+    # Set where no weight of the model could hold the centre of its scores.
+    has_centre = bool(config.get("score_centre"))
+    values["centre"] = " - model.config.score_centre" if has_centre else ""
+    code = SNIPPETS[snippet].format(**values)
+    if kind == "classification" and has_centre:
+        code += CENTRED_NUMBER
+    return code.rstrip()
 
 
 def _task_inputs(kind: str, config: dict, samples: list[dict]) -> dict:

@@ -185,6 +185,29 @@ def test_another_base_is_refused_by_name(folders, refused):
     assert f"another base ({folders / 'sft'})" in message and "same SFT run" in message
 
 
+@pytest.mark.parametrize("policy_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("reward_dtype", ["float32", "bfloat16"])
+def test_the_same_base_is_known_in_every_precision_and_scores(
+    folders, tokenizer, tmp_path, refused, policy_dtype, reward_dtype
+):
+    torch.manual_seed(3)
+    reward = load_reward_model(str(folders / "sft"), new_head=True, dtype=reward_dtype)
+    reward = perturb(add_lora(reward, task="SEQ_CLS", rank=2, alpha=4))
+    save_adapter(reward, str(tmp_path), centre=CENTRE)
+    expected = scores(reward) + CENTRE
+    policies = {}
+    for name in ("sft", "other"):
+        policy = load_policy(str(folders / name), dtype=policy_dtype)
+        policies[name] = add_lora(policy, task="CAUSAL_LM", rank=2, alpha=4).eval()
+    shared = add_adapter_model(policies["sft"], str(tmp_path), "reward", trainable=False)
+    # bf16 has three digits
+    torch.testing.assert_close(scores(shared), expected, atol=0.1, rtol=0.05)
+    message = refused(
+        add_adapter_model, policies["other"], str(tmp_path), "reward", trainable=False
+    )
+    assert "another base" in message
+
+
 def test_a_run_without_an_adapter_is_refused(folders, policy, refused):
     message = refused(add_adapter_model, policy, str(folders / "sft"), "reward", trainable=False)
     assert f"{folders / 'sft'} holds no adapter/" in message and "use_peft: true" in message

@@ -10,7 +10,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.parts import disable_dropout
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import collate_rankings, encode_rankings
-from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
+from rlhf.reward_model.trainer import RewardConfig, RewardTrainer, count_ordered
 from rlhf.statistics import correlation
 
 EOS = 0
@@ -154,6 +154,42 @@ def test_invariant_33_accumulating_equals_one_batch(make):
         torch.testing.assert_close(
             second, first, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("cut", [(2, 4), (4, 2)], ids=["2x4", "4x2"])
+def test_the_gradient_of_a_step_does_not_depend_on_how_its_batch_is_cut(make, cut):
+    """Three of eight prompts have ties alone, and the parts have unequal numbers of them."""
+    rows = rankings(8)
+    for index in (0, 1, 5):
+        rows[index]["ranks"] = [0, 0, 0]
+    rows_per_batch, batches = cut
+    # One step without momentum: the weights move by the gradient.
+    options = dict(
+        rows=rows, max_steps=1, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant"
+    )
+    options |= dict(max_grad_norm=0.0, data_seed=3)
+    whole = make("whole", per_device_train_batch_size=8, **options)
+    parts = make(
+        "parts",
+        per_device_train_batch_size=rows_per_batch,
+        gradient_accumulation_steps=batches,
+        **options,
+    )
+    whole.train()
+    parts.train()
+    head, expected = parts.model.model.score.weight, whole.model.model.score.weight
+    assert expected.norm() > 0.1
+    torch.testing.assert_close(head, expected, atol=1e-5, rtol=1e-5)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_prompts_with_an_ordered_pair_are_counted_without_the_padding():
+    rows = [
+        {"input_ids": [[5, 0], [6, 0], [7, 0]], "ranks": [1, 1, 1]},
+        {"input_ids": [[5, 0], [6, 0]], "ranks": [2, 2]},  # padded with rank 0
+        {"input_ids": [[5, 0], [6, 0]], "ranks": [1, 0]},
+    ]
+    assert count_ordered(collate_rankings(rows, 13)) == 1
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf.models.parts import context_length
+from rlhf.models.scores import score_centre
 from rlhf.tasks.answers import Answers, Table
 from rlhf.tasks.classification.encode import encode_texts, names_of, number
 from rlhf.tasks.classification.metrics import (
@@ -92,7 +93,7 @@ class ClassificationPredictor:
 
     def _prediction(self, logits: Tensor) -> dict:
         if self.problem == "regression":
-            return {"label": logits.item(), "probabilities": {}}
+            return {"label": logits.item() - score_centre(self.model), "probabilities": {}}
         probabilities = softmax_or_sigmoid(logits, self.problem)
         # stable: of equal probabilities the first label wins, as argmax has it
         order = probabilities.argsort(descending=True, stable=True).tolist()

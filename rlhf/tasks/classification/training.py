@@ -12,7 +12,7 @@ from rlhf.algorithms.losses import (
 )
 from rlhf.errors import UserError
 from rlhf.models.load import trained_labels
-from rlhf.models.scores import scale_scores, shift_scores
+from rlhf.models.scores import scale_scores, score_centre, shift_scores
 from rlhf.runs.run import Run
 from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, encode_texts
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
@@ -65,7 +65,7 @@ def start_classifier(
     options = {"labels": task.labels, "problem_type": PROBLEMS[task.name]}
     model = start_encoder(run, settings, tokenizer, "classification", pairs=pairs, **options)
     if task.name == "regression" and keeps_head:
-        to_units_of_spread(model, task)
+        task = to_units_of_spread(model, task)
     return model, task
 
 
@@ -84,10 +84,19 @@ def by_length(features: list[dict], rows: list[dict]) -> tuple[list[dict], list[
     return [features[i] for i in order], [rows[i] for i in order]
 
 
-def to_units_of_spread(model, task: LabelTask) -> None:
-    """Make a saved regression model, which gives the numbers themselves, give them as it is trained."""
+def to_units_of_spread(model, task: LabelTask) -> LabelTask:
+    """Make a saved regression model, which gives the numbers themselves, give them as it is trained; the task for it.
+
+    number = spread * output + mean. Where no weight can hold the shift to the mean of the rows (heads without a bias), the
+    mean becomes the one that the head was trained with, and the targets follow.
+    """
     shift_scores(model, -task.mean)
     scale_scores(model, 1 / task.spread)
+    centre = score_centre(model)  # the number is spread * (output - centre) + mean
+    if not centre:
+        return task
+    model.config.score_centre = None  # training reads the output
+    return replace(task, mean=task.mean - task.spread * centre)
 
 
 def to_numbers(model, task: LabelTask):

@@ -1,0 +1,183 @@
+"""recipes/reward.py on a few rankings: what it checks before the training, and what it saves after it."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    LlamaConfig,
+)
+
+from rlhf.completions.score import RewardModelScorer, ScoringBatch
+from rlhf.models.load import load_reward_model, save
+from rlhf.models.parts import fit_embeddings
+from rlhf.models.scratch import new_policy
+from rlhf.runs.record import RunRecord
+from rlhf.runs.run import Run, start
+
+SMALL = dict(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=24,
+)
+FLAGS = "--use_cpu --report_to none --eval_fraction 0.25 --max_steps 2 --per_device_train_batch_size 4".split()
+
+
+@pytest.fixture
+def bases(tokenizer, bert_tokenizer, tmp_path):
+    """f(kind) -> the folder of a model to start from."""
+
+    def bases(kind: str) -> str:
+        torch.manual_seed(0)
+        folder = tmp_path / kind
+        if kind == "bert":
+            config = BertConfig(vocab_size=len(bert_tokenizer), **SMALL)
+            save(AutoModel.from_config(config), bert_tokenizer, folder)
+        elif kind == "llama":
+            config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **SMALL)
+            model = AutoModelForCausalLM.from_config(config)
+            fit_embeddings(model, tokenizer)
+            save(model, tokenizer, folder)
+        else:
+            sizes = dict(hidden_size=16, layers=1, heads=2, context=24)
+            save(new_policy(tokenizer, model_type="gpt2", **sizes), tokenizer, folder)
+        return str(folder)
+
+    return bases
+
+
+@pytest.fixture
+def train(recipe_module, bases, write, tmp_path):
+    module = recipe_module("reward")
+
+    def train(*flags, kind="gpt2", rows=None):
+        data = write("rankings.jsonl", rows or rankings())
+        names = ["--dataset_name", data, "--model_name_or_path", bases(kind)]
+        folder = tmp_path / "run"
+        start(module.main, module.__doc__, [*names, "--output_dir", str(folder), *FLAGS, *flags])
+        return folder
+
+    return train
+
+
+@pytest.fixture
+def failing(train, capsys):
+    """What `train` says as it leaves with exit code 2, and that it has not trained."""
+
+    def failing(*flags, **options) -> str:
+        with pytest.raises(SystemExit) as left:
+            train(*flags, **options)
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return failing
+
+
+def rankings(best="c c c", ranks=(0, 1, 2)):
+    rows = []
+    for first in "abdefgh":
+        for second in "abc":
+            prompt = f"{first} {second}"
+            rows.append(
+                {"prompt": prompt, "completions": [best, "c d c", "d d c"], "ranks": list(ranks)}
+            )
+    return rows
+
+
+def steps_made(folder) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def mean_score(folder, rows, completion) -> float:
+    """The mean over the training prompts, as the recipe splits them."""
+    scorer = RewardModelScorer.load(str(folder))
+    prompts = [row["prompt"] for row in rows]
+    return scorer(ScoringBatch(prompts, [completion] * len(prompts))).mean().item()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_demonstrations_score_0_and_the_record_says_where_that_is_stored(train, write, kind, lora):
+    demonstrations = [{"prompt": row["prompt"], "completion": "g g"} for row in rankings()]
+    path = write("sft.jsonl", demonstrations)
+    flags = ["--use_peft", "--lora_r", "2"] if lora else []
+    folder = train("--demonstrations", path, "--learning_rate", "1e-2", *flags, kind=kind)
+    assert mean_score(folder, rankings(), "g g") == pytest.approx(0, abs=1e-4)
+    assert abs(mean_score(folder, rankings(), "h")) > 1e-5
+    metrics = RunRecord.load(folder).metrics
+    expected = {
+        "gpt2": "the bias of the last layer norm",
+        "llama": "score_centre in config.json",
+        "bert": "the bias of the head",
+    }
+    assert metrics["score_centre_in"] == expected[kind]
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("score_centre") == pytest.approx(
+        metrics["score_centre"] if kind == "llama" else None, abs=1e-6
+    )
+    assert ("model.config.score_centre" in (folder / "README.md").read_text()) == (kind == "llama")
+
+
+def test_an_encoder_learns_from_pairs_and_scores_them_as_plain_transformers_does(train):
+    folder = train(kind="bert")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model(**tokenizer("a b", "c d", return_tensors="pt")).logits.item()
+    scorer = RewardModelScorer.load(str(folder))
+    assert scorer(ScoringBatch(["a b"], ["c d"])).item() == pytest.approx(expected, abs=1e-5)
+    assert tokenizer.chat_template is None
+    assert (
+        "inputs = tokenizer('Hello, how are you?', \"Hello!\"" in (folder / "README.md").read_text()
+    )
+
+
+def test_a_best_completion_that_is_too_long_is_counted_and_the_model_is_saved(train, capsys):
+    rows = rankings()
+    for row in rows[::2]:
+        row["completions"] = ["c " * 40, *row["completions"][1:], "d"]
+        row["ranks"] = [0, 1, 2, 3]
+    folder = train(rows=rows)
+    assert (folder / "model.safetensors").is_file()
+    record = RunRecord.load(folder)
+    assert record.status == "done" and 0 < record.metrics["centred_on"] < len(rows) * 3 / 4
+    assert "whose best completion is too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_what_can_be_known_before_the_training_is_refused_before_it(failing, kind, tmp_path):
+    said = failing("--demonstrations", str(tmp_path / "nowhere.jsonl"), kind=kind)
+    assert "nowhere.jsonl" in said
+    assert steps_made(tmp_path / "run") == 0
+
+
+def test_ties_alone_are_refused_before_the_training(failing, tmp_path):
+    said = failing(rows=rankings(ranks=(1, 1, 1)))
+    assert "no strictly ordered pair in the training rankings" in said
+    assert steps_made(tmp_path / "run") == 0
+
+
+def test_demonstrations_that_are_all_too_long_are_refused_before_the_training(
+    failing, write, tmp_path
+):
+    path = write("sft.jsonl", [{"prompt": "a", "completion": "c " * 40}])
+    said = failing("--demonstrations", path)
+    assert "max_length=24" in said and steps_made(tmp_path / "run") == 0
+
+
+def test_an_error_in_the_report_loses_no_model(train, monkeypatch, tmp_path):
+    def broken(*args):
+        raise RuntimeError("a defect in the report")
+
+    monkeypatch.setattr(Run, "write", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train()
+    load_reward_model(str(tmp_path / "run"))
