@@ -56,7 +56,7 @@ def test_prompt_and_completion_make_the_conversation(bytes_tokenizer):
 
 
 def test_conversation_learns_what_the_assistant_says(tokenizer):
-    ids, mask = encode_conversation(tokenizer, TALK)
+    [(ids, mask)] = encode_conversation(tokenizer, TALK)
     turns = (
         [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT],
         [3, 4, EOS],
