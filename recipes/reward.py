@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
+from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
@@ -56,7 +57,8 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         fit_embeddings(model, tokenizer)  # the template may have added tokens
         limit = min(args.max_length, context_length(model))
 
-        splits = load_splits(settings, ("ranking",), seed=args.seed)
+        checks = template_checks(tokenizer)
+        splits = load_splits(settings, ("ranking",), seed=args.seed, checks=checks)
         run.data(splits)
         if not splits.eval:
             raise UserError(

@@ -104,7 +104,7 @@ def encode_completion(tokenizer, completion: str) -> list[int]:
     if tokenizer.chat_template is None:
         # A model that was trained on plain text, as GPT-2 was.
         return [*_words(tokenizer, completion), tokenizer.eos_token_id]
-    form = _answer_form(tokenizer)
+    form = answer_form(tokenizer)
     ids = _with_answer(tokenizer, completion)
     answer = _behind(tokenizer, ids, form.prompt)
     if answer is None:
@@ -119,7 +119,7 @@ def end_of_turn_id(tokenizer) -> int:
     """
     if tokenizer.chat_template is None:
         return tokenizer.eos_token_id
-    return _answer_form(tokenizer).end
+    return answer_form(tokenizer).end
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
@@ -141,6 +141,21 @@ def _bos_ids(tokenizer, bos_token_id: int | None) -> tuple[int, ...]:
     if bos_token_id is not None and len(ids) > 1 and ids[0] == bos_token_id:
         return (bos_token_id,)
     return ()
+
+
+def text_pieces(tokenizer, rows: Sequence[dict], size: int) -> list[list[int]]:
+    """Texts of rows as ids, closed by EOS and cut into pieces of at most `size` ids.
+
+    Each piece has something to predict: two ids at least. It begins with BOS if the model was pretrained so.
+    """
+    start = bos_ids(tokenizer)
+    room = size - len(start)
+    pieces = []
+    for row in rows:
+        ids = [*_words(tokenizer, row["text"]), tokenizer.eos_token_id]
+        for i in range(0, len(ids) - 1, room):  # a last token alone has nothing to predict
+            pieces.append(start + ids[i : i + room])
+    return pieces
 
 
 def _words(tokenizer, text: str) -> list[int]:
@@ -183,7 +198,8 @@ class AnswerForm:
         return answer[: positions[-self.closings] + 1]
 
 
-def _answer_form(tokenizer) -> AnswerForm:
+def answer_form(tokenizer) -> AnswerForm:
+    """How the chat template of a tokenizer writes answers."""
     return _cached_answer_form(tokenizer, template_of(tokenizer), tokenizer.eos_token_id)
 
 
@@ -282,8 +298,8 @@ def _two_openings(tokenizer, completion: str) -> str:
         )
     return (
         f"{problem}: let the generation prompt of the template end before {prompt[shared:]!r} ({FILE}), or, if the answers "
-        "begin with their reasoning, use the training template that trl has for the model "
-        "(trl.chat_template_utils.get_training_chat_template)"
+        "begin with their reasoning, a template that keeps it in the answer (as trl's training template for DeepSeek-R1: "
+        "trl.chat_template_utils.get_training_chat_template)"
     )
 
 
@@ -322,7 +338,7 @@ def _encode_turn(tokenizer, history: list[dict], answer: str) -> tuple[list[int]
     if tokenizer.chat_template is None:
         return bos_ids(tokenizer), encode_completion(tokenizer, answer)
     # There is no prompt without a message, so it is cut out of the written answer.
-    form = _answer_form(tokenizer)
+    form = answer_form(tokenizer)
     message = {"role": "assistant", "content": answer}
     ids = apply_template(tokenizer, [message], generation_prompt=False)
     for start in range(len(ids)):

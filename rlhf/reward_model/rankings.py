@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
@@ -16,8 +17,10 @@ def encode_rankings(tokenizer, rows: list[dict], *, max_length: int) -> tuple[li
         lengths: K lengths of the completions alone, in tokens
         places: K indices of the completions in the row that was read
         row: that row
-    A row with fewer than two completions left is dropped. If no row is left, it is an error.
+    A row with fewer than two completions left is dropped. If no row is left, it is an error, and so is a chat template that
+    does not write the completions as they are.
     """
+    check_answers(tokenizer, rows)
     encoded, too_long = [], 0
     for row in rows:
         prompt = encode_prompt(tokenizer, row["prompt"])
