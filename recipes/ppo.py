@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.data.chat import add_chat_template, encode_example
+from rlhf.data.answers import template_checks
+from rlhf.data.chat import add_chat_template, text_pieces
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy, load_tokenizer
@@ -54,7 +55,8 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         roles = load_roles(settings, args, tokenizer, run)
-        splits = load_splits(settings, ("prompt",), seed=args.seed)
+        checks = template_checks(tokenizer)
+        splits = load_splits(settings, ("prompt",), seed=args.seed, checks=checks)
         run.data(splits)
         text_length = min(context_length(roles.policy), TEXT_LENGTH)
         trainer = PolicyGradientTrainer(
@@ -107,17 +109,12 @@ def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run
 
 
 def load_texts(settings: PPOSettings, tokenizer, run, *, limit: int) -> list[list[int]]:
-    """Plain text as token ids, in pieces of at most `limit`, each at least two long: one to read and one to predict."""
+    """Plain text as token ids, in pieces of at most `limit`."""
     if not settings.ptx_dataset_name:
         return []
     loaded = load_rows(settings.ptx_dataset_name, kinds=("text",), skip_bad=settings.skip_bad)
     run.data(loaded)
-    pieces = []
-    for row in loaded.rows:
-        ids, _ = encode_example(tokenizer, row)
-        for i in range(0, len(ids) - 1, limit):  # a last token alone has nothing to predict
-            pieces.append(ids[i : i + limit])
-    return pieces
+    return text_pieces(tokenizer, loaded.rows, limit)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from rlhf.completions.reward_inputs import RewardInputs
 from rlhf.completions.score import RewardModelScorer
+from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
@@ -91,13 +92,15 @@ def start_model(run, settings: RewardSettings):
 
 def read_rankings(run, settings: RewardSettings, args, model, tokenizer, limit: int):
     """(training rows, held-out rows), encoded."""
-    splits = load_splits(settings, ("ranking",), seed=args.seed)
+    pairs = reads_pairs(model)
+    checks = {} if pairs else template_checks(tokenizer)
+    splits = load_splits(settings, ("ranking",), seed=args.seed, checks=checks)
     run.data(splits)
     if not splits.eval:
         raise UserError(
             "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
         )
-    options = {"max_length": limit, "pairs": reads_pairs(model)}
+    options = {"max_length": limit, "pairs": pairs}
     train, too_long = encode_rankings(tokenizer, splits.train, **options)
     evaluation, held_out_too_long = encode_rankings(tokenizer, splits.eval, **options)
     require_order(train, "training")

@@ -5,17 +5,19 @@
 
 Time: under two minutes for the demo on two cores. Look at: eval_loss, and that EOS is learned (report: eos_rate). The loss
 is taken on completions only (for messages: on the assistant's). rlhf/data/chat.py encodes the rows, so that SFT, reward
-model, PPO and chat read the same tokens. `pretraining_dataset` mixes plain text in, as InstructGPT did (10 %).
+model, PPO and chat read the same tokens. Where a chat template rewrites earlier answers (Qwen 3), each answer of a
+conversation is an example. `pretraining_dataset` mixes plain text in, as InstructGPT did (10 %).
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from rlhf.data.chat import add_chat_template, as_messages, encode_example
+from rlhf.data.answers import check_answers, template_checks
+from rlhf.data.chat import add_chat_template, as_messages, encode_examples, text_pieces
 from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
 from rlhf.data.splits import load_splits
@@ -29,6 +31,21 @@ from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 
 KINDS = ("prompt_completion", "messages", "text")
 
+# Keys of SFTConfig that have no effect here -> what to do instead.
+REFUSED = {
+    "assistant_only_loss": "remove it: of messages only the assistant's turns are learned",
+    "chat_template_path": "put the template into chat_template.jinja in the folder of the model",
+    "completion_only_loss": "remove it: only the completion is learned; for all of a text, give rows with a text column",
+    "dataset_kwargs": "remove it: the rows are encoded before TRL sees them",
+    "dataset_num_proc": "remove it: the rows are encoded before TRL sees them",
+    "dataset_text_field": "name the column with columns: text=NAME",
+    "eos_token": "set eos_token in the tokenizer_config.json of the model",
+    "model_init_kwargs": "use dtype and model_revision",
+    "pad_token": "set pad_token in the tokenizer_config.json of the model",
+    "truncation_mode": "remove it: rows longer than max_length are dropped and counted, not cut",
+    "trust_remote_code": "remove it: code of the Hub is never run",
+}
+
 
 @dataclass
 class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
@@ -38,11 +55,12 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
         default=None, metadata={"help": "Plain text to mix in, file or Hub id."}
     )
     pretraining_share: float = field(
-        default=0.1, metadata={"help": "Its share of all training rows. InstructGPT: 0.1."}
+        default=0.1, metadata={"help": "Its share of all training examples. InstructGPT: 0.1."}
     )
 
 
 def main(settings: SFTSettings, args: SFTConfig) -> None:
+    check_keys(args)
     args.logging_nan_inf_filter = False  # a NaN must be seen
     # With accelerate's seedable sampler, groups by length lose rows on two processes from the second epoch on.
     args.accelerator_config.use_seedable_sampler = args.train_sampling_strategy != "group_by_length"
@@ -53,19 +71,19 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         model = load_or_make_policy(settings, tokenizer, run)
         args.max_length = min(args.max_length or 10**9, context_length(model))
 
-        splits = load_splits(settings, KINDS, seed=args.seed)
+        checks = template_checks(tokenizer)
+        splits = load_splits(settings, KINDS, seed=args.seed, checks=checks)
         run.data(splits)
         model.config.trained_turns = max(map(turns, splits.train))  # the chat reads it
         train, too_long = encode(tokenizer, splits.train, args.max_length)
-        if settings.pretraining_dataset:
-            text = load_rows(settings.pretraining_dataset, kinds=("text",)).rows
-            text, _ = encode(tokenizer, text, args.max_length)
-            train = mix(train, text, settings.pretraining_share, args.seed)
-        evaluation = []
+        run.say(examples_line("train", train, splits.train, too_long, args.max_length))
+        evaluation, eval_too_long = [], 0
         if splits.eval:
-            evaluation, _ = encode(tokenizer, splits.eval, args.max_length)
-        dropped = f", {too_long} longer than {args.max_length} tokens dropped" if too_long else ""
-        run.say(f"{len(train)} rows{dropped}")
+            evaluation, eval_too_long = encode(tokenizer, splits.eval, args.max_length)
+            run.say(examples_line("eval", evaluation, splits.eval, eval_too_long, args.max_length))
+        if settings.pretraining_dataset:
+            text = load_texts(settings, tokenizer, run, limit=args.max_length)
+            train = mix(train, text, settings.pretraining_share, args.seed)
 
         trainer = SFTTrainer(
             model=settings.with_lora(model, task="CAUSAL_LM"),
@@ -78,6 +96,7 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         run.metrics({"train_rows": len(train), "rows_too_long": too_long})
         if evaluation:
+            run.metrics({"eval_rows_too_long": eval_too_long})
             metrics = trainer.evaluate()
             accuracy = metrics["eval_mean_token_accuracy"]
             run.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": accuracy})
@@ -99,23 +118,55 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run):
     return model
 
 
+def check_keys(args: SFTConfig) -> None:
+    """UserError for a key that TRL reads and this recipe does not."""
+    for key in fields(SFTConfig):
+        value = getattr(args, key.name)
+        if key.name in REFUSED and value != key.default:
+            raise UserError(f"{key.name}={value} has no effect here: {REFUSED[key.name]}")
+
+
 def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
-    """Encode rows as token ids with labels (IGNORED where nothing is learned). Returns them, and how many were too long."""
-    encoded = []
+    """Encode rows as examples: token ids with labels (IGNORED where nothing is learned).
+
+    Returns them, and how many were too long.
+    """
+    check_answers(tokenizer, rows)
+    encoded, too_long = [], 0
     for row in rows:
-        ids, mask = encode_example(tokenizer, row)  # mask: the tokens to learn
-        if len(ids) > max_length:
-            continue
-        labels = list(ids)
-        for i, counts in enumerate(mask):
-            if not counts:
-                labels[i] = IGNORED
-        encoded.append({"input_ids": ids, "labels": labels})
+        for ids, mask in encode_examples(tokenizer, row):  # mask: the tokens to learn
+            if len(ids) > max_length:
+                too_long += 1
+                continue
+            labels = list(ids)
+            for i, counts in enumerate(mask):
+                if not counts:
+                    labels[i] = IGNORED
+            encoded.append({"input_ids": ids, "labels": labels})
     if not encoded:
         raise UserError(
             f"no row fits max_length={max_length} tokens: raise it, up to the model's context"
         )
-    return encoded, len(rows) - len(encoded)
+    return encoded, too_long
+
+
+def examples_line(
+    side: str, encoded: list[dict], rows: list[dict], too_long: int, limit: int
+) -> str:
+    """One line about the examples of a side, "train" or "eval"."""
+    line = f"{side}: {len(encoded)} examples of {len(rows)} rows"
+    if too_long:
+        line += f", {too_long} longer than {limit} tokens dropped"
+    return line
+
+
+def load_texts(settings: SFTSettings, tokenizer, run, *, limit: int) -> list[dict]:
+    """Plain text as examples of at most `limit` tokens, all of them learned."""
+    loaded = load_rows(settings.pretraining_dataset, kinds=("text",), skip_bad=settings.skip_bad)
+    run.data(loaded)
+    pieces = text_pieces(tokenizer, loaded.rows, limit)
+    run.say(f"plain text: {len(pieces)} pieces of {len(loaded.rows)} texts")
+    return [{"input_ids": ids, "labels": list(ids)} for ids in pieces]
 
 
 def turns(row: dict) -> int:
@@ -125,15 +176,19 @@ def turns(row: dict) -> int:
 
 
 def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -> list[dict]:
-    """Add text rows to the demonstrations until they are `share` of all rows, and shuffle. Short text is repeated."""
+    """Add random text to the demonstrations until it is `share` of all examples, and shuffle. Short text is repeated."""
     if not 0 <= share < 1:
         raise UserError(f"pretraining_share={share} must be at least 0 and below 1")
     # text / (text + demonstrations) = share
     count = round(len(demonstrations) * share / (1 - share))
-    added = [text[i % len(text)] for i in range(count)]
-    rows = demonstrations + added
-    random.Random(seed).shuffle(rows)
-    return rows
+    generator = random.Random(seed)
+    added: list[dict] = []
+    while len(added) < count:
+        again = generator.sample(text, len(text))
+        added += again[: count - len(added)]
+    examples = demonstrations + added
+    generator.shuffle(examples)
+    return examples
 
 
 if __name__ == "__main__":

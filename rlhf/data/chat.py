@@ -1,15 +1,28 @@
 """Encodes prompts and completions as token ids. SFT, reward models, PPO, scoring and chat all use these functions.
 
-A model that brings its own chat template keeps it. One without (GPT-2) gets CHAT_TEMPLATE, whose turns are opened by
-*added special tokens* and closed by the end-of-text token. Users cannot type such tokens: `sanitize_control_tokens`
-encodes their spelling in a message as text.
+A model that brings its own chat template keeps it, and `templates` applies it. One without (GPT-2) gets CHAT_TEMPLATE,
+whose turns are opened by *added special tokens* and closed by the end-of-text token. Users cannot type such tokens: their
+spelling in a message is encoded as text.
+
+What is learned of an answer is what the template writes behind its own generation prompt, up to the token that closes
+the turn.
 
 Omitted: tools and images, because GPT-2 class models have neither.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 
+from rlhf.data.templates import (
+    FILE,
+    TemplateRefusal,
+    apply_template,
+    check_text_template,
+    template_of,
+    written_text,
+)
 from rlhf.errors import UserError
 
 ROLES = ("system", "user", "assistant")
@@ -23,6 +36,7 @@ CHAT_TEMPLATE = (
 )
 
 Prompt = str | list[dict]  # plain text, or messages [{"role", "content"}]
+Example = tuple[list[int], list[bool]]  # token ids, and True where a token is learned
 
 
 def add_chat_template(tokenizer) -> list[str]:
@@ -40,6 +54,8 @@ def add_chat_template(tokenizer) -> list[str]:
     if tokenizer.chat_template is None:
         tokenizer.add_special_tokens({"extra_special_tokens": list(ROLE_TOKENS)})
         tokenizer.chat_template = CHAT_TEMPLATE
+        if bos_ids(tokenizer):
+            tokenizer.chat_template = "{{- bos_token -}}" + CHAT_TEMPLATE
     # With pad == EOS, code that masks by token id would hide EOS from the loss too.
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
@@ -69,90 +85,277 @@ def as_text(prompt: Prompt) -> str:
     return "\n".join(message["content"] for message in prompt)
 
 
-def _apply(tokenizer, messages: list[dict], *, generation_prompt: bool) -> list[int]:
-    encoding = tokenizer.apply_chat_template(
-        messages,
-        add_generation_prompt=generation_prompt,
-        sanitize_control_tokens=True,  # no message can open a turn of another role
-        return_dict=True,
-    )
-    return encoding["input_ids"]
+# ---- prompts, completions and plain text -------------------------------------------------------------------------
 
 
 def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
     """Ids of a prompt, up to where the assistant begins to speak. Without a chat template, ids of its plain text."""
     if tokenizer.chat_template is None:
         return encode_text(tokenizer, as_text(prompt) + "\n")
-    return _apply(tokenizer, as_messages(prompt), generation_prompt=True)
-
-
-# Templates encode whole conversations, so a completion is encoded as the answer to an empty message.
-EMPTY_TURN = {"role": "user", "content": ""}
-
-
-@lru_cache(maxsize=16)
-def _empty_turn_ids(tokenizer, chat_template: str) -> tuple[int, ...]:
-    """Ids in front of the answer to EMPTY_TURN. Cached, because they take a third of the time of a completion.
-
-    chat_template: the tokenizer's, which is only a key of the cache here: a template can be replaced.
-    """
-    return tuple(_apply(tokenizer, [EMPTY_TURN], generation_prompt=True))
+    check_text_template(tokenizer)
+    messages = as_messages(prompt)
+    if not messages:
+        raise UserError("a prompt needs at least one message")
+    return apply_template(tokenizer, messages, generation_prompt=True)
 
 
 def encode_completion(tokenizer, completion: str) -> list[int]:
-    """Ids of a completion, closed by exactly one EOS. The spelling of a control token stays text."""
+    """Ids of a completion, closed by exactly one end-of-turn token. The spelling of a control token stays text."""
     if tokenizer.chat_template is None:
         # A model that was trained on plain text, as GPT-2 was.
-        return [*encode_text(tokenizer, completion), tokenizer.eos_token_id]
-    answer = {"role": "assistant", "content": completion}
-    ids = _apply(tokenizer, [EMPTY_TURN, answer], generation_prompt=False)
-    before = _empty_turn_ids(tokenizer, tokenizer.chat_template)
-    if tuple(ids[: len(before)]) != before:
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path!r} writes an answer differently from its generation prompt; "
-            "fix the template, or remove it to use ours"
-        )
-    return _cut_after_last_eos(ids[len(before) :], tokenizer.eos_token_id)
+        return [*_words(tokenizer, completion), tokenizer.eos_token_id]
+    form = answer_form(tokenizer)
+    ids = _with_answer(tokenizer, completion)
+    answer = _behind(tokenizer, ids, form.prompt)
+    if answer is None:
+        raise UserError(_two_openings(tokenizer, completion))
+    return form.close(answer)
 
 
-def _cut_after_last_eos(ids: list[int], eos_token_id: int) -> list[int]:
-    """Ids up to the last EOS, which is added where there is none.
+def end_of_turn_id(tokenizer) -> int:
+    """Id of the token by which the chat template closes a turn of the assistant; of EOS for plain text and our template.
 
-    Templates may write more after a turn (ChatML ends it with a newline), but the model stops at EOS.
+    Gemma and Phi-3 close a turn with a token other than their EOS.
     """
-    if eos_token_id not in ids:
-        return [*ids, eos_token_id]
-    after = ids[::-1].index(eos_token_id)
-    return ids[: len(ids) - after]
+    if tokenizer.chat_template is None:
+        return tokenizer.eos_token_id
+    return answer_form(tokenizer).end
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
-    """Ids of plain text for language modelling, without a template. The spelling of a control token stays text."""
+    """Ids of plain text for language modelling, without a template. The spelling of a control token stays text.
+
+    They begin with BOS if the model was pretrained so, see bos_ids.
+    """
+    return [*bos_ids(tokenizer), *_words(tokenizer, text)]
+
+
+def bos_ids(tokenizer) -> list[int]:
+    """[BOS] if the tokenizer itself begins a text with it, as Llama's and Gemma's do, else []."""
+    return list(_bos_ids(tokenizer, tokenizer.bos_token_id))
+
+
+@lru_cache(maxsize=16)
+def _bos_ids(tokenizer, bos_token_id: int | None) -> tuple[int, ...]:
+    ids = tokenizer("a")["input_ids"]
+    if bos_token_id is not None and len(ids) > 1 and ids[0] == bos_token_id:
+        return (bos_token_id,)
+    return ()
+
+
+def text_pieces(tokenizer, rows: Sequence[dict], size: int) -> list[list[int]]:
+    """Texts of rows as ids, closed by EOS and cut into pieces of at most `size` ids.
+
+    Each piece has something to predict: two ids at least. It begins with BOS if the model was pretrained so.
+    """
+    start = bos_ids(tokenizer)
+    room = size - len(start)
+    pieces = []
+    for row in rows:
+        ids = [*_words(tokenizer, row["text"]), tokenizer.eos_token_id]
+        for i in range(0, len(ids) - 1, room):  # a last token alone has nothing to predict
+            pieces.append(start + ids[i : i + room])
+    return pieces
+
+
+def _words(tokenizer, text: str) -> list[int]:
+    """Ids of a piece of text, without any special token."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def encode_conversation(tokenizer, messages: Sequence[dict]) -> tuple[list[int], list[bool]]:
-    """Ids of a whole conversation, and a mask that is True on the tokens of the assistant, EOS included."""
+# ---- how a template writes an answer -----------------------------------------------------------------------------
+
+# Templates encode whole conversations, so a completion is encoded as the answer to an empty message.
+EMPTY_TURN = {"role": "user", "content": ""}
+ANY_DAY = date(
+    2024, 1, 1
+)  # a completion does not depend on it, and a cached prompt must not change at midnight
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """How a chat template writes an answer.
+
+    prompt: ids in front of the answer to EMPTY_TURN.
+    opening: the end of `prompt`, which opens the turn of the assistant.
+    end: id of the token that closes the turn.
+    closings: how often the template writes it behind the words of an answer; 0: never.
+    """
+
+    prompt: list[int]
+    opening: list[int]
+    end: int
+    closings: int
+
+    def close(self, answer: list[int]) -> list[int]:
+        """Ids of an answer up to the token that closes it, which is added where there is none.
+
+        Templates may write more behind a turn (ChatML a newline, Phi-3 an EOS), but the model stops there.
+        """
+        if not self.closings:
+            return [*answer, self.end]
+        positions = [i for i, token in enumerate(answer) if token == self.end]
+        return answer[: positions[-self.closings] + 1]
+
+
+def answer_form(tokenizer) -> AnswerForm:
+    """How the chat template of a tokenizer writes answers."""
+    return _cached_answer_form(tokenizer, template_of(tokenizer), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=16)
+def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> AnswerForm:
+    """The form of answers, from two of them. chat_template, eos_token_id: the tokenizer's, keys of the cache."""
+    check_text_template(tokenizer)
+    turn = [EMPTY_TURN]
+    prompt = apply_template(tokenizer, turn, generation_prompt=True, day=ANY_DAY)
+    closed = apply_template(tokenizer, turn, generation_prompt=False, day=ANY_DAY)
+    opening = prompt[_shared(prompt, closed) :]
+
+    first, second = _with_answer(tokenizer, "a"), _with_answer(tokenizer, "b")
+    # What two answers end with alike is behind their words.
+    behind = first[len(first) - _shared(first[::-1], second[::-1]) :]
+    end, closings = eos_token_id, 0
+    control = _control_ids(tokenizer)
+    starts = [i for i, token in enumerate(behind) if token in control]
+    if starts:
+        last = starts[0]
+        # Of several in a row, as Cohere 2 writes, the last one ends the turn.
+        while last + 1 in starts:
+            last += 1
+        end = behind[last]
+        closings = behind[last:].count(end)
+    return AnswerForm(prompt, opening, end, closings)
+
+
+def _with_answer(tokenizer, completion: str) -> list[int]:
+    """Ids of an empty message and its answer, with what the template writes behind it."""
+    messages = [EMPTY_TURN, {"role": "assistant", "content": completion}]
+    return apply_template(tokenizer, messages, generation_prompt=False, day=ANY_DAY)
+
+
+def _control_ids(tokenizer) -> set[int]:
+    """Ids of the added tokens, except runs of white space, which are words (Gemma has such)."""
+    ids = {tokenizer.eos_token_id}
+    for i, token in tokenizer.added_tokens_decoder.items():
+        if token.content.strip(" \n\t\r\u2581"):
+            ids.add(i)
+    return ids
+
+
+def _shared(first: list[int], second: list[int]) -> int:
+    """How many ids two lists have in common at their start."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _behind(tokenizer, ids: list[int], prompt: list[int]) -> list[int] | None:
+    """What `ids` have behind `prompt`; None if they do not begin with its text.
+
+    The last token of the prompt and the first one of the answer may have become one token ("\\n" and "\\n"), which the model
+    never sees: it reads the prompt alone. Such a token is split.
+    """
+    shared = _shared(ids, prompt)
+    rest = prompt[shared:]
+    if not rest:
+        return ids[shared:]
+    if _control_ids(tokenizer) & set(rest):
+        return None
+    rest_text = _decode(tokenizer, rest)
+    for stop in range(shared + 1, len(ids) + 1):
+        text = _decode(tokenizer, ids[shared:stop])
+        if text.startswith(rest_text):
+            surplus = text[len(rest_text) :]
+            return [*_words(tokenizer, surplus), *ids[stop:]]
+        if not rest_text.startswith(text):
+            return None
+    return None
+
+
+def _decode(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def _two_openings(tokenizer, completion: str) -> str:
+    """The message for a template whose generation prompt is not how it begins an answer (DeepSeek-R1, Nemotron)."""
+    messages = [EMPTY_TURN, {"role": "assistant", "content": completion}]
+    prompt = written_text(tokenizer, messages[:1], generation_prompt=True)
+    written = written_text(tokenizer, messages, generation_prompt=False)
+    shared = _shared(prompt, written)
+    problem = (
+        f"the chat template of {tokenizer.name_or_path!r} writes an answer differently from its generation prompt, which "
+        f"ends with {prompt[-30:]!r}, while the answer is written as {written[max(0, shared - 20) : shared + 30]!r}"
+    )
+    quiet = written_text(tokenizer, messages[:1], generation_prompt=True, enable_thinking=False)
+    if quiet != prompt and written.startswith(quiet):
+        return (
+            f"{problem}: give answers that begin with their reasoning (<think>), or begin the template with "
+            f"{{% set enable_thinking = false %}} ({FILE})"
+        )
+    return (
+        f"{problem}: let the generation prompt of the template end before {prompt[shared:]!r} ({FILE}), or, if the answers "
+        "begin with their reasoning, a template that keeps it in the answer (as trl's training template for DeepSeek-R1: "
+        "trl.chat_template_utils.get_training_chat_template)"
+    )
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def encode_conversation(tokenizer, messages: Sequence[dict]) -> list[Example]:
+    """Ids of a whole conversation, and a mask that is True on the tokens of the assistant, its end-of-turn tokens included.
+
+    Each answer is learned behind its history as the model sees it when it answers. Some templates rewrite earlier answers
+    (Qwen 3 takes their reasoning out). Then one sequence cannot hold two answers, and each answer that the next history
+    rewrites ends an example.
+    """
+    messages = as_messages(list(messages))
+    examples: list[Example] = []
     ids: list[int] = []
     mask: list[bool] = []
-    for i, message in enumerate(as_messages(list(messages))):
+    for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        # The prompt of each answer is the whole conversation before it.
-        prompt = encode_prompt(tokenizer, list(messages[:i]))
-        answer = encode_completion(tokenizer, message["content"])
-        mask += [False] * (len(prompt) - len(ids))
-        mask += [True] * len(answer)
+        prompt, answer = _encode_turn(tokenizer, messages[:i], message["content"])
+        if prompt[: len(ids)] != ids:
+            examples.append((ids, mask))
+            ids, mask = [], []
+        mask = mask + [False] * (len(prompt) - len(ids)) + [True] * len(answer)
         ids = prompt + answer
     if not ids:
         raise UserError("a conversation needs at least one assistant message to learn from")
-    return ids, mask
+    return [*examples, (ids, mask)]
 
 
-def encode_example(tokenizer, row: dict) -> tuple[list[int], list[bool]]:
-    """Ids and loss mask of a row with prompt and completion, messages, or text.
+def _encode_turn(tokenizer, history: list[dict], answer: str) -> tuple[list[int], list[int]]:
+    """Ids of the history of an answer, and of the answer."""
+    if history:
+        return encode_prompt(tokenizer, history), encode_completion(tokenizer, answer)
+    if tokenizer.chat_template is None:
+        return bos_ids(tokenizer), encode_completion(tokenizer, answer)
+    # There is no prompt without a message, so it is cut out of the written answer.
+    form = answer_form(tokenizer)
+    message = {"role": "assistant", "content": answer}
+    ids = apply_template(tokenizer, [message], generation_prompt=False)
+    for start in range(len(ids)):
+        stop = start + len(form.opening)
+        if ids[start:stop] == form.opening:
+            return ids[:stop], form.close(ids[stop:])
+    raise TemplateRefusal(
+        f"the chat template of {tokenizer.name_or_path!r} does not open an answer that has nothing before it as it opens "
+        "others: let the conversation begin with a user message"
+    )
 
-    The mask is True on the tokens that the model should learn: completions, the assistant's turns, or the whole text.
+
+def encode_examples(tokenizer, row: dict) -> list[Example]:
+    """Ids and loss mask of each example of a row with prompt and completion, messages, or text.
+
+    The mask is True on the tokens that the model should learn: completions, the assistant's turns, or the whole text. Only
+    a conversation can be several examples, see encode_conversation.
     """
     if "messages" in row:
         return encode_conversation(tokenizer, row["messages"])
@@ -160,9 +363,20 @@ def encode_example(tokenizer, row: dict) -> tuple[list[int], list[bool]]:
         prompt = encode_prompt(tokenizer, row["prompt"])
         completion = encode_completion(tokenizer, row["completion"])
         mask = [False] * len(prompt) + [True] * len(completion)
-        return prompt + completion, mask
+        return [(prompt + completion, mask)]
     ids = [*encode_text(tokenizer, row["text"]), tokenizer.eos_token_id]
-    return ids, [True] * len(ids)
+    return [(ids, [True] * len(ids))]
+
+
+def encode_example(tokenizer, row: dict) -> Example:
+    """Ids and loss mask of a row that is one example, see encode_examples."""
+    examples = encode_examples(tokenizer, row)
+    if len(examples) > 1:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} rewrites earlier answers, so that this conversation is "
+            f"{len(examples)} examples: give its answers one by one, as prompt and completion"
+        )
+    return examples[0]
 
 
 def decode_text(tokenizer, ids: Sequence[int]) -> str:
@@ -178,6 +392,7 @@ def same_encoding(first, second) -> bool:
     return (
         first.chat_template == second.chat_template
         and first.eos_token_id == second.eos_token_id
+        and first.bos_token == second.bos_token  # which a template may write
         and first.get_vocab() == second.get_vocab()
         and first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
     )

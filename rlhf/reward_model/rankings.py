@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from rlhf.completions.reward_inputs import encode_conversations, encode_pairs
+from rlhf.data.answers import check_answers
 from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
 
@@ -21,9 +22,14 @@ def encode_rankings(
         lengths: K lengths of the completions alone, in tokens
         places: K indices of the completions in the row that was read
         row: that row
-    A row with fewer than two completions left is dropped. If no row is left, it is an error.
+    A row with fewer than two completions left is dropped. If no row is left, it is an error, and so is a chat template that
+    does not write the completions as they are.
     """
-    encode = encode_pairs if pairs else encode_conversations
+    if pairs:
+        encode = encode_pairs
+    else:
+        encode = encode_conversations
+        check_answers(tokenizer, rows)
     encoded, too_long = [], 0
     for row in rows:
         candidates = encode(tokenizer, row["prompt"], row["completions"])

@@ -53,6 +53,7 @@ class RunRecord:
     seconds: wall time.
     peak_memory_gb: most memory of the main process, in GB of 2^30 bytes.
     peak_gpu_memory_gb: most memory of its tensors on the GPU; None without a CUDA device.
+    template_date: the day that chat templates wrote as today, YYYY-MM-DD. A resumed run keeps it.
     status: "running", "done" or "failed".
     """
 
@@ -69,6 +70,7 @@ class RunRecord:
     seconds: float = 0.0
     peak_memory_gb: float = 0.0
     peak_gpu_memory_gb: float | None = None
+    template_date: str = ""
     status: str = "running"
 
     @classmethod

@@ -17,8 +17,10 @@ import time
 import typing
 import warnings
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
+from rlhf.data.templates import fixed_date
 from rlhf.errors import UserError
 from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
 from rlhf.runs.processes import (
@@ -28,7 +30,7 @@ from rlhf.runs.processes import (
     peak_memory_gb,
     use_all_cores,
 )
-from rlhf.runs.record import RunRecord, parent_entry
+from rlhf.runs.record import RECORD, RunRecord, parent_entry, read_object
 from rlhf.runs.settings import changed_settings, parse
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
@@ -61,13 +63,16 @@ def recording(recipe: str, settings, args):
     # Only in the first process: the others could find what it has written meanwhile.
     if args.process_index == 0:
         check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
+    day = _template_date(args)
     run = Run(recipe, settings, args)
+    run.record.template_date = day.isoformat()
     _hide_progress_bars()
     run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
     started = time.time()
     run.save()  # "running", for whoever looks meanwhile
     try:
-        yield run
+        with fixed_date(day):
+            yield run
         run.record.status = "done"
     except BaseException:  # Ctrl-C too
         run.record.status = "failed"
@@ -78,6 +83,21 @@ def recording(recipe: str, settings, args):
         run.save()
     if run.main:
         run.show()
+
+
+def _template_date(args) -> date:
+    """The day that chat templates write as today: that of the run that is resumed, else today's on the main process."""
+    import torch.distributed as dist
+
+    day = date.today().isoformat()
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint:
+        day = read_object(Path(checkpoint).parent / RECORD).get("template_date") or day
+    if dist.is_available() and dist.is_initialized():
+        days = [day]
+        dist.broadcast_object_list(days)  # from the main process: midnight may be between two
+        day = days[0]
+    return date.fromisoformat(day)
 
 
 class Run:

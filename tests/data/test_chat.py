@@ -1,4 +1,7 @@
+from copy import deepcopy
+
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from rlhf.data.chat import (
     add_chat_template,
@@ -10,7 +13,9 @@ from rlhf.data.chat import (
     encode_example,
     encode_prompt,
     encode_text,
+    end_of_turn_id,
     same_encoding,
+    text_pieces,
 )
 
 SYSTEM, USER, ASSISTANT, PAD, EOS = 10, 11, 12, 13, 0
@@ -27,6 +32,59 @@ def test_by_hand(tokenizer):
     assert encode_prompt(tokenizer, "a b") == [USER, 2, 3, EOS, ASSISTANT]
     assert encode_prompt(tokenizer, TALK[:2]) == [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT]
     assert encode_completion(tokenizer, "c d") == [4, 5, EOS]
+
+
+def with_bos(tokenizer):
+    """A copy without chat template whose BOS, id 1, begins each text, as Llama's and Gemma's tokenizers do it."""
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.bos_token = "<unk>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", 1)]
+    )
+    return tokenizer
+
+
+def test_bos_begins_each_sequence_once_where_the_tokenizer_writes_it(tokenizer):
+    tokenizer = with_bos(tokenizer)
+    assert encode_text(tokenizer, "a b") == [1, 2, 3]
+    # Without a chat template, prompt and completion are one text.
+    assert encode_prompt(tokenizer, "a") == [1, 2] and encode_completion(tokenizer, "b") == [3, EOS]
+    assert encode_example(tokenizer, {"text": "a"}) == ([1, 2, EOS], [True] * 3)
+    rows = [{"text": "a b c d"}, {"text": "e"}]
+    assert text_pieces(tokenizer, rows, 3) == [[1, 2, 3], [1, 4, 5], [1, 6, EOS]]
+    add_chat_template(tokenizer)
+    [(ids, mask)] = encode_conversation(tokenizer, TALK)
+    assert ids[0] == 1 and ids.count(1) == 1 and not mask[0]
+    assert encode_completion(tokenizer, "b c") == [3, 4, EOS]
+
+
+def test_gpt2_like_tokenizers_get_no_bos(tokenizer, bytes_tokenizer):
+    assert encode_text(tokenizer, "a b") == [2, 3]
+    assert bytes_tokenizer.bos_token_id not in encode_text(bytes_tokenizer, "a")
+
+
+def test_texts_are_cut_into_pieces_with_something_to_predict(tokenizer):
+    rows = [{"text": "a b c d"}, {"text": "a b"}, {"text": ""}]
+    # "a b c d" ends with an EOS of its own piece, which would have nothing before it.
+    assert text_pieces(tokenizer, rows, 4) == [[2, 3, 4, 5], [2, 3, EOS]]
+
+
+def test_the_end_of_a_turn_is_eos_for_our_template_and_for_text(tokenizer, plain_tokenizer):
+    assert end_of_turn_id(tokenizer) == end_of_turn_id(plain_tokenizer) == EOS
+
+
+def test_a_text_conversation_shows_each_answer_its_own_history(tokenizer):
+    """Plain text shows earlier answers without their EOS."""
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    examples = encode_conversation(tokenizer, TALK)
+    assert [ids for ids, _ in examples] == [[9, 2, 3, 4, EOS], [9, 2, 3, 4, 5, 6, EOS]]
+    assert [mask.index(True) for _, mask in examples] == [2, 5]
+
+
+def test_a_prompt_without_messages_is_refused(tokenizer, refused):
+    assert "at least one message" in refused(encode_prompt, tokenizer, [])
 
 
 def test_invariant_34_eos_is_appended_exactly_once(tokenizer, bytes_tokenizer, plain_tokenizer):
@@ -56,7 +114,7 @@ def test_prompt_and_completion_make_the_conversation(bytes_tokenizer):
 
 
 def test_conversation_learns_what_the_assistant_says(tokenizer):
-    ids, mask = encode_conversation(tokenizer, TALK)
+    [(ids, mask)] = encode_conversation(tokenizer, TALK)
     turns = (
         [SYSTEM, 9, EOS, USER, 2, EOS, ASSISTANT],
         [3, 4, EOS],

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from rlhf.data.chat import bos_ids
 from rlhf.data.padding import IGNORED, right_pad_columns, row_lengths
 from rlhf.errors import UserError
 
@@ -123,10 +124,19 @@ def causal_blocks(
     *,
     cross_documents: bool,
 ) -> tuple[list[dict], int]:
-    """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens dropped."""
+    """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens dropped.
+
+    If the model was pretrained with BOS, each sequence begins with it: a row, or with cross_documents a text.
+    """
+    start = special(*bos_ids(tokenizer))
     end = special(tokenizer.eos_token_id)
     documents = [joined([text, end]) for text in tokenize_texts(tokenizer, texts)]
-    text_blocks, dropped = blocks(documents, size, cross_documents=cross_documents)
+    if cross_documents:
+        documents = [joined([start, document]) for document in documents]
+        start = special()
+    room = size - len(start.ids)
+    text_blocks, dropped = blocks(documents, room, cross_documents=cross_documents)
+    text_blocks = [joined([start, block]) for block in text_blocks]
     rows = []
     for block in text_blocks:
         ids = torch.from_numpy(block.ids.astype(np.int64))

@@ -1,9 +1,11 @@
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
@@ -79,6 +81,20 @@ def test_causal_rows_close_each_text_with_eos(tokenizer):
     assert [r["input_ids"].tolist() for r in rows] == [[2, 3, 4], [0, 5, 0]] and left == 0
     rows, left = pretraining.causal_blocks(tokenizer, ["a b c", "d"], 3, cross_documents=False)
     assert [r["labels"].tolist() for r in rows] == [[2, 3, 4], [5, 0]] and left == 1
+
+
+def test_causal_rows_begin_with_bos_where_the_tokenizer_writes_it(tokenizer):
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.bos_token = "<unk>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", 1)]
+    )
+    texts = ["a b c", "d"]
+    rows, left = pretraining.causal_blocks(tokenizer, texts, 4, cross_documents=False)
+    assert [r["input_ids"].tolist() for r in rows] == [[1, 2, 3, 4], [1, 5, 0]] and left == 1
+    # One stream: BOS begins each text, as in the pretraining of such models.
+    rows, left = pretraining.causal_blocks(tokenizer, texts, 4, cross_documents=True)
+    assert [r["input_ids"].tolist() for r in rows] == [[1, 2, 3, 4], [0, 1, 5, 0]] and left == 0
 
 
 def test_masked_rows_are_framed_and_hold_one_document():

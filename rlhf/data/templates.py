@@ -1,0 +1,214 @@
+"""Applies the chat template of a tokenizer: a program that the authors of the model wrote.
+
+What such a program does to a conversation is theirs to decide, and three of its habits would harm a run unseen:
+- It may refuse messages (Gemma: a system message, two user turns in a row). That is a TemplateRefusal here.
+- It may leave a message out, as templates do that want lists of parts (text and images). They are refused by name.
+- It may write today's date (Llama 3.2, gpt-oss). `fixed_date` keeps the date of a run.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from functools import lru_cache
+
+from rlhf.errors import UserError
+
+# Reasoning models write their thoughts between these tokens, and templates take them out of old answers.
+REASONING_TOKENS = ("<think>", "</think>")
+# Where the template of a model is, for messages.
+FILE = "chat_template.jinja in the folder of the model"
+
+
+class TemplateRefusal(UserError):
+    """A chat template refuses the messages of one row, or leaves one of them out."""
+
+
+# ---- the date ----------------------------------------------------------------------------------------------------
+
+_run_date: date | None = None  # None: today's, read from the clock
+
+
+@contextmanager
+def fixed_date(day: date) -> Iterator[None]:
+    """Let the templates of all tokenizers of this process write one date, whatever the clock says."""
+    global _run_date
+    before = _run_date
+    _run_date = day
+    try:
+        yield
+    finally:
+        _run_date = before
+
+
+# How a template asks for the date.
+CLOCK_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+
+def _dated(template: str, day: date | None) -> str:
+    """The template with a day written into it, where it asks for the date. None: the run's day, or today."""
+    if "strftime_now" not in template:
+        return template
+    moment = datetime.combine(day or _run_date or date.today(), time())
+    return CLOCK_CALL.sub(lambda call: repr(moment.strftime(call[2])), template)
+
+
+# ---- applying ----------------------------------------------------------------------------------------------------
+
+
+def template_of(tokenizer) -> str:
+    """The chat template of a tokenizer. Of several, the one named "default"."""
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(
+            f"{tokenizer.name_or_path!r} has chat templates for several uses, none of them named default: keep one ({FILE})"
+        ) from error
+
+
+def apply_template(
+    tokenizer, messages: list[dict], *, generation_prompt: bool, day: date | None = None
+) -> list[int]:
+    """Token ids of messages as the chat template writes them.
+
+    generation_prompt: open the answer of the assistant at the end.
+    day: what the template writes as today; None: the date of the run, see fixed_date.
+
+    The spelling of a control token in a message stays text. The reasoning tokens do not: an answer that spells
+    `<think>` means the token.
+    """
+    template = _dated(template_of(tokenizer), day)
+    try:
+        with _reasoning_as_tokens(tokenizer):
+            encoding = tokenizer.apply_chat_template(
+                messages,
+                chat_template=template,
+                add_generation_prompt=generation_prompt,
+                sanitize_control_tokens=True,  # no message can open a turn of another role
+                return_dict=True,
+            )
+    except Exception as error:  # noqa: BLE001
+        raise _refusal(tokenizer, messages, error) from error
+    return encoding["input_ids"]
+
+
+def written_text(tokenizer, messages: list[dict], *, generation_prompt: bool, **variables) -> str:
+    """The text that the chat template writes, control tokens spelled out. variables: of the template."""
+    template = _dated(template_of(tokenizer), None)
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+            **variables,
+        )
+    except Exception as error:  # noqa: BLE001
+        raise _refusal(tokenizer, messages, error) from error
+
+
+def _refusal(tokenizer, messages: list[dict], error: Exception) -> TemplateRefusal:
+    # A template is somebody's program, so any exception may come out of it.
+    roles = tuple(message["role"] for message in messages)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return TemplateRefusal(
+        f"the chat template of {tokenizer.name_or_path!r} refuses the turns {', '.join(roles)} ({reason}): "
+        f"{_remedy(tokenizer, roles)}"
+    )
+
+
+@contextmanager
+def _reasoning_as_tokens(tokenizer) -> Iterator[None]:
+    """Leave the reasoning tokens out of the tokens that may not be spelled in a message."""
+    control = _control_without_reasoning(tokenizer, template_of(tokenizer))
+    if control is None:
+        yield
+        return
+    before = tokenizer.chat_control_tokens  # would be saved with the tokenizer
+    tokenizer.chat_control_tokens = control
+    try:
+        yield
+    finally:
+        tokenizer.chat_control_tokens = before
+
+
+@lru_cache(maxsize=16)
+def _control_without_reasoning(tokenizer, chat_template: str) -> tuple[str, ...] | None:
+    """Added tokens that the template writes, except the reasoning tokens. None if it writes none of those.
+
+    transformers adds the special tokens itself.
+    """
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    if tokenizer.chat_control_tokens is not None:
+        written = list(tokenizer.chat_control_tokens)
+    else:
+        written = [token for token in added if token in chat_template and not token.isspace()]
+    if not any(token in REASONING_TOKENS for token in written):
+        return None
+    return tuple(token for token in written if token not in REASONING_TOKENS)
+
+
+# ---- what a template accepts -------------------------------------------------------------------------------------
+
+
+def refusal_of(tokenizer, roles: tuple[str, ...], *, generation_prompt: bool) -> str | None:
+    """Why the template cannot write messages of these roles, with a remedy; None if it can.
+
+    The answer is cached by the roles, because it hardly ever depends on the words.
+    """
+    return _cached_refusal(tokenizer, template_of(tokenizer), roles, generation_prompt)
+
+
+@lru_cache(maxsize=4096)
+def _cached_refusal(
+    tokenizer, chat_template: str, roles: tuple[str, ...], generation_prompt: bool
+) -> str | None:
+    messages = []
+    for i, role in enumerate(roles):
+        messages.append({"role": role, "content": f"probe{i}"})
+    try:
+        text = written_text(tokenizer, messages, generation_prompt=generation_prompt)
+    except TemplateRefusal as refusal:
+        return str(refusal)
+    for message in messages:
+        if message["content"] not in text:
+            return (
+                f"the chat template of {tokenizer.name_or_path!r} leaves a {message['role']} message out of the turns "
+                f"{', '.join(roles)}: {_remedy(tokenizer, roles)}"
+            )
+    return None
+
+
+def _remedy(tokenizer, roles: tuple[str, ...]) -> str:
+    """What makes messages of these roles acceptable."""
+    if "system" in roles:
+        without = tuple(role for role in roles if role != "system")
+        if without and refusal_of(tokenizer, without, generation_prompt=False) is None:
+            return "put the system message at the start of the first user message"
+    turns = [role for role in roles if role != "system"]
+    if turns and turns[0] == "assistant":
+        return "let the conversation begin with a user message"
+    if any(first == second for first, second in zip(turns, turns[1:], strict=False)):
+        return "join neighbouring messages of one role, so that user and assistant take turns"
+    return "use messages that the model was made for"
+
+
+def check_text_template(tokenizer) -> None:
+    """UserError where the template leaves out the text of a message, because it wants lists of parts (idefics3, llava)."""
+    _check_text_template(tokenizer, template_of(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _check_text_template(tokenizer, chat_template: str) -> None:
+    try:
+        text = written_text(
+            tokenizer, [{"role": "user", "content": "probe0"}], generation_prompt=True
+        )
+    except TemplateRefusal:  # says more with the messages of a row
+        return
+    if "probe0" not in text:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} writes nothing of a message that is a string: it wants lists "
+            "of parts, as models of text and images do. Use a text model, or give it a template that writes "
+            f"message['content'] ({FILE})"
+        )
