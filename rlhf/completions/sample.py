@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.masking import where_doubles_exist
-from rlhf.models.actor_critic import position_ids
+from rlhf.completions.cache import Decoder
 
 BLOCK = 128  # tokens of the vocabulary that the sampling search sums up before it looks inside
 
@@ -89,19 +89,10 @@ def decode(
     # The batch shrinks: `active` is the row of the result that each of its rows belongs to.
     active = torch.arange(rows, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)  # per row of the batch
-    attention, tokens, cache = prompt_mask, prompt_ids, None
-    positions = position_ids(prompt_mask)
+    decoder = Decoder(policy, prompt_ids, prompt_mask)
 
     for step in range(max_completion_length):
-        output = policy(
-            input_ids=tokens,
-            attention_mask=attention.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits, cache = output.logits[:, -1], output.past_key_values
+        logits = decoder.next_logits()  # (batch, V)
         if uniforms is None:
             chosen = logits.argmax(-1)
         else:
@@ -114,16 +105,12 @@ def decode(
         remaining = int((~finished).sum())
         if remaining == 0:
             break
-        new_column = torch.ones_like(attention[:, :1])
-        attention = torch.cat([attention, new_column], dim=1)
-        positions = positions[:, -1:] + 1
-        tokens = chosen.unsqueeze(1)  # (batch, 1): the cache holds the rest
+        decoder.append(chosen)
         # A copy of the cache is worth its time only when it becomes clearly smaller.
         if remaining <= 0.75 * len(active):
             kept = torch.nonzero(~finished).squeeze(1)
-            cache.batch_select_indices(kept)
-            active, finished = active[kept], finished[kept]
-            attention, positions, tokens = attention[kept], positions[kept], tokens[kept]
+            if decoder.keep_rows(kept):
+                active, finished = active[kept], finished[kept]
 
     width = int(lengths.max())
     mask = torch.arange(width, device=device) < lengths.unsqueeze(1)

@@ -17,9 +17,10 @@ from rlhf.algorithms.log_probs import (
     token_log_probs_and_entropy,
 )
 from rlhf.errors import UserError
+from rlhf.models.logits import output_of
 from rlhf.models.one_trunk import AdapterModel
-from rlhf.models.parts import trunk_of
 from rlhf.models.scores import reads_states, scores_of_states
+from rlhf.models.parts import accepted_inputs, trunk_of
 
 CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits are 0.4 GB
 FORWARD_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "mask")  # of `hidden_before`
@@ -79,6 +80,7 @@ class ActorCritic(nn.Module):
                 "completions; use value_model: shared, or a reward model of the policy's own kind"
             )
         self.config = policy.config  # read by the Trainer
+        output_of(policy)  # chosen now, while the weights are whole and before the first step
         blocks: set[str] = set()
         for model in (policy, self.value_model):
             blocks.update(getattr(model, "_no_split_modules", None) or ())
@@ -125,14 +127,8 @@ class ActorCritic(nn.Module):
 
     def text_log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Log-probs (N, L - 1) of plain text, each token after the first, at temperature 1."""
-        output = trunk_of(self.policy)(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-        )
         # The state before each token predicts it; nothing predicts the first.
-        hidden = output.last_hidden_state[:, :-1]
+        hidden = last_states(trunk_of(self.policy), ids, mask)[:, :-1]
         targets, counts = ids[:, 1:], mask[:, 1:]
         return log_probs_of(self.policy, token_log_probs, hidden, targets, counts, 1.0)
 
@@ -173,11 +169,11 @@ class ActorCritic(nn.Module):
 def log_probs_of(
     model: nn.Module, formula, hidden: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> Tensor:
-    """`masked_log_probs` with the output layer of a causal LM."""
+    """`masked_log_probs` of a causal LM's own logits."""
     return masked_log_probs(
         formula,
         hidden,
-        model.get_output_embeddings(),
+        output_of(model),
         token_ids,
         mask,
         temperature=temperature,
@@ -191,16 +187,22 @@ def hidden_before(
     """Last hidden state at the position before each completion token, which predicts it. (B, T, H)."""
     ids = torch.cat([prompt_ids, completion_ids], dim=1)  # (B, P + T)
     attention = torch.cat([prompt_mask, mask], dim=1)
-    hidden = trunk(
-        input_ids=ids,
-        attention_mask=attention.long(),
-        position_ids=position_ids(attention),
-        use_cache=False,
-    ).last_hidden_state
+    hidden = last_states(trunk, ids, attention)
     start = (
         prompt_ids.shape[1] - 1
     )  # the last token of the prompt predicts the first completion token
     return hidden[:, start : start + completion_ids.shape[1]]
+
+
+def last_states(trunk: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """The last hidden states (B, L, H) of ids and mask (B, L), padded on either side."""
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask.long(),
+        "position_ids": position_ids(mask),
+        "use_cache": False,
+    }
+    return trunk(**accepted_inputs(trunk, inputs)).last_hidden_state
 
 
 def reference_log_probs(model: nn.Module, batch: dict, *, temperature: float) -> Tensor:

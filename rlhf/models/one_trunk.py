@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlhf.errors import UserError
-from rlhf.models.parts import trunk_of
+from rlhf.models.parts import accepted_inputs, trunk_of
 
 FOLDER, NOTE = "adapter", "trunk.json"
 
@@ -115,8 +115,9 @@ class AdapterModel(nn.Module):
 
     def trunk(self, **inputs):
         """The policy's transformer, computing with this adapter."""
+        trunk = trunk_of(self.policy)
         with adapter(self.policy, self.name):
-            return trunk_of(self.policy)(**inputs)
+            return trunk(**accepted_inputs(trunk, inputs))
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The LoRA matrices and the head."""

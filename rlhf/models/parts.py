@@ -3,20 +3,26 @@
 The two `fit_` functions are here since they change a loaded model or tokenizer: they load nothing and train no vocabulary.
 """
 
+import inspect
+from functools import cache
+
+import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from rlhf.errors import UserError
 
-# Attributes of models that call F.dropout with a number of their own (Llama, OPT).
-DROPOUT_ATTRIBUTES = ("dropout", "attention_dropout", "activation_dropout")
+# Parts of the names of attributes that models give to F.dropout or to their noise: attention_dropout, layerdrop,
+# router_jitter_noise, ...
+RANDOM = ("drop", "jitter")
 UNLIMITED = 1_000_000  # tokens: context length of a model without absolute positions
 
 
 def base_of(model: nn.Module) -> nn.Module:
     """The transformers model inside a LoRA wrapper; other models are returned as they are."""
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "get_base_model"):
         return model.get_base_model()
     return model
 
@@ -24,7 +30,37 @@ def base_of(model: nn.Module) -> nn.Module:
 def trunk_of(model: nn.Module) -> nn.Module:
     """The transformer under a causal LM or classification head, LoRA or not."""
     base = base_of(model)
-    return getattr(base, base.base_model_prefix)
+    trunk = getattr(base, base.base_model_prefix, None)
+    if trunk is None:  # Llama 4 is part of a larger model, whose prefix it has
+        trunk = base.get_decoder()
+    return trunk
+
+
+@torch.no_grad()
+def hidden_size(model: nn.Module) -> int:
+    """Size of the last hidden states. It is measured, since configs name it differently, and OPT-350m projects them."""
+    device = next(model.parameters()).device
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state.shape[-1]
+
+
+def accepted_inputs(module: nn.Module, inputs: dict) -> dict:
+    """The inputs that the forward pass of a model takes. Models without absolute positions take no position_ids."""
+    names = argument_names(type(module))
+    if names is None:
+        return inputs
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+@cache
+def argument_names(kind: type) -> frozenset[str] | None:
+    """Names of the arguments of a class's forward pass. None if it takes any."""
+    if not hasattr(kind, "forward"):  # a function that calls one
+        return None
+    arguments = inspect.signature(kind.forward).parameters
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+        return None
+    return frozenset(arguments)
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -45,11 +81,11 @@ def _reserved_positions(model: nn.Module) -> int:
 def disable_dropout(model: nn.Module) -> nn.Module:
     """Set every dropout probability to 0, for train mode too. The config on disk keeps its values."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        for name in DROPOUT_ATTRIBUTES:
-            # A float is a probability; a module of this name is visited by itself.
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            # A float is a probability, or the width of noise. Layers of this name are visited by themselves.
+            if isinstance(value, float) and any(word in name for word in RANDOM):
                 setattr(module, name, 0.0)
     return model
 
