@@ -24,6 +24,7 @@ from rlhf.models.scores import shift_scores
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import encode_rankings
 from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
+from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
@@ -45,16 +46,13 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
     with recording("reward", settings, args) as run:
         set_seed(args.seed)
         tokenizer = settings.load_tokenizer()
-        model = load_reward_model(
-            settings.model_name_or_path,
-            revision=settings.model_revision,
-            dtype=settings.dtype,
-            new_head=True,
-        )
+        path = settings.model_name_or_path
+        model = load_reward_model(path, new_head=True, **settings.load_options())
         run.parent("base", settings.model_name_or_path)
         add_chat_template(tokenizer)
         fit_embeddings(model, tokenizer)  # the template may have added tokens
         limit = min(args.max_length, context_length(model))
+        set_precision(run, settings, model, tokens=args.per_device_train_batch_size * limit)
 
         splits = load_splits(settings, ("ranking",), seed=args.seed)
         run.data(splits)
