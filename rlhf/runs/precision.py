@@ -5,7 +5,7 @@ the choice, and a run that is resumed keeps it too: another precision would not 
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -60,6 +60,8 @@ def set_precision(run, settings, model, *, tokens: int, default: str = "fp32") -
         if chosen is None:
             wanted = launched or asked or default
             chosen = choose(wanted, model, tokens=tokens, device=args.device)
+        if launched and chosen.reason == AS_SET:
+            chosen = replace(chosen, reason="accelerate's mixed_precision")
     chosen = from_first_process(chosen, args)
     check(chosen, launched or asked, args.device)
     apply(chosen, args)
