@@ -30,6 +30,7 @@ from rlhf.policy_gradient.roles import (
     load_value_model,
 )
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
+from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.record import read_jsonl
 from rlhf.runs.run import recording, start
@@ -92,13 +93,13 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
 def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run) -> Roles:
     """The policy, with LoRA if asked for, its rewards and its value model."""
     # In this order: LoRA goes over the fitted embeddings, a shared trunk's adapters over LoRA.
-    policy = load_policy(
-        settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype
-    )
+    policy = load_policy(settings.model_name_or_path, **settings.load_options())
     run.parent("policy", settings.model_name_or_path)
     add_chat_template(tokenizer)
     fit_embeddings(policy, tokenizer)
     policy = settings.with_lora(policy, task="CAUSAL_LM")
+    row = min(args.max_prompt_length + args.max_completion_length, context_length(policy))
+    set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * row)
     for path in settings.reward_model_path:  # for the model card
         run.parent("reward", path)
     rewards = load_rewards(settings, policy, tokenizer)

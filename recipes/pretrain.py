@@ -21,6 +21,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_policy, load_tokenizer, save
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scratch import new_encoder, new_policy
+from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
@@ -92,6 +93,8 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
         splits = load_splits(settings, ("text",), seed=args.seed)
         run.data(splits)
         model = load_model(settings, tokenizer, run)
+        row_tokens = args.per_device_train_batch_size * settings.block_size
+        set_precision(run, settings, model, tokens=row_tokens, default="auto")
         train, dropped = make_rows(settings, tokenizer, splits.train, args.seed)
         check_length(train, "training", settings)
         evaluation = None
@@ -206,7 +209,7 @@ def new_model(settings: PretrainSettings, tokenizer):
 def load_checkpoint(settings: PretrainSettings, tokenizer, run):
     """The model of a run folder or of the Hub; weights that it lacks are random."""
     path = settings.model_name_or_path
-    options = {"revision": settings.model_revision, "dtype": settings.dtype}
+    options = settings.load_options()
     if settings.objective == "causal":
         model = load_policy(path, **options)
         add_chat_template(tokenizer)

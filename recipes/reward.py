@@ -27,6 +27,7 @@ from rlhf.reward_model.centre import best_completions, load_demonstrations
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import encode_rankings, require_order
 from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
+from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
@@ -49,6 +50,7 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         set_seed(args.seed)
         model, tokenizer = start_model(run, settings)
         limit = min(args.max_length, context_length(model))
+        set_precision(run, settings, model, tokens=args.per_device_train_batch_size * limit)
         train, evaluation = read_rankings(run, settings, args, model, tokenizer, limit)
         centred_on = read_centre(run, settings, model, tokenizer, train, limit)
 
@@ -74,13 +76,9 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
 def start_model(run, settings: RewardSettings):
     """(model, tokenizer): a new head on the model of the settings, and its tokenizer fitted to it."""
     tokenizer = settings.load_tokenizer()
-    model = load_reward_model(
-        settings.model_name_or_path,
-        revision=settings.model_revision,
-        dtype=settings.dtype,
-        new_head=True,
-    )
-    run.parent("base", settings.model_name_or_path)
+    path = settings.model_name_or_path
+    model = load_reward_model(path, new_head=True, **settings.load_options())
+    run.parent("base", path)
     if reads_pairs(model):
         fit_tokenizer(tokenizer, model, pairs=True)
         model.config.trained_pairs = True  # read by the model card

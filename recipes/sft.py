@@ -25,6 +25,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_policy, save
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.models.scratch import new_policy
+from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
@@ -70,6 +71,8 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         add_chat_template(tokenizer)
         model = load_or_make_policy(settings, tokenizer, run)
         args.max_length = min(args.max_length or 10**9, context_length(model))
+        tokens = args.per_device_train_batch_size * args.max_length
+        set_precision(run, settings, model, tokens=tokens, default="auto")
 
         checks = template_checks(tokenizer)
         splits = load_splits(settings, KINDS, seed=args.seed, checks=checks)
@@ -110,9 +113,7 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run):
         model = new_policy(tokenizer, **settings.sizes())
         run.parent("tokenizer", settings.tokenizer_name_or_path)
     else:
-        model = load_policy(
-            settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype
-        )
+        model = load_policy(settings.model_name_or_path, **settings.load_options())
         run.parent("base", settings.model_name_or_path)
     fit_embeddings(model, tokenizer)
     return model

@@ -122,7 +122,9 @@ def pretrain(stages: dict[str, str], runs: Path, text: dict) -> dict[str, RunRec
     start = {"tokenizer_name_or_path": runs / "tokenizer"}
     for name, yaml in stages.items():
         config = ROOT / "recipes" / "configs" / "pretrain" / f"{yaml}.yaml"
-        records[name] = run_recipe("pretrain", runs / name, config=config, **text, **start)
+        records[name] = run_recipe(
+            "pretrain", runs / name, config=config, precision="bf16", **text, **start
+        )
         start = {"model_name_or_path": runs / name}
     return records
 

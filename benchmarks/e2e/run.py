@@ -116,7 +116,9 @@ def main() -> None:
 
 
 def stage(recipe: str, folder: Path, **keys) -> RunRecord:
-    """Run a recipe with its e2e.yaml unless its folder is finished."""
+    """Run a recipe with its e2e.yaml unless its folder is finished. In bf16, on every processor."""
+    if recipe != "tokenizer":
+        keys["precision"] = "bf16"
     return run_recipe(
         recipe, folder, launch=True, config=f"recipes/configs/{recipe}/e2e.yaml", **keys
     )

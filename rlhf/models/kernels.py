@@ -7,7 +7,10 @@ from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.errors import UserError
+
 SHORT = 512  # tokens up to which plain attention beats SDPA's CPU kernel
+CHOSEN = "attention_is_chosen"  # attribute of a model that was loaded with attn_implementation
 # Attribute of a module in bf16 that holds its original parameters by name. It is put straight into __dict__, so that
 # nn.Module does not register it: these parameters are never moved, counted or trained.
 ORIGINALS = "original_parameters"
@@ -23,8 +26,20 @@ def use_fast_kernels(model: nn.Module, *, device: torch.device, longest: int) ->
         for name, child in list(module.named_children()):
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, GELUTanh())
+    if getattr(model, CHOSEN, False):  # by the key attn_implementation
+        return
     if device.type == "cpu" and longest <= SHORT and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
+
+
+def use_differentiable_attention(model: nn.Module) -> None:
+    """Use plain attention, since fused attention has no second derivative. Refuses another that the user has chosen."""
+    chosen = model.config._attn_implementation
+    if getattr(model, CHOSEN, False) and chosen != "eager":
+        raise UserError(
+            f"attn_implementation={chosen} has no second derivative, which trpo needs: drop the key, or use eager"
+        )
+    model.set_attn_implementation("eager")
 
 
 def store_frozen_matrices_in_bf16(model: nn.Module, *, keep_originals: bool = False) -> None:

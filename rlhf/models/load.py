@@ -21,9 +21,10 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
-from rlhf.models.parts import label_maps, set_causal_loss
+from rlhf.models.parts import base_of, label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
@@ -34,17 +35,23 @@ def load_tokenizer(path: str, *, revision: str | None = None):
 
 
 def load_policy(
-    path: str, *, revision: str | None = None, dtype: str = "float32"
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model. A LoRA folder is merged into the base model that it names."""
+    """Load a causal language model. A LoRA folder is merged into the base model that it names.
+
+    attn_implementation: one of ATTENTIONS; None: transformers' own choice.
+    """
+    options = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
-        adapted = _from_pretrained(AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype)
+        adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
         return adapted.merge_and_unload()
-    model, info = _from_pretrained(
-        AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True
-    )
+    model, info = _from_pretrained(AutoModelForCausalLM, path, output_loading_info=True, **options)
     # A tied output layer is not missing. A reward model or encoder lacks one.
     if info["missing_keys"]:
         raise UserError(
@@ -54,7 +61,12 @@ def load_policy(
 
 
 def load_reward_model(
-    path: str, *, revision: str | None = None, dtype: str = "float32", new_head: bool = False
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    new_head: bool = False,
 ) -> PreTrainedModel:
     """Load a sequence classification model with one output. A head that is missing from the weights is an error.
 
@@ -65,6 +77,7 @@ def load_reward_model(
         path,
         revision=revision,
         dtype=dtype,
+        attn_implementation=attn_implementation,
         num_labels=1,
         output_loading_info=True,
         ignore_mismatched_sizes=new_head,
@@ -95,6 +108,7 @@ def load_encoder(
     new_head: bool = False,
     revision: str | None = None,
     dtype: str = "float32",
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load a model with a head.
 
@@ -114,6 +128,7 @@ def load_encoder(
         path,
         revision=revision,
         dtype=dtype,
+        attn_implementation=attn_implementation,
         output_loading_info=True,
         ignore_mismatched_sizes=new_head,
         **options,
@@ -155,10 +170,20 @@ def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **options):
+def _from_pretrained(
+    auto_class,
+    path: str,
+    *,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    **options,
+):
     """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError."""
     if dtype is not None:
         options["dtype"] = getattr(torch, dtype)
+    if attn_implementation is not None:
+        check_attention(attn_implementation)
+        options["attn_implementation"] = attn_implementation
     # One slash may be a Hub id (owner/name); more can only be a folder.
     if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
         raise UserError(
@@ -167,9 +192,18 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
-        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+        loaded = auto_class.from_pretrained(path, trust_remote_code=False, **options)
+        if attn_implementation is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
+            base_of(model).attention_is_chosen = True  # `kernels` leaves it alone
+        return loaded
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:REASON_CHARACTERS]
+        if attn_implementation is not None and "attention" in reason.lower():
+            raise UserError(
+                f"{path}: attn_implementation={attn_implementation} does not work here: {reason}; drop the key, or use "
+                "eager or sdpa"
+            ) from error
         if reason.startswith("Unrecognized configuration class"):
             raise UserError(
                 f"{path}: cannot be loaded as {auto_class.__name__}: transformers has no such head for "
@@ -180,6 +214,12 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def check_attention(name: str) -> None:
+    """Refuse an attention that is none of ATTENTIONS. Others are code of the Hub, which is never run."""
+    if name not in ATTENTIONS:
+        raise UserError(f"attn_implementation={name!r}: use one of {', '.join(ATTENTIONS)}")
 
 
 def type_of_config(message: str) -> str:

@@ -13,7 +13,11 @@ from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.chat import same_encoding
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import CHUNK, ActorCritic, ValueHead, frozen_copy
-from rlhf.models.kernels import store_frozen_matrices_in_bf16, use_fast_kernels
+from rlhf.models.kernels import (
+    store_frozen_matrices_in_bf16,
+    use_differentiable_attention,
+    use_fast_kernels,
+)
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, add_adapter_model
@@ -110,7 +114,8 @@ def load_value_model(settings, policy: nn.Module, tokenizer) -> nn.Module:
         raise UserError(
             f"value model {path} has another tokenizer than the policy: use value_model: shared"
         )
-    return load_reward_model(path, dtype=settings.dtype)
+    options = {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
+    return load_reward_model(path, **options)
 
 
 # ---- the models of a run -----------------------------------------------------------------------
@@ -172,7 +177,7 @@ def make_actor_critic(roles: Roles, algorithm: Algorithm, *, device, longest: in
     for module in models:
         use_fast_kernels(module, device=device, longest=longest)
     if algorithm.update.needs_double_backward:
-        roles.policy.set_attn_implementation("eager")  # fused attention has no second derivative
+        use_differentiable_attention(roles.policy)
     return model
 
 

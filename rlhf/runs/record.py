@@ -51,6 +51,7 @@ class RunRecord:
     parents: role -> run folder or Hub id, with the sha256 of its weights.
     metrics: final numbers, each with n where it is a mean.
     seconds: wall time.
+    precision: what it computed in, the reason, and the measured rates (`runs.precision.Precision`).
     peak_memory_gb: most memory of the main process, in GB of 2^30 bytes.
     peak_gpu_memory_gb: most memory of its tensors on the GPU; None without a CUDA device.
     template_date: the day that chat templates wrote as today, YYYY-MM-DD. A resumed run keeps it.
@@ -66,6 +67,7 @@ class RunRecord:
     metrics: dict = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict = field(default_factory=dict)
+    precision: dict = field(default_factory=dict)
     started: str = ""
     seconds: float = 0.0
     peak_memory_gb: float = 0.0

@@ -23,6 +23,7 @@ from pathlib import Path
 from rlhf.data.templates import fixed_date
 from rlhf.errors import UserError
 from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
+from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
     keep_freed_memory,
@@ -109,6 +110,8 @@ class Run:
         self.main = args.process_index == 0
         config = changed_settings(settings, args)
         self.record = RunRecord.begin(recipe, config=config, seed=args.seed)
+        # Read now: the record of a resumed run is about to be replaced.
+        self.record.precision = precision_of_resumed(args.resume_from_checkpoint)
 
     def data(self, splits) -> None:
         """Record the files that were read (`data.splits.Splits`) and print their warnings."""

@@ -90,7 +90,20 @@ class ModelSettings:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights: float32 or bfloat16. bf16: true keeps float32 weights and computes in bf16."
+            "help": "Of the weights: float32 or bfloat16. To compute in bf16 with float32 weights: precision."
+        },
+    )
+    precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the computation: fp32; bf16, with float32 weights; auto: what is faster here, timed at the start. "
+            "Default: what bf16 and fp16 say; where they are unset, fp32 for ppo and reward, else auto."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention: eager, sdpa, flash_attention_2, flash_attention_3, flex_attention. Default: the fastest."
         },
     )
     use_peft: bool = field(
@@ -105,6 +118,14 @@ class ModelSettings:
         from rlhf.models.load import load_tokenizer
 
         return load_tokenizer(self.tokenizer_name_or_path or self.model_name_or_path)
+
+    def load_options(self) -> dict:
+        """What `models.load` is told of the model besides its path."""
+        return {
+            "revision": self.model_revision,
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+        }
 
     def with_lora(self, model, *, task: str):
         """Add LoRA matrices to a model if use_peft is set; task as in `models.lora.add_lora`."""
@@ -168,11 +189,26 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
 
     parser.error = fail  # argparse would print its usage and exit
     try:
-        return parser.parse_args_into_dataclasses(args=flags)
+        instances = parser.parse_args_into_dataclasses(args=flags)
     except UserError:  # a ValueError too
         raise
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    if "bf16" not in given_names(content, flags):
+        for instance in instances:
+            if hasattr(instance, "bf16"):
+                instance.bf16 = None  # not given: trl would set it; `runs.precision` decides
+    return instances
+
+
+def given_names(content: dict, flags: list[str]) -> set[str]:
+    """The keys that a YAML and the command line set."""
+    names = set(content)
+    for flag in flags:
+        if flag.startswith("--"):
+            name = flag[2:].split("=")[0].replace("-", "_")
+            names |= {name, name.removeprefix("no_")}
+    return names
 
 
 def setting_names(classes: list[type]) -> list[str]:

@@ -5,6 +5,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_tokenizer
 from rlhf.models.parts import context_length
 from rlhf.models.scratch import new_encoder
+from rlhf.runs.precision import set_precision
 from rlhf.runs.run import Run
 from rlhf.task_table import TASKS
 
@@ -41,12 +42,15 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
         model = new_encoder(tokenizer, head, **settings.sizes(), **options)
     else:
         # The head may be random: the recipe trains it.
-        options |= {"revision": settings.model_revision, "dtype": settings.dtype}
+        options |= settings.load_options()
         model = load_encoder(settings.model_name_or_path, head, new_head=True, **options)
         run.parent("base", settings.model_name_or_path)
     # GPT-2 class tokenizers lack a pad token and a separator; BERT class models need token types.
     fit_tokenizer(tokenizer, model, pairs=pairs)
     fit_embeddings(model, tokenizer)
+    row = token_limit(run.args, model, tokenizer)
+    tokens = run.args.per_device_train_batch_size * row
+    set_precision(run, settings, model, tokens=tokens, default="auto")
     return model
 
 

@@ -3,7 +3,7 @@
 What it adds to transformers.Trainer:
 - On a CPU the rows of an update are read in two parts by length, each padded to its own longest row.
 - The order of the rows is a function of seed and epoch, so that a resumed run continues exactly.
-- It uses bf16 and plain attention where they are faster.
+- It uses plain attention where that is faster.
 - It keeps the best checkpoint.
 """
 
@@ -63,7 +63,7 @@ class EncoderConfig(TrainingArguments):
     )
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "Compute in bf16 (weights stay fp32). Default: if the processor has it."},
+        metadata={"help": "Compute in bf16 (weights stay fp32). Default: as `precision` says."},
     )
     eval_strategy: str = field(
         default="epoch", metadata={"help": "When to evaluate: epoch, steps (eval_steps) or no."}
@@ -89,8 +89,6 @@ class EncoderConfig(TrainingArguments):
 
     def __post_init__(self):
         self.logging_nan_inf_filter = False
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bf16(use_cpu=self.use_cpu)
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = self._each_evaluation_has_a_checkpoint()
         if self.early_stopping_patience and not self.load_best_model_at_end:
@@ -109,14 +107,6 @@ class EncoderConfig(TrainingArguments):
             return True
         eval_steps = self.eval_steps or self.logging_steps  # as TrainingArguments reads it
         return self.save_steps % eval_steps == 0
-
-
-def has_fast_bf16(*, use_cpu: bool) -> bool:
-    """True if the processor multiplies in bf16; without such instructions bf16 is slower than fp32."""
-    if not use_cpu and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return is_supported is not None and bool(is_supported())
 
 
 # ---- the order of the rows ---------------------------------------------------------------------------------------
