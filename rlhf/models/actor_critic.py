@@ -17,6 +17,7 @@ from rlhf.algorithms.log_probs import (
     token_log_probs_and_entropy,
 )
 from rlhf.errors import UserError
+from rlhf.models.activation_checkpointing import enable
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.models.parts import trunk_of
 
@@ -121,6 +122,13 @@ class ActorCritic(nn.Module):
             text_log_probs = self.text_log_probs(*text)
         values = self.values(hidden, batch)
         return Evaluation(log_probs, token_entropy, values, text_log_probs)
+
+    def activation_checkpointing_enable(self, **options) -> None:
+        """Switch it on in both models, when the Trainer finds `gradient_checkpointing` in its settings."""
+        enable(self.policy, **options)
+        # An adapter computes with the policy's layers.
+        if self.value_model is not None and not isinstance(self.value_model, AdapterModel):
+            enable(self.value_model, **options)
 
     def text_log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Log-probs (N, L - 1) of plain text, each token after the first, at temperature 1."""

@@ -269,9 +269,7 @@ def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict
     return base | own | {"env": _environment(base, own)}
 
 
-def read_config_parts(
-    path: str | os.PathLike, names: list[str] | None = None
-) -> tuple[dict, dict]:
+def read_config_parts(path: str | os.PathLike, names: list[str] | None = None) -> tuple[dict, dict]:
     """(keys of the file that `defaults` names, keys of the file itself)."""
     content = _read_yaml(path, names)
     if "defaults" not in content:
