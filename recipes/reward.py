@@ -51,7 +51,7 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
             dtype=settings.dtype,
             new_head=True,
         )
-        run.parent("base", settings.model_name_or_path)
+        run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
         add_chat_template(tokenizer)
         fit_embeddings(model, tokenizer)  # the template may have added tokens
         limit = min(args.max_length, context_length(model))
@@ -77,6 +77,7 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
         )
         use_run_progress(trainer, args.output_dir)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.best_checkpoint(trainer)
 
         report = ranking_report(trainer.scores(evaluation), evaluation)
         for name, value in report.items():

@@ -94,7 +94,7 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run):
         model = load_policy(
             settings.model_name_or_path, revision=settings.model_revision, dtype=settings.dtype
         )
-        run.parent("base", settings.model_name_or_path)
+        run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(model, tokenizer)
     return model
 

@@ -300,6 +300,10 @@ class PolicyGradientConfig(TrainingArguments):
         """Optimiser steps that are made with each rollout."""
         return self.epochs_per_rollout * self.rollout_batch_size // self.mini_batch_size
 
+    def episodes_after(self, step: int) -> int:
+        """Completions that have been sampled by the end of an optimiser step."""
+        return math.ceil(step / self.steps_per_rollout) * self.rollout_batch_size
+
     def updates_policy(self, rollout: int, epoch: int) -> bool:
         """True when the policy learns in this pass over the rollout, false when only the value model does."""
         if rollout < self.value_warmup_rollouts:

@@ -136,6 +136,15 @@ def period(kind: str, args, requested: Requested) -> int | None:
     return int(steps)
 
 
+def check_can_evaluate(args, eval_rows: list | None) -> None:
+    """Refuse evaluations without rows, before the first step and not at the first evaluation."""
+    if args.eval_strategy != NO and not eval_rows:
+        raise UserError(
+            f"eval_every={args.eval_steps // args.steps_per_rollout}: there are no evaluation prompts: give "
+            "eval_dataset_name or eval_fraction, or set eval_every to 0"
+        )
+
+
 def check_best_is_saved(args) -> None:
     """Refuse load_best_model_at_end where the best of the evaluations may have no checkpoint."""
     if args.eval_strategy == NO:

@@ -46,7 +46,7 @@ def same(given, value) -> bool:
     """True if a value of a YAML file or of the command line, where all is text, means `value`."""
     value = getattr(value, "value", value)  # enums
     if given is None or str(given).lower() in ("none", "null"):
-        return value is None
+        return value is None or str(value).lower() == "none"  # report_to
     try:
         return float(given) == float(value)
     except (TypeError, ValueError):  # not two numbers

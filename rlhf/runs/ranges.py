@@ -92,7 +92,7 @@ def check_ranges(settings) -> None:
         ranges |= cls.__dict__.get("RANGES", {})
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name, None)
-        if f.name not in ranges or value is None:
+        if not f.init or f.name not in ranges or value is None:
             continue
         allowed = ranges[f.name]
         if isinstance(value, bool) or not isinstance(value, int | float):
