@@ -18,7 +18,7 @@ from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template, text_pieces
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
-from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.load import load_policy
 from rlhf.models.memory import free_memory
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
@@ -54,7 +54,7 @@ class PPOSettings(RoleSettings, DataSettings, ModelSettings):
 def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
     with recording("ppo", settings, args) as run:
         set_seed(args.seed)
-        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        tokenizer = settings.load_tokenizer()
         roles = load_roles(settings, args, tokenizer, run)
         checks = template_checks(tokenizer)
         splits = load_splits(settings, ("prompt",), seed=args.seed, checks=checks)
@@ -77,13 +77,15 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         if splits.eval and not args.resume_from_checkpoint:
             before = trainer.evaluate()
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        run.metrics({"episodes": args.total_episodes, "algorithm": args.algorithm})
+        trainer.save_model()  # before anything can fail that comes after the training
+        run.best_checkpoint(trainer)
+        episodes = args.episodes_after(trainer.state.global_step)
+        run.metrics({"episodes": episodes, "algorithm": args.algorithm})
         if splits.eval:
             after = trainer.evaluate()
             run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN if before})
             # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
-        trainer.save_model()
         if run.main and splits.eval:
             rows = read_jsonl(run.folder / "samples.jsonl")
             last = [row for row in rows if row["step"] == trainer.state.global_step]
@@ -107,6 +109,18 @@ def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run
     if ALGORITHMS[args.algorithm].needs_values:
         value_model = load_value_model(settings, policy, tokenizer)
     return Roles(policy, rewards, value_model)
+
+
+def record_parents(settings: PPOSettings, args: PolicyGradientConfig, run) -> None:
+    """The models that the run starts from, for its record and its card."""
+    run.parent("policy", settings.model_name_or_path, revision=settings.model_revision)
+    for number, path in enumerate(settings.reward_model_path, start=1):
+        role = "reward" if number == 1 else f"reward_{number}"
+        run.parent(role, path)
+    run.parent("watched_reward", settings.watch_reward_model_path)
+    learns_values = ALGORITHMS[args.algorithm].needs_values
+    if learns_values and settings.value_model not in ("reward_model", "shared"):
+        run.parent("value", settings.value_model)
 
 
 def load_texts(settings: PPOSettings, tokenizer, run, *, limit: int) -> list[list[int]]:

@@ -12,17 +12,20 @@ question_answering.py (masked) start from the run folder.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import Trainer, set_seed
 
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_encoder, load_policy, load_tokenizer, save
+from rlhf.models.load import load_encoder, load_policy, save
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scratch import new_encoder, new_policy
+from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
+from rlhf.runs.ranges import at_least
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.task_table import PRETRAINING_HEADS
@@ -36,11 +39,15 @@ from rlhf.tasks.pretraining.encode import (
     masked_blocks,
 )
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
-from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer
+from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer, set_best_metric
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")
 LEAST_BLOCK_SIZE = 8  # tokens
 LARGEST_LOSS = 50  # nats, so that a perplexity is finite
+
+
+def learns_masked_words(run) -> bool:
+    return run.objective != "causal"
 
 
 @dataclass
@@ -68,6 +75,21 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
         },
     )
 
+    RANGES: ClassVar[dict] = {"block_size": at_least(LEAST_BLOCK_SIZE)}
+    UNUSED: ClassVar[tuple] = (
+        Unused(
+            ("train_sampling_strategy",),
+            "causal rows come in random order, which a resumed run can continue; drop it",
+            learns_masked_words,
+            fixed="random",
+        ),
+        Unused(
+            ("head_learning_rate",),
+            "a causal model has one learning rate for all layers; drop it",
+            learns_masked_words,
+        ),
+    )
+
 
 @dataclass
 class PretrainConfig(EncoderConfig):
@@ -87,7 +109,7 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
     is_causal = settings.objective == "causal"
     with recording("pretrain", settings, args) as run:
         set_seed(args.seed)
-        tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+        tokenizer = settings.load_tokenizer()
         # before any text is read
         check(settings, tokenizer)
         splits = load_splits(settings, ("text",), seed=args.seed)
@@ -184,7 +206,7 @@ def load_model(settings: PretrainSettings, tokenizer, run):
         run.parent("tokenizer", settings.tokenizer_name_or_path)
     else:
         model = load_checkpoint(settings, tokenizer, run)
-        run.parent("base", settings.model_name_or_path)
+        run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
         # The tokenizer may have more tokens than the checkpoint.
         fit_embeddings(model, tokenizer)
     if settings.objective != "causal":
@@ -284,6 +306,7 @@ def make_trainer(
             compute_metrics=masked_metrics,
             preprocess_logits_for_metrics=row_sums,
         )
+    set_best_metric(args, ("loss",))
     # transformers' own order by length cannot be resumed in the middle
     args.train_sampling_strategy = "random"
     trainer = Trainer(

@@ -8,7 +8,8 @@ Time: seconds for 1 MB. Look at: tokens per word and the share of unknown tokens
 tokenizers of compare_tokenizers. A vocabulary that the text cannot fill is refused, with the largest that it can fill.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -16,12 +17,16 @@ from rlhf.data.chat import ROLE_TOKENS, add_chat_template, as_text
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_tokenizer
+from rlhf.runs.keys import Unused
 from rlhf.runs.progress import append_jsonl, sample_table
+from rlhf.runs.ranges import at_least
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
 from rlhf.tokenizers.train import KINDS, train_tokenizer
 
+# of TrainingArguments
+READ = ("output_dir", "seed", "use_cpu", "local_rank")
 EXAMPLES = 3  # held-out texts whose tokens are shown
 EXAMPLE_LENGTH = 48  # characters of each
 HEADINGS = {
@@ -63,6 +68,26 @@ class TokenizerSettings(DataSettings):
     compare_tokenizers: list[str] = field(
         default_factory=list,
         metadata={"help": "Folders or Hub ids of tokenizers to measure on the same text."},
+    )
+
+    RANGES: ClassVar[dict] = {"vocab_size": at_least(1), "model_max_length": at_least(1)}
+    UNUSED: ClassVar[tuple] = (
+        Unused(
+            ("chat",),
+            "only byte_bpe gets the role tokens and the chat template; drop it",
+            lambda run: run.tokenizer_type == "byte_bpe",
+            fixed=False,
+        ),
+        Unused(
+            ("lowercase",),
+            "byte_bpe keeps every character as it is; drop it, or use wordpiece or unigram",
+            lambda run: run.tokenizer_type != "byte_bpe",
+            fixed=False,
+        ),
+        Unused(
+            tuple(f.name for f in fields(TrainingArguments) if f.name not in READ),
+            "a tokenizer is counted in one pass on the CPU, without training steps; drop it",
+        ),
     )
 
 

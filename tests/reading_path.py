@@ -83,6 +83,7 @@ PATH = {
         "PolicyGradientTrainer",
         "-PolicyGradientTrainer._inner_training_loop",  # resuming
         "-PolicyGradientTrainer._load_from_checkpoint",
+        "-PolicyGradientTrainer._load_best_model",
     ],
 }
 

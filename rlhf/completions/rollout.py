@@ -243,7 +243,8 @@ def samples(rollout: Rollout, rows: list[dict], tokenizer) -> list[dict]:
             "score": float(rollout.scores[i]),
             "kl": float(kl[i]),
         }
-        sample |= {name: float(part[i]) for name, part in rollout.parts.items()}
+        for name, part in rollout.parts.items():
+            sample.setdefault(name, float(part[i]))  # a reward may be called "score" too
         results.append(sample)
     return results
 

@@ -5,6 +5,7 @@ and every other column of the rows by name.
 """
 
 import importlib
+import importlib.util
 import math
 import os
 import sys
@@ -19,6 +20,9 @@ from rlhf.data.chat import Prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.parts import context_length, freeze
+
+# Other numbers have these names: score_std and score_watched in metrics.jsonl, step in samples.jsonl.
+RESERVED_NAMES = ("std", "watched", "step")
 
 
 @dataclass
@@ -98,17 +102,23 @@ class FunctionScorer:
             raise UserError(
                 f"reward function {path!r}: write module:function, for example rlhf.recipes.rewards:slot_coverage"
             )
+        if function in RESERVED_NAMES:
+            raise UserError(
+                f"reward function {path!r}: the log has another number of the name {function!r}: rename the function"
+            )
         if os.getcwd() not in sys.path:  # `accelerate launch` drops it
             sys.path.insert(0, os.getcwd())
         try:
             return cls(getattr(importlib.import_module(module), function), function)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"reward function {path!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # the user's file may raise anything
+            raise UserError(
+                f"reward function {path!r}: {type(error).__name__}: {error}{_file_of(module, error)}"
+            ) from error
 
     def __call__(self, batch: ScoringBatch) -> Tensor:
         try:
             scores = list(self.function(batch.prompts, batch.completions, **batch.columns))
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise UserError(
                 f"reward function {self.name} raised {type(error).__name__}: {error}"
             ) from error
@@ -123,6 +133,20 @@ class FunctionScorer:
                 f"reward function {self.name}: {len(bad)} scores are not finite numbers: {'; '.join(rows)}"
             )
         return torch.tensor([float(score) for score in scores])
+
+
+def _file_of(module: str, error: BaseException) -> str:
+    """Where the file of a module that cannot be imported is, for a message."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text names the file and the line
+    loaded = sys.modules.get(module)
+    if getattr(loaded, "__file__", None):
+        return f" (in {loaded.__file__})"
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # also a package that is not there
+        return ""
+    return f" (in {spec.origin})" if spec else ""
 
 
 def _is_finite(score) -> bool:

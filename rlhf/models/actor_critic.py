@@ -17,10 +17,11 @@ from rlhf.algorithms.log_probs import (
     token_log_probs_and_entropy,
 )
 from rlhf.errors import UserError
+from rlhf.models.activation_checkpointing import enable
 from rlhf.models.logits import output_of
 from rlhf.models.one_trunk import AdapterModel
-from rlhf.models.scores import reads_states, scores_of_states
 from rlhf.models.parts import accepted_inputs, trunk_of
+from rlhf.models.scores import reads_states, scores_of_states
 
 CHUNK = 2048  # positions per block of the log-softmax: 2048 x 50257 fp32 logits are 0.4 GB
 FORWARD_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "mask")  # of `hidden_before`
@@ -124,6 +125,13 @@ class ActorCritic(nn.Module):
             text_log_probs = self.text_log_probs(*text)
         values = self.values(hidden, batch)
         return Evaluation(log_probs, token_entropy, values, text_log_probs)
+
+    def activation_checkpointing_enable(self, **options) -> None:
+        """Switch it on in both models, when the Trainer finds `gradient_checkpointing` in its settings."""
+        enable(self.policy, **options)
+        # An adapter computes with the policy's layers.
+        if self.value_model is not None and not isinstance(self.value_model, AdapterModel):
+            enable(self.value_model, **options)
 
     def text_log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Log-probs (N, L - 1) of plain text, each token after the first, at temperature 1."""

@@ -186,8 +186,12 @@ def _from_pretrained(
         options["attn_implementation"] = attn_implementation
     # One slash may be a Hub id (owner/name); more can only be a folder.
     if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
+    # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
+    parent = os.path.dirname(path)
+    is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)
+    if os.path.sep in path and not os.path.isdir(path) and not is_hub_id:
         raise UserError(
-            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2"
+            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2; {_what_is_there(parent)}"
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the callers report missing weights in their own words

@@ -11,7 +11,8 @@ A run folder itself always holds the merged, plain model. Its subfolder `adapter
 
 import hashlib
 import json
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -34,20 +35,49 @@ def adapter(model: nn.Module, name: str | None):
     PEFT's own switches also turn gradients on and off. This one sets its private fields instead, so that a trainable value
     adapter stays trainable while the policy's is active.
     """
+    layers = lora_layers(model)
+    with _in_states(layers, [([name], name is None)] * len(layers)):
+        yield
+
+
+def same_adapters(model: nn.Module) -> Callable:
+    """A `context_fn` of torch.utils.checkpoint: the second pass computes with the adapters that were active in the first."""
+    layers = lora_layers(model)
+
+    def contexts():
+        return nullcontext(), _in_states(layers, _states(layers))
+
+    return contexts
+
+
+def lora_layers(model: nn.Module) -> list[BaseTunerLayer]:
     layers = []
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             layers.append(module)
-    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-    for layer in layers:
-        layer._active_adapter = [name]
-        layer._disable_adapters = name is None
+    return layers
+
+
+def _states(layers: list[BaseTunerLayer]) -> list[tuple]:
+    """(active adapters, whether all are off) of each layer."""
+    return [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+
+
+@contextmanager
+def _in_states(layers: list[BaseTunerLayer], states: list[tuple]):
+    """Within it, the layers have these `_states`."""
+    before = _states(layers)
+    _set_states(layers, states)
     try:
         yield
     finally:
-        for layer, (active, disabled) in zip(layers, before, strict=True):
-            layer._active_adapter = active
-            layer._disable_adapters = disabled
+        _set_states(layers, before)
+
+
+def _set_states(layers: list[BaseTunerLayer], states: list[tuple]) -> None:
+    for layer, (active, disabled) in zip(layers, states, strict=True):
+        layer._active_adapter = active
+        layer._disable_adapters = disabled
 
 
 def fingerprint(trunk: nn.Module, *, rounded: bool = False) -> str:

@@ -2,25 +2,28 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
-from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms import ALGORITHMS, takes
 from rlhf.errors import UserError
+from rlhf.models.activation_checkpointing import check_activation_checkpointing
+from rlhf.policy_gradient import keys
+from rlhf.policy_gradient.schedule import (
+    Requested,
+    check_best_metric,
+    check_multiple,
+    nearest_multiples,
+    place_on_rollouts,
+)
 from rlhf.policy_gradient.sharding import disable_sharded_loading
+from rlhf.runs.ranges import SHARE, at_least, check_ranges, more_than
 
 GROUPED = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.grouped)
 CLIPS_HIGHER = [
     name for name, algorithm in ALGORITHMS.items() if algorithm.clip_range_high is not None
 ]
-
-
-def nearest_multiples(value: int, divisor: int) -> str:
-    """The positive multiples of `divisor` on both sides of `value`, for an error message."""
-    below = value // divisor * divisor
-    if below == 0:
-        return f"{divisor}"
-    return f"{below} or {below + divisor}"
 
 
 @dataclass
@@ -35,8 +38,11 @@ class PolicyGradientConfig(TrainingArguments):
     """
 
     algorithm: str = field(default="ppo", metadata={"help": f"One of {', '.join(ALGORITHMS)}."})
-    total_episodes: int = field(
-        default=2048, metadata={"help": "Completions to sample in the whole run."}
+    total_episodes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions to sample in the whole run. Default: 2048, or what max_steps needs."
+        },
     )
     rollout_batch_size: int = field(
         default=64,
@@ -142,9 +148,17 @@ class PolicyGradientConfig(TrainingArguments):
         },
     )
     eval_every: int = field(
-        default=0, metadata={"help": "Rollouts between evaluations; 0: only at the end."}
+        default=0,
+        metadata={
+            "help": "Rollouts between evaluations; 0: only at the end. eval_steps counts optimiser steps."
+        },
     )
-    save_every: int = field(default=0, metadata={"help": "Rollouts between checkpoints; 0: none."})
+    save_every: int = field(
+        default=0,
+        metadata={
+            "help": "Rollouts between checkpoints; 0: none. save_steps counts optimiser steps."
+        },
+    )
 
     learning_rate: float = field(
         default=9e-6, metadata={"help": "InstructGPT's order; small models learn well with 1e-4."}
@@ -153,6 +167,43 @@ class PolicyGradientConfig(TrainingArguments):
     lr_scheduler_type: str = field(
         default="constant_with_warmup", metadata={"help": "InstructGPT: constant."}
     )
+    # None: eval_every and save_every say it.
+    eval_strategy: str | None = field(default=None, metadata={"help": "steps or no."})
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "As eval_every, in optimiser steps."}
+    )
+    save_strategy: str | None = field(
+        default=None, metadata={"help": "steps, no, or best: after an evaluation that is the best."}
+    )
+    save_steps: float | None = field(
+        default=None, metadata={"help": "As save_every, in optimiser steps."}
+    )
+
+    DEFAULT_EPISODES: ClassVar[int] = 2048
+    UNUSED: ClassVar[tuple] = keys.UNUSED
+    RANGES: ClassVar[dict] = {
+        "epochs_per_rollout": at_least(1),
+        "num_generations": at_least(1),
+        "max_prompt_length": at_least(1),
+        "max_completion_length": at_least(1),
+        "kl_coef": at_least(0),
+        "kl_target": more_than(0),
+        "kl_horizon": at_least(1),
+        "value_clip_range": more_than(0),
+        "value_coef": at_least(0),
+        "entropy_coef": at_least(0),
+        "gamma": SHARE,
+        "gae_lambda": SHARE,
+        "missing_eos_penalty": at_least(0),
+        "value_learning_rate": at_least(0),
+        "value_warmup_rollouts": at_least(0),
+        "max_kl": more_than(0),
+        "ptx_coef": at_least(0),
+        "ptx_per_episode": at_least(1),
+        "max_kl_stop": more_than(0),
+        "eval_every": at_least(0),
+        "save_every": at_least(0),
+    }
 
     def __post_init__(self):
         self._check()
@@ -160,23 +211,31 @@ class PolicyGradientConfig(TrainingArguments):
             self.epochs_per_rollout = ALGORITHMS[self.algorithm].epochs
         # At 0 the Trainer would not look at gradients at all.
         self.max_grad_norm = self.max_grad_norm or math.inf
-        # `_place_on_rollouts` sets them.
-        self.eval_strategy = self.save_strategy = "no"
+        requested = Requested.take(self)
         # The Trainer would drop the columns of our batches, and average NaN away.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
         # A resumed run makes its rollouts again from their index, instead of skipping batches.
         self.ignore_data_skip = True
-        one_step = ALGORITHMS[self.algorithm].update.one_step_per_rollout
-        if one_step or self.value_warmup_rollouts:
+        update = ALGORITHMS[self.algorithm].update
+        if update.one_step_per_rollout or self.value_warmup_rollouts:
             # While only the value model learns, the policy is not used.
+            if self.ddp_find_unused_parameters is False:
+                raise UserError(
+                    "ddp_find_unused_parameters=False: here some updates train the value model alone; drop it"
+                )
             self.ddp_find_unused_parameters = True
         super().__post_init__()
         disable_sharded_loading()
-        self._place_on_rollouts()
+        self._fit_sizes()
+        place_on_rollouts(self, requested)
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            check_best_metric(self)
+        check_activation_checkpointing(self, double_backward=update.needs_double_backward)
 
     def _check(self) -> None:
         """Refuse values that no run can have."""
+        check_ranges(self)
         if self.algorithm not in ALGORITHMS:
             raise UserError(f"algorithm={self.algorithm!r}: use one of {', '.join(ALGORITHMS)}")
         algorithm = ALGORITHMS[self.algorithm]
@@ -200,17 +259,18 @@ class PolicyGradientConfig(TrainingArguments):
             raise UserError(
                 f"ema_decay={self.ema_decay} must be between 0 and 1; InstructGPT: 0.992"
             )
-        if self.ptx_coef < 0 or self.ptx_per_episode < 1:
-            raise UserError(
-                f"ptx_coef={self.ptx_coef}, ptx_per_episode={self.ptx_per_episode}: use ptx_coef >= 0 (0: no plain text) "
-                "and ptx_per_episode >= 1"
-            )
         if algorithm.update.surrogate_only and (self.ptx_coef or self.entropy_coef):
             raise UserError(
                 f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0"
             )
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
+        many_epochs = self.epochs_per_rollout is not None and self.epochs_per_rollout > 1
+        if many_epochs and not takes(algorithm.policy_loss, "ratio"):
+            raise UserError(
+                f"epochs_per_rollout={self.epochs_per_rollout}: the loss of {self.algorithm} has no probability ratio, and "
+                "is only right for the policy that sampled: set 1, or use ppo (grpo for groups)"
+            )
         self._set_clip_ranges()
 
     def _set_clip_ranges(self) -> None:
@@ -240,6 +300,10 @@ class PolicyGradientConfig(TrainingArguments):
         """Optimiser steps that are made with each rollout."""
         return self.epochs_per_rollout * self.rollout_batch_size // self.mini_batch_size
 
+    def episodes_after(self, step: int) -> int:
+        """Completions that have been sampled by the end of an optimiser step."""
+        return math.ceil(step / self.steps_per_rollout) * self.rollout_batch_size
+
     def updates_policy(self, rollout: int, epoch: int) -> bool:
         """True when the policy learns in this pass over the rollout, false when only the value model does."""
         if rollout < self.value_warmup_rollouts:
@@ -256,8 +320,8 @@ class PolicyGradientConfig(TrainingArguments):
             )
         return min(self.max_prompt_length, room)
 
-    def _place_on_rollouts(self) -> None:
-        """Let steps, logs, evaluations and checkpoints end where a rollout ends, or refuse the sizes."""
+    def _fit_sizes(self) -> None:
+        """Refuse a rollout that is not a whole number of updates and groups. TRPO's update is the whole rollout."""
         one_step = ALGORITHMS[self.algorithm].update.one_step_per_rollout
         if one_step and self.mini_batch_size != self.rollout_batch_size:
             per_step = self.per_device_train_batch_size * self.world_size
@@ -276,24 +340,4 @@ class PolicyGradientConfig(TrainingArguments):
             f"per_device_train_batch_size {self.per_device_train_batch_size} x accumulation "
             f"{self.gradient_accumulation_steps} x processes {self.world_size}, and num_generations "
             f"{self.num_generations} x processes",
-        )
-        check_multiple(
-            "total_episodes", self.total_episodes, self.rollout_batch_size, "rollout_batch_size"
-        )
-        self.max_steps = self.total_episodes // self.rollout_batch_size * self.steps_per_rollout
-        self.logging_steps = self.steps_per_rollout
-        if self.save_every:
-            self.save_strategy = "steps"
-            self.save_steps = self.save_every * self.steps_per_rollout
-        if self.eval_every:
-            self.eval_strategy = "steps"
-            self.eval_steps = self.eval_every * self.steps_per_rollout
-
-
-def check_multiple(name: str, value: int, divisor: int, meaning: str) -> None:
-    """Refuse a size that does not divide, with the nearest that do. meaning: of the divisor."""
-    if value < 1 or value % divisor:
-        nearest = nearest_multiples(value, divisor)
-        raise UserError(
-            f"{name}={value} must be a multiple of {divisor} ({meaning}): use {nearest}"
         )

@@ -23,6 +23,7 @@ from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, add_adapter_model
 from rlhf.models.parts import disable_dropout, freeze
 from rlhf.policy_gradient import sharding
+from rlhf.policy_gradient.optimizers import optimizer_class
 
 
 @dataclass
@@ -199,21 +200,19 @@ def move_to_devices(
 
 
 def make_optimizer(model: ActorCritic, args) -> torch.optim.Optimizer:
-    """AdamW with one group of parameters for the policy and one for the value function, which may have its own rate."""
+    """One group of parameters for the policy and one for the value function, which may have its own rate."""
     value_rate = args.value_learning_rate
     if value_rate is None:
         value_rate = args.learning_rate
+    common = {"weight_decay": args.weight_decay}
     groups = [
-        {"params": model.policy_parameters(), "lr": args.learning_rate},
-        {"params": model.value_parameters(), "lr": value_rate},
+        {"params": model.policy_parameters(), "lr": args.learning_rate, **common},
+        {"params": model.value_parameters(), "lr": value_rate, **common},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],  # no value function: one group
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-        fused=True,  # a third of the time: one pass over the weights instead of ten
-    )
+    # By default fused AdamW, a third of the time: one pass over the weights instead of ten.
+    make, options = optimizer_class(args, model)
+    # Without a value function there is one group.
+    return make([group for group in groups if group["params"]], **options)
 
 
 def estimate_run_memory(trainer) -> Memory:

@@ -72,6 +72,8 @@ def check_settings(
         refusals.append((f"algorithm: {args.algorithm}", "use algorithm: ppo"))
     if args.ema_decay is not None:
         refusals.append((f"ema_decay: {args.ema_decay}", "drop it"))
+    if args.load_best_model_at_end:
+        refusals.append(("load_best_model_at_end: true", "set it to false, take that checkpoint-N"))
     if share_trunk:
         refusals.append(("share_trunk: true", "drop it"))
     if uses_deepspeed(accelerator) and args.value_warmup_rollouts > 0:

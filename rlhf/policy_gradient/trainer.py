@@ -31,9 +31,11 @@ from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.roles import Roles, make_actor_critic, make_optimizer, move_to_devices
 from rlhf.policy_gradient.rollouts import RolloutLoader, RolloutMaker, check_texts
+from rlhf.policy_gradient.schedule import check_can_evaluate
 from rlhf.policy_gradient.trust_region import TrustRegion
 from rlhf.policy_gradient.update import LossSettings, micro_batch_loss
 from rlhf.policy_gradient.update_metrics import UpdateMetrics
+from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.progress import append_jsonl
 
 SKIPPED_AT_MOST = 10  # steps in a row whose gradient was not finite
@@ -61,6 +63,7 @@ class PolicyGradientTrainer(Trainer):
         self.roles, self.tokenizer = roles, tokenizer
         self.algorithm = ALGORITHMS[args.algorithm]
         self.loss_settings = LossSettings.from_config(args)
+        check_can_evaluate(args, eval_rows)
         context = context_length(roles.policy)
         longest = args.prompt_limit(context) + args.max_completion_length
         self.texts = check_texts(texts, args, context=context)
@@ -125,6 +128,10 @@ class PolicyGradientTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), self.model, self.average)
+
+    def _load_best_model(self) -> None:
+        """The weights of the best checkpoint, at the end of a run with load_best_model_at_end."""
+        checkpoints.load_weights(Path(self.state.best_model_checkpoint), self.model, self.average)
 
     def get_train_dataloader(self) -> RolloutLoader:
         return RolloutLoader(
@@ -227,6 +234,7 @@ class PolicyGradientTrainer(Trainer):
             path = Path(self.args.output_dir) / "samples.jsonl"
             for sample in samples(rollout, self.rollouts.eval_prompts.rows, self.tokenizer):
                 append_jsonl(path, {"step": self.state.global_step, **sample})
+        check_is_measured(self.args.metric_for_best_model, metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -7,17 +7,42 @@ batch is fixed, not the number of pairs.
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from rlhf.algorithms.losses import kwise_ranking_loss
+from rlhf.errors import UserError
+from rlhf.models.activation_checkpointing import check_activation_checkpointing, enable
 from rlhf.models.load import save
 from rlhf.models.scores import sequence_scores
 from rlhf.reward_model.metrics import ranking_report
 from rlhf.reward_model.rankings import collate_rankings
+from rlhf.runs.checkpoints import check_is_measured
+from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
+from rlhf.runs.ranges import at_least
 
+UNUSED = (
+    Unused(("remove_unused_columns",), "the collator reads all columns of a ranking", fixed=False),
+    Unused(
+        ("label_smoothing_factor",), "rankings have no labels; give doubtful answers the same rank"
+    ),
+    Unused(
+        ("train_sampling_strategy", "length_column_name"),
+        "a row is a ranking of several texts, which has no one length; drop it",
+        lambda run: run.train_sampling_strategy == "sequential",
+    ),
+    Unused(
+        ("average_tokens_across_devices",), "the loss is a mean over prompts; drop it", fixed=True
+    ),
+    Unused(("use_cache",), "scoring never caches; drop it"),
+    Unused(("include_num_input_tokens_seen",), "the tokens of rankings are not counted; drop it"),
+    OWN_MODULE,
+    EVALUATION_LOOP,
+)
 TRAINABLE = "trainable.pt"  # file of a checkpoint: the trainable weights, before LoRA is merged
 
 
@@ -41,11 +66,29 @@ class RewardConfig(TrainingArguments):
         default=64, metadata={"help": "Prompts per step. InstructGPT: 64."}
     )
 
+    RANGES: ClassVar[dict] = {"max_length": at_least(2)}
+    UNUSED: ClassVar[tuple] = UNUSED
+
     def __post_init__(self):
         self.remove_unused_columns = False  # the collator needs all of them
         self.logging_nan_inf_filter = False  # a NaN must be seen
         self.label_names = ["ranks"]
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            self.metric_for_best_model = self.metric_for_best_model or "accuracy"
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
         super().__post_init__()
+        check_activation_checkpointing(self)
+
+
+def check_load_best(accelerator, args) -> None:
+    """Refuse load_best_model_at_end where a process holds slices of the weights, which are not put back."""
+    kind = accelerator.distributed_type
+    if args.load_best_model_at_end and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise UserError(
+            f"load_best_model_at_end: true does not work under {kind.value}: start with ddp.yaml, or set it to false and "
+            "take the best checkpoint-N"
+        )
 
 
 class ScoreModel(torch.nn.Module):
@@ -55,6 +98,17 @@ class ScoreModel(torch.nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config  # read by the Trainer
+
+    def activation_checkpointing_enable(self, **options) -> None:
+        """Switch it on in the model, when the Trainer finds `gradient_checkpointing` in its settings."""
+        enable(self.model, **options)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The layer that neftune_noise_alpha adds noise to."""
+        return self.model.get_input_embeddings()
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        return sequence_scores(self.model, input_ids, mask)
 
     def forward(
         self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None = None
@@ -111,6 +165,7 @@ class RewardTrainer(Trainer):
         prompts, number = total.tolist()
         self.mean_ordered = prompts / max(number, 1.0)
         return batches, count
+        check_load_best(self.accelerator, args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean ranking loss of the prompts that have an ordered pair.
@@ -173,6 +228,7 @@ class RewardTrainer(Trainer):
         for name, value in report.items():
             if isinstance(value, int | float):
                 metrics[f"{metric_key_prefix}_{name}"] = value
+        check_is_measured(self.args.metric_for_best_model, metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -196,6 +252,10 @@ class RewardTrainer(Trainer):
                 if parameter.requires_grad:
                     trainable[name] = parameter.detach()
             torch.save(trainable, f"{folder}/{TRAINABLE}")
+
+    def _load_best_model(self) -> None:
+        """The weights of the best checkpoint, at the end of a run with load_best_model_at_end."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         saved = torch.load(f"{resume_from_checkpoint}/{TRAINABLE}", weights_only=True)

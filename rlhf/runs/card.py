@@ -16,7 +16,7 @@ import yaml
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.markdown import _flat, fenced, markdown_cell, markdown_table
-from rlhf.runs.record import RECORD, RunRecord, file_sha256, model_kind, read_jsonl, read_object
+from rlhf.runs.record import RECORD, RunRecord, model_kind, read_jsonl, read_object, weights_sha256
 from rlhf.task_table import TASKS, RowList
 
 SAMPLES = 5  # samples, and wrong predictions, in a card
@@ -241,14 +241,13 @@ def _kind_by_recipe(recipe: str) -> str:
 
 def lineage(folder: Path, record: RunRecord) -> list[dict]:
     """This run and everything that it came from, depth first: depth, role, name, recipe, sha256, code."""
-    # The first shard is enough to tell two models apart.
     weights = sorted(folder.glob("*.safetensors"))
     this_run = {
         "depth": 0,
         "role": "this run",
         "name": _shown_path(folder, record),
         "recipe": record.recipe,
-        "sha256": file_sha256(weights[0]) if weights else "",
+        "sha256": weights_sha256(weights) if weights else "",
         "code": record.versions.get("code", ""),
     }
     return [this_run, *_ancestors(folder, record, 1, {folder.resolve()})]

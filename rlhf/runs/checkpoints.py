@@ -6,32 +6,73 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, read_object
 
-WRITTEN_EARLY = (
-    RECORD,
-    "metrics.jsonl",
-    "samples.jsonl",
-)  # files of a run before its first checkpoint
+# files of a run before its first checkpoint
+WRITTEN_EARLY = (RECORD, f"{RECORD}.tmp", "metrics.jsonl", "samples.jsonl", "alarms.jsonl")
 
 
-def check_output_dir(folder: str, resume: bool) -> None:
-    """Refuse a folder that holds a run, so that none is overwritten. A failed run without a checkpoint is removed."""
+def check_output_dir(folder: str, checkpoint: str | None) -> None:
+    """Refuse a folder that holds a run, so that none is overwritten, and one that cannot be written.
+
+    A failed run that has left no weights is removed.
+    checkpoint: that the run resumes from, if it does. Only a run of this very folder goes on in it.
+    """
     path = Path(folder)
-    # A resumed run writes into its old folder.
-    if resume or not path.is_dir() or not any(path.iterdir()):
+    make_writable_folder(path)
+    names = sorted(p.name for p in path.iterdir())
+    if not names:
         return
-    if _failed(path) and not list(path.glob("checkpoint-*")):
-        for name in WRITTEN_EARLY:
-            (path / name).unlink(missing_ok=True)
+    if checkpoint and Path(checkpoint).resolve().parent == path.resolve():
         return
-    names = sorted(p.name for p in path.iterdir())[:5]
-    raise UserError(
-        f"output_dir {folder} already holds a run ({', '.join(names)}): choose another output_dir, remove the folder, "
-        "or continue the run with --resume_from_checkpoint true"
-    )
+    if _failed(path) and set(names) <= set(WRITTEN_EARLY):
+        for name in names:
+            (path / name).unlink()
+        return
+    remedy = "choose another output_dir, or remove the folder"
+    if checkpoint:
+        remedy = f"{checkpoint} is of another folder: {remedy}"
+    elif list(path.glob("checkpoint-*")):
+        remedy += ", or continue the run with --resume_from_checkpoint true"
+    raise UserError(f"output_dir {folder} already holds a run ({', '.join(names[:5])}): {remedy}")
+
+
+def make_writable_folder(path: Path) -> None:
+    """Make the folder unless it is there. UserError where it cannot be written."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output_dir {path} is a file: name a folder that is not there yet")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output_dir {path} cannot be made ({error.strerror}): choose another"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"output_dir {path} cannot be written: choose another, or its permissions")
 
 
 def _failed(folder: Path) -> bool:
     return read_object(folder / RECORD).get("status") == "failed"
+
+
+def check_best_checkpoint(args) -> None:
+    """Refuse load_best_model_at_end where the best evaluation may have no checkpoint: an older one would be loaded.
+
+    transformers allows save_steps to be any multiple of eval_steps.
+    """
+    if not args.load_best_model_at_end or args.save_strategy != "steps":
+        return
+    if args.save_steps != args.eval_steps:
+        raise UserError(
+            f"load_best_model_at_end: the best of the evaluations, one in {args.eval_steps} steps, has a checkpoint only "
+            f"if save_steps={args.save_steps} is the same: set save_steps to {args.eval_steps}, or save_strategy: best"
+        )
+
+
+def check_is_measured(metric: str | None, metrics: dict) -> None:
+    """Refuse a metric_for_best_model that an evaluation does not give. metrics: of an evaluation, `eval_...`."""
+    if metric is None or f"eval_{metric.removeprefix('eval_')}" in metrics:
+        return
+    names = [name.removeprefix("eval_") for name in metrics]
+    raise UserError(f"metric_for_best_model={metric}: use one of {', '.join(names)}")
 
 
 def checkpoint_to_resume(args) -> str | None:

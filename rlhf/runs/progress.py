@@ -68,6 +68,7 @@ class RunProgress(TrainerCallback):
                 unit="step",
                 dynamic_ncols=True,
                 mininterval=interval,
+                disable=args.disable_tqdm,
             )
 
     def on_step_end(self, args, state, control, **kwargs):

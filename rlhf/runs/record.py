@@ -164,15 +164,27 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def parent_entry(path: str | None) -> dict:
-    """A parent model in a record: its path or Hub id, the sha256 of local weights, and the recipe that made it."""
+def weights_sha256(files: list[Path]) -> str:
+    """sha256 of one file of weights. Of several parts: of their digests, in the order of their names."""
+    if len(files) == 1:
+        return file_sha256(files[0])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(bytes.fromhex(file_sha256(file)))
+    return digest.hexdigest()
+
+
+def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
+    """A parent model in a record: its path or Hub id and revision, the sha256 of local weights, the recipe that made it."""
     if not path:
         return {}
     entry = {"name": path}
+    if revision:
+        entry["revision"] = revision
     if os.path.isdir(path):
         weights = sorted(Path(path).glob("*.safetensors"))
         if weights:
-            entry["sha256"] = file_sha256(weights[0])  # of the first of several parts
+            entry["sha256"] = weights_sha256(weights)
     recipe = read_object(os.path.join(path, RECORD)).get("recipe")
     if recipe:
         entry["recipe"] = recipe

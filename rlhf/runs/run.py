@@ -22,8 +22,12 @@ from pathlib import Path
 
 from rlhf.data.templates import fixed_date
 from rlhf.errors import UserError
+<<<<<<< HEAD
 from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
 from rlhf.runs.precision import precision_of_resumed
+=======
+from rlhf.runs.checkpoints import check_best_checkpoint, check_output_dir, checkpoint_to_resume
+>>>>>>> h_keys
 from rlhf.runs.processes import (
     check_world,
     keep_freed_memory,
@@ -60,11 +64,16 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
 def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
+    check_best_checkpoint(args)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     # Only in the first process: the others could find what it has written meanwhile.
     if args.process_index == 0:
+<<<<<<< HEAD
         check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
     day = _template_date(args)
+=======
+        check_output_dir(args.output_dir, args.resume_from_checkpoint)
+>>>>>>> h_keys
     run = Run(recipe, settings, args)
     run.record.template_date = day.isoformat()
     _hide_progress_bars()
@@ -119,10 +128,26 @@ class Run:
         for warning in splits.warnings:
             self.say(warning)
 
-    def parent(self, role: str, path: str | None) -> None:
-        """Record a model that the run starts from."""
+    def parent(self, role: str, path: str | None, *, revision: str | None = None) -> None:
+        """Record a model that the run starts from; revision: of the Hub."""
         if path:
-            self.record.parents[role] = parent_entry(path)
+            self.record.parents[role] = parent_entry(path, revision=revision)
+
+    def best_checkpoint(self, trainer) -> None:
+        """Record and print which checkpoint the trained model is, after a run with load_best_model_at_end."""
+        args, state = trainer.args, trainer.state
+        if not args.load_best_model_at_end:
+            return
+        if state.best_model_checkpoint is None:
+            self.say(
+                f"no checkpoint has a finite {args.metric_for_best_model}: the last weights are kept"
+            )
+            return
+        step = int(state.best_model_checkpoint.rpartition("-")[2])
+        self.metrics({"best_step": step})
+        self.say(
+            f"best of the checkpoints by {args.metric_for_best_model}: step {step}, {state.best_metric:.4g}"
+        )
 
     def metrics(self, metrics: dict) -> None:
         """Record final numbers; floats are rounded to six digits."""

@@ -6,9 +6,14 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from rlhf.errors import UserError
+from rlhf.runs import keys
+from rlhf.runs.ranges import BELOW_ONE, at_least, check_ranges
+from rlhf.runs.yaml_keys import load_yaml
 
+DTYPES = ("float32", "bfloat16")  # of weights
 FILE_KEYS = ("env", "defaults")  # keys of a YAML file that are not settings
 
 
@@ -113,11 +118,24 @@ class ModelSettings:
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: alpha / r."})
 
+    RANGES: ClassVar[dict] = {"lora_r": at_least(1), "lora_alpha": at_least(1)}
+    UNUSED: ClassVar[tuple] = (
+        keys.Unused(("lora_r", "lora_alpha"), "set use_peft: true too", lambda run: run.use_peft),
+    )
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UserError(
+                f"dtype={self.dtype!r}: use {' or '.join(DTYPES)}; bf16: true computes in bf16 and keeps float32 weights"
+            )
+
     def load_tokenizer(self):
-        """Load the tokenizer that the settings name: the model's own unless they name another."""
+        """Load the tokenizer that the settings name: the model's own, of its revision, unless they name another."""
         from rlhf.models.load import load_tokenizer
 
-        return load_tokenizer(self.tokenizer_name_or_path or self.model_name_or_path)
+        if self.tokenizer_name_or_path:
+            return load_tokenizer(self.tokenizer_name_or_path)
+        return load_tokenizer(self.model_name_or_path, revision=self.model_revision)
 
     def load_options(self) -> dict:
         """What `models.load` is told of the model besides its path."""
@@ -155,6 +173,31 @@ class ScratchSettings:
         metadata={"help": "GPT-2: 0.1; 0 where a small model sees its data once or twice."},
     )
 
+    RANGES: ClassVar[dict] = {
+        "hidden_size": at_least(1),
+        "layers": at_least(1),
+        "heads": at_least(1),
+        "context": at_least(1),
+        "dropout": BELOW_ONE,
+    }
+    UNUSED: ClassVar[tuple] = (
+        keys.Unused(
+            ("model_type", "hidden_size", "layers", "heads", "context", "dropout"),
+            "a checkpoint has its own sizes; set from_scratch: true for a new model",
+            lambda run: run.from_scratch,
+        ),
+        keys.Unused(
+            ("model_name_or_path", "model_revision"),
+            "from_scratch: true starts from random weights, with the tokenizer of tokenizer_name_or_path; drop one",
+            lambda run: not run.from_scratch or not run.tokenizer_name_or_path,
+        ),
+        keys.Unused(
+            ("dtype",),
+            "a model from scratch has float32 weights; bf16: true computes in bf16",
+            lambda run: not run.from_scratch,
+        ),
+    )
+
     def sizes(self) -> dict:
         """The fields of `models.scratch.Sizes` by name."""
         names = [f.name for f in dataclasses.fields(ScratchSettings) if f.name != "from_scratch"]
@@ -162,27 +205,51 @@ class ScratchSettings:
 
 
 def parse(classes: list[type], description: str, argv: list[str] | None = None) -> tuple:
-    """Make instances of `classes` from `--config FILE.yaml` and flags; flags win. Unknown keys are errors."""
-    from trl import TrlParser
+    """Make instances of `classes` from `--config FILE.yaml` and flags; flags win.
 
+    Refused with a UserError: unknown keys, keys that the run would pass over (`rlhf.runs.keys`), and numbers out of their
+    range (`rlhf.runs.ranges`).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--help" in argv or "-h" in argv:
         print(help_text(classes, description))
         raise SystemExit(0)
     names = setting_names(classes)
     path, flags = split_config(argv)
-    content = read_config(path, names) if path else {}
+    base, own = read_config_parts(path, names) if path else ({}, {})
     check_flags(flags, names)
     # Before the settings: TrainingArguments may read them.
-    set_environment(content.pop("env", None) or {})
+    set_environment(_environment(base, own))
+    settings = _make_settings(classes, base | own, flags)
+
+    given = dict(own)
+    sources = dict.fromkeys(own, str(path))
+    for name, value in keys.given_flags(flags).items():
+        given[name], sources[name] = value, keys.COMMAND_LINE
+    keys.refuse(keys.unused_keys(settings, given), given, sources)
+    # What the shared file gives and this run does not read.
+    unused = keys.unused_keys(settings, base).keys() - given.keys()
+    if unused:
+        base = {name: value for name, value in base.items() if name not in unused}
+        settings = _make_settings(classes, base | own, flags)
+    for item in settings:
+        check_ranges(item)
+    return settings
+
+
+def _make_settings(classes: list[type], content: dict, flags: list[str]) -> tuple:
+    """Instances of the classes. content: keys of YAML files; the flags win over them."""
+    from trl import TrlParser
 
     parser = TrlParser(classes)
+    names = setting_names(classes)
     if "use_cpu" in names:
         import torch
 
         # Without an accelerator, TrainingArguments refuses bf16 unless it is told to use the CPU.
         parser.set_defaults(use_cpu=not torch.accelerator.is_available())
-    parser.set_defaults_with_config(**content)  # flags are parsed later, so they win
+    values = {name: value for name, value in content.items() if name != "env"}
+    parser.set_defaults_with_config(**values)  # flags are parsed later, so they win
 
     def fail(message):
         raise UserError(f"{message}; --help lists the keys")
@@ -250,11 +317,19 @@ def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict
 
     names: the keys that are allowed; None: any.
     """
+    base, own = read_config_parts(path, names)
+    if not base:
+        return own
+    return base | own | {"env": _environment(base, own)}
+
+
+def read_config_parts(path: str | os.PathLike, names: list[str] | None = None) -> tuple[dict, dict]:
+    """(keys of the file that `defaults` names, keys of the file itself)."""
     content = _read_yaml(path, names)
     if "defaults" not in content:
-        return content
+        return {}, content
     base = content.pop("defaults")
-    if not isinstance(base, str) or Path(base).name != base:
+    if not isinstance(base, str) or not base or Path(base).name != base:
         raise UserError(
             f"{path}: defaults: {base!r} must be the name of a YAML file in the same folder, such as demo.yaml"
         )
@@ -267,9 +342,12 @@ def read_config(path: str | os.PathLike, names: list[str] | None = None) -> dict
             f"{path}: defaults: {base} has a key `defaults` itself, but they go one level deep: "
             "name a file without that key"
         )
-    # Maps are replaced as a whole, but environment variables one by one.
-    environment = (base_content.get("env") or {}) | (content.get("env") or {})
-    return base_content | content | {"env": environment}
+    return base_content, content
+
+
+def _environment(base: dict, own: dict) -> dict:
+    """The environment variables of both files. Other maps are replaced as a whole, these one by one."""
+    return (base.get("env") or {}) | (own.get("env") or {})
 
 
 def _read_yaml(path: str | os.PathLike, names: list[str] | None) -> dict:
@@ -279,7 +357,7 @@ def _read_yaml(path: str | os.PathLike, names: list[str] | None) -> dict:
     if not os.path.isfile(path):
         raise UserError(f"{path}: {_no_such_config(Path(path))}")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
@@ -336,7 +414,8 @@ def help_text(classes: list[type], description: str) -> str:
         description.strip(),
         "",
         "Keys (YAML `key: value`, or flags `--key value`). In a YAML, `defaults: demo.yaml` names a file of the same",
-        "folder whose keys apply first, so that the YAML states only its differences.",
+        "folder whose keys apply first, so that the YAML states only its differences. A key that the run would not read is",
+        "refused; only one of the `defaults` file is passed over instead, and has its default in the record.",
     ]
     for cls in classes:
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]

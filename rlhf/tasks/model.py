@@ -2,7 +2,7 @@
 
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_encoder, load_tokenizer
+from rlhf.models.load import load_encoder
 from rlhf.models.parts import context_length
 from rlhf.models.scratch import new_encoder
 from rlhf.runs.precision import set_precision
@@ -16,7 +16,7 @@ def read_task(run: Run, settings, task: str, *, seed: int, checks: dict | None =
     checks: further checks of columns, as in `rlhf.data.load.Scan`.
     """
     # A model from scratch has no tokenizer of its own.
-    tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
+    tokenizer = settings.load_tokenizer()
     splits: Splits = load_splits(settings, TASKS[task].trained_on, seed=seed, checks=checks)
     run.data(splits)
     if not splits.eval:
@@ -44,7 +44,7 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
         # The head may be random: the recipe trains it.
         options |= settings.load_options()
         model = load_encoder(settings.model_name_or_path, head, new_head=True, **options)
-        run.parent("base", settings.model_name_or_path)
+        run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
     # GPT-2 class tokenizers lack a pad token and a separator; BERT class models need token types.
     fit_tokenizer(tokenizer, model, pairs=pairs)
     fit_embeddings(model, tokenizer)

@@ -9,6 +9,7 @@ What it adds to transformers.Trainer:
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from rlhf.data.padding import IGNORED
 from rlhf.errors import UserError
 from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.parts import trunk_of
+from rlhf.runs.keys import WHOLE_OUTPUTS, Unused
 from rlhf.runs.progress import use_run_progress
+from rlhf.runs.ranges import at_least
 
 # Updates among which group_by_length looks for rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md).
 POOL = 8
@@ -29,6 +32,22 @@ MIN_SPLIT_GAIN = 1.1
 # endings of the metrics that are better when lower
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "calibration_error")
 
+
+UNUSED = (
+    Unused(
+        ("train_sampling_strategy",),
+        "rows are drawn at random in each epoch; use random or group_by_length",
+        lambda run: run.train_sampling_strategy == "group_by_length",
+    ),
+    Unused(("length_column_name",), "lengths are those of the encoded rows; drop it"),
+    Unused(
+        ("average_tokens_across_devices",),
+        "an update weighs the rows of each process alike; drop it",
+        # A causal model is trained by the Trainer's own loss.
+        lambda run: getattr(run, "objective", "") == "causal",
+    ),
+    WHOLE_OUTPUTS,
+)
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -87,6 +106,13 @@ class EncoderConfig(TrainingArguments):
         },
     )
 
+    RANGES: ClassVar[dict] = {
+        "max_length": at_least(2),
+        "head_learning_rate": at_least(0),
+        "early_stopping_patience": at_least(0),
+    }
+    UNUSED: ClassVar[tuple] = UNUSED
+
     def __post_init__(self):
         self.logging_nan_inf_filter = False
         if self.load_best_model_at_end is None:
@@ -106,7 +132,7 @@ class EncoderConfig(TrainingArguments):
         if self.save_strategy != "steps":
             return True
         eval_steps = self.eval_steps or self.logging_steps  # as TrainingArguments reads it
-        return self.save_steps % eval_steps == 0
+        return self.save_steps == eval_steps
 
 
 # ---- the order of the rows ---------------------------------------------------------------------------------------
@@ -242,7 +268,7 @@ class EncoderTrainer(Trainer):
             raise UserError(
                 "label_smoothing_factor is for one label of a row or token, without class_weights: set it to 0"
             )
-        _set_best_metric(args, metrics)
+        set_best_metric(args, metrics)
         self.loss = loss
         self.consistency_coef = consistency_coef
         # mean number of items of the batches of this update; None for an update of one batch
@@ -276,7 +302,7 @@ class EncoderTrainer(Trainer):
         args = self.args
         rows_per_batch = args.train_batch_size * args.world_size
         group = rows_per_batch * args.gradient_accumulation_steps
-        seed = args.data_seed or args.seed
+        seed = args.seed if args.data_seed is None else args.data_seed
         return LengthSampler(
             self.lengths,
             group=group,
@@ -350,7 +376,7 @@ class EncoderTrainer(Trainer):
         return SequentialSampler(eval_dataset)
 
 
-def _set_best_metric(args: EncoderConfig, metrics: Sequence[str]) -> None:
+def set_best_metric(args: EncoderConfig, metrics: Sequence[str]) -> None:
     """Set the metric that picks the checkpoint; UserError if the user named one that is not computed."""
     metric = (args.named_metric or metrics[0]).removeprefix("eval_")
     known = list(dict.fromkeys(("loss", *metrics)))

@@ -134,12 +134,42 @@ def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
     record = RunRecord.begin("sft", config={}, seed=0)
     record.status = "done"
     record.save(tmp_path)
-    message = refused(check_output_dir, str(tmp_path), False)
-    assert (
-        "already holds a run (run.json)" in message and "--resume_from_checkpoint true" in message
-    )
-    check_output_dir(str(tmp_path), True)
-    check_output_dir(str(tmp_path / "new"), False)
+    message = refused(check_output_dir, str(tmp_path), None)
+    # there is nothing to continue from
+    assert "already holds a run (run.json)" in message and "resume" not in message
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    message = refused(check_output_dir, str(tmp_path), None)
+    assert "--resume_from_checkpoint true" in message
+    check_output_dir(str(tmp_path), str(checkpoint))
+    check_output_dir(str(tmp_path / "new"), None)
+
+
+def test_a_checkpoint_of_another_folder_does_not_open_a_folder_that_holds_a_run(tmp_path, refused):
+    for name in ("sft", "ppo"):
+        record = RunRecord.begin(name, config={}, seed=0)
+        record.save(tmp_path / name)
+    checkpoint = tmp_path / "ppo" / "checkpoint-8"
+    checkpoint.mkdir()
+    message = refused(check_output_dir, str(tmp_path / "sft"), str(checkpoint))
+    assert "already holds a run" in message and "is of another folder" in message
+    check_output_dir(str(tmp_path / "new"), str(checkpoint))
+
+
+def test_a_failed_run_that_has_saved_its_model_is_kept(tmp_path, refused):
+    record = RunRecord.begin("sft", config={}, seed=0)
+    record.status = "failed"
+    record.save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert "already holds a run" in refused(check_output_dir, str(tmp_path), None)
+    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "run.json").is_file()
+
+
+def test_an_output_dir_that_cannot_be_written_is_one_line(tmp_path, refused):
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in refused(check_output_dir, str(tmp_path / "file"), None)
+    assert "cannot be made" in refused(check_output_dir, str(tmp_path / "file" / "run"), None)
+    assert "cannot be made" in refused(check_output_dir, "/proc/x", None)
 
 
 def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
@@ -147,11 +177,11 @@ def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
     record.status = "failed"
     record.save(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    check_output_dir(str(tmp_path), False)
+    check_output_dir(str(tmp_path), None)
     assert list(tmp_path.iterdir()) == []
     record.save(tmp_path)
     (tmp_path / "checkpoint-5").mkdir()
-    assert "already holds a run" in refused(check_output_dir, str(tmp_path), False)
+    assert "already holds a run" in refused(check_output_dir, str(tmp_path), None)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_told_how_to_start_again(tmp_path, refused):
@@ -168,7 +198,7 @@ def test_half_a_record_is_not_of_a_finished_run_and_breaks_nothing(tmp_path, ref
     (tmp_path / "half" / "run.json").write_text('{"recipe": "sft", "sta')
     assert find_runs(tmp_path) == [tmp_path / "whole"]
     assert parent_entry(str(tmp_path / "half")) == {"name": str(tmp_path / "half")}
-    assert "already holds a run" in refused(check_output_dir, str(tmp_path / "half"), False)
+    assert "already holds a run" in refused(check_output_dir, str(tmp_path / "half"), None)
 
 
 def test_settings_that_differ_from_their_default_are_recorded(tmp_path):
