@@ -96,14 +96,12 @@ def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run
     """The policy, with LoRA if asked for, its rewards and its value model."""
     # In this order: LoRA goes over the fitted embeddings, a shared trunk's adapters over LoRA.
     policy = load_policy(settings.model_name_or_path, **settings.load_options())
-    run.parent("policy", settings.model_name_or_path)
+    record_parents(settings, args, run)
     add_chat_template(tokenizer)
     fit_embeddings(policy, tokenizer)
     policy = settings.with_lora(policy, task="CAUSAL_LM")
     row = min(args.max_prompt_length + args.max_completion_length, context_length(policy))
     set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * row)
-    for path in settings.reward_model_path:  # for the model card
-        run.parent("reward", path)
     rewards = load_rewards(settings, policy, tokenizer)
     value_model = None
     if ALGORITHMS[args.algorithm].needs_values:

@@ -79,7 +79,7 @@ def start_model(run, settings: RewardSettings):
     tokenizer = settings.load_tokenizer()
     path = settings.model_name_or_path
     model = load_reward_model(path, new_head=True, **settings.load_options())
-    run.parent("base", path)
+    run.parent("base", path, revision=settings.model_revision)
     if reads_pairs(model):
         fit_tokenizer(tokenizer, model, pairs=True)
         model.config.trained_pairs = True  # read by the model card

@@ -114,7 +114,7 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run):
         run.parent("tokenizer", settings.tokenizer_name_or_path)
     else:
         model = load_policy(settings.model_name_or_path, **settings.load_options())
-        run.parent("base", settings.model_name_or_path)
+        run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(model, tokenizer)
     return model
 

@@ -184,8 +184,6 @@ def _from_pretrained(
     if attn_implementation is not None:
         check_attention(attn_implementation)
         options["attn_implementation"] = attn_implementation
-    # One slash may be a Hub id (owner/name); more can only be a folder.
-    if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
     # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
     parent = os.path.dirname(path)
     is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)

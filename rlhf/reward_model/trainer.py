@@ -107,9 +107,6 @@ class ScoreModel(torch.nn.Module):
         """The layer that neftune_noise_alpha adds noise to."""
         return self.model.get_input_embeddings()
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        return sequence_scores(self.model, input_ids, mask)
-
     def forward(
         self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:

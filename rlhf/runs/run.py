@@ -22,12 +22,8 @@ from pathlib import Path
 
 from rlhf.data.templates import fixed_date
 from rlhf.errors import UserError
-<<<<<<< HEAD
-from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
-from rlhf.runs.precision import precision_of_resumed
-=======
 from rlhf.runs.checkpoints import check_best_checkpoint, check_output_dir, checkpoint_to_resume
->>>>>>> h_keys
+from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
     keep_freed_memory,
@@ -68,12 +64,8 @@ def recording(recipe: str, settings, args):
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     # Only in the first process: the others could find what it has written meanwhile.
     if args.process_index == 0:
-<<<<<<< HEAD
-        check_output_dir(args.output_dir, bool(args.resume_from_checkpoint))
-    day = _template_date(args)
-=======
         check_output_dir(args.output_dir, args.resume_from_checkpoint)
->>>>>>> h_keys
+    day = _template_date(args)
     run = Run(recipe, settings, args)
     run.record.template_date = day.isoformat()
     _hide_progress_bars()
