@@ -174,7 +174,7 @@ ANY_DAY = date(
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How a chat template writes an answer.
+    """The form in which a chat template writes an answer.
 
     prompt: ids in front of the answer to EMPTY_TURN.
     opening: the end of `prompt`, which opens the turn of the assistant.
@@ -199,7 +199,7 @@ class AnswerForm:
 
 
 def answer_form(tokenizer) -> AnswerForm:
-    """How the chat template of a tokenizer writes answers."""
+    """The form in which the chat template of a tokenizer writes answers."""
     return _cached_answer_form(tokenizer, template_of(tokenizer), tokenizer.eos_token_id)
 
 
@@ -244,7 +244,7 @@ def _control_ids(tokenizer) -> set[int]:
 
 
 def _shared(first: list[int], second: list[int]) -> int:
-    """How many ids two lists have in common at their start."""
+    """Number of elements that two sequences have in common at their start."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -254,7 +254,7 @@ def _shared(first: list[int], second: list[int]) -> int:
 
 
 def _behind(tokenizer, ids: list[int], prompt: list[int]) -> list[int] | None:
-    """What `ids` have behind `prompt`; None if they do not begin with its text.
+    """The rest of `ids` behind `prompt`; None if they do not begin with its text.
 
     The last token of the prompt and the first one of the answer may have become one token ("\\n" and "\\n"), which the model
     never sees: it reads the prompt alone. Such a token is split.

@@ -319,13 +319,13 @@ def test_checks_of_messages():
     assert "alternate" in check([*ONE, assistant("more")])
 
 
-def test_a_left_out_system_message_is_named():
+def test_a_dropped_system_message_is_named():
     tokenizer = shipped_tokenizer.__wrapped__("lfm2")
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "{%- if ns.system_prompt -%}", "{%- if false -%}"
     )
     reason = refusal_of(tokenizer, ("system", "user"), generation_prompt=True)
-    assert "leaves a system message out" in reason
+    assert "drops the system message" in reason
     assert refusal_of(tokenizer, ("user",), generation_prompt=True) is None
 
 
