@@ -25,15 +25,20 @@ def template_checks(tokenizer) -> dict[str, Callable]:
 
     A row that it refuses is bad: it stops the run with its line, or is dropped and counted (skip_bad).
     """
-    if tokenizer.chat_template is None or template_of(tokenizer).endswith(CHAT_TEMPLATE):
-        return {}  # they write everything
-    check_text_template(tokenizer)
+    writes_all = tokenizer.chat_template is None or template_of(tokenizer).endswith(CHAT_TEMPLATE)
+    if not writes_all:
+        check_text_template(tokenizer)
 
     def of_prompt(prompt) -> str | None:
-        return refusal_of(tokenizer, _roles(prompt), generation_prompt=True)
+        roles, reason = _roles(prompt)
+        if reason or writes_all:
+            return reason
+        return refusal_of(tokenizer, roles, generation_prompt=True)
 
     def of_messages(messages) -> str | None:
-        roles = _roles(messages)
+        roles, reason = _roles(messages)
+        if reason or writes_all:
+            return reason
         for i, role in enumerate(roles):
             if role == "assistant" and i > 0:
                 reason = refusal_of(tokenizer, roles[:i], generation_prompt=True)
@@ -44,8 +49,13 @@ def template_checks(tokenizer) -> dict[str, Callable]:
     return {"prompt": of_prompt, "messages": of_messages}
 
 
-def _roles(prompt) -> tuple[str, ...]:
-    return tuple(message["role"] for message in as_messages(prompt))
+def _roles(prompt) -> tuple[tuple[str, ...], str | None]:
+    """The roles of a prompt, and why its messages cannot be read, or None."""
+    try:
+        messages = as_messages(prompt)
+    except UserError as error:
+        return (), str(error)
+    return tuple(message["role"] for message in messages), None
 
 
 def check_answers(tokenizer, rows: Sequence[dict]) -> None:

@@ -28,6 +28,7 @@ from rlhf.errors import UserError
 ROLES = ("system", "user", "assistant")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 PAD_TOKEN = "<|pad|>"
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # of messages in other formats
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' + message['content'] + eos_token -}}"
@@ -74,6 +75,12 @@ def as_messages(prompt: Prompt) -> list[dict]:
             raise UserError(f"role {role!r} is not one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise UserError(f"the content of a {role} message must be a string")
+        for key in REASONING_KEYS:
+            if message.get(key):
+                raise UserError(
+                    f"a {role} message has {key}, which would not be learned: write it into the content, as "
+                    "<think>...</think>"
+                )
         messages.append({"role": role, "content": content})  # without other keys, as a "name"
     return messages
 
