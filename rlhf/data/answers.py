@@ -74,9 +74,9 @@ def check_answers(tokenizer, rows: Sequence[dict]) -> None:
 def _answers(tokenizer, row: dict) -> list[tuple[str, list[int]]]:
     """The words of each answer of a row, and the ids that are learned for them."""
     if "messages" not in row:
-        answers = list(row.get("completions", []))
-        if "completion" in row:
-            answers = [row["completion"]]
+        answers = row.get("completions")
+        if answers is None:
+            answers = [row["completion"]] if "completion" in row else []
         return [(words, encode_completion(tokenizer, words)) for words in answers]
     messages = as_messages(row["messages"])
     answers = [message["content"] for message in messages if message["role"] == "assistant"]

@@ -113,7 +113,7 @@ def encode_completion(tokenizer, completion: str) -> list[int]:
         return [*_words(tokenizer, completion), tokenizer.eos_token_id]
     form = answer_form(tokenizer)
     ids = _with_answer(tokenizer, completion)
-    answer = _behind(tokenizer, ids, form.prompt)
+    answer = _behind(tokenizer, ids, form)
     if answer is None:
         raise UserError(_two_openings(tokenizer, completion))
     return form.close(answer)
@@ -187,12 +187,14 @@ class AnswerForm:
     opening: the end of `prompt`, which opens the turn of the assistant.
     end: id of the token that closes the turn.
     closings: how often the template writes it behind the words of an answer; 0: never.
+    control: ids of the tokens that no words make.
     """
 
     prompt: list[int]
     opening: list[int]
     end: int
     closings: int
+    control: frozenset[int]
 
     def close(self, answer: list[int]) -> list[int]:
         """Ids of an answer up to the token that closes it, which is added where there is none.
@@ -232,7 +234,7 @@ def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> Ans
             last += 1
         end = behind[last]
         closings = behind[last:].count(end)
-    return AnswerForm(prompt, opening, end, closings)
+    return AnswerForm(prompt, opening, end, closings, control)
 
 
 def _with_answer(tokenizer, completion: str) -> list[int]:
@@ -241,13 +243,13 @@ def _with_answer(tokenizer, completion: str) -> list[int]:
     return apply_template(tokenizer, messages, generation_prompt=False, day=ANY_DAY)
 
 
-def _control_ids(tokenizer) -> set[int]:
+def _control_ids(tokenizer) -> frozenset[int]:
     """Ids of the added tokens, except runs of white space, which are words (Gemma has such)."""
     ids = {tokenizer.eos_token_id}
     for i, token in tokenizer.added_tokens_decoder.items():
         if token.content.strip(" \n\t\r\u2581"):
             ids.add(i)
-    return ids
+    return frozenset(ids)
 
 
 def _shared(first: list[int], second: list[int]) -> int:
@@ -260,17 +262,17 @@ def _shared(first: list[int], second: list[int]) -> int:
     return count
 
 
-def _behind(tokenizer, ids: list[int], prompt: list[int]) -> list[int] | None:
-    """The rest of `ids` behind `prompt`; None if they do not begin with its text.
+def _behind(tokenizer, ids: list[int], form: AnswerForm) -> list[int] | None:
+    """The rest of `ids` behind the prompt of the form; None if they do not begin with its text.
 
     The last token of the prompt and the first one of the answer may have become one token ("\\n" and "\\n"), which the model
     never sees: it reads the prompt alone. Such a token is split.
     """
-    shared = _shared(ids, prompt)
-    rest = prompt[shared:]
+    shared = _shared(ids, form.prompt)
+    rest = form.prompt[shared:]
     if not rest:
         return ids[shared:]
-    if _control_ids(tokenizer) & set(rest):
+    if not form.control.isdisjoint(rest):
         return None
     rest_text = _decode(tokenizer, rest)
     for stop in range(shared + 1, len(ids) + 1):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trl
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data import templates
@@ -21,6 +22,7 @@ from rlhf.data.chat import (
     encode_example,
     encode_examples,
     encode_prompt,
+    encode_text,
     end_of_turn_id,
     same_encoding,
 )
@@ -345,6 +347,18 @@ def test_reasoning_in_a_key_of_its_own_is_a_bad_row(tokenizer, refused):
         assert "reasoning_content" in reason and "<think>...</think>" in reason
     assert "<think>" in refused(encode_conversation, tokenizer, [user("hi"), message])
     encode_conversation(tokenizer, [user("hi"), {**message, "reasoning_content": None}])
+
+
+def test_a_template_that_writes_bos_gets_no_second_one():
+    tokenizer = shipped_tokenizer.__wrapped__("llama3")
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos)]
+    )
+    assert encode_text(tokenizer, "hi") == [bos, *encode_completion(tokenizer, "hi")[:-1]]
+    assert encode_prompt(tokenizer, "hi").count(bos) == 1
+    [(ids, _)] = encode_conversation(tokenizer, THREE)
+    assert ids[0] == bos and ids.count(bos) == 1
 
 
 # ---- several templates, the date, two tokenizers -----------------------------------------------------------------
