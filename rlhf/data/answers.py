@@ -39,6 +39,7 @@ def template_checks(tokenizer) -> dict[str, Callable]:
         roles, reason = _roles(messages)
         if reason or writes_all:
             return reason
+        # Each answer is learned behind its own history.
         for i, role in enumerate(roles):
             if role == "assistant" and i > 0:
                 reason = refusal_of(tokenizer, roles[:i], generation_prompt=True)
@@ -65,6 +66,7 @@ def check_answers(tokenizer, rows: Sequence[dict]) -> None:
     """
     if tokenizer.chat_template is None:
         return
+    # Spread over the rows, because files are often sorted by their source.
     step = max(1, len(rows) // CHECKED_ROWS)
     for row in rows[::step][:CHECKED_ROWS]:
         for words, ids in _answers(tokenizer, row):

@@ -219,6 +219,7 @@ def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> Ans
     turn = [EMPTY_TURN]
     prompt = apply_template(tokenizer, turn, generation_prompt=True, day=ANY_DAY)
     closed = apply_template(tokenizer, turn, generation_prompt=False, day=ANY_DAY)
+    # Phi-3 closes a text with EOS unless an answer is opened, so the shorter one need not be a prefix.
     opening = prompt[_shared(prompt, closed) :]
 
     first, second = _with_answer(tokenizer, "a"), _with_answer(tokenizer, "b")
@@ -272,6 +273,7 @@ def _behind(tokenizer, ids: list[int], form: AnswerForm) -> list[int] | None:
     rest = form.prompt[shared:]
     if not rest:
         return ids[shared:]
+    # A control token and its spelling have the same text, but are not the same.
     if not form.control.isdisjoint(rest):
         return None
     rest_text = _decode(tokenizer, rest)
@@ -330,6 +332,7 @@ def encode_conversation(tokenizer, messages: Sequence[dict]) -> list[Example]:
         if message["role"] != "assistant":
             continue
         prompt, answer = _encode_turn(tokenizer, messages[:i], message["content"])
+        # The history no longer holds the answers as they were learned.
         if prompt[: len(ids)] != ids:
             examples.append((ids, mask))
             ids, mask = [], []

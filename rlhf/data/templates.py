@@ -49,6 +49,7 @@ def _dated(template: str, day: date | None) -> str:
     """The template with a day written into it, where it asks for the date. None: the run's day, or today."""
     if "strftime_now" not in template:
         return template
+    # The text is changed, because templates are given no functions of ours.
     moment = datetime.combine(day or _run_date or date.today(), time())
     return CLOCK_CALL.sub(lambda call: repr(moment.strftime(call[2])), template)
 
@@ -140,7 +141,7 @@ def _control_without_reasoning(tokenizer, chat_template: str) -> tuple[str, ...]
     """
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     if tokenizer.chat_control_tokens is not None:
-        written = list(tokenizer.chat_control_tokens)
+        written = list(tokenizer.chat_control_tokens)  # the authors named them
     else:
         written = [token for token in added if token in chat_template and not token.isspace()]
     if not any(token in REASONING_TOKENS for token in written):
