@@ -123,6 +123,7 @@ def check_keys(args: SFTConfig) -> None:
     """UserError for a key that TRL reads and this recipe does not."""
     for key in fields(SFTConfig):
         value = getattr(args, key.name)
+        # An explicit default asks for nothing else.
         if key.name in REFUSED and value != key.default:
             raise UserError(f"{key.name}={value} has no effect here: {REFUSED[key.name]}")
 
@@ -185,7 +186,7 @@ def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -
     generator = random.Random(seed)
     added: list[dict] = []
     while len(added) < count:
-        again = generator.sample(text, len(text))
+        again = generator.sample(text, len(text))  # every text before any comes again
         added += again[: count - len(added)]
     examples = demonstrations + added
     generator.shuffle(examples)

@@ -25,15 +25,21 @@ def template_checks(tokenizer) -> dict[str, Callable]:
 
     A row that it refuses is bad: it stops the run with its line, or is dropped and counted (skip_bad).
     """
-    if tokenizer.chat_template is None or template_of(tokenizer).endswith(CHAT_TEMPLATE):
-        return {}  # they write everything
-    check_text_template(tokenizer)
+    writes_all = tokenizer.chat_template is None or template_of(tokenizer).endswith(CHAT_TEMPLATE)
+    if not writes_all:
+        check_text_template(tokenizer)
 
     def of_prompt(prompt) -> str | None:
-        return refusal_of(tokenizer, _roles(prompt), generation_prompt=True)
+        roles, reason = _roles(prompt)
+        if reason or writes_all:
+            return reason
+        return refusal_of(tokenizer, roles, generation_prompt=True)
 
     def of_messages(messages) -> str | None:
-        roles = _roles(messages)
+        roles, reason = _roles(messages)
+        if reason or writes_all:
+            return reason
+        # Each answer is learned behind its own history.
         for i, role in enumerate(roles):
             if role == "assistant" and i > 0:
                 reason = refusal_of(tokenizer, roles[:i], generation_prompt=True)
@@ -44,8 +50,13 @@ def template_checks(tokenizer) -> dict[str, Callable]:
     return {"prompt": of_prompt, "messages": of_messages}
 
 
-def _roles(prompt) -> tuple[str, ...]:
-    return tuple(message["role"] for message in as_messages(prompt))
+def _roles(prompt) -> tuple[tuple[str, ...], str | None]:
+    """The roles of a prompt, and why its messages cannot be read, or None."""
+    try:
+        messages = as_messages(prompt)
+    except UserError as error:
+        return (), str(error)
+    return tuple(message["role"] for message in messages), None
 
 
 def check_answers(tokenizer, rows: Sequence[dict]) -> None:
@@ -55,6 +66,7 @@ def check_answers(tokenizer, rows: Sequence[dict]) -> None:
     """
     if tokenizer.chat_template is None:
         return
+    # Spread over the rows, because files are often sorted by their source.
     step = max(1, len(rows) // CHECKED_ROWS)
     for row in rows[::step][:CHECKED_ROWS]:
         for words, ids in _answers(tokenizer, row):
@@ -64,9 +76,9 @@ def check_answers(tokenizer, rows: Sequence[dict]) -> None:
 def _answers(tokenizer, row: dict) -> list[tuple[str, list[int]]]:
     """The words of each answer of a row, and the ids that are learned for them."""
     if "messages" not in row:
-        answers = list(row.get("completions", []))
-        if "completion" in row:
-            answers = [row["completion"]]
+        answers = row.get("completions")
+        if answers is None:
+            answers = [row["completion"]] if "completion" in row else []
         return [(words, encode_completion(tokenizer, words)) for words in answers]
     messages = as_messages(row["messages"])
     answers = [message["content"] for message in messages if message["role"] == "assistant"]

@@ -28,6 +28,7 @@ from rlhf.errors import UserError
 ROLES = ("system", "user", "assistant")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 PAD_TOKEN = "<|pad|>"
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # of messages in other formats
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' + message['content'] + eos_token -}}"
@@ -74,6 +75,12 @@ def as_messages(prompt: Prompt) -> list[dict]:
             raise UserError(f"role {role!r} is not one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise UserError(f"the content of a {role} message must be a string")
+        for key in REASONING_KEYS:
+            if message.get(key):
+                raise UserError(
+                    f"a {role} message has {key}, which would not be learned: write it into the content, as "
+                    "<think>...</think>"
+                )
         messages.append({"role": role, "content": content})  # without other keys, as a "name"
     return messages
 
@@ -106,7 +113,7 @@ def encode_completion(tokenizer, completion: str) -> list[int]:
         return [*_words(tokenizer, completion), tokenizer.eos_token_id]
     form = answer_form(tokenizer)
     ids = _with_answer(tokenizer, completion)
-    answer = _behind(tokenizer, ids, form.prompt)
+    answer = _behind(tokenizer, ids, form)
     if answer is None:
         raise UserError(_two_openings(tokenizer, completion))
     return form.close(answer)
@@ -174,18 +181,20 @@ ANY_DAY = date(
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How a chat template writes an answer.
+    """The form in which a chat template writes an answer.
 
     prompt: ids in front of the answer to EMPTY_TURN.
     opening: the end of `prompt`, which opens the turn of the assistant.
     end: id of the token that closes the turn.
     closings: how often the template writes it behind the words of an answer; 0: never.
+    control: ids of the tokens that no words make.
     """
 
     prompt: list[int]
     opening: list[int]
     end: int
     closings: int
+    control: frozenset[int]
 
     def close(self, answer: list[int]) -> list[int]:
         """Ids of an answer up to the token that closes it, which is added where there is none.
@@ -199,7 +208,7 @@ class AnswerForm:
 
 
 def answer_form(tokenizer) -> AnswerForm:
-    """How the chat template of a tokenizer writes answers."""
+    """The form in which the chat template of a tokenizer writes answers."""
     return _cached_answer_form(tokenizer, template_of(tokenizer), tokenizer.eos_token_id)
 
 
@@ -210,6 +219,7 @@ def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> Ans
     turn = [EMPTY_TURN]
     prompt = apply_template(tokenizer, turn, generation_prompt=True, day=ANY_DAY)
     closed = apply_template(tokenizer, turn, generation_prompt=False, day=ANY_DAY)
+    # Phi-3 closes a text with EOS unless an answer is opened, so the shorter one need not be a prefix.
     opening = prompt[_shared(prompt, closed) :]
 
     first, second = _with_answer(tokenizer, "a"), _with_answer(tokenizer, "b")
@@ -225,7 +235,7 @@ def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> Ans
             last += 1
         end = behind[last]
         closings = behind[last:].count(end)
-    return AnswerForm(prompt, opening, end, closings)
+    return AnswerForm(prompt, opening, end, closings, control)
 
 
 def _with_answer(tokenizer, completion: str) -> list[int]:
@@ -234,17 +244,17 @@ def _with_answer(tokenizer, completion: str) -> list[int]:
     return apply_template(tokenizer, messages, generation_prompt=False, day=ANY_DAY)
 
 
-def _control_ids(tokenizer) -> set[int]:
+def _control_ids(tokenizer) -> frozenset[int]:
     """Ids of the added tokens, except runs of white space, which are words (Gemma has such)."""
     ids = {tokenizer.eos_token_id}
     for i, token in tokenizer.added_tokens_decoder.items():
         if token.content.strip(" \n\t\r\u2581"):
             ids.add(i)
-    return ids
+    return frozenset(ids)
 
 
 def _shared(first: list[int], second: list[int]) -> int:
-    """How many ids two lists have in common at their start."""
+    """Number of elements that two sequences have in common at their start."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -253,17 +263,18 @@ def _shared(first: list[int], second: list[int]) -> int:
     return count
 
 
-def _behind(tokenizer, ids: list[int], prompt: list[int]) -> list[int] | None:
-    """What `ids` have behind `prompt`; None if they do not begin with its text.
+def _behind(tokenizer, ids: list[int], form: AnswerForm) -> list[int] | None:
+    """The rest of `ids` behind the prompt of the form; None if they do not begin with its text.
 
     The last token of the prompt and the first one of the answer may have become one token ("\\n" and "\\n"), which the model
     never sees: it reads the prompt alone. Such a token is split.
     """
-    shared = _shared(ids, prompt)
-    rest = prompt[shared:]
+    shared = _shared(ids, form.prompt)
+    rest = form.prompt[shared:]
     if not rest:
         return ids[shared:]
-    if _control_ids(tokenizer) & set(rest):
+    # A control token and its spelling have the same text, but are not the same.
+    if not form.control.isdisjoint(rest):
         return None
     rest_text = _decode(tokenizer, rest)
     for stop in range(shared + 1, len(ids) + 1):
@@ -321,6 +332,7 @@ def encode_conversation(tokenizer, messages: Sequence[dict]) -> list[Example]:
         if message["role"] != "assistant":
             continue
         prompt, answer = _encode_turn(tokenizer, messages[:i], message["content"])
+        # The history no longer holds the answers as they were learned.
         if prompt[: len(ids)] != ids:
             examples.append((ids, mask))
             ids, mask = [], []

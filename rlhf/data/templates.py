@@ -2,7 +2,7 @@
 
 What such a program does to a conversation is theirs to decide, and three of its habits would harm a run unseen:
 - It may refuse messages (Gemma: a system message, two user turns in a row). That is a TemplateRefusal here.
-- It may leave a message out, as templates do that want lists of parts (text and images). They are refused by name.
+- It may drop a message, as templates do that want lists of parts (text and images). They are refused by name.
 - It may write today's date (Llama 3.2, gpt-oss). `fixed_date` keeps the date of a run.
 """
 
@@ -21,7 +21,7 @@ FILE = "chat_template.jinja in the folder of the model"
 
 
 class TemplateRefusal(UserError):
-    """A chat template refuses the messages of one row, or leaves one of them out."""
+    """A chat template refuses the messages of one row."""
 
 
 # ---- the date ----------------------------------------------------------------------------------------------------
@@ -49,6 +49,7 @@ def _dated(template: str, day: date | None) -> str:
     """The template with a day written into it, where it asks for the date. None: the run's day, or today."""
     if "strftime_now" not in template:
         return template
+    # The text is changed, because templates are given no functions of ours.
     moment = datetime.combine(day or _run_date or date.today(), time())
     return CLOCK_CALL.sub(lambda call: repr(moment.strftime(call[2])), template)
 
@@ -119,7 +120,7 @@ def _refusal(tokenizer, messages: list[dict], error: Exception) -> TemplateRefus
 
 @contextmanager
 def _reasoning_as_tokens(tokenizer) -> Iterator[None]:
-    """Leave the reasoning tokens out of the tokens that may not be spelled in a message."""
+    """Allow messages to spell the reasoning tokens, and no other control token."""
     control = _control_without_reasoning(tokenizer, template_of(tokenizer))
     if control is None:
         yield
@@ -140,7 +141,7 @@ def _control_without_reasoning(tokenizer, chat_template: str) -> tuple[str, ...]
     """
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     if tokenizer.chat_control_tokens is not None:
-        written = list(tokenizer.chat_control_tokens)
+        written = list(tokenizer.chat_control_tokens)  # the authors named them
     else:
         written = [token for token in added if token in chat_template and not token.isspace()]
     if not any(token in REASONING_TOKENS for token in written):
@@ -173,14 +174,14 @@ def _cached_refusal(
     for message in messages:
         if message["content"] not in text:
             return (
-                f"the chat template of {tokenizer.name_or_path!r} leaves a {message['role']} message out of the turns "
+                f"the chat template of {tokenizer.name_or_path!r} drops the {message['role']} message of the turns "
                 f"{', '.join(roles)}: {_remedy(tokenizer, roles)}"
             )
     return None
 
 
 def _remedy(tokenizer, roles: tuple[str, ...]) -> str:
-    """What makes messages of these roles acceptable."""
+    """Advice: the change that makes messages of these roles acceptable."""
     if "system" in roles:
         without = tuple(role for role in roles if role != "system")
         if without and refusal_of(tokenizer, without, generation_prompt=False) is None:
@@ -194,7 +195,7 @@ def _remedy(tokenizer, roles: tuple[str, ...]) -> str:
 
 
 def check_text_template(tokenizer) -> None:
-    """UserError where the template leaves out the text of a message, because it wants lists of parts (idefics3, llava)."""
+    """UserError where the template drops the text of a message, because it wants lists of parts (idefics3, llava)."""
     _check_text_template(tokenizer, template_of(tokenizer))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trl
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data import templates
@@ -21,11 +22,14 @@ from rlhf.data.chat import (
     encode_example,
     encode_examples,
     encode_prompt,
+    encode_text,
     end_of_turn_id,
     same_encoding,
 )
+from rlhf.data.splits import load_splits
 from rlhf.data.templates import TemplateRefusal, fixed_date, refusal_of
 from rlhf.errors import UserError
+from rlhf.runs.settings import DataSettings
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
@@ -319,18 +323,42 @@ def test_checks_of_messages():
     assert "alternate" in check([*ONE, assistant("more")])
 
 
-def test_a_left_out_system_message_is_named():
+def test_a_dropped_system_message_is_named():
     tokenizer = shipped_tokenizer.__wrapped__("lfm2")
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "{%- if ns.system_prompt -%}", "{%- if false -%}"
     )
     reason = refusal_of(tokenizer, ("system", "user"), generation_prompt=True)
-    assert "leaves a system message out" in reason
+    assert "drops the system message" in reason
     assert refusal_of(tokenizer, ("user",), generation_prompt=True) is None
 
 
-def test_our_template_needs_no_checks(tokenizer, plain_tokenizer):
-    assert template_checks(tokenizer) == template_checks(plain_tokenizer) == {}
+def test_our_template_accepts_every_order_of_roles(tokenizer, plain_tokenizer):
+    for which in (tokenizer, plain_tokenizer):
+        checks = template_checks(which)
+        assert checks["prompt"]([user("hi"), SYSTEM, user("why")]) is None
+        assert checks["messages"]([assistant("well"), assistant("yes")]) is None
+
+
+def test_reasoning_in_a_key_of_its_own_is_a_bad_row(tokenizer, refused):
+    message = {**assistant("yes"), "reasoning_content": "because"}
+    for which in (tokenizer, shipped_tokenizer("qwen3")):
+        reason = template_checks(which)["messages"]([user("hi"), message])
+        assert "reasoning_content" in reason and "<think>...</think>" in reason
+    assert "<think>" in refused(encode_conversation, tokenizer, [user("hi"), message])
+    encode_conversation(tokenizer, [user("hi"), {**message, "reasoning_content": None}])
+
+
+def test_a_template_that_writes_bos_gets_no_second_one():
+    tokenizer = shipped_tokenizer.__wrapped__("llama3")
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos)]
+    )
+    assert encode_text(tokenizer, "hi") == [bos, *encode_completion(tokenizer, "hi")[:-1]]
+    assert encode_prompt(tokenizer, "hi").count(bos) == 1
+    [(ids, _)] = encode_conversation(tokenizer, THREE)
+    assert ids[0] == bos and ids.count(bos) == 1
 
 
 # ---- several templates, the date, two tokenizers -----------------------------------------------------------------
@@ -382,3 +410,23 @@ def test_two_tokenizers_of_one_template():
     assert same_encoding(first, second)
     second.bos_token = "<pad>"  # which the template writes
     assert not same_encoding(first, second)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("prompt", {}),
+        ("ranking", {"completions": ["yes", "no"], "ranks": [0, 1]}),
+        ("ranking", {"chosen": "yes", "rejected": "no"}),
+    ],
+)
+def test_refused_prompts_are_bad_rows(kind, row, write, refused):
+    rows = [{"prompt": "hi", **row}, {"prompt": [SYSTEM, user("hi")], **row}]
+    path = write("rows.jsonl", rows)
+    checks = template_checks(shipped_tokenizer("gemma"))
+    settings = DataSettings(dataset_name=path, eval_fraction=0)
+    message = refused(load_splits, settings, (kind,), seed=0, checks=checks)
+    assert f"{path}:2: prompt: the chat template of 'gemma'" in message
+    settings.skip_bad = True
+    splits = load_splits(settings, (kind,), seed=0, checks=checks)
+    assert len(splits.train) == 1 and "1 of 2 rows are bad" in splits.warnings[0]
