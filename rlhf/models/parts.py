@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
+from rlhf.data.chat import end_of_turn_id
 from rlhf.errors import UserError
 
 # Parts of the names of attributes that models give to F.dropout or to their noise: attention_dropout, layerdrop,
@@ -128,9 +129,10 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer) -> list[int]:
-    """Every token that ends a completion: the tokenizer's EOS, then those of the generation config, in ascending order.
+    """Every token that ends a completion: the tokenizer's EOS first, then the others in ascending order.
 
-    Instruct models name several. Llama 3 ends a turn with <|eot_id|> and a text with <|end_of_text|>. An id that is an
+    The others are the token by which the chat template closes a turn, and those of the generation config. Instruct models
+    name several: Llama 3 ends a turn with <|eot_id|> and a text with <|end_of_text|>. An id of the config that is an
     ordinary word of this tokenizer, or none of its tokens, was written for another one and is ignored. [] for a model that
     cannot end a text, as BERT.
     """
@@ -140,11 +142,11 @@ def stop_token_ids(model: PreTrainedModel, tokenizer) -> list[int]:
         named = []
     elif isinstance(named, int):
         named = [named]
-    first = [tokenizer.eos_token_id]
     if tokenizer.eos_token_id is None:
-        first = []
+        return []
+    first = [tokenizer.eos_token_id]
     control_tokens = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    others = control_tokens.intersection(named) - set(first)
+    others = control_tokens.intersection([*named, end_of_turn_id(tokenizer)]) - set(first)
     return first + sorted(others)
 
 
