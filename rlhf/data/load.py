@@ -85,7 +85,7 @@ def _is_name(value) -> bool:
 
 @dataclass(frozen=True)
 class Ratings:
-    """What becomes of rated answers.
+    """The treatment of rated answers.
 
     good_answers: make demonstrations of the good ones, which is never done without being asked for.
     rank_by: the column with a number by which the answers of a prompt are ranked, where each is a row of its own.

@@ -312,7 +312,7 @@ def _check_turns(value) -> str | None:
 
 
 def _check_tools(message: dict) -> str | None:
-    """What a message does apart from its text, which a model of ours could not learn to do."""
+    """The reason why a message is more than its text: our models cannot learn to call tools."""
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             return f"{key}: calls of tools cannot be learned here, {_shown(message[key])} given"
