@@ -17,7 +17,10 @@ LEARNED_BY_SFT = ("prompt_completion", "messages", "text")
 SENTENCES = {
     "ranking": "reward: which of two answers is better, for each pair with different ranks",
     "preference": "reward: that chosen is better than rejected",
-    "unpaired_preference": "nothing as it is; sft with good_answers: true learns the answers with the label true",
+    "unpaired_preference": (
+        "nothing as it is; sft with good_answers: true learns the answers with the label true, and reward with rank_by: "
+        "label learns from prompts with good and bad ones"
+    ),
     "prompt_completion": "sft: the completion; the prompt is only read",
     "messages": "sft: the assistant's turns; the others are only read",
     "prompt": "ppo: the policy's own answers to the prompt; the row has none",

@@ -17,7 +17,7 @@ from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
 from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
 from rlhf.data.labels import LabelTypes
-from rlhf.data.ratings import answer_column, score_columns, thumb_column
+from rlhf.data.ratings import answer_column, rank_thumbs, score_columns, thumb_column
 from rlhf.data.rows import (
     ANSWERS,
     CONVERSIONS,
@@ -32,6 +32,7 @@ from rlhf.data.rows import (
     recognise,
     scores_of_pair,
     serves,
+    thumb,
 )
 from rlhf.errors import UserError
 
@@ -170,8 +171,23 @@ class CheckedRows:
         if self.layout and self.layout.gather:
             yield from self._gather(rows)
             return
+        ours = self._converted(rows)
+        if not self._ranks_thumbs():
+            yield from ours
+            return
+        for row in rank_thumbs(ours):
+            if isinstance(row, Dropped):
+                self.dropped[row] += 1
+            else:
+                yield row
+
+    def _converted(self, rows: Iterable) -> Iterator[dict]:
         for location, row in rows:
             yield from self._convert(location, row)
+
+    def _ranks_thumbs(self) -> bool:
+        """True if thumbs are to become rankings, as `rank_by: label` asks for."""
+        return self.source_kind == "unpaired_preference" and self.ratings.rank_by == "label"
 
     def _source_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
         """Yields (location for messages, row as it is in the source)."""
@@ -234,8 +250,8 @@ class CheckedRows:
         if not self.kind:
             raise UserError(self._not_accepted())
         if self.source_kind in DEMONSTRATIONS and not self._is_topic():
-            columns = [column for column in rows[0] if column.lower() in RATING_NAMES]
-            self.unread_ratings = columns
+            columns = dict.fromkeys(chain.from_iterable(rows))
+            self.unread_ratings = [column for column in columns if column.lower() in RATING_NAMES]
 
     def _elect(self, rows: list[dict]) -> tuple[Layout | None, str] | None:
         """The layout and the kind of a source by a majority of its first rows, or None where no row has any."""
@@ -261,6 +277,8 @@ class CheckedRows:
 
     def _kind_of_rows(self) -> str:
         """The accepted kind into which the rows are converted, "" where there is none."""
+        if self._ranks_thumbs() and "ranking" in self.kinds:
+            return "ranking"
         if self.ratings.good_answers and self.source_kind in RATED:
             return "prompt_completion"
         return serves(self.source_kind, self.kinds) or ""
@@ -274,6 +292,8 @@ class CheckedRows:
         advice = ""
         if needs_rating(self.source_kind, self.kinds):
             advice = f"; {GOOD_ANSWERS[self.source_kind]}"
+        elif self.source_kind == "unpaired_preference" and "ranking" in self.kinds:
+            advice = "; rank_by: label ranks the answers of the prompts that have good and bad ones"
         return (
             f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
             f"{self.source_kind} rows are for {recipes}{advice}"
@@ -288,8 +308,16 @@ class CheckedRows:
                     f"{self.name}: {' and '.join(columns)} could each be what is learned: rename the others, as in "
                     f"columns: {{unused: {columns[1]}}}"
                 )
+        if self.source_kind not in DEMONSTRATIONS:
+            return
+        column = next(filter(None, map(thumb_column, rows)), None)
+        if column:
+            raise UserError(
+                f"{self.name}: {column} rates the answers, and {self.source_kind} rows have no rating: name it with "
+                f"columns: {{label: {column}}}, or rename it if it means something else"
+            )
         labels = {str(row.get("label")) for row in rows}
-        if self.source_kind in DEMONSTRATIONS and labels == {"0", "1"} and not self._is_topic():
+        if labels == {"0", "1"} and not self._is_topic():
             raise UserError(
                 f"{self.name}: label is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, "
                 "as in columns: {topic: label}"
@@ -303,7 +331,7 @@ class CheckedRows:
         """UserError where answers are to be ranked by a column that is not named, or is not there."""
         score = self.ratings.rank_by
         is_scored = self.layout is not None and self.layout.is_scored
-        if score and not is_scored:
+        if score and not is_scored and not self._ranks_thumbs():
             raise UserError(
                 f"{self.name}: rank_by={score} ranks rows of prompt, response (or completion) and the column {score!r}; "
                 f"the columns are {', '.join(names)}"
@@ -333,7 +361,7 @@ class CheckedRows:
         A row that fits both is foreign, unless only its own kind is accepted.
         """
         layout = recognise_layout(row)
-        if self.ratings.rank_by in row and {"prompt", answer_column(row)} <= row.keys():
+        if self._is_scored(row):
             layout = SCORED
         kind = recognise(row, self.kinds)
         if layout is None and kind is None:
@@ -347,6 +375,12 @@ class CheckedRows:
         if is_kind_accepted and not is_wanted:
             return None, kind.name
         return layout, layout.kind
+
+    def _is_scored(self, row: dict) -> bool:
+        """True for an answer with a number in the column by which answers are ranked."""
+        score = self.ratings.rank_by
+        has_answer = {"prompt", answer_column(row)} <= row.keys()
+        return score in row and has_answer and thumb(row[score]) is None
 
     def _unknown_form(self, names: list[str]) -> str:
         """The message for a source whose columns fit neither a kind nor a foreign layout."""
@@ -612,15 +646,19 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
     if checked.layout:
         layout = checked.layout.name
     sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
-    warnings = _warnings(checked, counts)
+    warnings = _warnings(checked, counts, limit)
     return Loaded(
         rows, checked.kind, checked.name, sha256, counts, layout, warnings, checked.source_kind
     )
 
 
-def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
+def _warnings(checked: CheckedRows, counts: dict[str, int], limit: int | None) -> list[str]:
     """Sentences about the rows that were dropped, repeated or passed over."""
     warnings = []
+    if limit is not None and counts["kept"] == limit:
+        warnings.append(
+            f"{checked.name}: dataset_limit: the first {limit} rows are used, and nothing after them is read"
+        )
     if checked.bad:
         warnings.append(
             f"{checked.name}: {checked.bad} of {checked.total} rows are bad and were dropped; "

@@ -280,6 +280,10 @@ CALL = {"function": {"name": "sum"}}
             "messages: message 1: weight 0.5 must be 0 or 1",
         ),
         (
+            {"instruction": "a", "output": "b", "history": "c"},
+            "history: a list of pairs is expected, 'c' given",
+        ),
+        (
             {"instruction": "a", "output": "b", "history": ["c"]},
             "history: pairs of question and answer are expected, 'c' given",
         ),
@@ -294,6 +298,12 @@ CALL = {"function": {"name": "sum"}}
 )
 def test_rows_that_mean_more_than_their_texts_are_refused(refused, row, message):
     assert message in refused(recognise_layout(row).read, row)
+
+
+def test_an_instruction_that_is_no_text_does_not_become_one(write, refused):
+    path = write("a.jsonl", [{"instruction": "a", "input": ["b"], "output": "c"}])
+    message = refused(load_rows, path, kinds=("prompt_completion",))
+    assert "a.jsonl:1: prompt: message 0: role and content are expected, 'b' given" in message
 
 
 def test_one_row_with_a_weight_or_a_history_decides_for_its_file(write):
