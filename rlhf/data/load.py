@@ -584,7 +584,7 @@ class Loaded:
     kind: the kind of all rows.
     name: the file, folder or Hub id.
     sha256: of the content of all rows.
-    counts: total, kept, bad, duplicates.
+    counts: total, kept, bad, duplicates; dropped, where something that holds nothing to learn was dropped.
     layout: the foreign layout from which the rows were converted, or "".
     source_kind: the kind of the source, which may have been converted to `kind`.
     """
@@ -600,8 +600,12 @@ class Loaded:
 
     @property
     def sources(self) -> list[dict]:
-        """The entry of a run's record about these rows."""
-        return [{"name": self.name, "rows": len(self.rows), "sha256": self.sha256}]
+        """The entry of a run's record about these rows, with counts of those that were dropped, if any were."""
+        entry = {"name": self.name, "rows": len(self.rows), "sha256": self.sha256}
+        for count in ("bad", "dropped"):
+            if self.counts.get(count):
+                entry[count] = self.counts[count]
+        return [entry]
 
 
 def load_rows(
@@ -642,6 +646,8 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         "bad": checked.bad,
         "duplicates": len(rows) - len(set(digests)),
     }
+    if checked.dropped:
+        counts["dropped"] = checked.dropped.total()
     layout = ""
     if checked.layout:
         layout = checked.layout.name
