@@ -63,7 +63,9 @@ def _decoded(row: dict, kind: str, tokenizer) -> str:
     text = ""
     for is_learned, run in groupby(pairs, key=lambda pair: pair[1]):
         part = tokenizer.decode([token for token, _ in run])
-        text += _mark(part) if is_learned else part
+        if is_learned:
+            part = _mark(part)
+        text += part
     more = len(ids) - len(pairs)
     if more:
         text += f" ... and {more} tokens more"
@@ -112,7 +114,7 @@ def _ranking(row: dict) -> list[str]:
 
 
 def _unpaired(row: dict) -> list[str]:
-    rating = "good" if thumb(row["label"]) else "bad"
+    rating = {True: "good", False: "bad"}[thumb(row["label"])]
     return [*_prompt(row), f"assistant ({rating}): {_short(row['completion'])}"]
 
 

@@ -548,8 +548,10 @@ def good_answers(row: dict) -> list[dict]:
         best = min(row["ranks"])
         pairs = zip(row["completions"], row["ranks"], strict=True)
         answers = [completion for completion, rank in pairs if rank == best]
+    elif thumb(row["label"]):
+        answers = [row["completion"]]
     else:
-        answers = [row["completion"]] if thumb(row["label"]) else []
+        answers = []
     rest = without(to_prompt(row), "prompt", "label")
     return [{"prompt": row["prompt"], "completion": answer, **rest} for answer in answers]
 
