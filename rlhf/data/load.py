@@ -145,7 +145,7 @@ class CheckedRows:
             yield from self._gather(rows)
             return
         ours = self._converted(rows)
-        if not self.form.ranks_thumbs():
+        if self.kind != "ranking" or not self.form.ranks_thumbs():
             yield from ours
             return
         for row in rank_thumbs(ours):

@@ -271,6 +271,14 @@ def test_thumbs_become_rankings_where_a_prompt_has_both(write, refused):
     prompt = [{"role": "user", "content": "p"}]
     assert loaded.rows == [{"prompt": prompt, "completions": ["a", "c"], "ranks": [1, 0]}]
     assert f"{path}: dropped: 1 prompts whose answers all have the same label" in loaded.warnings
+    # Where no rankings are read, the key changes nothing.
+    both = Ratings(good_answers=True, rank_by="label")
+    assert [row["completion"] for row in load_rows(path, kinds=SFT, ratings=both).rows] == [
+        "b",
+        "c",
+        "d",
+    ]
+    assert len(load_rows(path, kinds=("prompt",), ratings=Ratings(rank_by="label")).rows) == 4
     table = write("kto.csv", "prompt,completion,label\np,a,True\np,b,False\n")
     ranked = load_rows(table, kinds=("ranking",), ratings=Ratings(rank_by="label"))
     assert ranked.rows == [{"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}]
