@@ -5,7 +5,7 @@ With a tokenizer, rows for SFT are shown as the model reads them: their token id
 
 from itertools import groupby
 
-from rlhf.data.chat import add_chat_template, as_messages, encode_example
+from rlhf.data.chat import add_chat_template, as_messages, encode_examples
 from rlhf.data.rows import KINDS, shorten, thumb
 from rlhf.errors import UserError
 from rlhf.task_table import TASKS
@@ -17,7 +17,10 @@ LEARNED_BY_SFT = ("prompt_completion", "messages", "text")
 SENTENCES = {
     "ranking": "reward: which of two answers is better, for each pair with different ranks",
     "preference": "reward: that chosen is better than rejected",
-    "unpaired_preference": "nothing as it is; sft with good_answers: true learns the answers with the label true",
+    "unpaired_preference": (
+        "nothing as it is; sft with good_answers: true learns the answers with the label true, and reward with rank_by: "
+        "label learns from prompts with good and bad ones"
+    ),
     "prompt_completion": "sft: the completion; the prompt is only read",
     "messages": "sft: the assistant's turns; the others are only read",
     "prompt": "ppo: the policy's own answers to the prompt; the row has none",
@@ -40,7 +43,7 @@ def show_row(row: dict, kind: str, tokenizer=None) -> list[str]:
     """The lines of a row with the learned part in [[ ]]."""
     if tokenizer is not None and kind in LEARNED_BY_SFT:
         try:
-            return [_decoded(row, kind, tokenizer)]
+            return _decoded(row, kind, tokenizer)
         except UserError as error:
             return [f"cannot be encoded: {error}"]
     if kind in SHOWN:
@@ -51,16 +54,22 @@ def show_row(row: dict, kind: str, tokenizer=None) -> list[str]:
 # ---- token ids -------------------------------------------------------------------------------------------------------
 
 
-def _decoded(row: dict, kind: str, tokenizer) -> str:
-    """A row as sft.py encodes it, decoded again. Each learned run of tokens is in [[ ]]."""
+def _decoded(row: dict, kind: str, tokenizer) -> list[str]:
+    """The examples of a row as sft.py encodes them, decoded again."""
     add_chat_template(tokenizer)
-    columns = KINDS[kind].columns
-    ids, mask = encode_example(tokenizer, {column: row[column] for column in columns})
+    row = {column: row[column] for column in KINDS[kind].columns}
+    return [_decoded_ids(tokenizer, ids, mask) for ids, mask in encode_examples(tokenizer, row)]
+
+
+def _decoded_ids(tokenizer, ids: list[int], mask: list[bool]) -> str:
+    """The text of token ids. Each learned run of tokens (mask: True) is in [[ ]]."""
     pairs = list(zip(ids, mask, strict=True))[:IDS_SHOWN]
     text = ""
     for is_learned, run in groupby(pairs, key=lambda pair: pair[1]):
         part = tokenizer.decode([token for token, _ in run])
-        text += _mark(part) if is_learned else part
+        if is_learned:
+            part = _mark(part)
+        text += part
     more = len(ids) - len(pairs)
     if more:
         text += f" ... and {more} tokens more"
@@ -109,7 +118,7 @@ def _ranking(row: dict) -> list[str]:
 
 
 def _unpaired(row: dict) -> list[str]:
-    rating = "good" if thumb(row["label"]) else "bad"
+    rating = {True: "good", False: "bad"}[thumb(row["label"])]
     return [*_prompt(row), f"assistant ({rating}): {_short(row['completion'])}"]
 
 

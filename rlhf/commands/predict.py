@@ -138,6 +138,8 @@ def main(args) -> int:
     if checked.bad:
         first = checked.problems[0]
         say(args, f"{checked.bad} of {checked.total} rows are bad and dropped; first: {first}")
+    for note in checked.notes():
+        say(args, note)
     encoder = open_encoder(kind, args.run, args.device or best_device())
     scoring, answers_by_id = Scoring(kind, encoder, args.run), {}
     count = checked.total - checked.bad

@@ -202,7 +202,7 @@ class _Decoder(json.JSONDecoder):
         return values
 
     def problem(self) -> BrokenLine | None:
-        """What is wrong with the objects that were decoded since the last call."""
+        """The reason why the objects that were decoded since the last call are bad, or None."""
         key, self.repeated = self.repeated, ""
         if not key:
             return None

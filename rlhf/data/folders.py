@@ -17,7 +17,7 @@ HELD_OUT = re.compile(
     r"(^|[^a-z])(test|testing|validation|valid|val|dev|eval|evaluation|held[^a-z]?out|holdout)([^a-z]|$)"
 )
 ABOUT = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "citation.txt"}  # not rows
-# Forms of data files that are not read: to pass over one would leave out a part of the rows.
+# Forms of data files that are not read: to pass over one could lose a part of the rows.
 PACKED = (".zst", ".bz2", ".xz", ".zip", ".7z", ".tar", ".arrow")
 NAMES_SHOWN = 8
 

@@ -38,8 +38,11 @@ def alpaca_prompt(row: dict) -> Prompt:
 def _alpaca_messages(row: dict) -> list[dict]:
     refuse_tools(row)
     messages = []
-    for turn in row.get("history") or ():
-        if not isinstance(turn, list | tuple) or len(turn) != 2:
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise UserError(f"history: a list of pairs is expected, {history!r:.60} given")
+    for turn in history:
+        if not isinstance(turn, list) or len(turn) != 2:
             raise UserError(
                 f"history: pairs of question and answer are expected, {turn!r:.60} given"
             )
@@ -71,6 +74,9 @@ def _has_output(instance) -> bool:
 
 
 def _instruction(instruction: str, text: str | None) -> str:
+    for part in (instruction, text):
+        if part and not isinstance(part, str):
+            return part  # which the check of rows refuses
     if instruction and text:
         return f"{instruction}\n\n{text}"
     return instruction or text  # either may be "" or None

@@ -1,6 +1,6 @@
 """Checks that the labels of a source have one type. 'pos', 'neg' and 3 are a mistake more often than three classes."""
 
-# Types that no source may have together: name of the type -> its enemies.
+# Types that no source may have together: type -> those that it cannot be mixed with.
 CONFLICTS = {
     "true or false": ("an integer", "a string"),
     "an integer": ("true or false", "a string"),

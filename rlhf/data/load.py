@@ -8,16 +8,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
 from rlhf.data.conversations import Dropped
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
-from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
+from rlhf.data.importers import Layout
 from rlhf.data.labels import LabelTypes
-from rlhf.data.ratings import answer_column, score_columns, thumb_column
+from rlhf.data.ratings import rank_thumbs, thumb_column
+from rlhf.data.recognition import AS_THEY_ARE, Form, Ratings, nearest_name
 from rlhf.data.rows import (
     ANSWERS,
     CONVERSIONS,
@@ -27,26 +27,15 @@ from rlhf.data.rows import (
     RowKind,
     check_row,
     good_answers,
-    needs_rating,
     normalise,
-    recognise,
     scores_of_pair,
-    serves,
 )
 from rlhf.errors import UserError
 
 BAD_ROWS_SHOWN = 10  # in one message
+PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 TIE = "pairs whose two answers have the same score"
 NO_GOOD_ANSWER = "answers that are not good (label false)"
-# What a user can do who wants to learn demonstrations and has rated answers.
-GOOD_ANSWERS = {
-    "unpaired_preference": "good_answers: true learns the answers with the label true",
-    "preference": "good_answers: true learns the chosen answers",
-    "ranking": "good_answers: true learns the best answers, which have rank 0",
-}
-# Columns that may say how good the answer of a demonstration is.
-RATING_NAMES = "label score scores rating ratings reward rewards rank quality helpfulness upvotes votes feedback".split()
-PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 
 
 def is_local(name: str) -> bool:
@@ -83,21 +72,6 @@ def _is_name(value) -> bool:
     return isinstance(value, str) and value != ""
 
 
-@dataclass(frozen=True)
-class Ratings:
-    """What becomes of rated answers.
-
-    good_answers: make demonstrations of the good ones, which is never done without being asked for.
-    rank_by: the column with a number by which the answers of a prompt are ranked, where each is a row of its own.
-    """
-
-    good_answers: bool = False
-    rank_by: str | None = None
-
-
-AS_THEY_ARE = Ratings()
-
-
 class CheckedRows:
     """The good rows of a source, read and checked in one pass when they are iterated.
 
@@ -115,7 +89,7 @@ class CheckedRows:
     passed: counts of the feedback events that are not rankings, by their name.
     unread: names of the files of a folder that are not part of the split.
     dropped: counts of what holds nothing to learn, by the reason.
-    unread_ratings: columns of demonstrations that may say how good an answer is, which nothing reads.
+    form: how the rows were recognised.
     """
 
     def __init__(
@@ -147,8 +121,8 @@ class CheckedRows:
         self.dropped: Counter[str] = Counter()
         self.unread: list[str] = []
         self.label_types = LabelTypes()
-        self.unread_ratings: list[str] = []
         self.ratings = ratings
+        self.form = Form(name, self.kinds, ratings)
         if ratings.good_answers and "prompt_completion" not in self.kinds:
             raise UserError(
                 f"good_answers: true is for recipes that learn demonstrations; this one takes {' or '.join(self.kinds)}"
@@ -170,6 +144,17 @@ class CheckedRows:
         if self.layout and self.layout.gather:
             yield from self._gather(rows)
             return
+        ours = self._converted(rows)
+        if self.kind != "ranking" or not self.form.ranks_thumbs():
+            yield from ours
+            return
+        for row in rank_thumbs(ours):
+            if isinstance(row, Dropped):
+                self.dropped[row] += 1
+            else:
+                yield row
+
+    def _converted(self, rows: Iterable) -> Iterator[dict]:
         for location, row in rows:
             yield from self._convert(location, row)
 
@@ -209,8 +194,8 @@ class CheckedRows:
             notes.append(f"{self.name}: dropped: {count} {reason}")
         if self.unread:
             notes.append(f"{self.name}: files that were not read: {', '.join(self.unread)}")
-        if self.unread_ratings:
-            columns = ", ".join(self.unread_ratings)
+        if self.form.unread_ratings:
+            columns = ", ".join(self.form.unread_ratings)
             notes.append(
                 f"{self.name}: every answer is learned; if {columns} says how good it is, drop the bad ones, or rank the "
                 "answers of each prompt with rank_by"
@@ -224,144 +209,22 @@ class CheckedRows:
         names = list(dict.fromkeys(chain.from_iterable(head)))  # of all columns, in order
         self._check_columns(names)
         rows = [self._rename(row) for row in head]
-        self.layout, self.source_kind = self._elect(rows) or (None, "")
-        if not self.source_kind:
-            raise UserError(self._unknown_form(names))
-        if self.source_kind in (*RATED, *DEMONSTRATIONS):
-            self._refuse_two_readings(rows)
-        self._check_rank_by(rows, names)
-        self.kind = self._kind_of_rows()
-        if not self.kind:
-            raise UserError(self._not_accepted())
-        if self.source_kind in DEMONSTRATIONS and not self._is_topic():
-            columns = [column for column in rows[0] if column.lower() in RATING_NAMES]
-            self.unread_ratings = columns
-
-    def _elect(self, rows: list[dict]) -> tuple[Layout | None, str] | None:
-        """The layout and the kind of a source by a majority of its first rows, or None where no row has any."""
-        votes: Counter[tuple[Layout | None, str]] = Counter()
-        for row in rows:
-            vote = self._vote(row)
-            if vote:
-                votes[vote] += 1
-        # Of two with equally many votes, the one that was met first.
-        ranked = [vote for vote, _ in votes.most_common()]
-        for layout, kind in ranked:
-            # One rated row is enough: to read it like the others would teach bad answers.
-            if needs_rating(kind, self.kinds):
-                return layout, kind
-        for layout, kind in ranked:
-            if (
-                layout
-                and layout.base
-                and sum(row.keys() >= set(layout.base) for row in rows) * 2 > len(rows)
-            ):
-                return layout, kind
-        return next(iter(ranked), None)
-
-    def _kind_of_rows(self) -> str:
-        """The accepted kind into which the rows are converted, "" where there is none."""
-        if self.ratings.good_answers and self.source_kind in RATED:
-            return "prompt_completion"
-        return serves(self.source_kind, self.kinds) or ""
-
-    def _not_accepted(self) -> str:
-        """The message for rows of a kind that the caller does not read."""
-        form = f"{self.source_kind} rows"
-        if self.layout:
-            form = f"{self.layout.name} rows ({self.source_kind})"
-        recipes = " and ".join(KINDS[self.source_kind].recipes)
-        advice = ""
-        if needs_rating(self.source_kind, self.kinds):
-            advice = f"; {GOOD_ANSWERS[self.source_kind]}"
-        return (
-            f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
-            f"{self.source_kind} rows are for {recipes}{advice}"
-        )
-
-    def _refuse_two_readings(self, rows: list[dict]) -> None:
-        """UserError where the columns allow two readings that would teach different answers."""
-        for row in rows:
-            columns = conversation_columns(row)
-            if len(columns) > 1 and "prompt" not in row:
-                raise UserError(
-                    f"{self.name}: {' and '.join(columns)} could each be what is learned: rename the others, as in "
-                    f"columns: {{unused: {columns[1]}}}"
-                )
-        labels = {str(row.get("label")) for row in rows}
-        if self.source_kind in DEMONSTRATIONS and labels == {"0", "1"} and not self._is_topic():
-            raise UserError(
-                f"{self.name}: label is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, "
-                "as in columns: {topic: label}"
-            )
-
-    def _is_topic(self) -> bool:
-        """True for the one layout whose label is known to be a topic."""
-        return self.layout is not None and self.layout.name == "ChatbotData"
-
-    def _check_rank_by(self, rows: list[dict], names: list[str]) -> None:
-        """UserError where answers are to be ranked by a column that is not named, or is not there."""
-        score = self.ratings.rank_by
-        is_scored = self.layout is not None and self.layout.is_scored
-        if score and not is_scored:
-            raise UserError(
-                f"{self.name}: rank_by={score} ranks rows of prompt, response (or completion) and the column {score!r}; "
-                f"the columns are {', '.join(names)}"
-            )
-        if is_scored and not score:
-            raise UserError(
-                f"{self.name}: recognised as {self.layout.name} rows, whose answers have scores: choose the one by which "
-                f"they are ranked with rank_by: {' or '.join(score_columns(rows[0]))}"
-            )
+        self.form.read(rows, names)
+        self.layout, self.source_kind = self.form.layout, self.form.source_kind
+        self.kind = self.form.kind
 
     def _check_columns(self, names: list[str]) -> None:
         """UserError where `columns` maps to a name that the source does not have."""
         for our, their in self.columns.items():
             if their in names:
                 continue
-            hint = _nearest(their, names)
+            hint = nearest_name(their, names)
             if not hint and our in names:
                 hint = f"; {our} exists: did you swap the two names?"
             raise UserError(
                 f"{self.name}: columns: {our}={their}: there is no column {their!r}; the columns are "
                 f"{', '.join(names)}{hint} (columns maps our name to their name)"
             )
-
-    def _vote(self, row: dict) -> tuple[Layout | None, str] | None:
-        """(foreign layout or None, kind) of one row. None: it fits neither a layout nor a kind.
-
-        A row that fits both is foreign, unless only its own kind is accepted.
-        """
-        layout = recognise_layout(row)
-        if self.ratings.rank_by in row and {"prompt", answer_column(row)} <= row.keys():
-            layout = SCORED
-        kind = recognise(row, self.kinds)
-        if layout is None and kind is None:
-            return None
-        if layout is None:
-            return None, kind.name
-        is_kind_accepted = kind is not None and serves(kind.name, self.kinds)
-        # To rank answers takes a choice, which is not needed where only the prompts are read.
-        is_layout_served = serves(layout.kind, self.kinds) and not layout.is_scored
-        is_wanted = is_layout_served or needs_rating(layout.kind, self.kinds) or layout is SCORED
-        if is_kind_accepted and not is_wanted:
-            return None, kind.name
-        return layout, layout.kind
-
-    def _unknown_form(self, names: list[str]) -> str:
-        """The message for a source whose columns fit neither a kind nor a foreign layout."""
-        needed = []
-        missing = set()
-        for kind in self.kinds:
-            columns = KINDS[kind].columns
-            needed.append(f"{kind}: {', '.join(columns)}")
-            missing.update(column for column in columns if column not in names)
-        hints = (_nearest(column, names) for column in sorted(missing))
-        hint = next(filter(None, hints), "")  # one hint is enough
-        return (
-            f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {'; '.join(needed)}{hint}; "
-            "map names with columns (our name: their name)"
-        )
 
     # ---- converting and checking one row ----
 
@@ -485,16 +348,6 @@ class CheckedRows:
         self.problems += [f"{location}: {reason}" for reason in reasons]
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the most similar of the names, or ""."""
-    # Wrong case is a common mistake, which get_close_matches would count as other letters.
-    lowered = {other.lower(): other for other in names}
-    nearest = get_close_matches(name.lower(), lowered, n=1)
-    if not nearest:
-        return ""
-    return f"; did you mean {lowered[nearest[0]]!r} for {name}?"
-
-
 # ---- the Hub --------------------------------------------------------------------------------------------------------
 
 
@@ -550,7 +403,7 @@ class Loaded:
     kind: the kind of all rows.
     name: the file, folder or Hub id.
     sha256: of the content of all rows.
-    counts: total, kept, bad, duplicates.
+    counts: total, kept, bad, duplicates; dropped, where something that holds nothing to learn was dropped.
     layout: the foreign layout from which the rows were converted, or "".
     source_kind: the kind of the source, which may have been converted to `kind`.
     """
@@ -566,8 +419,12 @@ class Loaded:
 
     @property
     def sources(self) -> list[dict]:
-        """The entry of a run's record about these rows."""
-        return [{"name": self.name, "rows": len(self.rows), "sha256": self.sha256}]
+        """The entry of a run's record about these rows, with counts of those that were dropped, if any were."""
+        entry = {"name": self.name, "rows": len(self.rows), "sha256": self.sha256}
+        for count in ("bad", "dropped"):
+            if self.counts.get(count):
+                entry[count] = self.counts[count]
+        return [entry]
 
 
 def load_rows(
@@ -608,19 +465,25 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         "bad": checked.bad,
         "duplicates": len(rows) - len(set(digests)),
     }
+    if checked.dropped:
+        counts["dropped"] = checked.dropped.total()
     layout = ""
     if checked.layout:
         layout = checked.layout.name
     sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
-    warnings = _warnings(checked, counts)
+    warnings = _warnings(checked, counts, limit)
     return Loaded(
         rows, checked.kind, checked.name, sha256, counts, layout, warnings, checked.source_kind
     )
 
 
-def _warnings(checked: CheckedRows, counts: dict[str, int]) -> list[str]:
+def _warnings(checked: CheckedRows, counts: dict[str, int], limit: int | None) -> list[str]:
     """Sentences about the rows that were dropped, repeated or passed over."""
     warnings = []
+    if limit is not None and counts["kept"] == limit:
+        warnings.append(
+            f"{checked.name}: dataset_limit: the first {limit} rows are used, and nothing after them is read"
+        )
     if checked.bad:
         warnings.append(
             f"{checked.name}: {checked.bad} of {checked.total} rows are bad and were dropped; "

@@ -279,11 +279,13 @@ def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict
     """
     groups: dict[str, list[Located]] = {}
     for location, row in rows:
-        value = row.get(score)
-        if _is_number(value):
-            groups.setdefault(json.dumps(row["prompt"]), []).append((location, row))
-        else:
+        value, answer = row.get(score), answer_column(row)
+        if not _is_number(value):
             yield location, UserError(f"{score}: a number is expected, {value!r:.60} given")
+        elif row.get(answer) is None:
+            yield location, UserError(f"{answer}: missing")
+        else:
+            groups.setdefault(prompt_text(row), []).append((location, row))
     for group in groups.values():
         location, first = group[0]
         if len(group) < 2:
@@ -292,6 +294,25 @@ def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict
         answers = [row[answer_column(row)] for _, row in group]
         scores = [row[score] for _, row in group]
         yield location, {"prompt": first["prompt"], "completions": answers, "ranks": ranks(scores)}
+
+
+def prompt_text(row: dict) -> str:
+    """The prompt of a row as a string that is equal for equal prompts."""
+    return json.dumps(row["prompt"], default=str)
+
+
+def rank_thumbs(rows: Iterable[dict]) -> Iterator[dict | Dropped]:
+    """Rankings of unpaired preferences: of a prompt with good and bad answers, the good ones have rank 0."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(prompt_text(row), []).append(row)
+    for group in groups.values():
+        scores = [thumb(row["label"]) for row in group]
+        if len(set(scores)) == 1:
+            yield Dropped("prompts whose answers all have the same label")
+            continue
+        answers = [row["completion"] for row in group]
+        yield {"prompt": group[0]["prompt"], "completions": answers, "ranks": ranks(scores)}
 
 
 def ranks(scores: list[float]) -> list[int]:
@@ -320,13 +341,17 @@ def _rankings(question: dict, history: list[dict]) -> Iterator[dict | Dropped]:
     stack = [(question, history)]
     while stack:
         message, before = stack.pop()
+        if not isinstance(message, dict):
+            raise UserError(f"replies: a message is expected, {message!r:.60} given")
         if _is_deleted(message):
             yield DELETED
             continue
         turns = [*before, _tree_message(message)]
         replies = message.get("replies") or []
+        if not isinstance(replies, list):
+            raise UserError(f"replies: a list is expected, {replies!r:.60} given")
         if turns[-1]["role"] == "user":
-            yield _ranking(turns, [reply for reply in replies if not _is_deleted(reply)])
+            yield _ranking(turns, replies)
         for reply in reversed(replies):
             stack.append((reply, turns))
 
@@ -335,15 +360,21 @@ def _is_deleted(message: dict) -> bool:
     return bool(message.get("deleted")) or message.get("review_result") is False
 
 
+def _is_ranked(reply) -> bool:
+    if not isinstance(reply, dict) or _is_deleted(reply):
+        return False
+    return _is_number(reply.get("rank"))
+
+
 def _tree_message(message: dict) -> dict:
     role = message.get("role")
-    if role not in TREE_ROLES:
+    if role not in tuple(TREE_ROLES):  # a role may be a list, which has no hash
         raise UserError(f"role: {role!r} is unknown, allowed: {', '.join(TREE_ROLES)}")
     return {"role": TREE_ROLES[role], "content": message.get("text")}
 
 
 def _ranking(prompt: list[dict], replies: list[dict]) -> dict | Dropped:
-    ranked = [reply for reply in replies if _is_number(reply.get("rank"))]
+    ranked = [reply for reply in replies if _is_ranked(reply)]
     if len(ranked) < 2:
         return ONE_ANSWER
     texts = [reply.get("text") for reply in ranked]
@@ -357,19 +388,24 @@ def _ranking(prompt: list[dict], replies: list[dict]) -> dict | Dropped:
 
 def rank_trees(rows: Iterable[Located], _: str) -> Iterator[tuple[str, dict | UserError]]:
     """Rankings of OpenAssistant's flat rows {message_id, parent_id, text, role, rank}, as in its trees."""
-    located = list(rows)
-    replies: dict[str, list[dict]] = {}
-    messages = {}
-    for _, row in located:
-        message = {**row, "replies": replies.setdefault(row["message_id"], [])}
-        messages[row["message_id"]] = message
+    messages: dict[str, dict] = {}
+    locations = {}
+    for location, row in rows:
+        name = row["message_id"]
+        if not isinstance(name, str | int):
+            yield location, UserError(f"message_id: a string is expected, {name!r:.60} given")
+        elif name in messages:
+            yield location, Dropped("messages whose message_id repeats an earlier one")
+        else:
+            messages[name] = {**row, "replies": []}
+            locations[name] = location
     roots = []
-    for location, row in located:
-        message = messages[row["message_id"]]
-        if row["parent_id"] in (None, ""):
+    for name, message in messages.items():
+        location, parent = locations[name], message["parent_id"]
+        if parent in (None, ""):
             roots.append((location, message))
-        elif row["parent_id"] in messages:
-            replies.setdefault(row["parent_id"], []).append(message)
+        elif isinstance(parent, str | int) and parent in messages:
+            messages[parent]["replies"].append(message)
         else:
             yield location, Dropped("messages whose parent_id is not in the file")
     for location, root in roots:

@@ -312,7 +312,7 @@ def _check_turns(value) -> str | None:
 
 
 def _check_tools(message: dict) -> str | None:
-    """What a message does apart from its text, which a model of ours could not learn to do."""
+    """The reason why a message is more than its text: our models cannot learn to call tools."""
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             return f"{key}: calls of tools cannot be learned here, {_shown(message[key])} given"
@@ -548,8 +548,10 @@ def good_answers(row: dict) -> list[dict]:
         best = min(row["ranks"])
         pairs = zip(row["completions"], row["ranks"], strict=True)
         answers = [completion for completion, rank in pairs if rank == best]
+    elif thumb(row["label"]):
+        answers = [row["completion"]]
     else:
-        answers = [row["completion"]] if thumb(row["label"]) else []
+        answers = []
     rest = without(to_prompt(row), "prompt", "label")
     return [{"prompt": row["prompt"], "completion": answer, **rest} for answer in answers]
 

@@ -115,6 +115,40 @@ def test_what_cannot_be_read_at_all_ends_with_2(tmp_path, capsys):
         load_tokenizer(str(tmp_path))
 
 
+def test_thumbs_are_named_with_what_can_be_learned(tmp_path, capsys):
+    """A file of good and bad answers used to be reported as plain conversations."""
+    path = tmp_path / "kto.json"
+    rows = []
+    for label in (True, False):
+        turns = [("user", "Hi!"), ("assistant", f"It is {label}.")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        rows.append({"messages": messages, "label": label})
+    path.write_text(json.dumps(rows))
+    assert main(arguments(path)) == 0
+    out = capsys.readouterr().out
+    assert "kto.json: unpaired_preference rows, imported from messages KTO" in out
+    assert "learned     nothing as it is; sft with good_answers: true learns" in out
+    assert "labels      2: True 1, False 1" in out
+    assert "- user: Hi!\n  assistant (good): It is True.\n- user" in out and "[[It" not in out
+    assert main(arguments(path, "--good_answers")) == 0
+    out = capsys.readouterr().out
+    assert "prompt_completion rows, imported from messages KTO, of unpaired_preference rows" in out
+    assert "rows        2 (1 good, 0 bad)" in out
+    assert "note        dropped: 1 answers that are not good (label false)" in out
+    assert "learned     sft: the completion" in out
+    assert "- user: Hi!\n  assistant: [[It is True.]]\n" in out + "\n" and "False" not in out
+
+
+def test_scores_are_named_and_can_be_chosen(tmp_path, capsys):
+    path = tmp_path / "scores.jsonl"
+    rows = [{"prompt": "p", "response": answer, "helpfulness": i} for i, answer in enumerate("ab")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(arguments(path)) == 2
+    assert "rank_by: helpfulness" in capsys.readouterr().err
+    assert main(arguments(path, "--rank_by", "helpfulness")) == 0
+    assert "- user: p\n  rank 0: [[b]]\n  rank 1: [[a]]" in capsys.readouterr().out
+
+
 def test_lengths_in_tokens(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

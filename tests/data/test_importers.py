@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from rlhf.data.importers import from_hh, recognise_layout
+from rlhf.data.importers import LAYOUTS, from_hh, recognise_layout
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
 
@@ -50,6 +52,88 @@ ROWS = [
                 ]
             }
         ],
+    ),
+    (
+        "ShareGPT",
+        {
+            "conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}],
+            "system": "s",
+            "tools": "[]",
+            "id": 1,
+        },
+        [
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": "h"},
+                    {"role": "assistant", "content": "g"},
+                ],
+                "id": 1,
+            }
+        ],
+    ),
+    (
+        "Alpaca",
+        {"instruction": "hi", "input": "", "output": "Hello!", "system": "s"},
+        [
+            {
+                "prompt": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": "hi"},
+                ],
+                "completion": "Hello!",
+            }
+        ],
+    ),
+    (
+        "Alpaca with history",
+        {
+            "instruction": "And 2?",
+            "input": "",
+            "output": "yes",
+            "system": "",
+            "history": [["1?", "no"]],
+        },
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": "1?"},
+                    {"role": "assistant", "content": "no"},
+                    {"role": "user", "content": "And 2?"},
+                    {"role": "assistant", "content": "yes"},
+                ]
+            }
+        ],
+    ),
+    (
+        "OpenAI weights",
+        {
+            "messages": [
+                {"role": "developer", "content": "s"},
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "bad", "weight": 0},
+                {"role": "user", "content": "b"},
+                {"role": "assistant", "content": "good", "weight": 1},
+            ],
+            "parallel_tool_calls": False,
+        },
+        [
+            "answers with weight 0",
+            {
+                "prompt": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "bad"},
+                    {"role": "user", "content": "b"},
+                ],
+                "completion": "good",
+            },
+        ],
+    ),
+    (
+        "OpenAI tools",
+        {"messages": [{"role": "user", "content": "a"}], "tools": []},
+        [{"messages": [{"role": "user", "content": "a"}]}],
     ),
     (
         "HH-RLHF",
@@ -158,6 +242,99 @@ def test_dialogues_that_part_early_are_refused():
         UserError, match="chosen: one answer after the shared turns is expected, 3 turns given"
     ):
         from_hh(row)
+
+
+CALL = {"function": {"name": "sum"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "h"}], "tools": '[{"name": "sum"}]'},
+            "tools: calls of tools cannot be learned here: drop such rows",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "h"}], "tools": [CALL]},
+            "tools: calls of tools cannot be learned here",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "3"}], "functions": []},
+            "messages: unknown speaker 'tool', allowed: human, user, gpt",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0}
+                ]
+            },
+            "messages: tool_calls: calls of tools cannot be learned here",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": "a", "weight": 0},
+                    {"role": "assistant", "content": "a", "weight": 0.5},
+                ]
+            },
+            "messages: message 1: weight 0.5 must be 0 or 1",
+        ),
+        (
+            {"instruction": "a", "output": "b", "history": "c"},
+            "history: a list of pairs is expected, 'c' given",
+        ),
+        (
+            {"instruction": "a", "output": "b", "history": ["c"]},
+            "history: pairs of question and answer are expected, 'c' given",
+        ),
+        (
+            {
+                "conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "g"}],
+                "system": "t",
+            },
+            "system: the conversation begins with a system message of its own: keep one",
+        ),
+    ],
+)
+def test_rows_that_mean_more_than_their_texts_are_refused(refused, row, message):
+    assert message in refused(recognise_layout(row).read, row)
+
+
+def test_an_instruction_that_is_no_text_does_not_become_one(write, refused):
+    path = write("a.jsonl", [{"instruction": "a", "input": ["b"], "output": "c"}])
+    message = refused(load_rows, path, kinds=("prompt_completion",))
+    assert "a.jsonl:1: prompt: message 0: role and content are expected, 'b' given" in message
+
+
+def test_one_row_with_a_weight_or_a_history_decides_for_its_file(write):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ignored = [turns[0], {**turns[1], "weight": 0}]
+    path = write("openai.jsonl", [{"messages": m} for m in (turns, turns, ignored)])
+    loaded = load_rows(path, kinds=("prompt_completion", "messages"))
+    assert loaded.layout == "OpenAI weights"
+    assert loaded.rows == [{"prompt": turns[:1], "completion": "b"}] * 2
+    assert f"{path}: dropped: 1 answers with weight 0" in loaded.warnings
+    alpaca = {"instruction": "a", "output": "b"}
+    path = write("alpaca.jsonl", [alpaca, alpaca, {**alpaca, "history": []}])
+    loaded = load_rows(path, kinds=("prompt_completion", "messages"))
+    assert loaded.layout == "Alpaca with history"
+    assert loaded.rows == [{"messages": turns}] * 3
+
+
+def test_a_weight_after_the_first_rows_is_not_passed_over(write, refused):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    late = [turns[0], {**turns[1], "weight": 0}]
+    path = write("late.jsonl", [{"messages": turns}] * 100 + [{"messages": late}])
+    message = refused(load_rows, path, kinds=("messages",))
+    assert "late.jsonl:101: messages: message 1: weight 0: the first rows of the file" in message
+
+
+def test_the_guide_lists_every_layout():
+    guide = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+    section = guide.read_text(encoding="utf-8").split("## Rows of other projects")[1]
+    section = section.split("\n## ")[0]
+    for layout in LAYOUTS:
+        assert f"| {layout.name} " in section or f", {layout.name}" in section, layout.name
 
 
 def test_unknown_speaker_is_named():

@@ -45,6 +45,7 @@ def test_bad_rows_are_all_collected_and_the_first_ten_shown(write, refused):
     assert "... and 2 more; `python -m rlhf validate" in message and "skip_bad: true" in message
     loaded = load_rows(path, kinds=("prompt_completion",), skip_bad=True)
     assert loaded.rows == [PAIR] and loaded.counts["bad"] == 12
+    assert loaded.sources[0]["bad"] == 12
     assert loaded.warnings[0].startswith(
         f"{path}: 12 of 13 rows are bad and were dropped; first: {path}:2: completion: empty"
     )
@@ -149,6 +150,14 @@ def test_rated_answers_are_never_read_as_demonstrations(write, refused, rows, ki
     message = refused(load_rows, path, kinds=SFT)
     assert f"({kind})" in message or f"recognised as {kind} rows" in message
     assert "good_answers: true learns" in message and answers in message
+
+
+def test_a_limit_that_cuts_the_file_is_said(write):
+    path = write("a.jsonl", [{"text": str(i)} for i in range(3)])
+    assert load_rows(path, kinds=("text",), limit=2).warnings == [
+        f"{path}: dataset_limit: the first 2 rows are used, and nothing after them is read"
+    ]
+    assert load_rows(path, kinds=("text",), limit=4).warnings == []
 
 
 # --- columns

@@ -1,11 +1,14 @@
 """Rated answers of other projects, one literal row of each layout, and what is dropped from them."""
 
+import random
+
 import pytest
 
 from rlhf.data.importers import LAYOUTS, recognise_layout
 from rlhf.data.load import Ratings, load_rows
 from rlhf.data.ratings import from_dialogues, rank_scored, rank_trees, ranks
-from rlhf.data.rows import good_answers
+from rlhf.data.rows import KINDS, good_answers
+from rlhf.errors import UserError
 
 HUMAN = {"from": "human", "value": "Hi!"}
 USER = {"role": "user", "content": "Hi!"}
@@ -252,6 +255,65 @@ def test_good_answers_are_learned_where_they_are_asked_for(write, refused):
     assert pairs.rows == [{"prompt": [USER], "completion": "Hello!"}]
     message = refused(load_rows, path, kinds=("ranking",), ratings=Ratings(good_answers=True))
     assert "good_answers: true is for recipes that learn demonstrations" in message
+
+
+def test_thumbs_become_rankings_where_a_prompt_has_both(write, refused):
+    def row(prompt, answer, label):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return {"messages": turns, "label": label}
+
+    rows = [row("p", "a", False), row("q", "b", True), row("p", "c", True), row("q", "d", True)]
+    path = write("kto.jsonl", rows)
+    assert "rank_by: label ranks the answers of the prompts that have good and bad ones" in (
+        refused(load_rows, path, kinds=("ranking",))
+    )
+    loaded = load_rows(path, kinds=("ranking",), ratings=Ratings(rank_by="label"))
+    prompt = [{"role": "user", "content": "p"}]
+    assert loaded.rows == [{"prompt": prompt, "completions": ["a", "c"], "ranks": [1, 0]}]
+    assert f"{path}: dropped: 1 prompts whose answers all have the same label" in loaded.warnings
+    # Where no rankings are read, the key changes nothing.
+    both = Ratings(good_answers=True, rank_by="label")
+    assert [row["completion"] for row in load_rows(path, kinds=SFT, ratings=both).rows] == [
+        "b",
+        "c",
+        "d",
+    ]
+    assert len(load_rows(path, kinds=("prompt",), ratings=Ratings(rank_by="label")).rows) == 4
+    table = write("kto.csv", "prompt,completion,label\np,a,True\np,b,False\n")
+    ranked = load_rows(table, kinds=("ranking",), ratings=Ratings(rank_by="label"))
+    assert ranked.rows == [{"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}]
+
+
+def test_a_thumb_with_another_name_is_not_passed_over(write, refused):
+    rows = [{"prompt": "p", "completion": "a", "kto_tag": False}]
+    path = write("tag.jsonl", rows)
+    message = refused(load_rows, path, kinds=SFT)
+    assert "kto_tag rates the answers" in message and "columns: {label: kto_tag}" in message
+    columns = {"label": "kto_tag"}
+    assert "unpaired_preference rows" in refused(load_rows, path, kinds=SFT, columns=columns)
+
+
+JUNK = (None, "", "text", 0, 3.5, float("nan"), True, [], ["a"], [None], [{}], {}, {"role": 3})
+JUNK += ({"text": 1, "replies": 3}, [{"role": "user"}], [{"from": "human"}], [["a"]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_no_value_ends_in_a_traceback(layout, write):
+    """Rows of every layout with senseless values are bad rows or a refusal, whatever reads them."""
+    columns = {*layout.columns, "label", "system", "history", "tools", "rank", "input"}
+    generator = random.Random(0)
+    kinds = (("ranking",), SFT, ("prompt",), tuple(KINDS))
+    for i in range(25):
+        rows = []
+        for _ in range(3):
+            rows.append({column: generator.choice(JUNK) for column in columns})
+        path = write(f"{i}.jsonl", rows)
+        ratings = Ratings(rank_by=generator.choice([None, "helpfulness", "label"]))
+        for accepted in kinds:
+            try:
+                load_rows(path, kinds=accepted, skip_bad=True, ratings=ratings)
+            except UserError:
+                continue
 
 
 def test_the_best_of_a_ranking_are_good():

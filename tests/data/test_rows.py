@@ -74,6 +74,26 @@ def test_what_the_caller_accepts_decides_between_fitting_kinds():
             [("prompt", "ends with an assistant message: a prompt ends before the answer")],
         ),
         ("prompt", {"prompt": []}, [("prompt", "a list of messages is expected, [] given")]),
+        (
+            "messages",
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": "1"}]}]},
+            [
+                (
+                    "messages",
+                    "message 1: tool_calls: calls of tools cannot be learned here, [{'id': '1'}] given",
+                )
+            ],
+        ),
+        (
+            "unpaired_preference",
+            {"prompt": "a", "completion": "b", "label": "good"},
+            [("label", "true or false is expected, 'good' given")],
+        ),
+        (
+            "preference",
+            {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1, "score_rejected": 2},
+            [("score_rejected", "2 is above score_chosen, 1: are the two answers swapped?")],
+        ),
         ("messages", {"messages": [USER]}, [("messages", "no assistant message to learn from")]),
         (
             "messages",
@@ -179,6 +199,30 @@ def test_conversational_answers_become_strings():
         "id": 7,
     }
     assert normalise({"completions": [[ASSISTANT], "b"]}) == {"completions": ["Hello!", "b"]}
+
+
+def test_openais_developer_and_parts_of_text_become_ours():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": parts},
+            ASSISTANT,
+        ]
+    }
+    assert normalise(row)["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "ab"},
+        ASSISTANT,
+    ]
+    picture = [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]
+    assert normalise({"messages": picture})["messages"] == picture
+    assert "a string is expected" in check_row({"messages": picture}, KINDS["messages"])[0][1]
+
+
+def test_a_conversation_that_the_assistant_opens_is_a_good_row():
+    assert check_row({"messages": [ASSISTANT, USER, ASSISTANT]}, KINDS["messages"]) == []
+    assert check_row({"prompt": [ASSISTANT, USER]}, KINDS["prompt"]) == []
 
 
 def test_conversions_keep_extra_columns():

@@ -119,6 +119,7 @@ def test_good_answers_on_both_sides_and_a_file_without_ratings(write, refused):
     splits = load_splits(rated, ANY, seed=0)
     assert splits.train == [{"prompt": "p", "completion": "answer p"}]
     assert splits.eval == [{"prompt": "r", "completion": "answer r"}]
+    assert [source["dropped"] for source in splits.sources] == [1, 1]
     plain = write("plain.jsonl", [{"prompt": "p", "completion": "c"}])
     message = refused(load_splits, settings(plain, good_answers=True), ANY, seed=0)
     assert "prompt_completion rows, whose answers are not rated: remove the key" in message

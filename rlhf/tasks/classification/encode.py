@@ -23,6 +23,7 @@ LABELS_SHOWN = 10  # unknown or rare labels in a message
 KNOWN_LABELS_SHOWN = 20  # labels of the training rows in a message
 ROWS_SHOWN = 5  # row numbers for each label in a message
 MAX_ODD_SHARE = 0.1  # share of labels that are not numbers, up to which they are probably mistakes
+LONG_TEXT = 100_000  # characters: the tokenizer reads such a text in a fraction of a second
 TEXTS_PER_CALL = 1000  # texts in the tokenizer at once: what it returns for long ones is large
 
 
@@ -251,6 +252,23 @@ def _more(items: Sequence, shown: int) -> str:
 # ---- texts -> tokens ---------------------------------------------------------------------------------------------
 
 
+def start_of(tokenizer, text: str, max_length: int) -> str:
+    """The start of a very long text, with more tokens than are kept of it; the text itself where it is not that long.
+
+    A tokenizer reads ten million characters for half a minute, and all but max_length tokens are then cut.
+    """
+    if len(text) <= LONG_TEXT or tokenizer.truncation_side != "right":
+        return text
+    end = text.rfind(" ", 0, LONG_TEXT)  # between two words, as tokens of the last word may differ
+    if end < 0:
+        end = LONG_TEXT
+    start = text[:end]
+    tokens = tokenizer(start, split_special_tokens=True, verbose=False)["input_ids"]
+    if len(tokens) < 2 * max_length:
+        return text  # a run of white space or letters may be few tokens
+    return start
+
+
 def encode_texts(
     tokenizer,
     rows: Sequence[dict],
@@ -273,12 +291,12 @@ def encode_texts(
         chunk = rows[start : start + TEXTS_PER_CALL]
         texts = []
         for column in columns:
-            texts.append([row[column] for row in chunk])
+            texts.append([start_of(tokenizer, row[column], max_length) for row in chunk])
         batch = tokenizer(*texts, **options)
-        for i, row in enumerate(chunk):
+        for i in range(len(chunk)):
             feature = {name: values[i] for name, values in batch.items()}
             if len(feature["input_ids"]) > max_length:
-                row_texts = [row[column] for column in columns]
+                row_texts = [column_texts[i] for column_texts in texts]
                 # Only the tokenizer knows how to share max_length between two texts.
                 shorter = tokenizer(
                     *row_texts,

@@ -191,3 +191,37 @@ def test_targets_by_hand(refused):
         label_names, [{"label": ["a"]}, {"label": []}]
     )
     assert "none of the 1 training rows has a label" in refused(label_names, [{"label": []}])
+
+
+class CountingTokenizer:
+    """A tokenizer that remembers the length of the longest text that it read."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.longest = 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *columns, **options):
+        for texts in columns:
+            for text in [texts] if isinstance(texts, str) else texts:
+                self.longest = max(self.longest, len(text))
+        return self.tokenizer(*columns, **options)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_of_a_very_long_text_only_the_start_is_read(fitted, kind):
+    tokenizer = CountingTokenizer(fitted(kind, pairs=False))
+    text = "a b c d e f " * 100_000
+    expected = tokenizer.tokenizer(text[:1000], truncation=True, max_length=16)["input_ids"]
+    encoded, cut = encode_texts(tokenizer, [{"text": text}], pairs=False, max_length=16)
+    assert (encoded[0]["input_ids"], cut) == (expected, 1)
+    assert len(expected) == 16 and tokenizer.longest <= 100_000
+
+
+def test_a_long_text_of_few_tokens_is_read_whole(fitted):
+    tokenizer = fitted("bert", pairs=False)
+    text = "a" + " " * 200_000 + "b c"
+    encoded, cut = encode_texts(tokenizer, [{"text": text}], pairs=False, max_length=16)
+    assert encoded[0]["input_ids"] == tokenizer("a b c")["input_ids"] and cut == 0
