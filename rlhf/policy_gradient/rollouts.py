@@ -197,6 +197,7 @@ class RolloutMaker:
             max_completion_length=args.max_completion_length,
             batch_size=args.per_device_eval_batch_size,
             missing_eos_penalty=args.missing_eos_penalty,
+            sampling_batch_size=args.per_device_sampling_batch_size,
         )
         own = prompts.choose(indices)  # this process's share
         with self.whole_model() as model, self.accelerator.autocast():

@@ -171,7 +171,12 @@ def test_a_resumed_run_keeps_the_recorded_choice(decide, rates, refused):
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [({"bf16": True}, "bf16"), ({"fp16": True}, "fp16"), ({}, "fp32"), ({"dtype": "bfloat16"}, None)],
+    [
+        ({"bf16": True}, "bf16"),
+        ({"fp16": True}, "fp16"),
+        ({}, "fp32"),
+        ({"dtype": "bfloat16"}, None),
+    ],
 )
 def test_an_older_record_tells_the_precision_by_its_settings(tmp_path, config, expected):
     RunRecord.begin("ppo", config=config, seed=0).save(tmp_path)
