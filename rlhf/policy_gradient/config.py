@@ -215,10 +215,9 @@ class PolicyGradientConfig(TrainingArguments):
             raise UserError(
                 f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0"
             )
-        if (self.per_device_sampling_batch_size or 1) < 1:
-            raise UserError(
-                f"per_device_sampling_batch_size={self.per_device_sampling_batch_size} must be at least 1"
-            )
+        size = self.per_device_sampling_batch_size
+        if size is not None and size < 1:
+            raise UserError(f"per_device_sampling_batch_size={size} must be at least 1")
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
         self._set_clip_ranges()
