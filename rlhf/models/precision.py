@@ -5,6 +5,7 @@ The instructions of a processor do not tell. An Intel Xeon with AVX512-BF16 and 
 about half a second: forward and both of the backward pass, casts included.
 """
 
+import copy
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.errors import UserError
+
 MIN_GAIN = 1.2  # bf16 must be so much faster: it is less exact, and noise must not decide
 TOO_SMALL = 2**20  # weights in matrices; below it other things than matrix products take the time
 SIZES_TIMED = 3  # kinds of matrices that are timed, those with the most work
+STEPS_TIMED = 6
 SECONDS = 0.4  # of timing, at least two rounds
 # Per device: the widest matrix that is timed, of which a wider one is a multiple, and the work of one product and its
 # backward pass.
@@ -140,6 +144,42 @@ def _wait_for(device: torch.device) -> None:
     """Wait until the device has done what was started on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+# ---- answering ---------------------------------------------------------------------------------
+
+
+def convert_for_answers(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """A frozen language model on the device, with weights in the precision that it is to answer in.
+
+    precision: "fp32", "bf16" or "auto". One token at a time, most of the time goes to reading the weights, and bf16 has half
+    the bytes: auto takes it on a GPU that has it, and on a CPU if a step of this very model is clearly faster.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UserError(f"precision={precision!r}: use one of auto, fp32, bf16")
+    model = model.to(device)
+    if precision == "fp32":
+        return model
+    if precision == "auto" and (not supports_bf16(device) or is_tiny(model)):
+        return model
+    if precision == "bf16" or device.type == "cuda":
+        return model.to(torch.bfloat16)
+    in_bf16 = copy.deepcopy(model).to(torch.bfloat16)
+    if MIN_GAIN * _seconds_of_a_step(in_bf16) <= _seconds_of_a_step(model):
+        return in_bf16
+    return model
+
+
+@torch.no_grad()
+def _seconds_of_a_step(model: nn.Module) -> float:
+    """Seconds of the fastest forward pass of one token. The first of them warms up."""
+    token = torch.zeros(1, 1, dtype=torch.long)
+    seconds = []
+    for _ in range(STEPS_TIMED):
+        started = time.perf_counter()
+        model(input_ids=token)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 # ---- bf16 weights ------------------------------------------------------------------------------
