@@ -197,7 +197,7 @@ def main() -> None:
     commit = check_clean_tree() if arguments.record else ""
     rates = chosen_precision()
     print(
-        f"precision: {rates['faster']} (fp32 {rates['fp32']:.0f} GFLOP/s, bf16 {rates['bf16']:.0f})"
+        f"precision: {rates['faster']} (fp32 {rates['fp32']:.0f} GFLOP/s a core, bf16 {rates['bf16']:.0f})"
     )
     rounds = []
     for seed in range(arguments.rounds):

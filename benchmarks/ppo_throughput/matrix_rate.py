@@ -1,7 +1,7 @@
 """How fast are matrix products here, in GFLOP/s? python matrix_rate.py [JOB.json] prints one line of JSON.
 
-Large square ones, the best of a few, on all cores. With a job also those of its policy, as `precision: auto` times them, and
-what that chooses.
+Large square ones, the best of a few, on all cores. With a job also those of its policy, as `precision: auto` times them, on
+one core, and what that chooses.
 """
 
 import json

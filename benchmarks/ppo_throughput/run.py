@@ -169,7 +169,7 @@ def measure(name: str, shape: Shape, arguments, sides: dict) -> dict:
         made = run_worker(sys.executable, "make_models.py", job | {"prompts": prompts})
         policy = run_worker(sys.executable, "matrix_rate.py", job)["policy"]
         sides = with_precision(sides, policy["faster"])
-        rates = f"fp32 {policy['fp32']:.0f} GFLOP/s, bf16 {policy['bf16']:.0f}"
+        rates = f"fp32 {policy['fp32']:.0f} GFLOP/s a core, bf16 {policy['bf16']:.0f}"
         print(f"{name}: precision {policy['faster']} ({rates})", flush=True)
         for number in range(arguments.repeats):
             columns = {}

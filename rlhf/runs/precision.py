@@ -127,7 +127,8 @@ def choose(wanted: str, model, *, tokens: int, device: torch.device) -> Precisio
     gflops = {"fp32": round(rates.fp32, 1), "bf16": round(rates.bf16, 1)}
     name = rates.faster
     other = "fp32" if name == "bf16" else "bf16"
-    reason = f"{gflops[name]:.0f} GFLOP/s; {other} {gflops[other]:.0f}"
+    per_core = " a core" if device.type == "cpu" else ""
+    reason = f"{gflops[name]:.0f} GFLOP/s{per_core}; {other} {gflops[other]:.0f}"
     return Precision(name, reason, gflops)
 
 

@@ -75,8 +75,8 @@ def computes_in(run):
 @pytest.mark.parametrize(
     ("measured", "chosen", "said"),
     [
-        (XEON, "no", "precision: fp32 (240 GFLOP/s; bf16 147)"),
-        (EPYC, "bf16", "precision: bf16 (415 GFLOP/s; fp32 160)"),
+        (XEON, "no", "precision: fp32 (240 GFLOP/s a core; bf16 147)"),
+        (EPYC, "bf16", "precision: bf16 (415 GFLOP/s a core; fp32 160)"),
     ],
 )
 def test_auto_takes_what_is_faster_and_says_both_rates(decide, rates, measured, chosen, said):
@@ -196,7 +196,7 @@ def test_the_record_is_written_with_its_reason(decide, rates):
     content = json.loads((run.folder / "run.json").read_text())
     assert content["precision"] == {
         "name": "fp32",
-        "reason": "240 GFLOP/s; bf16 147",
+        "reason": "240 GFLOP/s a core; bf16 147",
         "gflops": {"fp32": 240.4, "bf16": 147.3},
     }
 
