@@ -92,7 +92,7 @@ def machine() -> dict:
 
 
 def cpu_entry(name: str) -> str:
-    """What Linux says of the first processor; "" elsewhere."""
+    """An entry of the first processor in Linux's list; "" elsewhere."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

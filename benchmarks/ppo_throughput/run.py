@@ -230,7 +230,7 @@ def summary(measured: dict) -> dict:
 
 
 def claims(columns: dict, ratios: dict) -> dict:
-    """What the README says, as numbers: the smallest of TRL's seconds over ours, and our update over its floor, at most."""
+    """The numbers behind two claims: the smallest of TRL's seconds over ours, and our update over its floor, at most."""
     speed_ups = [ratio["seconds"]["median"] for ratio in ratios.values()]
     updates = [
         column["update_over_floor"]["median"]

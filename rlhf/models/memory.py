@@ -77,7 +77,10 @@ class Memory:
         return "\n".join(lines)
 
     def warning(self, free: int) -> str | None:
-        """Which keys to lower, and to what, for a run to fit into `free` bytes, measured with the models loaded, or None."""
+        """A remedy for a run that does not fit into `free` bytes, with the keys to lower and to what, or None.
+
+        free: measured with the models loaded.
+        """
         if self.needed <= free:
             return None
         spare = self._spare(free)

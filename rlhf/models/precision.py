@@ -1,4 +1,4 @@
-"""Which precision multiplies a model's matrices faster on this machine: fp32, or bf16 with fp32 weights (autocast)?
+"""The precision that multiplies a model's matrices faster on this machine: fp32, or bf16 with fp32 weights (autocast).
 
 The instructions of a processor do not tell. Two cores of an Intel Xeon with AVX512-BF16 and without AMX reach 240 GFLOP/s in
 fp32 and 147 in bf16, two of an AMD EPYC with the same instructions 160 and 415. So the products of the model's own sizes are

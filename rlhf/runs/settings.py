@@ -102,7 +102,7 @@ class ModelSettings:
         return load_tokenizer(self.tokenizer_name_or_path or self.model_name_or_path)
 
     def load_options(self) -> dict:
-        """What `models.load` is told of the model besides its path."""
+        """The options of `models.load` that the settings name."""
         return {
             "revision": self.model_revision,
             "dtype": self.dtype,

@@ -1,4 +1,4 @@
-"""What a run computes in. A model counts as large enough to time where a test says so; rates are given, not measured."""
+"""The precision of a run. A model counts as large enough to time where a test says so; rates are given, not measured."""
 
 import json
 from types import SimpleNamespace
