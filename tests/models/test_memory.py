@@ -1,6 +1,7 @@
 """Sizes are worked by hand, or counted from the tensors that exist; the estimate is never asked for its own answer."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 import rlhf.models.memory as memory_module
-from rlhf.models.actor_critic import ActorCritic, ValueHead, trunk_of
-from rlhf.models.kernels import use_fast_kernels
+from rlhf.models.actor_critic import CHUNK, ActorCritic, ValueHead, trunk_of
+from rlhf.models.kernels import store_frozen_matrices_in_bf16, use_fast_kernels
 from rlhf.models.lora import add_lora
-from rlhf.models.memory import Memory, estimate_memory, free_memory, layer_bytes
+from rlhf.models.memory import GB, Memory, estimate_memory, free_memory, layer_bytes
 from rlhf.models.parts import disable_dropout
+from rlhf.runs.settings import read_config
 
+PPO = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "ppo"
 H, L, V, CONTEXT = 8, 2, 10, 16
 SIZES = dict(n_embd=H, n_layer=L, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0)
 RUN = dict(
@@ -300,6 +303,40 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
     run = RUN | {"checkpointing": True}
     found = estimate_memory({"policy": policy}, trainable=trainable(policy), **run)
     assert found.update["activations"] == 2 * (3 + 5) * (L * H * 4 + H * 72)
+
+
+# ---- a committed config ----
+
+
+def test_instructgpts_yaml_fits_what_its_header_names():
+    """GPT-2 large in all four roles on 80 GB, counted without a single weight."""
+    config = read_config(PPO / "instructgpt.yaml")
+    prompt, completion = config["max_prompt_length"], config["max_completion_length"]
+    assert prompt + completion <= 1024  # GPT-2's context
+    assert prompt > 100  # long_prompts: drop leaves none out that is usual
+    sizes = GPT2Config(n_embd=1280, n_layer=36, n_head=20, num_labels=1)
+    with torch.device("meta"):
+        policy, reference = GPT2LMHeadModel(sizes), GPT2LMHeadModel(sizes)
+        value, reward = GPT2ForSequenceClassification(sizes), GPT2ForSequenceClassification(sizes)
+    assert 0.77e9 < policy.num_parameters() < 0.78e9
+    for frozen in (reference, reward):
+        store_frozen_matrices_in_bf16(frozen.requires_grad_(False))
+    found = estimate_memory(
+        {"policy": policy, "value model": value, "reference": reference, "reward model": reward},
+        trainable=[*policy.parameters(), *value.parameters()],
+        ema=True,
+        micro_batch=config["per_device_train_batch_size"],
+        rollout_batch=config["per_device_sampling_batch_size"],
+        prompt_length=prompt,
+        completion_length=completion,
+        chunk=CHUNK,
+        computes_in_16_bit=True,
+        texts=config["per_device_train_batch_size"] * config["ptx_per_episode"],
+        text_length=512,  # TEXT_LENGTH of recipes/ppo.py
+    )
+    assert found.total == pytest.approx(58 * GB, rel=0.02)  # as its header says
+    micro_batches = config["gradient_accumulation_steps"]
+    assert config["per_device_train_batch_size"] * micro_batches == 64  # the paper's minibatch
 
 
 # ---- free memory ----

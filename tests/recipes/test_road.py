@@ -111,6 +111,14 @@ def test_every_run_records_what_it_computed_in(runs, name):
     assert RunRecord.load(runs / name).precision["name"] == "fp32"
 
 
+def test_what_accelerate_was_told_is_recorded(in_process, data, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    flags = f"--dataset_name {data}/rankings.jsonl --model_name_or_path {runs}/sft --max_steps 1".split()
+    in_process("reward", *flags, "--output_dir", tmp_path / "reward")
+    record = json.loads((tmp_path / "reward" / "run.json").read_text())
+    assert record["precision"]["name"] == "bf16"
+
+
 @pytest.mark.slow
 def test_bf16_is_used_by_every_trainer(in_process, data, runs, tmp_path):
     """Seen in what is computed: the same steps in fp32 give other weights."""
