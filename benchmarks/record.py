@@ -16,6 +16,8 @@ from pathlib import Path
 
 from rlhf.runs.record import RunRecord, code_version, package_versions
 
+# Linux's names of the instructions that decide how fast matrix products are
+MATRIX_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -76,21 +78,27 @@ def write_record(
 
 
 def machine() -> dict:
-    """Processor, cores this process may use, and accelerator."""
+    """Processor, its instructions for matrix products, cores this process may use, and accelerator."""
     from rlhf.runs.processes import best_device
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu_name(), "cores": cores, "device": best_device()}
+    flags = cpu_entry("flags").split()
+    return {
+        "cpu": cpu_entry("model name") or platform.machine(),
+        "cpu_flags": [flag for flag in MATRIX_FLAGS if flag in flags],
+        "cores": cores,
+        "device": best_device(),
+    }
 
 
-def cpu_name() -> str:
-    """The processor's model name where Linux tells it, else its architecture."""
+def cpu_entry(name: str) -> str:
+    """An entry of the first processor in Linux's list; "" elsewhere."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(name):
                 return line.split(":")[1].strip()
-    return platform.machine()
+    return ""
 
 
 def run_recipe(recipe: str, folder: Path, *, launch: bool = False, **keys) -> RunRecord:

@@ -19,13 +19,12 @@ from rlhf.data.chat import add_chat_template, text_pieces
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy
-from rlhf.models.memory import free_memory
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.policy_gradient.memory import plan_memory
 from rlhf.policy_gradient.roles import (
     Roles,
     RoleSettings,
-    estimate_run_memory,
     load_rewards,
     load_value_model,
 )
@@ -68,10 +67,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
             eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
             texts=load_texts(settings, tokenizer, run, limit=text_length),
         )
-        memory = estimate_run_memory(trainer)
-        run.say(memory.table())
-        if warning := memory.warning(free_memory(args.device)):
-            run.say(warning)
+        run.say(plan_memory(trainer))
         use_run_progress(trainer, args.output_dir)
         before = {}  # a resumed run has begun elsewhere
         if splits.eval and not args.resume_from_checkpoint:

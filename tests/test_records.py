@@ -103,7 +103,7 @@ def test_write_record_puts_a_header_before_the_content(record, tmp_path, monkeyp
     assert tuple(content) == (*HEADER, "data")
     assert content["question"] == "How fast?" and content["commit"] == "abc"
     assert content["versions"]["code"] == "abc" and content["versions"]["torch"]
-    assert content["machine"].keys() == {"cpu", "cores", "device"}
+    assert content["machine"].keys() == {"cpu", "cpu_flags", "cores", "device"}
     assert content["data"] == ["b.txt"]
     unnamed = record.write_record(tmp_path, question, {}, commit="abc")
     assert unnamed.name == "2026-11-27.json"

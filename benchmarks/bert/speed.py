@@ -5,7 +5,8 @@
 Same MiniLM, same encoded rows, batch, epochs, learning rate and seed; in each round every side runs once, in a process of
 its own, on all cores: `example` pads every row to the example scripts' maximum (128 for GLUE, 384 for SQuAD; their NER
 pads to the batch), `plain` pads to the batch's longest row, `ours` is EncoderTrainer as the recipes use it. All else is
-TrainingArguments' default. Evaluated afterwards on held-out rows, to see that speed costs nothing. --record writes
+TrainingArguments' default, but for the precision of `ours`: what `precision: auto` chooses for this MiniLM here, once and
+recorded with both rates. Evaluated afterwards on held-out rows, to see that speed costs nothing. --record writes
 results/speed-DATE.json.
 """
 
@@ -120,8 +121,23 @@ def encoded(task: str, source: Path, work: Path):
     return model, tokenizer, *sides, judge, DataCollatorWithPadding
 
 
-def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
-    """One training, in this process."""
+def chosen_precision() -> dict:
+    """GFLOP/s of MiniLM's own matrix products in a batch, and the faster precision, as the recipes choose it."""
+    import torch
+
+    from benchmarks.bert.tasks import minilm
+    from rlhf.models.load import load_encoder
+    from rlhf.models.precision import training_rates
+    from rlhf.runs.processes import use_all_cores
+
+    use_all_cores(1)
+    model = load_encoder(minilm(), "AutoModelForMaskedLM", new_head=True)
+    rates = training_rates(model, tokens=BATCH * 128, device=torch.device("cpu"))
+    return {"fp32": rates.fp32, "bf16": rates.bf16, "faster": rates.faster}
+
+
+def work_of(side: str, task: str, source: Path, work: Path, *, seed: int, precision: str) -> dict:
+    """One training, in this process. precision: of our side, fp32 or bf16."""
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
 
@@ -140,7 +156,7 @@ def work_of(side: str, task: str, source: Path, work: Path, seed: int) -> dict:
     )  # fmt: skip
     if side == "ours":
         keep_freed_memory()
-        args = EncoderConfig(**settings)
+        args = EncoderConfig(bf16=precision == "bf16", **settings)
         trainer = EncoderTrainer(
             model=model, args=args, train=train, evaluation=test, processing_class=tokenizer,
             data_collator=collator(tokenizer),
@@ -170,20 +186,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--record", action="store_true")
     parser.add_argument(
-        "--worker", nargs=3, help=argparse.SUPPRESS
-    )  # side, task, seed: one training, in this process
+        "--worker", nargs=4, help=argparse.SUPPRESS
+    )  # side, task, seed, precision: one training, in this process
     arguments = parser.parse_args()
     source, work = Path(arguments.source).resolve(), Path(arguments.work).resolve()
     if arguments.worker:
-        side, task, seed = arguments.worker
-        print(json.dumps(work_of(side, task, source, work, int(seed))))
+        side, task, seed, precision = arguments.worker
+        print(json.dumps(work_of(side, task, source, work, seed=int(seed), precision=precision)))
         return
     commit = check_clean_tree() if arguments.record else ""
+    rates = chosen_precision()
+    print(
+        f"precision: {rates['faster']} (fp32 {rates['fp32']:.0f} GFLOP/s a core, bf16 {rates['bf16']:.0f})"
+    )
     rounds = []
     for seed in range(arguments.rounds):
         for task in arguments.tasks:
             for side in SIDES:
-                result = run_worker(side, task, seed, source, work)
+                worker = [side, task, str(seed), rates["faster"]]
+                result = run_worker(worker, source, work)
                 rounds.append({"task": task, "side": side, "seed": seed, **result})
                 print(rounds[-1], flush=True)
     summaries = {}
@@ -192,14 +213,14 @@ def main() -> None:
     print(json.dumps(summaries, indent=1))
     if arguments.record:
         settings = {"rows": ROWS, "epochs": EPOCHS, "batch": BATCH, "tasks": TASKS}
-        content = {"settings": settings, "summary": summaries, "rounds": rounds}
+        content = {"settings": settings, "gflops": rates, "summary": summaries, "rounds": rounds}
         write_record(HERE, __doc__, content, commit=commit, name="speed")
 
 
-def run_worker(side: str, task: str, seed: int, source: Path, work: Path) -> dict:
-    """One training in a process of its own."""
+def run_worker(worker: list[str], source: Path, work: Path) -> dict:
+    """One training in a process of its own. worker: the values of --worker."""
     command = [sys.executable, __file__, "--source", str(source), "--work", str(work)]
-    command += ["--worker", side, task, str(seed)]
+    command += ["--worker", *worker]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -12,7 +12,7 @@ import torch
 from clock import Clock, peak_memory_gb
 from transformers import TrainerCallback, set_seed
 
-import rlhf.completions.rollout
+import rlhf.completions.batches
 import rlhf.policy_gradient.rollouts
 from rlhf.completions.score import WeightedSum, load_scorers
 from rlhf.data.chat import add_chat_template
@@ -41,7 +41,7 @@ class EndOfUpdate(TrainerCallback):
 
 def watch(clock: Clock) -> None:
     """Decoding is `decode`; scoring is all else in `collect`: reward, log-probs, values, reference."""
-    decode, collect = rlhf.completions.rollout.decode, rlhf.policy_gradient.rollouts.collect
+    decode, collect = rlhf.completions.batches.decode, rlhf.policy_gradient.rollouts.collect
 
     def timed_decode(*args, **kwargs):
         with clock.phase("decode"):
@@ -58,7 +58,7 @@ def watch(clock: Clock) -> None:
         )
         return rollout
 
-    rlhf.completions.rollout.decode, rlhf.policy_gradient.rollouts.collect = (
+    rlhf.completions.batches.decode, rlhf.policy_gradient.rollouts.collect = (
         timed_decode,
         timed_collect,
     )

@@ -40,6 +40,7 @@ def main(args: argparse.Namespace) -> int:
         max_completion_length=completion_length(args, record),
         greedy=args.greedy,
         samples=args.samples,
+        precision=args.precision,
     )
     report = build_report(args.runs, rows, settings=settings, rewards=rewards, text_rows=text_rows)
     folder = Path(args.output or last_run / "report")
@@ -159,6 +160,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_completion_length",
         type=int,
         help=f"in tokens; default: that of the last run, or {DEFAULTS.max_completion_length}",
+    )
+    add(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default=DEFAULTS.precision,
+        help="of all runs; bf16 takes half the memory [%(default)s]",
     )
     add("--greedy", action="store_true", help="add greedy completions to the sampled ones")
     add("--limit", type=int, metavar="N", help="use only the first N prompts")

@@ -25,6 +25,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
+from rlhf.models.precision import convert_for_answers
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
@@ -41,6 +42,7 @@ class ReportSettings:
     max_completion_length: in tokens.
     greedy: add greedy completions to the sampled ones.
     samples: number of prompts to show side by side.
+    precision: fp32 or bf16, of the weights of all runs.
     """
 
     seed: int = 0
@@ -48,6 +50,7 @@ class ReportSettings:
     max_completion_length: int = 64
     greedy: bool = False
     samples: int = 10
+    precision: str = "fp32"
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -164,7 +167,7 @@ def build_report(
     rewards: scores the completions.
     text_rows: {"text"} for perplexity; by default the rows that have a "completion".
     """
-    runs = load_runs(paths)
+    runs = load_runs(paths, settings.precision)
     prompt_rows = fitting(rows, runs, settings.max_completion_length)
     notes = comparability_notes(runs, len(rows), len(prompt_rows))
     if not text_rows:
@@ -199,7 +202,7 @@ def build_report(
     )
 
 
-def load_runs(paths: Sequence[str]) -> list[ChatRun]:
+def load_runs(paths: Sequence[str], precision: str = "fp32") -> list[ChatRun]:
     """Load each run and give it a short, unique label."""
     runs: list[ChatRun] = []
     for path in paths:
@@ -216,7 +219,8 @@ def load_runs(paths: Sequence[str]) -> list[ChatRun]:
             raise UserError(
                 f"{path}: the tokenizer has no end-of-text token: give a run of a causal LM"
             )
-        model = freeze(load_policy(path)).to(best_device())
+        device = torch.device(best_device())
+        model = convert_for_answers(freeze(load_policy(path)), precision, device)
         runs.append(ChatRun(label, path, record, model, tokenizer))
     return runs
 
@@ -371,6 +375,7 @@ def shown_settings(
         "prompts": prompts,
         "temperature": settings.temperature,
         "max_completion_length": settings.max_completion_length,
+        "precision": settings.precision,
         "weights": {},
         "reference": None,
     }

@@ -10,8 +10,8 @@ from rlhf.algorithms import Algorithm, call
 from rlhf.algorithms.kl import k1
 from rlhf.algorithms.masking import masked_mean, masked_sum
 from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
+from rlhf.completions.batches import decode_in_batches
 from rlhf.completions.diversity import distinct_n, repetition
-from rlhf.completions.sample import decode
 from rlhf.completions.score import ScoringBatch
 from rlhf.data.chat import as_text, decode_text
 from rlhf.data.padding import left_pad
@@ -85,6 +85,7 @@ class CollectSettings:
     stop_token_ids: tuple[int, ...]  # of the policy
     columns: tuple[str, ...]  # of the rows, for reward functions: None where a row lacks one
     missing_eos_penalty: float
+    sampling_batch_size: int | None = None  # rows sampled at a time; None: all
 
 
 @torch.no_grad()
@@ -108,10 +109,11 @@ def collect(
     device = next(model.parameters()).device
     ids, prompt_mask = left_pad(prompt_ids, tokenizer.pad_token_id)
     ids, prompt_mask = ids.to(device), prompt_mask.to(device)
-    sampled = decode(
+    sampled = decode_in_batches(
         model.policy,
         ids,
         prompt_mask,
+        batch_size=settings.sampling_batch_size or len(ids),
         stop_token_ids=settings.stop_token_ids,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,

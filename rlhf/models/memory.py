@@ -7,14 +7,18 @@ and the forward passes of reference and reward models, which keep nothing. GB me
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 GB = 2**30
+# Linux's control groups, and which of them this process is in
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LOGITS_BYTES = (
     20  # per position and vocabulary entry: five fp32 tensors at once in algorithms/log_probs.py
 )
+MOST_FOR_SAMPLING = 0.8  # share of the spare memory, as an estimate is not exact
 SAMPLING_BYTES = 12  # per row and entry: three fp32 tensors at once in completions/sample.py
 
 
@@ -26,6 +30,7 @@ class Memory:
     optimizer: AdamW's moments.
     ema: the averaged weights, 0 without them.
     rollout, update: what comes on top while completions are sampled, and while the policy is updated.
+    sampling_batch, micro_batch: rows that are sampled and updated at a time.
     """
 
     weights: dict[str, int]
@@ -33,6 +38,8 @@ class Memory:
     ema: int
     rollout: dict[str, int]
     update: dict[str, int]
+    sampling_batch: int = 1
+    micro_batch: int = 1
 
     @property
     def total(self) -> int:
@@ -70,17 +77,54 @@ class Memory:
         return "\n".join(lines)
 
     def warning(self, free: int) -> str | None:
-        """A remedy for a run that does not fit into `free` bytes, measured with the models loaded, or None."""
+        """A remedy for a run that does not fit into `free` bytes, with the keys to lower and to what, or None.
+
+        free: measured with the models loaded.
+        """
         if self.needed <= free:
             return None
-        if self.rollout_total > self.update_total:
-            remedy = "a smaller rollout_batch_size, max_completion_length or max_prompt_length"
-        else:
-            remedy = "a smaller per_device_train_batch_size (with more gradient_accumulation_steps)"
+        spare = self._spare(free)
+        remedies = []
+        if self.rollout_total > spare:
+            remedies.append(self._sampling_remedy(spare))
+        if self.update_total > spare:
+            remedies.append(self._update_remedy(spare))
         return (
             f"memory: the run needs about {self.needed / GB:.2f} GB besides the models, {free / GB:.2f} GB are "
-            f"free: use {remedy}, use_peft: true, value_model: shared, or bf16: true"
+            f"free: use {' and '.join(remedies)}; use_peft: true, value_model: shared or precision: bf16 takes less too"
         )
+
+    def fitting_sampling_batch(self, free: int, *, most: int) -> int:
+        """Rows to sample at a time so that they take most of the memory that is spare at the most, from 1 to `most`."""
+        rows = int(MOST_FOR_SAMPLING * self._spare(free) // self._sampling_bytes_per_row)
+        return max(1, min(rows, most))
+
+    def _spare(self, free: int) -> int:
+        """Bytes for a rollout or an update, once the optimizer has its moments."""
+        return free - self.optimizer - self.ema
+
+    @property
+    def _sampling_bytes_per_row(self) -> float:
+        return self.rollout_total / self.sampling_batch
+
+    def _sampling_remedy(self, spare: int) -> str:
+        rows = int(spare // self._sampling_bytes_per_row)
+        if rows < 1:
+            return "a smaller max_completion_length or max_prompt_length"
+        return f"per_device_sampling_batch_size: {rows}"
+
+    def _update_remedy(self, spare: int) -> str:
+        activations = self.update.get("activations", 0)
+        rows = 0
+        if activations:
+            others = self.update_total - activations
+            rows = int((spare - others) // (activations / self.micro_batch))
+        # So that the mini-batch keeps its size.
+        divisors = [n for n in range(1, max(0, rows) + 1) if self.micro_batch % n == 0]
+        if not divisors:
+            return "a smaller per_device_train_batch_size (with more gradient_accumulation_steps) or a smaller model"
+        times = self.micro_batch // divisors[-1]
+        return f"per_device_train_batch_size: {divisors[-1]} (with {times} times the gradient_accumulation_steps)"
 
 
 @dataclass(frozen=True)
@@ -92,6 +136,8 @@ class Load:
     prompt_length, completion_length: tokens, at most.
     chunk: positions in one block of the log-softmax.
     computes_in_16_bit: bf16 or fp16 of TrainingArguments (autocast).
+    texts, text_length: plain texts that go with a micro-batch (PPO-ptx), and their tokens at most.
+    checkpointing: layers keep their inputs alone and are run again in the backward pass.
     """
 
     micro_batch: int
@@ -100,6 +146,9 @@ class Load:
     completion_length: int
     chunk: int
     computes_in_16_bit: bool
+    texts: int = 0
+    text_length: int = 0
+    checkpointing: bool = False
 
     @property
     def length(self) -> int:
@@ -142,6 +191,8 @@ def estimate_memory(
         ema=gradients if ema else 0,
         rollout=_rollout_bytes(policy, sizes),
         update={"gradients": gradients} | _update_bytes(policy, trunks, sizes),
+        sampling_batch=sizes.rollout_batch,
+        micro_batch=sizes.micro_batch,
     )
 
 
@@ -161,10 +212,14 @@ def _update_bytes(policy: nn.Module, trunks: list[nn.Module], load: Load) -> dic
     """Bytes of an update by item, besides the gradients."""
     activations = 0
     for model in trunks:
-        per_token = layer_bytes(model, load.length, computes_in_16_bit=load.computes_in_16_bit)
+        per_token = _kept_bytes(model, load.length, load)
         activations += load.micro_batch * load.length * per_token
-    # The log-softmax goes through the completions in blocks.
-    positions = min(load.micro_batch * load.completion_length, load.chunk)
+    if load.texts:  # the policy reads them in the same backward pass
+        text_tokens = load.texts * load.text_length
+        activations += text_tokens * _kept_bytes(policy, load.text_length, load)
+    # The log-softmax goes through completions and texts in blocks.
+    longest = max(load.micro_batch * load.completion_length, load.texts * load.text_length)
+    positions = min(longest, load.chunk)
     update = {
         "activations": activations,
         "logits": positions * policy.config.vocab_size * LOGITS_BYTES,
@@ -172,6 +227,17 @@ def _update_bytes(policy: nn.Module, trunks: list[nn.Module], load: Load) -> dic
     if load.computes_in_16_bit:
         update["16-bit copies of the weights"] = sum(copied_bytes(model) for model in trunks)
     return update
+
+
+def _kept_bytes(model: nn.Module, length: int, load: Load) -> int:
+    """Bytes that the layers keep for the backward pass, per token of a row of `length`."""
+    whole = layer_bytes(model, length, computes_in_16_bit=load.computes_in_16_bit)
+    if not load.checkpointing:
+        return whole
+    layers = model.config.num_hidden_layers
+    # The inputs of each layer, which autocast keeps in fp32, and all of the layer that is run again.
+    number = 4 if load.computes_in_16_bit else weight_bytes(model)
+    return layers * model.config.hidden_size * number + whole // layers
 
 
 def own_bytes(model: nn.Module, seen: set) -> int:
@@ -243,9 +309,47 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device. On a CPU, and on a Mac's GPU, what the whole machine has left."""
+    """Bytes that can still be allocated on the device.
+
+    On a CPU, and on a Mac's GPU, what the machine has left, or the container or batch job that this process runs in.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *left_in_control_groups()])
+
+
+def left_in_control_groups() -> list[int]:
+    """Bytes left under each memory limit of Linux's control groups, versions 1 and 2, that holds for this process."""
+    if not OWN_GROUPS.is_file():  # another system
+        return []
+    left = []
+    for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)  # as in 0::/user.slice/job
+        if controllers == "":
+            root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = GROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A limit of a group holds for those below it. A container may see the root alone.
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (folder / names[0]).is_file():
+                left += _left_in(folder, *names)
+    return left
+
+
+def _left_in(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
+    """Bytes left in one control group; [] without a limit. The kernel gives up the cache of files first."""
+    most = (folder / limit).read_text(encoding="utf-8").strip()
+    if most == "max":
+        return []
+    used = int((folder / usage).read_text(encoding="utf-8"))
+    for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines():
+        name, size = line.split()
+        if name == cache:
+            used -= int(size)
+    return [max(0, int(most) - used)]

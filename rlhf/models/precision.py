@@ -1,32 +1,37 @@
-"""Which precision multiplies a model's matrices faster on this machine: fp32, or bf16 with fp32 weights (autocast)?
+"""The precision that multiplies a model's matrices faster on this machine: fp32, or bf16 with fp32 weights (autocast).
 
-The instructions of a processor do not tell. An Intel Xeon with AVX512-BF16 and without AMX reaches 240 GFLOP/s in fp32 and
-147 in bf16, an AMD EPYC with the same instructions 160 and 415. So the products of the model's own sizes are timed, for
-about half a second: forward and both of the backward pass, casts included.
+The instructions of a processor do not tell. Two cores of an Intel Xeon with AVX512-BF16 and without AMX reach 240 GFLOP/s in
+fp32 and 147 in bf16, two of an AMD EPYC with the same instructions 160 and 415. So the products of the model's own sizes are
+timed, for about half a second: forward and both of the backward pass, casts included.
 """
 
+import copy
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.errors import UserError
+
 MIN_GAIN = 1.2  # bf16 must be so much faster: it is less exact, and noise must not decide
 TOO_SMALL = 2**20  # weights in matrices; below it other things than matrix products take the time
 SIZES_TIMED = 3  # kinds of matrices that are timed, those with the most work
+STEPS_TIMED = 6
 SECONDS = 0.4  # of timing, at least two rounds
 # Per device: the widest matrix that is timed, of which a wider one is a multiple, and the work of one product and its
 # backward pass.
 WIDEST = {"cpu": 2048, "cuda": 8192}
-FLOP_AT_ONCE = {"cpu": 1e10, "cuda": 1e12}
+FLOP_AT_ONCE = {"cpu": 3e9, "cuda": 1e12}
 LEARNS_NOTHING = 0.5  # share of entries that must move in a step
 
 
 @dataclass(frozen=True)
 class MatrixRates:
-    """GFLOP/s of the same matrix products in fp32 and in bf16."""
+    """GFLOP/s of the same matrix products in fp32 and in bf16; on a CPU, of one core."""
 
     fp32: float
     bf16: float
@@ -83,7 +88,8 @@ def training_rates(model: nn.Module, *, tokens: int, device: torch.device) -> Ma
     work = {size: layers * size[0] * size[1] for size, layers in sizes.items()}
     busiest = sorted(work, key=work.__getitem__, reverse=True)[:SIZES_TIMED]
     problems = {size: _problem(size, tokens, device) for size in busiest}
-    fastest = _fastest_seconds(problems, device)
+    with one_thread():
+        fastest = _fastest_seconds(problems, device)
     operations = 0.0
     seconds = {"fp32": 0.0, "bf16": 0.0}
     for size, (inputs, weights) in problems.items():
@@ -127,19 +133,66 @@ def _fastest_seconds(problems: dict, device: torch.device) -> dict[tuple, float]
 def _seconds(inputs: Tensor, weights: Tensor, precision: str, device: torch.device) -> float:
     """Seconds of a product with its backward pass."""
     inputs.grad = weights.grad = None
-    _wait_for(device)
-    started = time.perf_counter()
+    started = _clock(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = nn.functional.linear(inputs, weights)
     outputs.backward(outputs.detach())  # any gradient will do
-    _wait_for(device)
-    return time.perf_counter() - started
+    return _clock(device) - started
 
 
-def _wait_for(device: torch.device) -> None:
-    """Wait until the device has done what was started on it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@contextmanager
+def one_thread():
+    """Within it, torch computes on one core. Several would wait for each other when other programs have one of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds of a device; of a CPU those of this process, without what other programs take."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)  # it has done what was started on it
+    return time.perf_counter()
+
+
+# ---- answering ---------------------------------------------------------------------------------
+
+
+def convert_for_answers(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """A frozen language model on the device, with weights in the precision that it is to answer in.
+
+    precision: "fp32", "bf16" or "auto". One token at a time, most of the time goes to reading the weights, and bf16 has half
+    the bytes: auto takes it on a GPU that has it, and on a CPU if a step of this very model is clearly faster.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UserError(f"precision={precision!r}: use one of auto, fp32, bf16")
+    model = model.to(device)
+    if precision == "fp32":
+        return model
+    if precision == "auto" and (not supports_bf16(device) or is_tiny(model)):
+        return model
+    if precision == "bf16" or device.type == "cuda":
+        return model.to(torch.bfloat16)
+    in_bf16 = copy.deepcopy(model).to(torch.bfloat16)
+    if MIN_GAIN * _seconds_of_a_step(in_bf16) <= _seconds_of_a_step(model):
+        return in_bf16
+    return model
+
+
+@torch.no_grad()
+def _seconds_of_a_step(model: nn.Module) -> float:
+    """Seconds of the fastest forward pass of one token. The first of them warms up."""
+    token = torch.zeros(1, 1, dtype=torch.long)
+    seconds = []
+    for _ in range(STEPS_TIMED):
+        started = time.perf_counter()
+        model(input_ids=token)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 # ---- bf16 weights ------------------------------------------------------------------------------

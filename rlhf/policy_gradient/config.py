@@ -1,4 +1,4 @@
-"""Settings of policy-gradient training: TrainingArguments and at most 29 fields of our own, each default with its source."""
+"""Settings of policy-gradient training: TrainingArguments and at most 30 fields of our own, each default with its source."""
 
 import math
 from dataclasses import dataclass, field
@@ -68,6 +68,12 @@ class PolicyGradientConfig(TrainingArguments):
     )
     temperature: float = field(
         default=1.0, metadata={"help": "Of sampling and of all log-probs. InstructGPT: 1."}
+    )
+    per_device_sampling_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions sampled at a time; they do not depend on it. Default: as many as fit into the memory."
+        },
     )
     kl_coef: float = field(
         default=0.02, metadata={"help": "Weight of the per-token KL penalty. InstructGPT: 0.02."}
@@ -263,6 +269,9 @@ class PolicyGradientConfig(TrainingArguments):
             raise UserError(
                 f"{self.algorithm} maximises the surrogate alone: set ptx_coef and entropy_coef to 0"
             )
+        size = self.per_device_sampling_batch_size
+        if size is not None and size < 1:
+            raise UserError(f"per_device_sampling_batch_size={size} must be at least 1")
         if self.long_prompts not in ("drop", "cut"):
             raise UserError(f"long_prompts={self.long_prompts!r}: use drop or cut")
         many_epochs = self.epochs_per_rollout is not None and self.epochs_per_rollout > 1

@@ -12,14 +12,13 @@ from rlhf.algorithms import Algorithm
 from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.chat import same_encoding
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import CHUNK, ActorCritic, ValueHead, frozen_copy
+from rlhf.models.actor_critic import ActorCritic, ValueHead, frozen_copy
 from rlhf.models.kernels import (
     store_frozen_matrices_in_bf16,
     use_differentiable_attention,
     use_fast_kernels,
 )
 from rlhf.models.load import load_reward_model, load_tokenizer
-from rlhf.models.memory import Memory, estimate_memory
 from rlhf.models.one_trunk import AdapterModel, add_adapter_model
 from rlhf.models.parts import disable_dropout, freeze
 from rlhf.policy_gradient import sharding
@@ -213,25 +212,3 @@ def make_optimizer(model: ActorCritic, args) -> torch.optim.Optimizer:
     make, options = optimizer_class(args, model)
     # Without a value function there is one group.
     return make([group for group in groups if group["params"]], **options)
-
-
-def estimate_run_memory(trainer) -> Memory:
-    """The memory that the run of a PolicyGradientTrainer will take, before it starts."""
-    args, roles, rollouts = trainer.args, trainer.roles, trainer.rollouts
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    models = {
-        "policy": model.policy,
-        "value model": model.value_head or model.value_model,
-        "reference": roles.ref_model,
-    }
-    return estimate_memory(
-        models | roles.reward_models(),
-        trainable=[p for p in model.parameters() if p.requires_grad],
-        ema=args.ema_decay is not None,
-        micro_batch=args.per_device_train_batch_size,
-        rollout_batch=args.rollout_batch_size // args.world_size,
-        prompt_length=max(map(len, rollouts.prompts.ids)),
-        completion_length=args.max_completion_length,
-        chunk=CHUNK,
-        computes_in_16_bit=args.bf16 or args.fp16,
-    )

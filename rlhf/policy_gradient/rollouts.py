@@ -202,6 +202,7 @@ class RolloutMaker:
             stop_token_ids=self.stop_token_ids,
             columns=self.columns,
             missing_eos_penalty=args.missing_eos_penalty,
+            sampling_batch_size=args.per_device_sampling_batch_size,
         )
         own = prompts.choose(indices)  # this process's share
         with self.whole_model() as model, self.accelerator.autocast():

@@ -1,4 +1,4 @@
-"""The precision that a run computes in: what its keys say, what `accelerate launch` says, or what is faster here.
+"""The precision that a run computes in: as its keys say, as `accelerate launch` says, or the faster one here.
 
 Decided once, when the model is loaded and before its trainer is built, on the first process for all of them. run.json keeps
 the choice, and a run that is resumed keeps it too: another precision would not continue the same run.
@@ -27,7 +27,7 @@ LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from its c
 
 @dataclass(frozen=True)
 class Precision:
-    """What a run computes in, and why.
+    """The precision that a run computes in, and why.
 
     name: "fp32"; "bf16" or "fp16", by autocast over fp32 weights; "bf16 weights", without autocast.
     reason: in words, for the terminal.
@@ -77,7 +77,7 @@ def set_precision(run, settings, model, *, tokens: int, default: str = "fp32") -
 
 
 def asked_precision(precision: str | None, args) -> str | None:
-    """What the keys precision, bf16 and fp16 say together, or None where they say nothing.
+    """The precision that the keys precision, bf16 and fp16 name together, or None where they name none.
 
     A bf16 of None was not given (`runs.settings.parse`).
     """
@@ -97,7 +97,10 @@ def asked_precision(precision: str | None, args) -> str | None:
 
 
 def launched_precision(asked: str | None) -> str | None:
-    """What `accelerate launch` was told, or None. Refuses what the keys contradict; "no" is its default and says nothing."""
+    """The precision that `accelerate launch` was told, or None. Refuses one that the keys contradict.
+
+    "no" is accelerate's default and says nothing.
+    """
     launched = os.environ.get(LAUNCHED, "no").lower()
     if launched in ("no", ""):
         return None
@@ -127,7 +130,8 @@ def choose(wanted: str, model, *, tokens: int, device: torch.device) -> Precisio
     gflops = {"fp32": round(rates.fp32, 1), "bf16": round(rates.bf16, 1)}
     name = rates.faster
     other = "fp32" if name == "bf16" else "bf16"
-    reason = f"{gflops[name]:.0f} GFLOP/s; {other} {gflops[other]:.0f}"
+    per_core = " a core" if device.type == "cpu" else ""
+    reason = f"{gflops[name]:.0f} GFLOP/s{per_core}; {other} {gflops[other]:.0f}"
     return Precision(name, reason, gflops)
 
 

@@ -127,13 +127,16 @@ def keep_freed_memory() -> None:
 
     By default every large tensor is fetched from the kernel, filled with zeros page by page, and handed back: in an update
     of GPT-2 this costs more than the memory it saves. Only addresses are reserved here, not memory. Measured:
-    benchmarks/LOG.md, 2026-11-22. Does nothing where the C library is not glibc (macOS, Windows, musl).
+    benchmarks/LOG.md, 2026-11-22. Does nothing where the C library is not glibc (macOS, Windows, musl), or where the
+    environment variable KEEP_FREED_MEMORY is 0, for a process that shares its memory with others.
     """
     import ctypes
 
-    import psutil
+    import torch
 
-    if sys.platform != "linux":
+    from rlhf.models.memory import free_memory
+
+    if sys.platform != "linux" or os.environ.get("KEEP_FREED_MEMORY") == "0":
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -146,7 +149,7 @@ def keep_freed_memory() -> None:
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     mallopt(M_TRIM_THRESHOLD, -1)  # unsigned, this is the largest number: never trim
     mallopt(M_MMAP_MAX, 0)
-    size = psutil.virtual_memory().available // 2
+    size = free_memory(torch.device("cpu")) // 2
     start = malloc(size)  # grows the heap
     if not start:
         return

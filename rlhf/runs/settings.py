@@ -138,7 +138,7 @@ class ModelSettings:
         return load_tokenizer(self.model_name_or_path, revision=self.model_revision)
 
     def load_options(self) -> dict:
-        """What `models.load` is told of the model besides its path."""
+        """The options of `models.load` that the settings name."""
         return {
             "revision": self.model_revision,
             "dtype": self.dtype,

@@ -41,6 +41,7 @@ from rlhf.data.chat import as_messages, decode_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
+from rlhf.models.precision import convert_for_answers
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Engine:
     """Serves the models `runs` (name -> folder or Hub id) and scores with the reward models `reward_runs`.
 
     A model is loaded when it is first requested. At most `keep` policies and `keep` reward models stay in memory.
+    precision: of the policies, as in `convert_for_answers`; reward models score in fp32.
     """
 
     def __init__(
@@ -150,8 +152,10 @@ class Engine:
         reward_runs: dict[str, str] | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         keep: int = 2,
+        precision: str = "fp32",
     ):
         check_device(device)
+        self.precision = precision
         self.runs = dict(runs)
         self.reward_runs = dict(reward_runs or {})
         self.device = device
@@ -305,7 +309,8 @@ class Engine:
         """The model and its tokenizer, ready to generate."""
         path = str(self.runs[name])
         tokenizer = load_tokenizer(path)
-        model = freeze(load_policy(path)).to(self.device)
+        model = freeze(load_policy(path))
+        model = convert_for_answers(model, self.precision, torch.device(self.device))
         pad = tokenizer.pad_token_id
         if pad is None:
             pad = tokenizer.eos_token_id

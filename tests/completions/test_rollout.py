@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from rlhf.algorithms import ALGORITHMS
+from rlhf.completions import batches
 from rlhf.completions.rollout import CollectSettings, Rollout, collect, estimate, statistics
-from rlhf.completions.sample import uniform_numbers
+from rlhf.completions.sample import decode, uniform_numbers
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.data.chat import encode_prompt
+from rlhf.data.padding import left_pad
 from rlhf.models.actor_critic import ActorCritic, ValueHead, frozen_copy, reference_log_probs
 
 SETTINGS = dict(kl_coef=0.1, gamma=1.0, gae_lambda=0.95, num_generations=2)
@@ -26,8 +28,7 @@ def gather(
     start=0,
     rewards=None,
     temperature=0.8,
-    eos_penalty=0.0,
-    batch_size=3,
+    **settings,
 ):
     model = ActorCritic(policy, ValueHead(policy.config.hidden_size)).eval()
     with torch.no_grad():
@@ -46,10 +47,9 @@ def gather(
         CollectSettings(
             temperature=temperature,
             max_completion_length=6,
-            batch_size=batch_size,
             stop_token_ids=(tokenizer.eos_token_id,),
             columns=("place",),
-            missing_eos_penalty=eos_penalty,
+            **{"batch_size": 3, "missing_eos_penalty": 0.0} | settings,
         ),
     )
 
@@ -101,6 +101,40 @@ def test_invariant_01_how_rows_are_batched_changes_nothing(rollout, tokenizer, p
         torch.testing.assert_close(getattr(other, name), tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_how_many_rows_are_sampled_at_a_time_changes_nothing(rollout, tokenizer, policy, rows):
+    other = gather(tokenizer, policy, sampling_batch_size=rows)
+    for name, tensor in rollout.tensors().items():
+        if name == "completion_ids":  # whose padding may be any id
+            tensor, found = tensor * rollout.mask, other.completion_ids * other.mask
+        else:
+            found = getattr(other, name)
+        torch.testing.assert_close(found, tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_no_more_rows_than_asked_are_sampled_at_a_time(tokenizer, policy, monkeypatch):
+    sizes = []
+
+    def counted(policy, prompt_ids, *args, **options):
+        sizes.append(len(prompt_ids))
+        return decode(policy, prompt_ids, *args, **options)
+
+    monkeypatch.setattr(batches, "decode", counted)
+    gather(tokenizer, policy, sampling_batch_size=3)
+    gather(tokenizer, policy)
+    assert sizes == [3, 3, 2, 8]
+
+
+def test_greedy_completions_do_not_depend_on_the_batch_either(tokenizer, policy):
+    ids, mask = left_pad([encode_prompt(tokenizer, word) for word in WORDS], tokenizer.pad_token_id)
+    options = dict(eos_token_id=0, max_completion_length=6, temperature=1.0, uniforms=None)
+    whole, cut = (
+        batches.decode_in_batches(policy, ids, mask, batch_size=rows, **options) for rows in (8, 3)
+    )
+    assert torch.equal(whole.mask, cut.mask) and torch.equal(whole.ended, cut.ended)
+    assert torch.equal(whole.ids * whole.mask, cut.ids * cut.mask)
+
+
 def test_invariant_02_pad_equal_to_eos_changes_nothing(rollout, eos_is_pad, policy):
     other = gather(eos_is_pad, policy)
     for name, tensor in rollout.tensors().items():
@@ -133,7 +167,7 @@ def test_invariant_02_reward_model_scores_eos_too(eos_is_pad, policy, make_rewar
 
 def test_invariant_05_missing_eos_is_judged_by_the_completion(rollout, tokenizer, policy):
     """Every prompt of the chat template holds an EOS; only the completion's own counts."""
-    penalised = gather(tokenizer, policy, eos_penalty=3.0)
+    penalised = gather(tokenizer, policy, missing_eos_penalty=3.0)
     assert all((ids == 0).any() for ids in rollout.prompt_ids)
     stopped = torch.tensor(
         [row[mask][-1] == 0 for row, mask in zip(rollout.completion_ids, rollout.mask)]

@@ -10,9 +10,10 @@ from rlhf.models.kernels import (
     SHORT,
     original_matrices,
     store_frozen_matrices_in_bf16,
+    use_differentiable_attention,
     use_fast_kernels,
 )
-from rlhf.models.load import save
+from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.parts import freeze
 from rlhf.models.scores import sequence_scores
 
@@ -70,6 +71,20 @@ def test_long_rows_keep_their_attention(model):
     assert model.config._attn_implementation == "sdpa" and new_gelus(model) == 0
     use_fast_kernels(model, device=torch.device("cuda"), longest=8)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_attention_that_was_asked_for_is_kept(model, tokenizer, tmp_path, refused):
+    save(model, tokenizer, tmp_path)
+    load = load_reward_model if hasattr(model, "score") else load_policy
+    for name in ("sdpa", "eager"):
+        chosen = load(str(tmp_path), attn_implementation=name)
+        use_fast_kernels(chosen, device=CPU, longest=32)
+        assert chosen.config._attn_implementation == name and new_gelus(chosen) == 0
+    use_differentiable_attention(chosen)  # eager
+    chosen = load(str(tmp_path), attn_implementation="sdpa")
+    assert "second derivative" in refused(use_differentiable_attention, chosen)
+    use_differentiable_attention(model)  # nobody chose its attention
+    assert model.config._attn_implementation == "eager"
 
 
 def test_the_config_on_disk_says_nothing_of_kernels(model, tokenizer, tmp_path):

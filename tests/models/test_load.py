@@ -7,6 +7,7 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
 )
+from transformers.utils import is_flash_attn_2_available
 
 from rlhf.models.load import load_encoder, load_policy, load_reward_model, load_tokenizer, save
 from rlhf.models.lora import add_lora
@@ -217,6 +218,35 @@ def test_a_folder_without_a_model_is_named(load, tmp_path, refused):
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt" in refused(load, str(tmp_path))
     assert "no such model folder" in refused(load, str(tmp_path / "missing" / "deeper"))
+
+
+@pytest.mark.parametrize("load", [load_policy, load_reward_model])
+def test_attention_is_the_one_that_is_asked_for(load, tokenizer, make_policy, tmp_path):
+    save(make_policy(tokenizer), tokenizer, tmp_path)
+    new = {"new_head": True} if load is load_reward_model else {}
+    for name in ("eager", "sdpa"):
+        model = load(str(tmp_path), attn_implementation=name, **new)
+        assert model.config._attn_implementation == name and model.attention_is_chosen
+    assert not hasattr(load(str(tmp_path), **new), "attention_is_chosen")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fast", "use one of eager, sdpa, flash_attention_2"),
+        ("kernels-community/flash-attn", "use one of eager"),  # code of the Hub
+        ("flash_attention_2", "attn_implementation=flash_attention_2 does not work here: "),
+        ("flex_attention", "attn_implementation=flex_attention does not work here: GPT2"),
+    ],
+)
+def test_attention_that_does_not_work_is_one_line(
+    name, said, tokenizer, make_policy, tmp_path, refused
+):
+    if name == "flash_attention_2" and is_flash_attn_2_available():
+        pytest.skip("FlashAttention is installed")
+    save(make_policy(tokenizer), tokenizer, tmp_path)
+    message = refused(load_policy, str(tmp_path), attn_implementation=name)
+    assert said in message and "\n" not in message
 
 
 def test_lora_trains_a_pooler_whole_that_the_checkpoint_lacks(tmp_path):

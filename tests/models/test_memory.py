@@ -1,6 +1,7 @@
 """Sizes are worked by hand, or counted from the tensors that exist; the estimate is never asked for its own answer."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from rlhf.models.actor_critic import ActorCritic, ValueHead, trunk_of
-from rlhf.models.kernels import use_fast_kernels
+import rlhf.models.memory as memory_module
+from rlhf.models.actor_critic import CHUNK, ActorCritic, ValueHead, trunk_of
+from rlhf.models.kernels import store_frozen_matrices_in_bf16, use_fast_kernels
 from rlhf.models.lora import add_lora
-from rlhf.models.memory import Memory, estimate_memory, free_memory, layer_bytes
+from rlhf.models.memory import GB, Memory, estimate_memory, free_memory, layer_bytes
 from rlhf.models.parts import disable_dropout
+from rlhf.runs.settings import read_config
 
+PPO = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "ppo"
 H, L, V, CONTEXT = 8, 2, 10, 16
 SIZES = dict(n_embd=H, n_layer=L, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0)
 RUN = dict(
@@ -255,9 +259,129 @@ def test_where_the_rollout_is_the_peak_the_remedy_is_another():
     memory = Memory(
         weights={}, optimizer=0, ema=0, rollout={"keys and values": 10}, update={"gradients": 3}
     )
-    assert "rollout_batch_size" in memory.warning(
-        5
-    ) and "per_device_train_batch_size" not in memory.warning(5)
+    warning = memory.warning(5)
+    assert "max_completion_length" in warning and "per_device_train_batch_size" not in warning
+
+
+def test_the_warning_says_which_keys_to_lower_and_to_what():
+    """Spare: 20 - 4. A sampled row takes 6: 2 fit. An updated row takes 3, and the gradients 5: 3 fit."""
+    memory = Memory(
+        weights={}, optimizer=4, ema=0, rollout={"keys and values": 24},
+        update={"gradients": 5, "activations": 24}, sampling_batch=4, micro_batch=8,
+    )  # fmt: skip
+    warning = memory.warning(20)
+    assert "per_device_sampling_batch_size: 2 " in warning
+    # 8 = 4 times 2, and no multiple of 3
+    assert (
+        "per_device_train_batch_size: 2 (with 4 times the gradient_accumulation_steps)" in warning
+    )
+    assert "smaller max_completion_length" in memory.warning(9)
+    assert "smaller per_device_train_batch_size" in memory.warning(11)
+
+
+@pytest.mark.parametrize(("free", "rows"), [(4, 1), (20, 2), (24 + 4, 3), (2**20, 3)])
+def test_the_sampling_batch_takes_most_of_the_spare_memory(free, rows):
+    """A row takes 6 of 0.8 (free - 4): 0, 2.1, 3.2 and many rows fit, and the rollout has 3."""
+    memory = Memory(
+        weights={}, optimizer=4, ema=0, rollout={"all": 24}, update={}, sampling_batch=4
+    )
+    assert memory.fitting_sampling_batch(free, most=3) == rows
+
+
+def test_plain_texts_count_in_the_update():
+    """8 texts of 4 tokens keep 4 * 8 tokens' activations more, and their logits are more positions than the completions'."""
+    policy = gpt2()
+    alone = estimate_memory({"policy": policy}, trainable=trainable(policy), **RUN)
+    texts = RUN | {"texts": 8, "text_length": 4}
+    both = estimate_memory({"policy": policy}, trainable=trainable(policy), **texts)
+    assert both.update["activations"] - alone.update["activations"] == 4 * 8 * L * H * 72
+    assert both.update["logits"] == 8 * 4 * V * 20 and alone.update["logits"] == 2 * 5 * V * 20
+
+
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
+    policy = gpt2()
+    run = RUN | {"checkpointing": True}
+    found = estimate_memory({"policy": policy}, trainable=trainable(policy), **run)
+    assert found.update["activations"] == 2 * (3 + 5) * (L * H * 4 + H * 72)
+
+
+# ---- a committed config ----
+
+
+def test_instructgpts_yaml_fits_what_its_header_names():
+    """GPT-2 large in all four roles on 80 GB, counted without a single weight."""
+    config = read_config(PPO / "instructgpt.yaml")
+    prompt, completion = config["max_prompt_length"], config["max_completion_length"]
+    assert prompt + completion <= 1024  # GPT-2's context
+    assert prompt > 100  # long_prompts: drop leaves none out that is usual
+    sizes = GPT2Config(n_embd=1280, n_layer=36, n_head=20, num_labels=1)
+    with torch.device("meta"):
+        policy, reference = GPT2LMHeadModel(sizes), GPT2LMHeadModel(sizes)
+        value, reward = GPT2ForSequenceClassification(sizes), GPT2ForSequenceClassification(sizes)
+    assert 0.77e9 < policy.num_parameters() < 0.78e9
+    for frozen in (reference, reward):
+        store_frozen_matrices_in_bf16(frozen.requires_grad_(False))
+    found = estimate_memory(
+        {"policy": policy, "value model": value, "reference": reference, "reward model": reward},
+        trainable=[*policy.parameters(), *value.parameters()],
+        ema=True,
+        micro_batch=config["per_device_train_batch_size"],
+        rollout_batch=config["per_device_sampling_batch_size"],
+        prompt_length=prompt,
+        completion_length=completion,
+        chunk=CHUNK,
+        computes_in_16_bit=True,
+        texts=config["per_device_train_batch_size"] * config["ptx_per_episode"],
+        text_length=512,  # TEXT_LENGTH of recipes/ppo.py
+    )
+    assert found.total == pytest.approx(58 * GB, rel=0.02)  # as its header says
+    micro_batches = config["gradient_accumulation_steps"]
+    assert config["per_device_train_batch_size"] * micro_batches == 64  # the paper's minibatch
+
+
+# ---- free memory ----
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """groups(line of /proc/self/cgroup, folder -> files): control groups of a machine with plenty of memory."""
+    own = tmp_path / "own"
+    monkeypatch.setattr(memory_module, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory_module, "OWN_GROUPS", own)
+
+    def groups(line, **folders):
+        own.write_text(line)
+        for name, files in folders.items():
+            folder = tmp_path / "cgroup" / name.replace("__", "/")
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, text in files.items():
+                (folder / file).write_text(text)
+
+    return groups
+
+
+def test_free_memory_is_that_of_the_container(groups):
+    """Limit 1000, used 700, of which 200 are file cache: 500 left. The job around it has less: 2000 - 1900."""
+    stat = {"memory.stat": "anon 5\ninactive_file 200\n"}
+    inner = {"memory.max": "1000\n", "memory.current": "700\n"} | stat
+    groups("0::/job/own\n", job__own=inner)
+    assert free_memory(torch.device("cpu")) == 500
+    outer = {"memory.max": "2000\n", "memory.current": "2100\n"} | stat
+    groups("0::/job/own\n", job=outer)
+    assert free_memory(torch.device("cpu")) == 100
+    groups("0::/job/own\n", job__own={"memory.max": "max\n"}, job={"memory.max": "max\n"})
+    assert free_memory(torch.device("cpu")) > 2**20
+
+
+def test_free_memory_is_that_of_a_container_of_version_1(groups):
+    """A container sees its own group as the root, and a path that is the machine's."""
+    files = {
+        "memory.limit_in_bytes": "1000",
+        "memory.usage_in_bytes": "950",
+        "memory.stat": "total_inactive_file 50",
+    }
+    groups("5:cpu,cpuacct:/x\n4:memory:/docker/1234\n0::/\n", memory=files)
+    assert free_memory(torch.device("cpu")) == 100
 
 
 def test_free_memory_is_a_plausible_number():

@@ -17,7 +17,7 @@ from rlhf.models.one_trunk import (
 )
 from rlhf.models.parts import trunk_of
 from rlhf.models.scores import sequence_scores, shift_scores
-from rlhf.policy_gradient.roles import estimate_run_memory
+from rlhf.policy_gradient.memory import estimate_run_memory
 
 IDS = torch.tensor([[11, 2, 0, 12, 3], [11, 5, 0, 12, 13], [4, 0, 13, 13, 13]])
 MASK = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 2 + [False] * 3])

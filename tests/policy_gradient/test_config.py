@@ -85,10 +85,10 @@ def test_invariant_23_defaults(config):
     assert (args.clip_range, args.kl_coef, args.temperature, args.gamma) == (0.2, 0.02, 1.0, 1.0)
 
 
-def test_at_most_29_fields_of_our_own_each_explained():
+def test_at_most_30_fields_of_our_own_each_explained():
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
     own = [f for f in dataclasses.fields(PolicyGradientConfig) if f.name not in inherited]
-    assert len(own) <= 29
+    assert len(own) <= 30
     assert all(f.metadata.get("help") for f in own)
 
 

@@ -105,6 +105,37 @@ def runs(in_process, data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("name", ["base", "sft", "reward", "ppo", "classifier"])
+def test_every_run_records_what_it_computed_in(runs, name):
+    """The defaults of sft (trl's is bf16) and of the encoders (a processor's flag) once differed from machine to machine."""
+    assert RunRecord.load(runs / name).precision["name"] == "fp32"
+
+
+def test_what_accelerate_was_told_is_recorded(in_process, data, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    flags = f"--dataset_name {data}/rankings.jsonl --model_name_or_path {runs}/sft --max_steps 1".split()
+    in_process("reward", *flags, "--output_dir", tmp_path / "reward")
+    record = json.loads((tmp_path / "reward" / "run.json").read_text())
+    assert record["precision"]["name"] == "bf16"
+
+
+@pytest.mark.slow
+def test_bf16_is_used_by_every_trainer(in_process, data, runs, tmp_path):
+    """Seen in what is computed: the same steps in fp32 give other weights."""
+    stages = (
+        ROAD.replace("DATA", str(data)).strip().splitlines()[1:]
+    )  # a tokenizer has no precision
+    for stage in stages:
+        read, written = stage.split("--output_dir RUNS/")
+        name, *rest = written.split()
+        recipe, *flags = [*read.replace("RUNS", str(runs)).split(), *rest]
+        folder = tmp_path / name
+        in_process(recipe, *flags, "--output_dir", folder, "--precision", "bf16")
+        assert RunRecord.load(folder).precision["name"] == "bf16"
+        weights = [(path / "model.safetensors").read_bytes() for path in (folder, runs / name)]
+        assert weights[0] != weights[1]
+
+
 def test_every_run_folder_is_plain_and_complete(runs):
     for name in ("base", "sft", "ppo"):
         AutoModelForCausalLM.from_pretrained(runs / name)

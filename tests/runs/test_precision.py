@@ -1,4 +1,4 @@
-"""What a run computes in. A model counts as large enough to time where a test says so; rates are given, not measured."""
+"""The precision of a run. A model counts as large enough to time where a test says so; rates are given, not measured."""
 
 import json
 from types import SimpleNamespace
@@ -75,8 +75,8 @@ def computes_in(run):
 @pytest.mark.parametrize(
     ("measured", "chosen", "said"),
     [
-        (XEON, "no", "precision: fp32 (240 GFLOP/s; bf16 147)"),
-        (EPYC, "bf16", "precision: bf16 (415 GFLOP/s; fp32 160)"),
+        (XEON, "no", "precision: fp32 (240 GFLOP/s a core; bf16 147)"),
+        (EPYC, "bf16", "precision: bf16 (415 GFLOP/s a core; fp32 160)"),
     ],
 )
 def test_auto_takes_what_is_faster_and_says_both_rates(decide, rates, measured, chosen, said):
@@ -171,7 +171,12 @@ def test_a_resumed_run_keeps_the_recorded_choice(decide, rates, refused):
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [({"bf16": True}, "bf16"), ({"fp16": True}, "fp16"), ({}, "fp32"), ({"dtype": "bfloat16"}, None)],
+    [
+        ({"bf16": True}, "bf16"),
+        ({"fp16": True}, "fp16"),
+        ({}, "fp32"),
+        ({"dtype": "bfloat16"}, None),
+    ],
 )
 def test_an_older_record_tells_the_precision_by_its_settings(tmp_path, config, expected):
     RunRecord.begin("ppo", config=config, seed=0).save(tmp_path)
@@ -191,7 +196,7 @@ def test_the_record_is_written_with_its_reason(decide, rates):
     content = json.loads((run.folder / "run.json").read_text())
     assert content["precision"] == {
         "name": "fp32",
-        "reason": "240 GFLOP/s; bf16 147",
+        "reason": "240 GFLOP/s a core; bf16 147",
         "gflops": {"fp32": 240.4, "bf16": 147.3},
     }
 

@@ -83,6 +83,16 @@ def test_without_glibc_the_allocator_is_left_alone(monkeypatch, platform):
     processes.keep_freed_memory()
 
 
+def test_the_environment_leaves_the_allocator_alone(monkeypatch):
+    def fail(name):
+        raise AssertionError(f"{name} was loaded")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+    monkeypatch.setenv("KEEP_FREED_MEMORY", "0")
+    processes.keep_freed_memory()
+
+
 def test_musl_leaves_the_allocator_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc=None))
