@@ -24,22 +24,22 @@ LAYERS = {
     "rlhf.task_table": (0, ""),  # pure data, which every layer may read
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
-    "rlhf.models": (1, "numpy torch transformers tokenizers peft safetensors psutil"),
-    "rlhf.completions": (2, "torch transformers"),
+    "rlhf.models": (2, "numpy torch transformers tokenizers peft safetensors psutil"),
+    "rlhf.completions": (3, "torch transformers"),
     "rlhf.runs": (
-        2,
+        3,
         "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub",
     ),
-    "rlhf.policy_gradient": (3, "torch transformers accelerate safetensors deepspeed tqdm"),
-    "rlhf.reward_model": (3, "torch transformers accelerate matplotlib"),
-    "rlhf.tasks": (3, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
-    "rlhf.comparison": (3, "torch matplotlib rich"),
-    "rlhf.serving": (4, "numpy torch transformers tokenizers fastapi starlette gradio uvicorn"),
-    "rlhf.commands": (5, "torch transformers rich uvicorn"),
-    "rlhf.__main__": (6, ""),
-    "rlhf.recipes": (5, ""),  # of a checkout: only says that the modules are in recipes/
-    "recipes": (5, "numpy torch transformers trl peft datasets tokenizers"),
-    "app": (6, ""),
+    "rlhf.policy_gradient": (4, "torch transformers accelerate safetensors deepspeed tqdm"),
+    "rlhf.reward_model": (4, "torch transformers accelerate matplotlib"),
+    "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
+    "rlhf.comparison": (4, "torch matplotlib rich"),
+    "rlhf.serving": (5, "numpy torch transformers tokenizers fastapi starlette gradio uvicorn"),
+    "rlhf.commands": (6, "torch transformers rich uvicorn"),
+    "rlhf.__main__": (7, ""),
+    "rlhf.recipes": (6, ""),  # of a checkout: only says that the modules are in recipes/
+    "recipes": (6, "numpy torch transformers trl peft datasets tokenizers"),
+    "app": (7, ""),
 }
 TRAINERS = (
     "rlhf.policy_gradient",

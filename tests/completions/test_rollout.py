@@ -127,7 +127,7 @@ def test_no_more_rows_than_asked_are_sampled_at_a_time(tokenizer, policy, monkey
 
 def test_greedy_completions_do_not_depend_on_the_batch_either(tokenizer, policy):
     ids, mask = left_pad([encode_prompt(tokenizer, word) for word in WORDS], tokenizer.pad_token_id)
-    options = dict(eos_token_id=0, max_completion_length=6, temperature=1.0, uniforms=None)
+    options = dict(stop_token_ids=(0,), max_completion_length=6, temperature=1.0, uniforms=None)
     whole, cut = (
         batches.decode_in_batches(policy, ids, mask, batch_size=rows, **options) for rows in (8, 3)
     )
