@@ -1,15 +1,18 @@
 """Loading and saving models and tokenizers: every weight and every tokenizer of a run is read here.
 
-Weights are read from safetensors, and remote code is never run. An error names the folder, what it holds and the remedy.
+Weights are read from safetensors, or from a pickle that holds nothing but tensors (torch's `weights_only`, which refuses
+all else), and remote code is never run. An error names the folder, what it holds and the remedy.
 """
 
 import copy
 import os
+import pickle
 import re
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,9 +24,13 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
-from rlhf.models.parts import label_maps, set_causal_loss
+from rlhf.models.architectures import check_policy
+from rlhf.models.parts import freeze_other_parts, label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
+DTYPES = ("float32", "bfloat16", "float16")
+# What a folder that is no model, has a cut file or a pickle with code in it makes transformers raise.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
@@ -37,10 +44,14 @@ def load_policy(
     path: str, *, revision: str | None = None, dtype: str = "float32"
 ) -> PreTrainedModel:
     """Load a causal language model. A LoRA folder is merged into the base model that it names."""
+    config = _config_of(path, revision)
+    if config is not None:
+        check_policy(config, path)
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, revision=revision, dtype=dtype)
+        check_policy(adapted.get_base_model().config, path)
         return adapted.merge_and_unload()
     model, info = _from_pretrained(
         AutoModelForCausalLM, path, revision=revision, dtype=dtype, output_loading_info=True
@@ -50,6 +61,7 @@ def load_policy(
         raise UserError(
             f"{path} is not a language model: {_first(info['missing_keys'])} would be random"
         )
+    freeze_other_parts(model)
     return set_causal_loss(model)
 
 
@@ -60,6 +72,12 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
+    labels = trained_labels(path, revision=revision)
+    if len(labels) > 1 and not new_head:
+        raise UserError(
+            f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
+            "one score: train one with recipes/reward.py and give its run folder"
+        )
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         path,
@@ -145,6 +163,14 @@ def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
+def _config_of(path: str, revision: str | None):
+    """The config of a folder or Hub id. None if there is none: loading the model then says what is wrong."""
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except LOADING_ERRORS:
+        return None
+
+
 def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
     """Write a plain `from_pretrained` folder: LoRA merged, weights as safetensors, the tokenizer with its template."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -158,6 +184,8 @@ def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
 def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **options):
     """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError."""
     if dtype is not None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
         options["dtype"] = getattr(torch, dtype)
     # One slash may be a Hub id (owner/name); more can only be a folder.
     if os.path.sep in path and not os.path.isdir(path) and path.count("/") != 1:
@@ -168,8 +196,9 @@ def _from_pretrained(auto_class, path: str, *, dtype: str | None = None, **optio
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:REASON_CHARACTERS]
+    except LOADING_ERRORS as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0][:REASON_CHARACTERS]
         if reason.startswith("Unrecognized configuration class"):
             raise UserError(
                 f"{path}: cannot be loaded as {auto_class.__name__}: transformers has no such head for "

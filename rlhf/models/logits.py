@@ -73,9 +73,9 @@ def own_logits(base: nn.Module, states: Tensor) -> Tensor:
 def replaced_trunk(base: nn.Module, forward: Callable):
     """Within it, the trunk of a model computes `forward`."""
     modules = [trunk_of(base)]
-    decoder = base.get_decoder()
-    if decoder is not base and decoder is not modules[0]:  # OPT calls its decoder itself
-        modules.append(decoder)
+    inner = getattr(modules[0], "decoder", None)
+    if isinstance(inner, nn.Module):  # OPT calls it itself
+        modules.append(inner)
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.__dict__["forward"] = forward
@@ -86,6 +86,34 @@ def replaced_trunk(base: nn.Module, forward: Callable):
             del module.__dict__["forward"]
             if own is not None:  # a wrapper had put its own there
                 module.__dict__["forward"] = own
+
+
+def output_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that turn states into logits: those outside the trunk, and an output layer tied to its embeddings."""
+    base = base_of(model)
+    in_trunk = {id(parameter) for parameter in trunk_of(base).parameters()}
+    parameters = {}
+    for parameter in base.parameters():
+        if id(parameter) not in in_trunk:
+            parameters[id(parameter)] = parameter
+    output_layer = base.get_output_embeddings()
+    if output_layer is not None:
+        for parameter in output_layer.parameters():
+            parameters[id(parameter)] = parameter
+    return list(parameters.values())
+
+
+@contextmanager
+def values_of(parameters: list[nn.Parameter], values: list[Tensor]):
+    """Within it, the parameters have these values. Nothing is copied."""
+    before = [parameter.data for parameter in parameters]
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data = value
+    try:
+        yield
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data = value
 
 
 @torch.no_grad()

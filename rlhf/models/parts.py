@@ -10,13 +10,18 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf.errors import UserError
 
 # Parts of the names of attributes that models give to F.dropout or to their noise: attention_dropout, layerdrop,
 # router_jitter_noise, ...
 RANDOM = ("drop", "jitter")
+# Names of the number of positions. MPT has the second, speech models the third.
+POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+# Parts of the names of modules that text never trains: they read images and sounds, or choose the tokens to attend to,
+# which has no gradient (DeepSeek V3.2).
+NOT_TRAINED = ("vision", "image", "audio", "speech", "multi_modal", ".indexer.")
 UNLIMITED = 1_000_000  # tokens: context length of a model without absolute positions
 
 
@@ -31,8 +36,9 @@ def trunk_of(model: nn.Module) -> nn.Module:
     """The transformer under a causal LM or classification head, LoRA or not."""
     base = base_of(model)
     trunk = getattr(base, base.base_model_prefix, None)
-    if trunk is None:  # Llama 4 is part of a larger model, whose prefix it has
-        trunk = base.get_decoder()
+    if trunk is None:
+        # Llama 4's text model has the prefix of the larger model that it is a part of.
+        trunk = base.model
     return trunk
 
 
@@ -65,7 +71,16 @@ def argument_names(kind: type) -> frozenset[str] | None:
 
 def context_length(model: PreTrainedModel) -> int:
     """Length in tokens of the longest sequence that the model has positions for."""
-    return getattr(model.config, "max_position_embeddings", None) or UNLIMITED
+    return _positions(model.config.get_text_config())
+
+
+def _positions(config: PreTrainedConfig) -> int:
+    """The number of positions of a config, which architectures call by different names."""
+    for name in POSITIONS:
+        number = getattr(config, name, None)
+        if isinstance(number, int) and number > 0:
+            return number
+    return UNLIMITED
 
 
 def disable_dropout(model: nn.Module) -> nn.Module:
@@ -74,15 +89,53 @@ def disable_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, _DropoutNd):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            # A float is a probability, or the width of noise. Layers of this name are visited by themselves.
-            if isinstance(value, float) and any(word in name for word in RANDOM):
+            # Layers of such names are visited by themselves.
+            if is_random(name, value):
                 setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            module.config = WithoutDropout(config)  # Falcon reads it at every forward pass
     return model
+
+
+def is_random(name: str, value) -> bool:
+    """True for an attribute that is the probability of a dropout or the width of a noise."""
+    return isinstance(value, float) and any(word in name for word in RANDOM)
+
+
+class WithoutDropout:
+    """A view of a model's config whose dropouts are 0. All else is read from the config and written to it."""
+
+    def __init__(self, config: PreTrainedConfig):
+        self.__dict__["config"] = config
+
+    def __getattr__(self, name: str):
+        if name == "config" or name.startswith("__"):  # of a copy that is being made
+            raise AttributeError(name)
+        value = getattr(self.config, name)
+        if is_random(name, value):
+            return 0.0
+        return value
+
+    def __setattr__(self, name: str, value) -> None:
+        setattr(self.config, name, value)
 
 
 def freeze(model: nn.Module) -> nn.Module:
     """Set evaluation mode, without gradients or dropout: for reference and reward models."""
     return disable_dropout(model).eval().requires_grad_(False)
+
+
+def learns_from_text(name: str) -> bool:
+    """True for the name of a parameter or module that a loss on text can train."""
+    return not any(word in name for word in NOT_TRAINED)
+
+
+def freeze_other_parts(model: nn.Module) -> None:
+    """Freeze what a loss on text cannot train. The optimiser and the wrappers then know that it has no gradient."""
+    for name, parameter in model.named_parameters():
+        if not learns_from_text(name):
+            parameter.requires_grad_(False)
 
 
 def label_maps(labels: list[str]) -> dict[str, dict]:
