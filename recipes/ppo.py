@@ -18,6 +18,7 @@ from rlhf.data.chat import add_chat_template, encode_example
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.logits import describe_logits
 from rlhf.models.memory import free_memory
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
@@ -54,6 +55,8 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         set_seed(args.seed)
         tokenizer = load_tokenizer(settings.tokenizer_name_or_path or settings.model_name_or_path)
         roles = load_roles(settings, args, tokenizer, run)
+        if note := describe_logits(roles.policy):
+            run.say(note)
         splits = load_splits(settings, ("prompt",), seed=args.seed)
         run.data(splits)
         text_length = min(context_length(roles.policy), TEXT_LENGTH)

@@ -18,6 +18,8 @@ NOT_LINEAR = ("Router", "Grouped")
 NOT_CALLED = {
     "falcon_h1": ["out_proj", "conv1d"],
     "falcon_mamba": ["out_proj", "conv1d", "dt_proj"],
+    "gemma3n": ["correction_coefs", "prediction_coefs"],
+    "gemma3n_text": ["correction_coefs", "prediction_coefs"],
     "jamba": ["dt_proj"],
     "longcat_flash": ["router.classifier"],
     "mamba": ["out_proj", "conv1d", "dt_proj"],
