@@ -38,7 +38,9 @@ class Decoder:
     def next_logits(self) -> Tensor:
         """Logits (B, V) after the newest token of each row."""
         attention = self.attention
-        if is_recurrent(self.cache):  # the mask is of the tokens that it reads now: Mamba multiplies them
+        if is_recurrent(
+            self.cache
+        ):  # the mask is of the tokens that it reads now: Mamba multiplies them
             attention = attention[:, -self.tokens.shape[1] :]
         inputs = {
             "input_ids": self.tokens,
@@ -88,7 +90,9 @@ def select_rows(cache, kept: Tensor) -> bool:
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     parts = [cache, *getattr(cache, "layers", [])]
-    if any(type(part).__module__ != LIBRARY for part in parts):  # with states of its own, such as MiniMax's
+    if any(
+        type(part).__module__ != LIBRARY for part in parts
+    ):  # with states of its own, such as MiniMax's
         return False
     for layer in cache.layers:
         # A recurrent layer inherits from an attention layer, whose method forgets the recurrent states.

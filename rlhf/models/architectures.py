@@ -64,7 +64,12 @@ ENCODERS = (
     "roformer",
 )
 # Endings of the class names of models that were trained for something else. Their trunk loads as a language model.
-OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
 
 
 def check_policy(config, path: str) -> None:

@@ -29,8 +29,15 @@ from rlhf.models.parts import freeze_other_parts, label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
 DTYPES = ("float32", "bfloat16", "float16")
-# What a folder that is no model, has a cut file or a pickle with code in it makes transformers raise.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+# What transformers raises for a folder without a model, a cut file, or a pickle with code in it.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 

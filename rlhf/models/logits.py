@@ -22,7 +22,9 @@ from rlhf.models.parts import base_of, trunk_of
 OUTPUT_LAYER, OWN_FORWARD = "output layer", "own forward pass"
 DECISION = "logits_come_from"  # attribute of the model, which holds one of the two; copies of the model keep it
 PROBE_TOKENS = 8
-LARGE_LOGIT = 1000.0  # states are enlarged up to it: a cap that is far from the logits at hand is noticed too
+LARGE_LOGIT = (
+    1000.0  # states are enlarged up to it: a cap that is far from the logits at hand is noticed too
+)
 SMALLEST = 1e-3  # of the largest logit: a layer of zeros has none
 TOLERANCE = 1e-3  # relative: both ways run the same products, so that they agree also in bf16
 
@@ -50,7 +52,7 @@ def output_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def describe_logits(model: nn.Module) -> str | None:
-    """What to say of a model whose logits are not those of its output layer alone."""
+    """A sentence about a model that changes the logits of its output layer. None for others."""
     output_of(model)
     base = base_of(model)
     if base.__dict__[DECISION] == OUTPUT_LAYER:
@@ -156,9 +158,7 @@ def agree(logits: Tensor, expected: Tensor) -> bool:
         return False
     tolerance = TOLERANCE * largest(expected)
     # NaN equals NaN: broken weights are reported where a number is wanted.
-    return torch.allclose(
-        logits.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True
-    )
+    return torch.allclose(logits.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True)
 
 
 def largest(logits: Tensor) -> float:

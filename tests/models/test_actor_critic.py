@@ -257,7 +257,9 @@ def test_a_model_whose_logits_are_not_those_of_its_states_is_refused(make_archit
 
     def other_logits(*args, input_ids, **kwargs):
         output = forward(*args, input_ids=input_ids, **kwargs)
-        output.logits = output.logits + layer(torch.nn.functional.one_hot(input_ids, VOCABULARY).float())
+        output.logits = output.logits + layer(
+            torch.nn.functional.one_hot(input_ids, VOCABULARY).float()
+        )
         return output
 
     policy.forward = other_logits  # they depend on the token besides the state

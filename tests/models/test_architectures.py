@@ -247,4 +247,8 @@ def test_a_model_that_does_not_keeps_its_output_layer_alone(model_type):
 
 def test_the_tiny_models_have_dropout():
     """Or the first ratio would be 1 by itself."""
-    assert tiny.tiny_config("gpt2").attn_pdrop == tiny.tiny_config("falcon").hidden_dropout == tiny.DROPOUT
+    assert (
+        tiny.tiny_config("gpt2").attn_pdrop
+        == tiny.tiny_config("falcon").hidden_dropout
+        == tiny.DROPOUT
+    )

@@ -53,18 +53,34 @@ MORE = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deepseek_v3": {"head_dim": 4},
-    "deepseek_v4": {"o_groups": 2, "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 2}},
+    "deepseek_v4": {
+        "o_groups": 2,
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 2},
+    },
     "diffllama": {"attention_dropout": 0.0},
     "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 1, 1],
+            }
+        }
+    },
     "gemma3n_text": {"intermediate_size": 32, "num_hidden_layers": 4, "num_kv_shared_layers": 2},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": HYBRID,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
-    "inkling2_loop_text": {"num_hidden_layers": 4, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 3},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 4,
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,
+    },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": HYBRID,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -78,7 +94,15 @@ MORE = {
     "qwen3_5_moe_text": HYBRID,
     "qwen3_5_text": HYBRID,
     "qwen3_next": HYBRID,
-    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4, "indexer_compress_ratio": 2, "ngram_vocab_size_base": 100},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention"],
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+        "ngram_vocab_size_base": 100,
+    },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds_dim": [8, 8], "axial_pos_shape": [8, 8]},
     "roc_bert": {"shape_embed_dim": 8, "pronunciation_embed_dim": 8},
@@ -86,10 +110,13 @@ MORE = {
     "xlm": {"emb_dim": 16},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "ffn_round_up_to_multiple_of": 8},
     "youtu": {"head_dim": 4},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+    },
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
-}  # fmt: skip
+}
 
 
 def sizes_of(config) -> dict:
