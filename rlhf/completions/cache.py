@@ -89,12 +89,15 @@ def select_rows(cache, kept: Tensor) -> bool:
     """Keep these rows of a cache, in place. False for a cache that holds states of a kind that is not known here."""
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    parts = [cache, *getattr(cache, "layers", [])]
-    if any(
-        type(part).__module__ != LIBRARY for part in parts
-    ):  # with states of its own, such as MiniMax's
-        return False
-    for layer in cache.layers:
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        if not hasattr(cache, "batch_select_indices"):
+            return False
+        cache.batch_select_indices(kept)
+        return True
+    if any(type(part).__module__ != LIBRARY for part in (cache, *layers)):
+        return False  # with states of its own, such as MiniMax's
+    for layer in layers:
         # A recurrent layer inherits from an attention layer, whose method forgets the recurrent states.
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             layer.reorder_cache(kept)
