@@ -4,6 +4,7 @@ The two `fit_` functions are here since they change a loaded model or tokenizer:
 """
 
 import inspect
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -67,6 +68,44 @@ def argument_names(kind: type) -> frozenset[str] | None:
     if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
         return None
     return frozenset(arguments)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a language model. A recurrent one has no heads, and layers with heads of several widths show the widest."""
+
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_width: int
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The sizes that the config of a model gives, or the config of its text where it also reads images."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 0
+    width = _head_width(config) or config.hidden_size // max(heads, 1)
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+        heads=heads,
+        # Llama's grouped heads share keys and values.
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_width=width,
+    )
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    """The width of a head, 0 where the config has none. Gemma 4's layers differ in it."""
+    widths = []
+    for layer in getattr(config, "per_layer_config", None) or ():
+        widths.append(getattr(layer, "head_dim", None) or 0)
+    if widths:
+        return max(widths)
+    return getattr(config, "head_dim", None) or 0
 
 
 def context_length(model: PreTrainedModel) -> int:

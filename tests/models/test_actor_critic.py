@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -17,6 +19,8 @@ from rlhf.models.actor_critic import (
     reference_log_probs,
 )
 from rlhf.models.logits import describe_logits
+from rlhf.models.lora import add_lora
+from rlhf.models.one_trunk import adapter
 from rlhf.models.parts import disable_dropout, hidden_size
 from rlhf.models.scores import sequence_scores
 
@@ -277,3 +281,22 @@ def test_the_value_head_fits_states_of_another_size_than_the_models(make_policy)
     model = ActorCritic(policy, ValueHead(hidden_size(policy)))
     values = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0).values
     assert values.shape == (3, 4)
+
+
+@torch.no_grad()
+def test_with_lora_policy_and_reference_use_the_models_own_logits(make_architecture):
+    """The reference is the policy without its adapter, as with share_trunk."""
+    base = make_architecture("gemma2")
+    policy = add_lora(copy.deepcopy(base), task="CAUSAL_LM", rank=2, alpha=4).eval()
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = pad(PROMPTS[:1], COMPLETIONS[:1], 13)
+    log_probs = ActorCritic(policy, None)(**batch, temperature=0.7).log_probs[0]
+    expected = slow(policy, PROMPTS[0], COMPLETIONS[0], 0.7)
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=1e-4)
+    with adapter(policy, None):
+        reference = reference_log_probs(policy, batch, temperature=0.7)[0]
+    expected = slow(base, PROMPTS[0], COMPLETIONS[0], 0.7)
+    torch.testing.assert_close(reference, expected, atol=1e-5, rtol=1e-4)
+    assert (reference - log_probs).abs().max() > 1e-3

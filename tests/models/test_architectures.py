@@ -38,7 +38,19 @@ NOT_SMALL = {
     "dots3_note": "its config of images cannot be made small; dots3_note_text is its language model",
     "gemma3n": "needs the package timm for its images; gemma3n_text is its language model",
 }
-SAMPLE = ["cohere", "gemma2", "gpt2", "granite", "lfm2", "llama", "mamba", "opt", "phi", "qwen3", "qwen3_next"]
+SAMPLE = [
+    "cohere",
+    "gemma2",
+    "gpt2",
+    "granite",
+    "lfm2",
+    "llama",
+    "mamba",
+    "opt",
+    "phi",
+    "qwen3",
+    "qwen3_next",
+]
 RIGHT = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*REFUSED} - {*NOT_SMALL})
 CHANGE_LOGITS = ["cohere", "gemma2", "granite"]
 # Not used in a pass over plain text.

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from rlhf.models.actor_critic import ActorCritic, ValueHead, trunk_of
 from rlhf.models.kernels import use_fast_kernels
 from rlhf.models.lora import add_lora
-from rlhf.models.memory import Memory, estimate_memory, free_memory, layer_bytes
+from rlhf.models.memory import Memory, cache_bytes, estimate_memory, free_memory, layer_bytes
 from rlhf.models.parts import disable_dropout
 
 H, L, V, CONTEXT = 8, 2, 10, 16
@@ -262,3 +262,13 @@ def test_where_the_rollout_is_the_peak_the_remedy_is_another():
 
 def test_free_memory_is_a_plausible_number():
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4_text", "mamba"])
+def test_models_without_heads_or_with_a_config_inside_have_an_estimate(
+    make_architecture, model_type
+):
+    model = make_architecture(model_type)
+    assert layer_bytes(model, 10, computes_in_16_bit=False) > 0
+    has_keys = model_type != "mamba"
+    assert (cache_bytes(model, computes_in_16_bit=False) > 0) == has_keys
