@@ -49,7 +49,6 @@ SAMPLE = [
     "opt",
     "phi",
     "qwen3",
-    "qwen3_next",
 ]
 RIGHT = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*REFUSED} - {*NOT_SMALL})
 CHANGE_LOGITS = ["cohere", "gemma2", "granite"]
