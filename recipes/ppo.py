@@ -19,6 +19,7 @@ from rlhf.data.chat import add_chat_template, text_pieces
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy
+from rlhf.models.logits import describe_logits
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.memory import plan_memory
@@ -55,6 +56,8 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         set_seed(args.seed)
         tokenizer = settings.load_tokenizer()
         roles = load_roles(settings, args, tokenizer, run)
+        if note := describe_logits(roles.policy):
+            run.say(note)
         checks = template_checks(tokenizer)
         splits = load_splits(settings, ("prompt",), seed=args.seed, checks=checks)
         run.data(splits)

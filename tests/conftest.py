@@ -214,6 +214,16 @@ def launch():
 
 
 @pytest.fixture(scope="session")
+def make_architecture():
+    """A function from a model type to a tiny causal language model of it."""
+    path = ROOT / "tests" / "models" / "tiny_architectures.py"
+    spec = util.spec_from_file_location("tiny_architectures", path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.tiny_causal_lm
+
+
+@pytest.fixture(scope="session")
 def recipe_module():
     return load_recipe
 

@@ -8,7 +8,11 @@ import inspect
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import EncoderDecoderCache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+)
 
 from rlhf.models.actor_critic import position_ids
 from rlhf.models.parts import accepted_inputs, base_of
@@ -33,9 +37,14 @@ class Decoder:
 
     def next_logits(self) -> Tensor:
         """Logits (B, V) after the newest token of each row."""
+        attention = self.attention
+        if is_recurrent(
+            self.cache
+        ):  # the mask is of the tokens that it reads now: Mamba multiplies them
+            attention = attention[:, -self.tokens.shape[1] :]
         inputs = {
             "input_ids": self.tokens,
-            "attention_mask": self.attention.long(),
+            "attention_mask": attention.long(),
             "position_ids": self.positions,
             "logits_to_keep": 1,
             "use_cache": True,
@@ -68,13 +77,26 @@ class Decoder:
         return True
 
 
+def is_recurrent(cache) -> bool:
+    """True for a cache of states alone, without keys and values of past tokens."""
+    layers = getattr(cache, "layers", ())
+    states = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers]
+    keys = [isinstance(layer, DynamicLayer) for layer in layers]
+    return any(states) and not any(keys)
+
+
 def select_rows(cache, kept: Tensor) -> bool:
     """Keep these rows of a cache, in place. False for a cache that holds states of a kind that is not known here."""
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     layers = getattr(cache, "layers", None)
-    if layers is None or any(type(layer).__module__ != LIBRARY for layer in layers):
-        return False
+    if layers is None:
+        if not hasattr(cache, "batch_select_indices"):
+            return False
+        cache.batch_select_indices(kept)
+        return True
+    if any(type(part).__module__ != LIBRARY for part in (cache, *layers)):
+        return False  # with states of its own, such as MiniMax's
     for layer in layers:
         # A recurrent layer inherits from an attention layer, whose method forgets the recurrent states.
         if isinstance(layer, LinearAttentionCacheLayerMixin):

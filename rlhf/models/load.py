@@ -1,15 +1,18 @@
 """Loading and saving models and tokenizers: every weight and every tokenizer of a run is read here.
 
-Weights are read from safetensors, and remote code is never run. An error names the folder, what it holds and the remedy.
+Weights are read from safetensors, or from a pickle that holds nothing but tensors (torch's `weights_only`, which refuses
+all else), and remote code is never run. An error names the folder, what it holds and the remedy.
 """
 
 import copy
 import os
+import pickle
 import re
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,10 +24,22 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
-from rlhf.models.parts import base_of, label_maps, set_causal_loss
+from rlhf.models.architectures import check_policy
+from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+DTYPES = ("float32", "bfloat16", "float16")
+# What transformers raises for a folder without a model, a cut file, or a pickle with code in it.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
@@ -46,10 +61,14 @@ def load_policy(
     attn_implementation: one of ATTENTIONS; None: transformers' own choice.
     """
     options = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    config = _config_of(path, revision)
+    if config is not None:
+        check_policy(config, path)
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
+        check_policy(adapted.get_base_model().config, path)
         return adapted.merge_and_unload()
     model, info = _from_pretrained(AutoModelForCausalLM, path, output_loading_info=True, **options)
     # A tied output layer is not missing. A reward model or encoder lacks one.
@@ -57,6 +76,7 @@ def load_policy(
         raise UserError(
             f"{path} is not a language model: {_first(info['missing_keys'])} would be random"
         )
+    freeze_other_parts(model)
     return set_causal_loss(model)
 
 
@@ -72,6 +92,12 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
+    labels = trained_labels(path, revision=revision)
+    if len(labels) > 1 and not new_head:
+        raise UserError(
+            f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
+            "one score: train one with recipes/reward.py and give its run folder"
+        )
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         path,
@@ -160,6 +186,14 @@ def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
+def _config_of(path: str, revision: str | None):
+    """The config of a folder or Hub id. None if there is none: loading the model then says what is wrong."""
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except LOADING_ERRORS:
+        return None
+
+
 def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
     """Write a plain `from_pretrained` folder: LoRA merged, weights as safetensors, the tokenizer with its template."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -180,6 +214,8 @@ def _from_pretrained(
 ):
     """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError."""
     if dtype is not None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
         options["dtype"] = getattr(torch, dtype)
     if attn_implementation is not None:
         check_attention(attn_implementation)
@@ -199,8 +235,9 @@ def _from_pretrained(
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
             base_of(model).attention_is_chosen = True  # `kernels` leaves it alone
         return loaded
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:REASON_CHARACTERS]
+    except LOADING_ERRORS as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0][:REASON_CHARACTERS]
         if attn_implementation is not None and "attention" in reason.lower():
             raise UserError(
                 f"{path}: attn_implementation={attn_implementation} does not work here: {reason}; drop the key, or use "

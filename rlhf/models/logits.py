@@ -22,8 +22,10 @@ from rlhf.models.parts import base_of, trunk_of
 OUTPUT_LAYER, OWN_FORWARD = "output layer", "own forward pass"
 DECISION = "logits_come_from"  # attribute of the model, which holds one of the two; copies of the model keep it
 PROBE_TOKENS = 8
-# The same states times these: a cap that is far away from the logits at hand is noticed too.
-PROBE_SCALES = (1.0, 100.0)
+LARGE_LOGIT = (
+    1000.0  # states are enlarged up to it: a cap that is far from the logits at hand is noticed too
+)
+SMALLEST = 1e-3  # of the largest logit: a layer of zeros has none
 TOLERANCE = 1e-3  # relative: both ways run the same products, so that they agree also in bf16
 
 
@@ -50,7 +52,7 @@ def output_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def describe_logits(model: nn.Module) -> str | None:
-    """What to say of a model whose logits are not those of its output layer alone."""
+    """A sentence about a model that changes the logits of its output layer. None for others."""
     output_of(model)
     base = base_of(model)
     if base.__dict__[DECISION] == OUTPUT_LAYER:
@@ -73,9 +75,9 @@ def own_logits(base: nn.Module, states: Tensor) -> Tensor:
 def replaced_trunk(base: nn.Module, forward: Callable):
     """Within it, the trunk of a model computes `forward`."""
     modules = [trunk_of(base)]
-    decoder = base.get_decoder()
-    if decoder is not base and decoder is not modules[0]:  # OPT calls its decoder itself
-        modules.append(decoder)
+    inner = getattr(modules[0], "decoder", None)
+    if isinstance(inner, nn.Module):  # OPT calls it itself
+        modules.append(inner)
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.__dict__["forward"] = forward
@@ -86,6 +88,34 @@ def replaced_trunk(base: nn.Module, forward: Callable):
             del module.__dict__["forward"]
             if own is not None:  # a wrapper had put its own there
                 module.__dict__["forward"] = own
+
+
+def output_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that turn states into logits: those outside the trunk, and an output layer tied to its embeddings."""
+    base = base_of(model)
+    in_trunk = {id(parameter) for parameter in trunk_of(base).parameters()}
+    parameters = {}
+    for parameter in base.parameters():
+        if id(parameter) not in in_trunk:
+            parameters[id(parameter)] = parameter
+    output_layer = base.get_output_embeddings()
+    if output_layer is not None:
+        for parameter in output_layer.parameters():
+            parameters[id(parameter)] = parameter
+    return list(parameters.values())
+
+
+@contextmanager
+def values_of(parameters: list[nn.Parameter], values: list[Tensor]):
+    """Within it, the parameters have these values. Nothing is copied."""
+    before = [parameter.data for parameter in parameters]
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data = value
+    try:
+        yield
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data = value
 
 
 @torch.no_grad()
@@ -106,9 +136,11 @@ def choose_way(model: nn.Module) -> str:
                 "use a model of another architecture, such as Llama, Qwen or GPT-2"
             )
         output_layer = model.get_output_embeddings()
-        for scale in PROBE_SCALES:
-            if not gives(output_layer, scale * states, own_logits(base, scale * states)):
-                return OWN_FORWARD
+        if not gives(output_layer, states, expected):
+            return OWN_FORWARD
+        large = states * LARGE_LOGIT / max(largest(expected), SMALLEST)
+        if not gives(output_layer, large, own_logits(base, large)):
+            return OWN_FORWARD
         return OUTPUT_LAYER
     finally:
         model.train(was_training)
@@ -124,6 +156,11 @@ def gives(output_layer: nn.Module | None, states: Tensor, expected: Tensor) -> b
 def agree(logits: Tensor, expected: Tensor) -> bool:
     if logits.shape != expected.shape:
         return False
-    logits, expected = logits.float(), expected.float()
-    scale = expected[expected.isfinite()].abs().max()
-    return torch.allclose(logits, expected, rtol=0, atol=TOLERANCE * float(scale))
+    tolerance = TOLERANCE * largest(expected)
+    # NaN equals NaN: broken weights are reported where a number is wanted.
+    return torch.allclose(logits.float(), expected.float(), rtol=0, atol=tolerance, equal_nan=True)
+
+
+def largest(logits: Tensor) -> float:
+    """The largest finite logit in magnitude. Some models give -inf to tokens that they never say."""
+    return float(logits.float().nan_to_num(0.0, 0.0, 0.0).abs().max())

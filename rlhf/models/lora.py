@@ -1,14 +1,31 @@
 """LoRA matrices for every kind of model here."""
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf.models.parts import learns_from_text
 from rlhf.task_table import TASKS
 
 # Layers between the encoder and the head that a checkpoint may lack -> their linear layers.
 POOLERS = {
     "pooler": ("pooler", "pooler.dense"),  # ALBERT's is itself linear
     "sequence_summary": ("sequence_summary.summary",),  # ELECTRA
+}
+
+# Parts of the names of nn.Linear's subclasses that compute something else (Phi-MoE's router returns a tuple).
+NOT_LINEAR = ("Router", "Grouped")
+# Layers whose matrices a model reads without calling them, so that LoRA would not reach the result.
+NOT_CALLED = {
+    "falcon_h1": ["out_proj", "conv1d"],
+    "falcon_mamba": ["out_proj", "conv1d", "dt_proj"],
+    "gemma3n": ["correction_coefs", "prediction_coefs"],
+    "gemma3n_text": ["correction_coefs", "prediction_coefs"],
+    "jamba": ["dt_proj"],
+    "longcat_flash": ["router.classifier"],
+    "mamba": ["out_proj", "conv1d", "dt_proj"],
+    "mamba2": ["out_proj", "conv1d"],
+    "nemotron_h": ["out_proj", "conv1d"],
 }
 
 
@@ -29,6 +46,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
             without += entry.lora_excludes
     if task == "SEQ_CLS" and hasattr(model, "score"):
         whole.append("score")
+    without += unfit_layers(model)
     new_modules: set[str] = set()
     for name in getattr(model, "new_weights", ()):
         new_modules.update(name.split("."))
@@ -71,3 +89,15 @@ def draw_new_tokens(model: PreTrainedModel) -> None:
         known, new = layer.weight[:first].float(), layer.weight[first:]
         noise = torch.randn(new.shape, generator=generator).to(new.device)
         new.copy_(known.mean(0) + known.std(0) * noise)
+
+
+def unfit_layers(model: PreTrainedModel) -> list[str]:
+    """Names of linear layers that LoRA matrices cannot be added to."""
+    names = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        kind = type(module).__name__
+        if any(word in kind for word in NOT_LINEAR) or not learns_from_text(name):
+            names.append(name)
+    return names + NOT_CALLED.get(model.config.model_type, [])

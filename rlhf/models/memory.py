@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rlhf.models.parts import shape_of
+
 GB = 2**30
 # Linux's control groups, and which of them this process is in
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -200,7 +202,7 @@ def _rollout_bytes(policy: nn.Module, load: Load) -> dict[str, int]:
     """Bytes of sampling by item: the cache, and the larger of the prompts' forward pass and the next-token logits."""
     cache = cache_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
     forward = forward_bytes(policy, computes_in_16_bit=load.computes_in_16_bit)
-    sampling = policy.config.vocab_size * SAMPLING_BYTES
+    sampling = shape_of(policy).vocabulary * SAMPLING_BYTES
     per_row = max(load.prompt_length * forward, sampling)
     return {
         "keys and values": load.rollout_batch * load.length * cache,
@@ -222,7 +224,7 @@ def _update_bytes(policy: nn.Module, trunks: list[nn.Module], load: Load) -> dic
     positions = min(longest, load.chunk)
     update = {
         "activations": activations,
-        "logits": positions * policy.config.vocab_size * LOGITS_BYTES,
+        "logits": positions * shape_of(policy).vocabulary * LOGITS_BYTES,
     }
     if load.computes_in_16_bit:
         update["16-bit copies of the weights"] = sum(copied_bytes(model) for model in trunks)
@@ -262,15 +264,15 @@ def layer_bytes(model: nn.Module, length: int, *, computes_in_16_bit: bool) -> i
     Llama keeps 27 numbers when its MLP is 4h wide. LoRA adds 1 to 3 bytes, over 16-bit weights 17, since its matrices stay
     fp32.
     """
-    config = model.config
+    shape = shape_of(model)
     if computes_in_16_bit:
         per_width, per_probability = 40, 6
     else:
         per_width, per_probability = 18 * weight_bytes(model), weight_bytes(model)
-    total = config.hidden_size * per_width
-    if getattr(config, "_attn_implementation", None) == "eager":
-        total += config.num_attention_heads * length * per_probability
-    return config.num_hidden_layers * total
+    total = shape.hidden_size * per_width
+    if getattr(model.config, "_attn_implementation", None) == "eager":
+        total += shape.heads * length * per_probability
+    return shape.layers * total
 
 
 def forward_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
@@ -279,17 +281,14 @@ def forward_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
     Per unit of h: before and after GELU 4h each, and 2 of h: 10 numbers. Autocast: 24 bytes.
     """
     per_width = 24 if computes_in_16_bit else 10 * weight_bytes(model)
-    return model.config.hidden_size * per_width
+    return shape_of(model).hidden_size * per_width
 
 
 def cache_bytes(model: nn.Module, *, computes_in_16_bit: bool) -> int:
     """Keys and values of one token: 2 * layers * kv heads * head width * bytes of a number."""
-    config = model.config
-    # Llama's grouped heads share keys and values. GPT-2's config has neither entry.
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = shape_of(model)
     number = 2 if computes_in_16_bit else weight_bytes(model)
-    return 2 * config.num_hidden_layers * heads * width * number
+    return 2 * shape.layers * shape.kv_heads * shape.head_width * number
 
 
 def copied_bytes(model: nn.Module) -> int:

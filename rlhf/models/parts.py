@@ -4,13 +4,14 @@ The two `fit_` functions are here since they change a loaded model or tokenizer:
 """
 
 import inspect
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf.data.chat import end_of_turn_id
 from rlhf.errors import UserError
@@ -18,6 +19,11 @@ from rlhf.errors import UserError
 # Parts of the names of attributes that models give to F.dropout or to their noise: attention_dropout, layerdrop,
 # router_jitter_noise, ...
 RANDOM = ("drop", "jitter")
+# Names of the number of positions. MPT has the second, speech models the third.
+POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+# Parts of the names of modules that text never trains: they read images and sounds, or choose the tokens to attend to,
+# which has no gradient (DeepSeek V3.2).
+NOT_TRAINED = ("vision", "image", "audio", "speech", "multi_modal", ".indexer.")
 UNLIMITED = 1_000_000  # tokens: context length of a model without absolute positions
 
 
@@ -32,8 +38,9 @@ def trunk_of(model: nn.Module) -> nn.Module:
     """The transformer under a causal LM or classification head, LoRA or not."""
     base = base_of(model)
     trunk = getattr(base, base.base_model_prefix, None)
-    if trunk is None:  # Llama 4 is part of a larger model, whose prefix it has
-        trunk = base.get_decoder()
+    if trunk is None:
+        # Llama 4's text model has the prefix of the larger model that it is a part of.
+        trunk = base.model
     return trunk
 
 
@@ -64,9 +71,47 @@ def argument_names(kind: type) -> frozenset[str] | None:
     return frozenset(arguments)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a language model. A recurrent one has no heads, and layers with heads of several widths show the widest."""
+
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_width: int
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The sizes that the config of a model gives, or the config of its text where it also reads images."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 0
+    width = _head_width(config) or config.hidden_size // max(heads, 1)
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+        heads=heads,
+        # Llama's grouped heads share keys and values.
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_width=width,
+    )
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    """The width of a head, 0 where the config has none. Gemma 4's layers differ in it."""
+    widths = []
+    for layer in getattr(config, "per_layer_config", None) or ():
+        widths.append(getattr(layer, "head_dim", None) or 0)
+    if widths:
+        return max(widths)
+    return getattr(config, "head_dim", None) or 0
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Length in tokens of the longest sequence that the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None) or UNLIMITED
+    positions = _positions(model.config.get_text_config())
     return positions - _reserved_positions(model)
 
 
@@ -79,21 +124,68 @@ def _reserved_positions(model: nn.Module) -> int:
     return 0
 
 
+def _positions(config: PreTrainedConfig) -> int:
+    """The number of positions of a config, which architectures call by different names."""
+    for name in POSITIONS:
+        number = getattr(config, name, None)
+        if isinstance(number, int) and number > 0:
+            return number
+    return UNLIMITED
+
+
 def disable_dropout(model: nn.Module) -> nn.Module:
     """Set every dropout probability to 0, for train mode too. The config on disk keeps its values."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            # A float is a probability, or the width of noise. Layers of this name are visited by themselves.
-            if isinstance(value, float) and any(word in name for word in RANDOM):
+            # Layers of such names are visited by themselves.
+            if is_random(name, value):
                 setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            module.config = WithoutDropout(config)  # Falcon reads it at every forward pass
     return model
+
+
+def is_random(name: str, value) -> bool:
+    """True for an attribute that is the probability of a dropout or the width of a noise."""
+    return isinstance(value, float) and any(word in name for word in RANDOM)
+
+
+class WithoutDropout:
+    """A view of a model's config whose dropouts are 0. All else is read from the config and written to it."""
+
+    def __init__(self, config: PreTrainedConfig):
+        self.__dict__["config"] = config
+
+    def __getattr__(self, name: str):
+        if name == "config" or name.startswith("__"):  # of a copy that is being made
+            raise AttributeError(name)
+        value = getattr(self.config, name)
+        if is_random(name, value):
+            return 0.0
+        return value
+
+    def __setattr__(self, name: str, value) -> None:
+        setattr(self.config, name, value)
 
 
 def freeze(model: nn.Module) -> nn.Module:
     """Set evaluation mode, without gradients or dropout: for reference and reward models."""
     return disable_dropout(model).eval().requires_grad_(False)
+
+
+def learns_from_text(name: str) -> bool:
+    """True for the name of a parameter or module that a loss on text can train."""
+    return not any(word in name for word in NOT_TRAINED)
+
+
+def freeze_other_parts(model: nn.Module) -> None:
+    """Freeze what a loss on text cannot train. The optimiser and the wrappers then know that it has no gradient."""
+    for name, parameter in model.named_parameters():
+        if not learns_from_text(name):
+            parameter.requires_grad_(False)
 
 
 def label_maps(labels: list[str]) -> dict[str, dict]:

@@ -20,7 +20,7 @@ from rlhf.models.kernels import (
 )
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.one_trunk import AdapterModel, add_adapter_model
-from rlhf.models.parts import disable_dropout, freeze
+from rlhf.models.parts import disable_dropout, freeze, hidden_size
 from rlhf.policy_gradient import sharding
 from rlhf.policy_gradient.optimizers import optimizer_class
 
@@ -100,7 +100,7 @@ def check_trunk(settings, tokenizer) -> None:
 def load_value_model(settings, policy: nn.Module, tokenizer) -> nn.Module:
     """A head on the policy's trunk, or a model. settings: RoleSettings and ModelSettings."""
     if settings.value_model == "shared":
-        return ValueHead(policy.config.hidden_size)
+        return ValueHead(hidden_size(policy))
     path = settings.value_model
     if path == "reward_model":
         if not settings.reward_model_path:

@@ -7,7 +7,6 @@ micro-batches (TRPO, appendix C: a subsample serves as well); gradient, surrogat
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import TrainerCallback
 
 from rlhf.algorithms.log_probs import token_log_probs
@@ -23,6 +22,7 @@ from rlhf.algorithms.trust_region import (
     unflatten,
 )
 from rlhf.models.actor_critic import CHUNK, FORWARD_INPUTS, hidden_before
+from rlhf.models.logits import output_of, output_parameters, values_of
 from rlhf.models.parts import trunk_of
 
 ITERATIONS = 10  # of conjugate gradient: TRPO paper
@@ -111,8 +111,8 @@ class TrustRegion(TrainerCallback):
     def surrogate_and_kl(self, policy, batches: list[dict], temperature: float, total: Tensor):
         """A function () -> (gain of the surrogate, KL(old || new)), means over tokens; old is the policy of this moment."""
         old_states = [states_of(policy, batch) for batch in batches]
-        head = policy.get_output_embeddings()
-        old_weight = head.weight.detach().clone()
+        output = output_parameters(policy)
+        old_output = [p.detach().clone() for p in output]
 
         def measure() -> tuple[float, float]:
             sums = torch.zeros(2, dtype=torch.float64, device=where_doubles_exist(total).device)
@@ -122,7 +122,8 @@ class TrustRegion(TrainerCallback):
                 tensors = (old, states_of(policy, batch), advantages, ids)
                 for chunk in zip(*(tensor.split(CHUNK) for tensor in tensors)):
                     old_chunk, new_chunk, advantage, token = chunk
-                    before = linear(old_chunk, old_weight, head.bias).float() / temperature
+                    with values_of(output, old_output):
+                        before = logits_of(policy, old_chunk, temperature)
                     after = logits_of(policy, new_chunk, temperature)  # (chunk, V)
                     # The temperature is in the logits.
                     old_log_probs = token_log_probs(before, token, temperature=1)
@@ -148,4 +149,4 @@ def states_of(policy, batch: dict) -> Tensor:
 
 
 def logits_of(policy, states: Tensor, temperature: float) -> Tensor:
-    return policy.get_output_embeddings()(states).float() / temperature
+    return output_of(policy)(states).float() / temperature

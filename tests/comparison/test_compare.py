@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from rlhf.comparison.compare import (
+    ChatRun,
     ReportSettings,
     RunCompletions,
     build_report,
@@ -16,6 +18,7 @@ from rlhf.comparison.compare import (
     measure,
     perplexity,
     rate_estimate,
+    summed_log_probs,
     win_rate,
 )
 from rlhf.comparison.report import to_markdown
@@ -124,6 +127,18 @@ def test_kl_of_known_models(tokenizer, constant, save_run, tmp_path):
     step = math.log((size - 1 + a) / size)
     assert values["kl"] == pytest.approx([3 * step - math.log(a), step - math.log(a)], abs=1e-4)
     assert values["completion_length"] == [3.0, 1.0] and values["eos_rate"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "gemma2", "granite"])
+def test_log_probs_are_those_of_the_models_own_logits(tokenizer, make_architecture, model_type):
+    """These models change their logits after the output layer."""
+    model = make_architecture(model_type)
+    run = ChatRun("policy", "", None, model, tokenizer)
+    (found,) = summed_log_probs(run, [[5, 6]], [[8, 9]], temperature=0.7)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 6, 8, 9]])).logits[0] / 0.7
+    log_probs = torch.log_softmax(logits, -1)
+    assert found == pytest.approx(float(log_probs[1, 8] + log_probs[2, 9]), abs=1e-4)
 
 
 def test_a_run_against_itself(runs, rows, rewards):

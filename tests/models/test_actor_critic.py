@@ -1,18 +1,31 @@
+import copy
+
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
+from rlhf.models import actor_critic
 from rlhf.models.actor_critic import (
+    FORWARD_INPUTS,
     ActorCritic,
     ValueHead,
     frozen_copy,
     position_ids,
     reference_log_probs,
 )
-from rlhf.models.parts import disable_dropout
+from rlhf.models.logits import describe_logits
+from rlhf.models.lora import add_lora
+from rlhf.models.one_trunk import adapter
+from rlhf.models.parts import disable_dropout, hidden_size
 from rlhf.models.scores import sequence_scores
 
 T, F = True, False
+VOCABULARY = 24  # of `make_architecture`
 PROMPTS = [
     [11, 2, 0, 12],
     [11, 5, 3, 7, 0, 12],
@@ -187,3 +200,103 @@ def test_an_encoder_cannot_be_a_value_model(tokenizer, make_policy, refused):
 def test_positions_by_hand():
     mask = torch.tensor([[F, F, T, T, T], [T, T, T, F, F]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "gemma2", "granite"])
+@torch.no_grad()
+def test_log_probs_are_those_of_logits_that_are_changed_after_the_output_layer(
+    make_architecture, model_type
+):
+    """Policy, reference and plain text: each by the model's own forward, row by row."""
+    policy = make_architecture(model_type)
+    batch = pad(PROMPTS, COMPLETIONS, 13, left=2)
+    outputs = ActorCritic(policy, None)(**batch, temperature=0.7)
+    inputs = {name: batch[name] for name in FORWARD_INPUTS}
+    reference = reference_log_probs(policy, inputs, temperature=0.7)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        expected = slow(policy, prompt, completion, 0.7)
+        for log_probs in (outputs.log_probs, reference):
+            found = log_probs[row, : len(completion)]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    ids = torch.tensor([PROMPTS[1]])
+    text = ActorCritic(policy, None).text_log_probs(ids, torch.ones_like(ids).bool())
+    expected = slow(policy, PROMPTS[1][:1], PROMPTS[1][1:], 1.0)
+    torch.testing.assert_close(text[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_through_changed_logits_are_those_of_the_model(make_architecture, monkeypatch):
+    """Also in chunks that are computed again in the backward pass."""
+    monkeypatch.setattr(actor_critic, "CHUNK", 2)
+    policy = make_architecture("gemma2")
+    prompt, completion = PROMPTS[0], COMPLETIONS[0]
+    log_probs = ActorCritic(policy, None)(**pad([prompt], [completion], 13), temperature=1.0)[0]
+    log_probs.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
+    policy.zero_grad()
+    logits = policy(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    chosen = torch.log_softmax(logits, -1)[torch.arange(3), torch.tensor(completion)]
+    chosen.sum().backward()
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_a_cap_that_the_logits_are_far_from_is_noticed(make_architecture):
+    """Small weights leave logits of 0.01, on which a cap of 3 does nothing yet."""
+    policy = make_architecture("gemma2")
+    with torch.no_grad():
+        policy.get_output_embeddings().weight.mul_(1e-3)
+    assert describe_logits(policy) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_way_to_the_logits_is_the_same_in_half_precision(make_architecture, dtype):
+    assert describe_logits(make_architecture("llama").to(dtype)) is None
+    assert describe_logits(make_architecture("granite").to(dtype)) is not None
+
+
+def test_a_model_whose_logits_are_not_those_of_its_states_is_refused(make_architecture, refused):
+    policy = make_architecture("llama")
+    layer = torch.nn.Linear(VOCABULARY, VOCABULARY)
+    forward = policy.forward
+
+    def other_logits(*args, input_ids, **kwargs):
+        output = forward(*args, input_ids=input_ids, **kwargs)
+        output.logits = output.logits + layer(
+            torch.nn.functional.one_hot(input_ids, VOCABULARY).float()
+        )
+        return output
+
+    policy.forward = other_logits  # they depend on the token besides the state
+    assert "cannot be computed from its hidden states" in refused(ActorCritic, policy, None)
+
+
+def test_the_value_head_fits_states_of_another_size_than_the_models(make_policy):
+    """OPT-350m projects its states before the output layer."""
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=16, word_embed_proj_dim=8, ffn_dim=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=48, do_layer_norm_before=False,
+    )  # fmt: skip
+    policy = OPTForCausalLM(config)
+    assert hidden_size(policy) == 8
+    model = ActorCritic(policy, ValueHead(hidden_size(policy)))
+    values = model(**pad(PROMPTS, COMPLETIONS, 13), temperature=1.0).values
+    assert values.shape == (3, 4)
+
+
+@torch.no_grad()
+def test_with_lora_policy_and_reference_use_the_models_own_logits(make_architecture):
+    """The reference is the policy without its adapter, as with share_trunk."""
+    base = make_architecture("gemma2")
+    policy = add_lora(copy.deepcopy(base), task="CAUSAL_LM", rank=2, alpha=4).eval()
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = pad(PROMPTS[:1], COMPLETIONS[:1], 13)
+    log_probs = ActorCritic(policy, None)(**batch, temperature=0.7).log_probs[0]
+    expected = slow(policy, PROMPTS[0], COMPLETIONS[0], 0.7)
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=1e-4)
+    with adapter(policy, None):
+        reference = reference_log_probs(policy, batch, temperature=0.7)[0]
+    expected = slow(base, PROMPTS[0], COMPLETIONS[0], 0.7)
+    torch.testing.assert_close(reference, expected, atol=1e-5, rtol=1e-4)
+    assert (reference - log_probs).abs().max() > 1e-3

@@ -1,9 +1,14 @@
+import copy
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -12,10 +17,12 @@ from transformers.utils import is_flash_attn_2_available
 from rlhf.models.load import load_encoder, load_policy, load_reward_model, load_tokenizer, save
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import (
+    UNLIMITED,
     context_length,
     disable_dropout,
     fit_embeddings,
     freeze,
+    label_maps,
     stop_token_ids,
 )
 from rlhf.models.scores import score_head, sequence_scores, shift_scores
@@ -301,3 +308,106 @@ def test_lora_trains_whole_what_other_architectures_have_new_before_the_head(
     for module in new:
         assert any(f".{module}.modules_to_save." in name for name in trained), module
         assert not any(f".{module}." in name and "lora" in name for name in trained), module
+
+
+def cut(path):
+    """Keep the first half of a file, as an upload that was stopped leaves it."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def as_pickle(folder):
+    """Replace a folder's safetensors by a pickle of the same tensors."""
+    path = folder / "model.safetensors"
+    torch.save(load_file(path), folder / "pytorch_model.bin")
+    path.unlink()
+    return folder / "pytorch_model.bin"
+
+
+def test_weights_in_a_pickle_of_tensors_load(tokenizer, make_llama, tmp_path):
+    model = make_llama(tokenizer)
+    save(model, tokenizer, tmp_path)
+    as_pickle(tmp_path)
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        assert torch.equal(load_policy(str(tmp_path)).eval()(input_ids=IDS).logits, expected)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tokenizer, make_llama, tmp_path, refused):
+    save(make_llama(tokenizer), tokenizer, tmp_path)
+    path = as_pickle(tmp_path)
+    trace = tmp_path / "was_run"
+
+    class Code:
+        def __reduce__(self):
+            return trace.mkdir, ()
+
+    torch.save({"weight": Code()}, path)
+    message = refused(load_policy, str(tmp_path))
+    assert "cannot be loaded as AutoModelForCausalLM" in message and "pytorch_model.bin" in message
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pickle"])
+def test_a_cut_file_is_one_line(tokenizer, make_llama, tmp_path, refused, form):
+    save(make_llama(tokenizer), tokenizer, tmp_path)
+    cut(as_pickle(tmp_path) if form == "pickle" else tmp_path / "model.safetensors")
+    assert "cannot be loaded as AutoModelForCausalLM" in refused(load_policy, str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp32", "int8"])
+def test_a_dtype_that_is_none_of_ours_is_refused(tokenizer, make_policy, tmp_path, refused, dtype):
+    save(make_policy(tokenizer), tokenizer, tmp_path)
+    message = refused(load_policy, str(tmp_path), dtype=dtype)
+    assert dtype in message and "float32, bfloat16, float16" in message
+
+
+def test_a_classifier_is_no_reward_model(tokenizer, tmp_path, refused):
+    labels = label_maps(["bad", "poor", "fair", "good", "great"])
+    config = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16, **labels)
+    save(GPT2ForSequenceClassification(config), tokenizer, tmp_path)
+    message = refused(load_reward_model, str(tmp_path))
+    assert "a classifier with 5 labels (bad, poor, fair, ...)" in message
+    assert load_reward_model(str(tmp_path), new_head=True).num_labels == 1
+
+
+def test_a_reward_model_is_no_policy(tokenizer, make_reward_model, tmp_path, refused):
+    """GPT-2's output layer is its embeddings, so that no weight is missing."""
+    save(make_reward_model(tokenizer), tokenizer, tmp_path)
+    message = refused(load_policy, str(tmp_path))
+    assert "GPT2ForSequenceClassification" in message and "recipes/sft.py" in message
+
+
+def test_context_length_of_a_model_with_names_of_its_own(make_architecture):
+    assert context_length(make_architecture("mpt")) == 64  # max_seq_len
+    assert context_length(make_architecture("gemma3")) == 64  # in its text_config
+    assert context_length(make_architecture("mamba")) == UNLIMITED
+
+
+def test_text_does_not_train_what_reads_images(make_architecture, tokenizer, tmp_path):
+    save(make_architecture("gemma3"), tokenizer, tmp_path)
+    model = load_policy(str(tmp_path))
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"vision_tower", "multi_modal_projector"}
+    learned = add_lora(model, task="CAUSAL_LM", rank=2, alpha=4)
+    names = [name for name, p in learned.named_parameters() if p.requires_grad]
+    assert names and all(".language_model." in name for name in names)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "bloom", "opt", "mixtral", "falcon"])
+def test_disable_dropout_finds_it_under_every_name(make_architecture, model_type):
+    """attn_dropout, hidden_dropout, layerdrop, router_jitter_noise; Falcon reads its config at every pass."""
+    model = disable_dropout(make_architecture(model_type)).train()
+    with torch.no_grad():
+        passes = [model(input_ids=IDS).logits for _ in range(3)]
+    assert torch.equal(passes[0], passes[1]) and torch.equal(passes[0], passes[2])
+
+
+def test_disable_dropout_leaves_the_config_on_disk(make_architecture, tokenizer, tmp_path):
+    model = disable_dropout(make_architecture("falcon"))
+    save(model, tokenizer, tmp_path)
+    assert load_policy(str(tmp_path)).config.hidden_dropout == model.config.hidden_dropout == 0.3
+    again = copy.deepcopy(model).train()
+    again.set_attn_implementation("eager")
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=IDS).logits, again(input_ids=IDS).logits)

@@ -13,7 +13,14 @@ import rlhf.models.memory as memory_module
 from rlhf.models.actor_critic import CHUNK, ActorCritic, ValueHead, trunk_of
 from rlhf.models.kernels import store_frozen_matrices_in_bf16, use_fast_kernels
 from rlhf.models.lora import add_lora
-from rlhf.models.memory import GB, Memory, estimate_memory, free_memory, layer_bytes
+from rlhf.models.memory import (
+    GB,
+    Memory,
+    cache_bytes,
+    estimate_memory,
+    free_memory,
+    layer_bytes,
+)
 from rlhf.models.parts import disable_dropout
 from rlhf.runs.settings import read_config
 
@@ -386,3 +393,13 @@ def test_free_memory_is_that_of_a_container_of_version_1(groups):
 
 def test_free_memory_is_a_plausible_number():
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4_text", "mamba"])
+def test_models_without_heads_or_with_a_config_inside_have_an_estimate(
+    make_architecture, model_type
+):
+    model = make_architecture(model_type)
+    assert layer_bytes(model, 10, computes_in_16_bit=False) > 0
+    has_keys = model_type != "mamba"
+    assert (cache_bytes(model, computes_in_16_bit=False) > 0) == has_keys

@@ -92,6 +92,19 @@ def test_the_kl_of_a_step_is_what_is_logged_and_never_above_the_bound(make_train
         assert 0 < row["step_fraction"] <= 1 and row["step_gain"] > 0
 
 
+@pytest.mark.parametrize("model_type", ["phi", "gemma2", "cohere", "granite"])
+def test_the_kl_is_that_of_the_models_own_logits(make_trainer, make_architecture, model_type):
+    """Phi's output layer has a bias, which the step moves. The others change the logits after it."""
+    trainer = make_trainer(**ONE, policy=make_architecture(model_type))
+    steps = remember_steps(trainer)
+    trainer.train()
+    ((before, after, batches),) = steps
+    old = torch.cat([logits_row_by_row(before, batch, 1.0) for batch in batches])
+    new = torch.cat([logits_row_by_row(after, batch, 1.0) for batch in batches])
+    step_kl = metrics(trainer)[0]["step_kl"]
+    assert step_kl == pytest.approx(exact_kl(old, new), rel=1e-3) and step_kl > 0
+
+
 def test_the_gain_that_is_logged_is_the_surrogates(make_trainer):
     trainer = make_trainer(**ONE)
     steps = remember_steps(trainer)
