@@ -178,6 +178,10 @@ ARGUMENTS = (
         "a loss that is not finite must be seen; drop it",
         fixed=False,
     ),
+    Unused(
+        ("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
+        "the metrics of a recipe are computed from outputs and labels, all at once; drop it",
+    ),
     Unused(("label_names",), "a recipe names its own labels; drop it"),
     Unused(
         ("optim_target_modules",),
@@ -232,19 +236,11 @@ ARGUMENTS = (
 
 # Of Trainer.evaluate, for a recipe that evaluates by code of its own.
 EVALUATION_LOOP = Unused(
-    (
-        "prediction_loss_only",
-        "eval_do_concat_batches",
-        "eval_use_gather_object",
-        "eval_accumulation_steps",
-        "include_for_metrics",
-        "batch_eval_metrics",
-    ),
+    ("prediction_loss_only", "eval_use_gather_object", "eval_accumulation_steps"),
     "the evaluation does not use the Trainer's loop; drop it",
 )
 WHOLE_OUTPUTS = Unused(
-    ("prediction_loss_only", "eval_do_concat_batches", "include_for_metrics", "batch_eval_metrics"),
-    "the metrics are computed from all outputs at once; drop it",
+    ("prediction_loss_only",), "the metrics are computed from all outputs; drop it"
 )
 OWN_MODULE = Unused(
     ("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"),
