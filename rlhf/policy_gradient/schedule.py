@@ -51,6 +51,11 @@ class Requested:
         args.load_best_model_at_end = False
         return cls(**values)
 
+    @property
+    def picks_the_best(self) -> bool:
+        """True if evaluations are compared by metric_for_best_model."""
+        return self.load_best_model_at_end or self.save_strategy == BEST
+
 
 def place_on_rollouts(args, requested: Requested) -> None:
     """Set the length of the run, and let logs, evaluations and checkpoints end where a rollout ends."""
