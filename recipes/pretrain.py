@@ -200,7 +200,7 @@ def load_model(settings: PretrainSettings, tokenizer, run):
     """A model from scratch or from a checkpoint, with the tokenizer fitted to it."""
     if settings.from_scratch:
         model = new_model(settings, tokenizer)
-        run.parent("tokenizer", settings.tokenizer_name_or_path)
+        run.parent("tokenizer", settings.tokenizer_name_or_path or settings.model_name_or_path)
     else:
         model = load_checkpoint(settings, tokenizer, run)
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
