@@ -59,7 +59,7 @@ def given_flags(flags: list[str]) -> dict:
     name = ""
     for flag in flags:
         if not flag.startswith("--"):
-            # Of several values the text of all, which is no default's.
+            # Several values become one text, which equals none of the defaults.
             given[name] = flag if given.get(name) is True else f"{given[name]} {flag}"
             continue
         name, has_value, value = flag[2:].partition("=")
@@ -87,7 +87,7 @@ def unused_keys(settings: tuple, given: dict) -> dict[str, str]:
 
 
 def rules_of(settings: Iterable) -> list[Unused]:
-    """What the settings' classes list in UNUSED, and what holds for all recipes."""
+    """The rules in UNUSED of the settings' classes, and those of all recipes."""
     rules = list(ARGUMENTS)
     for item in settings:
         for cls in type(item).__mro__:
