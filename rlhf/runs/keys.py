@@ -2,7 +2,7 @@
 
 A dataclass of settings lists them in its class attribute UNUSED. A key counts as given when the YAML file itself or a flag
 gives it a value other than its default. A key of the file that `defaults` names may not apply to every file that starts
-from it, so there it goes back to its default.
+from it, so there it goes back to its default. So does a key of the file that only a flag makes idle.
 """
 
 import dataclasses
@@ -105,10 +105,11 @@ def default_values(item) -> dict:
     return values
 
 
-def refuse(reasons: dict[str, str], given: dict, sources: dict[str, str]) -> None:
-    """UserError for the first of the keys."""
+def refuse(reasons: dict[str, str], given: dict, sources: dict[str, str], but: set[str]) -> None:
+    """UserError for the first of the keys that is not in `but`."""
     for key, reason in reasons.items():
-        raise UserError(f"{sources[key]}: {key}={given[key]} has no effect: {reason}")
+        if key not in but:
+            raise UserError(f"{sources[key]}: {key}={given[key]} has no effect: {reason}")
 
 
 def evaluates(run) -> bool:

@@ -182,6 +182,21 @@ def test_a_key_of_the_defaults_file_may_not_apply(given, refused, recipe_module,
     assert "passed over" in help_text(classes_of(recipe_module("ppo")), "")
 
 
+def test_a_flag_may_make_a_key_of_the_file_idle(given, refused, tmp_path):
+    """The file alone is right; a key that the file itself makes idle is refused, whatever the flags are."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "use_peft: true\nlora_r: 4\nsave_every: 1\nsave_total_limit: 2\nvalue_coef: 0.5\n"
+    )
+    flags = ["--config", str(path), "--use_peft", "false", "--save_every", "0"]
+    settings, args = given("ppo", *flags, "--algorithm", "reinforce")
+    assert (settings.lora_r, args.save_total_limit, args.value_coef) == (16, None, 0.1)
+    message = refused(given, "ppo", *flags, "--lora_r", "4")
+    assert "the command line: lora_r=4 has no effect" in message
+    path.write_text("lora_r: 4\n")
+    assert "own.yaml: lora_r=4" in refused(given, "ppo", "--config", str(path), "--seed", "1")
+
+
 def test_values_of_files_and_flags_are_compared_by_their_meaning():
     assert keys.same("1e-4", 0.0001) and keys.same(True, True) and keys.same("False", False)
     assert keys.same(None, None) and keys.same("none", None) and keys.same("none", "none")
