@@ -24,7 +24,6 @@ from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.keys import Unused
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
-from rlhf.runs.ranges import at_least
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.task_table import PRETRAINING_HEADS
@@ -74,7 +73,6 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
         },
     )
 
-    RANGES: ClassVar[dict] = {"block_size": at_least(LEAST_BLOCK_SIZE)}
     UNUSED: ClassVar[tuple] = (
         Unused(
             ("train_sampling_strategy",),
