@@ -377,8 +377,8 @@ def help_text(classes: list[type], description: str) -> str:
         "",
         "Keys (YAML `key: value`, or flags `--key value`). In a YAML, `defaults: demo.yaml` names a file of the same",
         "folder whose keys apply first, so that the YAML states only its differences. A key that the run would not read is",
-        "refused. It is passed over, and has its default in the record, if it is of the `defaults` file, or if the YAML gives",
-        "it and only a flag makes it idle (lora_r with --use_peft false).",
+        "refused. It is passed over, and has its default in the record, if it is of the `defaults` file, or if only a flag",
+        "makes it idle (lora_r of the YAML with --use_peft false).",
     ]
     for cls in classes:
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
