@@ -4,10 +4,12 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainingArguments
 
 from rlhf.models import load
 from rlhf.runs.checkpoints import check_best_checkpoint
 from rlhf.runs.record import parent_entry
+from rlhf.runs.run import Run
 from rlhf.runs.settings import ModelSettings
 
 
@@ -77,3 +79,23 @@ def test_the_best_evaluation_has_a_checkpoint_of_its_own(refused):
     assert "save_steps=20" in message and "set save_steps to 10" in message
     args.save_steps = 10
     check_best_checkpoint(args)
+
+
+def test_the_run_says_which_checkpoint_it_ends_with(tmp_path, capsys):
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        report_to="none",
+        use_cpu=True,
+        load_best_model_at_end=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        metric_for_best_model="accuracy",
+    )
+    run = Run("reward", ModelSettings(), args)
+    state = SimpleNamespace(best_model_checkpoint=f"{tmp_path}/checkpoint-20", best_metric=0.75)
+    run.best_checkpoint(SimpleNamespace(args=args, state=state))
+    assert run.record.metrics == {"best_step": 20}
+    assert "by accuracy: step 20, 0.75" in capsys.readouterr().out
+    state.best_model_checkpoint = None
+    run.best_checkpoint(SimpleNamespace(args=args, state=state))
+    assert "the last weights are kept" in capsys.readouterr().out
