@@ -25,7 +25,6 @@ from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
-from rlhf.runs.ranges import at_least
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.task_table import PRETRAINING_HEADS
@@ -75,7 +74,6 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
         },
     )
 
-    RANGES: ClassVar[dict] = {"block_size": at_least(LEAST_BLOCK_SIZE)}
     UNUSED: ClassVar[tuple] = (
         Unused(
             ("train_sampling_strategy",),
@@ -203,7 +201,7 @@ def load_model(settings: PretrainSettings, tokenizer, run):
     """A model from scratch or from a checkpoint, with the tokenizer fitted to it."""
     if settings.from_scratch:
         model = new_model(settings, tokenizer)
-        run.parent("tokenizer", settings.tokenizer_name_or_path)
+        run.parent("tokenizer", settings.tokenizer_name_or_path or settings.model_name_or_path)
     else:
         model = load_checkpoint(settings, tokenizer, run)
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)

@@ -111,7 +111,7 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run):
     """The model to train, loaded or with random weights, with room for the tokenizer's tokens."""
     if settings.from_scratch:
         model = new_policy(tokenizer, **settings.sizes())
-        run.parent("tokenizer", settings.tokenizer_name_or_path)
+        run.parent("tokenizer", settings.tokenizer_name_or_path or settings.model_name_or_path)
     else:
         model = load_policy(settings.model_name_or_path, **settings.load_options())
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)

@@ -136,7 +136,7 @@ class FunctionScorer:
 
 
 def _file_of(module: str, error: BaseException) -> str:
-    """Where the file of a module that cannot be imported is, for a message."""
+    """The path of a module that cannot be imported, for a message."""
     if isinstance(error, SyntaxError):
         return ""  # its text names the file and the line
     loaded = sys.modules.get(module)

@@ -218,6 +218,8 @@ class PolicyGradientConfig(TrainingArguments):
         # At 0 the Trainer would not look at gradients at all.
         self.max_grad_norm = self.max_grad_norm or math.inf
         requested = Requested.take(self)
+        if requested.picks_the_best:
+            check_best_metric(self)
         # The Trainer would drop the columns of our batches, and average NaN away.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
@@ -235,8 +237,6 @@ class PolicyGradientConfig(TrainingArguments):
         disable_sharded_loading()
         self._fit_sizes()
         place_on_rollouts(self, requested)
-        if self.load_best_model_at_end or self.save_strategy == "best":
-            check_best_metric(self)
         check_activation_checkpointing(self, double_backward=update.needs_double_backward)
 
     def _check(self) -> None:

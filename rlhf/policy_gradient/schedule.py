@@ -1,6 +1,6 @@
 """The Trainer's keys that count optimiser steps, in a run that is counted in rollouts.
 
-A step in the middle of a rollout is no time to stop, to save or to evaluate: the rollout would be lost. So each number of
+A run cannot stop, save or evaluate in the middle of a rollout, which would be lost. So each number of
 steps must end where a rollout ends. It is never rounded: an error names the nearest numbers that do.
 """
 
@@ -31,7 +31,7 @@ def check_multiple(name: str, value: int, divisor: int, meaning: str) -> None:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a PolicyGradientConfig asks for in optimiser steps, before TrainingArguments may act on it."""
+    """The keys of a PolicyGradientConfig that count optimiser steps, before TrainingArguments may act on them."""
 
     max_steps: int
     save_strategy: str | None
@@ -50,6 +50,11 @@ class Requested:
             setattr(args, name, NO)
         args.load_best_model_at_end = False
         return cls(**values)
+
+    @property
+    def picks_the_best(self) -> bool:
+        """True if evaluations are compared by metric_for_best_model."""
+        return self.load_best_model_at_end or self.save_strategy == BEST
 
 
 def place_on_rollouts(args, requested: Requested) -> None:
@@ -98,7 +103,7 @@ def episodes(args, max_steps: int) -> int:
 
 
 def strategy_of(kind: str, args, requested: Requested) -> str:
-    """When to evaluate or to save: no, steps or (to save) best. kind: eval or save."""
+    """The time to evaluate or to save: no, steps or (to save) best. kind: eval or save."""
     strategy = getattr(requested, f"{kind}_strategy")
     every = getattr(args, f"{kind}_every")
     steps = getattr(requested, f"{kind}_steps")

@@ -2,7 +2,7 @@
 
 A dataclass of settings lists them in its class attribute UNUSED. A key counts as given when the YAML file itself or a flag
 gives it a value other than its default. A key of the file that `defaults` names may not apply to every file that starts
-from it, so there it goes back to its default.
+from it, so there it goes back to its default. So does a key of the file that only a flag makes idle.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def given_flags(flags: list[str]) -> dict:
     name = ""
     for flag in flags:
         if not flag.startswith("--"):
-            # Of several values the text of all, which is no default's.
+            # Several values become one text, which equals none of the defaults.
             given[name] = flag if given.get(name) is True else f"{given[name]} {flag}"
             continue
         name, has_value, value = flag[2:].partition("=")
@@ -87,7 +87,7 @@ def unused_keys(settings: tuple, given: dict) -> dict[str, str]:
 
 
 def rules_of(settings: Iterable) -> list[Unused]:
-    """What the settings' classes list in UNUSED, and what holds for all recipes."""
+    """The rules in UNUSED of the settings' classes, and those of all recipes."""
     rules = list(ARGUMENTS)
     for item in settings:
         for cls in type(item).__mro__:
@@ -105,10 +105,11 @@ def default_values(item) -> dict:
     return values
 
 
-def refuse(reasons: dict[str, str], given: dict, sources: dict[str, str]) -> None:
-    """UserError for the first of the keys."""
+def refuse(reasons: dict[str, str], given: dict, sources: dict[str, str], but: set[str]) -> None:
+    """UserError for the first of the keys that is not in `but`."""
     for key, reason in reasons.items():
-        raise UserError(f"{sources[key]}: {key}={given[key]} has no effect: {reason}")
+        if key not in but:
+            raise UserError(f"{sources[key]}: {key}={given[key]} has no effect: {reason}")
 
 
 def evaluates(run) -> bool:
@@ -178,6 +179,10 @@ ARGUMENTS = (
         "a loss that is not finite must be seen; drop it",
         fixed=False,
     ),
+    Unused(
+        ("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
+        "the metrics of a recipe are computed from outputs and labels, all at once; drop it",
+    ),
     Unused(("label_names",), "a recipe names its own labels; drop it"),
     Unused(
         ("optim_target_modules",),
@@ -232,19 +237,11 @@ ARGUMENTS = (
 
 # Of Trainer.evaluate, for a recipe that evaluates by code of its own.
 EVALUATION_LOOP = Unused(
-    (
-        "prediction_loss_only",
-        "eval_do_concat_batches",
-        "eval_use_gather_object",
-        "eval_accumulation_steps",
-        "include_for_metrics",
-        "batch_eval_metrics",
-    ),
+    ("prediction_loss_only", "eval_use_gather_object", "eval_accumulation_steps"),
     "the evaluation does not use the Trainer's loop; drop it",
 )
 WHOLE_OUTPUTS = Unused(
-    ("prediction_loss_only", "eval_do_concat_batches", "include_for_metrics", "batch_eval_metrics"),
-    "the metrics are computed from all outputs at once; drop it",
+    ("prediction_loss_only",), "the metrics are computed from all outputs; drop it"
 )
 OWN_MODULE = Unused(
     ("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"),

@@ -226,15 +226,31 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
     sources = dict.fromkeys(own, str(path))
     for name, value in keys.given_flags(flags).items():
         given[name], sources[name] = value, keys.COMMAND_LINE
-    keys.refuse(keys.unused_keys(settings, given), given, sources)
+    unused = keys.unused_keys(settings, given)
+    # A flag may take the ground from under a key of the file, as --use_peft false does from lora_r.
+    overruled = _overruled(classes, base | own, unused, sources)
+    keys.refuse(unused, given, sources, but=overruled)
     # What the shared file gives and this run does not read.
-    unused = keys.unused_keys(settings, base).keys() - given.keys()
-    if unused:
-        base = {name: value for name, value in base.items() if name not in unused}
-        settings = _make_settings(classes, base | own, flags)
+    passed_over = overruled | (keys.unused_keys(settings, base).keys() - given.keys())
+    if passed_over:
+        content = base | own
+        content = {name: value for name, value in content.items() if name not in passed_over}
+        settings = _make_settings(classes, content, flags)
     for item in settings:
         check_ranges(item)
     return settings
+
+
+def _overruled(classes: list[type], content: dict, unused: dict, sources: dict) -> set[str]:
+    """Those of the unused keys that the file gives, and that count as long as no flags are given."""
+    of_file = {name for name in unused if sources[name] != keys.COMMAND_LINE}
+    if not of_file:
+        return set()
+    try:
+        alone = _make_settings(classes, content, [])
+    except UserError:  # the file is complete only with the flags
+        return set()
+    return of_file - keys.unused_keys(alone, content).keys()
 
 
 def _make_settings(classes: list[type], content: dict, flags: list[str]) -> tuple:
@@ -415,7 +431,8 @@ def help_text(classes: list[type], description: str) -> str:
         "",
         "Keys (YAML `key: value`, or flags `--key value`). In a YAML, `defaults: demo.yaml` names a file of the same",
         "folder whose keys apply first, so that the YAML states only its differences. A key that the run would not read is",
-        "refused; only one of the `defaults` file is passed over instead, and has its default in the record.",
+        "refused. It is passed over, and has its default in the record, if it is of the `defaults` file, or if only a flag",
+        "makes it idle (lora_r of the YAML with --use_peft false).",
     ]
     for cls in classes:
         lines += ["", f"{cls.__name__}: {(cls.__doc__ or '').strip().splitlines()[0]}"]

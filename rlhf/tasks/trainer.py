@@ -119,7 +119,8 @@ class EncoderConfig(TrainingArguments):
             self.load_best_model_at_end = self._each_evaluation_has_a_checkpoint()
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise UserError(
-                "early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy"
+                "early_stopping_patience keeps the best checkpoint: set save_strategy as eval_strategy, and save_steps as "
+                "eval_steps"
             )
         # TrainingArguments fill in the two, and EncoderTrainer needs to know what the user set.
         self.named_metric = self.metric_for_best_model

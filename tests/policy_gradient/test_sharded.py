@@ -176,13 +176,13 @@ def test_the_twin_is_the_model_while_it_is_filled_and_empty_otherwise(tokenizer,
         ({"ema_decay": 0.9}, "ema_decay: 0.9"),
         ({"share_trunk": True}, "share_trunk: true"),
         ({"value_warmup_rollouts": 2}, "value_warmup_rollouts: 2"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end: true"),
     ],
 )
 def test_what_does_not_work_on_slices_is_refused(refused, kind, setting, said):
-    found = (
-        dict(trust_region=False, share_trunk=False, ema_decay=None, value_warmup_rollouts=0)
-        | setting
-    )
+    defaults = dict(trust_region=False, share_trunk=False, ema_decay=None)
+    defaults |= dict(value_warmup_rollouts=0, load_best_model_at_end=False)
+    found = defaults | setting
     roles = {name: found.pop(name) for name in ("trust_region", "share_trunk")}
     call = (
         check_settings,

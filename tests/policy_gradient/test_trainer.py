@@ -695,7 +695,7 @@ RESUMED = {
     "trpo, average": dict(algorithm="trpo", ema_decay=0.8),
     "warm-up": dict(value_warmup_rollouts=3),  # resumed in the middle of it
     "lora, average": dict(ema_decay=0.8),  # the reference is the policy without its adapter
-    "rloo": dict(algorithm="rloo", num_generations=4),
+    "grpo": dict(algorithm="grpo", num_generations=4),
 }
 
 

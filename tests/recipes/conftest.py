@@ -21,6 +21,23 @@ def write(tmp_path):
     return write
 
 
+SIZES = ("--model_type", "--hidden_size", "--layers", "--heads", "--context", "--dropout")
+
+
+def applicable(argv: list[str]) -> list[str]:
+    """The flags, without the sizes of a model from scratch where a later flag says that there is none."""
+    values = [argv[i + 1] for i, flag in enumerate(argv) if flag == "--from_scratch"]
+    if not values or values[-1] != "false":
+        return argv
+    kept, flags = [], iter(argv)
+    for flag in flags:
+        if flag in SIZES:
+            next(flags)  # its value
+        else:
+            kept.append(flag)
+    return kept
+
+
 @pytest.fixture
 def trainer_of(recipe_module, make_tokenizer, tmp_path):
     """f(recipe, words, defaults) -> train(*flags, kind, name), which runs it in this process; the folder of its run."""
@@ -36,7 +53,8 @@ def trainer_of(recipe_module, make_tokenizer, tmp_path):
                 "--output_dir",
                 str(tmp_path / name),
             ]
-            start(module.main, module.__doc__, [*defaults, "--use_cpu", *places, *flags])
+            argv = applicable([*defaults, "--use_cpu", *places, *flags])
+            start(module.main, module.__doc__, argv)
             return tmp_path / name
 
         return train

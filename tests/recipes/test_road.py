@@ -16,7 +16,17 @@ from rlhf.runs.settings import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue", "grey", "white", "black"]
-QUICK = "--report_to none --save_strategy no --logging_steps 1 --use_cpu true --per_device_train_batch_size 4".split()
+QUICK = "--report_to none --use_cpu true".split()
+STEPS = "--save_strategy no --per_device_train_batch_size 4".split()
+
+
+def quick(recipe: str) -> list[str]:
+    """Flags that keep a stage short: of those, a tokenizer has no steps, and PPO logs each rollout."""
+    if recipe == "tokenizer":
+        return QUICK
+    if recipe == "ppo":
+        return QUICK + STEPS
+    return [*QUICK, *STEPS, "--logging_steps", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +36,9 @@ def in_process(recipe_module):
         hints = typing.get_type_hints(module.main)
         module.main(
             *parse(
-                [hints[name] for name in hints if name != "return"], "", [*QUICK, *map(str, argv)]
+                [hints[name] for name in hints if name != "return"],
+                "",
+                [*quick(recipe), *map(str, argv)],
             )
         )
 
@@ -38,7 +50,7 @@ def in_two_processes(launch):
     def in_two_processes(recipe, *argv):
         run = launch(
             ROOT / "recipes" / f"{recipe}.py",
-            *QUICK,
+            *quick(recipe),
             *argv,
             check=False,
             capture_output=True,

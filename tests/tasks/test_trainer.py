@@ -206,9 +206,18 @@ def test_a_loss_by_any_name_is_better_when_it_is_lower(tmp_path, metric, higher)
                 "eval_strategy": "steps",
                 "save_strategy": "steps",
                 "eval_steps": 10,
-                "save_steps": 20,
+                "save_steps": 10,
             },
             True,
+        ),
+        (
+            {
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+                "eval_steps": 10,
+                "save_steps": 20,
+            },
+            False,  # the best may be the evaluation between two checkpoints
         ),
         (
             {
