@@ -236,10 +236,10 @@ def _kept_bytes(model: nn.Module, length: int, load: Load) -> int:
     whole = layer_bytes(model, length, computes_in_16_bit=load.computes_in_16_bit)
     if not load.checkpointing:
         return whole
-    layers = model.config.num_hidden_layers
+    shape = shape_of(model)
     # The inputs of each layer, which autocast keeps in fp32, and all of the layer that is run again.
     number = 4 if load.computes_in_16_bit else weight_bytes(model)
-    return layers * model.config.hidden_size * number + whole // layers
+    return shape.layers * shape.hidden_size * number + whole // shape.layers
 
 
 def own_bytes(model: nn.Module, seen: set) -> int:
