@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
+from rlhf.models.architectures import check_has_scores, check_usable
 from rlhf.models.parts import label_maps, set_causal_loss
 from rlhf.models.scores import score_head
 
@@ -60,6 +61,7 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
+    check_has_scores(path, _from_pretrained(AutoConfig, path, revision=revision))
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         path,
@@ -104,6 +106,7 @@ def load_encoder(
     A head that is missing from the weights is an error. new_head=True is for training one: then weights may be random,
     and `model.new_weights` names them. A trained head is drawn again when its labels differ, even if their number is equal.
     """
+    check_usable(path, _from_pretrained(AutoConfig, path, revision=revision), head)
     options = {}
     if labels is not None:
         options |= label_maps(labels)

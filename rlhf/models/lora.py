@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from rlhf.errors import UserError
 from rlhf.task_table import TASKS
 
 # Layers between the encoder and the head that a checkpoint may lack -> their linear layers.
@@ -10,6 +11,8 @@ POOLERS = {
     "pooler": ("pooler", "pooler.dense"),  # ALBERT's is itself linear
     "sequence_summary": ("sequence_summary.summary",),  # ELECTRA
 }
+# Linear layers whose forward returns a tuple, which PEFT cannot wrap, by architecture.
+RETURN_TUPLES = {"phimoe": ("router",)}
 
 
 def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropout: float = 0.0):
@@ -19,6 +22,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     a pooler that the checkpoint did not have (a model pretrained on masked words alone).
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils.error import NoMatchingPeftModuleError
 
     draw_new_tokens(model)
     whole = []  # modules that are trained in full
@@ -36,6 +40,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         if pooler in new_modules:
             whole.append(pooler)
             without += layers
+    without += RETURN_TUPLES.get(model.config.model_type, ())
     config = LoraConfig(
         task_type=task,
         r=rank,
@@ -47,7 +52,19 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         # GPT-2's Conv1D stores its matrices transposed.
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
-    return get_peft_model(model, config)
+    reached: list[str] = []
+    try:
+        adapted = get_peft_model(model, config)
+        reached = [name for name, _ in adapted.named_parameters() if ".lora_A." in name]
+    except NoMatchingPeftModuleError:
+        pass  # as if it had reached none
+    # A pooler alone would leave the encoder as it is.
+    if all(".pooler." in name for name in reached):
+        raise UserError(
+            f"use_peft adds LoRA matrices to linear layers, and the layers of {model.config.model_type} models are of "
+            "another sort: set use_peft to false"
+        )
+    return adapted
 
 
 @torch.no_grad()
