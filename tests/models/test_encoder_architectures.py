@@ -76,9 +76,7 @@ EXTRA = {
     ),
     "t5": dict(decoder_start_token_id=0),
     "zamba": dict(num_hidden_layers=3, layer_types=["mamba", "hybrid", "hybrid"]),
-    "zamba2": dict(
-        num_mem_blocks=2, num_hidden_layers=4, layer_types=["mamba", "hybrid", "mamba", "hybrid"]
-    ),
+    "zamba2": dict(num_hidden_layers=2, layers_block_type=["mamba", "hybrid"]),
 }
 # Kinds that cannot be made small from outside, with the reason.
 NOT_SMALL = {
