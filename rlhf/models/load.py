@@ -23,7 +23,7 @@ from transformers.utils import logging
 from rlhf.errors import UserError
 from rlhf.models.architectures import check_has_scores, check_usable
 from rlhf.models.parts import label_maps, set_causal_loss
-from rlhf.models.scores import score_head
+from rlhf.models.scores import HEADS, reads_pairs, score_head
 
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
@@ -77,12 +77,13 @@ def load_reward_model(
         if head.bias is not None:
             nn.init.zeros_(head.bias)
         return model
-    # Decoders call their head `score`, encoders `classifier`. A missing pooler is not an error.
-    heads = ("score.", "classifier.")
-    missing = [key for key in info["missing_keys"] if key.startswith(heads)]
+    missing = sorted(info["missing_keys"])
+    if not reads_pairs(model):
+        # Only the head of a decoder is new to it.
+        missing = [key for key in missing if key.startswith(HEADS)]
     if missing:
         raise UserError(
-            f"{path} holds no reward head ({', '.join(missing)} would be random): "
+            f"{path} holds no reward head ({_first(missing)} would be random): "
             "train one with recipes/reward.py and give its run folder"
         )
     return model
