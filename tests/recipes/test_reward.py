@@ -103,8 +103,17 @@ def mean_score(folder, rows, completion) -> float:
     return scorer(ScoringBatch(prompts, [completion] * len(prompts))).mean().item()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("llama", False),
+        ("bert", True),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
+        pytest.param("llama", True, marks=pytest.mark.slow),
+        pytest.param("bert", False, marks=pytest.mark.slow),
+    ],
+)
 def test_demonstrations_score_0_and_the_record_says_where_that_is_stored(train, write, kind, lora):
     demonstrations = [{"prompt": row["prompt"], "completion": "g g"} for row in rankings()]
     path = write("sft.jsonl", demonstrations)
