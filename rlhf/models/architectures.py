@@ -42,6 +42,12 @@ UNUSABLE = {
 }
 # Heads that read one state of a text, where the others read each token's.
 OF_WHOLE_TEXTS = ("AutoModelForSequenceClassification", "AutoModelForMultipleChoice")
+# RoFormer's other heads read the first token.
+LAST_OF_BATCH = (
+    ("roformer", "AutoModelForMultipleChoice"),
+    ("xlnet", "AutoModelForMultipleChoice"),
+    ("xlnet", "AutoModelForSequenceClassification"),
+)
 OTHERS = "start from another architecture, such as BERT, RoBERTa, DeBERTa or ModernBERT"
 # Where a decoder has no class with a score.
 OTHER_REWARD_MODELS = (
@@ -59,7 +65,7 @@ def unusable(config: PretrainedConfig, head: str) -> str:
         return "it needs the language of its texts: set default_language in its config.json, for example en_XX"
     if kind == "funnel" and head not in OF_WHOLE_TEXTS:
         return PADDING
-    if kind == "xlnet" and head in OF_WHOLE_TEXTS:
+    if (kind, head) in LAST_OF_BATCH:
         return (
             "its head reads the last token of a batch, which is padding in all rows but the longest"
         )
