@@ -1,4 +1,4 @@
-"""What a reward model reads of a prompt and a completion: one encoding for training, scoring and reports.
+"""The inputs of a reward model: one encoding of prompt and completion for training, scoring and reports.
 
 A decoder reads the ids of both with its chat template, closed by EOS. An encoder (BERT, DeBERTa, ModernBERT) reads the pair
 that its own tokenizer makes of two texts, with its special tokens and token types, as the reward models of the Hub do:

@@ -24,9 +24,9 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf.errors import UserError
-from rlhf.models.architectures import check_policy
+from rlhf.models.architectures import check_has_scores, check_policy, check_usable
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
-from rlhf.models.scores import score_head
+from rlhf.models.scores import HEADS, reads_pairs, score_head
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -92,6 +92,7 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
+    check_has_scores(path, _from_pretrained(AutoConfig, path, revision=revision))
     labels = trained_labels(path, revision=revision)
     if len(labels) > 1 and not new_head:
         raise UserError(
@@ -114,12 +115,13 @@ def load_reward_model(
         if head.bias is not None:
             nn.init.zeros_(head.bias)
         return model
-    # Decoders call their head `score`, encoders `classifier`. A missing pooler is not an error.
-    heads = ("score.", "classifier.")
-    missing = [key for key in info["missing_keys"] if key.startswith(heads)]
+    missing = sorted(info["missing_keys"])
+    if not reads_pairs(model):
+        # Only the head of a decoder is new to it.
+        missing = [key for key in missing if key.startswith(HEADS)]
     if missing:
         raise UserError(
-            f"{path} holds no reward head ({', '.join(missing)} would be random): "
+            f"{path} holds no reward head ({_first(missing)} would be random): "
             "train one with recipes/reward.py and give its run folder"
         )
     return model
@@ -144,6 +146,7 @@ def load_encoder(
     A head that is missing from the weights is an error. new_head=True is for training one: then weights may be random,
     and `model.new_weights` names them. A trained head is drawn again when its labels differ, even if their number is equal.
     """
+    check_usable(path, _from_pretrained(AutoConfig, path, revision=revision), head)
     options = {}
     if labels is not None:
         options |= label_maps(labels)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf.errors import UserError
 from rlhf.models.parts import learns_from_text
 from rlhf.task_table import TASKS
 
@@ -12,7 +13,6 @@ POOLERS = {
     "pooler": ("pooler", "pooler.dense"),  # ALBERT's is itself linear
     "sequence_summary": ("sequence_summary.summary",),  # ELECTRA
 }
-
 # Parts of the names of nn.Linear's subclasses that compute something else (Phi-MoE's router returns a tuple).
 NOT_LINEAR = ("Router", "Grouped")
 # Layers whose matrices a model reads without calling them, so that LoRA would not reach the result.
@@ -36,6 +36,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     a pooler that the checkpoint did not have (a model pretrained on masked words alone).
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils.error import NoMatchingPeftModuleError
 
     draw_new_tokens(model)
     whole = []  # modules that are trained in full
@@ -65,7 +66,19 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         # GPT-2's Conv1D stores its matrices transposed.
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
-    return get_peft_model(model, config)
+    reached: list[str] = []
+    try:
+        adapted = get_peft_model(model, config)
+        reached = [name for name, _ in adapted.named_parameters() if ".lora_A." in name]
+    except NoMatchingPeftModuleError:
+        pass  # as if it had reached none
+    # A pooler alone would leave the encoder as it is.
+    if all(".pooler." in name for name in reached):
+        raise UserError(
+            f"use_peft adds LoRA matrices to linear layers, and the layers of {model.config.model_type} models are of "
+            "another sort: set use_peft to false"
+        )
+    return adapted
 
 
 @torch.no_grad()

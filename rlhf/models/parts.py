@@ -112,15 +112,17 @@ def _head_width(config: PreTrainedConfig) -> int:
 def context_length(model: PreTrainedModel) -> int:
     """Length in tokens of the longest sequence that the model has positions for."""
     positions = _positions(model.config.get_text_config())
+    if positions == UNLIMITED:
+        return UNLIMITED
     return positions - _reserved_positions(model)
 
 
 def _reserved_positions(model: nn.Module) -> int:
     """Positions that no token has: those of RoBERTa kinds begin after the id of the pad token, so 514 hold 512."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            if module.padding_idx is not None:
-                return module.padding_idx + 1
+        padding_index = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding_index is not None:
+            return padding_index + 1
     return 0
 
 
@@ -207,7 +209,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
 
     Tied input and output embeddings are resized together.
     """
-    count = model.get_input_embeddings().num_embeddings
+    count = len(model.get_input_embeddings().weight)
     if len(tokenizer) > count:
         model.first_new_token = count  # read by LoRA, which freezes the new embeddings
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from rlhf.models.parts import base_of, trunk_of
 
-HEADS = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary")
+HEADS = ("score", "classifier", "classification_head", "sequence_summary")
 # Encoders by their config, whose heads read the last token as those of decoders do.
-LAST_TOKEN = ("ctrl", "modernbert-decoder", "xlnet")
+LAST_TOKEN = ("ctrl", "modernbert-decoder")
 PROBE_TOKENS = 4  # of the row that shows whether a bias moves the scores
 SHIFT_TOLERANCE = 1e-3  # share of a shift that rounding may lose
 

@@ -27,8 +27,8 @@ def load_demonstrations(
 def best_completions(rankings: list[dict]) -> tuple[list[RewardInput], int]:
     """The best completion of each of the first rankings, and how many rankings were passed over.
 
-    rankings: as from `encode_rankings`. One whose best completion was too long is passed over: the next best is no
-    demonstration.
+    rankings: as from `encode_rankings`. One whose best completion was too long is passed over, for the next best is not
+    as good as a demonstration.
     """
     inputs: list[RewardInput] = []
     passed_over = 0

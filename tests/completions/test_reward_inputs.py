@@ -29,8 +29,6 @@ KINDS = {
         pooler_hidden_size=16,
     ),
     "modernbert": SIZES | dict(max_position_embeddings=24, global_attn_every_n_layers=2),
-    "albert": SIZES | dict(max_position_embeddings=24, embedding_size=8),
-    "electra": SIZES | dict(max_position_embeddings=24, embedding_size=8),
     "distilbert": dict(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=24),
 }
 PROMPTS = ["a b", "c", "d e f g"]

@@ -1,6 +1,7 @@
 """recipes/reward.py on a few rankings: what it checks before the training, and what it saves after it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.models.load import load_reward_model, save
 from rlhf.models.parts import fit_embeddings
 from rlhf.models.scratch import new_policy
-from rlhf.runs.record import RunRecord
+from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.run import Run, start
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMALL = dict(
     hidden_size=16,
     num_hidden_layers=1,
@@ -46,7 +48,7 @@ def bases(tokenizer, bert_tokenizer, tmp_path):
             fit_embeddings(model, tokenizer)
             save(model, tokenizer, folder)
         else:
-            sizes = dict(hidden_size=16, layers=1, heads=2, context=24)
+            sizes = dict(hidden_size=16, layers=1, heads=2, context=24, dropout=0.0)
             save(new_policy(tokenizer, model_type="gpt2", **sizes), tokenizer, folder)
         return str(folder)
 
@@ -103,8 +105,17 @@ def mean_score(folder, rows, completion) -> float:
     return scorer(ScoringBatch(prompts, [completion] * len(prompts))).mean().item()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("llama", False),
+        ("bert", True),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
+        pytest.param("llama", True, marks=pytest.mark.slow),
+        pytest.param("bert", False, marks=pytest.mark.slow),
+    ],
+)
 def test_demonstrations_score_0_and_the_record_says_where_that_is_stored(train, write, kind, lora):
     demonstrations = [{"prompt": row["prompt"], "completion": "g g"} for row in rankings()]
     path = write("sft.jsonl", demonstrations)
@@ -181,3 +192,55 @@ def test_an_error_in_the_report_loses_no_model(train, monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="a defect"):
         train()
     load_reward_model(str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_ppo_of_a_decoder_is_scored_by_an_encoder(train, recipe_module, bases, write, tmp_path):
+    """The text is tokenised again for the encoder, in rollouts as in training."""
+    reward = train("--learning_rate", "0.1", kind="bert")
+    module = recipe_module("ppo")
+    prompts = write("prompts.jsonl", [{"prompt": row["prompt"]} for row in rankings()])
+    flags = [
+        *("--dataset_name", prompts, "--model_name_or_path", bases("gpt2")),
+        *("--reward_model_path", str(reward), "--output_dir", str(tmp_path / "ppo")),
+        *"--use_cpu --report_to none --total_episodes 8 --rollout_batch_size 8 --eval_fraction 0.2".split(),
+        *"--epochs_per_rollout 1 --max_completion_length 4".split(),
+    ]
+    with pytest.raises(SystemExit):  # an encoder gives no values of partial texts
+        start(module.main, module.__doc__, flags)
+    folder = tmp_path / "shared"
+    flags += ["--value_model", "shared", "--output_dir", str(folder)]
+    start(module.main, module.__doc__, flags)
+    samples = read_jsonl(folder / "samples.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(reward)
+    model = AutoModelForSequenceClassification.from_pretrained(reward).eval()
+    for sample in samples:
+        inputs = tokenizer(sample["prompt"], sample["completion"], return_tensors="pt")
+        with torch.no_grad():
+            assert model(**inputs).logits.item() == pytest.approx(sample["score"], abs=1e-4)
+    assert max(abs(sample["score"]) for sample in samples) > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one(train, launch, bases, write, tmp_path):
+    """The prompts with an ordered pair are counted over both: one has ties alone in half of its rows."""
+    rows = rankings()
+    for row in rows[::3]:
+        row["ranks"] = [0, 0, 0]
+    options = "--max_steps 2 --optim sgd --learning_rate 1.0 --max_grad_norm 0".split()
+    one = train(*options, "--per_device_train_batch_size", "8", rows=rows)
+    two = tmp_path / "two"
+    data = str(tmp_path / "rankings.jsonl")
+    names = [
+        "--dataset_name",
+        data,
+        "--model_name_or_path",
+        bases("gpt2"),
+        "--output_dir",
+        str(two),
+    ]
+    launch(RECIPES / "reward.py", *names, *FLAGS, *options, layout="ddp_cpu")
+    expected = load_reward_model(str(one)).state_dict()
+    for name, tensor in load_reward_model(str(two)).state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4)
+    assert expected["score.weight"].norm() > 1e-3
