@@ -463,7 +463,7 @@ def _snippet(kind: str, folder: Path, record: RunRecord, samples: list[dict], pa
     has_centre = bool(config.get("score_centre"))
     values["centre"] = " - model.config.score_centre" if has_centre else ""
     code = SNIPPETS[snippet].format(**values)
-    if kind == "classification" and has_centre:
+    if kind in TASKS and has_centre:
         code += CENTRED_NUMBER
     return code.rstrip()
 

@@ -58,7 +58,8 @@ def test_with_a_tokenizer_the_ids_are_decoded(tokenizer):
     assert line.count("<|user|>") == 2 and "c" in line
 
 
-def test_long_rows_are_cut_and_rows_that_do_not_encode_say_why(tokenizer):
+def test_long_rows_are_cut_and_rows_that_do_not_encode_say_why(plain_tokenizer):
+    tokenizer = plain_tokenizer
     (line,) = show_row({"prompt": "a " * 400, "completion": "b"}, "prompt_completion", tokenizer)
     assert line.endswith("tokens more")
     assert len(show_row({"text": "a" * 999}, "text")[0]) < 300
