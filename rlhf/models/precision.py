@@ -115,6 +115,11 @@ def _problem(size: tuple[int, int], tokens: int, device: torch.device) -> tuple[
 
 def _fastest_seconds(problems: dict, device: torch.device) -> dict[tuple, float]:
     """(size, precision) -> seconds of its fastest run. The first round warms up."""
+    if device.type == "cuda":
+        # The first product loads libraries, which can take longer than all the timing.
+        for problem in problems.values():
+            _seconds(*problem, "fp32", device)
+            _seconds(*problem, "bf16", device)
     fastest: dict[tuple, float] = {}
     started = time.perf_counter()
     rounds = 0
