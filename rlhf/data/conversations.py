@@ -14,6 +14,9 @@ class Dropped(str):
     """The reason why a part of a foreign row is passed over. It is in the list of rows, and is counted."""
 
 
+# Columns that hold the system message of a conversation.
+SYSTEM = ("system", "system_prompt")
+
 SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -67,15 +70,34 @@ def to_answer(value, column: str):
 
 
 def with_system(messages: list[dict], row: dict) -> list[dict]:
-    """The messages with the column `system` of a row in front, where it has one."""
-    system = row.get("system")
-    if not system:
+    """The messages with the column `system` (or `system_prompt`) of a row in front, where it has one."""
+    given = {column: row[column] for column in SYSTEM if row.get(column)}
+    if not given:
         return messages
-    if messages and messages[0]["role"] == "system":
+    column, system = next(iter(given.items()))
+    message = {"role": "system", "content": system}
+    starts_alike = messages[:1] == [message]
+    has_own = bool(messages) and messages[0].get("role") == "system"
+    if has_own and not starts_alike or any(other != system for other in given.values()):
         raise UserError(
-            "system: the conversation begins with a system message of its own: keep one"
+            f"{column}: the conversation begins with a system message of its own: keep one"
         )
-    return [{"role": "system", "content": system}, *messages]
+    if starts_alike:
+        return messages
+    return [message, *messages]
+
+
+def join_system(row: dict, column: str) -> dict:
+    """A row of ours with its system message, which is a column of its own, at the start of `column`.
+
+    column: the one with the conversation, prompt or messages.
+    """
+    messages = row.get(column)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not any(row.get(name) for name in SYSTEM) or not is_turns(messages):
+        return row  # without a conversation, the check of rows refuses it
+    return {**without(row, *SYSTEM), column: with_system(messages, row)}
 
 
 def refuse_tools(row: dict) -> None:
@@ -96,7 +118,7 @@ def from_sharegpt(row: dict) -> list[dict]:
     """{conversations: [{from, value}, ...]} with human / gpt / system, maybe {system} for the first message."""
     refuse_tools(row)
     messages = with_system(to_messages(row["conversations"], "conversations"), row)
-    return [{"messages": messages, **without(row, "conversations", "system", "tools")}]
+    return [{**without(row, "conversations", *SYSTEM, "tools"), "messages": messages}]
 
 
 def has_turns(row: dict) -> bool:
@@ -119,7 +141,7 @@ def from_openai(row: dict) -> list[dict]:
             rows.append(Dropped("answers with weight 0"))
         else:
             answer = messages[i]["content"]
-            rows.append({"prompt": messages[:i], "completion": answer, **rest})
+            rows.append({**rest, "prompt": messages[:i], "completion": answer})
     return rows
 
 
@@ -137,4 +159,4 @@ def from_openai_tools(row: dict) -> list[dict]:
     """OpenAI's {messages, tools}: rows whose tools are empty are ours, and the others are refused."""
     refuse_tools(row)
     messages = to_messages(row["messages"], "messages")
-    return [{"messages": messages, **without(row, "messages", "tools", "functions")}]
+    return [{**without(row, "tools", "functions"), "messages": messages}]

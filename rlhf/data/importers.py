@@ -27,6 +27,7 @@ from rlhf.data.instructions import (
     from_question_answer,
 )
 from rlhf.data.ratings import (
+    OPENAI_PAIR,
     from_alpaca_pair,
     from_alpaca_thumb,
     from_dialogues,
@@ -245,7 +246,6 @@ class Layout:
 TURNS, MESSAGES = ("conversations",), ("messages",)
 ALPACA = ("instruction", "output")
 PAIR = ("chosen", "rejected")
-OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
 HELPSTEER = ("prompt", "response", "helpfulness")
 MESSAGE = ("message_id", "parent_id", "text", "role")
@@ -326,4 +326,8 @@ def conversation_columns(row: dict) -> list[str]:
     columns = [column for column in CONVERSATIONS if row.get(column)]
     if set(PAIR) <= row.keys() and has_dialogues(row):
         return []  # UltraFeedback's messages repeat the chosen conversation
+    # Beside messages, a prompt alone repeats the first of them (UltraChat). Beside an instruction, it is another text.
+    is_demonstration = bool(row.get("prompt") and row.get("completion"))
+    if row.get("prompt") and (is_demonstration or row.get("instruction") or row.get("Q")):
+        columns.insert(1, "prompt")
     return columns

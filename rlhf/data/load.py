@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.conversations import Dropped
+from rlhf.data.conversations import Dropped, join_system
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
 from rlhf.data.importers import Layout
@@ -33,6 +33,7 @@ from rlhf.data.rows import (
 from rlhf.errors import UserError
 
 BAD_ROWS_SHOWN = 10  # in one message
+CONVERSATION = {"messages", "prompt"}  # a kind has one of them at most
 PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 TIE = "pairs whose two answers have the same score"
 NO_GOOD_ANSWER = "answers that are not good (label false)"
@@ -282,6 +283,12 @@ class CheckedRows:
             return
         row = normalise(row)
         kind = KINDS[self._expected_kind(row)]
+        try:
+            for column in CONVERSATION & set(kind.columns):
+                row = join_system(row, column)
+        except UserError as error:
+            self._reject(location, [str(error)])
+            return
         problems = self._check(row, kind) or self._check_label_type(row, kind, location)
         if problems:
             if "question" in kind.columns and row.get("id") is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from math import isfinite
 
 from rlhf.data.conversations import (
+    SYSTEM,
     Dropped,
     is_turn,
     is_turns,
@@ -23,6 +24,7 @@ from rlhf.data.rows import thumb, without
 from rlhf.errors import UserError
 
 Located = tuple[str, dict]  # where a row is in its file, and the row
+OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 
 # ---- two answers of one prompt ---------------------------------------------------------------------------------------
 
@@ -36,7 +38,7 @@ def from_turns_pair(row: dict) -> list[dict]:
         "chosen": to_answer(row["chosen"], "chosen"),
         "rejected": to_answer(row["rejected"], "rejected"),
     }
-    return [{**pair, **without(row, column, "system", "tools", *pair)}]
+    return [{**pair, **without(row, column, *SYSTEM, "tools", *pair)}]
 
 
 def conversation_column(row: dict) -> str:
@@ -80,7 +82,7 @@ def from_openai_pair(row: dict) -> list[dict]:
         "chosen": to_answer(row["preferred_output"], "preferred_output"),
         "rejected": to_answer(row["non_preferred_output"], "non_preferred_output"),
     }
-    return [{**pair, **without(row, "input", "preferred_output", "non_preferred_output")}]
+    return [{**without(row, *OPENAI_PAIR), **pair}]
 
 
 def from_dialogues(row: dict) -> list[dict]:
@@ -212,21 +214,16 @@ def from_turns_thumb(row: dict) -> list[dict]:
     messages = with_system(to_messages(row[column], column), row)
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{column}: the rated answer is expected at the end, a user turn given")
-    return [
-        {
-            "prompt": messages[:-1],
-            "completion": messages[-1]["content"],
-            "label": _thumb(row),
-            **without(row, column, "system", "tools", *THUMBS),
-        }
-    ]
+    rest = without(row, column, *SYSTEM, "tools", *THUMBS)
+    answer = {"completion": messages[-1]["content"], "label": _thumb(row)}
+    return [{**rest, "prompt": messages[:-1], **answer}]
 
 
 def from_alpaca_thumb(row: dict) -> list[dict]:
     """LLaMA-Factory's KTO rows in Alpaca's form: {instruction, input, output, label or kto_tag}."""
     rest = without(row, *ALPACA, "output", *THUMBS)
     answer = {"completion": row["output"], "label": _thumb(row)}
-    return [{"prompt": alpaca_prompt(row), **answer, **rest}]
+    return [{**rest, "prompt": alpaca_prompt(row), **answer}]
 
 
 def _thumb(row: dict) -> bool:
@@ -251,7 +248,7 @@ def from_kochatgpt(row: dict) -> list[dict]:
     columns.sort(key=lambda column: int(COMPLETION.fullmatch(column)[1]))  # 10 comes after 9
     completions = [row[column] for column in columns]
     rest = without(row, "prompt", "ranking", *columns)
-    return [{"prompt": row["prompt"], "completions": completions, "ranks": row["ranking"], **rest}]
+    return [{**rest, "prompt": row["prompt"], "completions": completions, "ranks": row["ranking"]}]
 
 
 # ---- rankings of answers that are rows of their own -------------------------------------------------------------------

@@ -135,7 +135,7 @@ class Form:
         """UserError where the columns allow two readings that would teach different answers."""
         for row in rows:
             columns = conversation_columns(row)
-            if len(columns) > 1 and "prompt" not in row:
+            if len(columns) > 1:
                 raise UserError(
                     f"{self.name}: {' and '.join(columns)} could each be what is learned: rename the others, as in "
                     f"columns: {{unused: {columns[1]}}}"

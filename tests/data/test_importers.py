@@ -6,6 +6,8 @@ from rlhf.data.importers import LAYOUTS, from_hh, recognise_layout
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
 
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
 ROWS = [
     (
         "Alpaca",
@@ -433,3 +435,95 @@ def test_marked_characters_of_a_korean_text_stay_characters():
 )
 def test_marks_that_are_wrong(entities, message, refused):
     assert message in refused(read, {"text": "a b", "entities": entities})
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "q"),
+        ({"messages": [USER, ANSWER], "label": True}, "q"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, "q"),
+        (
+            {
+                "input": {"messages": [USER]},
+                "preferred_output": [ANSWER],
+                "non_preferred_output": [{**ANSWER, "content": "b"}],
+            },
+            "q",
+        ),
+    ],
+)
+def test_a_column_named_prompt_does_not_replace_the_prompt_of_a_layout(row, prompt, write):
+    kinds = ("prompt_completion", "messages")
+    path = write("a.jsonl", [{"prompt": "the answer is a", **row}])
+    if "label" in row or "input" in row:
+        kinds = ("unpaired_preference", "preference")
+    (read,) = load_rows(path, kinds=kinds).rows
+    first = read.get("messages", read["prompt"])[0]
+    assert first == {"role": "user", "content": prompt}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Add.", "input": "1 1", "output": "2"},
+        {"instruction": "Add.", "output": "2", "label": True},
+        {"Q": "Add.", "A": "2"},
+        {"messages": [USER, ANSWER], "completion": "b"},
+    ],
+)
+def test_a_prompt_beside_an_instruction_is_ambiguous(row, write, refused):
+    # As in files that hold the whole text of Alpaca's wrapper, with the answer, in `prompt`.
+    path = write("two.jsonl", [{**row, "prompt": "### Instruction: Add. ### Response: 2"}])
+    kinds = ("prompt_completion", "messages")
+    if "label" in row:
+        kinds = ("unpaired_preference",)
+    message = refused(load_rows, path, kinds=kinds)
+    assert (
+        "could each be what is learned: rename the others, as in columns: {unused: prompt}"
+        in message
+    )
+    (read,) = load_rows(path, kinds=kinds, columns={"unused": "prompt"}).rows
+    assert "###" not in str(read.get("prompt", ""))
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q"},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [USER], "completion": "a", "label": True},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}]},
+        {"messages": [USER, ANSWER]},
+        {"messages": [USER, ANSWER], "tools": "[]"},
+        {"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]},
+        {"instruction": "q", "output": "a"},
+    ],
+)
+def test_a_column_with_the_system_message_is_read_with_every_conversation(row, column, write):
+    path = write("a.jsonl", [{**row, column: "Be kind."}])
+    kinds = ("prompt_completion", "messages")
+    if {"label", "chosen"} & row.keys():
+        kinds = ("unpaired_preference", "preference")
+    elif list(row) == ["prompt"]:
+        kinds = ("prompt",)
+    (read,) = load_rows(path, kinds=kinds).rows
+    messages = read.get("messages", read.get("prompt"))
+    assert messages[:2] == [{"role": "system", "content": "Be kind."}, USER]
+    assert column not in read
+
+
+def test_two_system_messages_are_refused_unless_they_are_the_same(write, refused):
+    system = {"role": "system", "content": "Be kind."}
+    row = {"messages": [system, USER, ANSWER]}
+    path = write("two.jsonl", [{**row, "system": "Be rude."}])
+    message = refused(load_rows, path, kinds=("messages",))
+    assert (
+        "two.jsonl:1: system: the conversation begins with a system message of its own" in message
+    )
+    path = write("copy.jsonl", [{**row, "system": "Be kind."}])
+    assert load_rows(path, kinds=("messages",)).rows == [row]
+    path = write("number.jsonl", [{"prompt": "q", "system": 3}])
+    assert "number.jsonl:1: prompt: message 0" in refused(load_rows, path, kinds=("prompt",))
