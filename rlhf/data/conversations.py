@@ -6,7 +6,7 @@ contents are looked at later, by the check of rows. A turn that cannot be conver
 Omitted: turns and columns with tools, which GPT-2 class models do not have. A row with them is refused.
 """
 
-from rlhf.data.rows import without
+from rlhf.data.rows import WEIGHTS, weight_of, weight_problem, without
 from rlhf.errors import UserError
 
 
@@ -117,7 +117,11 @@ def refuse_tools(row: dict) -> None:
 def from_sharegpt(row: dict) -> list[dict]:
     """{conversations: [{from, value}, ...]} with human / gpt / system, maybe {system} for the first message."""
     refuse_tools(row)
-    messages = with_system(to_messages(row["conversations"], "conversations"), row)
+    turns = row["conversations"]
+    messages = with_system(to_messages(turns, "conversations"), row)
+    for i, turn in enumerate(turns):
+        if _is_unlearned(turn):
+            raise UserError(f"conversations: message {i}: {weight_problem(turn)}")
     return [{**without(row, "conversations", *SYSTEM, "tools"), "messages": messages}]
 
 
@@ -125,20 +129,24 @@ def has_turns(row: dict) -> bool:
     return is_turns(row["conversations"])
 
 
-def from_openai(row: dict) -> list[dict]:
-    """OpenAI's {messages}, where some answers have `weight` 0 and are not learned: one row for each learned answer."""
+def from_weighted(row: dict) -> list[dict]:
+    """A conversation some of whose answers have weight 0 and are not learned: one row for each learned answer.
+
+    OpenAI calls the key `weight`, Axolotl also `train` and `training`, and ms-swift `loss`.
+    """
     refuse_tools(row)
-    messages = to_messages(row["messages"], "messages")
-    rest = without(row, "messages", "tools", "functions", "parallel_tool_calls")
+    column = conversation_column(row)
+    messages = to_messages(row[column], column)
+    rest = without(row, column, "tools", "functions", "parallel_tool_calls")
     rows = []
-    for i, turn in enumerate(row["messages"]):
+    for i, turn in enumerate(row[column]):
         if messages[i]["role"] != "assistant":
             continue
-        weight = turn.get("weight")
-        if weight not in (None, 0, 1):
-            raise UserError(f"messages: message {i}: weight {weight!r} must be 0 or 1")
+        key, weight = weight_of(turn)
+        if weight not in (0, 1):
+            raise UserError(f"{column}: message {i}: {key} {weight!r} must be 0 or 1")
         if weight == 0:
-            rows.append(Dropped("answers with weight 0"))
+            rows.append(Dropped(f"answers with {key} {weight!r}"))
         else:
             answer = messages[i]["content"]
             rows.append({**rest, "prompt": messages[:i], "completion": answer})
@@ -147,8 +155,21 @@ def from_openai(row: dict) -> list[dict]:
 
 def has_weights(row: dict) -> bool:
     """True if an answer has a weight of 0. With no other weight than 1 the rows are ours as they are."""
-    turns = row["messages"]
-    return is_turns(turns) and any(turn.get("weight") == 0 for turn in turns)
+    turns = row[conversation_column(row)]
+    return is_turns(turns) and any(map(_is_unlearned, turns))
+
+
+def _is_unlearned(turn: dict) -> bool:
+    """True for an answer of weight 0. What users say is never learned, and a mask for it says nothing."""
+    speaker = turn.get("from", turn.get("role"))
+    is_answer = isinstance(speaker, str) and SPEAKERS.get(speaker) == "assistant"
+    return is_answer and weight_of(turn)[1] == 0
+
+
+def conversation_column(row: dict) -> str:
+    if "conversations" in row:
+        return "conversations"
+    return "messages"
 
 
 def has_messages(row: dict) -> bool:
@@ -159,4 +180,7 @@ def from_openai_tools(row: dict) -> list[dict]:
     """OpenAI's {messages, tools}: rows whose tools are empty are ours, and the others are refused."""
     refuse_tools(row)
     messages = to_messages(row["messages"], "messages")
+    # The check of rows looks at the weights, which messages of ours do not have.
+    for message, turn in zip(messages, row["messages"], strict=True):
+        message.update({key: turn[key] for key in WEIGHTS if key in turn})
     return [{**without(row, "tools", "functions"), "messages": messages}]

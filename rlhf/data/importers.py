@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from rlhf.data.conversations import (
-    from_openai,
     from_openai_tools,
     from_sharegpt,
+    from_weighted,
     has_messages,
     has_turns,
     has_weights,
@@ -280,9 +280,10 @@ LAYOUTS = (
     ),
     _demonstrations("Alpaca", ALPACA, convert=from_alpaca),
     _demonstrations("Self-Instruct", ("instruction", "instances"), convert=from_instances),
+    _demonstrations("ShareGPT weights", TURNS, convert=from_weighted, fits=has_weights, base=TURNS),
     _messages("ShareGPT", TURNS, convert=from_sharegpt, fits=has_turns),
     _demonstrations(
-        "OpenAI weights", MESSAGES, convert=from_openai, fits=has_weights, base=MESSAGES
+        "OpenAI weights", MESSAGES, convert=from_weighted, fits=has_weights, base=MESSAGES
     ),
     _messages(
         "OpenAI tools",

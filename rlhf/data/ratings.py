@@ -12,6 +12,7 @@ from math import isfinite
 from rlhf.data.conversations import (
     SYSTEM,
     Dropped,
+    conversation_column,
     is_turn,
     is_turns,
     refuse_tools,
@@ -39,12 +40,6 @@ def from_turns_pair(row: dict) -> list[dict]:
         "rejected": to_answer(row["rejected"], "rejected"),
     }
     return [{**pair, **without(row, column, *SYSTEM, "tools", *pair)}]
-
-
-def conversation_column(row: dict) -> str:
-    if "conversations" in row:
-        return "conversations"
-    return "messages"
 
 
 def has_turns_pair(row: dict) -> bool:

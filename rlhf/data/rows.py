@@ -326,12 +326,37 @@ def _check_messages(value) -> str | None:
     if not any(message["role"] == "assistant" for message in value):
         return "no assistant message to learn from"
     for index, message in enumerate(value):
-        if message.get("weight") not in (None, 1):
-            return (
-                f"message {index}: weight {_shown(message['weight'])}: the first rows of the file have no weights, so "
-                "all answers would be learned: put a row with a weight first"
-            )
+        reason = None
+        if message["role"] == "assistant":
+            reason = weight_problem(message)
+        if reason:
+            return f"message {index}: {reason}"
     return None
+
+
+# Keys of a message that say if it is learned: OpenAI's, Axolotl's and ms-swift's.
+WEIGHTS = ("weight", "train", "training", "loss")
+
+
+def weight_of(turn: dict) -> tuple[str, object]:
+    """(key, value) of the first weight of a turn that is not 1; 1 where it has none."""
+    for key in WEIGHTS:
+        value = turn.get(key)
+        # A number under `loss` may be a measurement.
+        if value == 0 or (key == "weight" and value not in (None, 1)):
+            return key, value
+    return WEIGHTS[0], 1
+
+
+def weight_problem(turn: dict) -> str | None:
+    """The reason why a turn with a weight cannot be learned like the others of its file."""
+    key, weight = weight_of(turn)
+    if weight == 1:
+        return None
+    return (
+        f"{key} {_shown(weight)}: the first rows of the file have no such key, so all answers would be learned: put a row "
+        "with one first"
+    )
 
 
 def _check_prompt(value) -> str | None:

@@ -527,3 +527,23 @@ def test_two_system_messages_are_refused_unless_they_are_the_same(write, refused
     assert load_rows(path, kinds=("messages",)).rows == [row]
     path = write("number.jsonl", [{"prompt": "q", "system": 3}])
     assert "number.jsonl:1: prompt: message 0" in refused(load_rows, path, kinds=("prompt",))
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_an_answer_that_is_not_to_be_learned_is_left_out_in_every_form(key, column, write, refused):
+    ignored = {"role": "assistant", "content": "bad", key: False}
+    plain = {column: [USER, ANSWER]}
+    marked = {column: [{**USER, key: False}, ignored, USER, {**ANSWER, key: True}]}
+    path = write("a.jsonl", [plain, marked])
+    loaded = load_rows(path, kinds=("prompt_completion", "messages"))
+    assert [row["completion"] for row in loaded.rows] == ["a", "a"]
+    assert loaded.counts["dropped"] == 1
+    path = write("late.jsonl", [plain] * 100 + [marked])
+    message = refused(load_rows, path, kinds=("prompt_completion", "messages"))
+    assert (
+        f"late.jsonl:101: {column}: message 1: {key} False: the first rows of the file" in message
+    )
+    masked = {column: [{**USER, key: 0}, {**ANSWER, key: 1}]}
+    path = write("user.jsonl", [masked])
+    assert load_rows(path, kinds=("prompt_completion", "messages")).kind == "messages"
