@@ -17,7 +17,7 @@ from rlhf.data.folders import read_folder
 from rlhf.data.importers import Layout
 from rlhf.data.labels import LabelTypes
 from rlhf.data.ratings import rank_thumbs, thumb_column
-from rlhf.data.recognition import AS_THEY_ARE, Form, Ratings, nearest_name
+from rlhf.data.recognition import AS_THEY_ARE, Form, Ratings, bit_problem, nearest_name
 from rlhf.data.rows import (
     ANSWERS,
     CONVERSIONS,
@@ -28,6 +28,7 @@ from rlhf.data.rows import (
     check_row,
     good_answers,
     normalise,
+    number,
     scores_of_pair,
 )
 from rlhf.errors import UserError
@@ -320,6 +321,10 @@ class CheckedRows:
         column = thumb_column(row)
         if column:
             return f"{column}: {row[column]!r:.60} rates the answer, but the first rows have no such rating"
+        for column, first in self.form.only_values.items():
+            # A file that is sorted by its thumbs has only one of them in the first rows.
+            if {number(row.get(column)), first} == {0, 1}:
+                return bit_problem(column)
         if {"chosen", "rejected"} <= row.keys():
             return "chosen and rejected rate the answers, but the first rows have no such rating"
         return None

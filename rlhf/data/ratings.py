@@ -7,7 +7,6 @@ in several rows. What has no rating to learn from is returned as Dropped, and is
 import json
 import re
 from collections.abc import Iterable, Iterator
-from math import isfinite
 
 from rlhf.data.conversations import (
     SYSTEM,
@@ -21,7 +20,7 @@ from rlhf.data.conversations import (
     with_system,
 )
 from rlhf.data.instructions import ALPACA, alpaca_prompt
-from rlhf.data.rows import thumb, without
+from rlhf.data.rows import number, thumb, without
 from rlhf.errors import UserError
 
 Located = tuple[str, dict]  # where a row is in its file, and the row
@@ -257,11 +256,8 @@ def answer_column(row: dict) -> str:
 
 def score_columns(row: dict) -> list[str]:
     """The columns with a number, by which answers can be ranked."""
-    return [name for name, value in row.items() if _is_number(value)]
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    rest = without(row, "prompt", answer_column(row))
+    return [name for name, value in rest.items() if number(value) is not None]
 
 
 def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict | UserError]]:
@@ -272,20 +268,23 @@ def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict
     groups: dict[str, list[Located]] = {}
     for location, row in rows:
         value, answer = row.get(score), answer_column(row)
-        if not _is_number(value):
+        if number(value) is None:
             yield location, UserError(f"{score}: a number is expected, {value!r:.60} given")
         elif row.get(answer) is None:
             yield location, UserError(f"{answer}: missing")
         else:
-            groups.setdefault(prompt_text(row), []).append((location, row))
+            key = [prompt_text(row), *map(row.get, SYSTEM)]
+            groups.setdefault(str(key), []).append((location, row))
     for group in groups.values():
         location, first = group[0]
         if len(group) < 2:
             yield location, Dropped("prompts with one answer, which cannot be ranked")
             continue
         answers = [row[answer_column(row)] for _, row in group]
-        scores = [row[score] for _, row in group]
-        yield location, {"prompt": first["prompt"], "completions": answers, "ranks": ranks(scores)}
+        scores = [number(row[score]) for _, row in group]
+        system = {column: first[column] for column in SYSTEM if column in first}
+        ranking = {"prompt": first["prompt"], "completions": answers, "ranks": ranks(scores)}
+        yield location, {**system, **ranking}
 
 
 def prompt_text(row: dict) -> str:
@@ -349,13 +348,17 @@ def _rankings(question: dict, history: list[dict]) -> Iterator[dict | Dropped]:
 
 
 def _is_deleted(message: dict) -> bool:
-    return bool(message.get("deleted")) or message.get("review_result") is False
+    deleted = message.get("deleted")
+    # A table writes False as a string, which is not empty.
+    if thumb(deleted) is not None:
+        deleted = thumb(deleted)
+    return bool(deleted) or thumb(message.get("review_result")) is False
 
 
 def _is_ranked(reply) -> bool:
     if not isinstance(reply, dict) or _is_deleted(reply):
         return False
-    return _is_number(reply.get("rank"))
+    return number(reply.get("rank")) is not None
 
 
 def _tree_message(message: dict) -> dict:
@@ -374,7 +377,7 @@ def _ranking(prompt: list[dict], replies: list[dict]) -> dict | Dropped:
     return {
         "prompt": prompt,
         "completions": texts,
-        "ranks": [int(reply["rank"]) for reply in ranked],
+        "ranks": [int(number(reply["rank"])) for reply in ranked],
     }
 
 

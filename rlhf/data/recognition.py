@@ -11,12 +11,13 @@ from difflib import get_close_matches
 from itertools import chain
 
 from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
-from rlhf.data.ratings import answer_column, score_columns, thumb_column
+from rlhf.data.ratings import THUMBS, answer_column, score_columns, thumb_column
 from rlhf.data.rows import (
     DEMONSTRATIONS,
     KINDS,
     RATED,
     needs_rating,
+    number,
     recognise,
     serves,
     thumb,
@@ -54,6 +55,7 @@ class Form:
     layout: the foreign layout, or None.
     source_kind: the kind of the rows. kind: the one of `kinds` into which they are converted.
     unread_ratings: columns of demonstrations that may say how good an answer is, which nothing reads.
+    only_values: columns that may be thumbs -> the number that all of the first rows have there.
     """
 
     def __init__(self, name: str, kinds: tuple[str, ...], ratings: Ratings):
@@ -64,6 +66,7 @@ class Form:
         self.source_kind = ""
         self.kind = ""
         self.unread_ratings: list[str] = []
+        self.only_values: dict[str, float] = {}
 
     def read(self, rows: list[dict], names: list[str]) -> None:
         """Recognises the first rows, which have our names. UserError where no kind fits, or two readings do.
@@ -148,12 +151,14 @@ class Form:
                 f"{self.name}: {column} rates the answers, and {self.source_kind} rows have no rating: name it with "
                 f"columns: {{label: {column}}}, or rename it if it means something else"
             )
-        labels = {str(row.get("label")) for row in rows}
-        if labels == {"0", "1"} and not self._is_topic():
-            raise UserError(
-                f"{self.name}: label is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, "
-                "as in columns: {topic: label}"
-            )
+        if self._is_topic():
+            return
+        for column in THUMBS:
+            values = {number(row.get(column)) for row in rows} - {None}
+            if values == {0, 1} or (values and column == "kto_tag"):
+                raise UserError(f"{self.name}: {bit_problem(column)}")
+            if len(values) == 1:
+                self.only_values[column] = values.pop()
 
     def _is_topic(self) -> bool:
         """True for the one layout whose label is known to be a topic."""
@@ -215,6 +220,14 @@ class Form:
             f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {'; '.join(needed)}{hint}; "
             "map names with columns (our name: their name)"
         )
+
+
+def bit_problem(column: str) -> str:
+    """What to do about a column of 0 and 1 beside answers, which may rate them."""
+    return (
+        f"{column} is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, as in columns: "
+        f"{{topic: {column}}}"
+    )
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

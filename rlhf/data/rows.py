@@ -4,6 +4,7 @@ A prompt is a string or a list of messages. A completion, chosen or rejected is 
 list with one assistant message, is converted to its string. Extra columns are kept, because reward functions get them.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -54,6 +55,18 @@ def thumb(value) -> bool | None:
     if isinstance(value, bool):
         return value
     return None
+
+
+def number(value) -> float | None:
+    """A finite number, as a table writes it too. None for every other value."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return value
+
+
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
 def without(row: dict, *columns: str) -> dict:
@@ -269,10 +282,10 @@ def _check_preference(row: dict) -> list[Problem]:
 
 def scores_of_pair(row: dict) -> tuple[float, float]:
     """The scores of the two answers of a preference, as UltraFeedback has them; (1, 0) where it has none."""
-    scores = row.get("score_chosen"), row.get("score_rejected")
-    if all(isinstance(score, int | float) for score in scores):
-        return scores
-    return 1, 0
+    chosen, rejected = number(row.get("score_chosen")), number(row.get("score_rejected"))
+    if chosen is None or rejected is None:
+        return 1, 0
+    return chosen, rejected
 
 
 # ---- checks of one column: value -> the reason why it is bad, or None ------------------------------------------------
