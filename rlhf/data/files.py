@@ -272,7 +272,8 @@ def _read_json_array(path: Path):
 
 def _array_rows(text: _JSONText):
     """(line number, row) of the objects of the text's array, which may be the value of the key "data"."""
-    if text.peek() == "{":
+    is_wrapped = text.peek() == "{"
+    if is_wrapped:
         text.take("{")
         # SQuAD's files have a "version" next to "data". Values of other keys are skipped.
         while text.value() != "data":
@@ -294,8 +295,17 @@ def _array_rows(text: _JSONText):
             yield line, row
         else:
             yield line, BrokenLine(f"an object is expected, {row!r:.60} given")
-        if text.take(",", "]") == "]":
-            return
+        if text.peek() != "]":
+            text.take(",", "]")
+    text.take("]")
+    if is_wrapped:
+        while text.take(",", "}") == ",":
+            text.value()
+            text.take(":")
+            text.value()
+    if text.peek():
+        # A second array would be lost.
+        raise json.JSONDecodeError("end of the file expected", text.text, text.index)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ class CheckedRows:
             # A file that is sorted by its thumbs has only one of them in the first rows.
             if {number(row.get(column)), first} == {0, 1}:
                 return bit_problem(column)
-        if {"chosen", "rejected"} <= row.keys():
+        if row.get("chosen") is not None and row.get("rejected") is not None:
             return "chosen and rejected rate the answers, but the first rows have no such rating"
         return None
 

@@ -30,6 +30,8 @@ GOOD_ANSWERS = {
     "preference": "good_answers: true learns the chosen answers",
     "ranking": "good_answers: true learns the best answers, which have rank 0",
 }
+# Columns of conversations and answers, which a row of several merged files need not have.
+OPTIONAL = "prompt completion messages conversations instruction output history chosen rejected completions ranks".split()
 # Columns that may say how good the answer of a demonstration is.
 RATING_NAMES = "label score scores rating ratings reward rewards rank quality helpfulness upvotes votes feedback".split()
 
@@ -84,7 +86,10 @@ class Form:
             raise UserError(self._not_accepted())
         if self.source_kind in DEMONSTRATIONS and not self._is_topic():
             columns = dict.fromkeys(chain.from_iterable(rows))
-            self.unread_ratings = [column for column in columns if column.lower() in RATING_NAMES]
+            for column in columns:
+                is_filled = any(row.get(column) is not None for row in rows)
+                if is_filled and column.lower() in RATING_NAMES:
+                    self.unread_ratings.append(column)
 
     def ranks_thumbs(self) -> bool:
         """True if thumbs are to become rankings, as `rank_by: label` asks for."""
@@ -184,6 +189,7 @@ class Form:
 
         A row that fits both is foreign, unless only its own kind is accepted.
         """
+        row = _present(row)
         layout = recognise_layout(row)
         if self._is_scored(row):
             layout = SCORED
@@ -220,6 +226,14 @@ class Form:
             f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {'; '.join(needed)}{hint}; "
             "map names with columns (our name: their name)"
         )
+
+
+def _present(row: dict) -> dict:
+    """A row without the empty columns of conversations: parquet gives every row the columns of all rows.
+
+    Other columns count as they are: a text whose label is missing is still a row of a classification file.
+    """
+    return {name: value for name, value in row.items() if value is not None or name not in OPTIONAL}
 
 
 def bit_problem(column: str) -> str:

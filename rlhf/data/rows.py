@@ -308,6 +308,8 @@ def _check_text(value) -> str | None:
 
 
 def _check_turns(value) -> str | None:
+    if isinstance(value, str) and WRITTEN_MESSAGES.fullmatch(value):
+        return _check_words(value)
     if not isinstance(value, list) or not value:
         return f"a list of messages is expected, {_shown(value)} given"
     for index, message in enumerate(value):
@@ -372,9 +374,25 @@ def weight_problem(turn: dict) -> str | None:
     )
 
 
+# Two messages or one, as Python or JSON write a list of them.
+WRITTEN_MESSAGES = re.compile(
+    r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:.*\}\s*\]\s*", re.DOTALL
+)
+
+
+def _check_words(value) -> str | None:
+    """The check of a text in a conversation, which is not the conversation itself."""
+    if isinstance(value, str) and WRITTEN_MESSAGES.fullmatch(value):
+        return (
+            f"a list of messages as a string, {_shown(value)}: a table cannot hold lists, so give JSON lines or parquet, with "
+            "the list itself"
+        )
+    return _check_text(value)
+
+
 def _check_prompt(value) -> str | None:
     if not isinstance(value, list):
-        return _check_text(value)
+        return _check_words(value)
     reason = _check_turns(value)
     if reason:
         return reason
@@ -387,7 +405,7 @@ def _check_completions(value) -> str | None:
     if not isinstance(value, list) or len(value) < 2:
         return f"a list of at least 2 completions is expected, {_shown(value)} given"
     for index, completion in enumerate(value):
-        reason = _check_text(completion)
+        reason = _check_words(completion)
         if reason:
             return f"completion {index}: {reason}"
     return None
@@ -533,9 +551,9 @@ FORMS: dict[str, Callable[[object], str | None]] = {
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "text": _check_text,
     "prompt": _check_prompt,
-    "completion": _check_text,
-    "chosen": _check_text,
-    "rejected": _check_text,
+    "completion": _check_words,
+    "chosen": _check_words,
+    "rejected": _check_words,
     "messages": _check_messages,
     "completions": _check_completions,
     "ranks": _check_ranks,

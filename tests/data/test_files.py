@@ -258,3 +258,14 @@ def test_a_separator_that_is_nowhere(write, refused):
     assert "document_separator: the file has no line '***', so it would be one document" in message
     message = refused(lambda: list(read_rows(Path(write("b.txt", "a\nb\n")), "blank")))
     assert "the file has no empty line" in message
+
+
+@pytest.mark.parametrize("end", ['[{"text": "b"}]', "rest", '"data"'])
+@pytest.mark.parametrize(
+    "array", ['[{"text": "a"}]\n', '{"data": [{"text": "a"}], "version": {"b": []}}\n']
+)
+def test_nothing_may_follow_the_array_of_a_file(array, end, write, refused):
+    path = Path(write("whole.json", array))
+    assert list(read_rows(path)) == [(1, {"text": "a"})]
+    path = Path(write("more.json", array + end))
+    assert "more.json:2: not valid JSON (end of the file expected" in refused(list, read_rows(path))

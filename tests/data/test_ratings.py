@@ -434,3 +434,26 @@ def test_thumbs_of_0_and_1_are_not_passed_over(row, write, refused):
     assert f"sorted.jsonl:101: label {remedy}" in refused(load_rows, path, kinds=SFT)
     topics = load_rows(path, kinds=SFT, columns={"topic": "label"})
     assert len(topics.rows) == 101
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "output": "b"},
+        {"conversations": [HUMAN, {"from": "gpt", "value": "a"}]},
+        {"messages": [USER, GOOD]},
+        {"prompt": "a", "completion": "b"},
+    ],
+)
+def test_empty_columns_of_other_rows_change_nothing(row, write):
+    # Parquet gives every row of merged files the columns of all of them.
+    empty = dict.fromkeys(
+        "prompt completion messages conversations chosen rejected label history".split()
+    )
+    path = write("merged.jsonl", [empty | row])
+    loaded = load_rows(path, kinds=SFT)
+    alone = load_rows(write("alone.jsonl", [row]), kinds=SFT)
+    assert (loaded.kind, loaded.layout) == (alone.kind, alone.layout)
+    for column, value in alone.rows[0].items():
+        assert loaded.rows[0][column] == value
+    assert not any("every answer is learned" in warning for warning in loaded.warnings)
