@@ -23,6 +23,7 @@ from rlhf.data.conversations import (
 from rlhf.data.instructions import (
     from_alpaca,
     from_alpaca_history,
+    from_dolly,
     from_instances,
     from_question_answer,
 )
@@ -279,6 +280,7 @@ LAYOUTS = (
         "Alpaca with history", (*ALPACA, "history"), convert=from_alpaca_history, base=ALPACA
     ),
     _demonstrations("Alpaca", ALPACA, convert=from_alpaca),
+    _demonstrations("Dolly", ("instruction", "context", "response"), convert=from_dolly),
     _demonstrations("Self-Instruct", ("instruction", "instances"), convert=from_instances),
     _demonstrations("ShareGPT weights", TURNS, convert=from_weighted, fits=has_weights, base=TURNS),
     _messages("ShareGPT", TURNS, convert=from_sharegpt, fits=has_turns),
@@ -327,7 +329,7 @@ def conversation_columns(row: dict) -> list[str]:
     columns = [column for column in CONVERSATIONS if row.get(column)]
     if set(PAIR) <= row.keys() and has_dialogues(row):
         return []  # UltraFeedback's messages repeat the chosen conversation
-    # Beside messages, a prompt alone repeats the first of them (UltraChat). Beside an instruction, it is another text.
+    # With messages, a prompt alone repeats the first of them (UltraChat). With an instruction, it is another text.
     is_demonstration = bool(row.get("prompt") and row.get("completion"))
     if row.get("prompt") and (is_demonstration or row.get("instruction") or row.get("Q")):
         columns.insert(1, "prompt")

@@ -17,6 +17,12 @@ def from_alpaca(row: dict) -> list[dict]:
     return [{**_rest(row, "output"), **ours}]
 
 
+def from_dolly(row: dict) -> list[dict]:
+    """Dolly's {instruction, context, response}: as Alpaca's input and output."""
+    rest = without(row, "context", "response")
+    return from_alpaca({**rest, "input": row["context"], "output": row["response"]})
+
+
 def from_alpaca_history(row: dict) -> list[dict]:
     """Alpaca's row with {history: [[question, answer], ...]}: all answers are learned, as LLaMA-Factory does."""
     messages = _alpaca_messages(row)

@@ -466,6 +466,10 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
 
     One UserError names the bad rows, unless skip_bad drops them.
     """
+    if limit is not None and limit < 1:
+        raise UserError(
+            f"dataset_limit={limit} must be at least 1; without the key all rows are used"
+        )
     # The pass ends at the limit: bad rows behind it are not noticed.
     rows = list(islice(checked, limit))
     if not rows or (checked.bad and not skip_bad):

@@ -237,7 +237,7 @@ def _present(row: dict) -> dict:
 
 
 def bit_problem(column: str) -> str:
-    """What to do about a column of 0 and 1 beside answers, which may rate them."""
+    """The message for a column of 0 and 1 in rows with answers, which may rate them."""
     return (
         f"{column} is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, as in columns: "
         f"{{topic: {column}}}"

@@ -384,8 +384,8 @@ def _check_words(value) -> str | None:
     """The check of a text in a conversation, which is not the conversation itself."""
     if isinstance(value, str) and WRITTEN_MESSAGES.fullmatch(value):
         return (
-            f"a list of messages as a string, {_shown(value)}: a table cannot hold lists, so give JSON lines or parquet, with "
-            "the list itself"
+            f"a list of messages as a string, {_shown(value)}: give the list itself, in JSON lines or parquet: a table "
+            "holds no lists"
         )
     return _check_text(value)
 

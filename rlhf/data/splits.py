@@ -198,6 +198,7 @@ def load_splits(
         )
     if settings.overlap not in OVERLAPS:
         raise UserError(f"overlap={settings.overlap!r}: use one of {', '.join(OVERLAPS)}")
+    _check_train_split(settings.dataset_name, settings.dataset_train_split)
     train = _load(settings, settings.dataset_name, settings.dataset_train_split, kinds, checks)
     if settings.good_answers and train.source_kind not in RATED:
         raise UserError(
@@ -252,6 +253,17 @@ def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) 
         ratings=Ratings(settings.good_answers, settings.rank_by),
     )
     return collect_rows(checked, limit=settings.dataset_limit, skip_bad=settings.skip_bad)
+
+
+def _check_train_split(name: str, split: str | None) -> None:
+    """UserError where a local source has no such split. Without "train" all of it is read, and any other name is meant."""
+    if split in (None, "train") or not Path(name).exists():
+        return
+    if not has_split(Path(name), split, tuple(READERS)):
+        raise UserError(
+            f"dataset_train_split={split}: {name} has no such split; a folder has those that its files are named after, and "
+            "a file has none: remove the key, or give the file itself"
+        )
 
 
 def _eval_name(settings) -> str | None:

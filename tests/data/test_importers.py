@@ -25,6 +25,11 @@ ROWS = [
         [{"prompt": "hi", "completion": "Hello!"}],
     ),
     (
+        "Dolly",
+        {"instruction": "When?", "context": "In 1999.", "response": "1999", "category": "qa"},
+        [{"prompt": "When?\n\nIn 1999.", "completion": "1999", "category": "qa"}],
+    ),
+    (
         "Self-Instruct",
         {
             "id": 3,
