@@ -6,7 +6,7 @@ contents are looked at later, by the check of rows. A turn that cannot be conver
 Omitted: turns and columns with tools, which GPT-2 class models do not have. A row with them is refused.
 """
 
-from rlhf.data.rows import WEIGHTS, weight_of, weight_problem, without
+from rlhf.data.rows import WEIGHTS, more_than_text, weight_of, weight_problem, without
 from rlhf.errors import UserError
 
 
@@ -51,9 +51,9 @@ def _message(turn: dict, column: str) -> dict:
         raise UserError(
             f"{column}: unknown speaker {speaker!r}, allowed: {', '.join(SPEAKERS)} (calls of tools cannot be learned)"
         )
-    for key in ("tool_calls", "function_call"):
-        if turn.get(key):
-            raise UserError(f"{column}: {key}: calls of tools cannot be learned here")
+    reason = more_than_text(turn)
+    if reason:
+        raise UserError(f"{column}: {reason}")
     return {"role": role, "content": turn.get("value", turn.get("content"))}
 
 
@@ -85,6 +85,18 @@ def with_system(messages: list[dict], row: dict) -> list[dict]:
     if starts_alike:
         return messages
     return [message, *messages]
+
+
+PICTURES = ("images", "videos", "audios")  # LLaMA-Factory's columns
+
+
+def refuse_pictures(row: dict) -> None:
+    """UserError where the conversation of a row refers to files that are not text."""
+    for column in PICTURES:
+        if isinstance(row.get(column), list) and row[column]:
+            raise UserError(
+                f"{column}: pictures and sound cannot be read here, {row[column]!r:.60} given"
+            )
 
 
 def join_system(row: dict, column: str) -> dict:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.conversations import Dropped, join_system
+from rlhf.data.conversations import Dropped, join_system, refuse_pictures
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
 from rlhf.data.importers import Layout
 from rlhf.data.labels import LabelTypes
-from rlhf.data.ratings import rank_thumbs, thumb_column
+from rlhf.data.ratings import rank_thumbs, split_hh_prompt, thumb_column
 from rlhf.data.recognition import AS_THEY_ARE, Form, Ratings, bit_problem, nearest_name
 from rlhf.data.rows import (
     ANSWERS,
@@ -286,7 +286,8 @@ class CheckedRows:
         kind = KINDS[self._expected_kind(row)]
         try:
             for column in CONVERSATION & set(kind.columns):
-                row = join_system(row, column)
+                refuse_pictures(row)
+                row = join_system(split_hh_prompt(row), column)
         except UserError as error:
             self._reject(location, [str(error)])
             return

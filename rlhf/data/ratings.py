@@ -116,6 +116,8 @@ def has_dialogues(row: dict) -> bool:
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
+# As Dahoas/full-hh-rlhf and trl's scripts have it.
+HH_PROMPT = re.compile(r"\s*\n\nHuman:.*\n\nAssistant:\s*", re.DOTALL)
 
 
 def from_hh(row: dict) -> list[dict]:
@@ -167,6 +169,15 @@ def _hh_turns(dialogue: str, column: str) -> list[dict]:
         else:
             turns.append({"role": role, "content": text.strip()})
     return turns
+
+
+def split_hh_prompt(row: dict) -> dict:
+    """A row whose prompt is a whole dialogue of HH-RLHF, up to where the assistant answers, with its turns as messages."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not HH_PROMPT.fullmatch(prompt):
+        return row
+    turns = _hh_turns(prompt.rstrip().removesuffix("\n\nAssistant:"), "prompt")
+    return {**row, "prompt": turns}
 
 
 def has_hh_dialogues(row: dict) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite, isnan
 
-from rlhf.data.chat import ROLES
+from rlhf.data.chat import REASONING_KEYS, ROLES
 from rlhf.task_table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
@@ -245,7 +245,8 @@ def _plain_answer(value):
         return value
     message = _our_message(value[0])
     if isinstance(message, dict) and message.get("role") == "assistant":
-        return message.get("content")
+        if not more_than_text(message):
+            return message.get("content")
     return value
 
 
@@ -317,7 +318,7 @@ def _check_turns(value) -> str | None:
             return f"message {index}: role and content are expected, {_shown(message)} given"
         if message["role"] not in ROLES:
             return f"message {index}: unknown role {message['role']!r}, allowed: {', '.join(ROLES)}"
-        reason = _check_tools(message)
+        reason = more_than_text(message)
         if not reason:
             reason = _check_text(message["content"])
             reason = reason and f"content: {reason}"
@@ -326,11 +327,14 @@ def _check_turns(value) -> str | None:
     return None
 
 
-def _check_tools(message: dict) -> str | None:
-    """The reason why a message is more than its text: our models cannot learn to call tools."""
+def more_than_text(message: dict) -> str | None:
+    """The reason why a message is more than its text, which is all that is learned."""
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             return f"{key}: calls of tools cannot be learned here, {_shown(message[key])} given"
+    for key in REASONING_KEYS:
+        if message.get(key):
+            return f"{key} would not be learned: write it into the content, as <think>...</think>"
     return None
 
 
@@ -387,6 +391,8 @@ def _check_words(value) -> str | None:
             f"a list of messages as a string, {_shown(value)}: give the list itself, in JSON lines or parquet: a table "
             "holds no lists"
         )
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        return more_than_text(value[0]) or _check_text(value)
     return _check_text(value)
 
 

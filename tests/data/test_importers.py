@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.commands.validate import validate
 from rlhf.data.importers import LAYOUTS, from_hh, recognise_layout
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
+THOUGHT = {**ANSWER, "reasoning_content": "hm"}
 ROWS = [
     (
         "Alpaca",
@@ -552,3 +554,52 @@ def test_an_answer_that_is_not_to_be_learned_is_left_out_in_every_form(key, colu
     masked = {column: [{**USER, key: 0}, {**ANSWER, key: 1}]}
     path = write("user.jsonl", [masked])
     assert load_rows(path, kinds=("prompt_completion", "messages")).kind == "messages"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, THOUGHT]},
+        {"conversations": [USER, THOUGHT]},
+        {"prompt": "q", "completion": [THOUGHT]},
+        {"prompt": "q", "chosen": [THOUGHT], "rejected": "b"},
+        {"chosen": [USER, THOUGHT], "rejected": [USER, ANSWER]},
+        {"messages": [USER, {**ANSWER, "weight": 0}, USER, THOUGHT]},
+    ],
+)
+def test_reasoning_in_a_key_of_its_own_is_a_bad_row_of_every_layout(row, write):
+    report = validate(write("a.jsonl", [row]))
+    (problem,) = report.problems
+    assert "a.jsonl:1: " in problem and "reasoning_content would not be learned" in problem
+
+
+@pytest.mark.parametrize("column", ["images", "videos", "audios"])
+def test_a_row_with_pictures_is_bad(column, write):
+    row = {"instruction": "<image>What?", "output": "a"}
+    path = write("a.jsonl", [{**row, column: ["a.png"]}, {**row, column: []}, row])
+    report = validate(path)
+    assert (report.good, report.bad) == (2, 1)
+    assert "a.jsonl:1: " + column in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"completion": " a"},
+        {"chosen": " a", "rejected": " b"},
+        {"response": "a", "chosen": "c", "rejected": "b"},
+    ],
+)
+def test_a_dialogue_of_hh_in_the_prompt_becomes_turns(answers, write):
+    # As in Dahoas/full-hh-rlhf.
+    prompt = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nHuman: s\n\nAssistant:"
+    path = write("a.jsonl", [{"prompt": prompt, **answers}])
+    kinds = ("preference", "prompt")
+    if "completion" in answers:
+        kinds = ("prompt_completion",)
+    (row,) = load_rows(path, kinds=kinds).rows
+    assert row["prompt"] == [USER, ANSWER, {"role": "user", "content": "r\n\ns"}]
+    path = write("b.jsonl", [{"prompt": "Write a dialogue:\n\nHuman: a\n\nAssistant:", **answers}])
+    (row,) = load_rows(path, kinds=kinds).rows
+    assert row["prompt"].startswith("Write a dialogue")
