@@ -32,6 +32,8 @@ GOOD_ANSWERS = {
 }
 # Columns of conversations and answers, which a row of several merged files need not have.
 OPTIONAL = "prompt completion messages conversations instruction output history chosen rejected completions ranks".split()
+# Columns that may be the answer to a prompt.
+ANSWER_NAMES = "response answer output target reply assistant".split()
 # Columns that may say how good the answer of a demonstration is.
 RATING_NAMES = "label score scores rating ratings reward rewards rank quality helpfulness upvotes votes feedback".split()
 
@@ -83,7 +85,7 @@ class Form:
         self._check_rank_by(rows, names)
         self.kind = self._kind_of_rows()
         if not self.kind:
-            raise UserError(self._not_accepted())
+            raise UserError(self._not_accepted(names))
         if self.source_kind in DEMONSTRATIONS and not self._is_topic():
             columns = dict.fromkeys(chain.from_iterable(rows))
             for column in columns:
@@ -123,8 +125,8 @@ class Form:
             return "prompt_completion"
         return serves(self.source_kind, self.kinds) or ""
 
-    def _not_accepted(self) -> str:
-        """The message for rows of a kind that the caller does not read."""
+    def _not_accepted(self, names: list[str]) -> str:
+        """The message for rows of a kind that the caller does not read. names: of all columns."""
         form = f"{self.source_kind} rows"
         if self.layout:
             form = f"{self.layout.name} rows ({self.source_kind})"
@@ -134,6 +136,10 @@ class Form:
             advice = f"; {GOOD_ANSWERS[self.source_kind]}"
         elif self.source_kind == "unpaired_preference" and "ranking" in self.kinds:
             advice = "; rank_by: label ranks the answers of the prompts that have good and bad ones"
+        elif self.source_kind == "prompt" and "prompt_completion" in self.kinds:
+            answers = [name for name in names if name.lower() in ANSWER_NAMES]
+            if answers:
+                advice = f"; if {answers[0]} is the answer, name it with columns: {{completion: {answers[0]}}}"
         return (
             f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
             f"{self.source_kind} rows are for {recipes}{advice}"

@@ -290,3 +290,12 @@ def test_bad_tags_are_named_with_their_line(write, refused):
     )
     assert "a.jsonl:4: tokens: item 0: empty" in message
     assert "3 of 4 rows are bad" in message
+
+
+def test_an_answer_of_another_name_is_named_in_the_message(write, refused):
+    path = write("a.jsonl", [{"prompt": "a", "response": "b"}])
+    kinds = ("prompt_completion", "messages")
+    message = refused(load_rows, path, kinds=kinds)
+    assert "if response is the answer, name it with columns: {completion: response}" in message
+    loaded = load_rows(path, kinds=kinds, columns={"completion": "response"})
+    assert loaded.rows == [{"prompt": "a", "completion": "b"}]
