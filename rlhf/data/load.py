@@ -165,7 +165,7 @@ class CheckedRows:
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
         rows = self._local_rows()
-        if Path(self.name).is_dir():
+        if Path(self.name).is_dir() and "event" not in self.columns.values():
             return self._without_events(rows)
         return rows
 
@@ -521,7 +521,10 @@ def bad_rows_message(checked: CheckedRows) -> str:
     if not checked.bad:
         events = ""
         if checked.passed:
-            events = f" ({checked.passed.total()} feedback events, none of them a ranking)"
+            events = (
+                f" ({checked.passed.total()} feedback events, none of them a ranking; if event means something else, rename "
+                "it, as in columns: {topic: event})"
+            )
         for reason, count in checked.dropped.most_common():
             events += f" ({count} {reason})"
         kinds = " or ".join(checked.kinds)
