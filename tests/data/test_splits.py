@@ -223,3 +223,19 @@ def test_a_limit_that_leaves_no_row_is_refused(limit, write, refused):
     settings = DataSettings(dataset_name=path, dataset_limit=limit)
     message = refused(load_splits, settings, ("prompt_completion",), seed=1)
     assert f"dataset_limit={limit} must be at least 1" in message
+
+
+def test_the_training_files_of_an_eval_folder_are_no_eval_rows(write, tmp_path, refused):
+    path = write("a.jsonl", [{"prompt": "a", "completion": "b"}])
+    for name in ("part", "dev"):
+        write(f"set/{name}.jsonl", [{"prompt": name, "completion": "b"}])
+    settings = DataSettings(dataset_name=path, eval_dataset_name=str(tmp_path / "set"))
+    kinds = ("prompt_completion",)
+    message = refused(load_splits, settings, kinds, seed=1)
+    assert "no file of the split 'test', but dev.jsonl: name that split" in message
+    settings.dataset_test_split = "dev"
+    assert load_splits(settings, kinds, seed=1).eval == [{"prompt": "dev", "completion": "b"}]
+    # A folder of parts alone is an evaluation set as it is.
+    settings.dataset_test_split = "test"
+    (tmp_path / "set/dev.jsonl").unlink()
+    assert load_splits(settings, kinds, seed=1).eval == [{"prompt": "part", "completion": "b"}]
