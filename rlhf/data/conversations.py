@@ -71,7 +71,7 @@ def to_answer(value, column: str):
 
 def with_system(messages: list[dict], row: dict) -> list[dict]:
     """The messages with the column `system` (or `system_prompt`) of a row in front, where it has one."""
-    given = {column: row[column] for column in SYSTEM if row.get(column)}
+    given = _system_columns(row)
     if not given:
         return messages
     column, system = next(iter(given.items()))
@@ -90,13 +90,34 @@ def with_system(messages: list[dict], row: dict) -> list[dict]:
 PICTURES = ("images", "videos", "audios")  # LLaMA-Factory's columns
 
 
-def refuse_pictures(row: dict) -> None:
-    """UserError where the conversation of a row refers to files that are not text."""
+def refuse_more_than_text(row: dict) -> None:
+    """UserError where a row has tools, pictures or settings of the chat template next to its conversation."""
+    refuse_tools(row)
+    if row.get("chat_template_kwargs"):
+        raise UserError(
+            "chat_template_kwargs: settings of a row are not read: write them into the template, as in "
+            "{% set enable_thinking = false %}, and remove the column"
+        )
     for column in PICTURES:
         if isinstance(row.get(column), list) and row[column]:
             raise UserError(
                 f"{column}: pictures and sound cannot be read here, {row[column]!r:.60} given"
             )
+
+
+def _system_columns(row: dict) -> dict[str, str]:
+    """The columns with a system message that is not blank."""
+    given = {}
+    for column in SYSTEM:
+        value = row.get(column)
+        if value and not isinstance(value, str):
+            raise UserError(
+                f"{column}: a system message is expected, {value!r:.60} given: if it is something else, rename it, as in "
+                f"columns: {{topic: {column}}}"
+            )
+        if value and value.strip():
+            given[column] = value
+    return given
 
 
 def join_system(row: dict, column: str) -> dict:
@@ -107,7 +128,7 @@ def join_system(row: dict, column: str) -> dict:
     messages = row.get(column)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    if not any(row.get(name) for name in SYSTEM) or not is_turns(messages):
+    if not _system_columns(row) or not is_turns(messages):
         return row  # without a conversation, the check of rows refuses it
     return {**without(row, *SYSTEM), column: with_system(messages, row)}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.conversations import Dropped, join_system, refuse_pictures
+from rlhf.data.conversations import Dropped, join_system, refuse_more_than_text
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
 from rlhf.data.importers import Layout
@@ -286,7 +286,7 @@ class CheckedRows:
         kind = KINDS[self._expected_kind(row)]
         try:
             for column in CONVERSATION & set(kind.columns):
-                refuse_pictures(row)
+                refuse_more_than_text(row)
                 row = join_system(split_hh_prompt(row), column)
         except UserError as error:
             self._reject(location, [str(error)])

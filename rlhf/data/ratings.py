@@ -117,7 +117,7 @@ def has_dialogues(row: dict) -> bool:
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 # As Dahoas/full-hh-rlhf and trl's scripts have it.
-HH_PROMPT = re.compile(r"\s*\n\nHuman:.*\n\nAssistant:\s*", re.DOTALL)
+HH_PROMPT = re.compile(r"\s*Human:.*\n\nAssistant:\s*", re.DOTALL)
 
 
 def from_hh(row: dict) -> list[dict]:
@@ -176,7 +176,8 @@ def split_hh_prompt(row: dict) -> dict:
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not HH_PROMPT.fullmatch(prompt):
         return row
-    turns = _hh_turns(prompt.rstrip().removesuffix("\n\nAssistant:"), "prompt")
+    asked = prompt.strip().removesuffix("\n\nAssistant:")
+    turns = _hh_turns(f"\n\n{asked}", "prompt")
     return {**row, "prompt": turns}
 
 

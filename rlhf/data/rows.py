@@ -61,7 +61,9 @@ def number(value) -> float | None:
     """A finite number, as a table writes it too. None for every other value."""
     if isinstance(value, str) and NUMBER.fullmatch(value):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not isfinite(value):
         return None
     return value
 
@@ -276,17 +278,35 @@ def _check_preference(row: dict) -> list[Problem]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
     chosen, rejected = scores_of_pair(row)
     if chosen < rejected:
-        reason = f"{rejected} is above score_chosen, {chosen}: are the two answers swapped?"
-        return [("score_rejected", reason)]
+        better, worse = _score_columns(row)
+        return [(worse, f"{rejected} is above {better}, {chosen}: are the two answers swapped?")]
     return []
 
 
 def scores_of_pair(row: dict) -> tuple[float, float]:
-    """The scores of the two answers of a preference, as UltraFeedback has them; (1, 0) where it has none."""
-    chosen, rejected = number(row.get("score_chosen")), number(row.get("score_rejected"))
-    if chosen is None or rejected is None:
+    """The scores of the two answers of a preference; (1, 0) where it has none."""
+    columns = _score_columns(row)
+    if columns is None:
         return 1, 0
-    return chosen, rejected
+    better, worse = columns
+    return number(row[better]), number(row[worse])
+
+
+# Scores of the chosen and of the rejected answer: UltraFeedback's, and those of Argilla's sets.
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+
+
+def _score_columns(row: dict) -> tuple[str, str] | None:
+    """The first two columns that hold scores of the two answers of a preference, or None."""
+    for columns in SCORE_COLUMNS:
+        if all(number(row.get(column)) is not None for column in columns):
+            return columns
+    return None
 
 
 # ---- checks of one column: value -> the reason why it is bad, or None ------------------------------------------------

@@ -532,8 +532,6 @@ def test_two_system_messages_are_refused_unless_they_are_the_same(write, refused
     )
     path = write("copy.jsonl", [{**row, "system": "Be kind."}])
     assert load_rows(path, kinds=("messages",)).rows == [row]
-    path = write("number.jsonl", [{"prompt": "q", "system": 3}])
-    assert "number.jsonl:1: prompt: message 0" in refused(load_rows, path, kinds=("prompt",))
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
@@ -582,6 +580,7 @@ def test_a_row_with_pictures_is_bad(column, write):
     assert "a.jsonl:1: " + column in report.problems[0]
 
 
+@pytest.mark.parametrize("start", ["\n\n", ""])
 @pytest.mark.parametrize(
     "answers",
     [
@@ -591,10 +590,10 @@ def test_a_row_with_pictures_is_bad(column, write):
         {"response": "a", "chosen": "c", "rejected": "b"},
     ],
 )
-def test_a_dialogue_of_hh_in_the_prompt_becomes_turns(answers, write):
+def test_a_dialogue_of_hh_in_the_prompt_becomes_turns(answers, start, write):
     # As in Dahoas/full-hh-rlhf.
-    prompt = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nHuman: s\n\nAssistant:"
-    path = write("a.jsonl", [{"prompt": prompt, **answers}])
+    prompt = "Human: q\n\nAssistant: a\n\nHuman: r\n\nHuman: s\n\nAssistant:"
+    path = write("a.jsonl", [{"prompt": start + prompt, **answers}])
     kinds = ("preference", "prompt")
     if "completion" in answers:
         kinds = ("prompt_completion",)
@@ -603,3 +602,28 @@ def test_a_dialogue_of_hh_in_the_prompt_becomes_turns(answers, write):
     path = write("b.jsonl", [{"prompt": "Write a dialogue:\n\nHuman: a\n\nAssistant:", **answers}])
     (row,) = load_rows(path, kinds=kinds).rows
     assert row["prompt"].startswith("Write a dialogue")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("tools", '[{"name": "f"}]'),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("system", 3),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"messages": [USER, ANSWER]},
+    ],
+)
+def test_a_column_that_changes_what_the_model_reads_is_not_passed_over(row, column, value, write):
+    report = validate(write("a.jsonl", [{**row, column: value}]))
+    (problem,) = report.problems
+    assert f"a.jsonl:1: {column}: " in problem
+    for nothing in ("", None, [], " "):
+        if nothing != " " or column == "system":
+            assert validate(write("a.jsonl", [{**row, column: nothing}])).good == 1

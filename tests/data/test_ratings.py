@@ -457,3 +457,17 @@ def test_empty_columns_of_other_rows_change_nothing(row, write):
     for column, value in alone.rows[0].items():
         assert loaded.rows[0][column] == value
     assert not any("every answer is learned" in warning for warning in loaded.warnings)
+
+
+@pytest.mark.parametrize("name", ["score_{}", "{}_score", "{}_rating", "{}-rating"])
+def test_the_scores_of_a_pair_have_several_names(name, write, refused):
+    def row(prompt, *scores):
+        columns = (name.format("chosen"), name.format("rejected"))
+        pair = {"prompt": prompt, "chosen": "b", "rejected": "c"}
+        return pair | dict(zip(columns, scores, strict=True))
+
+    path = write("ties.jsonl", [row("p", 4, 3), row("q", 4, 4), row("r", None, 4)])
+    loaded = load_rows(path, kinds=("ranking",))
+    assert [kept["prompt"] for kept in loaded.rows] == ["p", "r"]
+    path = write("swapped.jsonl", [row("p", 3, 10**400)])
+    assert "are the two answers swapped?" in refused(load_rows, path, kinds=("ranking",))
