@@ -382,8 +382,33 @@ def _read_csv(path: Path):
 def _read_tsv(path: Path):
     if looks_like_conll(path):
         return _read_conll(path)
-    # A quote in a TSV file is an ordinary character.
-    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _tsv_rows(path)
+
+
+def _tsv_rows(path: Path):
+    """Rows of a table in which a quote is an ordinary character, unless a field is quoted as a CSV writer does it."""
+    for number, row in _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE):
+        quoted = None
+        if not isinstance(row, BrokenLine):
+            quoted = next((name for name, field in row.items() if _is_quoted(field)), None)
+        if quoted is None:
+            yield number, row
+        else:
+            shown = f"{row[quoted]!r:.60}"
+            yield (
+                number,
+                BrokenLine(
+                    f"{quoted}: {shown} is quoted as in a CSV file, and its quotes would be learned: write a .csv file, or fields "
+                    "without quotes"
+                ),
+            )
+
+
+def _is_quoted(field: str) -> bool:
+    """True for a field in quotes whose own quotes are all doubled, as in "He said ""hi\""."""
+    inner = field[1:-1]
+    is_enclosed = len(field) > 3 and field[0] == field[-1] == '"'
+    return is_enclosed and '""' in inner and '"' not in inner.replace('""', "")
 
 
 # ---- CoNLL ----------------------------------------------------------------------------------------------------------
