@@ -394,14 +394,11 @@ def _tsv_rows(path: Path):
         if quoted is None:
             yield number, row
         else:
-            shown = f"{row[quoted]!r:.60}"
-            yield (
-                number,
-                BrokenLine(
-                    f"{quoted}: {shown} is quoted as in a CSV file, and its quotes would be learned: write a .csv file, or fields "
-                    "without quotes"
-                ),
+            reason = (
+                f"{quoted}: {row[quoted]!r:.60} is quoted as in a CSV file, so that quotes would be learned: write "
+                "a .csv file, or fields without quotes"
             )
+            yield number, BrokenLine(reason)
 
 
 def _is_quoted(field: str) -> bool:

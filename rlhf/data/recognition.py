@@ -44,10 +44,12 @@ class Ratings:
 
     good_answers: make demonstrations of the good ones, which is never done without being asked for.
     rank_by: the column with a number by which the answers of a prompt are ranked, where each is a row of its own.
+    must_rank: refuse rows that are rankings already, in which rank_by ranks nothing.
     """
 
     good_answers: bool = False
     rank_by: str | None = None
+    must_rank: bool = True
 
 
 AS_THEY_ARE = Ratings()
@@ -179,7 +181,8 @@ class Form:
         """UserError where answers are to be ranked by a column that is not named, or is not there."""
         score = self.ratings.rank_by
         is_scored = self.layout is not None and self.layout.is_scored
-        if score and not is_scored and not self.ranks_thumbs():
+        is_ranked = self.source_kind in ("ranking", "preference") and not self.ratings.must_rank
+        if score and not is_scored and not self.ranks_thumbs() and not is_ranked:
             raise UserError(
                 f"{self.name}: rank_by={score} ranks rows of prompt, response (or completion) and the column {score!r}; "
                 f"the columns are {', '.join(names)}"

@@ -207,7 +207,10 @@ def load_splits(
     eval_name = _eval_name(settings)
     if eval_name:
         # Only the kind of the train rows, so that both sides are the same.
-        test = _load(settings, eval_name, settings.dataset_test_split, (train.kind,), checks)
+        # Evaluation rows may be rankings already, where the training rows have scores.
+        test = _load(
+            settings, eval_name, settings.dataset_test_split, (train.kind,), checks, must_rank=False
+        )
         return _joined(train, test, settings.overlap)
     train_rows, eval_rows = train.rows, []
     if settings.eval_fraction:
@@ -238,7 +241,9 @@ def _joined(train: Loaded, test: Loaded, overlap: str) -> Splits:
     return Splits(rows, test.rows, kind, sources, warnings)
 
 
-def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) -> Loaded:
+def _load(
+    settings, name: str, split: str | None, kinds: Sequence[str], checks, *, must_rank: bool = True
+) -> Loaded:
     config = None
     if name == settings.dataset_name:  # the config of one data set says nothing about another
         config = settings.dataset_config
@@ -250,7 +255,7 @@ def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) 
         config=config,
         checks=checks,
         separator=settings.document_separator,
-        ratings=Ratings(settings.good_answers, settings.rank_by),
+        ratings=Ratings(settings.good_answers, settings.rank_by, must_rank),
     )
     return collect_rows(checked, limit=settings.dataset_limit, skip_bad=settings.skip_bad)
 

@@ -239,3 +239,15 @@ def test_the_training_files_of_an_eval_folder_are_no_eval_rows(write, tmp_path, 
     settings.dataset_test_split = "test"
     (tmp_path / "set/dev.jsonl").unlink()
     assert load_splits(settings, kinds, seed=1).eval == [{"prompt": "part", "completion": "b"}]
+
+
+def test_pairs_can_evaluate_what_was_ranked_by_a_score(write, refused):
+    pairs = write("pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    rows = [{"prompt": "p", "response": "a", "score": score} for score in (1, 2)]
+    settings = DataSettings(
+        dataset_name=write("scores.jsonl", rows), eval_dataset_name=pairs, rank_by="score"
+    )
+    splits = load_splits(settings, ("ranking",), seed=1)
+    assert (splits.train[0]["ranks"], splits.eval[0]["ranks"]) == ([1, 0], [0, 1])
+    settings.dataset_name, settings.eval_dataset_name = pairs, None
+    assert "rank_by=score ranks rows of" in refused(load_splits, settings, ("ranking",), seed=1)
