@@ -14,10 +14,16 @@ from pathlib import Path
 from rlhf.data.conversations import Dropped, join_system, refuse_more_than_text
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
-from rlhf.data.importers import Layout
+from rlhf.data.importers import Layout, conversation_columns
 from rlhf.data.labels import LabelTypes
 from rlhf.data.ratings import rank_thumbs, split_hh_prompt, thumb_column
-from rlhf.data.recognition import AS_THEY_ARE, Form, Ratings, bit_problem, nearest_name
+from rlhf.data.recognition import (
+    AS_THEY_ARE,
+    Form,
+    Ratings,
+    bit_problem,
+    nearest_name,
+)
 from rlhf.data.rows import (
     ANSWERS,
     CONVERSIONS,
@@ -328,6 +334,12 @@ class CheckedRows:
                 return bit_problem(column)
         if row.get("chosen") is not None and row.get("rejected") is not None:
             return "chosen and rejected rate the answers, but the first rows have no such rating"
+        conversations = conversation_columns(row)
+        if len(conversations) > 1:
+            return (
+                f"{' and '.join(conversations)} could each be what is learned, but the first rows have one of them: remove "
+                "the other"
+            )
         return None
 
     def _expected_kind(self, row: dict) -> str:

@@ -471,3 +471,11 @@ def test_the_scores_of_a_pair_have_several_names(name, write, refused):
     assert [kept["prompt"] for kept in loaded.rows] == ["p", "r"]
     path = write("swapped.jsonl", [row("p", 3, 10**400)])
     assert "are the two answers swapped?" in refused(load_rows, path, kinds=("ranking",))
+
+
+def test_a_late_row_with_two_conversations_is_bad(write, refused):
+    row = {"prompt": "a", "completion": "b"}
+    path = write("late.jsonl", [row] * 100 + [{**row, "messages": [USER, GOOD]}])
+    message = refused(load_rows, path, kinds=SFT)
+    assert "late.jsonl:101: messages and prompt could each be what is learned" in message
+    assert len(load_rows(path, kinds=SFT, skip_bad=True).rows) == 100
