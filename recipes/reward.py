@@ -120,7 +120,9 @@ def read_centre(run, settings: RewardSettings, model, tokenizer, train, limit: i
     """The inputs whose scores will be 0 on average: the demonstrations, or the best completions of the rankings."""
     if settings.demonstrations:
         inputs = RewardInputs(model, tokenizer)
-        centred_on, dropped = load_demonstrations(settings.demonstrations, inputs, max_length=limit)
+        centred_on, dropped = load_demonstrations(
+            settings.demonstrations, inputs, max_length=limit, skip_bad=settings.skip_bad
+        )
         reason = f"demonstrations longer than {limit} tokens"
     else:
         centred_on, dropped = best_completions(train)

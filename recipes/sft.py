@@ -17,7 +17,13 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.data.answers import check_answers, template_checks
-from rlhf.data.chat import add_chat_template, as_messages, encode_examples, text_pieces
+from rlhf.data.chat import (
+    add_chat_template,
+    as_messages,
+    encode_examples,
+    learned_column,
+    text_pieces,
+)
 from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
 from rlhf.data.splits import load_splits
@@ -173,7 +179,10 @@ def load_texts(settings: SFTSettings, tokenizer, run, *, limit: int) -> list[dic
 
 def turns(row: dict) -> int:
     """User messages of a row. Their maximum is the longest conversation that the model learns to follow."""
-    messages = row.get("messages") or as_messages(row.get("prompt", ""))
+    column = "messages"
+    if learned_column(row) == "completion":
+        column = "prompt"
+    messages = as_messages(row.get(column) or "")
     return sum(message["role"] == "user" for message in messages)
 
 

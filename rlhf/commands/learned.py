@@ -23,7 +23,7 @@ SENTENCES = {
     ),
     "prompt_completion": "sft: the completion; the prompt is only read",
     "messages": "sft: the assistant's turns; the others are only read",
-    "prompt": "ppo: the policy's own answers to the prompt; the row has none",
+    "prompt": "ppo: the policy's own answers to the prompt; no answer of the file is learned",
     "text": "pretrain and sft: the whole text; tokenizer: its words",
 }
 

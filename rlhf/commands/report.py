@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     rewards = load_rewards(args)
     text_rows = None
     if args.text:
-        text_rows = load_rows(args.text, kinds=("text",)).rows
+        text_rows = read_file(args.text, ("text",), args, limit=None)
     settings = ReportSettings(
         seed=args.seed,
         temperature=args.temperature,
@@ -50,11 +50,24 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_file(
+    path: str, kinds: tuple[str, ...], args: argparse.Namespace, *, limit: int | None
+) -> list[dict]:
+    """The rows of a file that a flag names. What was dropped is printed."""
+    try:
+        loaded = load_rows(path, kinds=kinds, limit=limit, skip_bad=args.skip_bad)
+    except UserError as error:
+        raise UserError(str(error).replace("skip_bad: true", "--skip_bad")) from error
+    for warning in loaded.warnings:
+        print(warning)
+    return loaded.rows
+
+
 def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[dict]:
     """The rows of --prompts; without it, the rows that the last run was evaluated on."""
     kinds = ("prompt_completion", "prompt")
     if args.prompts:
-        return load_rows(args.prompts, kinds=kinds, limit=args.limit).rows
+        return read_file(args.prompts, kinds, args, limit=args.limit)
     if record is None or not record.config.get("dataset_name"):
         raise UserError(
             f"{args.runs[-1]} does not record which prompts were held out: give --prompts FILE"
@@ -169,3 +182,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--greedy", action="store_true", help="add greedy completions to the sampled ones")
     add("--limit", type=int, metavar="N", help="use only the first N prompts")
+    add("--skip_bad", action="store_true", help="drop and count bad rows of the files")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from rlhf.commands.learned import learned_part, show_row
+from rlhf.data.answers import template_checks
 from rlhf.data.chat import as_text, encode_text
 from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, row_digest
 from rlhf.data.rows import KINDS
@@ -118,6 +119,8 @@ def validate(
         units["tokens"] = lambda text: len(encode_text(tokenizer, text))
     # Every kind of row is accepted: the scan recognises the kind from the first rows.
     checks = {"label": LabelForm()}
+    if tokenizer is not None:
+        checks |= template_checks(tokenizer)
     scan = CheckedRows(name, kinds=tuple(KINDS), columns=columns, checks=checks, ratings=ratings)
     report = ValidationReport(name)
     seen_rows: set[str] = set()

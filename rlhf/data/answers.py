@@ -10,6 +10,7 @@ from rlhf.data.chat import (
     encode_completion,
     encode_examples,
     end_of_turn_id,
+    learned_column,
 )
 from rlhf.data.templates import FILE, check_text_template, refusal_of, template_of
 from rlhf.errors import UserError
@@ -75,10 +76,11 @@ def check_answers(tokenizer, rows: Sequence[dict]) -> None:
 
 def _answers(tokenizer, row: dict) -> list[tuple[str, list[int]]]:
     """The words of each answer of a row, and the ids that are learned for them."""
-    if "messages" not in row:
-        answers = row.get("completions")
-        if answers is None:
-            answers = [row["completion"]] if "completion" in row else []
+    part = learned_column(row)
+    answers = row.get("completions") or []
+    if part == "completion" and not {"completions", "ranks"} <= row.keys():
+        answers = [row["completion"]]
+    if answers or part != "messages":
         return [(words, encode_completion(tokenizer, words)) for words in answers]
     messages = as_messages(row["messages"])
     answers = [message["content"] for message in messages if message["role"] == "assistant"]

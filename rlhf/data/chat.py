@@ -363,15 +363,25 @@ def _encode_turn(tokenizer, history: list[dict], answer: str) -> tuple[list[int]
     )
 
 
+def learned_column(row: dict) -> str:
+    """The column of a row from which SFT learns: completion, messages or text. Extra columns may have these names too."""
+    if row.get("prompt") is not None and row.get("completion") is not None:
+        return "completion"
+    if row.get("messages") is not None:
+        return "messages"
+    return "text"
+
+
 def encode_examples(tokenizer, row: dict) -> list[Example]:
     """Ids and loss mask of each example of a row with prompt and completion, messages, or text.
 
     The mask is True on the tokens that the model should learn: completions, the assistant's turns, or the whole text. Only
     a conversation can be several examples, see encode_conversation.
     """
-    if "messages" in row:
+    part = learned_column(row)
+    if part == "messages":
         return encode_conversation(tokenizer, row["messages"])
-    if "completion" in row:
+    if part == "completion":
         prompt = encode_prompt(tokenizer, row["prompt"])
         completion = encode_completion(tokenizer, row["completion"])
         mask = [False] * len(prompt) + [True] * len(completion)

@@ -272,7 +272,8 @@ def _read_json_array(path: Path):
 
 def _array_rows(text: _JSONText):
     """(line number, row) of the objects of the text's array, which may be the value of the key "data"."""
-    if text.peek() == "{":
+    is_wrapped = text.peek() == "{"
+    if is_wrapped:
         text.take("{")
         # SQuAD's files have a "version" next to "data". Values of other keys are skipped.
         while text.value() != "data":
@@ -294,8 +295,17 @@ def _array_rows(text: _JSONText):
             yield line, row
         else:
             yield line, BrokenLine(f"an object is expected, {row!r:.60} given")
-        if text.take(",", "]") == "]":
-            return
+        if text.peek() != "]":
+            text.take(",", "]")
+    text.take("]")
+    if is_wrapped:
+        while text.take(",", "}") == ",":
+            text.value()
+            text.take(":")
+            text.value()
+    if text.peek():
+        # A second array would be lost.
+        raise json.JSONDecodeError("end of the file expected", text.text, text.index)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -372,8 +382,30 @@ def _read_csv(path: Path):
 def _read_tsv(path: Path):
     if looks_like_conll(path):
         return _read_conll(path)
-    # A quote in a TSV file is an ordinary character.
-    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _tsv_rows(path)
+
+
+def _tsv_rows(path: Path):
+    """Rows of a table in which a quote is an ordinary character, unless a field is quoted as a CSV writer does it."""
+    for number, row in _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE):
+        quoted = None
+        if not isinstance(row, BrokenLine):
+            quoted = next((name for name, field in row.items() if _is_quoted(field)), None)
+        if quoted is None:
+            yield number, row
+        else:
+            reason = (
+                f"{quoted}: {row[quoted]!r:.60} is quoted as in a CSV file, so that quotes would be learned: write "
+                "a .csv file, or fields without quotes"
+            )
+            yield number, BrokenLine(reason)
+
+
+def _is_quoted(field: str) -> bool:
+    """True for a field in quotes whose own quotes are all doubled, as in "He said ""hi\""."""
+    inner = field[1:-1]
+    is_enclosed = len(field) > 3 and field[0] == field[-1] == '"'
+    return is_enclosed and '""' in inner and '"' not in inner.replace('""', "")
 
 
 # ---- CoNLL ----------------------------------------------------------------------------------------------------------

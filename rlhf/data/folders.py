@@ -41,6 +41,13 @@ def read_folder(path: Path, split: str | None, endings: tuple[str, ...]) -> Fold
     """
     files = _data_files(path, endings)
     wanted = [file for file in files if _is_of(file, split or "train")]
+    held_out = [file.name for file in files if is_held_out(file)]
+    if not wanted and held_out and split not in (None, "train"):
+        # The other files are what is trained on, so they are no evaluation rows.
+        raise UserError(
+            f"{path}: no file of the split {split!r}, but {_shown(held_out)}: name that split (dataset_test_split), or give "
+            "the file by its path"
+        )
     if not wanted:
         wanted = [file for file in files if not is_held_out(file)]
     unread = [file.name for file in files if file not in wanted]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from rlhf.data.conversations import (
-    from_openai,
     from_openai_tools,
     from_sharegpt,
+    from_weighted,
     has_messages,
     has_turns,
     has_weights,
@@ -23,10 +23,12 @@ from rlhf.data.conversations import (
 from rlhf.data.instructions import (
     from_alpaca,
     from_alpaca_history,
+    from_dolly,
     from_instances,
     from_question_answer,
 )
 from rlhf.data.ratings import (
+    OPENAI_PAIR,
     from_alpaca_pair,
     from_alpaca_thumb,
     from_dialogues,
@@ -245,7 +247,6 @@ class Layout:
 TURNS, MESSAGES = ("conversations",), ("messages",)
 ALPACA = ("instruction", "output")
 PAIR = ("chosen", "rejected")
-OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 RANKING_COLUMNS = ("prompt", "completion_0", "completion_1", "ranking")
 HELPSTEER = ("prompt", "response", "helpfulness")
 MESSAGE = ("message_id", "parent_id", "text", "role")
@@ -279,10 +280,12 @@ LAYOUTS = (
         "Alpaca with history", (*ALPACA, "history"), convert=from_alpaca_history, base=ALPACA
     ),
     _demonstrations("Alpaca", ALPACA, convert=from_alpaca),
+    _demonstrations("Dolly", ("instruction", "context", "response"), convert=from_dolly),
     _demonstrations("Self-Instruct", ("instruction", "instances"), convert=from_instances),
+    _demonstrations("ShareGPT weights", TURNS, convert=from_weighted, fits=has_weights, base=TURNS),
     _messages("ShareGPT", TURNS, convert=from_sharegpt, fits=has_turns),
     _demonstrations(
-        "OpenAI weights", MESSAGES, convert=from_openai, fits=has_weights, base=MESSAGES
+        "OpenAI weights", MESSAGES, convert=from_weighted, fits=has_weights, base=MESSAGES
     ),
     _messages(
         "OpenAI tools",
@@ -326,4 +329,8 @@ def conversation_columns(row: dict) -> list[str]:
     columns = [column for column in CONVERSATIONS if row.get(column)]
     if set(PAIR) <= row.keys() and has_dialogues(row):
         return []  # UltraFeedback's messages repeat the chosen conversation
+    # With messages, a prompt alone repeats the first of them (UltraChat). With an instruction, it is another text.
+    is_demonstration = bool(row.get("prompt") and row.get("completion"))
+    if row.get("prompt") and (is_demonstration or row.get("instruction") or row.get("Q")):
+        columns.insert(1, "prompt")
     return columns

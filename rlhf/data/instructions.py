@@ -4,23 +4,30 @@ Omitted: Alpaca's wrapper "Below is an instruction ...", because the chat templa
 """
 
 from rlhf.data.chat import Prompt
-from rlhf.data.conversations import refuse_tools, with_system
+from rlhf.data.conversations import SYSTEM, refuse_tools, with_system
 from rlhf.data.rows import without
 from rlhf.errors import UserError
 
-ALPACA = ("instruction", "input", "system", "history", "tools")  # what is in the prompt
+ALPACA = ("instruction", "input", *SYSTEM, "history", "tools")  # what is in the prompt
 
 
 def from_alpaca(row: dict) -> list[dict]:
     """{instruction, input, output}: the input follows the instruction after an empty line. Maybe {system}."""
-    return [{"prompt": alpaca_prompt(row), "completion": row["output"], **_rest(row, "output")}]
+    ours = {"prompt": alpaca_prompt(row), "completion": row["output"]}
+    return [{**_rest(row, "output"), **ours}]
+
+
+def from_dolly(row: dict) -> list[dict]:
+    """Dolly's {instruction, context, response}: as Alpaca's input and output."""
+    rest = without(row, "context", "response")
+    return from_alpaca({**rest, "input": row["context"], "output": row["response"]})
 
 
 def from_alpaca_history(row: dict) -> list[dict]:
     """Alpaca's row with {history: [[question, answer], ...]}: all answers are learned, as LLaMA-Factory does."""
     messages = _alpaca_messages(row)
     messages.append({"role": "assistant", "content": row["output"]})
-    return [{"messages": messages, **_rest(row, "output")}]
+    return [{**_rest(row, "output"), "messages": messages}]
 
 
 def _rest(row: dict, *used: str) -> dict:
@@ -65,7 +72,7 @@ def from_instances(row: dict) -> list[dict]:
     rows = []
     for instance in instances:
         prompt = _instruction(row["instruction"], instance.get("input"))
-        rows.append({"prompt": prompt, "completion": instance["output"], **rest})
+        rows.append({**rest, "prompt": prompt, "completion": instance["output"]})
     return rows
 
 
@@ -84,4 +91,4 @@ def _instruction(instruction: str, text: str | None) -> str:
 
 def from_question_answer(row: dict) -> list[dict]:
     """ChatbotData.csv's {Q, A, label}: the label (its topic) is kept as an extra column."""
-    return [{"prompt": row["Q"], "completion": row["A"], **without(row, "Q", "A")}]
+    return [{**without(row, "Q", "A"), "prompt": row["Q"], "completion": row["A"]}]

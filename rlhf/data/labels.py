@@ -24,6 +24,9 @@ class LabelTypes:
 
     def __init__(self):
         self.first: dict[str, tuple[object, str]] = {}  # type -> label, where it is
+        self.spellings: dict[
+            str, tuple[str, str]
+        ] = {}  # label without its spelling -> label, where it is
 
     def problem(self, value, location: str) -> str | None:
         """The reason why a label, or a list of labels, does not fit those before it; None if it does."""
@@ -31,6 +34,9 @@ class LabelTypes:
         if not isinstance(value, list):
             labels = [value]
         for label in labels:
+            reason = self._other_spelling(label, location)
+            if reason:
+                return reason
             own = type_of(label)
             if own is None:
                 continue
@@ -43,3 +49,15 @@ class LabelTypes:
                     )
             self.first.setdefault(own, (label, location))
         return None
+
+    def _other_spelling(self, label, location: str) -> str | None:
+        """The reason why a label is one that was met before, spelled in another way, or None."""
+        if not isinstance(label, str):
+            return None
+        plain = label.strip()
+        if plain.lower() in ("true", "false"):
+            plain = plain.lower()  # tools write TRUE, True and true
+        first, first_location = self.spellings.setdefault(plain, (label, location))
+        if label == first:
+            return None
+        return f"{label!r:.60} is {first!r:.60} ({first_location}) in another spelling: give each label one spelling"

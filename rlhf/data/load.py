@@ -11,13 +11,19 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from rlhf.data.conversations import Dropped
+from rlhf.data.conversations import Dropped, join_system, refuse_more_than_text
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.folders import read_folder
-from rlhf.data.importers import Layout
+from rlhf.data.importers import Layout, conversation_columns
 from rlhf.data.labels import LabelTypes
-from rlhf.data.ratings import rank_thumbs, thumb_column
-from rlhf.data.recognition import AS_THEY_ARE, Form, Ratings, nearest_name
+from rlhf.data.ratings import rank_thumbs, split_hh_prompt, thumb_column
+from rlhf.data.recognition import (
+    AS_THEY_ARE,
+    Form,
+    Ratings,
+    bit_problem,
+    nearest_name,
+)
 from rlhf.data.rows import (
     ANSWERS,
     CONVERSIONS,
@@ -28,11 +34,13 @@ from rlhf.data.rows import (
     check_row,
     good_answers,
     normalise,
+    number,
     scores_of_pair,
 )
 from rlhf.errors import UserError
 
 BAD_ROWS_SHOWN = 10  # in one message
+CONVERSATION = {"messages", "prompt"}  # a kind has one of them at most
 PROBED_ROWS = 100  # decide the kind of a file, so that one bad first row cannot
 TIE = "pairs whose two answers have the same score"
 NO_GOOD_ANSWER = "answers that are not good (label false)"
@@ -163,7 +171,7 @@ class CheckedRows:
         if not is_local(self.name):
             return _hub_rows(self.name, self.config, self.split)
         rows = self._local_rows()
-        if Path(self.name).is_dir():
+        if Path(self.name).is_dir() and "event" not in self.columns.values():
             return self._without_events(rows)
         return rows
 
@@ -282,6 +290,13 @@ class CheckedRows:
             return
         row = normalise(row)
         kind = KINDS[self._expected_kind(row)]
+        try:
+            for column in CONVERSATION & set(kind.columns):
+                refuse_more_than_text(row)
+                row = join_system(split_hh_prompt(row), column)
+        except UserError as error:
+            self._reject(location, [str(error)])
+            return
         problems = self._check(row, kind) or self._check_label_type(row, kind, location)
         if problems:
             if "question" in kind.columns and row.get("id") is not None:
@@ -313,8 +328,18 @@ class CheckedRows:
         column = thumb_column(row)
         if column:
             return f"{column}: {row[column]!r:.60} rates the answer, but the first rows have no such rating"
-        if {"chosen", "rejected"} <= row.keys():
+        for column, first in self.form.only_values.items():
+            # A file that is sorted by its thumbs has only one of them in the first rows.
+            if {number(row.get(column)), first} == {0, 1}:
+                return bit_problem(column)
+        if row.get("chosen") is not None and row.get("rejected") is not None:
             return "chosen and rejected rate the answers, but the first rows have no such rating"
+        conversations = conversation_columns(row)
+        if len(conversations) > 1:
+            return (
+                f"{' and '.join(conversations)} could each be what is learned, but the first rows have one of them: remove "
+                "the other"
+            )
         return None
 
     def _expected_kind(self, row: dict) -> str:
@@ -454,6 +479,10 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
 
     One UserError names the bad rows, unless skip_bad drops them.
     """
+    if limit is not None and limit < 1:
+        raise UserError(
+            f"dataset_limit={limit} must be at least 1; without the key all rows are used"
+        )
     # The pass ends at the limit: bad rows behind it are not noticed.
     rows = list(islice(checked, limit))
     if not rows or (checked.bad and not skip_bad):
@@ -504,7 +533,10 @@ def bad_rows_message(checked: CheckedRows) -> str:
     if not checked.bad:
         events = ""
         if checked.passed:
-            events = f" ({checked.passed.total()} feedback events, none of them a ranking)"
+            events = (
+                f" ({checked.passed.total()} feedback events, none of them a ranking; if event means something else, rename "
+                "it, as in columns: {topic: event})"
+            )
         for reason, count in checked.dropped.most_common():
             events += f" ({count} {reason})"
         kinds = " or ".join(checked.kinds)

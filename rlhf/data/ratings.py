@@ -7,10 +7,11 @@ in several rows. What has no rating to learn from is returned as Dropped, and is
 import json
 import re
 from collections.abc import Iterable, Iterator
-from math import isfinite
 
 from rlhf.data.conversations import (
+    SYSTEM,
     Dropped,
+    conversation_column,
     is_turn,
     is_turns,
     refuse_tools,
@@ -19,10 +20,11 @@ from rlhf.data.conversations import (
     with_system,
 )
 from rlhf.data.instructions import ALPACA, alpaca_prompt
-from rlhf.data.rows import thumb, without
+from rlhf.data.rows import number, thumb, without
 from rlhf.errors import UserError
 
 Located = tuple[str, dict]  # where a row is in its file, and the row
+OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 
 # ---- two answers of one prompt ---------------------------------------------------------------------------------------
 
@@ -36,13 +38,7 @@ def from_turns_pair(row: dict) -> list[dict]:
         "chosen": to_answer(row["chosen"], "chosen"),
         "rejected": to_answer(row["rejected"], "rejected"),
     }
-    return [{**pair, **without(row, column, "system", "tools", *pair)}]
-
-
-def conversation_column(row: dict) -> str:
-    if "conversations" in row:
-        return "conversations"
-    return "messages"
+    return [{**pair, **without(row, column, *SYSTEM, "tools", *pair)}]
 
 
 def has_turns_pair(row: dict) -> bool:
@@ -80,7 +76,7 @@ def from_openai_pair(row: dict) -> list[dict]:
         "chosen": to_answer(row["preferred_output"], "preferred_output"),
         "rejected": to_answer(row["non_preferred_output"], "non_preferred_output"),
     }
-    return [{**pair, **without(row, "input", "preferred_output", "non_preferred_output")}]
+    return [{**without(row, *OPENAI_PAIR), **pair}]
 
 
 def from_dialogues(row: dict) -> list[dict]:
@@ -120,6 +116,8 @@ def has_dialogues(row: dict) -> bool:
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
+# As Dahoas/full-hh-rlhf and trl's scripts have it.
+HH_PROMPT = re.compile(r"\s*Human:.*\n\nAssistant:\s*", re.DOTALL)
 
 
 def from_hh(row: dict) -> list[dict]:
@@ -173,6 +171,16 @@ def _hh_turns(dialogue: str, column: str) -> list[dict]:
     return turns
 
 
+def split_hh_prompt(row: dict) -> dict:
+    """A row whose prompt is a whole dialogue of HH-RLHF, up to where the assistant answers, with its turns as messages."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not HH_PROMPT.fullmatch(prompt):
+        return row
+    asked = prompt.strip().removesuffix("\n\nAssistant:")
+    turns = _hh_turns(f"\n\n{asked}", "prompt")
+    return {**row, "prompt": turns}
+
+
 def has_hh_dialogues(row: dict) -> bool:
     """Tells HH-RLHF's dialogues from the answers of a preference, whose columns have the same names."""
     if "prompt" in row:
@@ -212,21 +220,16 @@ def from_turns_thumb(row: dict) -> list[dict]:
     messages = with_system(to_messages(row[column], column), row)
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{column}: the rated answer is expected at the end, a user turn given")
-    return [
-        {
-            "prompt": messages[:-1],
-            "completion": messages[-1]["content"],
-            "label": _thumb(row),
-            **without(row, column, "system", "tools", *THUMBS),
-        }
-    ]
+    rest = without(row, column, *SYSTEM, "tools", *THUMBS)
+    answer = {"completion": messages[-1]["content"], "label": _thumb(row)}
+    return [{**rest, "prompt": messages[:-1], **answer}]
 
 
 def from_alpaca_thumb(row: dict) -> list[dict]:
     """LLaMA-Factory's KTO rows in Alpaca's form: {instruction, input, output, label or kto_tag}."""
     rest = without(row, *ALPACA, "output", *THUMBS)
     answer = {"completion": row["output"], "label": _thumb(row)}
-    return [{"prompt": alpaca_prompt(row), **answer, **rest}]
+    return [{**rest, "prompt": alpaca_prompt(row), **answer}]
 
 
 def _thumb(row: dict) -> bool:
@@ -251,7 +254,7 @@ def from_kochatgpt(row: dict) -> list[dict]:
     columns.sort(key=lambda column: int(COMPLETION.fullmatch(column)[1]))  # 10 comes after 9
     completions = [row[column] for column in columns]
     rest = without(row, "prompt", "ranking", *columns)
-    return [{"prompt": row["prompt"], "completions": completions, "ranks": row["ranking"], **rest}]
+    return [{**rest, "prompt": row["prompt"], "completions": completions, "ranks": row["ranking"]}]
 
 
 # ---- rankings of answers that are rows of their own -------------------------------------------------------------------
@@ -265,11 +268,8 @@ def answer_column(row: dict) -> str:
 
 def score_columns(row: dict) -> list[str]:
     """The columns with a number, by which answers can be ranked."""
-    return [name for name, value in row.items() if _is_number(value)]
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    rest = without(row, "prompt", answer_column(row))
+    return [name for name, value in rest.items() if number(value) is not None]
 
 
 def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict | UserError]]:
@@ -280,20 +280,23 @@ def rank_scored(rows: Iterable[Located], score: str) -> Iterator[tuple[str, dict
     groups: dict[str, list[Located]] = {}
     for location, row in rows:
         value, answer = row.get(score), answer_column(row)
-        if not _is_number(value):
+        if number(value) is None:
             yield location, UserError(f"{score}: a number is expected, {value!r:.60} given")
         elif row.get(answer) is None:
             yield location, UserError(f"{answer}: missing")
         else:
-            groups.setdefault(prompt_text(row), []).append((location, row))
+            key = [prompt_text(row), *map(row.get, SYSTEM)]
+            groups.setdefault(str(key), []).append((location, row))
     for group in groups.values():
         location, first = group[0]
         if len(group) < 2:
             yield location, Dropped("prompts with one answer, which cannot be ranked")
             continue
         answers = [row[answer_column(row)] for _, row in group]
-        scores = [row[score] for _, row in group]
-        yield location, {"prompt": first["prompt"], "completions": answers, "ranks": ranks(scores)}
+        scores = [number(row[score]) for _, row in group]
+        system = {column: first[column] for column in SYSTEM if column in first}
+        ranking = {"prompt": first["prompt"], "completions": answers, "ranks": ranks(scores)}
+        yield location, {**system, **ranking}
 
 
 def prompt_text(row: dict) -> str:
@@ -357,13 +360,17 @@ def _rankings(question: dict, history: list[dict]) -> Iterator[dict | Dropped]:
 
 
 def _is_deleted(message: dict) -> bool:
-    return bool(message.get("deleted")) or message.get("review_result") is False
+    deleted = message.get("deleted")
+    # A table writes False as a string, which is not empty.
+    if thumb(deleted) is not None:
+        deleted = thumb(deleted)
+    return bool(deleted) or thumb(message.get("review_result")) is False
 
 
 def _is_ranked(reply) -> bool:
     if not isinstance(reply, dict) or _is_deleted(reply):
         return False
-    return _is_number(reply.get("rank"))
+    return number(reply.get("rank")) is not None
 
 
 def _tree_message(message: dict) -> dict:
@@ -382,7 +389,7 @@ def _ranking(prompt: list[dict], replies: list[dict]) -> dict | Dropped:
     return {
         "prompt": prompt,
         "completions": texts,
-        "ranks": [int(reply["rank"]) for reply in ranked],
+        "ranks": [int(number(reply["rank"])) for reply in ranked],
     }
 
 

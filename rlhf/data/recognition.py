@@ -11,12 +11,13 @@ from difflib import get_close_matches
 from itertools import chain
 
 from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
-from rlhf.data.ratings import answer_column, score_columns, thumb_column
+from rlhf.data.ratings import THUMBS, answer_column, score_columns, thumb_column
 from rlhf.data.rows import (
     DEMONSTRATIONS,
     KINDS,
     RATED,
     needs_rating,
+    number,
     recognise,
     serves,
     thumb,
@@ -29,6 +30,10 @@ GOOD_ANSWERS = {
     "preference": "good_answers: true learns the chosen answers",
     "ranking": "good_answers: true learns the best answers, which have rank 0",
 }
+# Columns of conversations and answers, which a row of several merged files need not have.
+OPTIONAL = "prompt completion messages conversations instruction output history chosen rejected completions ranks".split()
+# Columns that may be the answer to a prompt.
+ANSWER_NAMES = "response answer output target reply assistant".split()
 # Columns that may say how good the answer of a demonstration is.
 RATING_NAMES = "label score scores rating ratings reward rewards rank quality helpfulness upvotes votes feedback".split()
 
@@ -39,10 +44,12 @@ class Ratings:
 
     good_answers: make demonstrations of the good ones, which is never done without being asked for.
     rank_by: the column with a number by which the answers of a prompt are ranked, where each is a row of its own.
+    must_rank: refuse rows that are rankings already, in which rank_by ranks nothing.
     """
 
     good_answers: bool = False
     rank_by: str | None = None
+    must_rank: bool = True
 
 
 AS_THEY_ARE = Ratings()
@@ -54,6 +61,7 @@ class Form:
     layout: the foreign layout, or None.
     source_kind: the kind of the rows. kind: the one of `kinds` into which they are converted.
     unread_ratings: columns of demonstrations that may say how good an answer is, which nothing reads.
+    only_values: columns that may be thumbs -> the number that all of the first rows have there.
     """
 
     def __init__(self, name: str, kinds: tuple[str, ...], ratings: Ratings):
@@ -64,6 +72,7 @@ class Form:
         self.source_kind = ""
         self.kind = ""
         self.unread_ratings: list[str] = []
+        self.only_values: dict[str, float] = {}
 
     def read(self, rows: list[dict], names: list[str]) -> None:
         """Recognises the first rows, which have our names. UserError where no kind fits, or two readings do.
@@ -78,10 +87,13 @@ class Form:
         self._check_rank_by(rows, names)
         self.kind = self._kind_of_rows()
         if not self.kind:
-            raise UserError(self._not_accepted())
+            raise UserError(self._not_accepted(names))
         if self.source_kind in DEMONSTRATIONS and not self._is_topic():
             columns = dict.fromkeys(chain.from_iterable(rows))
-            self.unread_ratings = [column for column in columns if column.lower() in RATING_NAMES]
+            for column in columns:
+                is_filled = any(row.get(column) is not None for row in rows)
+                if is_filled and column.lower() in RATING_NAMES:
+                    self.unread_ratings.append(column)
 
     def ranks_thumbs(self) -> bool:
         """True if thumbs are to become rankings, as `rank_by: label` asks for."""
@@ -115,8 +127,8 @@ class Form:
             return "prompt_completion"
         return serves(self.source_kind, self.kinds) or ""
 
-    def _not_accepted(self) -> str:
-        """The message for rows of a kind that the caller does not read."""
+    def _not_accepted(self, names: list[str]) -> str:
+        """The message for rows of a kind that the caller does not read. names: of all columns."""
         form = f"{self.source_kind} rows"
         if self.layout:
             form = f"{self.layout.name} rows ({self.source_kind})"
@@ -126,6 +138,10 @@ class Form:
             advice = f"; {GOOD_ANSWERS[self.source_kind]}"
         elif self.source_kind == "unpaired_preference" and "ranking" in self.kinds:
             advice = "; rank_by: label ranks the answers of the prompts that have good and bad ones"
+        elif self.source_kind == "prompt" and "prompt_completion" in self.kinds:
+            answers = [name for name in names if name.lower() in ANSWER_NAMES]
+            if answers:
+                advice = f"; if {answers[0]} is the answer, name it with columns: {{completion: {answers[0]}}}"
         return (
             f"{self.name}: recognised as {form}; this recipe takes {' or '.join(self.kinds)}; "
             f"{self.source_kind} rows are for {recipes}{advice}"
@@ -135,7 +151,7 @@ class Form:
         """UserError where the columns allow two readings that would teach different answers."""
         for row in rows:
             columns = conversation_columns(row)
-            if len(columns) > 1 and "prompt" not in row:
+            if len(columns) > 1:
                 raise UserError(
                     f"{self.name}: {' and '.join(columns)} could each be what is learned: rename the others, as in "
                     f"columns: {{unused: {columns[1]}}}"
@@ -148,12 +164,14 @@ class Form:
                 f"{self.name}: {column} rates the answers, and {self.source_kind} rows have no rating: name it with "
                 f"columns: {{label: {column}}}, or rename it if it means something else"
             )
-        labels = {str(row.get("label")) for row in rows}
-        if labels == {"0", "1"} and not self._is_topic():
-            raise UserError(
-                f"{self.name}: label is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, "
-                "as in columns: {topic: label}"
-            )
+        if self._is_topic():
+            return
+        for column in THUMBS:
+            values = {number(row.get(column)) for row in rows} - {None}
+            if values == {0, 1} or (values and column == "kto_tag"):
+                raise UserError(f"{self.name}: {bit_problem(column)}")
+            if len(values) == 1:
+                self.only_values[column] = values.pop()
 
     def _is_topic(self) -> bool:
         """True for the one layout whose label is known to be a topic."""
@@ -163,7 +181,8 @@ class Form:
         """UserError where answers are to be ranked by a column that is not named, or is not there."""
         score = self.ratings.rank_by
         is_scored = self.layout is not None and self.layout.is_scored
-        if score and not is_scored and not self.ranks_thumbs():
+        is_ranked = self.source_kind in ("ranking", "preference") and not self.ratings.must_rank
+        if score and not is_scored and not self.ranks_thumbs() and not is_ranked:
             raise UserError(
                 f"{self.name}: rank_by={score} ranks rows of prompt, response (or completion) and the column {score!r}; "
                 f"the columns are {', '.join(names)}"
@@ -179,6 +198,7 @@ class Form:
 
         A row that fits both is foreign, unless only its own kind is accepted.
         """
+        row = _present(row)
         layout = recognise_layout(row)
         if self._is_scored(row):
             layout = SCORED
@@ -215,6 +235,22 @@ class Form:
             f"{self.name}: no known row form; the columns are {', '.join(names)}; needed are {'; '.join(needed)}{hint}; "
             "map names with columns (our name: their name)"
         )
+
+
+def _present(row: dict) -> dict:
+    """A row without the empty columns of conversations: parquet gives every row the columns of all rows.
+
+    Other columns count as they are: a text whose label is missing is still a row of a classification file.
+    """
+    return {name: value for name, value in row.items() if value is not None or name not in OPTIONAL}
+
+
+def bit_problem(column: str) -> str:
+    """The message for a column of 0 and 1 in rows with answers, which may rate them."""
+    return (
+        f"{column} is 0 or 1: if it rates the answers, write true and false; if it does not, rename it, as in columns: "
+        f"{{topic: {column}}}"
+    )
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

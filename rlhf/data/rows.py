@@ -4,12 +4,13 @@ A prompt is a string or a list of messages. A completion, chosen or rejected is 
 list with one assistant message, is converted to its string. Extra columns are kept, because reward functions get them.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite, isnan
 
-from rlhf.data.chat import ROLES
+from rlhf.data.chat import REASONING_KEYS, ROLES
 from rlhf.task_table import TASKS, Rows
 
 Problem = tuple[str, str]  # column, reason
@@ -54,6 +55,20 @@ def thumb(value) -> bool | None:
     if isinstance(value, bool):
         return value
     return None
+
+
+def number(value) -> float | None:
+    """A finite number, as a table writes it too. None for every other value."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value
+
+
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
 def without(row: dict, *columns: str) -> dict:
@@ -232,7 +247,8 @@ def _plain_answer(value):
         return value
     message = _our_message(value[0])
     if isinstance(message, dict) and message.get("role") == "assistant":
-        return message.get("content")
+        if not more_than_text(message):
+            return message.get("content")
     return value
 
 
@@ -262,17 +278,35 @@ def _check_preference(row: dict) -> list[Problem]:
         return [("rejected", "the same text as chosen: such a pair says nothing")]
     chosen, rejected = scores_of_pair(row)
     if chosen < rejected:
-        reason = f"{rejected} is above score_chosen, {chosen}: are the two answers swapped?"
-        return [("score_rejected", reason)]
+        better, worse = _score_columns(row)
+        return [(worse, f"{rejected} is above {better}, {chosen}: are the two answers swapped?")]
     return []
 
 
 def scores_of_pair(row: dict) -> tuple[float, float]:
-    """The scores of the two answers of a preference, as UltraFeedback has them; (1, 0) where it has none."""
-    scores = row.get("score_chosen"), row.get("score_rejected")
-    if all(isinstance(score, int | float) for score in scores):
-        return scores
-    return 1, 0
+    """The scores of the two answers of a preference; (1, 0) where it has none."""
+    columns = _score_columns(row)
+    if columns is None:
+        return 1, 0
+    better, worse = columns
+    return number(row[better]), number(row[worse])
+
+
+# Scores of the chosen and of the rejected answer: UltraFeedback's, and those of Argilla's sets.
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+
+
+def _score_columns(row: dict) -> tuple[str, str] | None:
+    """The first two columns that hold scores of the two answers of a preference, or None."""
+    for columns in SCORE_COLUMNS:
+        if all(number(row.get(column)) is not None for column in columns):
+            return columns
+    return None
 
 
 # ---- checks of one column: value -> the reason why it is bad, or None ------------------------------------------------
@@ -295,6 +329,8 @@ def _check_text(value) -> str | None:
 
 
 def _check_turns(value) -> str | None:
+    if isinstance(value, str) and WRITTEN_MESSAGES.fullmatch(value):
+        return _check_words(value)
     if not isinstance(value, list) or not value:
         return f"a list of messages is expected, {_shown(value)} given"
     for index, message in enumerate(value):
@@ -302,7 +338,7 @@ def _check_turns(value) -> str | None:
             return f"message {index}: role and content are expected, {_shown(message)} given"
         if message["role"] not in ROLES:
             return f"message {index}: unknown role {message['role']!r}, allowed: {', '.join(ROLES)}"
-        reason = _check_tools(message)
+        reason = more_than_text(message)
         if not reason:
             reason = _check_text(message["content"])
             reason = reason and f"content: {reason}"
@@ -311,11 +347,14 @@ def _check_turns(value) -> str | None:
     return None
 
 
-def _check_tools(message: dict) -> str | None:
-    """The reason why a message is more than its text: our models cannot learn to call tools."""
+def more_than_text(message: dict) -> str | None:
+    """The reason why a message is more than its text, which is all that is learned."""
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             return f"{key}: calls of tools cannot be learned here, {_shown(message[key])} given"
+    for key in REASONING_KEYS:
+        if message.get(key):
+            return f"{key} would not be learned: write it into the content, as <think>...</think>"
     return None
 
 
@@ -326,17 +365,60 @@ def _check_messages(value) -> str | None:
     if not any(message["role"] == "assistant" for message in value):
         return "no assistant message to learn from"
     for index, message in enumerate(value):
-        if message.get("weight") not in (None, 1):
-            return (
-                f"message {index}: weight {_shown(message['weight'])}: the first rows of the file have no weights, so "
-                "all answers would be learned: put a row with a weight first"
-            )
+        reason = None
+        if message["role"] == "assistant":
+            reason = weight_problem(message)
+        if reason:
+            return f"message {index}: {reason}"
     return None
+
+
+# Keys of a message that say if it is learned: OpenAI's, Axolotl's and ms-swift's.
+WEIGHTS = ("weight", "train", "training", "loss")
+
+
+def weight_of(turn: dict) -> tuple[str, object]:
+    """(key, value) of the first weight of a turn that is not 1; 1 where it has none."""
+    for key in WEIGHTS:
+        value = turn.get(key)
+        # A number under `loss` may be a measurement.
+        if value == 0 or (key == "weight" and value not in (None, 1)):
+            return key, value
+    return WEIGHTS[0], 1
+
+
+def weight_problem(turn: dict) -> str | None:
+    """The reason why a turn with a weight cannot be learned like the others of its file."""
+    key, weight = weight_of(turn)
+    if weight == 1:
+        return None
+    return (
+        f"{key} {_shown(weight)}: the first rows of the file have no such key, so all answers would be learned: put a row "
+        "with one first"
+    )
+
+
+# Two messages or one, as Python or JSON write a list of them.
+WRITTEN_MESSAGES = re.compile(
+    r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:.*\}\s*\]\s*", re.DOTALL
+)
+
+
+def _check_words(value) -> str | None:
+    """The check of a text in a conversation, which is not the conversation itself."""
+    if isinstance(value, str) and WRITTEN_MESSAGES.fullmatch(value):
+        return (
+            f"a list of messages as a string, {_shown(value)}: give the list itself, in JSON lines or parquet: a table "
+            "holds no lists"
+        )
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        return more_than_text(value[0]) or _check_text(value)
+    return _check_text(value)
 
 
 def _check_prompt(value) -> str | None:
     if not isinstance(value, list):
-        return _check_text(value)
+        return _check_words(value)
     reason = _check_turns(value)
     if reason:
         return reason
@@ -349,7 +431,7 @@ def _check_completions(value) -> str | None:
     if not isinstance(value, list) or len(value) < 2:
         return f"a list of at least 2 completions is expected, {_shown(value)} given"
     for index, completion in enumerate(value):
-        reason = _check_text(completion)
+        reason = _check_words(completion)
         if reason:
             return f"completion {index}: {reason}"
     return None
@@ -495,9 +577,9 @@ FORMS: dict[str, Callable[[object], str | None]] = {
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "text": _check_text,
     "prompt": _check_prompt,
-    "completion": _check_text,
-    "chosen": _check_text,
-    "rejected": _check_text,
+    "completion": _check_words,
+    "chosen": _check_words,
+    "rejected": _check_words,
     "messages": _check_messages,
     "completions": _check_completions,
     "ranks": _check_ranks,

@@ -198,6 +198,7 @@ def load_splits(
         )
     if settings.overlap not in OVERLAPS:
         raise UserError(f"overlap={settings.overlap!r}: use one of {', '.join(OVERLAPS)}")
+    _check_train_split(settings.dataset_name, settings.dataset_train_split)
     train = _load(settings, settings.dataset_name, settings.dataset_train_split, kinds, checks)
     if settings.good_answers and train.source_kind not in RATED:
         raise UserError(
@@ -206,7 +207,10 @@ def load_splits(
     eval_name = _eval_name(settings)
     if eval_name:
         # Only the kind of the train rows, so that both sides are the same.
-        test = _load(settings, eval_name, settings.dataset_test_split, (train.kind,), checks)
+        # Evaluation rows may be rankings already, where the training rows have scores.
+        test = _load(
+            settings, eval_name, settings.dataset_test_split, (train.kind,), checks, must_rank=False
+        )
         return _joined(train, test, settings.overlap)
     train_rows, eval_rows = train.rows, []
     if settings.eval_fraction:
@@ -237,7 +241,9 @@ def _joined(train: Loaded, test: Loaded, overlap: str) -> Splits:
     return Splits(rows, test.rows, kind, sources, warnings)
 
 
-def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) -> Loaded:
+def _load(
+    settings, name: str, split: str | None, kinds: Sequence[str], checks, *, must_rank: bool = True
+) -> Loaded:
     config = None
     if name == settings.dataset_name:  # the config of one data set says nothing about another
         config = settings.dataset_config
@@ -249,9 +255,20 @@ def _load(settings, name: str, split: str | None, kinds: Sequence[str], checks) 
         config=config,
         checks=checks,
         separator=settings.document_separator,
-        ratings=Ratings(settings.good_answers, settings.rank_by),
+        ratings=Ratings(settings.good_answers, settings.rank_by, must_rank),
     )
     return collect_rows(checked, limit=settings.dataset_limit, skip_bad=settings.skip_bad)
+
+
+def _check_train_split(name: str, split: str | None) -> None:
+    """UserError where a local source has no such split. Without "train" all of it is read, and any other name is meant."""
+    if split in (None, "train") or not Path(name).exists():
+        return
+    if not has_split(Path(name), split, tuple(READERS)):
+        raise UserError(
+            f"dataset_train_split={split}: {name} has no such split; a folder has those that its files are named after, and "
+            "a file has none: remove the key, or give the file itself"
+        )
 
 
 def _eval_name(settings) -> str | None:

@@ -8,10 +8,10 @@ MOST = 512  # completions that the centre is the mean of
 
 
 def load_demonstrations(
-    path: str, inputs: RewardInputs, *, max_length: int
+    path: str, inputs: RewardInputs, *, max_length: int, skip_bad: bool
 ) -> tuple[list[RewardInput], int]:
     """The first demonstrations of a file, encoded, and how many were longer than max_length tokens and dropped."""
-    rows = load_rows(path, kinds=("prompt_completion",), limit=MOST).rows
+    rows = load_rows(path, kinds=("prompt_completion",), limit=MOST, skip_bad=skip_bad).rows
     encoded: list[RewardInput] = []
     for row in rows:
         encoded += inputs.encode(row["prompt"], [row["completion"]])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rlhf.commands.report import add_arguments, main
+from rlhf.commands.report import add_arguments, held_out_rows, main
 from rlhf.errors import UserError
 from rlhf.models.load import save
 from rlhf.runs.record import RunRecord
@@ -81,3 +81,15 @@ def test_command_finds_the_prompts_that_were_held_out(save_run, tmp_path):
 def test_command_without_prompts(runs):
     with pytest.raises(UserError, match="--prompts"):
         command(*runs)
+
+
+def test_bad_rows_of_the_prompts_are_named_or_dropped(write, capsys):
+    path = write("p.jsonl", [{"prompt": ""}, {"prompt": "b"}])
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["run", "--prompts", path])
+    with pytest.raises(UserError, match="drop them with --skip_bad"):
+        held_out_rows(args, None)
+    args = parser.parse_args(["run", "--prompts", path, "--skip_bad"])
+    assert held_out_rows(args, None) == [{"prompt": "b"}]
+    assert "1 of 2 rows are bad and were dropped" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from copy import deepcopy
 
 import pytest
 
@@ -178,3 +179,17 @@ def test_each_choice_is_a_text(tmp_path):
     report = validate(str(path))
     assert report.lengths["choices"]["words"] == [1, 2]
     assert report.labels == {"1": 1}
+
+
+def test_a_row_that_the_chat_template_refuses_is_bad(write, bytes_tokenizer):
+    tokenizer = deepcopy(bytes_tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ message.content + eos_token }}{% endfor %}"
+    )
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "system": "s"}]
+    path = write("a.jsonl", rows)
+    assert validate(path).exit_code == 0
+    report = validate(path, tokenizer=tokenizer)
+    assert (report.exit_code, report.bad) == (2, 1)
+    assert "a.jsonl:2: prompt: " in report.problems[0] and "no system" in report.problems[0]

@@ -3,6 +3,7 @@ from copy import deepcopy
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from rlhf.data.answers import check_answers
 from rlhf.data.chat import (
     add_chat_template,
     as_messages,
@@ -11,6 +12,7 @@ from rlhf.data.chat import (
     encode_completion,
     encode_conversation,
     encode_example,
+    encode_examples,
     encode_prompt,
     encode_text,
     end_of_turn_id,
@@ -200,3 +202,23 @@ def test_same_encoding(tokenizer, eos_is_pad, bytes_tokenizer, tmp_path):
 @pytest.mark.parametrize("text", ["안녕, see you \N{GRINNING FACE}", "two\nlines"])
 def test_decoding_gives_the_text_back(bytes_tokenizer, text):
     assert decode_text(bytes_tokenizer, encode_completion(bytes_tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("extra", [{"messages": None}, {"messages": []}, {"text": "x"}])
+def test_extra_columns_do_not_change_what_is_learned_of_a_completion(tokenizer, extra):
+    row = {"prompt": "hi", "completion": "yes"}
+    assert encode_examples(tokenizer, row | extra) == encode_examples(tokenizer, row)
+    check_answers(tokenizer, [row | extra])
+
+
+@pytest.mark.parametrize("extra", [{"messages": None}, {"completion": "yes"}, {"prompt": "hi"}])
+def test_extra_columns_do_not_change_what_is_learned_of_a_text(tokenizer, extra):
+    row = {"text": "hi"}
+    assert encode_examples(tokenizer, row | extra) == encode_examples(tokenizer, row)
+    check_answers(tokenizer, [row | extra])
+
+
+def test_the_completions_of_a_ranking_are_checked_whatever_else_is_there(tokenizer):
+    ranking = {"prompt": "hi", "completions": ["yes", "no"], "ranks": [0, 1]}
+    for extra in ({"messages": None}, {"completion": None}, {"messages": [{"role": "user"}]}):
+        check_answers(tokenizer, [ranking | extra])

@@ -258,3 +258,26 @@ def test_a_separator_that_is_nowhere(write, refused):
     assert "document_separator: the file has no line '***', so it would be one document" in message
     message = refused(lambda: list(read_rows(Path(write("b.txt", "a\nb\n")), "blank")))
     assert "the file has no empty line" in message
+
+
+@pytest.mark.parametrize("end", ['[{"text": "b"}]', "rest", '"data"'])
+@pytest.mark.parametrize(
+    "array", ['[{"text": "a"}]\n', '{"data": [{"text": "a"}], "version": {"b": []}}\n']
+)
+def test_nothing_may_follow_the_array_of_a_file(array, end, write, refused):
+    path = Path(write("whole.json", array))
+    assert list(read_rows(path)) == [(1, {"text": "a"})]
+    path = Path(write("more.json", array + end))
+    assert "more.json:2: not valid JSON (end of the file expected" in refused(list, read_rows(path))
+
+
+def test_a_tsv_field_that_a_csv_writer_quoted_is_named(write):
+    # As pandas writes it with sep="\t".
+    path = Path(
+        write("a.tsv", 'prompt\tcompletion\n"He said ""hi"""\tok\n"b"\t"c" or ""d""\n"""\t""\n')
+    )
+    (_, broken), *rows = read_rows(path)
+    assert isinstance(broken, BrokenLine)
+    assert "prompt: '\"He said" in broken and "is quoted as in a CSV file" in broken
+    ordinary = [('"b"', '"c" or ""d""'), ('"""', '""')]
+    assert [tuple(row.values()) for _, row in rows] == ordinary

@@ -2,10 +2,14 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.commands.validate import validate
 from rlhf.data.importers import LAYOUTS, from_hh, recognise_layout
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
 
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+THOUGHT = {**ANSWER, "reasoning_content": "hm"}
 ROWS = [
     (
         "Alpaca",
@@ -21,6 +25,11 @@ ROWS = [
         "Alpaca",
         {"instruction": "hi", "output": "Hello!"},
         [{"prompt": "hi", "completion": "Hello!"}],
+    ),
+    (
+        "Dolly",
+        {"instruction": "When?", "context": "In 1999.", "response": "1999", "category": "qa"},
+        [{"prompt": "When?\n\nIn 1999.", "completion": "1999", "category": "qa"}],
     ),
     (
         "Self-Instruct",
@@ -433,3 +442,188 @@ def test_marked_characters_of_a_korean_text_stay_characters():
 )
 def test_marks_that_are_wrong(entities, message, refused):
     assert message in refused(read, {"text": "a b", "entities": entities})
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "q"),
+        ({"messages": [USER, ANSWER], "label": True}, "q"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, "q"),
+        (
+            {
+                "input": {"messages": [USER]},
+                "preferred_output": [ANSWER],
+                "non_preferred_output": [{**ANSWER, "content": "b"}],
+            },
+            "q",
+        ),
+    ],
+)
+def test_a_column_named_prompt_does_not_replace_the_prompt_of_a_layout(row, prompt, write):
+    kinds = ("prompt_completion", "messages")
+    path = write("a.jsonl", [{"prompt": "the answer is a", **row}])
+    if "label" in row or "input" in row:
+        kinds = ("unpaired_preference", "preference")
+    (read,) = load_rows(path, kinds=kinds).rows
+    first = read.get("messages", read["prompt"])[0]
+    assert first == {"role": "user", "content": prompt}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Add.", "input": "1 1", "output": "2"},
+        {"instruction": "Add.", "output": "2", "label": True},
+        {"Q": "Add.", "A": "2"},
+        {"messages": [USER, ANSWER], "completion": "b"},
+    ],
+)
+def test_a_prompt_beside_an_instruction_is_ambiguous(row, write, refused):
+    # As in files that hold the whole text of Alpaca's wrapper, with the answer, in `prompt`.
+    path = write("two.jsonl", [{**row, "prompt": "### Instruction: Add. ### Response: 2"}])
+    kinds = ("prompt_completion", "messages")
+    if "label" in row:
+        kinds = ("unpaired_preference",)
+    message = refused(load_rows, path, kinds=kinds)
+    assert (
+        "could each be what is learned: rename the others, as in columns: {unused: prompt}"
+        in message
+    )
+    (read,) = load_rows(path, kinds=kinds, columns={"unused": "prompt"}).rows
+    assert "###" not in str(read.get("prompt", ""))
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q"},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [USER], "completion": "a", "label": True},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}]},
+        {"messages": [USER, ANSWER]},
+        {"messages": [USER, ANSWER], "tools": "[]"},
+        {"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]},
+        {"instruction": "q", "output": "a"},
+    ],
+)
+def test_a_column_with_the_system_message_is_read_with_every_conversation(row, column, write):
+    path = write("a.jsonl", [{**row, column: "Be kind."}])
+    kinds = ("prompt_completion", "messages")
+    if {"label", "chosen"} & row.keys():
+        kinds = ("unpaired_preference", "preference")
+    elif list(row) == ["prompt"]:
+        kinds = ("prompt",)
+    (read,) = load_rows(path, kinds=kinds).rows
+    messages = read.get("messages", read.get("prompt"))
+    assert messages[:2] == [{"role": "system", "content": "Be kind."}, USER]
+    assert column not in read
+
+
+def test_two_system_messages_are_refused_unless_they_are_the_same(write, refused):
+    system = {"role": "system", "content": "Be kind."}
+    row = {"messages": [system, USER, ANSWER]}
+    path = write("two.jsonl", [{**row, "system": "Be rude."}])
+    message = refused(load_rows, path, kinds=("messages",))
+    assert (
+        "two.jsonl:1: system: the conversation begins with a system message of its own" in message
+    )
+    path = write("copy.jsonl", [{**row, "system": "Be kind."}])
+    assert load_rows(path, kinds=("messages",)).rows == [row]
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_an_answer_that_is_not_to_be_learned_is_left_out_in_every_form(key, column, write, refused):
+    ignored = {"role": "assistant", "content": "bad", key: False}
+    plain = {column: [USER, ANSWER]}
+    marked = {column: [{**USER, key: False}, ignored, USER, {**ANSWER, key: True}]}
+    path = write("a.jsonl", [plain, marked])
+    loaded = load_rows(path, kinds=("prompt_completion", "messages"))
+    assert [row["completion"] for row in loaded.rows] == ["a", "a"]
+    assert loaded.counts["dropped"] == 1
+    path = write("late.jsonl", [plain] * 100 + [marked])
+    message = refused(load_rows, path, kinds=("prompt_completion", "messages"))
+    assert (
+        f"late.jsonl:101: {column}: message 1: {key} False: the first rows of the file" in message
+    )
+    masked = {column: [{**USER, key: 0}, {**ANSWER, key: 1}]}
+    path = write("user.jsonl", [masked])
+    assert load_rows(path, kinds=("prompt_completion", "messages")).kind == "messages"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, THOUGHT]},
+        {"conversations": [USER, THOUGHT]},
+        {"prompt": "q", "completion": [THOUGHT]},
+        {"prompt": "q", "chosen": [THOUGHT], "rejected": "b"},
+        {"chosen": [USER, THOUGHT], "rejected": [USER, ANSWER]},
+        {"messages": [USER, {**ANSWER, "weight": 0}, USER, THOUGHT]},
+    ],
+)
+def test_reasoning_in_a_key_of_its_own_is_a_bad_row_of_every_layout(row, write):
+    report = validate(write("a.jsonl", [row]))
+    (problem,) = report.problems
+    assert "a.jsonl:1: " in problem and "reasoning_content would not be learned" in problem
+
+
+@pytest.mark.parametrize("column", ["images", "videos", "audios"])
+def test_a_row_with_pictures_is_bad(column, write):
+    row = {"instruction": "<image>What?", "output": "a"}
+    path = write("a.jsonl", [{**row, column: ["a.png"]}, {**row, column: []}, row])
+    report = validate(path)
+    assert (report.good, report.bad) == (2, 1)
+    assert "a.jsonl:1: " + column in report.problems[0]
+
+
+@pytest.mark.parametrize("start", ["\n\n", ""])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"completion": " a"},
+        {"chosen": " a", "rejected": " b"},
+        {"response": "a", "chosen": "c", "rejected": "b"},
+    ],
+)
+def test_a_dialogue_of_hh_in_the_prompt_becomes_turns(answers, start, write):
+    # As in Dahoas/full-hh-rlhf.
+    prompt = "Human: q\n\nAssistant: a\n\nHuman: r\n\nHuman: s\n\nAssistant:"
+    path = write("a.jsonl", [{"prompt": start + prompt, **answers}])
+    kinds = ("preference", "prompt")
+    if "completion" in answers:
+        kinds = ("prompt_completion",)
+    (row,) = load_rows(path, kinds=kinds).rows
+    assert row["prompt"] == [USER, ANSWER, {"role": "user", "content": "r\n\ns"}]
+    path = write("b.jsonl", [{"prompt": "Write a dialogue:\n\nHuman: a\n\nAssistant:", **answers}])
+    (row,) = load_rows(path, kinds=kinds).rows
+    assert row["prompt"].startswith("Write a dialogue")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("tools", '[{"name": "f"}]'),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("system", 3),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"messages": [USER, ANSWER]},
+    ],
+)
+def test_a_column_that_changes_what_the_model_reads_is_not_passed_over(row, column, value, write):
+    report = validate(write("a.jsonl", [{**row, column: value}]))
+    (problem,) = report.problems
+    assert f"a.jsonl:1: {column}: " in problem
+    for nothing in ("", None, [], " "):
+        if nothing != " " or column == "system":
+            assert validate(write("a.jsonl", [{**row, column: nothing}])).good == 1

@@ -44,3 +44,20 @@ def test_a_file_with_labels_of_two_types_is_refused(write, refused):
     # In a table every label is a string.
     table = write("mixed.csv", "text,label\na,pos\nb,3\n")
     assert len(load_rows(table, kinds=("classification",)).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("pos", " pos"), ("pos\u00a0", "pos"), ("True", "true"), ("false", "FALSE")],
+)
+def test_one_label_in_two_spellings_does_not_become_two(first, second):
+    types = LabelTypes()
+    assert types.problem(first, "a.csv:2") is None
+    assert types.problem(first, "a.csv:3") is None
+    reason = types.problem([second], "a.csv:4")
+    assert reason.startswith(f"{second!r} is {first!r} (a.csv:2) in another spelling")
+
+
+def test_labels_that_differ_in_case_are_two():
+    types = LabelTypes()
+    assert [types.problem(label, "a.csv:2") for label in ("it", "IT", "1", "01")] == [None] * 4

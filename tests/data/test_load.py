@@ -210,7 +210,7 @@ def test_a_folder_is_a_feedback_store_whose_rankings_are_rows(write, tmp_path, r
     assert loaded.rows == [ranking, ranking]
     assert f"{tmp_path / 'store'}: feedback events passed over: like 1" in loaded.warnings
     write("likes/1.jsonl", [{"event": "like"}])
-    assert "no rows (1 feedback events, none of them a ranking)" in refused(
+    assert "no rows (1 feedback events, none of them a ranking;" in refused(
         load_rows, str(tmp_path / "likes"), kinds=ANY
     )
     (tmp_path / "void").mkdir()
@@ -290,3 +290,21 @@ def test_bad_tags_are_named_with_their_line(write, refused):
     )
     assert "a.jsonl:4: tokens: item 0: empty" in message
     assert "3 of 4 rows are bad" in message
+
+
+def test_an_answer_of_another_name_is_named_in_the_message(write, refused):
+    path = write("a.jsonl", [{"prompt": "a", "response": "b"}])
+    kinds = ("prompt_completion", "messages")
+    message = refused(load_rows, path, kinds=kinds)
+    assert "if response is the answer, name it with columns: {completion: response}" in message
+    loaded = load_rows(path, kinds=kinds, columns={"completion": "response"})
+    assert loaded.rows == [{"prompt": "a", "completion": "b"}]
+
+
+def test_an_event_that_is_no_feedback_is_a_column_of_another_name(write, tmp_path, refused):
+    row = {"event": "goal", "text": "a"}
+    write("news/train.jsonl", [row, {**row, "event": "foul"}])
+    folder = str(tmp_path / "news")
+    assert "as in columns: {topic: event}" in refused(load_rows, folder, kinds=("text",))
+    loaded = load_rows(folder, kinds=("text",), columns={"topic": "event"})
+    assert [row["topic"] for row in loaded.rows] == ["goal", "foul"]

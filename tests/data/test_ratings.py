@@ -359,3 +359,123 @@ def test_two_conversations_in_one_row_are_ambiguous(write, refused):
 def test_no_two_layouts_share_a_name():
     names = [layout.name for layout in LAYOUTS]
     assert len(names) == len(set(names))
+
+
+def table(rows):
+    """Rows as the text of a CSV file, in which every value is a string."""
+    lines = [",".join(rows[0])]
+    for row in rows:
+        cells = ["" if value is None else str(value) for value in row.values()]
+        lines.append(",".join(cells))
+    return "\n".join(lines) + "\n"
+
+
+def test_scores_of_a_table_count_like_those_of_json(write, refused):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    scores = [
+        {"score_chosen": 5, "score_rejected": 4.5},
+        {"score_chosen": 4, "score_rejected": 4.0},
+    ]
+    path = write("pairs.csv", table([pair | score for score in scores]))
+    loaded = load_rows(path, kinds=("ranking",))
+    assert (len(loaded.rows), loaded.counts["dropped"]) == (1, 1)
+    path = write("swapped.csv", table([pair | {"score_chosen": 3, "score_rejected": 10}]))
+    assert "10.0 is above score_chosen, 3.0" in refused(load_rows, path, kinds=("ranking",))
+
+
+def test_answers_of_a_table_are_ranked_by_a_score(write, refused):
+    scores = (4, 10, 9.5)
+    rows = [{"prompt": "a", "response": f"b{s}", "helpfulness": s} for s in scores]
+    path = write("help.csv", table(rows))
+    assert "with rank_by: helpfulness" in refused(load_rows, path, kinds=("ranking",))
+    loaded = load_rows(path, kinds=("ranking",), ratings=Ratings(rank_by="helpfulness"))
+    assert [row["ranks"] for row in loaded.rows] == [[2, 0, 1]]
+
+
+def test_answers_to_one_prompt_under_two_system_messages_are_not_ranked_together(write):
+    rows = []
+    for system in ("Be kind.", "Be rude."):
+        for score in (1, 2):
+            rows.append({"prompt": "q", "system": system, "response": f"{score}", "score": score})
+    path = write("a.jsonl", rows)
+    loaded = load_rows(path, kinds=("ranking",), ratings=Ratings(rank_by="score"))
+    systems = [row["prompt"][0]["content"] for row in loaded.rows]
+    assert systems == ["Be kind.", "Be rude."]
+
+
+def test_messages_of_a_table_are_deleted_only_where_it_says_so(write):
+    columns = ("message_id", "parent_id", "text", "role", "rank", "deleted", "review_result")
+    rows = [
+        ("1", None, "q", "prompter", None, False, True),
+        ("2", "1", "worse", "assistant", 1.0, False, True),
+        ("3", "1", "better", "assistant", 0.0, False, True),
+        ("4", "1", "gone", "assistant", 2.0, True, True),
+        ("5", "1", "bad", "assistant", 3.0, False, False),
+    ]
+    path = write("oasst.csv", table([dict(zip(columns, row, strict=True)) for row in rows]))
+    (ranking,) = load_rows(path, kinds=("ranking",)).rows
+    assert (ranking["completions"], ranking["ranks"]) == (["worse", "better"], [1, 0])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}],
+)
+def test_thumbs_of_0_and_1_are_not_passed_over(row, write, refused):
+    remedy = "is 0 or 1: if it rates the answers, write true and false"
+    for values in ((0.0, 1.0), ("0", "1"), (True, 1)):
+        path = write("a.jsonl", [{**row, "kto_tag": value} for value in values])
+        refused(load_rows, path, kinds=SFT)
+    path = write("tag.jsonl", [{**row, "kto_tag": 1}])
+    assert f"kto_tag {remedy}" in refused(load_rows, path, kinds=SFT)
+    path = write("float.jsonl", [{**row, "label": 0.0}, {**row, "label": 1.0}])
+    assert f"label {remedy}" in refused(load_rows, path, kinds=SFT)
+    path = write("sorted.jsonl", [{**row, "label": 1}] * 100 + [{**row, "label": 0}])
+    assert f"sorted.jsonl:101: label {remedy}" in refused(load_rows, path, kinds=SFT)
+    topics = load_rows(path, kinds=SFT, columns={"topic": "label"})
+    assert len(topics.rows) == 101
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "output": "b"},
+        {"conversations": [HUMAN, {"from": "gpt", "value": "a"}]},
+        {"messages": [USER, GOOD]},
+        {"prompt": "a", "completion": "b"},
+    ],
+)
+def test_empty_columns_of_other_rows_change_nothing(row, write):
+    # Parquet gives every row of merged files the columns of all of them.
+    empty = dict.fromkeys(
+        "prompt completion messages conversations chosen rejected label history".split()
+    )
+    path = write("merged.jsonl", [empty | row])
+    loaded = load_rows(path, kinds=SFT)
+    alone = load_rows(write("alone.jsonl", [row]), kinds=SFT)
+    assert (loaded.kind, loaded.layout) == (alone.kind, alone.layout)
+    for column, value in alone.rows[0].items():
+        assert loaded.rows[0][column] == value
+    assert not any("every answer is learned" in warning for warning in loaded.warnings)
+
+
+@pytest.mark.parametrize("name", ["score_{}", "{}_score", "{}_rating", "{}-rating"])
+def test_the_scores_of_a_pair_have_several_names(name, write, refused):
+    def row(prompt, *scores):
+        columns = (name.format("chosen"), name.format("rejected"))
+        pair = {"prompt": prompt, "chosen": "b", "rejected": "c"}
+        return pair | dict(zip(columns, scores, strict=True))
+
+    path = write("ties.jsonl", [row("p", 4, 3), row("q", 4, 4), row("r", None, 4)])
+    loaded = load_rows(path, kinds=("ranking",))
+    assert [kept["prompt"] for kept in loaded.rows] == ["p", "r"]
+    path = write("swapped.jsonl", [row("p", 3, 10**400)])
+    assert "are the two answers swapped?" in refused(load_rows, path, kinds=("ranking",))
+
+
+def test_a_late_row_with_two_conversations_is_bad(write, refused):
+    row = {"prompt": "a", "completion": "b"}
+    path = write("late.jsonl", [row] * 100 + [{**row, "messages": [USER, GOOD]}])
+    message = refused(load_rows, path, kinds=SFT)
+    assert "late.jsonl:101: messages and prompt could each be what is learned" in message
+    assert len(load_rows(path, kinds=SFT, skip_bad=True).rows) == 100

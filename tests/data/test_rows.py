@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,19 @@ def test_conversions_keep_extra_columns():
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7}
     assert to_ranking(row) == {"prompt": "a", "completions": ["b", "c"], "ranks": [0, 1], "id": 7}
     assert to_prompt(row) == {"prompt": "a", "id": 7}
+
+
+@pytest.mark.parametrize(
+    "messages", [[{"role": "user", "content": "q"}], [{"from": "gpt", "value": "[a]"}]]
+)
+@pytest.mark.parametrize("spell", [str, json.dumps, partial(json.dumps, indent=1)])
+@pytest.mark.parametrize("column", ["prompt", "completion", "chosen", "messages", "completions"])
+def test_messages_that_a_table_made_a_string_are_not_a_text(column, spell, messages):
+    # As pandas writes a column of lists to a CSV file.
+    text = spell(messages)
+    value = text
+    if column == "completions":
+        value = ["a", text]
+    assert "a list of messages as a string" in CHECKS[column](value)
+    for other in ("[{}]", "[1, 2]", f"As JSON: {text}", '[{"name": "Ada"}]', '{"role": "user"}'):
+        assert CHECKS["completion"](other) is None

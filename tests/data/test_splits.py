@@ -1,7 +1,10 @@
 from types import SimpleNamespace
 
+import pytest
+
 from rlhf.data.load import load_rows
 from rlhf.data.splits import check_disjoint, load_splits, prompt_key, split_rows
+from rlhf.runs.settings import DataSettings
 
 ANY = ("prompt_completion", "messages", "ranking", "classification", "text")
 
@@ -194,3 +197,57 @@ def test_a_text_with_other_choices_is_another_question(refused):
     rows = [row | {"text": f"t{n % 10}", "choices": ["a", f"c{n}"]} for n in range(40)]
     train, test = split_rows(rows, 0.5, 0, "multiple_choice")
     assert {row["text"] for row in train}.isdisjoint(row["text"] for row in test)
+
+
+def test_a_train_split_that_is_not_there_is_refused(write, tmp_path, refused):
+    for name in ("train_sft", "train_gen"):
+        write(f"set/{name}.jsonl", [{"prompt": name, "completion": "a"}])
+    settings = DataSettings(
+        dataset_name=str(tmp_path / "set"), dataset_train_split="train_sft", eval_fraction=None
+    )
+    rows = load_splits(settings, ("prompt_completion",), seed=1).train
+    assert [row["prompt"] for row in rows] == ["train_sft"]
+    for split in ("train_gem", "train[:10%]"):
+        settings.dataset_train_split = split
+        message = refused(load_splits, settings, ("prompt_completion",), seed=1)
+        assert f"dataset_train_split={split}: {tmp_path}/set has no such split" in message
+    settings.dataset_name += "/train_sft.jsonl"
+    assert "a file has none: remove the key" in refused(
+        load_splits, settings, ("prompt_completion",), seed=1
+    )
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_leaves_no_row_is_refused(limit, write, refused):
+    path = write("a.jsonl", [{"prompt": "a", "completion": "b"}])
+    settings = DataSettings(dataset_name=path, dataset_limit=limit)
+    message = refused(load_splits, settings, ("prompt_completion",), seed=1)
+    assert f"dataset_limit={limit} must be at least 1" in message
+
+
+def test_the_training_files_of_an_eval_folder_are_no_eval_rows(write, tmp_path, refused):
+    path = write("a.jsonl", [{"prompt": "a", "completion": "b"}])
+    for name in ("part", "dev"):
+        write(f"set/{name}.jsonl", [{"prompt": name, "completion": "b"}])
+    settings = DataSettings(dataset_name=path, eval_dataset_name=str(tmp_path / "set"))
+    kinds = ("prompt_completion",)
+    message = refused(load_splits, settings, kinds, seed=1)
+    assert "no file of the split 'test', but dev.jsonl: name that split" in message
+    settings.dataset_test_split = "dev"
+    assert load_splits(settings, kinds, seed=1).eval == [{"prompt": "dev", "completion": "b"}]
+    # A folder of parts alone is an evaluation set as it is.
+    settings.dataset_test_split = "test"
+    (tmp_path / "set/dev.jsonl").unlink()
+    assert load_splits(settings, kinds, seed=1).eval == [{"prompt": "part", "completion": "b"}]
+
+
+def test_pairs_can_evaluate_what_was_ranked_by_a_score(write, refused):
+    pairs = write("pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    rows = [{"prompt": "p", "response": "a", "score": score} for score in (1, 2)]
+    settings = DataSettings(
+        dataset_name=write("scores.jsonl", rows), eval_dataset_name=pairs, rank_by="score"
+    )
+    splits = load_splits(settings, ("ranking",), seed=1)
+    assert (splits.train[0]["ranks"], splits.eval[0]["ranks"]) == ([1, 0], [0, 1])
+    settings.dataset_name, settings.eval_dataset_name = pairs, None
+    assert "rank_by=score ranks rows of" in refused(load_splits, settings, ("ranking",), seed=1)

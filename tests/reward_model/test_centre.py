@@ -1,0 +1,16 @@
+"""The demonstrations that set the centre of the scores."""
+
+from types import SimpleNamespace
+
+from rlhf.reward_model.centre import load_demonstrations
+
+
+def test_bad_demonstrations_are_dropped_only_where_it_is_asked_for(write, refused):
+    rows = [{"prompt": "a", "completion": ""}, {"prompt": "a", "completion": "b"}]
+    path = write("sft.jsonl", rows)
+    inputs = SimpleNamespace(encode=lambda prompt, answers: [SimpleNamespace(ids=answers)])
+    fitting, too_long = load_demonstrations(path, inputs, max_length=9, skip_bad=True)
+    assert [one.ids for one in fitting] == [["b"]]
+    assert too_long == 0
+    message = refused(load_demonstrations, path, inputs, max_length=9, skip_bad=False)
+    assert "sft.jsonl:1: completion: empty" in message
