@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trl
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -109,6 +109,7 @@ THREE = [*ONE, user("why"), assistant("no"), user("so"), assistant("ok")]
 REASONED = [user("hi"), assistant("<think>\nbecause\n</think>\n\nyes")]
 WANT_PARTS = ("idefics3", "smolvlm", "llava_next")
 WANT_REASONING = ("deepseek", "nemotron")
+PHI3_TURNS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 REFUSE_SYSTEM = ("gemma", "gemma_training")
 SAMPLE = ("llama3_1", "qwen3", "gemma", "phi3", "lfm2", "deepseekv3", "idefics3")
 THE_REST = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in SAMPLE]
@@ -227,6 +228,18 @@ def test_an_eos_that_closes_the_turn_and_the_text_is_learned_once():
     tokenizer.eos_token = "<|end|>"
     assert written(tokenizer, ONE, False).endswith("yes<|end|>\n<|end|>")
     assert learned(tokenizer, ONE) == [["yes<|end|>"]]
+
+
+def test_an_eos_right_behind_the_end_of_the_turn_is_not_learned():
+    """Phi-3's own tokenizer swallows the line ends behind its control tokens, so that the two are neighbours."""
+    tokenizer = shipped_tokenizer.__wrapped__("phi3")
+    swallowing = [AddedToken(token, special=True, rstrip=True) for token in PHI3_TURNS]
+    tokenizer.add_special_tokens({"extra_special_tokens": swallowing})
+    ids = tokenizer.apply_chat_template(ONE, return_dict=False)
+    assert tokenizer.decode(ids).endswith("yes<|end|><|endoftext|>")
+    assert learned(tokenizer, ONE) == [["yes<|end|>"]]
+    assert learned(tokenizer, THREE) == [["yes<|end|>", "no<|end|>", "ok<|end|>"]]
+    assert tokenizer.decode(end_of_turn_id(tokenizer)) == "<|end|>"
 
 
 @pytest.mark.parametrize(
