@@ -40,6 +40,8 @@ LOADING_ERRORS = (
     pickle.UnpicklingError,
     SafetensorError,
 )
+# How transformers begins a line about a setting of a generation config that has no effect.
+UNUSED_SETTING = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
@@ -69,6 +71,7 @@ def load_policy(
 
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
         check_policy(adapted.get_base_model().config, path)
+        drop_unused_settings(adapted.get_base_model())
         return adapted.merge_and_unload()
     model, info = _from_pretrained(AutoModelForCausalLM, path, output_loading_info=True, **options)
     # A tied output layer is not missing. A reward model or encoder lacks one.
@@ -76,8 +79,24 @@ def load_policy(
         raise UserError(
             f"{path} is not a language model: {_first(info['missing_keys'])} would be random"
         )
+    drop_unused_settings(model)
     freeze_other_parts(model)
     return set_causal_loss(model)
+
+
+def drop_unused_settings(model: PreTrainedModel) -> None:
+    """Drop from the generation config what has no effect, as Llama 2's temperature without do_sample.
+
+    transformers saves such a config only as long as nothing in it changes, and `fit_embeddings` gives it stop tokens.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        for name in UNUSED_SETTING.findall(str(error)):
+            setattr(config, name, None)
 
 
 def load_reward_model(
