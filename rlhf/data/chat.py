@@ -416,6 +416,13 @@ def decode_text(tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+def completion_text(tokenizer, ids: Sequence[int], *, ended: bool) -> str:
+    """Text of a sampled completion. ended: its last id is the stop token, which need not be special to the tokenizer."""
+    if ended:
+        ids = ids[:-1]
+    return decode_text(tokenizer, ids)
+
+
 def same_encoding(first, second) -> bool:
     """True if two tokenizers encode every conversation as the same ids, so that two models can share ids."""
     if first is second:
