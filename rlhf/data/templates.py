@@ -6,7 +6,6 @@ What such a program does to a conversation is theirs to decide, and three of its
 - It may write today's date (Llama 3.2, gpt-oss). `fixed_date` keeps the date of a run.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -41,17 +40,22 @@ def fixed_date(day: date) -> Iterator[None]:
         _run_date = before
 
 
-# How a template asks for the date.
-CLOCK_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# The letters of strftime's directives.
+DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
 
 
 def _dated(template: str, day: date | None) -> str:
-    """The template with a day written into it, where it asks for the date. None: the run's day, or today."""
+    """The template with a clock of its own, which stands at a day. None: the run's day, or today."""
     if "strftime_now" not in template:
         return template
-    # The text is changed, because templates are given no functions of ours.
+    # Templates are given no functions of ours, so the clock is a macro of the template that has the name of theirs.
     moment = datetime.combine(day or _run_date or date.today(), time())
-    return CLOCK_CALL.sub(lambda call: repr(moment.strftime(call[2])), template)
+    steps = []
+    for letter in DIRECTIVES:
+        written = moment.strftime(f"%{letter}")
+        short = written.lstrip("0") or "0"
+        steps.append(f"|replace('%{letter}', {written!r})|replace('%-{letter}', {short!r})")
+    return f"{{% macro strftime_now(format) %}}{{{{ format{''.join(steps)} }}}}{{% endmacro +%}}{template}"
 
 
 # ---- applying ----------------------------------------------------------------------------------------------------

@@ -418,6 +418,27 @@ def test_the_date_in_a_template_is_that_of_the_run(monkeypatch):
         assert "Current date: 2024-02-29" in gpt_oss.decode(encode_prompt(gpt_oss, "hi"))
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("strftime_now('%d %b %Y')", "29 Feb 2024"),
+        ('strftime_now("%B %-d, %Y")', "February 29, 2024"),
+        ("strftime_now(format='%Y-%m-%d')", "2024-02-29"),
+        ("strftime_now('%Y' + '-%j')", "2024-060"),
+        ("strftime_now(form)", "Thursday 00:00"),
+    ],
+)
+def test_the_date_does_not_depend_on_how_a_template_asks(call, text):
+    tokenizer = shipped_tokenizer.__wrapped__("qwen3")
+    begin = "\n  {%- set form = '%A %H:%M' -%}"
+    tokenizer.chat_template = f"{begin}<|im_start|>{{{{ {call} if strftime_now is defined }}}}" + (
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
+    )
+    with fixed_date(date(2024, 2, 29)):
+        written = tokenizer.decode(encode_prompt(tokenizer, "hi"))
+    assert written == f"<|im_start|>{text}<|im_start|>hi<|im_end|><|im_start|>"
+
+
 def test_two_tokenizers_of_one_template():
     first, second = shipped_tokenizer("gemma"), shipped_tokenizer.__wrapped__("gemma")
     assert same_encoding(first, second)
