@@ -42,6 +42,7 @@ LOADING_ERRORS = (
 )
 # How transformers begins a line about a setting of a generation config that has no effect.
 UNUSED_SETTING = re.compile(r"^- `(\w+)`:", re.MULTILINE)
+RENAMED = 0.05  # of the ids of a tokenizer: BERT reserves 3 %
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
@@ -49,6 +50,26 @@ REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 def load_tokenizer(path: str, *, revision: str | None = None):
     """Load the tokenizer of a run folder or Hub id."""
     return _from_pretrained(AutoTokenizer, path, revision=revision)
+
+
+def check_same_ids(tokenizer, own, path: str) -> None:
+    """Refuse a tokenizer under which the trained embeddings of a model would mean other tokens.
+
+    own: the model's own tokenizer; path: of the model.
+    Some ids may differ: models reserve ids that their users rename.
+    """
+    trained = {token_id: token for token, token_id in own.get_vocab().items()}
+    shared, changed = 0, 0
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id in trained:
+            shared += 1
+            changed += token != trained[token_id]
+    if changed > RENAMED * shared:
+        raise UserError(
+            f"tokenizer_name_or_path: under {tokenizer.name_or_path!r} {changed} of {shared} ids are other tokens than those "
+            f"that {path} was trained with: drop the key, or give a tokenizer that only adds tokens to the model's own; for "
+            "a new vocabulary set from_scratch: true, or put the tokenizer's files into the folder of the model"
+        )
 
 
 def load_policy(
