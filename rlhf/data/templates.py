@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from datetime import date, datetime, time
 from functools import lru_cache
 
+from jinja2 import TemplateSyntaxError
+
 from rlhf.errors import UserError
 
 # Reasoning models write their thoughts between these tokens, and templates take them out of old answers.
@@ -112,10 +114,15 @@ def written_text(tokenizer, messages: list[dict], *, generation_prompt: bool, **
         raise _refusal(tokenizer, messages, error) from error
 
 
-def _refusal(tokenizer, messages: list[dict], error: Exception) -> TemplateRefusal:
+def _refusal(tokenizer, messages: list[dict], error: Exception) -> UserError:
     # A template is somebody's program, so any exception may come out of it.
     roles = tuple(message["role"] for message in messages)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, TemplateSyntaxError):  # whatever the row
+        return UserError(
+            f"the chat template of {tokenizer.name_or_path!r} is no valid Jinja (line {error.lineno}: {reason}): correct it "
+            f"({FILE})"
+        )
     return TemplateRefusal(
         f"the chat template of {tokenizer.name_or_path!r} refuses the turns {', '.join(roles)} ({reason}): "
         f"{_remedy(tokenizer, roles)}"
