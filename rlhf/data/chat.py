@@ -247,7 +247,7 @@ def _with_answer(tokenizer, completion: str) -> list[int]:
 
 
 def _behind_answers(first: list[int], second: list[int]) -> list[int]:
-    """What two conversations that differ in one answer end with alike, so that it is behind the words of the answer."""
+    """The common end of two conversations that differ in one answer: what is behind the words of the answer."""
     return first[len(first) - _shared(first[::-1], second[::-1]) :]
 
 

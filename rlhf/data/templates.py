@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from datetime import date, datetime, time
 from functools import lru_cache
 
-from jinja2 import TemplateSyntaxError
-
 from rlhf.errors import UserError
 
 # Reasoning models write their thoughts between these tokens, and templates take them out of old answers.
@@ -47,7 +45,7 @@ DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
 
 
 def _dated(template: str, day: date | None) -> str:
-    """The template with a clock of its own, which stands at a day. None: the run's day, or today."""
+    """The template with a clock of its own, which gives a fixed day. None: the run's day, or today."""
     if "strftime_now" not in template:
         return template
     # Templates are given no functions of ours, so the clock is a macro of the template that has the name of theirs.
@@ -118,10 +116,10 @@ def _refusal(tokenizer, messages: list[dict], error: Exception) -> UserError:
     # A template is somebody's program, so any exception may come out of it.
     roles = tuple(message["role"] for message in messages)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(error, TemplateSyntaxError):  # whatever the row
+    if type(error).__name__ == "TemplateSyntaxError":  # Jinja's, whatever the row
         return UserError(
-            f"the chat template of {tokenizer.name_or_path!r} is no valid Jinja (line {error.lineno}: {reason}): correct it "
-            f"({FILE})"
+            f"the chat template of {tokenizer.name_or_path!r} is not valid Jinja (line {error.lineno}: {reason}): "
+            f"correct it ({FILE})"
         )
     return TemplateRefusal(
         f"the chat template of {tokenizer.name_or_path!r} refuses the turns {', '.join(roles)} ({reason}): "

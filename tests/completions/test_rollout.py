@@ -118,7 +118,9 @@ def test_a_stop_token_that_is_not_special_is_no_part_of_the_text(tokenizer, poli
     prompts = [{"prompt": word} for word in WORDS]
     words = list(range(2, 10))  # "a" to "h"
     rollout = gather(tokenizer, policy, rewards=rewards, stop_token_ids=[0, *words])
-    stops = [row[mask][-1].item() for row, mask in zip(rollout.completion_ids, rollout.mask, strict=True)]
+    stops = [
+        row[mask][-1].item() for row, mask in zip(rollout.completion_ids, rollout.mask, strict=True)
+    ]
     assert set(stops) & set(words) and rollout.ended.all()
     assert not any(set(text.split()) & set("abcdefgh") for text in seen)
     assert [sample["completion"] for sample in samples(rollout, prompts, tokenizer)] == seen

@@ -381,7 +381,7 @@ def test_a_template_with_a_syntax_error_is_not_the_fault_of_a_row(refused):
     tokenizer = shipped_tokenizer.__wrapped__("qwen3")
     tokenizer.chat_template = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
     message = refused(template_checks, tokenizer)
-    assert "no valid Jinja (line 2: unexpected '}')" in message and "correct it" in message
+    assert "not valid Jinja (line 2: unexpected '}')" in message and "correct it" in message
 
 
 def test_of_several_templates_the_default_counts(refused):
