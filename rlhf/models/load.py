@@ -66,9 +66,9 @@ def check_same_ids(tokenizer, own, path: str) -> None:
             changed += token != trained[token_id]
     if changed > RENAMED * shared:
         raise UserError(
-            f"tokenizer_name_or_path: under {tokenizer.name_or_path!r} {changed} of {shared} ids are other tokens than those "
-            f"that {path} was trained with: drop the key, or give a tokenizer that only adds tokens to the model's own; for "
-            "a new vocabulary set from_scratch: true, or put the tokenizer's files into the folder of the model"
+            f"tokenizer_name_or_path: under {tokenizer.name_or_path!r} {changed} of {shared} ids are other tokens than "
+            f"{path} was trained with: drop the key, or give a tokenizer that only adds tokens to the model's own; for a "
+            "new vocabulary set from_scratch: true, or put the tokenizer's files into the folder of the model"
         )
 
 
