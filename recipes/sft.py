@@ -29,6 +29,7 @@ from rlhf.data.padding import IGNORED
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, save
+from rlhf.models.packed_rows import check_packing
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.models.scratch import new_policy
 from rlhf.runs.precision import set_precision
@@ -48,6 +49,7 @@ REFUSED = {
     "dataset_text_field": "name the column with columns: text=NAME",
     "eos_token": "set eos_token in the tokenizer_config.json of the model",
     "model_init_kwargs": "use dtype and model_revision",
+    "padding_free": "set packing: true, which packs rows without padding",
     "pad_token": "set pad_token in the tokenizer_config.json of the model",
     "truncation_mode": "remove it: rows longer than max_length are dropped and counted, not cut",
     "trust_remote_code": "remove it: code of the Hub is never run",
@@ -76,6 +78,12 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         tokenizer = settings.load_tokenizer()
         add_chat_template(tokenizer)
         model = load_or_make_policy(settings, tokenizer, run)
+        if (
+            args.packing and args.packing_strategy != "wrapped"
+        ):  # which lets examples read each other
+            if args.world_size == 1:
+                model.to(args.device)  # where kernels may keep apart what they mix on a CPU
+            check_packing(model, settings.model_name_or_path)
         args.max_length = min(args.max_length or 10**9, context_length(model))
         tokens = args.per_device_train_batch_size * args.max_length
         set_precision(run, settings, model, tokens=tokens, default="auto")

@@ -19,7 +19,7 @@ from rlhf.algorithms.masking import masked_sum
 from rlhf.completions.diversity import n_grams
 from rlhf.completions.sample import decode, uniform_numbers
 from rlhf.completions.score import ScoringBatch, WeightedSum, column_names
-from rlhf.data.chat import as_text, decode_text, encode_example, encode_prompt, same_encoding
+from rlhf.data.chat import as_text, completion_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.padding import left_pad, right_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import reference_log_probs
@@ -423,7 +423,9 @@ def generate(
         for row, counts in zip(decoded.ids.cpu(), decoded.mask.cpu(), strict=True):
             ids.append(row[counts].tolist())
         ended += decoded.ended.tolist()
-    texts = [decode_text(run.tokenizer, row) for row in ids]
+    texts = []
+    for row, has_ended in zip(ids, ended, strict=True):
+        texts.append(completion_text(run.tokenizer, row, ended=has_ended))
     return RunCompletions(texts, prompt_ids, ids, ended)
 
 

@@ -13,7 +13,7 @@ from rlhf.algorithms.rewards import missing_eos_penalty, token_rewards
 from rlhf.completions.batches import decode_in_batches
 from rlhf.completions.diversity import distinct_n, repetition
 from rlhf.completions.score import ScoringBatch
-from rlhf.data.chat import as_text, decode_text
+from rlhf.data.chat import as_text, completion_text
 from rlhf.data.padding import left_pad
 from rlhf.models.actor_critic import ActorCritic
 
@@ -120,10 +120,11 @@ def collect(
         uniforms=uniforms,
     )
     completion_ids = unpadded(sampled.ids, sampled.mask)
+    texts = completion_texts(tokenizer, completion_ids, sampled.ended)
     scores, parts = rewards(
         ScoringBatch(
             prompts=[row["prompt"] for row in rows],
-            completions=[decode_text(tokenizer, completion) for completion in completion_ids],
+            completions=texts,
             columns={name: [row.get(name) for row in rows] for name in settings.columns},
             tokenizer=tokenizer,
             prompt_ids=prompt_ids,
@@ -237,11 +238,12 @@ def statistics(rollout: Rollout) -> dict[str, float]:
 def samples(rollout: Rollout, rows: list[dict], tokenizer) -> list[dict]:
     """One readable dict per completion: prompt, completion, score, KL, and each reward separately."""
     kl = masked_sum(rollout.log_probs - rollout.ref_log_probs, rollout.mask, 1)  # (B,)
+    ids = unpadded(rollout.completion_ids, rollout.mask)
     results = []
-    for i, ids in enumerate(unpadded(rollout.completion_ids, rollout.mask)):
+    for i, text in enumerate(completion_texts(tokenizer, ids, rollout.ended)):
         sample = {
             "prompt": as_text(rows[i]["prompt"]),
-            "completion": decode_text(tokenizer, ids),
+            "completion": text,
             "score": float(rollout.scores[i]),
             "kl": float(kl[i]),
         }
@@ -249,6 +251,14 @@ def samples(rollout: Rollout, rows: list[dict], tokenizer) -> list[dict]:
             sample.setdefault(name, float(part[i]))  # a reward may be called "score" too
         results.append(sample)
     return results
+
+
+def completion_texts(tokenizer, ids: list[list[int]], ended: Tensor) -> list[str]:
+    """The text of each completion, without its stop token."""
+    texts = []
+    for completion, has_ended in zip(ids, ended.tolist(), strict=True):
+        texts.append(completion_text(tokenizer, completion, ended=has_ended))
+    return texts
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -222,9 +222,7 @@ def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> Ans
     # Phi-3 closes a text with EOS unless an answer is opened, so the shorter one need not be a prefix.
     opening = prompt[_shared(prompt, closed) :]
 
-    first, second = _with_answer(tokenizer, "a"), _with_answer(tokenizer, "b")
-    # What two answers end with alike is behind their words.
-    behind = first[len(first) - _shared(first[::-1], second[::-1]) :]
+    behind = _behind_answers(_with_answer(tokenizer, "a"), _with_answer(tokenizer, "b"))
     end, closings = eos_token_id, 0
     control = _control_ids(tokenizer)
     starts = [i for i, token in enumerate(behind) if token in control]
@@ -233,6 +231,10 @@ def _cached_answer_form(tokenizer, chat_template: str, eos_token_id: int) -> Ans
         # Of several in a row, as Cohere 2 writes, the last one ends the turn.
         while last + 1 in starts:
             last += 1
+        # But not an EOS that only the last turn of a text has, as Phi-3's.
+        kept = _shared(behind, _behind_in_history(tokenizer))
+        if kept > starts[0]:
+            last = min(last, kept - 1)
         end = behind[last]
         closings = behind[last:].count(end)
     return AnswerForm(prompt, opening, end, closings, control)
@@ -242,6 +244,24 @@ def _with_answer(tokenizer, completion: str) -> list[int]:
     """Ids of an empty message and its answer, with what the template writes behind it."""
     messages = [EMPTY_TURN, {"role": "assistant", "content": completion}]
     return apply_template(tokenizer, messages, generation_prompt=False, day=ANY_DAY)
+
+
+def _behind_answers(first: list[int], second: list[int]) -> list[int]:
+    """The common end of two conversations that differ in one answer: what is behind the words of the answer."""
+    return first[len(first) - _shared(first[::-1], second[::-1]) :]
+
+
+def _behind_in_history(tokenizer) -> list[int]:
+    """Ids behind the words of an answer where another turn follows. [] if the template refuses it."""
+    written = []
+    for words in "ab":
+        messages = [EMPTY_TURN, {"role": "assistant", "content": words}, EMPTY_TURN]
+        try:
+            ids = apply_template(tokenizer, messages, generation_prompt=True, day=ANY_DAY)
+        except TemplateRefusal:
+            return []
+        written.append(ids)
+    return _behind_answers(*written)
 
 
 def _control_ids(tokenizer) -> frozenset[int]:
@@ -404,6 +424,13 @@ def encode_example(tokenizer, row: dict) -> Example:
 def decode_text(tokenizer, ids: Sequence[int]) -> str:
     """Text of a completion without its special tokens."""
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def completion_text(tokenizer, ids: Sequence[int], *, ended: bool) -> str:
+    """Text of a sampled completion. ended: its last id is the stop token, which need not be special to the tokenizer."""
+    if ended:
+        ids = ids[:-1]
+    return decode_text(tokenizer, ids)
 
 
 def same_encoding(first, second) -> bool:

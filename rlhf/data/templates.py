@@ -6,7 +6,6 @@ What such a program does to a conversation is theirs to decide, and three of its
 - It may write today's date (Llama 3.2, gpt-oss). `fixed_date` keeps the date of a run.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -41,17 +40,22 @@ def fixed_date(day: date) -> Iterator[None]:
         _run_date = before
 
 
-# How a template asks for the date.
-CLOCK_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# The letters of strftime's directives.
+DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
 
 
 def _dated(template: str, day: date | None) -> str:
-    """The template with a day written into it, where it asks for the date. None: the run's day, or today."""
+    """The template with a clock of its own, which gives a fixed day. None: the run's day, or today."""
     if "strftime_now" not in template:
         return template
-    # The text is changed, because templates are given no functions of ours.
+    # Templates are given no functions of ours, so the clock is a macro of the template that has the name of theirs.
     moment = datetime.combine(day or _run_date or date.today(), time())
-    return CLOCK_CALL.sub(lambda call: repr(moment.strftime(call[2])), template)
+    steps = []
+    for letter in DIRECTIVES:
+        written = moment.strftime(f"%{letter}")
+        short = written.lstrip("0") or "0"
+        steps.append(f"|replace('%{letter}', {written!r})|replace('%-{letter}', {short!r})")
+    return f"{{% macro strftime_now(format) %}}{{{{ format{''.join(steps)} }}}}{{% endmacro +%}}{template}"
 
 
 # ---- applying ----------------------------------------------------------------------------------------------------
@@ -108,10 +112,15 @@ def written_text(tokenizer, messages: list[dict], *, generation_prompt: bool, **
         raise _refusal(tokenizer, messages, error) from error
 
 
-def _refusal(tokenizer, messages: list[dict], error: Exception) -> TemplateRefusal:
+def _refusal(tokenizer, messages: list[dict], error: Exception) -> UserError:
     # A template is somebody's program, so any exception may come out of it.
     roles = tuple(message["role"] for message in messages)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if type(error).__name__ == "TemplateSyntaxError":  # Jinja's, whatever the row
+        return UserError(
+            f"the chat template of {tokenizer.name_or_path!r} is not valid Jinja (line {error.lineno}: {reason}): "
+            f"correct it ({FILE})"
+        )
     return TemplateRefusal(
         f"the chat template of {tokenizer.name_or_path!r} refuses the turns {', '.join(roles)} ({reason}): "
         f"{_remedy(tokenizer, roles)}"

@@ -40,6 +40,9 @@ LOADING_ERRORS = (
     pickle.UnpicklingError,
     SafetensorError,
 )
+# How transformers begins a line about a setting of a generation config that has no effect.
+UNUSED_SETTING = re.compile(r"^- `(\w+)`:", re.MULTILINE)
+RENAMED = 0.05  # of the ids of a tokenizer: BERT reserves 3 %
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
@@ -47,6 +50,26 @@ REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 def load_tokenizer(path: str, *, revision: str | None = None):
     """Load the tokenizer of a run folder or Hub id."""
     return _from_pretrained(AutoTokenizer, path, revision=revision)
+
+
+def check_same_ids(tokenizer, own, path: str) -> None:
+    """Refuse a tokenizer under which the trained embeddings of a model would mean other tokens.
+
+    own: the model's own tokenizer; path: of the model.
+    Some ids may differ: models reserve ids that their users rename.
+    """
+    trained = {token_id: token for token, token_id in own.get_vocab().items()}
+    shared, changed = 0, 0
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id in trained:
+            shared += 1
+            changed += token != trained[token_id]
+    if changed > RENAMED * shared:
+        raise UserError(
+            f"tokenizer_name_or_path: under {tokenizer.name_or_path!r} {changed} of {shared} ids are other tokens than "
+            f"{path} was trained with: drop the key, or give a tokenizer that only adds tokens to the model's own; for a "
+            "new vocabulary set from_scratch: true, or put the tokenizer's files into the folder of the model"
+        )
 
 
 def load_policy(
@@ -69,6 +92,7 @@ def load_policy(
 
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
         check_policy(adapted.get_base_model().config, path)
+        drop_unused_settings(adapted.get_base_model())
         return adapted.merge_and_unload()
     model, info = _from_pretrained(AutoModelForCausalLM, path, output_loading_info=True, **options)
     # A tied output layer is not missing. A reward model or encoder lacks one.
@@ -76,8 +100,24 @@ def load_policy(
         raise UserError(
             f"{path} is not a language model: {_first(info['missing_keys'])} would be random"
         )
+    drop_unused_settings(model)
     freeze_other_parts(model)
     return set_causal_loss(model)
+
+
+def drop_unused_settings(model: PreTrainedModel) -> None:
+    """Drop from the generation config what has no effect, as Llama 2's temperature without do_sample.
+
+    transformers saves such a config only as long as nothing in it changes, and `fit_embeddings` gives it stop tokens.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        for name in UNUSED_SETTING.findall(str(error)):
+            setattr(config, name, None)
 
 
 def load_reward_model(

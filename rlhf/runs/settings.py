@@ -90,7 +90,10 @@ class ModelSettings:
         default=None, metadata={"help": "Branch, tag or commit on the Hub."}
     )
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Default: the model's own."}
+        default=None,
+        metadata={
+            "help": "Default: the model's own. Another one must keep its ids, and may add to them, unless from_scratch."
+        },
     )
     dtype: str = field(
         default="float32",
@@ -131,11 +134,19 @@ class ModelSettings:
 
     def load_tokenizer(self):
         """Load the tokenizer that the settings name: the model's own, of its revision, unless they name another."""
-        from rlhf.models.load import load_tokenizer
+        from rlhf.models.load import check_same_ids, load_tokenizer
 
-        if self.tokenizer_name_or_path:
-            return load_tokenizer(self.tokenizer_name_or_path)
-        return load_tokenizer(self.model_name_or_path, revision=self.model_revision)
+        path = self.model_name_or_path
+        if not self.tokenizer_name_or_path:
+            return load_tokenizer(path, revision=self.model_revision)
+        tokenizer = load_tokenizer(self.tokenizer_name_or_path)
+        if not getattr(self, "from_scratch", False):
+            try:
+                own = load_tokenizer(path, revision=self.model_revision)
+            except UserError:  # a model without one: that is what the key is for
+                return tokenizer
+            check_same_ids(tokenizer, own, path)
+        return tokenizer
 
     def load_options(self) -> dict:
         """The options of `models.load` that the settings name."""

@@ -37,7 +37,7 @@ from transformers import (
 
 from rlhf.completions.sample import sample_tokens, uniform_numbers
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
-from rlhf.data.chat import as_messages, decode_text, encode_prompt
+from rlhf.data.chat import as_messages, completion_text, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
@@ -331,8 +331,11 @@ class Engine:
             policy, tokenizer = self._policies[job.model]
             ids, cut = fit_request(policy, tokenizer, job)
             decoder = DecodeStream(skip_special_tokens=True)
+            stop_tokens = policy.generation_config.eos_token_id or []
 
             def on_token(token: int) -> None:
+                if token in stop_tokens:  # it need not be special to the tokenizer
+                    return
                 # None until the bytes so far make whole characters.
                 text = decoder.step(tokenizer.backend_tokenizer, token)
                 if text:
@@ -355,7 +358,8 @@ class Engine:
         draws = [(seed, i) for i in range(n)]
         completions = []
         for tokens, finish in generate(policy, ids, job.settings, draws, job.stop):
-            completions.append(Completion(decode_text(tokenizer, tokens), len(tokens), finish))
+            text = completion_text(tokenizer, tokens, ended=finish == "stop")
+            completions.append(Completion(text, len(tokens), finish))
         return completions
 
 

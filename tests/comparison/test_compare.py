@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rlhf.comparison import compare
 from rlhf.comparison.compare import (
     ChatRun,
     ReportSettings,
@@ -22,6 +23,7 @@ from rlhf.comparison.compare import (
     win_rate,
 )
 from rlhf.comparison.report import to_markdown
+from rlhf.data.chat import decode_text
 from rlhf.errors import UserError
 
 SHORT = ReportSettings(max_completion_length=8)
@@ -161,6 +163,17 @@ def test_random_numbers_belong_to_the_row(runs, rows):
     assert generate(run, rows, seed=2, **options).ids != both.ids
     greedy = generate(run, rows, seed=1, greedy=True, **options)
     assert greedy == generate(run, rows, seed=2, greedy=True, **options)
+
+
+def test_a_stop_token_that_is_not_special_is_no_part_of_the_text(runs, rows, monkeypatch):
+    run = load_runs(runs[:1])[0]
+    options = dict(seed=0, temperature=1.0, max_completion_length=8)
+    third = generate(run, rows[:1], **options).ids[0][2]
+    assert third not in run.tokenizer.all_special_ids
+    monkeypatch.setattr(compare, "stop_token_ids", lambda model, tokenizer: [third])
+    stopped = generate(run, rows[:1], **options)
+    assert stopped.ended == [True] and stopped.ids[0][2:] == [third]
+    assert stopped.texts == [decode_text(run.tokenizer, stopped.ids[0][:2])]
 
 
 def test_other_tokenizer_has_no_kl(runs, rows, other_tokenizer, tiny, save_run, tmp_path):

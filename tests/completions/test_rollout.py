@@ -5,7 +5,14 @@ import torch
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.completions import batches
-from rlhf.completions.rollout import CollectSettings, Rollout, collect, estimate, statistics
+from rlhf.completions.rollout import (
+    CollectSettings,
+    Rollout,
+    collect,
+    estimate,
+    samples,
+    statistics,
+)
 from rlhf.completions.sample import decode, uniform_numbers
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.data.chat import encode_prompt
@@ -47,9 +54,13 @@ def gather(
         CollectSettings(
             temperature=temperature,
             max_completion_length=6,
-            stop_token_ids=(tokenizer.eos_token_id,),
             columns=("place",),
-            **{"batch_size": 3, "missing_eos_penalty": 0.0} | settings,
+            **{
+                "stop_token_ids": (tokenizer.eos_token_id,),
+                "batch_size": 3,
+                "missing_eos_penalty": 0.0,
+            }
+            | settings,
         ),
     )
 
@@ -93,6 +104,26 @@ def test_invariant_12_log_probs_are_those_of_the_tokens_that_were_sampled(rollou
             rollout.log_probs[row][rollout.mask[row]], expected, atol=1e-5, rtol=1e-4
         )
     assert rollout.mask.sum(1).unique().numel() > 1
+
+
+def test_a_stop_token_that_is_not_special_is_no_part_of_the_text(tokenizer, policy):
+    """As Gemma's <end_of_turn>, where the tokenizer holds it as an ordinary added token."""
+    seen = []
+
+    def remember(prompts, completions, **columns):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    rewards = WeightedSum({"seen": FunctionScorer(remember, "seen")})
+    prompts = [{"prompt": word} for word in WORDS]
+    words = list(range(2, 10))  # "a" to "h"
+    rollout = gather(tokenizer, policy, rewards=rewards, stop_token_ids=[0, *words])
+    stops = [
+        row[mask][-1].item() for row, mask in zip(rollout.completion_ids, rollout.mask, strict=True)
+    ]
+    assert set(stops) & set(words) and rollout.ended.all()
+    assert not any(set(text.split()) & set("abcdefgh") for text in seen)
+    assert [sample["completion"] for sample in samples(rollout, prompts, tokenizer)] == seen
 
 
 def test_invariant_01_how_rows_are_batched_changes_nothing(rollout, tokenizer, policy):

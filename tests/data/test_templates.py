@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trl
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -109,6 +109,7 @@ THREE = [*ONE, user("why"), assistant("no"), user("so"), assistant("ok")]
 REASONED = [user("hi"), assistant("<think>\nbecause\n</think>\n\nyes")]
 WANT_PARTS = ("idefics3", "smolvlm", "llava_next")
 WANT_REASONING = ("deepseek", "nemotron")
+PHI3_TURNS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 REFUSE_SYSTEM = ("gemma", "gemma_training")
 SAMPLE = ("llama3_1", "qwen3", "gemma", "phi3", "lfm2", "deepseekv3", "idefics3")
 THE_REST = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in SAMPLE]
@@ -227,6 +228,18 @@ def test_an_eos_that_closes_the_turn_and_the_text_is_learned_once():
     tokenizer.eos_token = "<|end|>"
     assert written(tokenizer, ONE, False).endswith("yes<|end|>\n<|end|>")
     assert learned(tokenizer, ONE) == [["yes<|end|>"]]
+
+
+def test_an_eos_right_behind_the_end_of_the_turn_is_not_learned():
+    """Phi-3's own tokenizer swallows the line ends behind its control tokens, so that the two are neighbours."""
+    tokenizer = shipped_tokenizer.__wrapped__("phi3")
+    swallowing = [AddedToken(token, special=True, rstrip=True) for token in PHI3_TURNS]
+    tokenizer.add_special_tokens({"extra_special_tokens": swallowing})
+    ids = tokenizer.apply_chat_template(ONE, return_dict=False)
+    assert tokenizer.decode(ids).endswith("yes<|end|><|endoftext|>")
+    assert learned(tokenizer, ONE) == [["yes<|end|>"]]
+    assert learned(tokenizer, THREE) == [["yes<|end|>", "no<|end|>", "ok<|end|>"]]
+    assert tokenizer.decode(end_of_turn_id(tokenizer)) == "<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -364,6 +377,13 @@ def test_a_template_that_writes_bos_gets_no_second_one():
 # ---- several templates, the date, two tokenizers -----------------------------------------------------------------
 
 
+def test_a_template_with_a_syntax_error_is_not_the_fault_of_a_row(refused):
+    tokenizer = shipped_tokenizer.__wrapped__("qwen3")
+    tokenizer.chat_template = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
+    message = refused(template_checks, tokenizer)
+    assert "not valid Jinja (line 2: unexpected '}')" in message and "correct it" in message
+
+
 def test_of_several_templates_the_default_counts(refused):
     tokenizer = shipped_tokenizer.__wrapped__("lfm2")
     template = tokenizer.chat_template
@@ -403,6 +423,27 @@ def test_the_date_in_a_template_is_that_of_the_run(monkeypatch):
     gpt_oss = shipped_tokenizer("gptoss")
     with fixed_date(date(2024, 2, 29)):
         assert "Current date: 2024-02-29" in gpt_oss.decode(encode_prompt(gpt_oss, "hi"))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("strftime_now('%d %b %Y')", "29 Feb 2024"),
+        ('strftime_now("%B %-d, %Y")', "February 29, 2024"),
+        ("strftime_now(format='%Y-%m-%d')", "2024-02-29"),
+        ("strftime_now('%Y' + '-%j')", "2024-060"),
+        ("strftime_now(form)", "Thursday 00:00"),
+    ],
+)
+def test_the_date_does_not_depend_on_how_a_template_asks(call, text):
+    tokenizer = shipped_tokenizer.__wrapped__("qwen3")
+    begin = "\n  {%- set form = '%A %H:%M' -%}"
+    tokenizer.chat_template = f"{begin}<|im_start|>{{{{ {call} if strftime_now is defined }}}}" + (
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
+    )
+    with fixed_date(date(2024, 2, 29)):
+        written = tokenizer.decode(encode_prompt(tokenizer, "hi"))
+    assert written == f"<|im_start|>{text}<|im_start|>hi<|im_end|><|im_start|>"
 
 
 def test_two_tokenizers_of_one_template():

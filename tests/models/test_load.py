@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -208,6 +209,25 @@ def test_every_stop_token_of_the_generation_config_is_kept(tokenizer, make_polic
     saved = load_policy(str(tmp_path / "run"))
     assert saved.generation_config.eos_token_id == [0, end_of_turn]
     assert stop_token_ids(saved, tokenizer) == [0, end_of_turn]
+
+
+def test_settings_of_generation_without_effect_do_not_keep_a_run_from_saving(
+    tokenizer, make_policy, tmp_path
+):
+    """Llama 2 and Vicuna name a temperature without do_sample. transformers saves it only in a config that is as it was."""
+    save(make_policy(tokenizer), tokenizer, tmp_path / "base")
+    file = tmp_path / "base" / "generation_config.json"
+    settings = {"temperature": 0.9, "top_p": 0.6, "length_penalty": 2.0, "output_scores": True}
+    file.write_text(json.dumps(settings | {"eos_token_id": [0, 10], "repetition_penalty": 1.1}))
+    policy = load_policy(str(tmp_path / "base"))
+    fit_embeddings(policy, tokenizer)
+    save(policy, tokenizer, tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    assert not settings.keys() & saved.keys()
+    assert saved["eos_token_id"] == [0, 10] and saved["repetition_penalty"] == 1.1
+    file.write_text(json.dumps(settings | {"do_sample": True}))
+    kept = load_policy(str(tmp_path / "base")).generation_config
+    assert (kept.temperature, kept.top_p) == (0.9, 0.6)
 
 
 def test_sizes_that_do_not_fit_name_the_nearest(tokenizer, refused):

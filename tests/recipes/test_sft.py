@@ -11,6 +11,7 @@ import trl
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf.data.padding import IGNORED
+from rlhf.models.load import save
 from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.run import start
 
@@ -110,6 +111,16 @@ def test_each_answer_with_a_rewritten_history_is_an_example(byte_model, write, t
     assert "train: 5 examples of 3 rows" in said
     assert record.metrics["train_rows"] == 5 and record.metrics["rows_too_long"] == 0
     assert record.template_date == date.today().isoformat()
+
+
+def test_packing_is_refused_where_examples_would_read_each_other(
+    plain_tokenizer, make_architecture, write, failing, tmp_path
+):
+    save(make_architecture("opt"), plain_tokenizer, tmp_path / "opt")
+    data = write("talk.jsonl", [{"messages": TALK}])
+    flags = ["--dataset_name", data, "--model_name_or_path", tmp_path / "opt", "--eval_fraction", 0]
+    assert "set packing: false" in failing(*flags, "--packing", True)
+    assert "set packing: true" in failing(*flags, "--padding_free", True)
 
 
 def test_only_answers_have_labels(sft, tokenizer):

@@ -27,14 +27,18 @@ def test_a_parent_of_the_hub_has_its_revision():
     assert parent_entry("gpt2") == {"name": "gpt2"}
 
 
-def test_the_revision_reaches_the_models_own_tokenizer_and_no_other(monkeypatch):
+def test_the_revision_reaches_the_models_own_tokenizer_and_no_other(monkeypatch, tokenizer):
     asked = []
-    monkeypatch.setattr(
-        load, "load_tokenizer", lambda path, **options: asked.append((path, options))
-    )
+
+    def remember(path, **options):
+        asked.append((path, options))
+        return tokenizer
+
+    monkeypatch.setattr(load, "load_tokenizer", remember)
     ModelSettings(model_name_or_path="gpt2", model_revision="v2").load_tokenizer()
     ModelSettings("gpt2", model_revision="v2", tokenizer_name_or_path="t").load_tokenizer()
-    assert asked == [("gpt2", {"revision": "v2"}), ("t", {})]
+    own = ("gpt2", {"revision": "v2"})
+    assert asked == [own, ("t", {}), own]  # the last to compare the two
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The key `defaults` of a recipe's YAML, and the settings that load a model's parts."""
 
+import copy
 import os
 import typing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,14 @@ import yaml
 from transformers import TrainingArguments
 
 from rlhf.models.load import save
-from rlhf.runs.settings import DataSettings, ModelSettings, changed_settings, help_text, parse
+from rlhf.runs.settings import (
+    DataSettings,
+    ModelSettings,
+    ScratchSettings,
+    changed_settings,
+    help_text,
+    parse,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PPO = ROOT / "recipes" / "configs" / "ppo"
@@ -151,11 +160,37 @@ def test_the_tokenizer_is_the_models_own_unless_another_is_named(
     tokenizer, bytes_tokenizer, make_policy, tmp_path
 ):
     save(make_policy(tokenizer), tokenizer, tmp_path / "model")
-    bytes_tokenizer.save_pretrained(tmp_path / "other")
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens("another")
+    larger.save_pretrained(tmp_path / "other")
     settings = ModelSettings(model_name_or_path=str(tmp_path / "model"))
     assert settings.load_tokenizer().get_vocab() == tokenizer.get_vocab()
     settings.tokenizer_name_or_path = str(tmp_path / "other")
+    assert settings.load_tokenizer().get_vocab() == larger.get_vocab()
+
+
+@dataclass
+class AnyStart(ModelSettings, ScratchSettings):
+    """Settings of recipes that load a model or begin from scratch."""
+
+
+def test_a_tokenizer_of_other_ids_is_refused_for_a_trained_model(
+    tokenizer, bytes_tokenizer, make_policy, tmp_path, refused
+):
+    save(make_policy(tokenizer), tokenizer, tmp_path / "model")
+    bytes_tokenizer.save_pretrained(tmp_path / "other")
+    paths = {
+        "model_name_or_path": str(tmp_path / "model"),
+        "tokenizer_name_or_path": str(tmp_path / "other"),
+    }
+    message = refused(ModelSettings(**paths).load_tokenizer)
+    assert "only adds tokens" in message and "14 of 14 ids" in message
+    # The remedies.
+    settings = AnyStart(**paths, from_scratch=True)
     assert settings.load_tokenizer().get_vocab() == bytes_tokenizer.get_vocab()
+    bytes_tokenizer.save_pretrained(tmp_path / "model")
+    again = ModelSettings(**paths).load_tokenizer()
+    assert again.get_vocab() == bytes_tokenizer.get_vocab()
 
 
 def test_lora_is_added_only_with_use_peft(tokenizer, make_policy):

@@ -1,6 +1,7 @@
 """The engine with tiny trained models: its text, seeds, samples, scores, cancelling, and limits."""
 
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,19 @@ def test_greedy_text_equals_plain_generate(engine, runs, model):
         "\N{REPLACEMENT CHARACTER}"
     )
     assert done.tokens == len(row)
+
+
+def test_a_stop_token_that_is_not_special_is_no_part_of_the_text(runs):
+    """As Gemma's <end_of_turn>, where the tokenizer holds it as an ordinary added token."""
+    with closing(Engine({"ppo": str(runs / "demo" / "ppo")})) as engine:
+        policy, tokenizer = engine._policies["ppo"]
+        end = tokenizer("friend", add_special_tokens=False)["input_ids"][-1]
+        policy.generation_config.eos_token_id = [end]
+        text, done = drain(engine.stream("ppo", HI, GREEDY))
+        [whole] = engine.sample("ppo", HI, GREEDY, 1)
+    assert (done.finish, whole.finish) == ("stop", "stop") and done.tokens == whole.tokens
+    answer = "Hello \N{GRINNING FACE} friend"
+    assert text == whole.text == answer.removesuffix(tokenizer.decode([end]))
 
 
 def test_no_piece_holds_half_a_character(engine):
