@@ -162,7 +162,7 @@ def precision_of_resumed(checkpoint: str | None) -> dict:
 
 
 def check(chosen: Precision, asked: str | None, device: torch.device) -> None:
-    """Refuse a key, or accelerate's word, that is not what the run will compute in, and a precision that the device lacks."""
+    """Refuse a key, or accelerate's word, that is not what the run will compute in, and what the device lacks."""
     if asked not in (None, "auto", chosen.name):
         remedy = f"set precision: {chosen.name}"
         if chosen.name == "bf16 weights":
