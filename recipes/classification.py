@@ -12,12 +12,14 @@ every class.
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 from transformers import DataCollatorWithPadding, set_seed
 
 from rlhf.data.splits import Splits
 from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
+from rlhf.runs.ranges import at_least
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.classification.encode import LabelForm, LabelTask, find_task, rare_labels
@@ -66,6 +68,8 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
             "help": "balanced: every label weighs the same in the loss, however rare; or none."
         },
     )
+
+    RANGES: ClassVar[dict] = {"consistency_coef": at_least(0)}
 
 
 def main(settings: ClassificationSettings, args: EncoderConfig) -> None:

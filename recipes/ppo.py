@@ -10,6 +10,7 @@ the end: does a higher score read better? The algorithms: docs/algorithms.md. Ev
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import set_seed
 
@@ -32,6 +33,7 @@ from rlhf.policy_gradient.roles import (
 from rlhf.policy_gradient.trainer import PolicyGradientTrainer
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
+from rlhf.runs.ranges import at_least
 from rlhf.runs.record import read_jsonl
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
@@ -49,6 +51,8 @@ class PPOSettings(RoleSettings, DataSettings, ModelSettings):
         metadata={"help": "Plain text for PPO-ptx (ptx_coef): file or Hub id with a text column."},
     )
     eval_limit: int = field(default=256, metadata={"help": "Evaluation prompts at most."})
+
+    RANGES: ClassVar[dict] = {"eval_limit": at_least(1)}
 
 
 def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:

@@ -12,11 +12,13 @@ both by kind of question, predictions.json (and na_prob.json, v2) is what SQuAD'
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import DataCollatorWithPadding, set_seed
 
 from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
+from rlhf.runs.ranges import at_least
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
@@ -53,6 +55,8 @@ class QuestionAnsweringSettings(DataSettings, ModelSettings, ScratchSettings):
         default="word",
         metadata={"help": "What F1 counts: word, by SQuAD's rules, or character, by KorQuAD's."},
     )
+
+    RANGES: ClassVar[dict] = {"stride": at_least(0), "max_answer_length": at_least(1)}
 
 
 @dataclass

@@ -11,6 +11,7 @@ conversation is an example. `pretraining_dataset` mixes plain text in, as Instru
 
 import random
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from datasets import Dataset
 from transformers import set_seed
@@ -32,6 +33,8 @@ from rlhf.models.load import load_policy, save
 from rlhf.models.packed_rows import check_packing
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.models.scratch import new_policy
+from rlhf.runs.checkpoints import check_is_measured
+from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import recording, start
@@ -39,6 +42,8 @@ from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 
 KINDS = ("prompt_completion", "messages", "text")
 
+# What an evaluation of SFTTrainer gives, of which metric_for_best_model names one.
+MEASURED = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy", "eval_num_tokens")
 # Keys of SFTConfig that have no effect here -> what to do instead.
 REFUSED = {
     "assistant_only_loss": "remove it: of messages only the assistant's turns are learned",
@@ -51,6 +56,7 @@ REFUSED = {
     "model_init_kwargs": "use dtype and model_revision",
     "padding_free": "set packing: true, which packs rows without padding",
     "pad_token": "set pad_token in the tokenizer_config.json of the model",
+    "padding_free": "set packing: true, whose batches have no padding either",
     "truncation_mode": "remove it: rows longer than max_length are dropped and counted, not cut",
     "trust_remote_code": "remove it: code of the Hub is never run",
 }
@@ -65,6 +71,14 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     )
     pretraining_share: float = field(
         default=0.1, metadata={"help": "Its share of all training examples. InstructGPT: 0.1."}
+    )
+
+    UNUSED: ClassVar[tuple] = (
+        Unused(
+            ("pretraining_share",),
+            "set pretraining_dataset too",
+            lambda run: run.pretraining_dataset is not None,
+        ),
     )
 
 
@@ -98,6 +112,11 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
         if splits.eval:
             evaluation, eval_too_long = encode(tokenizer, splits.eval, args.max_length)
             run.say(examples_line("eval", evaluation, splits.eval, eval_too_long, args.max_length))
+        elif args.eval_strategy != "no":
+            raise UserError(
+                f"eval_strategy={args.eval_strategy.value}: there are no evaluation rows: give eval_dataset_name or "
+                "eval_fraction, or set it to no"
+            )
         if settings.pretraining_dataset:
             text = load_texts(settings, tokenizer, run, limit=args.max_length)
             train = mix(train, text, settings.pretraining_share, args.seed)
@@ -140,6 +159,14 @@ def check_keys(args: SFTConfig) -> None:
         # An explicit default asks for nothing else.
         if key.name in REFUSED and value != key.default:
             raise UserError(f"{key.name}={value} has no effect here: {REFUSED[key.name]}")
+    if args.max_length is not None and args.max_length < 2:
+        raise UserError(f"max_length={args.max_length} must be at least 2")
+    if args.activation_offloading and args.device.type == "cpu":
+        raise UserError(
+            "activation_offloading moves activations from the GPU to the CPU, and this run has no GPU: drop it, or use "
+            "gradient_checkpointing"
+        )
+    check_is_measured(args.metric_for_best_model, MEASURED)
 
 
 def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:

@@ -128,7 +128,7 @@ class FunctionScorer:
             )
         bad = [i for i, score in enumerate(scores) if not _is_finite(score)]
         if bad:
-            rows = [f"row {i}: {batch.completions[i][:60]!r} -> {scores[i]}" for i in bad[:5]]
+            rows = [f"row {i}: {batch.completions[i][:60]!r} -> {scores[i]!r}" for i in bad[:5]]
             raise UserError(
                 f"reward function {self.name}: {len(bad)} scores are not finite numbers: {'; '.join(rows)}"
             )
@@ -172,6 +172,9 @@ class WeightedSum:
                 f"reward_weights has {len(weights)} numbers for {len(scorers)} rewards ({', '.join(scorers)}): "
                 "give one each, reward models first"
             )
+        for name, weight in zip(scorers, weights, strict=True):
+            if not math.isfinite(weight):
+                raise UserError(f"reward_weights: {weight} of {name} must be a finite number")
         self.scorers = scorers
         self.weights = dict(zip(scorers, weights, strict=True))
 

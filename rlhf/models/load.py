@@ -26,7 +26,7 @@ from transformers.utils import logging
 from rlhf.errors import UserError
 from rlhf.models.architectures import check_has_scores, check_policy, check_usable
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
-from rlhf.models.scores import HEADS, reads_pairs, score_head
+from rlhf.models.scores import HEADS, forget_centre, reads_pairs, score_head
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -151,6 +151,7 @@ def load_reward_model(
     )
     if new_head:
         head = score_head(model)
+        forget_centre(model)
         nn.init.zeros_(head.weight)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
@@ -213,6 +214,7 @@ def load_encoder(
         trained = trained_labels(path, revision=revision)
         if trained not in ([], labels):
             layer = score_head(model)
+            forget_centre(model)
             nn.init.normal_(layer.weight, std=model.config.initializer_range)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -47,6 +47,12 @@ def score_centre(model: nn.Module) -> float:
     return float(getattr(model.config, "score_centre", None) or 0.0)
 
 
+def forget_centre(model: nn.Module) -> None:
+    """Drop the centre of a head that is about to be replaced."""
+    if score_centre(model):
+        model.config.score_centre = None
+
+
 def scores_of_states(model: nn.Module, hidden: Tensor) -> Tensor:
     """The score at each hidden state of a decoder: (..., H) -> (...,), fp32."""
     weight = score_head(model).weight

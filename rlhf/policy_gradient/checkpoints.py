@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
@@ -76,6 +77,17 @@ def load_state(folder: Path) -> dict:
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} is not a checkpoint of this trainer: {STATE} is missing")
     return json.loads((folder / STATE).read_text())
+
+
+def check_steps(checkpoint: str, state: dict, steps_per_rollout: int) -> None:
+    """Refuse a checkpoint whose rollouts had another number of optimiser steps: the run is counted in these."""
+    step = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["global_step"]
+    if step != state["rollouts"] * steps_per_rollout:
+        raise UserError(
+            f"{checkpoint} has {step} optimiser steps after {state['rollouts']} rollouts, and this run has "
+            f"{steps_per_rollout} steps for each: resume with the rollout_batch_size, epochs_per_rollout, batch size, "
+            "accumulation and number of processes of its run"
+        )
 
 
 def load_weights(folder: Path, model: ActorCritic, average: WeightAverage | None) -> None:

@@ -192,6 +192,7 @@ class PolicyGradientConfig(TrainingArguments):
         "num_generations": at_least(1),
         "max_prompt_length": at_least(1),
         "max_completion_length": at_least(1),
+        "temperature": at_least(0),
         "kl_coef": at_least(0),
         "kl_target": more_than(0),
         "kl_horizon": at_least(1),
@@ -248,6 +249,11 @@ class PolicyGradientConfig(TrainingArguments):
         if self.temperature <= 0:
             raise UserError(
                 f"temperature={self.temperature} must be > 0: a greedy policy has no gradient; 1.0 is usual"
+            )
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            raise UserError(
+                f"lr_scheduler_type={self.lr_scheduler_type}: the score of sampled completions is too noisy to set the "
+                "learning rate by; use constant_with_warmup, linear or cosine"
             )
         if algorithm.grouped and self.num_generations < 2:
             raise UserError(

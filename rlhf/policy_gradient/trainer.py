@@ -119,6 +119,7 @@ class PolicyGradientTrainer(Trainer):
         """Restore our state before the loader is made. The weights follow, when the Trainer or DeepSpeed reads them."""
         if resume_from_checkpoint is not None:
             state = checkpoints.load_state(Path(resume_from_checkpoint))
+            checkpoints.check_steps(resume_from_checkpoint, state, self.args.steps_per_rollout)
             self.rollouts.kl_coef = state["kl_coef"]
             self.first_rollout = state["rollouts"]
             self.nonfinite.in_a_row = state["nonfinite_in_a_row"]

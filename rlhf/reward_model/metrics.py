@@ -69,6 +69,13 @@ def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
     }
 
 
+def metric_names(rows: list[dict]) -> list[str]:
+    """The names of the numbers that `ranking_report` gives for the rows, whatever their scores are."""
+    zeros = [[0.0] * len(row["ranks"]) for row in rows]
+    report = ranking_report(zeros, rows)
+    return [name for name, value in report.items() if isinstance(value, int | float)]
+
+
 def ordered_pairs(scores: list[list[float]], rows: list[dict]) -> list[Pair]:
     """All pairs of completions of one row whose ranks differ."""
     pairs = []

@@ -7,6 +7,7 @@ batch is fixed, not the number of pairs.
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from rlhf.errors import UserError
 from rlhf.models.activation_checkpointing import check_activation_checkpointing, enable
 from rlhf.models.load import save
 from rlhf.models.scores import sequence_scores
-from rlhf.reward_model.metrics import ranking_report
+from rlhf.reward_model.metrics import metric_names, ranking_report
 from rlhf.reward_model.rankings import collate_rankings
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
@@ -146,6 +147,10 @@ class RewardTrainer(Trainer):
             eval_dataset=eval_rows,
             callbacks=callbacks,
         )
+        check_load_best(self.accelerator, args)
+        if eval_rows:  # before the first step, and not at the first evaluation
+            names = [f"eval_{name}" for name in metric_names(eval_rows)]
+            check_is_measured(args.metric_for_best_model, names)
         # The loss is a mean over the batch: let the Trainer divide it by the accumulation steps.
         self.loss_is_scaled_for_ga = False
         # prompts with an ordered pair in a batch, on average over all batches of this step and all processes
@@ -162,7 +167,6 @@ class RewardTrainer(Trainer):
         prompts, number = total.tolist()
         self.mean_ordered = prompts / max(number, 1.0)
         return batches, count
-        check_load_best(self.accelerator, args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean ranking loss of the prompts that have an ordered pair.
@@ -225,7 +229,6 @@ class RewardTrainer(Trainer):
         for name, value in report.items():
             if isinstance(value, int | float):
                 metrics[f"{metric_key_prefix}_{name}"] = value
-        check_is_measured(self.args.metric_for_best_model, metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -255,8 +258,18 @@ class RewardTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        saved = torch.load(f"{resume_from_checkpoint}/{TRAINABLE}", weights_only=True)
+        path = Path(resume_from_checkpoint) / TRAINABLE
+        if not path.is_file():
+            raise UserError(
+                f"{resume_from_checkpoint} is not a checkpoint of this trainer: {TRAINABLE} is missing"
+            )
+        saved = torch.load(path, weights_only=True)
         parameters = dict(self.model.model.named_parameters())
+        if not saved.keys() <= parameters.keys():
+            raise UserError(
+                f"{resume_from_checkpoint} was trained with other parts than this run: resume with the model, use_peft "
+                "and lora_r of its run"
+            )
         with torch.no_grad():
             for name, tensor in saved.items():
                 parameters[name].copy_(tensor)

@@ -1,11 +1,16 @@
 """Choice of the output folder, and of the checkpoint that a run resumes from."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, read_object
 
+# Settings with which the optimizer's state of a checkpoint goes.
+OF_THE_OPTIMIZER = ("optim", "use_peft", "lora_r")
+# Settings that say nothing about what is computed.
+OF_THE_START = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to")
 # files of a run before its first checkpoint
 WRITTEN_EARLY = (RECORD, f"{RECORD}.tmp", "metrics.jsonl", "samples.jsonl", "alarms.jsonl")
 
@@ -67,12 +72,53 @@ def check_best_checkpoint(args) -> None:
         )
 
 
-def check_is_measured(metric: str | None, metrics: dict) -> None:
-    """Refuse a metric_for_best_model that an evaluation does not give. metrics: of an evaluation, `eval_...`."""
+def check_is_measured(metric: str | None, metrics: Iterable[str]) -> None:
+    """Refuse a metric_for_best_model that an evaluation does not give. metrics: names of those it gives, `eval_...`."""
     if metric is None or f"eval_{metric.removeprefix('eval_')}" in metrics:
         return
     names = [name.removeprefix("eval_") for name in metrics]
     raise UserError(f"metric_for_best_model={metric}: use one of {', '.join(names)}")
+
+
+def changed_since(checkpoint: str | None, config: dict) -> str:
+    """The settings that differ from those of the run that is resumed, in a line; "" where none does.
+
+    config: the settings of this run that are not their defaults, as in a record. UserError for a setting with which the
+    checkpoint cannot be read.
+    """
+    if checkpoint is None:
+        return ""
+    before = read_object(Path(checkpoint).parent / RECORD).get("config")
+    if before is None:  # the folder has lost its record
+        return ""
+    changes = []
+    for name in sorted(before.keys() | config.keys()):
+        old, new = before.get(name, "its default"), config.get(name, "its default")
+        if old == new or name in OF_THE_START:
+            continue
+        if name in OF_THE_OPTIMIZER:
+            raise UserError(
+                f"{checkpoint} was trained with {name}: {old}, and this run has {new}: resume with the same"
+            )
+        changes.append(f"{name} {new} (was {old})")
+    if not changes:
+        return ""
+    return f"resumed with other settings: {', '.join(changes)}"
+
+
+def stop_where_the_run_has_ended(trainer) -> None:
+    """Let a Trainer that resumes from the last checkpoint of its run make no step: it would make one more."""
+    run_epoch = trainer._run_epoch
+
+    def run_epoch_unless_ended(*args, **options):
+        state, control = trainer.state, trainer.control
+        # An early stop is told as the training begins.
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            control.should_training_stop = True
+            return
+        run_epoch(*args, **options)
+
+    trainer._run_epoch = run_epoch_unless_ended
 
 
 def checkpoint_to_resume(args) -> str | None:

@@ -78,7 +78,7 @@ def unused_keys(settings: tuple, given: dict) -> dict[str, str]:
         run.__dict__.update(vars(item))
         defaults |= default_values(item)
     reasons: dict[str, str] = {}
-    for rule in rules_of(settings):
+    for rule in rules_of(map(type, settings)):
         for key in rule.keys:
             is_ours = key in given and key in defaults
             if is_ours and not rule.allows(given[key], defaults[key]) and not rule.used(run):
@@ -86,17 +86,34 @@ def unused_keys(settings: tuple, given: dict) -> dict[str, str]:
     return reasons
 
 
-def rules_of(settings: Iterable) -> list[Unused]:
-    """The rules in UNUSED of the settings' classes, and those of all recipes."""
+def never_read(classes: Iterable[type], given: dict) -> dict[str, str]:
+    """key -> reason, of the given keys that no run of these classes of settings reads.
+
+    Known before the settings are made: `deepspeed`, for one, makes TrainingArguments look for a package.
+    """
+    defaults = {}
+    for cls in classes:
+        defaults |= default_values(cls)
+    reasons: dict[str, str] = {}
+    for rule in rules_of(classes):
+        for key in rule.keys:
+            is_ours = rule.used is never and key in given and key in defaults
+            if is_ours and not rule.allows(given[key], defaults[key]):
+                reasons[key] = rule.reason
+    return reasons
+
+
+def rules_of(classes: Iterable[type]) -> list[Unused]:
+    """The rules in UNUSED of the classes of settings, and those of all recipes."""
     rules = list(ARGUMENTS)
-    for item in settings:
-        for cls in type(item).__mro__:
+    for settings in classes:
+        for cls in settings.__mro__:
             rules += cls.__dict__.get("UNUSED", ())
     return rules
 
 
 def default_values(item) -> dict:
-    """The default of each setting, by name."""
+    """The default of each setting, by name. item: a dataclass or an instance of one."""
     values = {}
     for f in dataclasses.fields(item):
         values[f.name] = f.default
@@ -113,18 +130,18 @@ def refuse(reasons: dict[str, str], given: dict, sources: dict[str, str], but: s
 
 
 def evaluates(run) -> bool:
-    return str(run.eval_strategy) != "no"
+    return run.eval_strategy != "no"  # the text of an enum equals it, str() of it does not
 
 
 def saves_checkpoints(run) -> bool:
-    return str(run.save_strategy) != "no"
+    return run.save_strategy != "no"
 
 
 def picks_by_metric(run) -> bool:
     """True if something is chosen by metric_for_best_model."""
     return (
         run.load_best_model_at_end
-        or str(run.save_strategy) == "best"
+        or run.save_strategy == "best"
         or run.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
     )
 

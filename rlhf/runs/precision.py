@@ -162,13 +162,18 @@ def precision_of_resumed(checkpoint: str | None) -> dict:
 
 
 def check(chosen: Precision, asked: str | None, device: torch.device) -> None:
-    """Refuse a key, or accelerate's word, that is not what the run will compute in, and bf16 on a device without it."""
+    """Refuse a key, or accelerate's word, that is not what the run will compute in, and what the device lacks."""
     if asked not in (None, "auto", chosen.name):
         remedy = f"set precision: {chosen.name}"
         if chosen.name == "bf16 weights":
             remedy = "set dtype: float32, or precision: auto"
         raise UserError(
             f"the settings or accelerate say {asked}, but the run computes in {chosen.name} ({chosen.reason}): {remedy}"
+        )
+    if chosen.name == "fp16" and device.type == "cpu":
+        # accelerate would compute in fp32 without a word.
+        raise UserError(
+            "fp16 does not work on a cpu: use bf16: true, or precision: auto for what is faster here"
         )
     if chosen.name == "bf16" and not supports_bf16(device):
         raise UserError(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from rlhf.errors import UserError
+from rlhf.runs.checkpoints import stop_where_the_run_has_ended
 from rlhf.runs.plots import saved_figure
 from rlhf.runs.record import read_jsonl
 
@@ -88,13 +90,19 @@ class RunProgress(TrainerCallback):
             self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            raise UserError(
+                "no step was made: the training rows are fewer than a batch, and dataloader_drop_last: true drops them; "
+                "drop it, or lower per_device_train_batch_size"
+            )
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
 def use_run_progress(trainer, folder: str | os.PathLike) -> None:
-    """Replace the Trainer's own bar and printer by RunProgress."""
+    """Replace the Trainer's own bar and printer by RunProgress. A run that has ended already makes no step."""
+    stop_where_the_run_has_ended(trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(folder))

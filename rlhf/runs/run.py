@@ -22,7 +22,13 @@ from pathlib import Path
 
 from rlhf.data.templates import fixed_date
 from rlhf.errors import UserError
-from rlhf.runs.checkpoints import check_best_checkpoint, check_output_dir, checkpoint_to_resume
+from rlhf.runs.checkpoints import (
+    changed_since,
+    check_best_checkpoint,
+    check_output_dir,
+    checkpoint_to_resume,
+)
+from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
@@ -35,6 +41,7 @@ from rlhf.runs.record import RECORD, RunRecord, parent_entry, read_object
 from rlhf.runs.settings import changed_settings, parse
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
+LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
 
 
 def start(main, description: str, argv: list[str] | None = None) -> None:
@@ -46,8 +53,13 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
         hints.pop("return", None)
         main(*parse(list(hints.values()), description, argv))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # one line, not one per process
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
+        else:
+            # One line, not one per process. Who is still here has an error that the first process does not.
+            time.sleep(LAUNCHER_STOPS)
+            print(f"error in process {rank}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     finally:
         import torch.distributed as dist
@@ -60,6 +72,7 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
 def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
+    check_packages(args)
     check_best_checkpoint(args)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     # Only in the first process: the others could find what it has written meanwhile.
@@ -67,9 +80,13 @@ def recording(recipe: str, settings, args):
         check_output_dir(args.output_dir, args.resume_from_checkpoint)
     day = _template_date(args)
     run = Run(recipe, settings, args)
+    # The record of the run that is resumed is about to be replaced.
+    changes = changed_since(args.resume_from_checkpoint, run.record.config)
     run.record.template_date = day.isoformat()
     _hide_progress_bars()
     run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
+    if changes:
+        run.say(changes)
     started = time.time()
     run.save()  # "running", for whoever looks meanwhile
     try:

@@ -78,6 +78,8 @@ class DataSettings:
         },
     )
 
+    RANGES: ClassVar[dict] = {"dataset_limit": at_least(1)}
+
 
 @dataclass
 class ModelSettings:
@@ -231,12 +233,13 @@ def parse(classes: list[type], description: str, argv: list[str] | None = None) 
     check_flags(flags, names)
     # Before the settings: TrainingArguments may read them.
     set_environment(_environment(base, own))
-    settings = _make_settings(classes, base | own, flags)
-
     given = dict(own)
     sources = dict.fromkeys(own, str(path))
     for name, value in keys.given_flags(flags).items():
         given[name], sources[name] = value, keys.COMMAND_LINE
+    keys.refuse(keys.never_read(classes, given), given, sources, but=set())
+    settings = _make_settings(classes, base | own, flags)
+
     unused = keys.unused_keys(settings, given)
     # A flag may take the ground from under a key of the file, as --use_peft false does from lora_r.
     overruled = _overruled(classes, base | own, unused, sources)

@@ -235,6 +235,8 @@ class EarlyStopping(EarlyStoppingCallback):
         attributes = stored["attributes"]
         for name, value in attributes.items():
             setattr(self, name, value)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True  # the run had stopped here
 
 
 # ---- trainer -----------------------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ def trained_on(tokenizer):
     ]
 
 
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(refused, weight):
+    scorers = {"length": FunctionScorer(lambda prompts, completions: [1.0], "length")}
+    assert "of length must be a finite number" in refused(WeightedSum, scorers, [weight])
+
+
 def test_invariant_04_text_is_scored_exactly_as_it_was_trained(tokenizer, make_reward_model):
     scorer = RewardModelScorer(make_reward_model(tokenizer), tokenizer, batch_size=2)
     found = scorer(ScoringBatch(PROMPTS, TEXTS))

@@ -26,7 +26,7 @@ from rlhf.models.parts import (
     label_maps,
     stop_token_ids,
 )
-from rlhf.models.scores import score_head, sequence_scores, shift_scores
+from rlhf.models.scores import score_centre, score_head, sequence_scores, shift_scores
 from rlhf.models.scratch import new_policy
 
 IDS = torch.tensor([[2, 3, 4, 0], [5, 6, 0, 13], [7, 0, 13, 13]])
@@ -431,3 +431,15 @@ def test_disable_dropout_leaves_the_config_on_disk(make_architecture, tokenizer,
     again.set_attn_implementation("eager")
     with torch.no_grad():
         assert torch.equal(again(input_ids=IDS).logits, again(input_ids=IDS).logits)
+
+
+def test_a_new_head_has_not_the_centre_of_the_old_one(tokenizer, make_reward_model, tmp_path):
+    """A regression that began from a Llama reward model gave every number with its centre subtracted."""
+    model = make_reward_model(tokenizer)
+    model.config.score_centre = 0.7
+    save(model, tokenizer, tmp_path)
+    reward = load_reward_model(str(tmp_path), new_head=True)
+    head = "AutoModelForSequenceClassification"
+    regression = load_encoder(str(tmp_path), head, labels=["score"], new_head=True)
+    assert score_centre(load_reward_model(str(tmp_path))) == 0.7
+    assert score_centre(reward) == score_centre(regression) == 0.0

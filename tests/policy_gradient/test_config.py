@@ -41,6 +41,7 @@ SIZES = dict(
         ({"num_generations": 2}, ["num_generations=2", "rloo, grpo, dr_grpo, dapo, gspo", "set 1"]),
         ({"algorithm": "pp"}, ["'pp'", *ALGORITHMS]),
         ({"temperature": 0.0}, ["temperature=0.0"]),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_every": 1}, ["too noisy", "linear"]),
         ({"long_prompts": "skip"}, ["'skip'", "drop or cut"]),
         ({"clip_range": -0.2}, ["clip_range=-0.2", ">= 0"]),
         (

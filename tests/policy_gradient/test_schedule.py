@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.policy_gradient.checkpoints import check_steps
 from rlhf.policy_gradient.config import PolicyGradientConfig
 
 SIZES = dict(rollout_batch_size=16, per_device_train_batch_size=4, epochs_per_rollout=1)
@@ -106,3 +107,11 @@ def test_activation_checkpointing_is_refused_where_it_cannot_work(config, refuse
     message = refused(config, gradient_checkpointing=True, gradient_checkpointing_kwargs=reentrant)
     assert "use_reentrant" in message
     assert config(gradient_checkpointing=True).activation_checkpointing is True
+
+
+def test_a_checkpoint_of_rollouts_with_other_steps_is_refused(tmp_path, refused):
+    """16 steps would be taken for the end of 4 rollouts, where they were 2."""
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 16}')
+    check_steps(str(tmp_path), {"rollouts": 2}, 8)
+    message = refused(check_steps, str(tmp_path), {"rollouts": 2}, 4)
+    assert "16 optimiser steps after 2 rollouts" in message and "epochs_per_rollout" in message

@@ -93,11 +93,27 @@ def failing(train, capsys):
         (["--dataset_text_field", "story"], "columns: text=NAME"),
         (["--chat_template_path", "a.jinja"], "chat_template.jinja"),
         (["--eos_token", "<eos>"], "tokenizer_config.json"),
+        (["--padding_free", "true"], "packing: true"),
+        (["--max_length", "0"], "must be at least 2"),
+        (["--activation_offloading", "true"], "no GPU"),
+        (
+            "--metric_for_best_model f1 --load_best_model_at_end true --eval_strategy epoch --save_strategy epoch".split(),
+            "use one of loss, mean_token_accuracy",
+        ),
+        (["--report_to", "wandb"], "report_to: none"),
+        (["--optim", "lomo"], "lomo_optim"),
+        (["--use_liger_kernel", "true"], "liger-kernel is not installed"),
     ],
 )
 def test_keys_without_an_effect_are_refused(failing, flags, remedy):
     message = failing("--dataset_name", "none.jsonl", *flags)
     assert flags[0].removeprefix("--") in message and remedy in message
+
+
+def test_evaluations_without_rows_are_refused(byte_model, write, failing):
+    flags = ["--dataset_name", write("rows.jsonl", [{"prompt": "a", "completion": "b"}] * 3)]
+    flags += ["--eval_strategy", "epoch", "--model_name_or_path", byte_model("qwen3")]
+    assert "eval_strategy=epoch: there are no evaluation rows" in failing(*flags)
 
 
 # ---- conversations -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from transformers import AutoModelForSequenceClassification
 from transformers.optimization import Adafactor
 
@@ -95,10 +96,17 @@ def test_the_saved_model_is_the_best_checkpoints(make, tmp_path, monkeypatch, lo
 
 def test_a_metric_that_no_evaluation_gives_is_named(make, refused):
     steps = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
-    trainer = make(load_best_model_at_end=True, metric_for_best_model="f1", **steps)
-    assert "metric_for_best_model=f1: use one of accuracy" in refused(trainer.evaluate)
+    settings = steps | dict(load_best_model_at_end=True, metric_for_best_model="f1")
+    assert "metric_for_best_model=f1: use one of accuracy" in refused(make, **settings)
     lower = make(load_best_model_at_end=True, metric_for_best_model="loss", **steps)
     assert lower.args.greater_is_better is False
+
+
+def test_the_best_checkpoint_is_refused_where_weights_are_sliced(make, refused, monkeypatch):
+    kind = property(lambda accelerator: DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    steps = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    assert "does not work under FSDP" in refused(make, load_best_model_at_end=True, **steps)
 
 
 def test_noise_in_the_embeddings_and_another_optimizer(make):

@@ -127,6 +127,10 @@ def test_every_field_of_the_trainer_works_or_is_refused(recipe_module, recipe):
         ("reward", "--train_sampling_strategy group_by_length", ["several texts"]),
         ("reward", "--push_to_hub", ["push_to_hub=True", "hf upload"]),
         ("reward", "--eval_steps 5", ["eval_steps=5", "eval_strategy: steps"]),
+        ("reward", "--eval_delay 5", ["eval_delay=5", "eval_strategy is no"]),
+        ("reward", "--save_strategy no --save_total_limit 2", ["saves no checkpoints"]),
+        ("sft", "--deepspeed zero.json", ["deepspeed=zero.json", "zero2.yaml"]),
+        ("sft", "--pretraining_share 0.3", ["pretraining_share=0.3", "pretraining_dataset"]),
         ("sft", "--trust_remote_code true", ["trust_remote_code=true", "never run"]),
         ("sft", "--hidden_size 32", ["hidden_size=32", "from_scratch"]),
         (
@@ -159,6 +163,10 @@ def test_a_key_that_the_run_would_pass_over_is_refused(given, refused, recipe, f
         ("ppo", "--kl_horizon 5 --kl_target 6 --ptx_dataset_name a.txt --ptx_coef 1"),
         ("ppo", "--save_total_limit 2 --save_every 1 --remove_unused_columns false"),
         ("reward", "--eval_strategy steps --eval_steps 5 --logging_nan_inf_filter false"),
+        (
+            "reward",
+            "--save_strategy best --eval_strategy epoch --metric_for_best_model loss --eval_delay 1",
+        ),
         ("sft", "--hidden_size 32 --from_scratch --model_name_or_path gpt2"),
         ("pretrain", "--train_sampling_strategy group_by_length --objective masked"),
         ("tokenizer", "--lowercase true --tokenizer_type wordpiece --chat false"),
@@ -230,6 +238,12 @@ def test_flags_in_every_form():
         ("ppo", "--save_every -2", "save_every=-2 must be at least 0"),
         ("ppo", "--per_device_train_batch_size 0", "per_device_train_batch_size=0"),
         ("classification", "--max_length 1", "max_length=1 must be at least 2"),
+        ("classification", "--consistency_coef nan", "consistency_coef=nan must be at least 0"),
+        ("question_answering", "--max_answer_length 0", "max_answer_length=0 must be at least 1"),
+        ("ppo", "--temperature nan", "temperature=nan must be at least 0"),
+        ("ppo", "--temperature inf", "temperature=inf must be at least 0"),
+        ("ppo", "--eval_limit -3", "eval_limit=-3 must be at least 1"),
+        ("sft", "--dataset_limit -3", "dataset_limit=-3 must be at least 1"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused(given, refused, recipe, flags, said):

@@ -133,6 +133,13 @@ def test_bf16_is_refused_where_the_device_has_none(decide, monkeypatch, refused)
 # ---- accelerate's own setting ----
 
 
+def test_fp16_is_refused_on_a_cpu(decide, refused, monkeypatch):
+    """accelerate computes in fp32 there, and the record said fp16."""
+    assert "fp16 does not work on a cpu: use bf16: true" in refused(decide, fp16=True)
+    monkeypatch.setenv(LAUNCHED, "fp16")
+    assert "fp16 does not work on a cpu" in refused(decide)
+
+
 def test_what_accelerate_was_told_is_followed_by_name(decide, monkeypatch):
     """accelerate's config had won without a word: the run's settings, record and memory table said fp32."""
     monkeypatch.setenv(LAUNCHED, "bf16")

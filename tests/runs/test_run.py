@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import typing
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
 from rlhf.runs import processes
-from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
+from rlhf.runs.checkpoints import changed_since, check_output_dir, checkpoint_to_resume
+from rlhf.runs.progress import use_run_progress
 from rlhf.runs.record import RunRecord, find_runs, parent_entry
-from rlhf.runs.run import start
+from rlhf.runs.run import LAUNCHER_STOPS, start
 from rlhf.runs.settings import DataSettings, changed_settings, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +131,42 @@ def test_only_a_user_error_is_shortened(capsys):
 
     with pytest.raises(ValueError, match="a bug"):
         start(broken, "", ["--output_dir", "unused"])
+
+
+def test_an_error_of_another_process_alone_is_told_too(capsys, monkeypatch):
+    """The first process may wait for this one, and knows nothing of it."""
+
+    def broken(settings: DataSettings, args: TrainingArguments) -> None:
+        raise UserError("a bad row")
+
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for rank, said in (("0", "error: a bad row\n"), ("1", "error in process 1: a bad row\n")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            start(broken, "", ["--output_dir", "unused"])
+        assert capsys.readouterr().err == said
+    assert waits == [LAUNCHER_STOPS]
+
+
+def test_a_resumed_run_says_which_settings_are_others(tmp_path, refused):
+    RunRecord.begin("sft", config={"learning_rate": 0.1, "optim": "sgd"}, seed=0).save(tmp_path)
+    checkpoint = str(tmp_path / "checkpoint-3")
+    same = {"learning_rate": 0.1, "optim": "sgd", "resume_from_checkpoint": checkpoint}
+    assert changed_since(checkpoint, same) == "" == changed_since(None, {})
+    said = changed_since(checkpoint, {"optim": "sgd", "max_steps": 9})
+    assert "learning_rate its default (was 0.1), max_steps 9 (was its default)" in said
+    message = refused(changed_since, checkpoint, same | {"optim": "adafactor"})
+    assert "trained with optim: sgd, and this run has adafactor: resume with the same" in message
+
+
+def test_a_run_without_a_step_is_refused(tmp_path, refused):
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, dataloader_drop_last=True
+    )  # fmt: skip
+    trainer = Trainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=[{"x": 1}])
+    use_run_progress(trainer, tmp_path)
+    assert "dataloader_drop_last" in refused(trainer.train)
 
 
 def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):

@@ -1,11 +1,14 @@
 """What EncoderTrainer adds to transformers.Trainer; the recipes' tests run it whole."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, TrainerControl
 
 from rlhf.models.parts import disable_dropout
 from rlhf.tasks.trainer import (
+    EarlyStopping,
     EncoderConfig,
     EncoderTrainer,
     LengthSampler,
@@ -242,3 +245,35 @@ def test_a_loss_by_any_name_is_better_when_it_is_lower(tmp_path, metric, higher)
 def test_the_best_checkpoint_is_kept_where_each_is_judged(tmp_path, settings, kept):
     args = EncoderConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **settings)
     assert args.load_best_model_at_end is kept
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_that_has_ended_makes_no_other_step_when_it_is_resumed(tmp_path, accumulation):
+    """The last checkpoint may be in the middle of an epoch; transformers' Trainer makes one step more from there."""
+    settings = dict(max_steps=1, save_strategy="steps", save_steps=1, per_device_train_batch_size=2)
+    settings["gradient_accumulation_steps"] = accumulation
+    first = small_trainer(tmp_path, **settings)
+    first.train()
+    resumed = small_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert resumed.state.global_step == 1
+    for expected, parameter in zip(
+        first.model.parameters(), resumed.model.parameters(), strict=True
+    ):
+        assert torch.equal(expected, parameter)
+
+
+def test_an_early_stop_holds_when_the_run_is_resumed(tmp_path):
+    callback = EarlyStopping(2)
+    state = SimpleNamespace(
+        stateful_callbacks={"EarlyStopping": {"attributes": {"early_stopping_patience_counter": 2}}}
+    )
+    settings = dict(
+        metric_for_best_model="loss", eval_strategy="epoch", load_best_model_at_end=True
+    )
+    args = SimpleNamespace(**settings)
+    for patience, stops in ((2, True), (3, False)):
+        control = TrainerControl()
+        callback.early_stopping_patience = patience
+        callback.on_train_begin(args, state, control)
+        assert control.should_training_stop is stops
