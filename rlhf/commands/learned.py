@@ -127,7 +127,10 @@ def _task_row(row: dict, kind: str) -> list[str]:
     answers = {task.answer for task in TASKS.values() if kind in task.trained_on}
     lines = []
     for column in KINDS[kind].columns:
-        text = _short(row[column])
+        value = row[column]
+        if column in ("tokens", "tags"):  # one tag for each token
+            value = " ".join(value)
+        text = _short(value)
         if column in answers:
             text = _mark(text)
         lines.append(f"{column}: {text}")

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
 from rlhf.models.parts import learns_from_text
@@ -63,8 +64,8 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         target_modules="all-linear",
         modules_to_save=whole or None,
         exclude_modules=without or None,
-        # GPT-2's Conv1D stores its matrices transposed.
-        fan_in_fan_out=model.config.model_type == "gpt2",
+        # Conv1D (GPT-2, GPT-1) stores its matrices transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     reached: list[str] = []
     try:

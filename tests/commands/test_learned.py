@@ -44,6 +44,11 @@ TURNS = [
         ("prompt", {"prompt": "a"}, ["user: a"]),
         ("text", {"text": "a b"}, ["text: [[a b]]"]),
         ("classification", {"text": "a", "label": "x"}, ["text: a", "label: [[x]]"]),
+        (
+            "ner",
+            {"tokens": ["a", "b"], "tags": ["B-x", "O"]},
+            ["tokens: a b", "tags: [[B-x O]]"],
+        ),
         ("question", {"question": "a", "context": "b"}, ["question: a", "context: b"]),
     ],
 )
