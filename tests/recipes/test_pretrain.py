@@ -219,7 +219,10 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train, stories, tmp_path
     gpt2 = train(
         *stories, "--max_steps", "1", "--save_strategy", "no", kind="gpt2", name="gpt2-run"
     )
-    wrong = fails(*masked, *stories, "--from_scratch", "false", "--model_name_or_path", str(gpt2))
+    other = ["--from_scratch", "false", "--model_name_or_path", str(gpt2)]
+    assert "ids are other tokens" in fails(*masked, *stories, *other)
+    AutoTokenizer.from_pretrained(tmp_path / "bert").save_pretrained(gpt2)  # the remedy
+    wrong = fails(*masked, *stories, *other)
     assert "cannot be loaded as AutoModelForMaskedLM" in wrong
     assert "label_smoothing_factor is for one label" in fails(
         *masked, *stories, "--label_smoothing_factor", "0.1"
