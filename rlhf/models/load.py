@@ -132,8 +132,9 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
-    check_has_scores(path, _from_pretrained(AutoConfig, path, revision=revision))
-    labels = trained_labels(path, revision=revision)
+    config = _from_pretrained(AutoConfig, path, revision=revision)
+    check_has_scores(path, config)
+    labels = _labels_of(config)
     if len(labels) > 1 and not new_head:
         raise UserError(
             f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
@@ -224,7 +225,10 @@ def load_encoder(
 
 def trained_labels(path: str, *, revision: str | None = None) -> list[str]:
     """Labels of a checkpoint that has a trained head for texts or tokens, in the order of its outputs; else []."""
-    config = _from_pretrained(AutoConfig, path, revision=revision)
+    return _labels_of(_from_pretrained(AutoConfig, path, revision=revision))
+
+
+def _labels_of(config) -> list[str]:
     labelled = ("SequenceClassification", "TokenClassification")
     if not any(name.endswith(labelled) for name in config.architectures or ()):
         return []

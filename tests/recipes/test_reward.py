@@ -69,19 +69,6 @@ def train(recipe_module, bases, write, tmp_path):
     return train
 
 
-@pytest.fixture
-def failing(train, capsys):
-    """What `train` says as it leaves with exit code 2, and that it has not trained."""
-
-    def failing(*flags, **options) -> str:
-        with pytest.raises(SystemExit) as left:
-            train(*flags, **options)
-        assert left.value.code == 2
-        return capsys.readouterr().err
-
-    return failing
-
-
 def rankings(best="c c c", ranks=(0, 1, 2)):
     rows = []
     for first in "abdefgh":

@@ -10,7 +10,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.parts import disable_dropout
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import collate_rankings, encode_rankings
-from rlhf.reward_model.trainer import RewardConfig, RewardTrainer, count_ordered
+from rlhf.reward_model.trainer import RewardTrainer, count_ordered
 from rlhf.statistics import correlation
 
 EOS = 0
@@ -34,20 +34,13 @@ def rankings(count=12):
 
 
 @pytest.fixture
-def make(tokenizer, make_reward_model, tmp_path):
+def make(tokenizer, make_reward_model, make_reward_trainer):
     def make(folder="run", *, lora=False, rows=None, **settings):
         model = disable_dropout(make_reward_model(tokenizer))
         torch.nn.init.zeros_(model.score.weight)
         model = add_lora(model, task="SEQ_CLS", rank=2, alpha=4) if lora else model
-        encoded, _ = encode_rankings(tokenizer, rows or rankings(), max_length=40)
-        defaults = dict(
-            per_device_train_batch_size=4, per_device_eval_batch_size=4, learning_rate=3e-3, num_train_epochs=2,
-            report_to="none", use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no", seed=1,
-        )  # fmt: skip
-        args = RewardConfig(output_dir=str(tmp_path / folder), **defaults | settings)
-        return RewardTrainer(
-            model=model, tokenizer=tokenizer, args=args, train_rows=encoded, eval_rows=encoded
-        )
+        settings = {"learning_rate": 3e-3} | settings
+        return make_reward_trainer(model, rows or rankings(), folder, **settings)
 
     return make
 

@@ -8,8 +8,7 @@ from transformers.optimization import Adafactor
 
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import disable_dropout
-from rlhf.reward_model.rankings import encode_rankings
-from rlhf.reward_model.trainer import TRAINABLE, RewardConfig, RewardTrainer
+from rlhf.reward_model.trainer import TRAINABLE
 
 ROWS = [
     {"prompt": prompt, "completions": ["c c c", "c d c", "d d c"], "ranks": [0, 1, 2]}
@@ -18,21 +17,13 @@ ROWS = [
 
 
 @pytest.fixture
-def make(tokenizer, make_reward_model, tmp_path):
+def make(tokenizer, make_reward_model, make_reward_trainer):
     def make(folder="run", *, lora=False, **settings):
         model = disable_dropout(make_reward_model(tokenizer))
         if lora:
             torch.manual_seed(2)
             model = add_lora(model, task="SEQ_CLS", rank=2, alpha=4)
-        encoded, _ = encode_rankings(tokenizer, ROWS, max_length=40)
-        defaults = dict(
-            per_device_train_batch_size=4, per_device_eval_batch_size=4, learning_rate=1e-2, num_train_epochs=2,
-            report_to="none", use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no", seed=1,
-        )  # fmt: skip
-        args = RewardConfig(output_dir=str(tmp_path / folder), **defaults | settings)
-        return RewardTrainer(
-            model=model, tokenizer=tokenizer, args=args, train_rows=encoded, eval_rows=encoded
-        )
+        return make_reward_trainer(model, ROWS, folder, **{"learning_rate": 1e-2} | settings)
 
     return make
 
