@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
 
+PRECISIONS = ("auto", "fp32", "bf16")  # values of the key
 MIN_GAIN = 1.2  # bf16 must be so much faster: it is less exact, and noise must not decide
 TOO_SMALL = 2**20  # weights in matrices; below it other things than matrix products take the time
 SIZES_TIMED = 3  # kinds of matrices that are timed, those with the most work
@@ -173,8 +174,8 @@ def convert_for_answers(model: nn.Module, precision: str, device: torch.device) 
     precision: "fp32", "bf16" or "auto". One token at a time, most of the time goes to reading the weights, and bf16 has half
     the bytes: auto takes it on a GPU that has it, and on a CPU if a step of this very model is clearly faster.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UserError(f"precision={precision!r}: use one of auto, fp32, bf16")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}")
     model = model.to(device)
     if precision == "fp32":
         return model

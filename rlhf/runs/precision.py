@@ -12,6 +12,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models.precision import (
+    PRECISIONS,
     bf16_weights_warning,
     is_tiny,
     supports_bf16,
@@ -20,7 +21,6 @@ from rlhf.models.precision import (
 )
 from rlhf.runs.record import RECORD, read_object
 
-PRECISIONS = ("auto", "fp32", "bf16")
 AS_SET = "as set"
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from its config file or flag
 
