@@ -100,7 +100,7 @@ def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
         trainer = make_trainer(
             settings, args, task, tokenizer, model=model, train=train, held_out=held_out
         )
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.train(trainer, lambda: None)  # saved below: a regression changes the model for it
 
         output = trainer.predict(held_out, metric_key_prefix="eval")
         if run.main:

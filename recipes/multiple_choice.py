@@ -11,10 +11,10 @@ by number of choices, errors.jsonl has the wrong rows, the surest first.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import set_seed
 
-from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
@@ -67,7 +67,7 @@ def main(settings: MultipleChoiceSettings, args: EncoderConfig) -> None:
             processing_class=tokenizer,
             data_collator=PadChoices(tokenizer),
         )
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.train(trainer, partial(run.save_model, trainer, tokenizer))
 
         output = trainer.predict(held_out, metric_key_prefix="eval")
         report = report_of(output)
@@ -76,7 +76,6 @@ def main(settings: MultipleChoiceSettings, args: EncoderConfig) -> None:
         run.metrics({"eval_rows": len(held_out), "train_rows": len(train), "texts_cut": cut})
         if not run.main:
             return
-        save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
         write_results(run, splits.eval, output, report)
 
 

@@ -10,10 +10,10 @@ plots/entities.png; the table of errors on the terminal. ner.json has every type
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import DataCollatorForTokenClassification, set_seed
 
-from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
@@ -103,7 +103,7 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
             processing_class=tokenizer,
             data_collator=DataCollatorForTokenClassification(tokenizer),
         )
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.train(trainer, partial(run.save_model, trainer, tokenizer))
 
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
         predicted = predicted_tags(output)
@@ -113,7 +113,6 @@ def main(settings: NERSettings, args: EncoderConfig) -> None:
         run.metrics({"train_rows": len(train), "labels": len(labels), "windows_added": added})
         run.metrics({"entities_out_of_reach": lost, "tags_repaired": repaired})
         if run.main:
-            save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
             write_results(run, held_out, predicted, report, units)
 
 

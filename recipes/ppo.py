@@ -79,8 +79,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         before = {}  # a resumed run has begun elsewhere
         if splits.eval and not args.resume_from_checkpoint:
             before = trainer.evaluate()
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        trainer.save_model()  # before anything can fail that comes after the training
+        run.train(trainer, trainer.save_model)
         run.best_checkpoint(trainer)
         episodes = args.episodes_after(trainer.state.global_step)
         run.metrics({"episodes": episodes, "algorithm": args.algorithm})

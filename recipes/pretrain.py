@@ -12,6 +12,7 @@ question_answering.py (masked) start from the run folder.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from transformers import Trainer, set_seed
@@ -19,7 +20,7 @@ from transformers import Trainer, set_seed
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_encoder, load_policy, save
+from rlhf.models.load import load_encoder, load_policy
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.keys import Unused
@@ -27,6 +28,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
+from rlhf.runs.trainer import RunTrainer
 from rlhf.task_table import PRETRAINING_HEADS
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
@@ -131,7 +133,7 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
         )
 
         trainer = make_trainer(settings, model, args, tokenizer, train, evaluation)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.train(trainer, partial(run.save_model, trainer, tokenizer))
 
         run.metrics({"parameters": model.num_parameters(), "train_tokens": tokens})
         if evaluation is not None:
@@ -141,7 +143,6 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
         if not run.main:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
-        save(model, tokenizer, args.output_dir)
         if evaluation is not None and not is_causal:
             samples = filled_in(model, tokenizer, evaluation, count=8)
             show(run, samples, trainer.state.global_step)
@@ -283,6 +284,10 @@ def count_tokens(rows) -> int:
 # ---- training and after ------------------------------------------------------------------------------------------
 
 
+class CausalTrainer(RunTrainer, Trainer):
+    """transformers.Trainer for next words."""
+
+
 def make_trainer(
     settings: PretrainSettings,
     model,
@@ -307,7 +312,7 @@ def make_trainer(
     set_best_metric(args, ("loss",))
     # transformers' own order by length cannot be resumed in the middle
     args.train_sampling_strategy = "random"
-    trainer = Trainer(
+    trainer = CausalTrainer(
         model=model,
         args=args,
         train_dataset=train,

@@ -12,6 +12,7 @@ both by kind of question, predictions.json (and na_prob.json, v2) is what SQuAD'
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -113,7 +114,7 @@ def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> 
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
         )
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.train(trainer, partial(run.save_model, trainer, tokenizer))
 
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
         answers, report = evaluate(output)

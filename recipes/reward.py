@@ -62,8 +62,7 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
             eval_rows=evaluation,
         )
         use_run_progress(trainer, args.output_dir)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        trainer.save_model()  # before the rest, so that nothing can lose it
+        run.train(trainer, trainer.save_model)
         run.best_checkpoint(trainer)
 
         scores = trainer.scores(evaluation)

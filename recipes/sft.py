@@ -11,6 +11,7 @@ conversation is an example. `pretraining_dataset` mixes plain text in, as Instru
 
 import random
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import ClassVar
 
 from datasets import Dataset
@@ -29,7 +30,7 @@ from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_policy, save
+from rlhf.models.load import load_policy
 from rlhf.models.packed_rows import check_packing
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.models.scratch import new_policy
@@ -39,6 +40,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
+from rlhf.runs.trainer import RunTrainer
 
 KINDS = ("prompt_completion", "messages", "text")
 
@@ -54,7 +56,6 @@ REFUSED = {
     "dataset_text_field": "name the column with columns: text=NAME",
     "eos_token": "set eos_token in the tokenizer_config.json of the model",
     "model_init_kwargs": "use dtype and model_revision",
-    "padding_free": "set packing: true, which packs rows without padding",
     "pad_token": "set pad_token in the tokenizer_config.json of the model",
     "padding_free": "set packing: true, whose batches have no padding either",
     "truncation_mode": "remove it: rows longer than max_length are dropped and counted, not cut",
@@ -80,6 +81,10 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
             lambda run: run.pretraining_dataset is not None,
         ),
     )
+
+
+class DemonstrationTrainer(RunTrainer, SFTTrainer):
+    """trl.SFTTrainer on rows that are encoded already."""
 
 
 def main(settings: SFTSettings, args: SFTConfig) -> None:
@@ -121,7 +126,7 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
             text = load_texts(settings, tokenizer, run, limit=args.max_length)
             train = mix(train, text, settings.pretraining_share, args.seed)
 
-        trainer = SFTTrainer(
+        trainer = DemonstrationTrainer(
             model=settings.with_lora(model, task="CAUSAL_LM"),
             args=args,
             processing_class=tokenizer,
@@ -129,15 +134,13 @@ def main(settings: SFTSettings, args: SFTConfig) -> None:
             eval_dataset=Dataset.from_list(evaluation) if evaluation else None,
         )
         use_run_progress(trainer, args.output_dir)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        run.train(trainer, partial(run.save_model, trainer, tokenizer))
         run.metrics({"train_rows": len(train), "rows_too_long": too_long})
         if evaluation:
             run.metrics({"eval_rows_too_long": eval_too_long})
             metrics = trainer.evaluate()
             accuracy = metrics["eval_mean_token_accuracy"]
             run.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": accuracy})
-        if run.main:
-            save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, args.output_dir)
 
 
 def load_or_make_policy(settings: SFTSettings, tokenizer, run):

@@ -37,11 +37,12 @@ from rlhf.policy_gradient.update import LossSettings, micro_batch_loss
 from rlhf.policy_gradient.update_metrics import UpdateMetrics
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.progress import append_jsonl
+from rlhf.runs.trainer import RunTrainer
 
 SKIPPED_AT_MOST = 10  # steps in a row whose gradient was not finite
 
 
-class PolicyGradientTrainer(Trainer):
+class PolicyGradientTrainer(RunTrainer, Trainer):
     """Trains the policy of `roles` on rewards.
 
     roles: the models

@@ -25,6 +25,7 @@ from rlhf.reward_model.rankings import collate_rankings
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
 from rlhf.runs.ranges import at_least
+from rlhf.runs.trainer import RunTrainer
 
 UNUSED = (
     Unused(("remove_unused_columns",), "the collator reads all columns of a ranking", fixed=False),
@@ -122,7 +123,7 @@ def count_ordered(batch: dict[str, Tensor]) -> int:
     return int((best < worst).sum())
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(RunTrainer, Trainer):
     """model: one-label sequence classification model, LoRA or not; train and eval rows as from `encode_rankings`."""
 
     def __init__(

@@ -16,6 +16,7 @@ import sys
 import time
 import typing
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -141,6 +142,33 @@ class Run:
         """Record a model that the run starts from; revision: of the Hub."""
         if path:
             self.record.parents[role] = parent_entry(path, revision=revision)
+
+    def facts(self) -> dict:
+        """What a checkpoint remembers of its run, so that no other run resumes from it."""
+        return {
+            "recipe": self.record.recipe,
+            "config": self.record.config,
+            "data": self.record.data,
+            "processes": self.args.world_size,
+        }
+
+    def train(self, trainer, save: Callable[[], None]) -> None:
+        """Train, from the checkpoint that the run resumes from if it does, and save the model.
+
+        The model is saved before it is evaluated, so that no later error can lose it.
+
+        save: writes the trained model into the run folder. Called in every process.
+        """
+        trainer.facts = self.facts()
+        trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        save()
+
+    def save_model(self, trainer, tokenizer) -> None:
+        """Write the model of a trainer into the run folder, from the main process."""
+        from rlhf.models.load import save
+
+        if self.main:
+            save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, self.folder)
 
     def best_checkpoint(self, trainer) -> None:
         """Record and print which checkpoint the trained model is, after a run with load_best_model_at_end."""

@@ -1,0 +1,12 @@
+"""What every trainer of a recipe has besides the Trainer it derives from."""
+
+
+class RunTrainer:
+    """Mixin for a transformers.Trainer that a recipe runs, named first: `class RewardTrainer(RunTrainer, Trainer)`.
+
+    facts: what identifies the run that trains (`Run.facts`); {} outside a recipe.
+    steps_between_checkpoints: optimiser steps after which a checkpoint can be made; 1 where any step will do.
+    """
+
+    facts: dict = {}
+    steps_between_checkpoints: int = 1
