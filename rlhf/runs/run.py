@@ -144,7 +144,7 @@ class Run:
             self.record.parents[role] = parent_entry(path, revision=revision)
 
     def facts(self) -> dict:
-        """What a checkpoint remembers of its run, so that no other run resumes from it."""
+        """The facts by which a checkpoint knows its run, so that no other run resumes from it."""
         return {
             "recipe": self.record.recipe,
             "config": self.record.config,

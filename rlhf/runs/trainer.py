@@ -1,4 +1,4 @@
-"""What every trainer of a recipe has besides the Trainer it derives from."""
+"""The part that all trainers of the recipes share."""
 
 
 class RunTrainer:
