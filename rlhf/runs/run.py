@@ -23,12 +23,15 @@ from pathlib import Path
 
 from rlhf.data.templates import fixed_date
 from rlhf.errors import UserError
+from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
 from rlhf.runs.checkpoints import (
-    changed_since,
     check_best_checkpoint,
     check_output_dir,
+    check_shared_folder,
     checkpoint_to_resume,
+    stop_if_finished,
 )
+from rlhf.runs.disk import check_free_disk
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
@@ -39,6 +42,7 @@ from rlhf.runs.processes import (
     use_all_cores,
 )
 from rlhf.runs.record import RECORD, RunRecord, parent_entry, read_object
+from rlhf.runs.same_run import check_same_data, check_same_run
 from rlhf.runs.settings import changed_settings, parse
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
@@ -75,14 +79,19 @@ def recording(recipe: str, settings, args):
     check_world(args.world_size)
     check_packages(args)
     check_best_checkpoint(args)
+    stop_if_finished(args)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     # Only in the first process: the others could find what it has written meanwhile.
     if args.process_index == 0:
         check_output_dir(args.output_dir, args.resume_from_checkpoint)
+    if minutes_between_checkpoints(settings, args) or args.save_strategy != "no":
+        check_shared_folder(args)
     day = _template_date(args)
     run = Run(recipe, settings, args)
     # The record of the run that is resumed is about to be replaced.
-    changes = changed_since(args.resume_from_checkpoint, run.record.config)
+    changes = check_same_run(
+        args.resume_from_checkpoint, run.facts(), accept=run.accepts_changes()
+    )
     run.record.template_date = day.isoformat()
     _hide_progress_bars()
     run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
@@ -124,7 +133,7 @@ class Run:
     """The run under way. Only its main process writes and prints."""
 
     def __init__(self, recipe: str, settings, args):
-        self.args = args
+        self.settings, self.args = settings, args
         self.folder = Path(args.output_dir)
         self.main = args.process_index == 0
         config = changed_settings(settings, args)
@@ -159,9 +168,30 @@ class Run:
 
         save: writes the trained model into the run folder. Called in every process.
         """
-        trainer.facts = self.facts()
+        self.prepare_checkpoints(trainer)
         trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
         save()
+
+    def accepts_changes(self) -> bool:
+        """True if the run may resume with other settings or data than those of the checkpoint."""
+        return getattr(self.settings, "resume_changed", False)
+
+    def prepare_checkpoints(self, trainer) -> None:
+        """Check the data that a resumed run has read, and the room on the disk. Let the trainer save by the clock."""
+        args = self.args
+        trainer.facts = self.facts()
+        changes = check_same_data(
+            args.resume_from_checkpoint, self.record.data, accept=self.accepts_changes()
+        )
+        if changes:
+            self.say(changes)
+        minutes = minutes_between_checkpoints(self.settings, args)
+        with_checkpoints = args.save_strategy != "no" or minutes > 0
+        warning = check_free_disk(trainer.model, args, with_checkpoints=with_checkpoints)
+        if warning:
+            self.say(warning)
+        if minutes:
+            trainer.add_callback(CheckpointClock(trainer, minutes))
 
     def save_model(self, trainer, tokenizer) -> None:
         """Write the model of a trainer into the run folder, from the main process."""
