@@ -23,8 +23,8 @@ from rlhf.models.load import save
 from rlhf.models.scores import sequence_scores
 from rlhf.reward_model.metrics import metric_names, ranking_report
 from rlhf.reward_model.rankings import collate_rankings
+from rlhf.runs import durable
 from rlhf.runs.checkpoints import check_is_measured
-from rlhf.runs.durable import boundary
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
 from rlhf.runs.ranges import at_least
 from rlhf.runs.trainer import RunTrainer
@@ -47,7 +47,9 @@ UNUSED = (
     OWN_MODULE,
     EVALUATION_LOOP,
 )
-TRAINABLE = "trainable.safetensors"  # file of a checkpoint: the trainable weights, before LoRA is merged
+TRAINABLE = (
+    "trainable.safetensors"  # file of a checkpoint: the trainable weights, before LoRA is merged
+)
 
 
 @dataclass
@@ -250,7 +252,7 @@ class RewardTrainer(RunTrainer, Trainer):
         model = self.accelerator.unwrap_model(self.model).model
         save(model, self.tokenizer, folder)
         if _internal_call:
-            boundary(folder)
+            durable.boundary(folder)
             trainable = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.durable import remove_folder
-from rlhf.runs.manifest import MANIFEST, TRAINER_STATE, flaw, flaw_without_manifest
+from rlhf.runs.manifest import MANIFEST, TRAINER_STATE, flaw, flaw_without_manifest, read_manifest
 from rlhf.runs.record import RECORD, read_object
 from rlhf.runs.verified_save import SAVING, checkpoints_of, recover
 
@@ -232,7 +232,9 @@ def _choose(meaning: str, args, say: Callable[[str], None]) -> str | None:
         return _beginning(args, root, say)
     remedy = "start the run without it, in another output_dir or after removing this one"
     if _names_in(root) and has_only_early_files(root):
-        remedy = "the run stopped before its first: start it again with --resume_from_checkpoint auto"
+        remedy = (
+            "the run stopped before its first: start it again with --resume_from_checkpoint auto"
+        )
     raise UserError(f"resume_from_checkpoint: {root} holds no checkpoint-N: {remedy}")
 
 
@@ -260,10 +262,27 @@ def newest_verified(root: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def best_of(checkpoint: str | Path) -> str | None:
+    """The best checkpoint as of another one: where it was, or next to that one if the folder was moved; else None."""
+    recorded = read_object(Path(checkpoint) / TRAINER_STATE).get("best_model_checkpoint")
+    if recorded is None:
+        return None
+    for path in (Path(recorded), Path(checkpoint).parent / Path(recorded).name):
+        if path.is_dir():
+            return str(path)
+    return None
+
+
 def _flaw_of_best(checkpoint: Path) -> str:
     """The reason why the best checkpoint so far, which the run may load at its end, is not whole; "" if it is."""
-    best = read_object(checkpoint / TRAINER_STATE).get("best_model_checkpoint")
-    if best is None or not Path(best).is_dir() or Path(best).resolve() == checkpoint.resolve():
+    manifest = read_manifest(checkpoint)
+    if not manifest.get("config", {}).get("load_best_model_at_end"):
+        return ""
+    recorded = read_object(checkpoint / TRAINER_STATE).get("best_model_checkpoint")
+    best = best_of(checkpoint)
+    if best is None:
+        return f"its best checkpoint, {recorded}, is gone" if recorded else ""
+    if Path(best).resolve() == checkpoint.resolve():
         return ""
     reason = flaw(best)
     return f"of its best checkpoint, {best}, {reason}" if reason else ""
@@ -277,7 +296,9 @@ def _verified_path(setting: str, root: Path, say: Callable[[str], None]) -> str:
             f"resume_from_checkpoint={setting}: no such folder; `true` takes the newest of output_dir"
         )
     has_manifest = (folder / MANIFEST).is_file()
-    reason = (flaw(folder) or _flaw_of_best(folder)) if has_manifest else flaw_without_manifest(folder)
+    reason = (
+        (flaw(folder) or _flaw_of_best(folder)) if has_manifest else flaw_without_manifest(folder)
+    )
     if not reason:
         if not has_manifest:
             say(f"{folder} has no {MANIFEST}, as of an older version: it is not verified")

@@ -31,7 +31,9 @@ def check_free_disk(model, args, *, with_checkpoints: bool) -> str:
     weights = size_of_model(model)
     checkpoint = 0
     if with_checkpoints:
-        checkpoint = weights + size_of_optimizer(model, str(getattr(args.optim, "value", args.optim)))
+        checkpoint = weights + size_of_optimizer(
+            model, str(getattr(args.optim, "value", args.optim))
+        )
     needed = max(weights, checkpoint)
     if free < needed:
         what = "a checkpoint" if with_checkpoints else "the model"

@@ -2,14 +2,16 @@
 
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 THREADS = 4  # that wait for the disk, or compute digests, at the same time
 
 
 def boundary(path: str | os.PathLike) -> None:
-    """Mark that a file of a save is complete. It does nothing: tests replace it, to kill or to raise between two files."""
+    """Mark that a file of a save is complete. It does nothing: tests replace it, to kill or to raise between two files.
+
+    Callers name it with its module, `durable.boundary(path)`, so that one replacement reaches them all.
+    """
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -39,13 +41,6 @@ def sync(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_tree(folder: str | os.PathLike) -> None:
-    """Wait until every file of a folder and of its subfolders is on the disk, and every name."""
-    paths = [Path(folder), *Path(folder).rglob("*")]
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(sync, paths))
 
 
 def move_folder(source: Path, target: Path) -> None:

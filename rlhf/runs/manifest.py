@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-from rlhf.runs.durable import THREADS, boundary, sync, write_text
+from rlhf.runs import durable
+from rlhf.runs.durable import THREADS, sync, write_text
 from rlhf.runs.record import file_sha256, read_object
 
 MANIFEST = "manifest.json"
@@ -42,7 +43,7 @@ class Digests:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(sync, paths))
         for path in self.futures:
-            boundary(path)
+            durable.boundary(path)
 
     def files(self) -> dict[str, dict]:
         """Relative path -> sha256 and size in bytes."""

@@ -89,9 +89,7 @@ def recording(recipe: str, settings, args):
     day = _template_date(args)
     run = Run(recipe, settings, args)
     # The record of the run that is resumed is about to be replaced.
-    changes = check_same_run(
-        args.resume_from_checkpoint, run.facts(), accept=run.accepts_changes()
-    )
+    changes = check_same_run(args.resume_from_checkpoint, run.facts(), accept=run.accepts_changes())
     run.record.template_date = day.isoformat()
     _hide_progress_bars()
     run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")

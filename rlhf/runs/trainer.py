@@ -1,5 +1,6 @@
 """The part that all trainers of the recipes share: checkpoints that are whole or not there."""
 
+from rlhf.runs.checkpoints import best_of
 from rlhf.runs.verified_save import VerifiedSave
 
 
@@ -18,6 +19,17 @@ class RunTrainer:
     asked_by_time: int | None = None
     saving: VerifiedSave | None = None
     last_saved_step: int | None = None
+
+    def _init_training_state(
+        self, max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        """Begin the Trainer's state, or read that of a checkpoint, in a folder that may have been moved since."""
+        position = super()._init_training_state(
+            max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self.state.best_model_checkpoint = best_of(resume_from_checkpoint)
+        return position
 
     def _get_output_dir(self, trial) -> str:
         """The folder in which the Trainer makes checkpoint-N: while it saves, one for what is not whole yet."""

@@ -11,13 +11,16 @@ is whole.
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.runs.durable import boundary, is_disk_full, move_folder, remove_folder, sync
+from rlhf.runs import durable
+from rlhf.runs.durable import is_disk_full, move_folder, remove_folder, sync
 from rlhf.runs.manifest import TRAINER_STATE, Digests, flaw, read_manifest, write_manifest
 
 SAVING = ".saving"
 PREFIX = "checkpoint-"
 REPLACED, OLD = "replaced-", "old-"  # before the name of a folder in SAVING
-KEPT_BY_TIME = 2  # checkpoints that are kept of those made every few minutes, without save_total_limit
+KEPT_BY_TIME = (
+    2  # checkpoints that are kept of those made every few minutes, without save_total_limit
+)
 
 
 class VerifiedSave:
@@ -45,7 +48,7 @@ class VerifiedSave:
 
         On several processes the files of the others may be half written: there all are hashed at the end.
         """
-        boundary(self.folder)
+        durable.boundary(self.folder)
         if self.args.world_size == 1:
             self.digests.begin()
 
