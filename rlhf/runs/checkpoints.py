@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.runs.lock import LOCK
 from rlhf.runs.record import RECORD, read_object
 
 # Settings with which the optimizer's state of a checkpoint goes.
@@ -23,7 +24,7 @@ def check_output_dir(folder: str, checkpoint: str | None) -> None:
     """
     path = Path(folder)
     make_writable_folder(path)
-    names = sorted(p.name for p in path.iterdir())
+    names = sorted(p.name for p in path.iterdir() if p.name != LOCK)
     if not names:
         return
     if checkpoint and Path(checkpoint).resolve().parent == path.resolve():
