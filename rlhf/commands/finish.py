@@ -53,8 +53,8 @@ def last_checkpoint(folder: Path, record: RunRecord) -> Path:
     if not checkpoints:
         if is_trained:
             raise UserError(
-                f"{folder} is trained, and its model can be used, but there is no checkpoint to evaluate it from: try it with "
-                "`rlhf predict`, `rlhf report` or `rlhf chat`"
+                f"{folder} is trained, and its model can be used, but there is no checkpoint to evaluate it from: "
+                "try it with `rlhf predict`, `rlhf report` or `rlhf chat`"
             )
         raise UserError(
             f"{folder} is not trained to the end, and holds no checkpoint: start it again"

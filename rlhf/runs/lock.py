@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rlhf.errors import UserError
@@ -54,8 +54,9 @@ def _take(path: Path) -> int | None:
         if _is_the_file(descriptor, path):
             break
         os.close(descriptor)  # its owner has ended and removed it
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, _owner().encode())
+    with suppress(OSError):  # on a full disk the message names no owner
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, _owner().encode())
     return descriptor
 
 

@@ -13,6 +13,7 @@ The dataclasses in the signature of `main` are the keys of the YAML and the flag
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -77,6 +78,7 @@ from rlhf.runs.signals import SIGNALS, StopAtSignal, end_with_launcher
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
 LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
+BLOCK = 2**14  # bytes
 MAIN_PRINTS = 2  # seconds in which the main process prints an error that all processes have
 
 
@@ -168,9 +170,9 @@ def recording(recipe: str, settings, args):
         run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
         if changes:
             run.say(changes)
-        run.save()  # "running", for whoever looks meanwhile
         stack.callback(run.watch())
         try:
+            run.save()  # "running", for whoever looks meanwhile
             with fixed_date(day):
                 yield run
             run.finish()
@@ -340,7 +342,7 @@ class Run:
                 return UserError(other)
         if isinstance(error, KeyboardInterrupt):
             return Interrupted(signal.SIGINT)
-        if isinstance(error, Exception) and of_the_disk(error):
+        if isinstance(error, Exception) and (of_the_disk(error) or is_full(self.folder)):
             return UserError(
                 f"output_dir {self.folder}: the disk is full or takes no writes ({error}): free some space, then "
                 f"{self._how_to_continue()}"
@@ -502,6 +504,11 @@ class RecordAtCheckpoint(TrainerCallback):
 def versions_of_weights(model) -> list[tuple[int, int]]:
     """What changes when any weight is replaced, or changed in place."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+
+
+def is_full(folder: Path) -> bool:
+    """True if the disk has no room for another block. torch.save does not say that this is why it failed."""
+    return shutil.disk_usage(folder).free < BLOCK
 
 
 def left_by_exit(error: SystemExit) -> UserError:
