@@ -6,7 +6,6 @@ anything was learned, is the baseline. Alarms only write to the terminal and to 
 again.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf.errors import UserError
 from rlhf.runs.progress import append_jsonl
-from rlhf.runs.record import read_jsonl
+from rlhf.runs.record import cut_rows
 
 ALARMS_FILE = "alarms.jsonl"
 HOLD = 3  # rollouts in a row before an alarm begins, and before it ends: one bad rollout is chance
@@ -351,8 +350,8 @@ class AlarmCallback(TrainerCallback):
         for row in filter(is_rollout, state.log_history):
             self.alarms.observe(row)
         path = Path(args.output_dir) / ALARMS_FILE
-        if state.is_world_process_zero and path.exists():
-            _drop_alarms_after(path, state.global_step)
+        if state.is_world_process_zero:
+            cut_rows(path, state.global_step)  # a resumed run makes the later steps again
         rows = self.alarms.rows
         # With the same limit the run would train one more rollout and stop again.
         if rows and self.is_beyond_limit(rows[-1]):
@@ -388,15 +387,6 @@ class AlarmCallback(TrainerCallback):
         tqdm.write(message)  # above the progress bar, which `print` would break
         row = {"step": state.global_step, "alarm": name, "message": message}
         append_jsonl(Path(args.output_dir) / ALARMS_FILE, row)
-
-
-def _drop_alarms_after(path: Path, step: int) -> None:
-    """Removes the alarms of later optimiser steps from the file: a resumed run makes these steps again."""
-    lines = []
-    for row in read_jsonl(path):
-        if row["step"] <= step:
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 # ---- steps that are not finite --------------------------------------------------------------------------------------

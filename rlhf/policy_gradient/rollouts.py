@@ -28,6 +28,7 @@ from rlhf.models.parts import context_length, stop_token_ids
 from rlhf.policy_gradient import sharding
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.roles import Roles
+from rlhf.runs.signals import abandonable
 
 EVALUATION_STREAM = 2**40  # of random numbers: no run has so many rollouts
 
@@ -148,8 +149,10 @@ class RolloutMaker:
         indices = torch.tensor(chosen).repeat_interleave(group).tolist()
         prompts = self.prompts.choose(indices)
         uniforms = uniform_numbers(size, args.max_completion_length, seed=args.seed, stream=index)
+        with abandonable():  # by a signal
+            completed = self.complete(prompts, uniforms)
         rollout = estimate(
-            self.complete(prompts, uniforms),
+            completed,
             ALGORITHMS[args.algorithm],
             kl_coef=self.kl_coef,
             gamma=args.gamma,

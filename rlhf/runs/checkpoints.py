@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.durable import remove_folder
+from rlhf.runs.lock import LOCK
 from rlhf.runs.manifest import MANIFEST, TRAINER_STATE, flaw, flaw_without_manifest, read_manifest
 from rlhf.runs.record import RECORD, read_object
 from rlhf.runs.verified_save import SAVING, checkpoints_of, recover
@@ -25,7 +26,6 @@ WRITTEN_EARLY = (
     SAVING,
 )
 ERROR_OF_A_PROCESS = "error-*.txt"
-LOCK = ".lock"  # is there as soon as a run has the folder
 # Values of resume_from_checkpoint that are not a path.
 TRUE, FALSE, AUTO = "true", "false", "auto"
 NOT_FINISHED = ("running", "failed", "interrupted")

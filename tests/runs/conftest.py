@@ -13,6 +13,7 @@ from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import RunSettings
 from rlhf.runs.trainer import RunTrainer
+from tests.runs.toy_recipe import terminate, toy  # noqa: F401, fixtures
 
 STEPS = 6
 FLAGS = (
