@@ -132,14 +132,7 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
-    config = _from_pretrained(AutoConfig, path, revision=revision)
-    check_has_scores(path, config)
-    labels = _labels_of(config)
-    if len(labels) > 1 and not new_head:
-        raise UserError(
-            f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
-            "one score: train one with recipes/reward.py and give its run folder"
-        )
+    check_reward_model(path, revision=revision, new_head=new_head)
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         path,
@@ -167,6 +160,18 @@ def load_reward_model(
             "train one with recipes/reward.py and give its run folder"
         )
     return model
+
+
+def check_reward_model(path: str, *, revision: str | None = None, new_head: bool = False) -> None:
+    """Refuse by its config alone what `load_reward_model` would refuse; the weights are not read."""
+    config = _from_pretrained(AutoConfig, path, revision=revision)
+    check_has_scores(path, config)
+    labels = _labels_of(config)
+    if len(labels) > 1 and not new_head:
+        raise UserError(
+            f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
+            "one score: train one with recipes/reward.py and give its run folder"
+        )
 
 
 def load_encoder(

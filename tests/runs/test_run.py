@@ -488,7 +488,8 @@ def test_invariant_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tm
     lines = ["a b c d e f g", "a b c d", "a", "a b c d e f g h a"]  # 8, 5, 2 and 10 tokens with EOS
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
     settings = ppo.PPOSettings(ptx_dataset_name=str(tmp_path / "text.jsonl"))
-    found = ppo.load_texts(settings, tokenizer, record, limit=4)
+    rows = ppo.read_texts(settings, record)
+    found = ppo.text_pieces(tokenizer, rows, 4)
     # letters are 2 to 9, EOS is 0; the fifth token of the second text would have nothing to predict
     assert found == [
         [2, 3, 4, 5],
@@ -500,8 +501,8 @@ def test_invariant_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tm
         [2, 0],
     ]
     assert len(read) == 1 and read[0].sources
-    assert ppo.load_texts(settings, tokenizer, record, limit=100)[0] == [2, 3, 4, 5, 6, 7, 8, 0]
-    assert ppo.load_texts(ppo.PPOSettings(), tokenizer, record, limit=4) == []
+    assert ppo.text_pieces(tokenizer, rows, 100)[0] == [2, 3, 4, 5, 6, 7, 8, 0]
+    assert ppo.read_texts(ppo.PPOSettings(), record) == []
 
 
 def test_invariant_24_pieces_of_text_fit_the_models_context(
@@ -512,11 +513,12 @@ def test_invariant_24_pieces_of_text_fit_the_models_context(
     class Enough(Exception):
         pass
 
-    def remember(settings, tokenizer, record, *, limit):
-        limits.append(limit)
+    def remember(tokenizer, rows, size):
+        limits.append(size)
         raise Enough
 
-    monkeypatch.setattr(ppo, "load_texts", remember)
+    monkeypatch.setattr(ppo, "text_pieces", remember)
+    (trunk_folders / "text.jsonl").write_text('{"text": "a b"}\n')
     (trunk_folders / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     names = dict(
         dataset_name="prompts.jsonl", model_name_or_path="sft", ptx_dataset_name="text.jsonl"
