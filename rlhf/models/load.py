@@ -274,13 +274,7 @@ def _from_pretrained(
     if attn_implementation is not None:
         check_attention(attn_implementation)
         options["attn_implementation"] = attn_implementation
-    # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
-    parent = os.path.dirname(path)
-    is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)
-    if os.path.sep in path and not os.path.isdir(path) and not is_hub_id:
-        raise UserError(
-            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2; {_what_is_there(parent)}"
-        )
+    check_folder(path)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
@@ -307,6 +301,17 @@ def _from_pretrained(
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def check_folder(path: str) -> None:
+    """Refuse a folder that is missing. What may be a Hub id is not looked up."""
+    # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
+    parent = os.path.dirname(path)
+    is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)
+    if os.path.sep in path and not os.path.isdir(path) and not is_hub_id:
+        raise UserError(
+            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2; {_what_is_there(parent)}"
+        )
 
 
 def check_attention(name: str) -> None:

@@ -29,6 +29,7 @@ from rlhf.runs.checkpoints import (
     check_output_dir,
     checkpoint_to_resume,
 )
+from rlhf.runs.inputs import check_inputs
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
@@ -74,6 +75,7 @@ def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
     check_packages(args)
+    check_inputs(settings)
     check_best_checkpoint(args)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     # Only in the first process: the others could find what it has written meanwhile.

@@ -165,8 +165,11 @@ def test_a_run_without_a_step_is_refused(tmp_path, refused):
         output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, dataloader_drop_last=True
     )  # fmt: skip
     trainer = Trainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=[{"x": 1}])
-    use_run_progress(trainer, tmp_path)
-    assert "dataloader_drop_last" in refused(trainer.train)
+    message = refused(use_run_progress, trainer, tmp_path)
+    assert "the 1 training rows are fewer than a batch of 8" in message
+    assert "dataloader_drop_last" in message
+    args.dataloader_drop_last, args.max_steps, args.num_train_epochs = False, -1, 0
+    assert "num_train_epochs=0 makes no step" in refused(use_run_progress, trainer, tmp_path)
 
 
 def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
@@ -528,8 +531,12 @@ def test_invariant_24_pieces_of_text_fit_the_models_context(
         reward_functions=["recipes.rewards:slot_coverage"],
     )  # fmt: skip
     args = ppo.PolicyGradientConfig(
-        output_dir=str(trunk_folders / "run"), ptx_coef=1.0, report_to="none", use_cpu=True
+        output_dir=str(trunk_folders / "run"),
+        ptx_coef=1.0,
+        report_to="none",
+        use_cpu=True,
+        max_completion_length=8,
     )
     with pytest.raises(Enough):
         ppo.main(settings, args)
-    assert limits[0] <= 48  # the context of these models; 512 + 64 are the defaults
+    assert limits[0] <= 48  # the context of these models; pieces have 512 tokens elsewhere
