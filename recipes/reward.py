@@ -17,9 +17,9 @@ from rlhf.completions.reward_inputs import RewardInput, RewardInputs
 from rlhf.completions.score import RewardModelScorer
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
-from rlhf.data.splits import load_splits
+from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_reward_model, save
+from rlhf.models.load import load_reward_model, reward_model_outline, save
 from rlhf.models.one_trunk import save_adapter
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scores import reads_pairs, shift_scores
@@ -71,14 +71,17 @@ def main(settings: RewardSettings, args: RewardConfig) -> None:
 def prepare(settings: RewardSettings, args: RewardConfig, run: Run) -> PreparedReward:
     """Read and check all that the run needs, without a step of training."""
     set_seed(args.seed)
+    tokenizer = settings.load_tokenizer()
+    # All rows are read before a model is loaded.
+    splits = read_rankings(run, settings, tokenizer, args.seed)
     demonstrations = []
-    if settings.demonstrations:  # before a model is loaded
+    if settings.demonstrations:
         demonstrations = read_demonstrations(settings.demonstrations, skip_bad=settings.skip_bad)
-    model, tokenizer = start_model(run, settings)
+    model = start_model(run, settings, tokenizer)
     limit = min(args.max_length, context_length(model))
     set_precision(run, settings, model, tokens=args.per_device_train_batch_size * limit)
-    train, held_out = read_rankings(run, settings, args, model, tokenizer, limit)
     inputs = RewardInputs(model, tokenizer)
+    train, held_out = encode_splits(run, splits, inputs, limit)
     centred_on = choose_centre(run, demonstrations, inputs, train, limit)
     trainer = RewardTrainer(
         model=settings.with_lora(model, task="SEQ_CLS"),
@@ -91,38 +94,47 @@ def prepare(settings: RewardSettings, args: RewardConfig, run: Run) -> PreparedR
     return PreparedReward(trainer, tokenizer, held_out, centred_on)
 
 
-def start_model(run: Run, settings: RewardSettings):
-    """(model, tokenizer): a new head on the model of the settings, and its tokenizer fitted to it."""
-    tokenizer = settings.load_tokenizer()
+def read_rankings(run: Run, settings: RewardSettings, tokenizer, seed: int) -> Splits:
+    """The rankings, both sides with an ordered pair. The tokenizer of a decoder gets its chat template."""
+    outline = reward_model_outline(settings.model_name_or_path, revision=settings.model_revision)
+    checks = {}
+    if not reads_pairs(outline):
+        add_chat_template(tokenizer)
+        checks = template_checks(tokenizer)
+    splits = load_splits(settings, ("ranking",), seed=seed, checks=checks)
+    run.data(splits)
+    if not splits.eval:
+        raise UserError(
+            "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
+        )
+    require_order(splits.train, "training")
+    require_order(splits.eval, "evaluation")
+    return splits
+
+
+def start_model(run: Run, settings: RewardSettings, tokenizer):
+    """The model with a new head, and the tokenizer of an encoder fitted to it."""
     path = settings.model_name_or_path
     model = load_reward_model(path, new_head=True, **settings.load_options())
     run.parent("base", path, revision=settings.model_revision)
     if reads_pairs(model):
         fit_tokenizer(tokenizer, model, pairs=True)
         model.config.trained_pairs = True  # read by the model card
-    else:
-        add_chat_template(tokenizer)
     fit_embeddings(model, tokenizer)  # the template may have added tokens
-    return model, tokenizer
+    return model
 
 
-def read_rankings(run: Run, settings: RewardSettings, args, model, tokenizer, limit: int):
-    """(training rows, held-out rows), encoded."""
-    pairs = reads_pairs(model)
-    checks = {} if pairs else template_checks(tokenizer)
-    splits = load_splits(settings, ("ranking",), seed=args.seed, checks=checks)
-    run.data(splits)
-    if not splits.eval:
-        raise UserError(
-            "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
-        )
-    options = {"max_length": limit, "pairs": pairs}
-    train, too_long = encode_rankings(tokenizer, splits.train, **options)
-    evaluation, held_out_too_long = encode_rankings(tokenizer, splits.eval, **options)
+def encode_splits(
+    run: Run, splits: Splits, inputs: RewardInputs, limit: int
+) -> tuple[list[dict], list[dict]]:
+    """(training rows, held-out rows), encoded, both with an ordered pair that is not too long."""
+    options = {"max_length": limit, "pairs": inputs.pairs}
+    train, too_long = encode_rankings(inputs.tokenizer, splits.train, **options)
+    held_out, held_out_too_long = encode_rankings(inputs.tokenizer, splits.eval, **options)
     require_order(train, "training")
-    require_order(evaluation, "evaluation")
+    require_order(held_out, "evaluation")
     run.say(
-        f"{len(train)} rankings, {len(evaluation)} held out, {too_long} completions longer than {limit} dropped"
+        f"{len(train)} rankings, {len(held_out)} held out, {too_long} completions longer than {limit} dropped"
     )
     if held_out_too_long:
         run.say(
@@ -130,7 +142,7 @@ def read_rankings(run: Run, settings: RewardSettings, args, model, tokenizer, li
         )
     run.metrics({"train_rankings": len(train), "completions_too_long": too_long})
     run.metrics({"eval_completions_too_long": held_out_too_long})
-    return train, evaluation
+    return train, held_out
 
 
 def choose_centre(

@@ -174,6 +174,17 @@ def check_reward_model(path: str, *, revision: str | None = None, new_head: bool
         )
 
 
+def reward_model_outline(path: str, *, revision: str | None = None) -> PreTrainedModel:
+    """The reward model that a checkpoint would become, without its weights: layers that hold no numbers.
+
+    It takes no time and no memory, moves no random numbers, and tells what kind of model it is.
+    """
+    config = _from_pretrained(AutoConfig, path, revision=revision)
+    check_has_scores(path, config)
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
 def load_encoder(
     path: str,
     head: str,
