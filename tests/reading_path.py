@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # file: the definitions that are read, or None for the whole file. A minus: not used by such a run.
 PATH = {
     "recipes/demo.sh": None,
-    "recipes/ppo.py": ["PPOSettings", "main", "load_roles"],
+    "recipes/ppo.py": ["PPOSettings", "main", "prepare", "load_roles"],
     "rlhf/policy_gradient/roles.py": [
         "RoleSettings",
         "load_rewards",

@@ -74,6 +74,11 @@ def _reader(path: Path, separator: str | None) -> Callable:
     return READERS[ending]
 
 
+def check_file(path: Path) -> None:
+    """UserError for a missing file, or one of a type that cannot be read. Nothing is read yet."""
+    _reader(path, None)
+
+
 def suffix(path: Path) -> str:
     """The ending that names the type of a file, in lower case and without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix

@@ -178,6 +178,14 @@ class Splits:
     warnings: list[str] = field(default_factory=list)
 
 
+def check_is_set(settings) -> None:
+    """UserError where a runs.settings.DataSettings names no rows to train on."""
+    if not settings.dataset_name:
+        raise UserError(
+            "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
+        )
+
+
 def load_splits(
     settings, kinds: Sequence[str], *, seed: int, checks: dict[str, Callable] | None = None
 ) -> Splits:
@@ -192,10 +200,7 @@ def load_splits(
     settings: a runs.settings.DataSettings.
     checks: further checks of columns, see load.CheckedRows.
     """
-    if not settings.dataset_name:
-        raise UserError(
-            "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
-        )
+    check_is_set(settings)
     if settings.overlap not in OVERLAPS:
         raise UserError(f"overlap={settings.overlap!r}: use one of {', '.join(OVERLAPS)}")
     _check_train_split(settings.dataset_name, settings.dataset_train_split)

@@ -140,11 +140,6 @@ class RunProgress(TrainerCallback, ExportableState):
             self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            raise UserError(
-                "no step was made: the training rows are fewer than a batch, and dataloader_drop_last: true drops them; "
-                "drop it, or lower per_device_train_batch_size"
-            )
         self.close()
 
     def close(self) -> None:
@@ -172,10 +167,28 @@ def cut_back(folder: Path, step: int, sizes: dict[str, int]) -> None:
 
 def use_run_progress(trainer, folder: str | os.PathLike) -> None:
     """Replace the Trainer's own bar and printer by RunProgress. A run that has ended already makes no step."""
+    check_makes_steps(trainer)
     stop_where_the_run_has_ended(trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(folder))
+
+
+def check_makes_steps(trainer) -> None:
+    """UserError where the settings of a Trainer let it make no step, so that it would save an untrained model."""
+    args, rows = trainer.args, trainer.train_dataset
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise UserError(
+            f"num_train_epochs={args.num_train_epochs} makes no step: give a number above 0, or max_steps"
+        )
+    if not args.dataloader_drop_last or rows is None:
+        return
+    batch = args.train_batch_size * args.world_size
+    if len(rows) < batch:
+        raise UserError(
+            f"no step would be made: the {len(rows)} training rows are fewer than a batch of {batch}, and "
+            "dataloader_drop_last: true drops them; drop it, or lower per_device_train_batch_size"
+        )
 
 
 def sample_table(samples: list[dict], *, columns: list[str], limit: int) -> str:

@@ -49,6 +49,7 @@ from rlhf.runs.failures import (
     watch_others,
     write_failure,
 )
+from rlhf.runs.inputs import check_inputs
 from rlhf.runs.lock import locked
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
@@ -159,8 +160,9 @@ def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
     check_packages(args)
-    check_best_checkpoint(args)
     stop_if_finished(args)
+    check_inputs(settings)
+    check_best_checkpoint(args)
     with ExitStack() as stack:
         on_main(partial(_claim, stack, args))
         args.resume_from_checkpoint = checkpoint_to_resume(args)
