@@ -1,7 +1,9 @@
 """The part that all trainers of the recipes share."""
 
+from rlhf.runs.nonfinite import NonFiniteGuard
 
-class RunTrainer:
+
+class RunTrainer(NonFiniteGuard):
     """Mixin for a transformers.Trainer that a recipe runs, named first: `class RewardTrainer(RunTrainer, Trainer)`.
 
     facts: what identifies the run that trains (`Run.facts`); {} outside a recipe.
