@@ -42,7 +42,7 @@ GRACE = 5
 
 @dataclass(frozen=True)
 class CallLimits:
-    """How long a call may take in seconds (None: for ever), and how often a call that failed is tried again."""
+    """Seconds that a call may take (None: any number), and the number of times that a failed call is tried again."""
 
     timeout: float | None = None
     retries: int = 0
@@ -79,8 +79,8 @@ class FunctionScorer:
     def __call__(self, batch) -> Tensor:
         """One score per row of a `ScoringBatch`: (B,), fp32, on the CPU.
 
-        A call that raises or takes too long is tried again after 1, 2, 4, ... seconds, `limits.retries` times at most. A
-        result that is no list of finite numbers is not: the function would give it again.
+        A call that raises or takes too long is tried again after 1, 2, 4, ... seconds, `limits.retries` times at most. A bad
+        result is not, because the function would give it again.
         """
         failures: list[str] = []
         while True:
@@ -143,7 +143,7 @@ class FunctionScorer:
 
 
 def reason(error: BaseException) -> str:
-    """Why a call failed, with the line of the user's file that raised."""
+    """The reason why a call failed, with the line of the user's file that raised."""
     if isinstance(error, CallTimeout):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -154,7 +154,7 @@ def reason(error: BaseException) -> str:
 
 
 def listed(returned, count: int) -> list:
-    """The scores as a list of `count` items. TypeError, which says what came instead, where they are no list."""
+    """The scores as a list of `count` items. TypeError, which says what came instead, if they are anything but a list."""
     if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
         if inspect.iscoroutine(returned):
             returned.close()  # without this, Python warns that nobody awaited it

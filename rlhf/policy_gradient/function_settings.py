@@ -10,7 +10,7 @@ from rlhf.runs.ranges import at_least, more_than
 
 @dataclass
 class FunctionSettings:
-    """How long a call of a reward function may take, and how often one that failed is tried again."""
+    """Limits of the calls of reward functions."""
 
     reward_timeout: float | None = field(
         default=None,

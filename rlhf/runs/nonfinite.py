@@ -2,7 +2,7 @@
 
 A skipped step changes no weight and no moment of the optimizer. It counts as a step, so that the learning rate of every
 later step is that of the plan. Ten in a row end the run. Under fp16 the loss is scaled, and the scaler itself skips the
-steps whose gradient is too large for fp16 and lowers the scale. Those are no errors until the scale is 1.
+steps whose gradient is too large for fp16 and lowers the scale. Those count only once the scale is 1.
 
 The number of a row travels with its batch, as a list under ROW_NUMBERS, through the workers of the data loader. It is taken
 out before the model sees the batch.
@@ -197,7 +197,7 @@ class NonFiniteGuard:
         return False
 
     def _not_finite(self, norms: Sequence[Tensor | float | None]) -> tuple[bool, bool]:
-        """Whether a loss, and whether the gradient, is not finite on any process. The only time a step waits for a GPU."""
+        """Two flags: a loss, or the gradient, is not finite on any process. Here a step waits for the GPU, once."""
         device = self.args.device
         zero = torch.zeros((), device=device)
         losses = [zero] + [loss.to(device, torch.float32) for loss in self.step_losses]
@@ -217,12 +217,12 @@ class NonFiniteGuard:
         return bad_loss > 0, bad_gradient > 0
 
     def _is_scaled_down(self) -> bool:
-        """Whether the scaler of fp16 can still lower its scale."""
+        """True if the scaler of fp16 can still lower its scale."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
 
     def _describe_step(self, bad_loss: bool) -> str:
-        """What is not finite, and the rows of the step on all processes."""
+        """A description: what is not finite, and the rows of the step on all processes."""
         rows_of_batches = [list(map(int, rows)) for rows in self.step_rows]
         flags = [bool(loss.isfinite()) for loss in self.step_losses]
         shares = [(rows_of_batches, flags)]
@@ -300,7 +300,7 @@ def is_finite_file(path: Path) -> bool:
     """True if all tensors of a safetensors file can be read and are finite."""
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dict
+            for name in file.keys():  # noqa: SIM118 - a file cannot be iterated
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     return False
