@@ -102,7 +102,7 @@ class FunctionScorer:
         return as_scores(scores, batch, f"reward function {self.name}")
 
     def call(self, batch):
-        """What the function returns for copies of the rows. A generator is read to its end."""
+        """Call the function with copies of the rows. A generator that it returns is read to its end."""
         # Of the texts, so that it depends neither on the calls before nor on where a run was resumed.
         seed = zlib.crc32(repr((batch.prompts, batch.completions)).encode("utf-8", "replace"))
         prompts, columns = copy.deepcopy((batch.prompts, batch.columns))
