@@ -24,7 +24,6 @@ PATH = {
         "make_optimizer",
     ],
     "rlhf/policy_gradient/rollouts.py": [
-        "Prompts",
         "encode_prompts",
         "permutation",
         "choose_rows",
@@ -49,6 +48,7 @@ PATH = {
     "rlhf/completions/rollout.py": [
         "Rollout",
         "choose",
+        "Prompts",
         "CollectSettings",
         "collect",
         "forward_passes",

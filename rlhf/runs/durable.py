@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 THREADS = 4  # that wait for the disk, or compute digests, at the same time
@@ -41,6 +42,13 @@ def sync(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: str | os.PathLike) -> None:
+    """Wait until every file of a folder and of its subfolders is on the disk, and every name."""
+    paths = [Path(folder), *Path(folder).rglob("*")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(sync, paths))
 
 
 def move_folder(source: Path, target: Path) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf.runs.durable import boundary, remove_folder, sync, sync_tree
+from rlhf.runs import durable
+from rlhf.runs.durable import remove_folder, sync, sync_tree
 
 TEMPORARY = ".replacement"
 
@@ -29,7 +30,7 @@ def replacement(folder: str | os.PathLike) -> Iterator[Path]:
             if target.is_dir():
                 remove_folder(target)
             path.replace(target)
-            boundary(target)
+            durable.boundary(target)
         sync(folder)
     finally:
         remove_folder(temporary)

@@ -1,10 +1,11 @@
 """The part that all trainers of the recipes share: checkpoints that are whole or not there."""
 
 from rlhf.runs.checkpoints import best_of
+from rlhf.runs.nonfinite import NonFiniteGuard
 from rlhf.runs.verified_save import VerifiedSave
 
 
-class RunTrainer:
+class RunTrainer(NonFiniteGuard):
     """Mixin for a transformers.Trainer that a recipe runs, named first: `class RewardTrainer(RunTrainer, Trainer)`.
 
     facts: what identifies the run that trains (`Run.facts`); {} outside a recipe.
