@@ -66,7 +66,7 @@ def stored(
     """The file of `key`, made by `fill` if it is not there. Of several processes, one makes it and the others wait.
 
     key: a name for its content; None: the content is made, and no file stays.
-    fill: adds rows to the writer, and returns the note. Its errors are passed on, and nothing is kept.
+    fill: adds rows to the writer, and returns the note; with "keep": False in it no file stays. Its errors are passed on.
     doing: what takes the time, as "reading rows.jsonl", for a line every few seconds.
     """
     home = folder()
@@ -88,6 +88,8 @@ def _made(path: Path | None, schema: pyarrow.Schema, fill: Callable, doing: str)
     writer = Writer(schema, path.parent if path else folder(), doing)
     try:
         note = fill(writer)
+        if not note.pop("keep", True):
+            path = None
         return writer.close(note, path)
     finally:
         writer.discard()

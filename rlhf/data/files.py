@@ -129,9 +129,7 @@ def _too_long(size: int) -> str:
     more = ""
     if size >= LONGEST_COUNTED:
         more = "more than "
-    return (
-        f"a line of {more}{size:,} bytes; allowed: {LONGEST_LINE:,}: write JSON lines with one row in each"
-    )
+    return f"a line of {more}{size:,} bytes; allowed: {LONGEST_LINE:,}: write JSON lines with one row in each"
 
 
 def _decode(data: bytes) -> str:
@@ -516,8 +514,8 @@ def _read_header(path: Path, reader, lines: _TableLines) -> list[str]:
         number, reason = lines.broken[0]
         raise UserError(f"{path}:{number}: {reason}")
     header = [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)]
-    for name, count in Counter(header).items():
-        if count > 1:
+    for name, times in Counter(header).items():
+        if times > 1:
             raise UserError(
                 f"{path}:1: {name}: the header names this column twice: give each column its own name"
             )

@@ -7,6 +7,7 @@ Each access to a row of a large one makes a new dictionary, so a row is never ch
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -51,9 +52,10 @@ class StoredRows(Sequence):
         self.indices = indices
         self.decoded = decoded
         self.others = others or {}
-        lengths = [len(chunk) for chunk in column.chunks]
-        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # of the chunks
         self.chunks = column.chunks
+        self.starts = [0]  # of the chunks, and the end of the last
+        for chunk in self.chunks:
+            self.starts.append(self.starts[-1] + len(chunk))
 
     @property
     def fingerprint(self) -> str | None:
@@ -88,13 +90,19 @@ class StoredRows(Sequence):
             return self.decoded[index]
         if index in self.others:
             return self.others[index]
-        chunk = int(np.searchsorted(self.starts, index, side="right")) - 1
-        value = self.chunks[chunk][index - int(self.starts[chunk])]
+        chunk = bisect_right(self.starts, index) - 1
+        value = self.chunks[chunk][index - self.starts[chunk]]
         return decode_row(value.as_py())
 
     def __iter__(self) -> Iterator[dict]:
-        for i in range(len(self)):
-            yield self[i]
+        if self.indices is not None:
+            for index in self.indices.tolist():
+                yield self._read(index)
+        elif self.decoded is not None:
+            yield from self.decoded
+        else:
+            for index in range(len(self.column)):
+                yield self._read(index)
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, Sequence) or len(other) != len(self):
@@ -102,6 +110,16 @@ class StoredRows(Sequence):
         return all(one == another for one, another in zip(self, other, strict=True))
 
     __hash__ = None
+
+    # As of lists: the dictionaries of both.
+    def __add__(self, other: Sequence[dict]) -> list[dict]:
+        return [*self, *other]
+
+    def __radd__(self, other: Sequence[dict]) -> list[dict]:
+        return [*other, *self]
+
+    def __mul__(self, times: int) -> list[dict]:
+        return list(self) * times
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows>"
