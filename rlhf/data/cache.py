@@ -152,7 +152,7 @@ class Writer:
         self.schema = schema
         self.doing = doing
         self.rows = 0
-        self.columns: list[list] = [[] for _ in schema]  # of the next batch
+        self.batch: list[tuple] = []  # the rows of the next one
         self.size = 0  # bytes in it, about
         self.batches: list[pyarrow.RecordBatch] = []  # in memory
         self.written = 0  # batches in the file
@@ -171,21 +171,20 @@ class Writer:
         except OSError:
             self.discard()
 
-    def add(self, *values, size: int) -> None:
+    def add(self, values: tuple, size: int) -> None:
         """Adds a row: a value for each column, of about `size` bytes."""
-        for column, value in zip(self.columns, values, strict=True):
-            column.append(value)
+        self.batch.append(values)
         self.rows += 1
         self.size += size
-        if len(self.columns[0]) == BATCH_ROWS or self.size > BATCH_BYTES:
+        if self.size > BATCH_BYTES or len(self.batch) == BATCH_ROWS:
             self.flush()
 
     def flush(self) -> None:
         """Writes the rows that were added since the last batch."""
         arrays = []
-        for column, field in zip(self.columns, self.schema, strict=True):
-            arrays.append(pyarrow.array(column, field.type))
-            column.clear()
+        for values, field in zip(zip(*self.batch, strict=True), self.schema, strict=True):
+            arrays.append(pyarrow.array(values, field.type))
+        self.batch.clear()
         self.size = 0
         self._write(pyarrow.RecordBatch.from_arrays(arrays, schema=self.schema))
         now = time.monotonic()
@@ -220,7 +219,7 @@ class Writer:
 
     def close(self, note: dict, path: Path | None) -> Stored:
         """Ends the file and maps it. It gets the name `path`; with None it has no name and is gone with the process."""
-        if self.columns[0]:
+        if self.batch:
             self.flush()
         note = {**note, "rows": self.rows}
         if self.stream:

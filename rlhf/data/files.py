@@ -207,7 +207,7 @@ def _read_json(path: Path):
         return _read_json_array(path)
     if suffix(path) == ".json":
         texts = (line for _, line in _lines(path) if line.strip())
-        opening = _parse_object(next(texts))
+        opening = _parse_object(next(texts), _Decoder())
         # A line that is not an object by itself opens one that runs over several lines.
         if isinstance(opening, BrokenLine) or isinstance(opening.get("data"), list):
             return _read_json_array(path)
@@ -224,11 +224,12 @@ def _first_sign(path: Path) -> bytes:
 
 
 def _read_json_lines(path: Path):
+    decoder = _Decoder()
     for number, line in _lines(path):
         if isinstance(line, BrokenLine):
             yield number, line
-        elif line.strip():
-            yield number, _parse_object(line)
+        elif not line.isspace():
+            yield number, _parse_object(line, decoder)
 
 
 class _Decoder(json.JSONDecoder):
@@ -253,11 +254,11 @@ class _Decoder(json.JSONDecoder):
         return BrokenLine(f"the key {key!r} is twice in one object: remove one of them")
 
 
-def _parse_object(line: str) -> dict | BrokenLine:
+def _parse_object(line: str, decoder: _Decoder) -> dict | BrokenLine:
     if isinstance(line, BrokenLine):
         return line
+    decoder.problem()  # of a line that was not whole
     try:
-        decoder = _Decoder()
         row = decoder.decode(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         return BrokenLine(

@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhf.data.templates import day_in_template
 
 VERSION = 1  # of the cached files: raise it when their form changes
+BLOCK = 1 << 20  # bytes that are hashed at once
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2")  # whose versions decide, too
 
 
@@ -40,8 +41,11 @@ def code_fingerprint() -> str:
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file, read in parts."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)

@@ -259,6 +259,8 @@ class CheckedRows:
 
     def _rename(self, row: dict) -> dict:
         """The row with our names. A column of theirs that was mapped no longer has its old name."""
+        if not self.columns:
+            return row
         mapped = set(self.columns.values())
         renamed = {name: value for name, value in row.items() if name not in mapped}
         for our, their in self.columns.items():
@@ -312,9 +314,12 @@ class CheckedRows:
         row = normalise(row)
         kind = KINDS[self._expected_kind(row)]
         try:
-            for column in CONVERSATION & set(kind.columns):
-                refuse_more_than_text(row)
-                row = join_system(split_hh_prompt(row), column)
+            for column in CONVERSATION.intersection(kind.columns):
+                row = split_hh_prompt(row)
+                # Tools, pictures and system messages are in columns of their own.
+                if len(row) > len(kind.columns):
+                    refuse_more_than_text(row)
+                    row = join_system(row, column)
         except UserError as error:
             self._reject(location, [str(error)])
             return
@@ -346,6 +351,9 @@ class CheckedRows:
         """Why a row may not be learned like the first rows of its file, which have no ratings."""
         if self.source_kind not in DEMONSTRATIONS:
             return None
+        # Only other columns could rate it.
+        if row.keys() <= set(KINDS[self.source_kind].columns):
+            return None
         column = thumb_column(row)
         if column:
             return f"{column}: {row[column]!r:.60} rates the answer, but the first rows have no such rating"
@@ -373,7 +381,7 @@ class CheckedRows:
     def _check(self, row: dict, kind: RowKind) -> list[str]:
         """`column: reason` of each problem of a normalised row."""
         problems = check_row(row, kind)
-        if not problems:
+        if not problems and self.checks:
             # The caller's checks may rely on a well-formed row.
             checked = [column for column in kind.columns if column in self.checks]
             reasons = [(column, self.checks[column](row[column])) for column in checked]
@@ -534,9 +542,13 @@ class _Collected:
             digest = row_digest(row)
             content.update(digest.encode())
             digests.append(int(digest[:16], 16))
-            data = self._encode(row, writer.rows)
+            try:
+                data = encode_row(row)
+            except (TypeError, ValueError):  # a date of a parquet file
+                self.others[writer.rows] = row
+                data = b"null"
             size += len(data)
-            writer.add(data, size=len(data))
+            writer.add((data,), size=len(data))
             if size > SMALL:
                 self.decoded = None
             if self.decoded is not None:
@@ -568,13 +580,6 @@ class _Collected:
             # What changed while it was read is not what the key names.
             "keep": not self.others and self.changes == _changes(checked),
         }
-
-    def _encode(self, row: dict, index: int) -> bytes:
-        try:
-            return encode_row(row)
-        except (TypeError, ValueError):  # a date of a parquet file
-            self.others[index] = row
-            return b"null"
 
     def loaded(self, content: Stored) -> Loaded:
         """The rows of a file, and what was noted about them."""
