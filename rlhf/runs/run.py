@@ -29,6 +29,7 @@ from rlhf.runs.checkpoints import (
     check_output_dir,
     checkpoint_to_resume,
 )
+from rlhf.runs.layouts import check_layout, describe_layout
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
@@ -73,6 +74,7 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
 def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
+    check_layout(args)
     check_packages(args)
     check_best_checkpoint(args)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
@@ -257,8 +259,7 @@ def _hide_progress_bars() -> None:
 
 def _prepare_processes(args) -> str:
     """Set threads and memory for training on a CPU. Returns a description of the processes."""
-    noun = "process" if args.world_size == 1 else "processes"
-    description = f"{args.world_size} {noun} on {args.device.type}"
+    description = describe_layout(args)
     if args.device.type != "cpu":
         return description
     keep_freed_memory()
