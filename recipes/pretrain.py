@@ -28,7 +28,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.runs.trainer import RunTrainer
+from rlhf.runs.sharding import GatheringTrainer
 from rlhf.task_table import PRETRAINING_HEADS
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
@@ -298,7 +298,7 @@ def count_tokens(rows) -> int:
 # ---- training and after ------------------------------------------------------------------------------------------
 
 
-class CausalTrainer(RunTrainer, Trainer):
+class CausalTrainer(GatheringTrainer, Trainer):
     """transformers.Trainer for next words."""
 
 

@@ -40,7 +40,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.runs.trainer import RunTrainer
+from rlhf.runs.sharding import GatheringTrainer
 
 KINDS = ("prompt_completion", "messages", "text")
 
@@ -83,7 +83,7 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
 
-class DemonstrationTrainer(RunTrainer, SFTTrainer):
+class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
 
 

@@ -50,6 +50,7 @@ from rlhf.runs.failures import (
     write_failure,
 )
 from rlhf.runs.inputs import check_inputs
+from rlhf.runs.layouts import check_layout, describe_layout
 from rlhf.runs.lock import locked
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
@@ -159,6 +160,7 @@ def _leave(code: int, error: BaseException) -> None:
 def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
+    check_layout(args)
     check_packages(args)
     stop_if_finished(args)
     check_inputs(settings)
@@ -563,8 +565,7 @@ def _hide_progress_bars() -> None:
 
 def _prepare_processes(args) -> str:
     """Set threads and memory for training on a CPU. Returns a description of the processes."""
-    noun = "process" if args.world_size == 1 else "processes"
-    description = f"{args.world_size} {noun} on {args.device.type}"
+    description = describe_layout(args)
     if args.device.type != "cpu":
         return description
     keep_freed_memory()
