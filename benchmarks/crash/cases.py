@@ -13,8 +13,12 @@ ROWS = 40
 QUICK = "--use_cpu true --report_to none --per_device_train_batch_size 4 --logging_steps 1 --eval_fraction 0.2"
 SCRATCH = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 32"
 # Every fourth step of some sixteen is evaluated and saved.
-STEPS = "--num_train_epochs 2 --save_strategy steps --save_steps 4 --eval_strategy steps --eval_steps 4"
-ENCODER = f"{QUICK} {SCRATCH} --tokenizer_name_or_path DATA/bert --max_length 16 --learning_rate 1e-3"
+STEPS = (
+    "--num_train_epochs 2 --save_strategy steps --save_steps 4 --eval_strategy steps --eval_steps 4"
+)
+ENCODER = (
+    f"{QUICK} {SCRATCH} --tokenizer_name_or_path DATA/bert --max_length 16 --learning_rate 1e-3"
+)
 GPT2 = f"{SCRATCH} --tokenizer_name_or_path DATA/gpt2"
 PPO = (
     "--use_cpu true --report_to none --per_device_train_batch_size 4 --eval_fraction 0.2 "

@@ -192,7 +192,12 @@ def free_port() -> int:
 
 def rank_environment(rank: int, processes: int, port: str) -> dict[str, str]:
     """The variables that a launcher sets for one of several processes."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+    }
     numbers = {name: str(value) for name, value in names.items()}
     return numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
@@ -325,4 +330,11 @@ def watch_boundaries(board: Board, shot: Shot | None) -> None:
             print(f"killed at boundary {shot.boundary}: {path}", flush=True)
             os.kill(os.getpid(), shot.signal)
 
-    durable.boundary = boundary
+    for module in holders(durable.boundary):
+        module.boundary = boundary
+
+
+def holders(boundary) -> list:
+    """The modules that have the function `boundary`, imported by its name."""
+    modules = list(sys.modules.values())
+    return [module for module in modules if module.__dict__.get("boundary") is boundary]

@@ -76,7 +76,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the kills to repeat")
     parser.add_argument("--recipes", nargs="+", help="names or recipes of cases. Default: all")
-    parser.add_argument("--out", type=Path, help="where the runs go. Default: a folder that is removed")
+    parser.add_argument(
+        "--out", type=Path, help="where the runs go. Default: a folder that is removed"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
@@ -145,8 +147,7 @@ def make_bases(out: Path) -> None:
     for name, case in BASES.items():
         log = out / f"{name}.log"
         part = run_part(case.recipe, case.command(data, data / name), log)
-        if not part.finished:
-            raise SystemExit(f"{log}: the run ended with {part.codes}:\n{tail(log)}")
+        require_finished(part, log)
 
 
 def run_reference(name: str, out: Path) -> Reference:
@@ -156,9 +157,15 @@ def run_reference(name: str, out: Path) -> Reference:
     folder.parent.mkdir(exist_ok=True)
     log = out / "references" / f"{name}.log"
     part = run_part(case.recipe, case.command(out / "data", folder), log, processes=case.processes)
-    if not part.finished:
-        raise SystemExit(f"{log}: the run ended with {part.codes}:\n{tail(log)}")
+    require_finished(part, log)
     return Reference(part.seconds, part.boundaries, part.windows, read_files(folder))
+
+
+def require_finished(part: Part, log: Path) -> None:
+    """Exit with the end of the log where a run that nobody killed has failed."""
+    if not part.finished:
+        end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-10:])
+        raise SystemExit(f"{log}: the run ended with {part.codes}:\n{end}")
 
 
 def run_kill(job: tuple[int, int, str, Reference, Path]) -> Outcome:
