@@ -112,7 +112,7 @@ def write_data(folder: Path) -> None:
         lines = [json.dumps(row) + "\n" for row in content]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     words = itertools.cycle(WORDS)
-    lines = [" ".join(itertools.islice(words, 5 + i % 9)) + "\n" for i in range(4 * ROWS)]
+    lines = [" ".join(itertools.islice(words, 5 + i % 9)) + "\n" for i in range(2 * ROWS)]
     (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
     write_tokenizer(folder / "gpt2", ["<eos>", "<unk>"], eos_token="<eos>", unk_token="<unk>")
     frame = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}

@@ -1,7 +1,7 @@
 """One part of a run: forked from a process that has imported everything, watched, and killed at a moment.
 
-Starting Python and its imports takes six seconds, a run of `cases.py` one or two. So the parent imports and computes nothing,
-since threads do not survive a fork, and each part of a run is a child that calls the recipe's `start`.
+Starting Python and its imports takes six seconds, a run of `cases.py` one or two. So the parent imports, computes nothing,
+since threads do not survive a fork, and each part of a run is a child that calls the `start` of a recipe.
 """
 
 import mmap
@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
@@ -29,15 +29,17 @@ HUNG = -1000  # exit code of a part that had to be ended
 
 @dataclass(frozen=True)
 class Shot:
-    """When and how a part is killed. One of the two moments is given.
+    """When and how a part is killed.
 
-    seconds: after the start of the part.
+    seconds: after the start of the part, or after its step.
+    step: number of the batch of a training, from 1, that the main process begins.
     boundary: number of the file boundary of a save at which it happens, from 1 (`rlhf.runs.durable.boundary`).
     all_processes: otherwise one process is killed, and the other as a launcher would, which sees it end.
     """
 
     signal: int
     seconds: float | None = None
+    step: int | None = None
     boundary: int | None = None
     all_processes: bool = True
 
@@ -50,8 +52,8 @@ class Part:
     seconds: float
     phase: str
     shot: bool
+    steps: int
     boundaries: int
-    windows: dict[str, list] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -60,49 +62,31 @@ class Part:
 
 
 class Board:
-    """A page that the processes of a part share: the phase of the main process, its boundaries and when phases began."""
+    """A page that the processes of a part share: the phase of the main process, and what it has counted."""
 
-    SIZE = 1 << 16
+    STEPS, BOUNDARIES = 4, 8  # places of the two counters, of four bytes each
 
     def __init__(self):
-        self.page = mmap.mmap(-1, self.SIZE)
-        self.page[:4] = (12).to_bytes(4, "little")
+        self.page = mmap.mmap(-1, mmap.PAGESIZE)
 
     @property
     def phase(self) -> int:
-        return self.page[4]
+        """Index of PHASES."""
+        return self.page[0]
 
     def enter(self, phase: int) -> None:
         """Note that a phase has begun."""
-        self.page[4] = phase
-        end = int.from_bytes(self.page[:4], "little")
-        if end + 9 < self.SIZE:
-            now = time.monotonic_ns()
-            self.page[end : end + 9] = now.to_bytes(8, "little") + bytes([phase])
-            self.page[:4] = (end + 9).to_bytes(4, "little")
+        self.page[0] = phase
 
-    @property
-    def boundaries(self) -> int:
-        return int.from_bytes(self.page[8:12], "little")
+    def counted(self, counter: int) -> int:
+        """The number that a counter has reached."""
+        return int.from_bytes(self.page[counter : counter + 4], "little")
 
-    def pass_boundary(self) -> int:
-        """Count a file boundary and return its number, from 1."""
-        count = self.boundaries + 1
-        self.page[8:12] = count.to_bytes(4, "little")
-        return count
-
-    def windows(self, began: int, ended: int) -> dict[str, list]:
-        """Phase -> [seconds at which it began, and ended], for each time. began, ended: nanoseconds of the part."""
-        entries = [(began, 0)]
-        end = int.from_bytes(self.page[:4], "little")
-        for i in range(12, end, 9):
-            entries.append((int.from_bytes(self.page[i : i + 8], "little"), self.page[i + 8]))
-        windows: dict[str, list] = {}
-        ends = [moment for moment, _ in entries[1:]] + [ended]
-        for (moment, phase), until in zip(entries, ends, strict=True):
-            window = [(moment - began) / 1e9, (until - began) / 1e9]
-            windows.setdefault(PHASES[phase], []).append(window)
-        return windows
+    def count(self, counter: int) -> int:
+        """Count one more, and return the number, from 1."""
+        number = self.counted(counter) + 1
+        self.page[counter : counter + 4] = number.to_bytes(4, "little")
+        return number
 
 
 # ---- in the parent -----------------------------------------------------------------------------------------------
@@ -151,36 +135,66 @@ def run_part(
             child(recipe, argv, log, board, environment, shot if rank == 0 else None)
         pids.append(pid)
     codes: dict[int, int] = {}
-    grace = GRACE[shot.signal] if shot else GRACE[signal.SIGKILL]
-    was_shot, phase, failed_at = False, "", 0.0
+    trigger = Trigger(shot, board)
+    grace = GRACE[shot.signal if shot else signal.SIGKILL]
+    phase, failed_at = "", 0.0
     while len(codes) < processes:
         collect(pids, codes)
         seconds = (time.monotonic_ns() - began) / 1e9
         alive = [pid for pid in pids if pid not in codes]
-        is_due = shot is not None and shot.seconds is not None and seconds >= shot.seconds
-        if is_due and not was_shot and len(alive) == processes:
-            was_shot, phase = True, PHASES[board.phase]
+        if len(alive) == processes and trigger.pull(seconds):
+            phase = PHASES[board.phase]
             shoot(alive, shot, index=int(seconds * 1000) % processes)
-        if codes and any(codes.values()) and not failed_at:
+        if any(codes.values()) and not failed_at:
             failed_at = seconds
         # A launcher stops the others, once one has failed.
         if alive and failed_at and seconds > failed_at + grace:
-            stop(alive, signal.SIGTERM if seconds < failed_at + grace + 10 else signal.SIGKILL)
+            is_patient = seconds < failed_at + grace + 10
+            stop(alive, signal.SIGTERM if is_patient else signal.SIGKILL)
         if seconds > LIMIT:
             stop(alive, signal.SIGKILL)
             codes |= dict.fromkeys(alive, HUNG)
         time.sleep(WAIT)
-    ended = time.monotonic_ns()
-    if shot is not None and shot.boundary is not None:
-        was_shot = board.boundaries >= shot.boundary
     return Part(
         codes=[codes[pid] for pid in pids],
-        seconds=(ended - began) / 1e9,
+        seconds=(time.monotonic_ns() - began) / 1e9,
         phase=phase or PHASES[board.phase],
-        shot=was_shot,
-        boundaries=board.boundaries,
-        windows=board.windows(began, ended),
+        shot=trigger.is_pulled,
+        steps=board.counted(Board.STEPS),
+        boundaries=board.counted(Board.BOUNDARIES),
     )
+
+
+class Trigger:
+    """Knows when the moment of a shot has come. At a file boundary the main process shoots itself."""
+
+    def __init__(self, shot: Shot | None, board: Board):
+        self.shot = shot
+        self.board = board
+        self.step_seen: float | None = None
+        self.was_pulled = False
+
+    def pull(self, seconds: float) -> bool:
+        """True once, when the moment has come. seconds: since the start of the part."""
+        shot = self.shot
+        if shot is None or shot.boundary is not None or self.was_pulled:
+            return False
+        since = 0.0
+        if shot.step is not None:
+            if self.board.counted(Board.STEPS) < shot.step:
+                return False
+            if self.step_seen is None:
+                self.step_seen = seconds
+            since = self.step_seen
+        self.was_pulled = seconds >= since + shot.seconds
+        return self.was_pulled
+
+    @property
+    def is_pulled(self) -> bool:
+        """True after the shot."""
+        if self.shot is not None and self.shot.boundary is not None:
+            return self.board.counted(Board.BOUNDARIES) >= self.shot.boundary
+        return self.was_pulled
 
 
 def free_port() -> int:
@@ -263,6 +277,7 @@ def call(recipe: str, argv: list[str], board: Board, is_main: bool, shot: Shot |
 
     if is_main:
         watch_phases(board)
+        watch_steps(board)
         watch_boundaries(board, shot)
     module = load_recipe(recipe)
     try:
@@ -321,12 +336,25 @@ def shown(board: Board, phase: str, after: str):
     board.enter(PHASES.index(after) if after else before)
 
 
+def watch_steps(board: Board) -> None:
+    """Count the batches that the main process trains on."""
+    from transformers import Trainer
+
+    training_step = Trainer.training_step
+
+    def counted(*args, **options):
+        board.count(Board.STEPS)
+        return training_step(*args, **options)
+
+    Trainer.training_step = counted
+
+
 def watch_boundaries(board: Board, shot: Shot | None) -> None:
     """Count the file boundaries of saves, and die at the one that the shot names."""
     from rlhf.runs import durable
 
     def boundary(path) -> None:
-        if board.pass_boundary() == (shot.boundary if shot else None):
+        if board.count(Board.BOUNDARIES) == (shot.boundary if shot else None):
             print(f"killed at boundary {shot.boundary}: {path}", flush=True)
             os.kill(os.getpid(), shot.signal)
 

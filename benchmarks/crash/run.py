@@ -4,8 +4,8 @@
     python benchmarks/crash/run.py --kills 4 --recipes sft
 
 Each case of `cases.py` is run once without a kill. Then a kill takes the cases in turn: a signal (SIGKILL, one in ten each
-SIGTERM and SIGINT), and a moment: anywhere in the run, anywhere between its first step and its last, or at a file boundary of
-a save. The same command with `resume_from_checkpoint: auto` is then started until it is done, and may be killed again. The
+SIGTERM and SIGINT), and a moment: anywhere in the run, in or just after one of its steps, or at a file boundary of a
+save. The same command with `resume_from_checkpoint: auto` is then started until it is done, and may be killed again. The
 final weights, samples, reports, metrics.jsonl (without times) and the metrics of run.json must equal those of the run that
 was not killed. What is drawn depends on --seed and the number of the kill: `--only 17` repeats it. --record writes
 results/<date>.json.
@@ -39,6 +39,7 @@ SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
 # Exit codes of a process that was sent a signal and could end in order.
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 AGAIN = 0.3  # share of the resumed parts that are killed again
+DELAY = 0.1  # seconds between a step and its shot at most: what follows a step can be hit too
 PARTS = 8  # parts of a run at most, so that one that never ends is seen
 # Parts of the keys of metrics that say how fast or where a run went.
 TIMES = ("seconds", "runtime", "per_second", "memory", "_tok/s")
@@ -52,8 +53,8 @@ class Reference:
     """A run without a kill. files: name -> sha256 or content without times."""
 
     seconds: float
+    steps: int
     boundaries: int
-    windows: dict[str, list]
     files: dict[str, object]
 
 
@@ -158,7 +159,7 @@ def run_reference(name: str, out: Path) -> Reference:
     log = out / "references" / f"{name}.log"
     part = run_part(case.recipe, case.command(out / "data", folder), log, processes=case.processes)
     require_finished(part, log)
-    return Reference(part.seconds, part.boundaries, part.windows, read_files(folder))
+    return Reference(part.seconds, part.steps, part.boundaries, read_files(folder))
 
 
 def require_finished(part: Part, log: Path) -> None:
@@ -216,23 +217,26 @@ def kill_and_resume(
 
 
 def draw_shot(draw: random.Random, reference: Reference, processes: int) -> Shot:
-    """A signal and a moment: of the whole run, of its training, or at a file boundary."""
+    """A signal and a moment: of the whole run, in or after a step of its training, or at a file boundary."""
     number = draw.choice(SIGNALS)
     all_processes = processes == 1 or draw.random() < 0.5
-    kind = draw.choice(("run", "training", "boundary"))
+    kind = draw.choice(("run", "step", "boundary"))
     if kind == "boundary" and reference.boundaries:
         return Shot(number, boundary=draw.randint(1, reference.boundaries))
-    first, last = 0.0, reference.seconds
-    if kind == "training":
-        first = reference.windows["step"][0][0]
-        last = reference.windows["after training"][0][0]
-    return Shot(number, seconds=draw.uniform(first, last), all_processes=all_processes)
+    if kind == "step":
+        step = draw.randint(1, reference.steps)
+        delay = draw.uniform(0, DELAY)
+        return Shot(number, step=step, seconds=delay, all_processes=all_processes)
+    seconds = draw.uniform(0, reference.seconds)
+    return Shot(number, seconds=seconds, all_processes=all_processes)
 
 
 def earlier(shot: Shot) -> Shot:
     """The same shot at a moment that is a third earlier."""
     if shot.boundary is not None:
         return replace(shot, boundary=max(1, shot.boundary * 2 // 3))
+    if shot.step is not None:
+        return replace(shot, step=max(1, shot.step * 2 // 3))
     return replace(shot, seconds=shot.seconds * 2 / 3)
 
 
