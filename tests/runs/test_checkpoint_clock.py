@@ -61,7 +61,7 @@ def test_several_processes_come_together_a_few_times_in_the_minutes(monkeypatch)
     saved = saved_steps(0.1, steps=3000, world_size=2)
     # 600 steps of a tenth of a second are a minute.
     assert 4 <= len(saved) <= 5 and all(step >= 600 for step in saved)
-    assert len(looks) < 100
+    assert len(looks) < 35
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_ten_minutes_unless_the_user_wants_no_checkpoints(given, strategy, minut
 
 
 def test_a_run_without_save_steps_keeps_two_checkpoints_by_time(tiny):
-    """A millionth of a minute has passed after each of the six steps; the last has the model itself."""
-    folder = tiny("--save_strategy", "no", "--checkpoint_minutes", "0.000001")
+    """A millionth of a minute has passed after each of the six steps; the last has one for another reason."""
+    folder = tiny("--save_steps", "100", "--checkpoint_minutes", "0.000001")
     names = [path.name for path in checkpoints_of(folder)]
-    assert names == ["checkpoint-4", "checkpoint-5"]
+    assert names == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
