@@ -35,7 +35,11 @@ FILES = (
 
 def arguments(folder, resume="true", **others):
     return SimpleNamespace(
-        resume_from_checkpoint=resume, output_dir=str(folder), process_index=0, world_size=1, **others
+        resume_from_checkpoint=resume,
+        output_dir=str(folder),
+        process_index=0,
+        world_size=1,
+        **others,
     )
 
 
@@ -147,9 +151,7 @@ def test_a_checkpoint_of_an_older_version_is_resumed_by_its_path_alone(interrupt
     chosen, lines = resumed_from(interrupted, path)
     assert chosen == path and "it is not verified" in lines[0]
     (interrupted / "checkpoint-4" / "rng_state.pth").unlink()
-    assert "rng_state.pth is missing" in refused(
-        checkpoint_to_resume, arguments(interrupted, path)
-    )
+    assert "rng_state.pth is missing" in refused(checkpoint_to_resume, arguments(interrupted, path))
 
 
 def test_a_damaged_best_checkpoint_is_seen_before_the_end(tmp_path, tiny, stopped):

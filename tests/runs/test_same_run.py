@@ -39,7 +39,9 @@ def test_the_same_settings_pass(checkpoint):
 def test_differences_are_refused_and_shown(checkpoint, refused):
     config = {"optim": "sgd", "lora_r": 4, "max_steps": 9}
     message = refused(check_same_run, checkpoint, facts(2, **config))
-    listed = "learning_rate its default (was 0.1), max_steps 9 (was its default), processes 2 (was 1)"
+    listed = (
+        "learning_rate its default (was 0.1), max_steps 9 (was its default), processes 2 (was 1)"
+    )
     assert listed in message and "resume_changed: true" in message
     said = check_same_run(checkpoint, facts(2, **config), accept=True)
     assert said == f"resumed with other settings: {listed}"

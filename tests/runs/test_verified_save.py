@@ -34,9 +34,7 @@ def check_kill(tiny, killed, whole, at: int) -> None:
     folder = killed("--save_total_limit", 2, at=at, name=f"killed-{at}")
     for checkpoint in checkpoints_of(folder):
         assert flaw(checkpoint) == "", (at, checkpoint)
-    resumed = tiny(
-        "--save_total_limit", 2, "--resume_from_checkpoint", "auto", name=f"killed-{at}"
-    )
+    resumed = tiny("--save_total_limit", 2, "--resume_from_checkpoint", "auto", name=f"killed-{at}")
     assert same_weights(whole, resumed), at
     assert names(resumed)[-2:] == ["checkpoint-4", "checkpoint-6"]
     assert not (resumed / ".saving").exists()
