@@ -33,7 +33,7 @@ class CheckpointClock(TrainerCallback):
     """Asks for a checkpoint at the next possible step when minutes have passed since the last.
 
     On several processes the main one looks at its clock and tells the others. They come together for that at steps that all
-    know: about four times in the minutes that remain, and not at every step.
+    know, some five times in the minutes, and not at every step. So a checkpoint may be late by a twentieth of them.
 
     trainer: a `RunTrainer`, whose `steps_between_checkpoints` says which steps are possible.
     seconds_now: the clock.
@@ -83,7 +83,8 @@ class CheckpointClock(TrainerCallback):
         due = remaining <= 0
         if due:
             remaining = self.seconds
-        wait = min(max(int(remaining / 4 / seconds_per_step), 1), LONGEST_WAIT)
+        seconds = max(remaining / 2, self.seconds / 20)
+        wait = min(max(int(seconds / seconds_per_step), 1), LONGEST_WAIT)
         decision = torch.tensor([int(due), wait], device=args.device)
         torch.distributed.broadcast(decision, 0)
         due, wait = decision.tolist()

@@ -117,7 +117,7 @@ def check_shared_folder(args) -> None:
     if args.process_index == 0:
         token.touch()
     dist.barrier()
-    # A network file system may remember for a while which files a folder has; this asks for them anew.
+    # A network file system may remember for a while which files a folder has. This asks it again.
     sees = os.path.isdir(args.output_dir) and names[0] in os.listdir(args.output_dir)
     seen: list = [None] * args.world_size
     dist.all_gather_object(seen, sees)
@@ -239,7 +239,7 @@ def _choose(meaning: str, args, say: Callable[[str], None]) -> str | None:
 
 
 def _beginning(args, root: Path, say: Callable[[str], None]) -> str | None:
-    """What `auto` means without a checkpoint in output_dir: a start, or the path that the command names.
+    """Begin without a checkpoint in output_dir, for `auto`: from the path that the command names, else from the start.
 
     Files that a killed run has left are removed, unless there are weights among them.
     """

@@ -72,7 +72,10 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)
-    if "No space left" in text or "os error 28" in text:
-        return True
     # torch's writer does not say why it could not write.
-    return "PytorchStreamWriter failed" in text
+    signs = ("No space left", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
+    if any(sign in text for sign in signs):
+        return True
+    # An error of closing the file may hide that of writing it.
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and is_disk_full(earlier)

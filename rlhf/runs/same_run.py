@@ -79,7 +79,7 @@ def check_same_data(checkpoint: str | None, data: list[dict], *, accept: bool = 
 
 
 def _content(data: list[dict], index: int):
-    """What tells a source of data from others: the digest of its rows, under whatever name, or else its name."""
+    """The digest of the rows of a source, which has the same under another name; without one its name and rows."""
     if index >= len(data):
         return None
     entry = data[index]

@@ -88,7 +88,7 @@ def resumes(run) -> bool:
 
 @dataclass
 class RunSettings:
-    """How often a run saves itself, and what it accepts when it is resumed."""
+    """The time between checkpoints, and what a resumed run accepts."""
 
     checkpoint_minutes: float | None = field(
         default=None,

@@ -151,8 +151,8 @@ def rotate(root: Path, *, current: Path, best: str | None, limit: int | None) ->
     # Later steps are from before a resume: they are made again, and go first.
     others.sort(key=lambda path: (step_of(path) < step_of(current), step_of(path)))
     if limit is None:
-        others = [path for path in others if read_manifest(path).get("by_time")]
-        excess = len(others) + 1 - KEPT_BY_TIME
+        others = [path for path in others if _is_by_time(path)]
+        excess = len(others) + int(_is_by_time(current)) - KEPT_BY_TIME
     else:
         excess = len(checkpoints_of(root)) - limit
     for path in others[: max(excess, 0)]:
@@ -161,6 +161,10 @@ def rotate(root: Path, *, current: Path, best: str | None, limit: int | None) ->
         trash.parent.mkdir(exist_ok=True)
         move_folder(path, trash)
         remove_folder(trash.parent)
+
+
+def _is_by_time(checkpoint: Path) -> bool:
+    return bool(read_manifest(checkpoint).get("by_time"))
 
 
 def how_to_continue(root: Path) -> str:

@@ -56,11 +56,11 @@ def make_trainer(args, steps_between_checkpoints: int = 1):
     return trainer
 
 
-def tiny_recipe(data=DATA, hook=None, name="tiny"):
+def tiny_recipe(data=DATA, hook=None, recipe="tiny"):
     """The `main` of a recipe. hook: called with its trainer before it trains."""
 
     def main(settings: RunSettings, args: TrainingArguments) -> None:
-        with recording(name, settings, args) as run:
+        with recording(recipe, settings, args) as run:
             set_seed(args.seed)
             run.record.data = data
             trainer = make_trainer(args)

@@ -1,0 +1,387 @@
+"""The checkpoint that a run resumes from: whole, of the same run, and not of one that is finished."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf.runs.checkpoints import (
+    best_of,
+    check_output_dir,
+    check_shared_folder,
+    checkpoint_to_resume,
+    newest_verified,
+    stop_if_finished,
+)
+from rlhf.runs.manifest import flaw
+from rlhf.runs.record import RunRecord
+from rlhf.runs.run import start
+
+from .conftest import DATA, FLAGS, Kill, same_weights, tiny_recipe
+
+FILES = (
+    "model.safetensors",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+)
+
+
+def arguments(folder, resume="true", **others):
+    return SimpleNamespace(
+        resume_from_checkpoint=resume,
+        output_dir=str(folder),
+        process_index=0,
+        world_size=1,
+        **others,
+    )
+
+
+def resumed_from(folder, resume="true") -> tuple[str | None, list[str]]:
+    """The checkpoint that is chosen, and the lines that are printed."""
+    lines: list[str] = []
+    return checkpoint_to_resume(arguments(folder, resume), lines.append), lines
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """The folder of a run that was killed at step 5 of 6, with checkpoints 2 and 4."""
+    folder = tmp_path_factory.mktemp("original") / "run"
+
+    def die(trainer):
+        train = trainer.training_step
+
+        def training_step(*args, **kwargs):
+            if trainer.state.global_step == 5:
+                raise Kill
+            return train(*args, **kwargs)
+
+        trainer.training_step = training_step
+
+    with pytest.raises(Kill):
+        start(tiny_recipe(hook=die), "", ["--output_dir", str(folder), *FLAGS])
+    set_status(folder, "running")
+    return folder
+
+
+def set_status(folder: Path, status: str) -> None:
+    path = folder / "run.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"status": status}))
+
+
+@pytest.fixture
+def interrupted(original, tmp_path):
+    shutil.copytree(original, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# ---- the newest that is whole ------------------------------------------------------------------------------------
+
+
+def test_the_newest_whole_checkpoint_is_chosen(interrupted):
+    assert set(FILES) < {path.name for path in (interrupted / "checkpoint-4").iterdir()}
+    assert resumed_from(interrupted) == (str(interrupted / "checkpoint-4"), [])
+    assert resumed_from(interrupted, "auto") == (str(interrupted / "checkpoint-4"), [])
+    assert resumed_from(interrupted, "false") == (None, [])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over_with_the_file_and_the_reason(
+    interrupted, name, damage
+):
+    path = interrupted / "checkpoint-4" / name
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+        reason = f"{name} is missing"
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+        reason = f"{name} has {len(content) - 1} bytes instead of {len(content)}"
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        reason = f"{name} has another sha256"
+    chosen, lines = resumed_from(interrupted)
+    assert chosen == str(interrupted / "checkpoint-2") and len(lines) == 1
+    assert lines[0].startswith(f"{interrupted / 'checkpoint-4'} is passed over: {reason}")
+
+
+@pytest.mark.parametrize("content", ["", "{", None, '{"step": 4, "files": {}}'])
+def test_a_manifest_that_is_torn_missing_or_changed_is_seen(interrupted, content):
+    path = interrupted / "checkpoint-4" / "manifest.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    chosen, lines = resumed_from(interrupted)
+    assert chosen == str(interrupted / "checkpoint-2")
+    assert "manifest.json" in lines[0]
+
+
+def test_an_empty_folder_is_passed_over(interrupted):
+    (interrupted / "checkpoint-99").mkdir()
+    chosen, lines = resumed_from(interrupted)
+    assert chosen == str(interrupted / "checkpoint-4") and "the folder is empty" in lines[0]
+
+
+def test_a_path_is_refused_with_the_reason_and_the_newest_whole_one(interrupted, refused):
+    (interrupted / "checkpoint-4" / "optimizer.pt").unlink()
+    args = arguments(interrupted, str(interrupted / "checkpoint-4"))
+    message = refused(checkpoint_to_resume, args)
+    assert "optimizer.pt is missing" in message and str(interrupted / "checkpoint-2") in message
+    args = arguments(interrupted, str(interrupted / "checkpoint-2"))
+    assert checkpoint_to_resume(args) == str(interrupted / "checkpoint-2")
+    assert "no such folder" in refused(checkpoint_to_resume, arguments(interrupted, "nothing"))
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed_by_its_path_alone(interrupted, refused):
+    for step in (2, 4):
+        (interrupted / f"checkpoint-{step}" / "manifest.json").unlink()
+    message = refused(checkpoint_to_resume, arguments(interrupted))
+    assert "no checkpoint" in message and "checkpoint-2, checkpoint-4" in message
+    path = str(interrupted / "checkpoint-4")
+    chosen, lines = resumed_from(interrupted, path)
+    assert chosen == path and "it is not verified" in lines[0]
+    (interrupted / "checkpoint-4" / "rng_state.pth").unlink()
+    assert "rng_state.pth is missing" in refused(checkpoint_to_resume, arguments(interrupted, path))
+
+
+def test_a_damaged_best_checkpoint_is_seen_before_the_end(tmp_path, tiny, stopped):
+    best = "--load_best_model_at_end true --eval_strategy steps --eval_steps 2".split()
+    # The rate makes the first evaluation the best.
+    folder = stopped(*best, "--learning_rate", 30)
+    assert best_of(folder / "checkpoint-4") == str(folder / "checkpoint-2")
+    # A folder that was moved:
+    moved = folder.rename(tmp_path / "moved")
+    assert best_of(moved / "checkpoint-4") == str(moved / "checkpoint-2")
+    assert resumed_from(moved) == (str(moved / "checkpoint-4"), [])
+    (moved / "checkpoint-2" / "model.safetensors").unlink()
+    lines: list[str] = []
+    assert newest_verified(moved, lines.append) is None
+    assert "of its best checkpoint" in lines[0] and "model.safetensors is missing" in lines[0]
+
+
+# ---- the run goes on as if it had not stopped --------------------------------------------------------------------
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny, interrupted):
+    whole = tiny(name="whole")
+    resumed = tiny("--resume_from_checkpoint", "true")
+    assert same_weights(whole, resumed)
+    elsewhere = tiny("--resume_from_checkpoint", resumed / "checkpoint-2", name="elsewhere")
+    assert same_weights(whole, elsewhere)
+
+
+def test_missing_random_numbers_make_no_other_run(tiny, interrupted, capsys):
+    """They used to be passed over in silence, and the weights were others."""
+    whole = tiny(name="whole")
+    (interrupted / "checkpoint-4" / "rng_state.pth").unlink()
+    resumed = tiny("--resume_from_checkpoint", "true")
+    assert "checkpoint-4 is passed over: rng_state.pth is missing" in capsys.readouterr().out
+    assert same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning_rate", "0.2"], "learning_rate 0.2 (was 0.1)"),
+        (["--max_steps", "8"], "max_steps 8 (was 6)"),
+        (["--gradient_accumulation_steps", "2"], "gradient_accumulation_steps 2 (was its default)"),
+        (["--seed", "1"], "seed 1 (was its default)"),
+    ],
+)
+def test_other_settings_are_refused_and_shown(failing_tiny, interrupted, flags, said):
+    message = failing_tiny("--resume_from_checkpoint", "auto", *flags)
+    assert said in message and "resume_changed: true" in message
+
+
+def test_other_data_are_refused_and_shown(tiny, failing_tiny, interrupted, capsys):
+    other = [DATA[0] | {"sha256": "cd" * 32}]
+    message = failing_tiny("--resume_from_checkpoint", "true", data=other)
+    assert "other data: rows.jsonl with 16 rows, sha256 cdcdcdcdcdcd (was" in message
+    # The same rows in another file are the same data.
+    moved = [DATA[0] | {"name": "moved.jsonl"}]
+    tiny("--resume_from_checkpoint", "true", data=moved)
+    assert "other data" not in capsys.readouterr().out
+
+
+def test_a_difference_can_be_accepted(tiny, interrupted, capsys):
+    flags = ["--resume_from_checkpoint", "true", "--resume_changed", "true"]
+    tiny(*flags, "--learning_rate", "0.2", data=[])
+    said = capsys.readouterr().out
+    assert "resumed with other settings: learning_rate 0.2 (was 0.1)" in said
+    assert "resumed with other data: nothing (was rows.jsonl" in said
+
+
+def test_settings_that_compute_nothing_may_change(tiny, interrupted):
+    tiny(
+        *("--resume_from_checkpoint", "true", "--save_steps", "3", "--checkpoint_minutes", "5"),
+        *("--logging_steps", "2", "--save_total_limit", "4"),
+    )
+
+
+# ---- a finished run ----------------------------------------------------------------------------------------------
+
+
+def content_of(folder: Path) -> dict:
+    """Every file with its time of change and size, and the folders with theirs."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("resume", ["true", "auto", "checkpoint-2"])
+def test_a_finished_run_is_left_as_it_is(tiny, interrupted, capsys, resume):
+    set_status(interrupted, "done")
+    before = content_of(interrupted)
+    if resume.startswith("checkpoint"):
+        resume = str(interrupted / resume)
+    with pytest.raises(SystemExit) as left:
+        tiny("--resume_from_checkpoint", resume, "--max_steps", "9")
+    assert left.value.code == 0
+    assert "is finished: nothing to resume" in capsys.readouterr().out
+    assert content_of(interrupted) == before
+
+
+def test_without_the_key_a_finished_run_is_not_finished_again(interrupted):
+    set_status(interrupted, "done")
+    stop_if_finished(arguments(interrupted, None))
+
+
+# ---- a run that was killed before its first checkpoint -----------------------------------------------------------
+
+
+def early(folder: Path, status: str = "running") -> Path:
+    record = RunRecord.begin("tiny", config={}, seed=0)
+    record.status = status
+    record.save(folder)
+    (folder / "metrics.jsonl").write_text("{}\n")
+    (folder / ".lock").touch()
+    (folder / "error-1.txt").write_text("boom")
+    saving = folder / ".saving" / "checkpoint-2"
+    saving.mkdir(parents=True)
+    (saving / "model.safetensors").write_bytes(b"half")
+    return folder
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
+def test_auto_starts_a_killed_run_again(tmp_path, refused, status):
+    folder = early(tmp_path / "run", status)
+    message = refused(checkpoint_to_resume, arguments(folder, "true"))
+    assert "--resume_from_checkpoint auto" in message
+    assert (folder / "metrics.jsonl").exists()
+    chosen, lines = resumed_from(folder, "auto")
+    assert chosen is None and "it starts again" in lines[0]
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    check_output_dir(str(folder), None)
+
+
+def test_auto_starts_where_nothing_is(tmp_path):
+    assert resumed_from(tmp_path / "new", "auto") == (None, [])
+    (tmp_path / "run").mkdir()
+    assert resumed_from(tmp_path / "run", "auto") == (None, [])
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted", "trained", "done"])
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_no_folder_with_weights_counts_as_empty(tmp_path, refused, status, resume):
+    folder = early(tmp_path / "run", status)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    chosen, _ = resumed_from(folder, resume)
+    assert "already holds a run" in refused(check_output_dir, str(folder), chosen)
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "metrics.jsonl", "run.json"} <= names
+
+
+def test_a_killed_run_names_auto(tmp_path, refused):
+    message = refused(check_output_dir, str(early(tmp_path / "run")), None)
+    assert "--resume_from_checkpoint auto" in message
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, refused):
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("mine")
+    chosen, _ = resumed_from(tmp_path, "auto")
+    assert "already holds" in refused(check_output_dir, str(tmp_path), chosen)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_restart_of_torchrun_means_auto(interrupted, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert resumed_from(interrupted, None)[0] == str(interrupted / "checkpoint-4")
+    assert resumed_from(tmp_path / "new", None)[0] is None
+    # The run began from a checkpoint of another folder, and was killed before its own first.
+    path = str(interrupted / "checkpoint-2")
+    assert resumed_from(early(tmp_path / "second"), path)[0] == path
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert resumed_from(interrupted, None)[0] is None
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(failing_tiny, interrupted):
+    path = interrupted / "checkpoint-4"
+    said = failing_tiny("--resume_from_checkpoint", path, name="other", recipe="ppo")
+    assert "is of a run of tiny, and this is ppo" in said
+
+
+# ---- several machines --------------------------------------------------------------------------------------------
+
+
+def look_for_the_folder(rank: int, root: str, shared: bool, port: int) -> None:
+    """One of two processes, each on a machine of its own."""
+    os.environ |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    folder = Path(root) / ("shared" if shared else f"own-{rank}")
+    folder.mkdir(parents=True, exist_ok=True)
+    args = SimpleNamespace(output_dir=str(folder), world_size=2, process_index=rank)
+    message = ""
+    try:
+        check_shared_folder(args)
+    except ValueError as error:
+        message = str(error)
+    (Path(root) / f"{shared}-{rank}").write_text(message)
+    torch.distributed.destroy_process_group()
+
+
+def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
+    import socket
+
+    for shared in (True, False):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = torch.multiprocessing.get_context("fork")
+        processes = []
+        for rank in range(2):
+            process = context.Process(
+                target=look_for_the_folder, args=(rank, str(tmp_path), shared, port)
+            )
+            process.start()
+            processes.append(process)
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        said = [(tmp_path / f"{shared}-{rank}").read_text() for rank in range(2)]
+        if shared:
+            assert said == ["", ""]
+        else:
+            assert all("processes 1 do not see" in text for text in said)
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_one_machine_is_not_asked(tmp_path):
+    check_shared_folder(SimpleNamespace(output_dir=str(tmp_path / "none"), world_size=1))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_whole_checkpoint_has_no_flaw(interrupted):
+    assert flaw(interrupted / "checkpoint-4") == ""
+    assert flaw(interrupted / "no-folder") == "no such folder"
