@@ -220,6 +220,7 @@ class Run:
         self.started = time.time()
         self.trainer = None  # that trains or has trained
         self.weights_at_end: list = []
+        self.keeps_best_only = False
         config = changed_settings(settings, args)
         self.record = RunRecord.begin(recipe, config=config, seed=args.seed)
         self._continue_record()
@@ -267,6 +268,9 @@ class Run:
         self.trainer = trainer
         trainer.add_callback(StopAtSignal(trainer.steps_between_checkpoints))
         trainer.add_callback(RecordAtCheckpoint(self))
+        if self.args.load_best_model_at_end and self.args.save_total_limit == 1:
+            # The Trainer would remove the last checkpoint, from which a failed evaluation is made again.
+            self.args.save_total_limit, self.keeps_best_only = 2, True
         self.save()  # with the numbers of before the training
         with SIGNALS.held():
             self._train(trainer)
@@ -304,9 +308,19 @@ class Run:
             self.save()
             if self.main:
                 self.show()
+                self._remove_last_checkpoint()
         except BaseException:
             self.record.status = TRAINED if status == TRAINED else RUNNING
             raise
+
+    def _remove_last_checkpoint(self) -> None:
+        """Keep the best checkpoint alone, where save_total_limit is 1."""
+        best = self.trainer.state.best_model_checkpoint if self.keeps_best_only else None
+        if best is None:
+            return
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            if checkpoint.resolve() != Path(best).resolve():
+                shutil.rmtree(checkpoint)
 
     def ended_by(self, error: BaseException) -> BaseException:
         """Record what ended the run, and return the error to raise: with one line where the cause is known."""

@@ -57,6 +57,30 @@ def test_a_signal_in_a_step_leaves_a_checkpoint_of_this_step(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("step", [11, 12])
+def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_evaluation(
+    toy, tmp_path, terminate, step
+):
+    """An epoch has 12 steps."""
+    flags = (
+        "--num_train_epochs",
+        2,
+        "--eval_strategy",
+        "epoch",
+        "--load_best_model_at_end",
+        "true",
+    )
+    flags = (*flags, "--save_strategy", "epoch", "--learning_rate", 0.9)
+    assert toy.run(tmp_path / "whole", *flags) == 0
+    toy.at = {step: terminate}
+    assert toy.run(tmp_path / "run", *flags) == 143
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    toy.at = {}
+    assert toy.run(tmp_path / "run", *flags, "--resume_from_checkpoint", "true") == 0
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole")
+    assert weight_in(tmp_path / "run") == weight_in(tmp_path / "whole")
+
+
 def test_a_signal_before_the_training_ends_at_once(toy, tmp_path, capsys, terminate):
     toy.prepare = terminate
     assert toy.run(tmp_path / "run", "--max_steps", STEPS) == 143
