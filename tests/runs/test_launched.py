@@ -92,7 +92,7 @@ def launched(tmp_path):
             "python": [sys.executable],
             "accelerate": [programs / "accelerate", "launch", "--config_file", LAYOUTS / "one_process.yaml"],
             "two": [programs / "accelerate", "launch", "--config_file", LAYOUTS / "ddp_cpu.yaml"],
-            "torchrun": [programs / "torchrun", "--nproc_per_node", "2", "--master_port", "0"],
+            "torchrun": [programs / "torchrun", "--standalone", "--nproc_per_node", "2"],
         }[launcher]  # fmt: skip
         command = [*start, script, tmp_path / "run", kind, *flags]
         runs.append(Launched(tmp_path, [str(part) for part in command]))

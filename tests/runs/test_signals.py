@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -190,3 +193,30 @@ def test_a_signal_is_noted_until_the_block_ends(terminate):
     with listener.listening(), pytest.raises(Interrupted), listener.held():
         terminate()
         assert listener.number == signal.SIGTERM
+
+
+DEAF_PROCESS = """
+import ctypes, os, signal, sys
+from rlhf.runs import signals
+
+signals.DEAF = 0.2
+with signals.SIGNALS.listening():
+    signals.SIGNALS._is_held = sys.argv[1] == "in training"
+    signal.siginterrupt(signal.SIGTERM, False)  # the call of C goes on after a signal, as a collective does
+    reader, _ = os.pipe()
+    print("ready", flush=True)
+    ctypes.CDLL(None).read(reader, ctypes.create_string_buffer(1), 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "needed"), [("before training", 1), ("in training", 2)])
+def test_a_process_that_waits_in_code_of_c_ends_too(phase, needed):
+    command = [sys.executable, "-c", DEAF_PROCESS, phase]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(needed):
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
