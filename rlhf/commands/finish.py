@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.runs.record import DONE, EVALUATION_FAILED, TRAINED, RunRecord, read_object
 
 TRAINER_STATE = "trainer_state.json"
-# Settings of a record that the command sets anew.
+# Settings of a record that the command sets again.
 SET_HERE = ("output_dir", "resume_from_checkpoint")
 
 

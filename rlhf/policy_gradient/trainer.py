@@ -75,6 +75,7 @@ class PolicyGradientTrainer(RunTrainer, Trainer):
         self.nonfinite = NonFiniteSteps(SKIPPED_AT_MOST, args.output_dir)
         self.update_metrics = UpdateMetrics()
         self.first_rollout = 0  # another one when resuming
+        self.steps_between_checkpoints = args.steps_per_rollout
         super().__init__(
             model=model,
             args=args,

@@ -343,7 +343,7 @@ class Run:
         return ending
 
     def _cause(self, error: BaseException) -> BaseException:
-        """What has ended the run, if the error is only a consequence of it."""
+        """Find what has ended the run, where the error is only a consequence of it."""
         if isinstance(error, SystemExit):
             return left_by_exit(error)
         if isinstance(error, UserError):
@@ -516,7 +516,7 @@ class RecordAtCheckpoint(TrainerCallback):
 
 
 def versions_of_weights(model) -> list[tuple[int, int]]:
-    """What changes when any weight is replaced, or changed in place."""
+    """Numbers that differ once any weight is replaced, or changed in place."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 
