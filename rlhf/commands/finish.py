@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.runs.record import DONE, EVALUATION_FAILED, TRAINED, RunRecord, read_object
 
 TRAINER_STATE = "trainer_state.json"
-# Settings of a record that the command sets anew.
+# Settings of a record that the command sets again.
 SET_HERE = ("output_dir", "resume_from_checkpoint")
 
 
@@ -86,9 +86,16 @@ def step_of(checkpoint: Path) -> int:
 
 @contextmanager
 def settings_file(config: dict) -> Iterator[Path]:
-    """The settings of a record as a YAML file, for the time of the block."""
+    """The settings of a record as a YAML file, for the time of the block.
+
+    They are the `defaults` of an empty file: a record holds what the library derives from the settings too, such as do_eval,
+    which is passed over there and would be refused as a key of the run.
+    """
     settings = {name: value for name, value in config.items() if name not in SET_HERE}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "finish.yaml"
-        path.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+        path.write_text("defaults: record.yaml", encoding="utf-8")
+        path.with_name("record.yaml").write_text(
+            json.dumps(settings), encoding="utf-8"
+        )  # JSON is YAML
         yield path

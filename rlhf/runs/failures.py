@@ -40,7 +40,7 @@ def write_failure(folder: str | os.PathLike, rank: int, error: BaseException) ->
 
 
 def read_failure(folder: str | os.PathLike, rank: int) -> str | None:
-    """What the process of this rank died of; None if it has not."""
+    """The words with which the process of this rank has failed; None if it has not."""
     try:
         text = (Path(folder) / f"{PREFIX}{rank}.txt").read_text(encoding="utf-8")
     except OSError:

@@ -233,6 +233,7 @@ class Run:
         self.started = time.time()
         self.trainer = None  # that trains or has trained
         self.weights_at_end: list = []
+        self.keeps_best_only = False
         config = changed_settings(settings, args)
         self.record = RunRecord.begin(recipe, config=config, seed=args.seed)
         self._continue_record()
@@ -280,6 +281,9 @@ class Run:
         self.trainer = trainer
         trainer.add_callback(StopAtSignal(trainer.steps_between_checkpoints))
         trainer.add_callback(RecordAtCheckpoint(self))
+        if self.args.load_best_model_at_end and self.args.save_total_limit == 1:
+            # The Trainer would remove the last checkpoint, from which a failed evaluation is made again.
+            self.args.save_total_limit, self.keeps_best_only = 2, True
         self.save()  # with the numbers of before the training
         with SIGNALS.held():
             self._train(trainer)
@@ -317,9 +321,19 @@ class Run:
             self.save()
             if self.main:
                 self.show()
+                self._remove_last_checkpoint()
         except BaseException:
             self.record.status = TRAINED if status == TRAINED else RUNNING
             raise
+
+    def _remove_last_checkpoint(self) -> None:
+        """Keep the best checkpoint alone, where save_total_limit is 1."""
+        best = self.trainer.state.best_model_checkpoint if self.keeps_best_only else None
+        if best is None:
+            return
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            if checkpoint.resolve() != Path(best).resolve():
+                shutil.rmtree(checkpoint)
 
     def ended_by(self, error: BaseException) -> BaseException:
         """Record what ended the run, and return the error to raise: with one line where the cause is known."""
@@ -342,7 +356,7 @@ class Run:
         return ending
 
     def _cause(self, error: BaseException) -> BaseException:
-        """What has ended the run, if the error is only a consequence of it."""
+        """Find what has ended the run, where the error is only a consequence of it."""
         if isinstance(error, SystemExit):
             return left_by_exit(error)
         if isinstance(error, UserError):
@@ -536,7 +550,7 @@ class RecordAtCheckpoint(TrainerCallback):
 
 
 def versions_of_weights(model) -> list[tuple[int, int]]:
-    """What changes when any weight is replaced, or changed in place."""
+    """Numbers that differ once any weight is replaced, or changed in place."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 

@@ -25,8 +25,12 @@ from rlhf.errors import Interrupted
 # The kernel sends this one when the launcher dies. A signal to the whole group reaches the launcher and this process, so
 # it must not count as the second.
 LAUNCHER_DIED = getattr(signal, "SIGUSR2", None)
+HANDLED = [signal.SIGTERM, signal.SIGINT]
+if LAUNCHER_DIED is not None:  # None on Windows
+    HANDLED.append(LAUNCHER_DIED)
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl.h
 SAME_SIGNAL = 0.5  # seconds in which a launcher and a terminal may both pass on one signal
+DEAF = 5.0  # seconds without the handler, after which a process waits in code of C
 
 
 class Signals:
@@ -37,6 +41,7 @@ class Signals:
 
     def __init__(self):
         self.number = 0
+        self._handled = 0
         self._first_at = 0.0
         self._is_held = False
         self._process = 0  # 0: not listening
@@ -49,13 +54,17 @@ class Signals:
             return
         self.__init__()
         self._process = os.getpid()
-        before = {}
-        for number in (signal.SIGTERM, signal.SIGINT, LAUNCHER_DIED):
-            if number is not None:
-                before[number] = signal.signal(number, self._handle)
+        before = {number: signal.signal(number, self._handle) for number in HANDLED}
+        # The interpreter writes the number of each signal here at once, also where the handler must wait.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         try:
             yield
         finally:
+            signal.set_wakeup_fd(wakeup_before)
+            os.close(writer)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.__init__()
@@ -94,10 +103,28 @@ class Signals:
         if self.number and not self._is_held:
             raise Interrupted(self.number)
 
+    def _watch(self, reader: int) -> None:
+        """End a process whose handler cannot run: one that waits for a dead process in code of C, for instance."""
+        received = 0
+        while content := os.read(reader, 1):
+            number = content[0]
+            if number not in HANDLED:
+                continue
+            received += 1
+            threading.Timer(DEAF, self._end_if_deaf, (number, received)).start()
+        os.close(reader)
+
+    def _end_if_deaf(self, number: int, received: int) -> None:
+        """End the process if its handler has not run for a signal. One that trains goes on, until a second signal."""
+        is_deaf = self._process and self._handled < received
+        if is_deaf and (received > 1 or not self._is_held):
+            os._exit(128 + (signal.SIGTERM if number == LAUNCHER_DIED else number))
+
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self._process:
             _handle_in_child(number)
             return
+        self._handled += 1
         now = time.monotonic()
         if not self.number:
             self.number = signal.SIGTERM if number == LAUNCHER_DIED else number
@@ -108,6 +135,16 @@ class Signals:
 
 
 SIGNALS = Signals()
+
+
+def _in_child() -> None:
+    """The signals of a forked worker are not those of this process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _handle_in_child(number: int) -> None:
@@ -190,14 +227,23 @@ class StopAtSignal(TrainerCallback):
     def __init__(self, steps_between: int):
         self.steps_between = steps_between
         self.number = 0
+        self.waits_for_epoch = False
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.steps_between:
             return
         self.number = agreed_signal()
-        if self.number:
-            control.should_save = True
+        if not self.number:
+            return
+        # What is due once per epoch comes after its last step, and a resumed run would begin the next one.
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        self.waits_for_epoch = is_last or float(state.epoch).is_integer()
+        control.should_save |= not self.waits_for_epoch
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.waits_for_epoch = False
+        control.should_save |= bool(self.number)
 
     def on_save(self, args, state, control, **kwargs):
-        if self.number:
+        if self.number and not self.waits_for_epoch:
             raise Interrupted(self.number)

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -55,6 +58,30 @@ def test_a_signal_in_a_step_leaves_a_checkpoint_of_this_step(
     # That of step 6 was due, and came before the end.
     assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("step", [11, 12])
+def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_evaluation(
+    toy, tmp_path, terminate, step
+):
+    """An epoch has 12 steps."""
+    flags = (
+        "--num_train_epochs",
+        2,
+        "--eval_strategy",
+        "epoch",
+        "--load_best_model_at_end",
+        "true",
+    )
+    flags = (*flags, "--save_strategy", "epoch", "--learning_rate", 0.9)
+    assert toy.run(tmp_path / "whole", *flags) == 0
+    toy.at = {step: terminate}
+    assert toy.run(tmp_path / "run", *flags) == 143
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    toy.at = {}
+    assert toy.run(tmp_path / "run", *flags, "--resume_from_checkpoint", "true") == 0
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole")
+    assert weight_in(tmp_path / "run") == weight_in(tmp_path / "whole")
 
 
 def test_a_signal_before_the_training_ends_at_once(toy, tmp_path, capsys, terminate):
@@ -166,3 +193,30 @@ def test_a_signal_is_noted_until_the_block_ends(terminate):
     with listener.listening(), pytest.raises(Interrupted), listener.held():
         terminate()
         assert listener.number == signal.SIGTERM
+
+
+DEAF_PROCESS = """
+import ctypes, os, signal, sys
+from rlhf.runs import signals
+
+signals.DEAF = 0.2
+with signals.SIGNALS.listening():
+    signals.SIGNALS._is_held = sys.argv[1] == "in training"
+    signal.siginterrupt(signal.SIGTERM, False)  # the call of C goes on after a signal, as a collective does
+    reader, _ = os.pipe()
+    print("ready", flush=True)
+    ctypes.CDLL(None).read(reader, ctypes.create_string_buffer(1), 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "needed"), [("before training", 1), ("in training", 2)])
+def test_a_process_that_waits_in_code_of_c_ends_too(phase, needed):
+    command = [sys.executable, "-c", DEAF_PROCESS, phase]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(needed):
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
