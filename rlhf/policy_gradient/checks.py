@@ -5,6 +5,7 @@ run.
 """
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ def try_reward_model(trainer, name: str, scorer: RewardModelScorer) -> None:
     with random_numbers_kept(), trainer.accelerator.autocast():
         score = scorer(batch).item()
     model.train(training)
-    if not np.isfinite(score):
+    if not math.isfinite(score):
         raise UserError(
             f"{name} gives the score {score} to an answer of {TRIED_COMPLETION!r}: its weights are damaged, or overflow in "
             "this precision: train it again, or set precision: fp32"
