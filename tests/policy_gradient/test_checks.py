@@ -8,7 +8,12 @@ import torch
 
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.errors import UserError
-from rlhf.policy_gradient.checks import check_reward_models, random_numbers_kept, try_function
+from rlhf.policy_gradient.checks import (
+    EVALUATED,
+    check_before_training,
+    random_numbers_kept,
+    try_function,
+)
 
 
 def test_a_function_is_tried_as_a_rollout_calls_it():
@@ -81,12 +86,24 @@ def test_a_reward_model_is_tried_with_the_longest_prompt(
     trainer.roles.rewards = WeightedSum({"reward_model": scorer})
     longest = max(map(len, trainer.rollouts.prompts.ids))
     training = trainer.model.training
-    check_reward_models(trainer)
+    check_before_training(trainer)
     assert trainer.model.training == training
     scorer.limit = longest + 6
-    check_reward_models(trainer)
+    check_before_training(trainer)
     scorer.limit = longest + 5
     with pytest.raises(
         UserError, match=f"longest prompt has {longest}, .* max_prompt_length to {longest - 1}"
     ):
-        check_reward_models(trainer)
+        check_before_training(trainer)
+
+
+def test_the_best_metric_is_one_that_an_evaluation_gives(make_trainer):
+    trainer = make_trainer(eval_rows=[{"prompt": "a"}, {"prompt": "b"}])
+    measured = {name.removeprefix("eval_") for name in trainer.evaluate()}
+    assert measured == {*EVALUATED, "score_score"}
+    for name in measured:
+        trainer.args.metric_for_best_model = name
+        check_before_training(trainer)
+    trainer.args.metric_for_best_model = "accuracy"
+    with pytest.raises(UserError, match="metric_for_best_model=accuracy: use one of score, "):
+        check_before_training(trainer)
