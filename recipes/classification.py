@@ -76,7 +76,7 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
 
 @dataclass
 class PreparedClassification:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     rows: the held-out rows, in the order in which the trainer reads them.
     cut: how many texts were longer than the model reads.

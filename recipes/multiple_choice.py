@@ -46,7 +46,7 @@ class MultipleChoiceSettings(DataSettings, ModelSettings, ScratchSettings):
 
 @dataclass
 class PreparedMultipleChoice:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     rows: the held-out rows.
     cut: how many choices were longer than the model reads.

@@ -57,7 +57,7 @@ class NERSettings(DataSettings, ModelSettings, ScratchSettings):
 
 @dataclass
 class PreparedNER:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     rows: the held-out sentences.
     windows: of the held-out sentences, in the order in which the trainer reads them.

@@ -22,7 +22,7 @@ from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy
 from rlhf.models.logits import describe_logits
 from rlhf.models.parts import context_length, fit_embeddings
-from rlhf.policy_gradient.checks import check_reward_models, check_roles
+from rlhf.policy_gradient.checks import check_before_training, check_roles
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.memory import plan_memory
 from rlhf.policy_gradient.roles import (
@@ -72,10 +72,7 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
             run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN if before})
             # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
-        if run.main and evaluates:
-            rows = read_jsonl(run.folder / "samples.jsonl")
-            last = [row for row in rows if row["step"] == trainer.state.global_step]
-            run.say(sample_table(last, columns=["prompt", "completion", "score", "kl"], limit=8))
+            show_samples(run, trainer.state.global_step)
 
 
 def prepare(settings: PPOSettings, args: PolicyGradientConfig, run: Run) -> PolicyGradientTrainer:
@@ -100,7 +97,7 @@ def prepare(settings: PPOSettings, args: PolicyGradientConfig, run: Run) -> Poli
         eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
         texts=text_pieces(tokenizer, texts, text_length),
     )
-    check_reward_models(trainer)
+    check_before_training(trainer)
     run.say(plan_memory(trainer))
     use_run_progress(trainer, args.output_dir)
     return trainer
@@ -141,6 +138,15 @@ def read_texts(settings: PPOSettings, run: Run) -> list[dict]:
     loaded = load_rows(settings.ptx_dataset_name, kinds=("text",), skip_bad=settings.skip_bad)
     run.data(loaded)
     return loaded.rows
+
+
+def show_samples(run: Run, step: int) -> None:
+    """Print completions of the evaluation after an optimiser step."""
+    if not run.main:
+        return
+    rows = read_jsonl(run.folder / "samples.jsonl")
+    last = [row for row in rows if row["step"] == step]
+    run.say(sample_table(last, columns=["prompt", "completion", "score", "kl"], limit=8))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class PretrainConfig(EncoderConfig):
 
 @dataclass
 class PreparedPretraining:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     rows: the evaluation rows, or None.
     """
@@ -303,7 +303,7 @@ class CausalTrainer(GatheringTrainer, Trainer):
 
 
 def metric_names(objective: str) -> tuple[str, ...]:
-    """What an evaluation of the objective gives, the number by which the best checkpoint is kept first."""
+    """The numbers that an evaluation of the objective gives, first the one that picks the best checkpoint."""
     return ("loss",) if objective == "causal" else ("masked_loss",)
 
 

@@ -75,7 +75,7 @@ class QuestionAnsweringConfig(EncoderConfig):
 
 @dataclass
 class PreparedQuestionAnswering:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     rows, ids: the held-out questions and their ids.
     windows: of the held-out questions, in the order in which the trainer reads them.

@@ -48,7 +48,7 @@ class RewardSettings(DataSettings, ModelSettings):
 
 @dataclass
 class PreparedReward:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     rows: the held-out rankings, encoded.
     centred_on: the inputs whose scores will be 0 on average.

@@ -89,7 +89,7 @@ class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
 
 @dataclass
 class PreparedSFT:
-    """What the training and the evaluation need.
+    """The trainer of a run, and what its evaluation needs.
 
     too_long, eval_too_long: training and evaluation examples that were dropped for their length.
     """

@@ -94,7 +94,7 @@ class TokenizerSettings(DataSettings):
 
 @dataclass
 class PreparedTokenizer:
-    """What the training and the comparison need.
+    """The rows of a run, and what its comparison needs.
 
     rows: the training rows. texts: those that the tokenizers are measured on.
     others: the tokenizers to compare with, by name.

@@ -30,7 +30,7 @@ LAYERS = {
         3,
         "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub safetensors",
     ),
-    "rlhf.policy_gradient": (4, "torch transformers accelerate safetensors deepspeed tqdm"),
+    "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors deepspeed tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
     "rlhf.comparison": (4, "torch matplotlib rich"),

@@ -5,6 +5,7 @@ run.
 """
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,21 @@ from rlhf.data.chat import as_text, same_encoding
 from rlhf.errors import UserError
 from rlhf.models.load import check_reward_model
 from rlhf.policy_gradient.rollouts import check_texts
+from rlhf.runs.checkpoints import check_is_measured
 
+# The numbers of `completions.rollout.statistics` that an evaluation gives, whatever the rewards are.
+EVALUATED = (
+    "score",
+    "score_std",
+    "kl",
+    "completion_length",
+    "eos_rate",
+    "entropy",
+    "surprise",
+    "unique_completions",
+    "distinct_2",
+    "repetition",
+)
 TRIED_ROWS = 3  # prompts that each reward function scores before the training
 TRIED_COMPLETION = "Yes."  # that each reward model scores
 
@@ -103,9 +118,12 @@ def random_numbers_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(of_gpus)
 
 
-def check_reward_models(trainer) -> None:
-    """UserError where a reward model cannot score the completions of a PolicyGradientTrainer, shown on one row."""
-    for name, scorer in trainer.roles.rewards.scorers.items():
+def check_before_training(trainer) -> None:
+    """UserError where a PolicyGradientTrainer would fail later: on its best metric, or as a reward model scores."""
+    scorers = trainer.roles.rewards.scorers
+    names = [*EVALUATED, *(f"score_{name}" for name in scorers)]
+    check_is_measured(trainer.args.metric_for_best_model, [f"eval_{name}" for name in names])
+    for name, scorer in scorers.items():
         if isinstance(scorer, RewardModelScorer):
             check_reading_length(trainer, name, scorer)
             try_reward_model(trainer, name, scorer)
@@ -150,7 +168,7 @@ def try_reward_model(trainer, name: str, scorer: RewardModelScorer) -> None:
     with random_numbers_kept(), trainer.accelerator.autocast():
         score = scorer(batch).item()
     model.train(training)
-    if not np.isfinite(score):
+    if not math.isfinite(score):
         raise UserError(
             f"{name} gives the score {score} to an answer of {TRIED_COMPLETION!r}: its weights are damaged, or overflow in "
             "this precision: train it again, or set precision: fp32"

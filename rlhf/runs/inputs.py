@@ -39,7 +39,7 @@ def check_inputs(settings) -> None:
 
 
 def _names(settings, key: str) -> list[str]:
-    """What the settings name under a key that they may not have, as a list."""
+    """The names that the settings have under a key, if they have that key."""
     value = getattr(settings, key, None)
     # A model from scratch takes its tokenizer from there, unless another one is named.
     is_idle = key == "model_name_or_path" and getattr(settings, "from_scratch", False)

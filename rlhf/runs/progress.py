@@ -175,12 +175,8 @@ def use_run_progress(trainer, folder: str | os.PathLike) -> None:
 
 
 def check_makes_steps(trainer) -> None:
-    """UserError where the settings of a Trainer let it make no step, so that it would save an untrained model."""
+    """UserError where a Trainer would make no step, and save an untrained model."""
     args, rows = trainer.args, trainer.train_dataset
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise UserError(
-            f"num_train_epochs={args.num_train_epochs} makes no step: give a number above 0, or max_steps"
-        )
     if not args.dataloader_drop_last or rows is None:
         return
     batch = args.train_batch_size * args.world_size

@@ -1,0 +1,69 @@
+"""The files and folders that settings name."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, check_inputs
+
+RECIPES = "classification multiple_choice ner ppo pretrain question_answering reward sft tokenizer".split()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """f(names) -> settings with data that exist, and these."""
+
+    def settings(**names):
+        (tmp_path / "rows.jsonl").write_text("{}")
+        return SimpleNamespace(**{"dataset_name": str(tmp_path / "rows.jsonl")} | names)
+
+    return settings
+
+
+def test_every_key_is_one_of_a_recipe(recipe_module):
+    import typing
+
+    from rlhf.runs.settings import setting_names
+
+    known = set()
+    for recipe in RECIPES:
+        hints = typing.get_type_hints(recipe_module(recipe).main)
+        hints.pop("return")
+        known |= set(setting_names(list(hints.values())))
+    assert set(DATA_KEYS) | set(MODEL_KEYS) <= known
+
+
+@pytest.mark.parametrize("key", DATA_KEYS)
+def test_a_file_that_is_missing_or_unreadable_is_refused(settings, refused, tmp_path, key):
+    missing = str(tmp_path / "row.jsonl")
+    names = {"dataset_name": str(tmp_path / "rows.jsonl")} | {key: missing}
+    assert "no such file; did you mean rows.jsonl?" in refused(check_inputs, settings(**names))
+    (tmp_path / "rows.zip").write_text("")
+    names[key] = str(tmp_path / "rows.zip")
+    assert "unknown file type" in refused(check_inputs, settings(**names))
+
+
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_a_folder_that_is_missing_is_refused(settings, refused, tmp_path, key):
+    missing = str(tmp_path / "runs" / "sft")
+    value = (
+        [str(tmp_path), missing] if key.endswith(("tokenizers", "reward_model_path")) else missing
+    )
+    if key == "watch_reward_model_path":
+        value = missing
+    assert f"{missing}: no such model folder" in refused(check_inputs, settings(**{key: value}))
+
+
+def test_what_may_be_on_the_hub_is_not_looked_up(settings, tmp_path):
+    check_inputs(settings(dataset_name="imdb", model_name_or_path="gpt2", value_model="shared"))
+    check_inputs(settings(dataset_name=str(tmp_path), eval_dataset_name="owner/name"))
+    check_inputs(settings(value_model="reward_model", reward_model_path=[]))
+
+
+def test_the_default_model_of_a_model_from_scratch_is_not_looked_for(settings, tmp_path):
+    names = {"from_scratch": True, "model_name_or_path": "no/such/folder"}
+    check_inputs(settings(tokenizer_name_or_path=str(tmp_path), **names))
+
+
+def test_no_data_are_refused(refused, settings):
+    assert "dataset_name is not set" in refused(check_inputs, settings(dataset_name=None))
