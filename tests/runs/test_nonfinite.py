@@ -6,6 +6,7 @@ gradients of its step.
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -426,3 +427,57 @@ def test_the_count_in_a_row_can_be_resumed(tmp_path, refused):
     steps = NonFiniteSteps(limit=3, output_dir=str(tmp_path))
     steps.in_a_row = 2
     assert "3 updates" in refused(steps.count, True)
+
+
+# ---- several processes ----
+
+SCRIPT = """
+import json, math, os, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_nonfinite import QUICK, spoil, tiny_gpt2, token_rows, Weights
+from transformers import Trainer, TrainingArguments
+from rlhf.runs.trainer import RunTrainer
+
+class CausalTrainer(RunTrainer, Trainer):
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        # The gradient of this loss is finite, and only one process knows that the loss is not.
+        if self.args.process_index == 1 and self.state.global_step == 2:
+            return loss + math.inf
+        return loss
+
+def collate(rows):
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+args = TrainingArguments(
+    output_dir=sys.argv[2], train_sampling_strategy="sequential", logging_nan_inf_filter=False, **QUICK
+)
+trainer = CausalTrainer(
+    model=tiny_gpt2(), args=args, train_dataset=token_rows(32, bad={12}), data_collator=collate
+)
+spoil(trainer.model)
+weights = Weights(trainer)
+trainer.train()
+result = {"moved": weights.moved(), "sum": weights.now().double().sum().item()}
+result["in_a_row"] = trainer.nonfinite.in_a_row
+with open(f"{sys.argv[2]}/{args.process_index}.json", "w") as file:
+    json.dump(result, file)
+"""
+
+
+@pytest.mark.slow
+def test_processes_skip_together_and_name_the_rows_of_all(launch, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    here = str(Path(__file__).parent)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    done = launch(script, here, folder, capture_output=True, text=True)
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["moved"] == [True, False, False, True]
+    # A step has eight rows, two micro-batches of two on each process, which take turns.
+    assert "step 2 skipped: the loss of training rows 12, 13 is not finite" in done.stdout
+    assert "(the step's other rows: 8, 9, 10, 11, 14, 15)" in done.stdout
+    assert "step 3 skipped: the loss of training rows 18, 19, 22, 23 is not finite" in done.stdout
+    assert done.stdout.count("skipped") == 2
