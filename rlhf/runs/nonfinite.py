@@ -8,6 +8,7 @@ The number of a row travels with its batch, as a list under ROW_NUMBERS, through
 out before the model sees the batch.
 """
 
+import math
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
@@ -255,6 +256,14 @@ class NonFiniteGuard:
         if len(ids) and isinstance(ids[0], list):  # a ranking: the first completion
             ids = ids[0]
         return tokenizer.decode(ids[:TEXT_LENGTH], skip_special_tokens=True)[:TEXT_LENGTH]
+
+    def _determine_best_metric(self, metrics: dict, trial) -> bool:
+        """As the Trainer's, but an evaluation is never the best if its loss or the metric that picks is not finite."""
+        picks = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        for name in ("eval_loss", f"eval_{picks}"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                return False
+        return super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Add the number of skipped steps to the log of training, where there are any."""

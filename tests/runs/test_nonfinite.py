@@ -25,6 +25,7 @@ from rlhf.errors import UserError
 from rlhf.models.parts import disable_dropout
 from rlhf.runs import nonfinite
 from rlhf.runs.nonfinite import NonFiniteSteps
+from rlhf.runs.progress import plot_curves
 from rlhf.runs.row_numbers import NumberedCollator, NumberedRows, numbers_text
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
@@ -110,6 +111,7 @@ def make_causal(recipe_module, tokenizer, tmp_path):
             model=tiny_gpt2(),
             args=args,
             train_dataset=tensors,
+            eval_dataset=tensors,
             data_collator=recipe.PadRows(0),
             processing_class=tokenizer,
         )
@@ -383,6 +385,60 @@ def test_the_newest_checkpoint_with_finite_weights_is_named(tmp_path):
     assert nonfinite.last_finite_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-16")
     (tmp_path / "checkpoint-16" / "model.safetensors").write_bytes(b"torn")
     assert nonfinite.last_finite_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-8")
+
+
+# ---- evaluations ----
+
+
+class SpoiledEvaluation(TrainerCallback):
+    """Spoils the token 4 of the rows while the model is evaluated for the first time."""
+
+    def __init__(self, model):
+        self.evaluations = 0
+        model.get_input_embeddings().register_forward_hook(self.hook)
+        self.model = model
+
+    def hook(self, module, inputs, output):
+        if self.model.training or self.evaluations:
+            return output
+        return output.masked_fill((inputs[0] == 4).unsqueeze(-1), math.nan)
+
+    def on_evaluate(self, *args, **kwargs):
+        self.evaluations += 1
+
+
+def test_an_evaluation_that_is_not_finite_is_logged_and_never_the_best(make_causal, tmp_path):
+    settings = dict(eval_strategy="epoch", save_strategy="epoch", num_train_epochs=2)
+    trainer = make_causal(token_rows(), **settings, load_best_model_at_end=True)
+    trainer.add_callback(SpoiledEvaluation(trainer.model))
+    trainer.train()
+    first, second = (row for row in trainer.state.log_history if "eval_loss" in row)
+    assert math.isnan(first["eval_loss"]) and math.isfinite(second["eval_loss"])
+    assert trainer.state.best_global_step == second["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("metrics", "is_best"),
+    [
+        ({"eval_loss": math.nan, "eval_accuracy": 0.9}, False),  # of answers that NaN gave
+        ({"eval_loss": 1.0, "eval_accuracy": math.inf}, False),
+        ({"eval_loss": 1.0, "eval_accuracy": 0.9}, True),
+        ({"eval_accuracy": 0.9}, True),
+    ],
+)
+def test_a_metric_picks_only_where_all_is_finite(make_causal, metrics, is_best):
+    trainer = make_causal(token_rows())
+    trainer.args.metric_for_best_model, trainer.args.greater_is_better = "accuracy", True
+    assert trainer._determine_best_metric(metrics, None) == is_best
+
+
+def test_a_curve_with_numbers_that_are_not_finite_is_drawn(tmp_path):
+    rows = [{"step": step, "loss": value, "eval_loss": math.nan, "grad_norm": math.inf}
+            for step, value in enumerate([1.0, math.nan, math.inf, 0.5])]  # fmt: skip
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    (path,) = plot_curves(tmp_path)
+    assert path.stat().st_size > 1000
 
 
 # ---- rows and their numbers ----
