@@ -329,8 +329,11 @@ def test_an_overflow_that_the_scaler_of_fp16_can_undo_is_no_error(make_causal, c
     assert trainer.nonfinite.in_a_row == 1 and "rows 3, 4" in capsys.readouterr().out
 
 
-def test_the_count_in_a_row_is_in_the_checkpoint(make_causal, refused, tmp_path):
-    settings = dict(save_strategy="steps", save_steps=6)
+@pytest.mark.parametrize("restore", [False, True])
+def test_the_count_in_a_row_is_in_the_checkpoint(make_causal, refused, tmp_path, restore):
+    settings = dict(
+        save_strategy="steps", save_steps=6, restore_callback_states_from_checkpoint=restore
+    )
     first = make_causal(token_rows(32, bad=range(32)), **settings)
     spoil(first.model)
     first.args.max_steps = 6
