@@ -8,6 +8,7 @@ The number of a row travels with its batch, as a list under ROW_NUMBERS, through
 out before the model sees the batch.
 """
 
+import math
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class NonFiniteSteps(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"in_a_row": self.in_a_row}}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.output_dir = args.output_dir  # not of the checkpoint, which may have been moved
         stored = state.stateful_callbacks.get(type(self).__name__)
         if isinstance(stored, dict):
             self.in_a_row = stored["attributes"]["in_a_row"]
@@ -81,11 +83,18 @@ class NonFiniteGuard:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.nonfinite = NonFiniteSteps(output_dir=self.args.output_dir)
-        self.add_callback(self.nonfinite)
+        self.add_callback(NonFiniteSteps(output_dir=self.args.output_dir))
         self.step_rows: list[list[int]] = []
         self.step_losses: list[Tensor] = []
         self.last_checked = -1  # the step that `keep_step` was called for
+
+    @property
+    def nonfinite(self) -> NonFiniteSteps:
+        """The counter among the callbacks: restore_callback_states_from_checkpoint replaces it by another."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, NonFiniteSteps):
+                return callback
+        raise LookupError("NonFiniteSteps was removed from the callbacks")
 
     def train(self, *args, **kwargs):
         """As the Trainer's. UserError where a weight is not finite, before the first step or after the last one."""
@@ -255,6 +264,14 @@ class NonFiniteGuard:
         if len(ids) and isinstance(ids[0], list):  # a ranking: the first completion
             ids = ids[0]
         return tokenizer.decode(ids[:TEXT_LENGTH], skip_special_tokens=True)[:TEXT_LENGTH]
+
+    def _determine_best_metric(self, metrics: dict, trial) -> bool:
+        """As the Trainer's, but an evaluation is never the best if its loss or the metric that picks is not finite."""
+        picks = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        for name in ("eval_loss", f"eval_{picks}"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                return False
+        return super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Add the number of skipped steps to the log of training, where there are any."""

@@ -123,6 +123,7 @@ def test_every_field_of_the_trainer_works_or_is_refused(recipe_module, recipe):
         ("ppo", "--algorithm a2c --clip_range 0.1", ["clip_range=0.1", "not clipped"]),
         ("ppo", "--algorithm rloo --num_generations 2 --gamma 0.9", ["gamma=0.9"]),
         ("ppo", "--lora_r 4", ["lora_r=4", "use_peft: true"]),
+        ("ppo", "--reward_retries 2", ["reward_retries=2", "set reward_functions"]),
         ("reward", "--label_smoothing_factor 0.1", ["label_smoothing_factor=0.1", "same rank"]),
         ("reward", "--train_sampling_strategy group_by_length", ["several texts"]),
         ("reward", "--push_to_hub", ["push_to_hub=True", "hf upload"]),
@@ -160,6 +161,7 @@ def test_a_key_that_the_run_would_pass_over_is_refused(given, refused, recipe, f
     [
         ("ppo", "--num_train_epochs 3.0 --push_to_hub false --report_to none --gamma 1"),
         ("ppo", "--max_kl 0.02 --algorithm trpo"),
+        ("ppo", "--reward_functions a:b --reward_timeout 9.5 --reward_retries 2"),
         ("ppo", "--kl_horizon 5 --kl_target 6 --ptx_dataset_name a.txt --ptx_coef 1"),
         ("ppo", "--save_total_limit 2 --save_every 1 --remove_unused_columns false"),
         ("reward", "--eval_strategy steps --eval_steps 5 --logging_nan_inf_filter false"),
@@ -243,6 +245,16 @@ def test_flags_in_every_form():
         ("ppo", "--temperature nan", "temperature=nan must be at least 0"),
         ("ppo", "--temperature inf", "temperature=inf must be at least 0"),
         ("ppo", "--eval_limit -3", "eval_limit=-3 must be at least 1"),
+        (
+            "ppo",
+            "--reward_functions a:b --reward_timeout 0",
+            "reward_timeout=0.0 must be more than 0",
+        ),
+        (
+            "ppo",
+            "--reward_functions a:b --reward_retries -1",
+            "reward_retries=-1 must be at least 0",
+        ),
         ("sft", "--dataset_limit -3", "dataset_limit=-3 must be at least 1"),
     ],
 )

@@ -6,6 +6,7 @@ gradients of its step.
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from rlhf.errors import UserError
 from rlhf.models.parts import disable_dropout
 from rlhf.runs import nonfinite
 from rlhf.runs.nonfinite import NonFiniteSteps
+from rlhf.runs.progress import plot_curves
 from rlhf.runs.row_numbers import NumberedCollator, NumberedRows, numbers_text
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
 
@@ -109,6 +111,7 @@ def make_causal(recipe_module, tokenizer, tmp_path):
             model=tiny_gpt2(),
             args=args,
             train_dataset=tensors,
+            eval_dataset=tensors,
             data_collator=recipe.PadRows(0),
             processing_class=tokenizer,
         )
@@ -326,8 +329,11 @@ def test_an_overflow_that_the_scaler_of_fp16_can_undo_is_no_error(make_causal, c
     assert trainer.nonfinite.in_a_row == 1 and "rows 3, 4" in capsys.readouterr().out
 
 
-def test_the_count_in_a_row_is_in_the_checkpoint(make_causal, refused, tmp_path):
-    settings = dict(save_strategy="steps", save_steps=6)
+@pytest.mark.parametrize("restore", [False, True])
+def test_the_count_in_a_row_is_in_the_checkpoint(make_causal, refused, tmp_path, restore):
+    settings = dict(
+        save_strategy="steps", save_steps=6, restore_callback_states_from_checkpoint=restore
+    )
     first = make_causal(token_rows(32, bad=range(32)), **settings)
     spoil(first.model)
     first.args.max_steps = 6
@@ -384,6 +390,60 @@ def test_the_newest_checkpoint_with_finite_weights_is_named(tmp_path):
     assert nonfinite.last_finite_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-8")
 
 
+# ---- evaluations ----
+
+
+class SpoiledEvaluation(TrainerCallback):
+    """Spoils the token 4 of the rows while the model is evaluated for the first time."""
+
+    def __init__(self, model):
+        self.evaluations = 0
+        model.get_input_embeddings().register_forward_hook(self.hook)
+        self.model = model
+
+    def hook(self, module, inputs, output):
+        if self.model.training or self.evaluations:
+            return output
+        return output.masked_fill((inputs[0] == 4).unsqueeze(-1), math.nan)
+
+    def on_evaluate(self, *args, **kwargs):
+        self.evaluations += 1
+
+
+def test_an_evaluation_that_is_not_finite_is_logged_and_never_the_best(make_causal, tmp_path):
+    settings = dict(eval_strategy="epoch", save_strategy="epoch", num_train_epochs=2)
+    trainer = make_causal(token_rows(), **settings, load_best_model_at_end=True)
+    trainer.add_callback(SpoiledEvaluation(trainer.model))
+    trainer.train()
+    first, second = (row for row in trainer.state.log_history if "eval_loss" in row)
+    assert math.isnan(first["eval_loss"]) and math.isfinite(second["eval_loss"])
+    assert trainer.state.best_global_step == second["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("metrics", "is_best"),
+    [
+        ({"eval_loss": math.nan, "eval_accuracy": 0.9}, False),  # of answers that NaN gave
+        ({"eval_loss": 1.0, "eval_accuracy": math.inf}, False),
+        ({"eval_loss": 1.0, "eval_accuracy": 0.9}, True),
+        ({"eval_accuracy": 0.9}, True),
+    ],
+)
+def test_a_metric_picks_only_where_all_is_finite(make_causal, metrics, is_best):
+    trainer = make_causal(token_rows())
+    trainer.args.metric_for_best_model, trainer.args.greater_is_better = "accuracy", True
+    assert trainer._determine_best_metric(metrics, None) == is_best
+
+
+def test_a_curve_with_numbers_that_are_not_finite_is_drawn(tmp_path):
+    rows = [{"step": step, "loss": value, "eval_loss": math.nan, "grad_norm": math.inf}
+            for step, value in enumerate([1.0, math.nan, math.inf, 0.5])]  # fmt: skip
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    (path,) = plot_curves(tmp_path)
+    assert path.stat().st_size > 1000
+
+
 # ---- rows and their numbers ----
 
 
@@ -426,3 +486,57 @@ def test_the_count_in_a_row_can_be_resumed(tmp_path, refused):
     steps = NonFiniteSteps(limit=3, output_dir=str(tmp_path))
     steps.in_a_row = 2
     assert "3 updates" in refused(steps.count, True)
+
+
+# ---- several processes ----
+
+SCRIPT = """
+import json, math, os, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_nonfinite import QUICK, spoil, tiny_gpt2, token_rows, Weights
+from transformers import Trainer, TrainingArguments
+from rlhf.runs.trainer import RunTrainer
+
+class CausalTrainer(RunTrainer, Trainer):
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        # The gradient of this loss is finite, and only one process knows that the loss is not.
+        if self.args.process_index == 1 and self.state.global_step == 2:
+            return loss + math.inf
+        return loss
+
+def collate(rows):
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+args = TrainingArguments(
+    output_dir=sys.argv[2], train_sampling_strategy="sequential", logging_nan_inf_filter=False, **QUICK
+)
+trainer = CausalTrainer(
+    model=tiny_gpt2(), args=args, train_dataset=token_rows(32, bad={12}), data_collator=collate
+)
+spoil(trainer.model)
+weights = Weights(trainer)
+trainer.train()
+result = {"moved": weights.moved(), "sum": weights.now().double().sum().item()}
+result["in_a_row"] = trainer.nonfinite.in_a_row
+with open(f"{sys.argv[2]}/{args.process_index}.json", "w") as file:
+    json.dump(result, file)
+"""
+
+
+@pytest.mark.slow
+def test_processes_skip_together_and_name_the_rows_of_all(launch, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    here = str(Path(__file__).parent)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    done = launch(script, here, folder, capture_output=True, text=True)
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["moved"] == [True, False, False, True]
+    # A step has eight rows, two micro-batches of two on each process, which take turns.
+    assert "step 2 skipped: the loss of training rows 12, 13 is not finite" in done.stdout
+    assert "(the step's other rows: 8, 9, 10, 11, 14, 15)" in done.stdout
+    assert "step 3 skipped: the loss of training rows 18, 19, 22, 23 is not finite" in done.stdout
+    assert done.stdout.count("skipped") == 2
