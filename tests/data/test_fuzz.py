@@ -29,8 +29,8 @@ ENDINGS = (*READERS, ".jsonl.gz", ".csv.gz", ".json.gz")
 NAMES = """prompt completion chosen rejected completions ranks label messages text text_pair tokens tags question context
 answers choices conversations conversation instruction input output history system response Q A id event role content from
 value name weight tools functions images source score score_chosen score_rejected rating rank answer_start is_impossible
-paragraphs qas data title premise hypothesis sentence1 sentence2 sentence sentence_pair ner_tags options answer correct kto_tag
-parent_id message_id message_tree_id lang labels utterances turns human gpt ctx endings context_a preference winner
+paragraphs qas data title premise hypothesis sentence1 sentence2 sentence sentence_pair ner_tags options answer correct
+kto_tag parent_id message_id message_tree_id lang labels utterances turns human gpt ctx endings context_a preference winner
 model_a model_b conversation_a conversation_b responses overall_score critique completion_a annotations""".split()
 
 scalars = st.one_of(
