@@ -10,6 +10,7 @@ conversation is an example. `pretraining_dataset` mixes plain text in, as Instru
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import ClassVar
@@ -26,8 +27,8 @@ from rlhf.data.chat import (
     learned_column,
     text_pieces,
 )
+from rlhf.data.examples import encoding_key, in_order, stored_examples
 from rlhf.data.load import load_rows
-from rlhf.data.padding import IGNORED
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy
@@ -137,19 +138,22 @@ def prepare(settings: SFTSettings, args: SFTConfig, run: Run) -> PreparedSFT:
     model.config.trained_turns = max(map(turns, splits.train))  # the chat reads it
     train, too_long = encode(tokenizer, splits.train, args.max_length)
     run.say(examples_line("train", train, splits.train, too_long, args.max_length))
-    evaluation, eval_too_long = [], 0
+    evaluation, eval_too_long = None, 0
     if splits.eval:
         evaluation, eval_too_long = encode(tokenizer, splits.eval, args.max_length)
         run.say(examples_line("eval", evaluation, splits.eval, eval_too_long, args.max_length))
     if texts:
         pieces = encode_texts(tokenizer, texts, run, limit=args.max_length)
         train = mix(train, pieces, settings.pretraining_share, args.seed)
+    if not (args.packing or args.eval_packing or args.shuffle_dataset):
+        # The examples are as TRL wants them, and it would copy them all to see that.
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
     trainer = DemonstrationTrainer(
         model=settings.with_lora(model, task="CAUSAL_LM"),
         args=args,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(evaluation) if evaluation else None,
+        train_dataset=train,
+        eval_dataset=evaluation,
     )
     use_run_progress(trainer, args.output_dir)
     return PreparedSFT(trainer, tokenizer, len(train), too_long, eval_too_long)
@@ -213,24 +217,20 @@ def check_share(share: float) -> None:
         raise UserError(f"pretraining_share={share} must be at least 0 and below 1")
 
 
-def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
+def encode(tokenizer, rows: Sequence[dict], max_length: int) -> tuple[Dataset, int]:
     """Encode rows as examples: token ids with labels (IGNORED where nothing is learned).
 
     Returns them, and how many were too long.
     """
-    check_answers(tokenizer, rows)
-    encoded, too_long = [], 0
-    for row in rows:
-        for ids, mask in encode_examples(tokenizer, row):  # mask: the tokens to learn
-            if len(ids) > max_length:
-                too_long += 1
-                continue
-            labels = list(ids)
-            for i, counts in enumerate(mask):
-                if not counts:
-                    labels[i] = IGNORED
-            encoded.append({"input_ids": ids, "labels": labels})
-    if not encoded:
+
+    def examples():
+        check_answers(tokenizer, rows)
+        for row in rows:
+            yield from encode_examples(tokenizer, row)
+
+    key = encoding_key("sft", rows, tokenizer, max_length)
+    encoded, too_long = stored_examples(key, examples, longest=max_length)
+    if not len(encoded):
         raise UserError(
             f"no row fits max_length={max_length} tokens: raise it, up to the model's context"
         )
@@ -272,19 +272,22 @@ def turns(row: dict) -> int:
     return sum(message["role"] == "user" for message in messages)
 
 
-def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -> list[dict]:
+def mix(
+    demonstrations: Sequence[dict], text: list[dict], share: float, seed: int
+) -> Sequence[dict]:
     """Add random text to the demonstrations until it is `share` of all examples, and shuffle. Short text is repeated."""
     check_share(share)
     # text / (text + demonstrations) = share
     count = round(len(demonstrations) * share / (1 - share))
     generator = random.Random(seed)
-    added: list[dict] = []
-    while len(added) < count:
-        again = generator.sample(text, len(text))  # every text before any comes again
-        added += again[: count - len(added)]
-    examples = demonstrations + added
-    generator.shuffle(examples)
-    return examples
+    picked: list[int] = []
+    while len(picked) < count:
+        again = generator.sample(range(len(text)), len(text))  # every text before any comes again
+        picked += again[: count - len(picked)]
+    order = [*range(len(demonstrations))]
+    order += [len(demonstrations) + i for i in picked]
+    generator.shuffle(order)
+    return in_order(demonstrations, text, order)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from importlib import util
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+CACHE = tempfile.TemporaryDirectory(prefix="rlhf-cache-")  # of checked rows; not the user's own
+os.environ["RLHF_CACHE"] = CACHE.name
 
 # Each worker of pytest-xdist gets a core of its own. Recipes use all cores that they may, and two workers with two threads
 # each take three times as long on two cores.

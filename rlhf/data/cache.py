@@ -231,10 +231,11 @@ class Writer:
         with suppress(OSError):
             self.sink.close()
         self.stream = None
-        with pyarrow.OSFile(str(self.path), "rb") as file:
-            reader = pyarrow.ipc.open_stream(file)
-            for _ in range(self.written):
-                self.batches.append(reader.read_next_batch())
+        if self.written:
+            with pyarrow.OSFile(str(self.path), "rb") as file:
+                reader = pyarrow.ipc.open_stream(file)
+                for _ in range(self.written):
+                    self.batches.append(reader.read_next_batch())
         self.discard()
 
     def close(self, note: dict, path: Path | None) -> Stored:

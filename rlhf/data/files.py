@@ -212,7 +212,7 @@ def _read_json(path: Path):
         return _read_json_array(path)
     if suffix(path) == ".json":
         texts = (line for _, line in _lines(path) if line.strip())
-        opening = _parse_object(next(texts), _Decoder())
+        opening = _parse_object(next(texts, ""), _Decoder())
         # A line that is not an object by itself opens one that runs over several lines.
         if isinstance(opening, BrokenLine) or isinstance(opening.get("data"), list):
             return _read_json_array(path)

@@ -143,7 +143,7 @@ def test_only_answers_have_labels(sft, tokenizer):
     encoded, too_long = sft.encode(
         tokenizer, [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b c d"}], 6
     )
-    assert encoded == [
+    assert list(encoded) == [
         {"input_ids": [11, 2, 0, 12, 3, 0], "labels": [IGNORED] * 4 + [3, 0]},
     ]
     assert too_long == 1

@@ -1,0 +1,72 @@
+"""Examples for SFT: token ids with labels, encoded once and mapped from the cache by every process that trains."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pyarrow
+from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
+
+from rlhf.data.cache import Writer, stored
+from rlhf.data.fingerprints import fingerprint, tokenizer_fingerprint
+from rlhf.data.padding import IGNORED
+
+TOKENS = pyarrow.list_(pyarrow.int64())
+SCHEMA = pyarrow.schema([("input_ids", TOKENS), ("labels", TOKENS)])
+BYTES_PER_TOKEN = 16  # an id and a label
+
+Example = tuple[list[int], Sequence[bool]]  # token ids, and True where a token is learned
+
+
+def encoding_key(name: str, rows: Sequence[dict], tokenizer, *arguments) -> str | None:
+    """A name for the encodings of rows; None where the rows or the tokenizer cannot be named.
+
+    name: of the encoder. arguments: what decides its result besides the rows and the tokenizer.
+    """
+    source = getattr(rows, "fingerprint", None)
+    encoder = tokenizer_fingerprint(tokenizer)
+    if source is None or encoder is None:
+        return None
+    return f"{name}-{fingerprint(source, encoder, arguments)}"
+
+
+def stored_examples(
+    key: str | None, encode: Callable[[], Iterable[Example]], longest: int
+) -> tuple[Dataset, int]:
+    """(data set with input_ids and labels, how many examples of more than `longest` tokens were dropped).
+
+    key: of the cache. encode: gives the examples, and is not called where they are there already.
+    """
+
+    def fill(writer: Writer) -> dict:
+        too_long = 0
+        for ids, mask in encode():
+            if len(ids) > longest:
+                too_long += 1
+                continue
+            writer.add((ids, labels_of(ids, mask)), size=BYTES_PER_TOKEN * len(ids))
+        return {"too_long": too_long}
+
+    content = stored(key, SCHEMA, fill, "encoding")
+    # `datasets` would hash all of a table to name it.
+    name = key or generate_random_fingerprint()
+    examples = Dataset(InMemoryTable(content.table), fingerprint=name)
+    return examples, content.note["too_long"]
+
+
+def labels_of(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
+    """The ids that are learned, IGNORED for the others."""
+    labels = list(ids)
+    for i, counts in enumerate(mask):
+        if not counts:
+            labels[i] = IGNORED
+    return labels
+
+
+def in_order(first: Sequence[dict], second: Sequence[dict], order: Sequence[int]) -> Sequence[dict]:
+    """Examples of both by their index, that of the second counted on from the first."""
+    if isinstance(first, Dataset):
+        both = concatenate_datasets([first, Dataset.from_list(list(second), features=first.features)])
+        return both.select(order)
+    examples = [*first, *second]
+    return [examples[i] for i in order]
