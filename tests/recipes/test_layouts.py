@@ -55,7 +55,7 @@ COMMON = """--precision fp32 --max_steps 4 --learning_rate 1e-2 --adam_epsilon 1
 CHECKPOINTS = "--save_strategy steps --save_steps 2"
 SMALL = "--from_scratch true --hidden_size 16 --layers 2 --heads 2 --context 64 --dropout 0"
 ROWS = "--dataset_name DATA/{0}.jsonl --eval_dataset_name DATA/{0}-held-out.jsonl"
-LORA = "--use_peft true --lora_r 2 --lora_dropout 0"
+LORA = "--use_peft true --lora_r 2"
 RUNS = {
     "pretrain": f"pretrain {ROWS} {SMALL} --tokenizer_name_or_path DATA/gpt2 --block_size 16",
     "masked": f"pretrain {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert --block_size 16 --objective masked",
@@ -77,7 +77,7 @@ NAMES = {"ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
 
 
 def write_rows(folder: Path) -> None:
-    """36 training rows and 4 held-out ones of each kind: whole batches, of which no process gets fewer than another."""
+    """32 training rows and 4 held-out ones of each kind: whole batches, of which no process gets fewer than another."""
     rows = {"pretrain": [], "sft": [], "reward": [], "labels": [], "numbers": []}
     for first in COLOURS:
         for second in COLOURS:
@@ -90,7 +90,9 @@ def write_rows(folder: Path) -> None:
             rows["labels"].append({"text": text, "label": first})
             rows["numbers"].append({"text": text, "label": float(len(text))})
     for kind, all_rows in rows.items():
-        for name, part in ((kind, all_rows), (f"{kind}-held-out", all_rows[::9])):
+        held_out = all_rows[::9]
+        trained = [row for row in all_rows if row not in held_out]
+        for name, part in ((kind, trained), (f"{kind}-held-out", held_out)):
             lines = [json.dumps(row) + "\n" for row in part]
             (folder / f"{name}.jsonl").write_text("".join(lines))
 
