@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from accelerate import DistributedType
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
@@ -22,6 +23,7 @@ from rlhf.models.load import save
 from rlhf.models.scores import sequence_scores
 from rlhf.reward_model.metrics import metric_names, ranking_report
 from rlhf.reward_model.rankings import collate_rankings
+from rlhf.runs import durable
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
 from rlhf.runs.ranges import at_least
@@ -45,7 +47,9 @@ UNUSED = (
     OWN_MODULE,
     EVALUATION_LOOP,
 )
-TRAINABLE = "trainable.pt"  # file of a checkpoint: the trainable weights, before LoRA is merged
+TRAINABLE = (
+    "trainable.safetensors"  # file of a checkpoint: the trainable weights, before LoRA is merged
+)
 
 
 @dataclass
@@ -249,9 +253,10 @@ class RewardTrainer(GatheringTrainer, Trainer):
                 return
             save(whole.model, self.tokenizer, folder)
             if _internal_call:
+                durable.boundary(folder)
                 weights = dict(whole.model.named_parameters())
-                trainable = {name: weights[name].detach() for name in self.trained}
-                torch.save(trainable, f"{folder}/{TRAINABLE}")
+                trainable = {name: weights[name].detach().contiguous() for name in self.trained}
+                save_file(trainable, f"{folder}/{TRAINABLE}")
 
     def _load_best_model(self) -> None:
         """The weights of the best checkpoint, at the end of a run with load_best_model_at_end."""
@@ -263,7 +268,7 @@ class RewardTrainer(GatheringTrainer, Trainer):
             raise UserError(
                 f"{resume_from_checkpoint} is not a checkpoint of this trainer: {TRAINABLE} is missing"
             )
-        saved = torch.load(path, weights_only=True)
+        saved = load_file(path)
         parameters = dict(self.model.model.named_parameters())
         if not saved.keys() <= parameters.keys():
             raise UserError(

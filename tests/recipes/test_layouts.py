@@ -71,7 +71,10 @@ RUNS = {
     "--eval_steps 2 --metric_for_best_model loss --greater_is_better true",
     "numbers": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert",
 }
-FILES = {"masked": "pretrain", "best": "labels"}  # run -> the rows that it reads, where they have another name
+FILES = {
+    "masked": "pretrain",
+    "best": "labels",
+}  # run -> the rows that it reads, where they have another name
 KINDS = {"ddp": "ddp_cpu", "zero2": "zero2_cpu", "zero3": "zero3_cpu", "fsdp2": "fsdp2"}
 NAMES = {"ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
 
@@ -85,7 +88,11 @@ def write_rows(folder: Path) -> None:
             rows["pretrain"].append({"text": f"{text} it is {first} " * 4})
             rows["sft"].append({"prompt": text, "completion": f"it is {first}"})
             rows["reward"].append(
-                {"prompt": text, "completions": [f"it is {first}", "no", "no no"], "ranks": [0, 1, 1]}
+                {
+                    "prompt": text,
+                    "completions": [f"it is {first}", "no", "no no"],
+                    "ranks": [0, 1, 1],
+                }
             )
             rows["labels"].append({"text": text, "label": first})
             rows["numbers"].append({"text": text, "label": float(len(text))})
