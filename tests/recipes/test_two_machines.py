@@ -68,7 +68,10 @@ def folder(tmp_path_factory, make_policy, make_reward_model, tokenizer):
     sft = [{"prompt": prompt, "completion": prompt[0]} for prompt in prompts]
     for name, rows in (("sft", sft), ("prompts", [{"prompt": prompt} for prompt in prompts])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, model in (("policy", make_policy(tokenizer)), ("reward", make_reward_model(tokenizer))):
+    for name, model in (
+        ("policy", make_policy(tokenizer)),
+        ("reward", make_reward_model(tokenizer)),
+    ):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder
