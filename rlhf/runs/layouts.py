@@ -1,4 +1,4 @@
-"""How a run is split over processes: its name, and the layouts that are refused before anything is loaded.
+"""Layouts of a run over processes: their names, and those that are refused before anything is loaded.
 
 accelerate starts some layouts as another than was asked for and does not say so. Everything here is read from what its
 launcher hands on in the environment, so that the answer is known before a Trainer is made.

@@ -108,7 +108,7 @@ def _number_of_processes(command: list[str]) -> int | None:
 
 
 def _flag_value(command: list[str], *names: str) -> str | None:
-    """What follows a flag of a command line, as a word of its own or after "="."""
+    """The value of a flag of a command line, a word of its own or after "="."""
     for i, part in enumerate(command):
         name, equals, value = part.partition("=")
         if name in names:

@@ -119,7 +119,7 @@ class GatheringTrainer(RunTrainer):
             yield whole
 
     def train(self, *args, **options):
-        """Train, and go on with a whole model on every process."""
+        """Train, and continue with a whole model on every process."""
         result = super().train(*args, **options)
         if self.twin is not None:
             if uses_deepspeed(self.accelerator):
