@@ -8,6 +8,7 @@ read different numbers of batches and decode different numbers of tokens.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -94,6 +95,27 @@ def assign_whole_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
     parameter.copy_(tensor)
 
 
+def layers_to_split(model: nn.Module) -> list[str]:
+    """Names of the classes of a model's layers, each of which FSDP2 gathers by itself.
+
+    A layer that shares a weight with another module is none: FSDP2 cannot split its weights twice. Of BERT these are the
+    embeddings, which the output of masked words shares.
+    """
+    users = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    candidates: set[str] = set()
+    for module in model.modules():
+        candidates.update(getattr(module, "_no_split_modules", None) or ())
+    layers: dict[
+        str, bool
+    ] = {}  # name of a class in the model -> whether all its weights are its own
+    for module in model.modules():
+        name = type(module).__name__
+        if name in candidates:
+            own = all(users[id(p)] == 1 for p in module.parameters())
+            layers[name] = layers.get(name, True) and own
+    return sorted(name for name, own in layers.items() if own)
+
+
 class GatheringTrainer(RunTrainer):
     """Mixin for a trainer whose model is whole on every process while it is saved, and from the end of the training on.
 
@@ -107,6 +129,7 @@ class GatheringTrainer(RunTrainer):
         if not is_plain(self.accelerator):
             # Made before the model is wrapped: FSDP's modules cannot be copied.
             self.twin = twin_of(self.model).to(self.args.device)
+            self.model._no_split_modules = layers_to_split(self.model)  # read by accelerate
 
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:

@@ -26,6 +26,7 @@ PPO = (
     "--reward_model_path FOLDER/reward --total_episodes 16 --rollout_batch_size 8 --epochs_per_rollout 1 "
     "--max_completion_length 6"
 )
+CORES = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else []
 STAGES = {"sft": SFT, "ppo": PPO}
 
 pytestmark = pytest.mark.slow
@@ -38,8 +39,8 @@ def ip(*arguments: str) -> None:
 @pytest.fixture(scope="module")
 def machines():
     """The first words of a command that runs on the first, and on the second machine."""
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need root and the ip command")
+    if shutil.which("ip") is None or os.geteuid() != 0 or len(CORES) < 2:
+        pytest.skip("network namespaces need root and the ip command, and this test two cores")
     try:
         for name in NAMES:
             ip("netns", "add", name)
@@ -51,7 +52,11 @@ def machines():
     except subprocess.CalledProcessError as error:
         remove()
         pytest.skip(f"no network namespaces here: {error.stderr.decode()}")
-    yield [["ip", "netns", "exec", name] for name in NAMES]
+    # With a core of its own each, as the two processes of one machine: other numbers of threads round otherwise.
+    yield [
+        ["ip", "netns", "exec", name, "taskset", "--cpu-list", core]
+        for name, core in zip(NAMES, map(str, CORES), strict=True)
+    ]
     remove()
 
 
@@ -109,7 +114,10 @@ def start_on_both(machines, stage: str, folder: Path, output: str, *, before=(()
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_two_machines_train_as_two_processes_of_one(machines, folder, stage):
     words = command("ddp_cpu", stage, folder, f"{stage}-one", "--main_process_port", "0")
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    both = ["taskset", "--cpu-list", ",".join(map(str, CORES))]
+    done = subprocess.run(
+        [*both, *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = start_on_both(machines, stage, folder, f"{stage}-two")
     for code, printed in results:
