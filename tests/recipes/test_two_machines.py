@@ -19,8 +19,11 @@ from rlhf.runs.record import RunRecord
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("rlhf-first", "rlhf-second")
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
-QUICK = "--report_to none --use_cpu true --logging_steps 1 --per_device_train_batch_size 2 --precision fp32"
-SFT = f"{QUICK} --dataset_name FOLDER/sft.jsonl --model_name_or_path FOLDER/policy --max_steps 4 --save_steps 2"
+QUICK = "--report_to none --use_cpu true --per_device_train_batch_size 2 --precision fp32"
+SFT = (
+    f"{QUICK} --dataset_name FOLDER/sft.jsonl --model_name_or_path FOLDER/policy --max_steps 4 "
+    "--logging_steps 1 --save_steps 2"
+)
 PPO = (
     f"{QUICK} --dataset_name FOLDER/prompts.jsonl --model_name_or_path FOLDER/policy "
     "--reward_model_path FOLDER/reward --total_episodes 16 --rollout_batch_size 8 --epochs_per_rollout 1 "

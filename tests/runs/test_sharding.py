@@ -30,7 +30,7 @@ class Training:
 
     def __init__(self, kind):
         self.model = self.model_wrapped = nn.Linear(2, 2)
-        self.args = SimpleNamespace(device=torch.device("cpu"), output_dir="unused")
+        self.args = SimpleNamespace(device=torch.device("cpu"), output_dir="unused", world_size=1)
         self.accelerator = SimpleNamespace(
             distributed_type=kind, unwrap_model=lambda model: model, autocast=torch.no_grad
         )
