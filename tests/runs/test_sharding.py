@@ -8,7 +8,7 @@ from accelerate import DistributedType
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from rlhf.runs.sharding import GatheringTrainer, layers_to_split
+from rlhf.runs.sharding import GatheringTrainer, check_can_split, layers_to_split
 
 SIZES = dict(
     vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
@@ -23,6 +23,12 @@ def test_layers_are_split_and_tied_embeddings_are_not():
     assert layers_to_split(untied) == ["BertEmbeddings", "BertLayer"]
     # In a module that has no list of its own
     assert layers_to_split(nn.Sequential(untied)) == ["BertEmbeddings", "BertLayer"]
+
+
+def test_an_output_layer_that_shares_its_bias_is_refused_for_fsdp2(refused):
+    message = refused(check_can_split, BertForMaskedLM(BertConfig(**SIZES)))
+    assert message.startswith("FSDP2 cannot split BertForMaskedLM") and "zero3.yaml" in message
+    check_can_split(BertForSequenceClassification(BertConfig(**SIZES)))
 
 
 class Training:
