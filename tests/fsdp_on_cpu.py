@@ -4,7 +4,7 @@ import os
 
 
 def stand_in_for_gpus() -> bool:
-    """Let accelerate take the processes that it started for as many GPUs, if it was asked for FSDP. Returns whether it was."""
+    """Let accelerate take its processes for as many GPUs, if it was asked for FSDP. Returns whether it was."""
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return False
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

@@ -1,4 +1,4 @@
-"""What policy-gradient training does where DeepSpeed's ZeRO or FSDP2 splits the weights over processes.
+"""Policy-gradient training where DeepSpeed's ZeRO or FSDP2 splits the weights over processes.
 
 Whole weights for rollouts and for saving are those of `rlhf.runs.sharding`, whose functions are names of this module too.
 """

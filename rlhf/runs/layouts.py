@@ -1,4 +1,4 @@
-"""How a run is split over processes: its name, and the layouts that are refused before anything is loaded.
+"""Layouts of a run over processes: their names, and those that are refused before anything is loaded.
 
 accelerate starts some layouts as another than was asked for and does not say so. Everything here is read from what its
 launcher hands on in the environment, so that the answer is known before a Trainer is made.
@@ -13,6 +13,7 @@ from rlhf.errors import UserError
 from rlhf.runs.folders import recipes_folder, short_path
 from rlhf.runs.sharding import disable_sharded_loading
 
+EVALUATION_AT_MOST = timedelta(days=30)  # by the first process, while the others wait
 # Layouts of accelerate that no recipe has been run with: what its launcher sets -> the name to print.
 UNKNOWN = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -74,6 +75,19 @@ def check_layout(args) -> None:
     if _is_set("ACCELERATE_USE_FSDP"):
         _check_fsdp(args)
     _limit_waiting(args)
+
+
+def leave_together() -> None:
+    """Wait until all processes are done, however long the first one evaluates by itself, and close their group.
+
+    A process that ends early and breaks down as it does would take the others with it: the launcher stops them.
+    """
+    import torch.distributed as dist
+
+    # On a GPU, too, over gloo: NCCL has a watchdog for those who wait for long.
+    everyone = dist.new_group(backend="gloo", timeout=EVALUATION_AT_MOST)
+    dist.barrier(everyone)
+    dist.destroy_process_group()
 
 
 def _is_set(variable: str) -> bool:

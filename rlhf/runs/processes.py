@@ -92,19 +92,27 @@ def _is_accelerate_launch(command: list[str]) -> bool:
 
 
 def _number_of_processes(command: list[str]) -> int | None:
-    """The number in the flags of `accelerate launch`, or else in its config file."""
-    names = ("--num_processes", "--num-processes")
-    for i, part in enumerate(command):
-        if part in names:
-            return int(command[i + 1])
-        if part.startswith(tuple(f"{name}=" for name in names)):
-            return int(part.split("=")[1])
-    for i, part in enumerate(command):
-        if part in ("--config_file", "--config-file"):
-            import yaml
+    """The number in the flags of `accelerate launch`, else in its config file, else in that of `accelerate config`."""
+    number = _flag_value(command, "--num_processes", "--num-processes")
+    if number is not None:
+        return int(number)
+    from accelerate.commands.config.config_args import default_config_file
 
-            text = Path(command[i + 1]).read_text(encoding="utf-8")
-            return int(yaml.safe_load(text).get("num_processes", 1))
+    path = _flag_value(command, "--config_file", "--config-file") or default_config_file
+    if not Path(path).is_file():
+        return None
+    import yaml
+
+    number = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("num_processes")
+    return None if number is None else int(number)
+
+
+def _flag_value(command: list[str], *names: str) -> str | None:
+    """The value of a flag of a command line, a word of its own or after "="."""
+    for i, part in enumerate(command):
+        name, equals, value = part.partition("=")
+        if name in names:
+            return value if equals else command[i + 1]
     return None
 
 

@@ -50,7 +50,7 @@ from rlhf.runs.failures import (
     write_failure,
 )
 from rlhf.runs.inputs import check_inputs
-from rlhf.runs.layouts import check_layout, describe_layout
+from rlhf.runs.layouts import check_layout, describe_layout, leave_together
 from rlhf.runs.lock import locked
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
@@ -114,9 +114,7 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
                 raise  # Python prints the traceback
             raise SystemExit(code) from None
     if is_launched():
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
+        leave_together()
 
 
 def _report(error: BaseException) -> int:

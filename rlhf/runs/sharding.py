@@ -8,6 +8,7 @@ read different numbers of batches and decode different numbers of tokens.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rlhf.errors import UserError
 from rlhf.runs.trainer import RunTrainer
 
 
@@ -94,6 +96,46 @@ def assign_whole_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
     parameter.copy_(tensor)
 
 
+def layers_to_split(model: nn.Module) -> list[str]:
+    """Names of the classes of a model's layers, each of which FSDP2 gathers by itself.
+
+    A layer that shares a weight with another module is none: FSDP2 cannot split its weights twice. Of BERT these are the
+    embeddings, which the output of masked words shares.
+    """
+    users = _users(model)
+    candidates: set[str] = set()
+    for module in model.modules():
+        candidates.update(getattr(module, "_no_split_modules", None) or ())
+    layers: dict[
+        str, bool
+    ] = {}  # name of a class in the model -> whether all its weights are its own
+    for module in model.modules():
+        name = type(module).__name__
+        if name in candidates:
+            own = all(users[id(p)] == 1 for p in module.parameters())
+            layers[name] = layers.get(name, True) and own
+    return sorted(name for name, own in layers.items() if own)
+
+
+def check_can_split(model: nn.Module) -> None:
+    """Refuse a model that FSDP2 cannot split: accelerate puts the output layer into a group of its own.
+
+    BERT's output layer for masked words shares its bias with the head around it.
+    """
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    bias = getattr(output, "bias", None)
+    if bias is not None and _users(model)[id(bias)] > 1:
+        raise UserError(
+            f"FSDP2 cannot split {type(model).__name__}, whose output layer shares its bias: start with ddp.yaml, "
+            "zero2.yaml or zero3.yaml"
+        )
+
+
+def _users(model: nn.Module) -> Counter[int]:
+    """id of a parameter -> the number of modules that hold it."""
+    return Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+
+
 class GatheringTrainer(RunTrainer):
     """Mixin for a trainer whose model is whole on every process while it is saved, and from the end of the training on.
 
@@ -107,6 +149,9 @@ class GatheringTrainer(RunTrainer):
         if not is_plain(self.accelerator):
             # Made before the model is wrapped: FSDP's modules cannot be copied.
             self.twin = twin_of(self.model).to(self.args.device)
+            if self.accelerator.distributed_type == DistributedType.FSDP:
+                check_can_split(self.model)
+            self.model._no_split_modules = layers_to_split(self.model)  # read by accelerate
 
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:
@@ -119,7 +164,7 @@ class GatheringTrainer(RunTrainer):
             yield whole
 
     def train(self, *args, **options):
-        """Train, and go on with a whole model on every process."""
+        """Train, and continue with a whole model on every process."""
         result = super().train(*args, **options)
         if self.twin is not None:
             if uses_deepspeed(self.accelerator):

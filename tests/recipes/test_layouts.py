@@ -55,7 +55,7 @@ COMMON = """--precision fp32 --max_steps 4 --learning_rate 1e-2 --adam_epsilon 1
 CHECKPOINTS = "--save_strategy steps --save_steps 2"
 SMALL = "--from_scratch true --hidden_size 16 --layers 2 --heads 2 --context 64 --dropout 0"
 ROWS = "--dataset_name DATA/{0}.jsonl --eval_dataset_name DATA/{0}-held-out.jsonl"
-LORA = "--use_peft true --lora_r 2 --lora_dropout 0"
+LORA = "--use_peft true --lora_r 2"
 RUNS = {
     "pretrain": f"pretrain {ROWS} {SMALL} --tokenizer_name_or_path DATA/gpt2 --block_size 16",
     "masked": f"pretrain {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert --block_size 16 --objective masked",
@@ -76,11 +76,12 @@ FILES = {
     "best": "labels",
 }  # run -> the rows that it reads, where they have another name
 KINDS = {"ddp": "ddp_cpu", "zero2": "zero2_cpu", "zero3": "zero3_cpu", "fsdp2": "fsdp2"}
+REFUSED = {"fsdp2": ("masked",)}  # tests/runs/test_sharding.py
 NAMES = {"ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
 
 
 def write_rows(folder: Path) -> None:
-    """36 training rows and 4 held-out ones of each kind: whole batches, of which no process gets fewer than another."""
+    """32 training rows and 4 held-out ones of each kind: whole batches, of which no process gets fewer than another."""
     rows = {"pretrain": [], "sft": [], "reward": [], "labels": [], "numbers": []}
     for first in COLOURS:
         for second in COLOURS:
@@ -97,7 +98,9 @@ def write_rows(folder: Path) -> None:
             rows["labels"].append({"text": text, "label": first})
             rows["numbers"].append({"text": text, "label": float(len(text))})
     for kind, all_rows in rows.items():
-        for name, part in ((kind, all_rows), (f"{kind}-held-out", all_rows[::9])):
+        held_out = all_rows[::9]
+        trained = [row for row in all_rows if row not in held_out]
+        for name, part in ((kind, trained), (f"{kind}-held-out", held_out)):
             lines = [json.dumps(row) + "\n" for row in part]
             (folder / f"{name}.jsonl").write_text("".join(lines))
 
@@ -119,10 +122,12 @@ def data(tmp_path_factory, make_tokenizer):
     return folder
 
 
-def run_all(start: list[str], folder: Path, data: Path) -> tuple[Path, str]:
+def run_all(start: list[str], folder: Path, data: Path, without: tuple = ()) -> tuple[Path, str]:
     """Run all recipes in one start. Returns the folder of the runs and what was printed."""
     commands = []
     for name, line in RUNS.items():
+        if name in without:
+            continue
         kind = FILES.get(name, name.partition("-")[0])
         recipe, *flags = line.format(kind).replace("DATA", str(data)).split()
         commands.append((recipe, [*COMMON.split(), *flags, "--output_dir", f"RUNS/{name}"]))
@@ -150,7 +155,9 @@ def two(request, tmp_path_factory, data):
     layout = ROOT / "recipes" / "accelerate" / f"{KINDS[request.param]}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     folder = tmp_path_factory.mktemp(request.param)
-    return *run_all([*launch, "--config_file", str(layout)], folder, data), request.param
+    start = [*launch, "--config_file", str(layout)]
+    without = REFUSED.get(request.param, ())
+    return *run_all(start, folder, data, without), request.param
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -164,6 +171,8 @@ def numbers(record: RunRecord) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(RUNS))
 def test_each_layout_gives_the_run_of_one_process(one, two, name):
+    if name in REFUSED.get(two[2], ()):
+        pytest.skip("refused")
     assert f"2 processes on cpu ({NAMES[two[2]]} over gloo)" in two[1]
     records = [RunRecord.load(folder / name) for folder in (one[0], two[0])]
     assert [record.status for record in records] == ["done", "done"]

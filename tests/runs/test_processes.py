@@ -123,3 +123,29 @@ def test_the_gpus_peak_is_recorded_and_printed(monkeypatch, tmp_path, capsys, pe
     record = RunRecord.load(tmp_path / "run")
     assert record.status == "done" and record.peak_gpu_memory_gb == peak
     assert record.peak_memory_gb > 0.01
+
+
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [
+        (["--num_processes=5"], 5),
+        (["--config_file", "FILE"], 7),
+        (["--config_file=FILE"], 7),
+        ([], 7),  # the file of `accelerate config`
+        (["--config_file", "EMPTY"], None),  # accelerate counts the GPUs
+    ],
+)
+def test_the_number_of_processes_is_that_of_the_launcher(monkeypatch, tmp_path, flags, number):
+    from accelerate.commands.config import config_args
+
+    (tmp_path / "file.yaml").write_text("num_processes: 7\n")
+    (tmp_path / "empty.yaml").write_text("distributed_type: MULTI_GPU\n")
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "file.yaml"))
+    paths = {"FILE": f"{tmp_path}/file.yaml", "EMPTY": f"{tmp_path}/empty.yaml"}
+    words = []
+    for flag in flags:
+        for name, path in paths.items():
+            flag = flag.replace(name, path)
+        words.append(flag)
+    command = ["python", "/usr/bin/accelerate", "launch", *words, "recipe.py"]
+    assert processes._number_of_processes(command) == number
