@@ -10,11 +10,12 @@ that were not trained on, plots/, and errors.jsonl, the rows that it gets wrong,
 every class.
 """
 
+import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from rlhf.data.splits import Splits
 from rlhf.models.load import save
@@ -27,6 +28,7 @@ from rlhf.tasks.classification.metrics import METRICS, errors, evaluate, plot_ev
 from rlhf.tasks.classification.training import (
     balanced_loss,
     by_length,
+    check_class_weights,
     check_options,
     encode_rows,
     outcome,
@@ -34,7 +36,7 @@ from rlhf.tasks.classification.training import (
     to_numbers,
 )
 from rlhf.tasks.model import read_task, token_limit, with_lora
-from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
 
 MISTAKES = 200  # wrong rows that are kept, the worst
 LABELS_SHOWN = 8  # labels in a message, rows of a table on the terminal
@@ -72,49 +74,86 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
     RANGES: ClassVar[dict] = {"consistency_coef": at_least(0)}
 
 
+@dataclass
+class PreparedClassification:
+    """What the training and the evaluation need.
+
+    rows: the held-out rows, in the order in which the trainer reads them.
+    cut: how many texts were longer than the model reads.
+    """
+
+    trainer: EncoderTrainer
+    tokenizer: PreTrainedTokenizerBase
+    task: LabelTask
+    rows: list[dict]
+    cut: int
+
+
 def main(settings: ClassificationSettings, args: EncoderConfig) -> None:
     with recording("classification", settings, args) as run:
-        set_seed(args.seed)
-        form = LabelForm(settings.task)
-        tokenizer, splits = read_task(
-            run, settings, "classification", seed=args.seed, checks={"label": form}
-        )
-        task = find_task(splits.train, splits.eval, form)
-        check_options(settings, task)  # only the rows say which task it is
-        warn_of_rare_labels(run, splits, task)
-        pairs = splits.kind == "pair_classification"
-        model, task = start_classifier(run, settings, tokenizer, task, pairs=pairs)
+        prepared = prepare(settings, args, run)
+        run.train(prepared.trainer, partial(save_classifier, run, prepared))
+        evaluate_classifier(run, prepared)
 
-        limit = token_limit(args, model, tokenizer)
-        model.config.trained_max_length, model.config.trained_pairs = limit, pairs
-        encode = partial(encode_rows, tokenizer, task=task, pairs=pairs, max_length=limit)
-        train, train_cut = encode(splits.train)
-        held_out, eval_cut = encode(splits.eval)
-        # The evaluation reads rows in this order; by length, its batches have little padding.
-        held_out, rows = by_length(held_out, splits.eval)
-        cut = train_cut + eval_cut
-        run.say(
-            f"{len(train)} rows, {len(held_out)} held out, {described(task)}; {cut} cut at {limit} tokens"
-        )
 
-        trainer = make_trainer(
-            settings, args, task, tokenizer, model=model, train=train, held_out=held_out
-        )
-        run.train(trainer, lambda: None)  # saved below: a regression changes the model for it
+def prepare(
+    settings: ClassificationSettings, args: EncoderConfig, run: Run
+) -> PreparedClassification:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
+    check_class_weights(settings.class_weights)
+    form = LabelForm(settings.task)
+    tokenizer, splits = read_task(
+        run, settings, "classification", seed=args.seed, checks={"label": form}
+    )
+    task = find_task(splits.train, splits.eval, form)
+    check_options(settings, task)  # only the rows say which task it is
+    set_best_metric(args, METRICS[task.name])  # before a model is loaded
+    warn_of_rare_labels(run, splits, task)
+    pairs = splits.kind == "pair_classification"
+    model, task = start_classifier(run, settings, tokenizer, task, pairs=pairs)
 
-        output = trainer.predict(held_out, metric_key_prefix="eval")
-        if run.main:
-            # before the report, so that nothing in it can lose the model
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            save(to_numbers(model, task), tokenizer, args.output_dir)
-        truth, outputs = outcome(task, output)
-        report = {"task": task.name} | evaluate(task.name, truth, outputs, task.labels)
-        run.metrics({name: report[name] for name in METRICS[task.name]})
-        run.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(held_out)})
-        labels = {} if task.name == "regression" else {"labels": len(task.labels)}
-        run.metrics({"train_rows": len(train), **labels, "texts_cut": cut})
-        if run.main:
-            write_results(run, task, rows, report, truth, outputs)
+    limit = token_limit(args, model, tokenizer)
+    model.config.trained_max_length, model.config.trained_pairs = limit, pairs
+    encode = partial(encode_rows, tokenizer, task=task, pairs=pairs, max_length=limit)
+    train, train_cut = encode(splits.train)
+    held_out, eval_cut = encode(splits.eval)
+    # The evaluation reads rows in this order; by length, its batches have little padding.
+    held_out, rows = by_length(held_out, splits.eval)
+    cut = train_cut + eval_cut
+    run.say(
+        f"{len(train)} rows, {len(held_out)} held out, {described(task)}; {cut} cut at {limit} tokens"
+    )
+    trainer = make_trainer(
+        settings, args, task, tokenizer, model=model, train=train, held_out=held_out
+    )
+    return PreparedClassification(trainer, tokenizer, task, rows, cut)
+
+
+def save_classifier(run: Run, prepared: PreparedClassification) -> None:
+    """Save the trained model, whose outputs after a regression are the numbers themselves."""
+    if not run.main:
+        return
+    trainer, task = prepared.trainer, prepared.task
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if task.name == "regression":
+        # A copy, because the evaluation reads the outputs that were trained.
+        model = to_numbers(copy.deepcopy(model), task)
+    save(model, prepared.tokenizer, run.folder)
+
+
+def evaluate_classifier(run: Run, prepared: PreparedClassification) -> None:
+    """Measure the trained model on the held-out rows, and write the report, the mistakes and the plots."""
+    trainer, task, rows = prepared.trainer, prepared.task, prepared.rows
+    output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    truth, outputs = outcome(task, output)
+    report = {"task": task.name} | evaluate(task.name, truth, outputs, task.labels)
+    run.metrics({name: report[name] for name in METRICS[task.name]})
+    run.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(rows)})
+    labels = {} if task.name == "regression" else {"labels": len(task.labels)}
+    run.metrics({"train_rows": len(trainer.train_dataset), **labels, "texts_cut": prepared.cut})
+    if run.main:
+        write_results(run, task, rows, report, truth, outputs)
 
 
 def warn_of_rare_labels(run: Run, splits: Splits, task: LabelTask) -> None:

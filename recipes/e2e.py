@@ -18,6 +18,7 @@ from pathlib import Path
 from rlhf.data.load import load_rows
 from rlhf.data.splits import split_rows
 from rlhf.errors import UserError
+from rlhf.runs.replacement import replacement
 
 HELD_OUT = 0.2  # share of the ranked facts
 SEED = 0  # the split is a hash of the facts and this, so it is the same in both files of rankings
@@ -34,9 +35,11 @@ def main() -> None:
     output = Path(arguments.output)
     files = make(Path(arguments.source))
     output.mkdir(parents=True, exist_ok=True)
+    with replacement(output) as folder:
+        for name, rows in files.items():
+            lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name, rows in files.items():
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{output}/{name}.jsonl: {len(rows)} rows")
 
 

@@ -13,7 +13,7 @@ by number of choices, errors.jsonl has the wrong rows, the surest first.
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
@@ -27,7 +27,7 @@ from rlhf.tasks.multiple_choice.metrics import (
     right_choices,
     wrong_choices,
 )
-from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
 
 MISTAKES = 200  # wrong rows that are kept
 
@@ -44,39 +44,67 @@ class MultipleChoiceSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
 
+@dataclass
+class PreparedMultipleChoice:
+    """What the training and the evaluation need.
+
+    rows: the held-out rows.
+    cut: how many choices were longer than the model reads.
+    """
+
+    trainer: EncoderTrainer
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[dict]
+    cut: int
+
+
 def main(settings: MultipleChoiceSettings, args: EncoderConfig) -> None:
     with recording("multiple_choice", settings, args) as run:
-        set_seed(args.seed)
-        tokenizer, splits = read_task(run, settings, "multiple_choice", seed=args.seed)
-        model = start_encoder(run, settings, tokenizer, "multiple_choice", pairs=True)
-        limit = token_limit(args, model, tokenizer)
-        model.config.trained_max_length = limit  # for the predictor
-        train, train_cut = training_rows(tokenizer, splits.train, max_length=limit)
-        held_out, eval_cut = training_rows(tokenizer, splits.eval, max_length=limit)
-        cut = train_cut + eval_cut
-        run.say(f"{len(train)} rows, {len(held_out)} held out; {cut} choices cut at {limit} tokens")
+        prepared = prepare(settings, args, run)
+        trainer = prepared.trainer
+        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        evaluate_multiple_choice(run, prepared)
 
-        trainer = EncoderTrainer(
-            model=with_lora(model, settings, "multiple_choice"),
-            args=args,
-            train=train,
-            evaluation=held_out,
-            compute_metrics=metrics_of,
-            metrics=METRICS,
-            loss=choice_loss,  # the model's own loss would count repeated choices
-            processing_class=tokenizer,
-            data_collator=PadChoices(tokenizer),
-        )
-        run.train(trainer, partial(run.save_model, trainer, tokenizer))
 
-        output = trainer.predict(held_out, metric_key_prefix="eval")
-        report = report_of(output)
-        run.metrics({name: report[name] for name in (*METRICS, "chance")})
-        run.metrics({"eval_loss": output.metrics["eval_loss"]})
-        run.metrics({"eval_rows": len(held_out), "train_rows": len(train), "texts_cut": cut})
-        if not run.main:
-            return
-        write_results(run, splits.eval, output, report)
+def prepare(
+    settings: MultipleChoiceSettings, args: EncoderConfig, run: Run
+) -> PreparedMultipleChoice:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
+    set_best_metric(args, METRICS)  # before anything is read
+    tokenizer, splits = read_task(run, settings, "multiple_choice", seed=args.seed)
+    model = start_encoder(run, settings, tokenizer, "multiple_choice", pairs=True)
+    limit = token_limit(args, model, tokenizer)
+    model.config.trained_max_length = limit  # for the predictor
+    train, train_cut = training_rows(tokenizer, splits.train, max_length=limit)
+    held_out, eval_cut = training_rows(tokenizer, splits.eval, max_length=limit)
+    cut = train_cut + eval_cut
+    run.say(f"{len(train)} rows, {len(held_out)} held out; {cut} choices cut at {limit} tokens")
+    trainer = EncoderTrainer(
+        model=with_lora(model, settings, "multiple_choice"),
+        args=args,
+        train=train,
+        evaluation=held_out,
+        compute_metrics=metrics_of,
+        metrics=METRICS,
+        loss=choice_loss,  # the model's own loss would count repeated choices
+        processing_class=tokenizer,
+        data_collator=PadChoices(tokenizer),
+    )
+    return PreparedMultipleChoice(trainer, tokenizer, splits.eval, cut)
+
+
+def evaluate_multiple_choice(run: Run, prepared: PreparedMultipleChoice) -> None:
+    """Measure the trained model on the held-out rows, and write the report and the mistakes."""
+    trainer = prepared.trainer
+    output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    report = report_of(output)
+    run.metrics({name: report[name] for name in (*METRICS, "chance")})
+    run.metrics({"eval_loss": output.metrics["eval_loss"]})
+    run.metrics({"eval_rows": len(prepared.rows), "train_rows": len(trainer.train_dataset)})
+    run.metrics({"texts_cut": prepared.cut})
+    if run.main:
+        write_results(run, prepared.rows, output, report)
 
 
 def report_of(output) -> dict:

@@ -12,13 +12,14 @@ plots/entities.png; the table of errors on the terminal. ner.json has every type
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import DataCollatorForTokenClassification, set_seed
+from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from rlhf.runs.progress import sample_table
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.ner.encode import (
+    TokenWindow,
     check_held_out,
     cut_windows,
     decode_windows,
@@ -35,9 +36,10 @@ from rlhf.tasks.ner.encode import (
     windows_added,
 )
 from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
-from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
 
 METRICS = ("precision", "recall", "f1", "token_accuracy", "entities")  # of the run record
+WATCHED = ("f1",)  # the evaluations during the training keep the best checkpoint by it
 TYPES_SHOWN, CONFUSIONS_SHOWN = 20, 8  # rows of the tables on the terminal
 
 
@@ -53,67 +55,105 @@ class NERSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
 
+@dataclass
+class PreparedNER:
+    """What the training and the evaluation need.
+
+    rows: the held-out sentences.
+    windows: of the held-out sentences, in the order in which the trainer reads them.
+    labels: the names of the model's outputs; units: words or characters are tagged.
+    counts: numbers for the record.
+    """
+
+    trainer: EncoderTrainer
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[dict]
+    windows: list[TokenWindow]
+    labels: list[str]
+    units: str
+    counts: dict[str, int]
+
+
 def main(settings: NERSettings, args: EncoderConfig) -> None:
     with recording("ner", settings, args) as run:
-        set_seed(args.seed)
-        tokenizer, splits = read_task(run, settings, "ner", seed=args.seed)
-        # One scheme for all rows, found in all of them.
-        train, held_out, scheme, repaired = in_bio(splits.train, splits.eval)
-        labels, units = tag_names(train), find_units(train)
-        check_held_out(held_out, labels)
-        for warning in warnings_of(train, held_out, scheme, repaired):
-            run.say(warning)
+        prepared = prepare(settings, args, run)
+        trainer = prepared.trainer
+        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        evaluate_ner(run, prepared)
 
-        model = start_encoder(run, settings, tokenizer, "ner", pairs=False, labels=labels)
-        limit = token_limit(args, model, tokenizer)
-        # The predictor cuts a text into tokens as these rows were.
-        trained = {"trained_units": units, "trained_joints": find_joints(train)}
-        model.config.update(trained | {"trained_length": limit})
-        parts = cut_windows(tokenizer, train, units=units, max_length=limit)
-        held_out_parts = cut_windows(tokenizer, held_out, units=units, max_length=limit)
-        # The evaluation reads windows in this order; by length, its batches have little padding.
-        held_out_parts.sort(key=lambda part: len(part.inputs["input_ids"]))
-        added = windows_added(parts) + windows_added(held_out_parts)
-        lost = out_of_reach(held_out_parts, held_out)
-        run.say(
-            f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}"
-        )
-        run.say(
-            f"{added} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token"
-        )
 
-        truth = [row["tags"] for row in held_out]
+def prepare(settings: NERSettings, args: EncoderConfig, run: Run) -> PreparedNER:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
+    set_best_metric(args, WATCHED)  # before anything is read
+    tokenizer, splits = read_task(run, settings, "ner", seed=args.seed)
+    # One scheme for all rows, found in all of them.
+    train, held_out, scheme, repaired = in_bio(splits.train, splits.eval)
+    labels, units = tag_names(train), find_units(train)
+    check_held_out(held_out, labels)
+    for warning in warnings_of(train, held_out, scheme, repaired):
+        run.say(warning)
 
-        def predicted_tags(output) -> list[list[str]]:
-            return decode_windows(
-                held_out_parts,
-                tags_of_windows(held_out_parts, output.predictions, labels),
-                held_out,
-            )
+    model = start_encoder(run, settings, tokenizer, "ner", pairs=False, labels=labels)
+    limit = token_limit(args, model, tokenizer)
+    # The predictor cuts a text into tokens as these rows were.
+    trained = {"trained_units": units, "trained_joints": find_joints(train)}
+    model.config.update(trained | {"trained_length": limit})
+    parts = cut_windows(tokenizer, train, units=units, max_length=limit)
+    held_out_parts = cut_windows(tokenizer, held_out, units=units, max_length=limit)
+    # The evaluation reads windows in this order; by length, its batches have little padding.
+    held_out_parts.sort(key=lambda part: len(part.inputs["input_ids"]))
+    added = windows_added(parts) + windows_added(held_out_parts)
+    lost = out_of_reach(held_out_parts, held_out)
+    run.say(
+        f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}"
+    )
+    run.say(
+        f"{added} windows more than rows, at {limit} tokens; {lost} held-out entities end inside a token"
+    )
+    trainer = EncoderTrainer(
+        model=with_lora(model, settings, "ner"),
+        args=args,
+        train=encode_windows(parts, train, labels),
+        evaluation=encode_windows(held_out_parts, held_out, labels),
+        metrics=WATCHED,
+        smooths=True,
+        compute_metrics=lambda output: watched_scores(prepared, output),
+        preprocess_logits_for_metrics=best_labels,  # all logits would fill the memory
+        processing_class=tokenizer,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+    )
+    counts = {"train_rows": len(train), "labels": len(labels), "windows_added": added}
+    counts |= {"entities_out_of_reach": lost, "tags_repaired": repaired}
+    # The evaluations of the trainer read it too.
+    prepared = PreparedNER(trainer, tokenizer, held_out, held_out_parts, labels, units, counts)
+    return prepared
 
-        trainer = EncoderTrainer(
-            model=with_lora(model, settings, "ner"),
-            args=args,
-            train=encode_windows(parts, train, labels),
-            evaluation=encode_windows(held_out_parts, held_out, labels),
-            metrics=("f1",),
-            smooths=True,
-            compute_metrics=lambda output: entity_scores(truth, predicted_tags(output)),
-            preprocess_logits_for_metrics=best_labels,  # all logits would fill the memory
-            processing_class=tokenizer,
-            data_collator=DataCollatorForTokenClassification(tokenizer),
-        )
-        run.train(trainer, partial(run.save_model, trainer, tokenizer))
 
-        output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-        predicted = predicted_tags(output)
-        report = tagging_report(truth, predicted, [row["tokens"] for row in held_out])
-        run.metrics({name: report[name] for name in METRICS})
-        run.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(held_out)})
-        run.metrics({"train_rows": len(train), "labels": len(labels), "windows_added": added})
-        run.metrics({"entities_out_of_reach": lost, "tags_repaired": repaired})
-        if run.main:
-            write_results(run, held_out, predicted, report, units)
+def predicted_tags(prepared: PreparedNER, output) -> list[list[str]]:
+    """The tags of each held-out sentence, from the labels of all windows."""
+    tags = tags_of_windows(prepared.windows, output.predictions, prepared.labels)
+    return decode_windows(prepared.windows, tags, prepared.rows)
+
+
+def watched_scores(prepared: PreparedNER, output) -> dict[str, float]:
+    """The numbers that are watched during the training."""
+    truth = [row["tags"] for row in prepared.rows]
+    return entity_scores(truth, predicted_tags(prepared, output))
+
+
+def evaluate_ner(run: Run, prepared: PreparedNER) -> None:
+    """Measure the trained model on the held-out sentences, and write the report, the mistakes and a plot."""
+    trainer, rows = prepared.trainer, prepared.rows
+    output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    predicted = predicted_tags(prepared, output)
+    truth = [row["tags"] for row in rows]
+    report = tagging_report(truth, predicted, [row["tokens"] for row in rows])
+    run.metrics({name: report[name] for name in METRICS})
+    run.metrics({"eval_loss": output.metrics["eval_loss"], "eval_rows": len(rows)})
+    run.metrics(prepared.counts)
+    if run.main:
+        write_results(run, rows, predicted, report, prepared.units)
 
 
 def best_labels(logits, labels):

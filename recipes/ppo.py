@@ -22,6 +22,7 @@ from rlhf.data.splits import load_splits
 from rlhf.models.load import load_policy
 from rlhf.models.logits import describe_logits
 from rlhf.models.parts import context_length, fit_embeddings
+from rlhf.policy_gradient.checks import check_reward_models, check_roles
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.memory import plan_memory
 from rlhf.policy_gradient.roles import (
@@ -35,7 +36,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.ranges import at_least
 from rlhf.runs.record import read_jsonl
-from rlhf.runs.run import recording, start
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 TEXT_LENGTH = 512  # tokens of a piece of plain text at most
@@ -57,52 +58,62 @@ class PPOSettings(RoleSettings, DataSettings, ModelSettings):
 
 def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
     with recording("ppo", settings, args) as run:
-        set_seed(args.seed)
-        tokenizer = settings.load_tokenizer()
-        roles = load_roles(settings, args, tokenizer, run)
-        if note := describe_logits(roles.policy):
-            run.say(note)
-        checks = template_checks(tokenizer)
-        splits = load_splits(settings, ("prompt",), seed=args.seed, checks=checks)
-        run.data(splits)
-        text_length = min(context_length(roles.policy), TEXT_LENGTH)
-        trainer = PolicyGradientTrainer(
-            roles=roles,
-            tokenizer=tokenizer,
-            args=args,
-            rows=splits.train,
-            eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
-            texts=load_texts(settings, tokenizer, run, limit=text_length),
-        )
-        run.say(plan_memory(trainer))
-        use_run_progress(trainer, args.output_dir)
+        trainer = prepare(settings, args, run)
+        evaluates = trainer.rollouts.eval_prompts is not None
         before = {}  # a resumed run has begun elsewhere
-        if splits.eval and not args.resume_from_checkpoint:
+        if evaluates and not args.resume_from_checkpoint:
             before = trainer.evaluate()
         run.train(trainer, trainer.save_model)
         run.best_checkpoint(trainer)
         episodes = args.episodes_after(trainer.state.global_step)
         run.metrics({"episodes": episodes, "algorithm": args.algorithm})
-        if splits.eval:
+        if evaluates:
             after = trainer.evaluate()
             run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN if before})
             # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
-        if run.main and splits.eval:
+        if run.main and evaluates:
             rows = read_jsonl(run.folder / "samples.jsonl")
             last = [row for row in rows if row["step"] == trainer.state.global_step]
             run.say(sample_table(last, columns=["prompt", "completion", "score", "kl"], limit=8))
 
 
-def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run) -> Roles:
+def prepare(settings: PPOSettings, args: PolicyGradientConfig, run: Run) -> PolicyGradientTrainer:
+    """Read and check all that the run needs, without a step of training. What needs no model comes first."""
+    set_seed(args.seed)
+    tokenizer = settings.load_tokenizer()
+    add_chat_template(tokenizer)
+    checks = template_checks(tokenizer)
+    splits = load_splits(settings, ("prompt",), seed=args.seed, checks=checks)
+    run.data(splits)
+    texts = read_texts(settings, run)
+    check_roles(settings, args, splits)
+    roles = load_roles(settings, args, tokenizer, run)
+    if note := describe_logits(roles.policy):
+        run.say(note)
+    text_length = min(context_length(roles.policy), TEXT_LENGTH)
+    trainer = PolicyGradientTrainer(
+        roles=roles,
+        tokenizer=tokenizer,
+        args=args,
+        rows=splits.train,
+        eval_rows=splits.eval[: settings.eval_limit] if splits.eval else None,
+        texts=text_pieces(tokenizer, texts, text_length),
+    )
+    check_reward_models(trainer)
+    run.say(plan_memory(trainer))
+    use_run_progress(trainer, args.output_dir)
+    return trainer
+
+
+def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run: Run) -> Roles:
     """The policy, with LoRA if asked for, its rewards and its value model."""
     # In this order: LoRA goes over the fitted embeddings, a shared trunk's adapters over LoRA.
     policy = load_policy(settings.model_name_or_path, **settings.load_options())
     record_parents(settings, args, run)
-    add_chat_template(tokenizer)
     fit_embeddings(policy, tokenizer)
     policy = settings.with_lora(policy, task="CAUSAL_LM")
-    row = min(args.max_prompt_length + args.max_completion_length, context_length(policy))
+    row = args.prompt_limit(context_length(policy)) + args.max_completion_length
     set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * row)
     rewards = load_rewards(settings, policy, tokenizer)
     value_model = None
@@ -111,7 +122,7 @@ def load_roles(settings: PPOSettings, args: PolicyGradientConfig, tokenizer, run
     return Roles(policy, rewards, value_model)
 
 
-def record_parents(settings: PPOSettings, args: PolicyGradientConfig, run) -> None:
+def record_parents(settings: PPOSettings, args: PolicyGradientConfig, run: Run) -> None:
     """The models that the run starts from, for its record and its card."""
     run.parent("policy", settings.model_name_or_path, revision=settings.model_revision)
     for number, path in enumerate(settings.reward_model_path, start=1):
@@ -123,13 +134,13 @@ def record_parents(settings: PPOSettings, args: PolicyGradientConfig, run) -> No
         run.parent("value", settings.value_model)
 
 
-def load_texts(settings: PPOSettings, tokenizer, run, *, limit: int) -> list[list[int]]:
-    """Plain text as token ids, in pieces of at most `limit`."""
+def read_texts(settings: PPOSettings, run: Run) -> list[dict]:
+    """Rows of plain text for PPO-ptx, if the settings name some."""
     if not settings.ptx_dataset_name:
         return []
     loaded = load_rows(settings.ptx_dataset_name, kinds=("text",), skip_bad=settings.skip_bad)
     run.data(loaded)
-    return text_pieces(tokenizer, loaded.rows, limit)
+    return loaded.rows
 
 
 if __name__ == "__main__":

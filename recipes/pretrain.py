@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from transformers import Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import load_splits
@@ -26,9 +26,9 @@ from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
-from rlhf.runs.run import recording, start
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.runs.trainer import RunTrainer
+from rlhf.runs.sharding import GatheringTrainer
 from rlhf.task_table import PRETRAINING_HEADS
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
@@ -105,55 +105,63 @@ class PretrainConfig(EncoderConfig):
     )
 
 
+@dataclass
+class PreparedPretraining:
+    """What the training and the evaluation need.
+
+    rows: the evaluation rows, or None.
+    """
+
+    trainer: Trainer
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence | None
+
+
 def main(settings: PretrainSettings, args: PretrainConfig) -> None:
-    is_causal = settings.objective == "causal"
     with recording("pretrain", settings, args) as run:
-        set_seed(args.seed)
-        tokenizer = settings.load_tokenizer()
-        # before any text is read
-        check(settings, tokenizer)
-        splits = load_splits(settings, ("text",), seed=args.seed)
-        run.data(splits)
-        model = load_model(settings, tokenizer, run)
-        row_tokens = args.per_device_train_batch_size * settings.block_size
-        set_precision(run, settings, model, tokens=row_tokens, default="auto")
-        train, dropped = make_rows(settings, tokenizer, splits.train, args.seed)
-        check_length(train, "training", settings)
-        evaluation = None
-        if splits.eval:
-            evaluation, eval_dropped = make_rows(settings, tokenizer, splits.eval, args.seed)
-            check_length(evaluation, "evaluation", settings)
-            dropped += eval_dropped
-        else:
-            do_not_evaluate(args)
-        tokens = count_tokens(train)
-        run.say(
-            f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {dropped} dropped; "
-            f"{model.num_parameters() / 1e6:.1f} M parameters"
-        )
-
-        trainer = make_trainer(settings, model, args, tokenizer, train, evaluation)
-        run.train(trainer, partial(run.save_model, trainer, tokenizer))
-
-        run.metrics({"parameters": model.num_parameters(), "train_tokens": tokens})
-        if evaluation is not None:
-            metrics = eval_metrics(trainer.evaluate(), evaluation, is_causal=is_causal)
-            run.metrics(metrics)
-        # The other processes have nothing to write.
-        if not run.main:
-            return
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if evaluation is not None and not is_causal:
-            samples = filled_in(model, tokenizer, evaluation, count=8)
-            show(run, samples, trainer.state.global_step)
+        prepared = prepare(settings, args, run)
+        trainer = prepared.trainer
+        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        evaluate_pretraining(run, settings, prepared)
 
 
 # ---- before training ---------------------------------------------------------------------------------------------
 
 
-def check(settings: PretrainSettings, tokenizer) -> None:
-    """UserError where the settings contradict each other or the tokenizer."""
-    is_masked = settings.objective != "causal"
+def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> PreparedPretraining:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
+    check_settings(settings)
+    set_best_metric(args, metric_names(settings.objective))
+    tokenizer = settings.load_tokenizer()
+    # before any text is read
+    check_tokenizer(settings, tokenizer)
+    splits = load_splits(settings, ("text",), seed=args.seed)
+    run.data(splits)
+    if not splits.eval:
+        do_not_evaluate(args)
+    model = load_model(settings, tokenizer, run)
+    row_tokens = args.per_device_train_batch_size * settings.block_size
+    set_precision(run, settings, model, tokens=row_tokens, default="auto")
+    train, dropped = make_rows(settings, tokenizer, splits.train, args.seed)
+    check_length(train, "training", settings)
+    evaluation = None
+    if splits.eval:
+        evaluation, eval_dropped = make_rows(settings, tokenizer, splits.eval, args.seed)
+        check_length(evaluation, "evaluation", settings)
+        dropped += eval_dropped
+    tokens = count_tokens(train)
+    run.say(
+        f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {dropped} dropped; "
+        f"{model.num_parameters() / 1e6:.1f} M parameters"
+    )
+    run.metrics({"parameters": model.num_parameters(), "train_tokens": tokens})
+    trainer = make_trainer(settings, model, args, tokenizer, train, evaluation)
+    return PreparedPretraining(trainer, tokenizer, evaluation)
+
+
+def check_settings(settings: PretrainSettings) -> None:
+    """UserError where the settings contradict each other."""
     if settings.objective not in OBJECTIVES:
         raise UserError(f"objective={settings.objective!r}: use one of {', '.join(OBJECTIVES)}")
     if settings.block_size < LEAST_BLOCK_SIZE:
@@ -162,15 +170,21 @@ def check(settings: PretrainSettings, tokenizer) -> None:
         )
     if settings.use_peft:
         raise UserError("use_peft: pretraining trains all weights: set it to false")
-    if settings.whole_words and not (is_masked and tokenizer.is_fast):
+    if settings.whole_words and settings.objective == "causal":
         raise UserError(
-            "whole_words: needs a masked objective and a fast tokenizer, which knows where words begin"
+            "whole_words: needs a masked objective: set it to false, or objective to masked"
         )
     if settings.cross_documents and settings.objective == "masked_nsp":
         raise UserError(
             "cross_documents: next-sentence pairs are drawn within documents: set it to false"
         )
-    if is_masked:
+
+
+def check_tokenizer(settings: PretrainSettings, tokenizer) -> None:
+    """UserError where the objective cannot be learned with the tokenizer."""
+    if settings.whole_words and not tokenizer.is_fast:
+        raise UserError("whole_words: needs a fast tokenizer, which knows where words begin")
+    if settings.objective != "causal":
         check_special_tokens(
             settings,
             tokenizer,
@@ -198,7 +212,7 @@ def check_special_tokens(
         )
 
 
-def load_model(settings: PretrainSettings, tokenizer, run):
+def load_model(settings: PretrainSettings, tokenizer, run: Run):
     """A model from scratch or from a checkpoint, with the tokenizer fitted to it."""
     if settings.from_scratch:
         model = new_model(settings, tokenizer)
@@ -227,7 +241,7 @@ def new_model(settings: PretrainSettings, tokenizer):
     return new_encoder(tokenizer, PRETRAINING_HEADS[settings.objective], **sizes)
 
 
-def load_checkpoint(settings: PretrainSettings, tokenizer, run):
+def load_checkpoint(settings: PretrainSettings, tokenizer, run: Run):
     """The model of a run folder or of the Hub; weights that it lacks are random."""
     path = settings.model_name_or_path
     options = settings.load_options()
@@ -284,8 +298,13 @@ def count_tokens(rows) -> int:
 # ---- training and after ------------------------------------------------------------------------------------------
 
 
-class CausalTrainer(RunTrainer, Trainer):
+class CausalTrainer(GatheringTrainer, Trainer):
     """transformers.Trainer for next words."""
+
+
+def metric_names(objective: str) -> tuple[str, ...]:
+    """What an evaluation of the objective gives, the number by which the best checkpoint is kept first."""
+    return ("loss",) if objective == "causal" else ("masked_loss",)
 
 
 def make_trainer(
@@ -304,12 +323,11 @@ def make_trainer(
             args=args,
             train=train,
             evaluation=evaluation,
-            metrics=("masked_loss",),
+            metrics=metric_names(settings.objective),
             data_collator=PadRows(tokenizer.pad_token_id),
             compute_metrics=masked_metrics,
             preprocess_logits_for_metrics=row_sums,
         )
-    set_best_metric(args, ("loss",))
     # transformers' own order by length cannot be resumed in the middle
     args.train_sampling_strategy = "random"
     trainer = CausalTrainer(
@@ -323,6 +341,21 @@ def make_trainer(
     if args.early_stopping_patience:
         trainer.add_callback(EarlyStopping(args.early_stopping_patience))
     return trainer
+
+
+def evaluate_pretraining(
+    run: Run, settings: PretrainSettings, prepared: PreparedPretraining
+) -> None:
+    """Measure the trained model on the evaluation rows, if there are any, and show words that it fills in."""
+    trainer, rows = prepared.trainer, prepared.rows
+    if rows is None:
+        return
+    is_causal = settings.objective == "causal"
+    run.metrics(eval_metrics(trainer.evaluate(), rows, is_causal=is_causal))
+    if run.main and not is_causal:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        samples = filled_in(model, prepared.tokenizer, rows, count=8)
+        show(run, samples, trainer.state.global_step)
 
 
 def eval_metrics(measured: dict, rows, *, is_causal: bool) -> dict:
@@ -342,7 +375,7 @@ def eval_metrics(measured: dict, rows, *, is_causal: bool) -> dict:
     return metrics | baselines(rows)
 
 
-def show(run, samples: list[dict], step: int) -> None:
+def show(run: Run, samples: list[dict], step: int) -> None:
     """Save and print the words that the model fills in."""
     for sample in samples:
         append_jsonl(run.folder / "samples.jsonl", {"step": step, **sample})

@@ -11,27 +11,31 @@ Look at: exact match and F1 on contexts that were not trained on, and the table 
 both by kind of question, predictions.json (and na_prob.json, v2) is what SQuAD's official evaluation reads.
 """
 
+import json
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
-from rlhf.models.load import save
+from rlhf.runs.durable import write_text
 from rlhf.runs.progress import sample_table
 from rlhf.runs.ranges import at_least
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.question_answering.encode import (
+    QuestionWindow,
     best_answers,
     encode_windows,
     has_unanswerable,
     question_ids,
 )
 from rlhf.tasks.question_answering.metrics import check_unit, reading_report, wrong_answers
-from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer
+from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
 
+METRICS = ("f1",)  # the evaluations during the training keep the best checkpoint by it
 MISTAKES = 100  # wrong answers that are kept
 MISTAKES_SHOWN = 8  # on the terminal
 
@@ -69,66 +73,127 @@ class QuestionAnsweringConfig(EncoderConfig):
     )
 
 
+@dataclass
+class PreparedQuestionAnswering:
+    """What the training and the evaluation need.
+
+    rows, ids: the held-out questions and their ids.
+    windows: of the held-out questions, in the order in which the trainer reads them.
+    train_rows: questions that are trained on, in any number of windows.
+    missed: answers that are no span of tokens within reach.
+    unanswerable: True if some questions have no answer.
+    """
+
+    trainer: EncoderTrainer
+    tokenizer: PreTrainedTokenizerBase
+    settings: QuestionAnsweringSettings
+    rows: list[dict]
+    ids: list[str]
+    windows: list[QuestionWindow]
+    train_rows: int
+    missed: int
+    unanswerable: bool
+
+
 def main(settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig) -> None:
     with recording("question_answering", settings, args) as run:
-        set_seed(args.seed)
-        check_unit(settings.answer_unit)  # before anything is read
-        tokenizer, splits = read_task(run, settings, "question_answering", seed=args.seed)
-        ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits.train, splits.eval)
+        prepared = prepare(settings, args, run)
+        trainer = prepared.trainer
+        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        evaluate_question_answering(run, prepared)
 
-        model = start_encoder(run, settings, tokenizer, "question_answering", pairs=True)
-        sizes = {
-            "max_length": token_limit(args, model, tokenizer),
-            "stride": settings.stride,
-            "max_answer_length": settings.max_answer_length,
-        }
-        model.config.reader_windows = sizes  # the predictor reads contexts in the same windows
-        train = encode_windows(tokenizer, splits.train, **sizes)
-        held_out = encode_windows(tokenizer, splits.eval, **sizes)
-        # The evaluation reads windows in this order; by length, its batches have little padding.
-        windows = sorted(held_out.windows, key=lambda window: len(window.feature["input_ids"]))
-        missed = train.missed + held_out.missed
-        run.say(
-            f"{len(splits.train)} questions in {len(train.windows)} windows of at most {sizes['max_length']} tokens, "
-            f"{len(splits.eval)} held out in {len(windows)}; {train.cut + held_out.cut} questions cut, "
-            f"{missed} answers are no span of tokens within reach"
-        )
 
-        def evaluate(output) -> tuple[list[dict], dict]:
-            """(best answer of each evaluation row, the report), from the logits of all windows."""
-            logits = list(zip(*output.predictions))  # (start, end) of each window
-            longest = settings.max_answer_length
-            answers = best_answers(splits.eval, windows, logits, max_answer_length=longest)
-            options = {"answer_unit": settings.answer_unit, "with_threshold": unanswerable}
-            return answers, reading_report(splits.eval, answers, **options)
+def prepare(
+    settings: QuestionAnsweringSettings, args: QuestionAnsweringConfig, run: Run
+) -> PreparedQuestionAnswering:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
+    # before anything is read
+    check_unit(settings.answer_unit)
+    set_best_metric(args, METRICS)
+    tokenizer, splits = read_task(run, settings, "question_answering", seed=args.seed)
+    ids, unanswerable = question_ids(splits.eval), has_unanswerable(splits.train, splits.eval)
 
-        # The Trainer looks for "labels" by itself.
-        args.label_names = ["start_positions", "end_positions"]
-        trainer = EncoderTrainer(
-            model=with_lora(model, settings, "question_answering"),
-            args=args,
-            train=[window.feature for window in train.windows],
-            evaluation=[window.feature for window in windows],
-            metrics=("f1",),
-            compute_metrics=lambda output: numbers_of(evaluate(output)[1]),
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-        )
-        run.train(trainer, partial(run.save_model, trainer, tokenizer))
+    model = start_encoder(run, settings, tokenizer, "question_answering", pairs=True)
+    # The evaluation finds a threshold. Without one, the predictor always answers.
+    model.config.no_answer_threshold = None
+    sizes = {
+        "max_length": token_limit(args, model, tokenizer),
+        "stride": settings.stride,
+        "max_answer_length": settings.max_answer_length,
+    }
+    model.config.reader_windows = sizes  # the predictor reads contexts in the same windows
+    train = encode_windows(tokenizer, splits.train, **sizes)
+    held_out = encode_windows(tokenizer, splits.eval, **sizes)
+    # The evaluation reads windows in this order; by length, its batches have little padding.
+    windows = sorted(held_out.windows, key=lambda window: len(window.feature["input_ids"]))
+    missed = train.missed + held_out.missed
+    run.say(
+        f"{len(splits.train)} questions in {len(train.windows)} windows of at most {sizes['max_length']} tokens, "
+        f"{len(splits.eval)} held out in {len(windows)}; {train.cut + held_out.cut} questions cut, "
+        f"{missed} answers are no span of tokens within reach"
+    )
+    # The Trainer looks for "labels" by itself.
+    args.label_names = ["start_positions", "end_positions"]
+    trainer = EncoderTrainer(
+        model=with_lora(model, settings, "question_answering"),
+        args=args,
+        train=[window.feature for window in train.windows],
+        evaluation=[window.feature for window in windows],
+        metrics=METRICS,
+        compute_metrics=lambda output: numbers_of(answers_and_report(prepared, output)[1]),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    # The evaluations of the trainer read it too.
+    prepared = PreparedQuestionAnswering(
+        trainer,
+        tokenizer,
+        settings,
+        rows=splits.eval,
+        ids=ids,
+        windows=windows,
+        train_rows=len(splits.train),
+        missed=missed,
+        unanswerable=unanswerable,
+    )
+    return prepared
 
-        output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-        answers, report = evaluate(output)
-        run.metrics(numbers_of(report) | {"eval_loss": output.metrics["eval_loss"]})
-        run.metrics({"eval_rows": len(splits.eval), "train_rows": len(splits.train)})
-        run.metrics({"train_windows": len(train.windows), "answers_out_of_reach": missed})
-        if unanswerable:
-            run.metrics({"no_answer_threshold": report["no_answer_threshold"]})
-        if run.main:
-            trained = trainer.accelerator.unwrap_model(trainer.model)
-            # None for a model that was not taught to say "no answer": the predictor then always answers.
-            trained.config.no_answer_threshold = report.get("no_answer_threshold")
-            save(trained, tokenizer, args.output_dir)
-            write_results(run, splits.eval, ids, answers, report)
+
+def answers_and_report(prepared: PreparedQuestionAnswering, output) -> tuple[list[dict], dict]:
+    """(best answer of each held-out question, the report), from the logits of all windows."""
+    settings, rows = prepared.settings, prepared.rows
+    logits = list(zip(*output.predictions))  # (start, end) of each window
+    longest = settings.max_answer_length
+    answers = best_answers(rows, prepared.windows, logits, max_answer_length=longest)
+    options = {"answer_unit": settings.answer_unit, "with_threshold": prepared.unanswerable}
+    return answers, reading_report(rows, answers, **options)
+
+
+def evaluate_question_answering(run: Run, prepared: PreparedQuestionAnswering) -> None:
+    """Measure the trained model on the held-out questions, and write its threshold, the report and the answers."""
+    trainer = prepared.trainer
+    output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    answers, report = answers_and_report(prepared, output)
+    run.metrics(numbers_of(report) | {"eval_loss": output.metrics["eval_loss"]})
+    run.metrics({"eval_rows": len(prepared.rows), "train_rows": prepared.train_rows})
+    run.metrics(
+        {"train_windows": len(trainer.train_dataset), "answers_out_of_reach": prepared.missed}
+    )
+    if prepared.unanswerable:
+        run.metrics({"no_answer_threshold": report["no_answer_threshold"]})
+    if not run.main:
+        return
+    if prepared.unanswerable:
+        add_to_config(run.folder, no_answer_threshold=report["no_answer_threshold"])
+    write_results(run, prepared.rows, prepared.ids, answers, report)
+
+
+def add_to_config(folder: Path, **entries) -> None:
+    """Write entries into the config.json of a saved model, in the form in which transformers writes it."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | entries
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def numbers_of(report: dict) -> dict[str, float]:

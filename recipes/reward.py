@@ -11,25 +11,26 @@ Llama), or an encoder (BERT, DeBERTa), which reads prompt and completion as its 
 
 from dataclasses import dataclass, field
 
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from rlhf.completions.reward_inputs import RewardInputs
+from rlhf.completions.reward_inputs import RewardInput, RewardInputs
 from rlhf.completions.score import RewardModelScorer
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
-from rlhf.data.splits import load_splits
+from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
-from rlhf.models.load import load_reward_model, save
+from rlhf.models.load import load_reward_model, reward_model_outline, save
 from rlhf.models.one_trunk import save_adapter
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scores import reads_pairs, shift_scores
-from rlhf.reward_model.centre import best_completions, load_demonstrations
+from rlhf.reward_model.centre import best_completions, encode_demonstrations, read_demonstrations
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import encode_rankings, require_order
 from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
-from rlhf.runs.run import recording, start
+from rlhf.runs.replacement import replacement
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 
@@ -45,66 +46,95 @@ class RewardSettings(DataSettings, ModelSettings):
     )
 
 
+@dataclass
+class PreparedReward:
+    """What the training and the evaluation need.
+
+    rows: the held-out rankings, encoded.
+    centred_on: the inputs whose scores will be 0 on average.
+    """
+
+    trainer: RewardTrainer
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[dict]
+    centred_on: list[RewardInput]
+
+
 def main(settings: RewardSettings, args: RewardConfig) -> None:
     with recording("reward", settings, args) as run:
-        set_seed(args.seed)
-        model, tokenizer = start_model(run, settings)
-        limit = min(args.max_length, context_length(model))
-        set_precision(run, settings, model, tokens=args.per_device_train_batch_size * limit)
-        train, evaluation = read_rankings(run, settings, args, model, tokenizer, limit)
-        centred_on = read_centre(run, settings, model, tokenizer, train, limit)
-
-        trainer = RewardTrainer(
-            model=settings.with_lora(model, task="SEQ_CLS"),
-            tokenizer=tokenizer,
-            args=args,
-            train_rows=train,
-            eval_rows=evaluation,
-        )
-        use_run_progress(trainer, args.output_dir)
-        run.train(trainer, trainer.save_model)
-        run.best_checkpoint(trainer)
-
-        scores = trainer.scores(evaluation)
-        if run.main:
-            # Without the wrappers of several processes, and without ScoreModel.
-            model = trainer.accelerator.unwrap_model(trainer.model).model
-            save_centred(run, settings, model, tokenizer, centred_on)
-            show_report(run, ranking_report(scores, evaluation))
+        prepared = prepare(settings, args, run)
+        run.train(prepared.trainer, prepared.trainer.save_model)
+        run.best_checkpoint(prepared.trainer)
+        evaluate_reward(run, settings, prepared)
 
 
-def start_model(run, settings: RewardSettings):
-    """(model, tokenizer): a new head on the model of the settings, and its tokenizer fitted to it."""
+def prepare(settings: RewardSettings, args: RewardConfig, run: Run) -> PreparedReward:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
     tokenizer = settings.load_tokenizer()
+    # All rows are read before a model is loaded.
+    splits = read_rankings(run, settings, tokenizer, args.seed)
+    demonstrations = []
+    if settings.demonstrations:
+        demonstrations = read_demonstrations(settings.demonstrations, skip_bad=settings.skip_bad)
+    model = start_model(run, settings, tokenizer)
+    limit = min(args.max_length, context_length(model))
+    set_precision(run, settings, model, tokens=args.per_device_train_batch_size * limit)
+    inputs = RewardInputs(model, tokenizer)
+    train, held_out = encode_splits(run, splits, inputs, limit)
+    centred_on = choose_centre(run, demonstrations, inputs, train, limit)
+    trainer = RewardTrainer(
+        model=settings.with_lora(model, task="SEQ_CLS"),
+        tokenizer=tokenizer,
+        args=args,
+        train_rows=train,
+        eval_rows=held_out,
+    )
+    use_run_progress(trainer, args.output_dir)
+    return PreparedReward(trainer, tokenizer, held_out, centred_on)
+
+
+def read_rankings(run: Run, settings: RewardSettings, tokenizer, seed: int) -> Splits:
+    """The rankings, both sides with an ordered pair. The tokenizer of a decoder gets its chat template."""
+    outline = reward_model_outline(settings.model_name_or_path, revision=settings.model_revision)
+    checks = {}
+    if not reads_pairs(outline):
+        add_chat_template(tokenizer)
+        checks = template_checks(tokenizer)
+    splits = load_splits(settings, ("ranking",), seed=seed, checks=checks)
+    run.data(splits)
+    if not splits.eval:
+        raise UserError(
+            "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
+        )
+    require_order(splits.train, "training")
+    require_order(splits.eval, "evaluation")
+    return splits
+
+
+def start_model(run: Run, settings: RewardSettings, tokenizer):
+    """The model with a new head, and the tokenizer of an encoder fitted to it."""
     path = settings.model_name_or_path
     model = load_reward_model(path, new_head=True, **settings.load_options())
     run.parent("base", path, revision=settings.model_revision)
     if reads_pairs(model):
         fit_tokenizer(tokenizer, model, pairs=True)
         model.config.trained_pairs = True  # read by the model card
-    else:
-        add_chat_template(tokenizer)
     fit_embeddings(model, tokenizer)  # the template may have added tokens
-    return model, tokenizer
+    return model
 
 
-def read_rankings(run, settings: RewardSettings, args, model, tokenizer, limit: int):
-    """(training rows, held-out rows), encoded."""
-    pairs = reads_pairs(model)
-    checks = {} if pairs else template_checks(tokenizer)
-    splits = load_splits(settings, ("ranking",), seed=args.seed, checks=checks)
-    run.data(splits)
-    if not splits.eval:
-        raise UserError(
-            "a reward model is evaluated on prompts it has not seen: set eval_fraction or eval_dataset_name"
-        )
-    options = {"max_length": limit, "pairs": pairs}
-    train, too_long = encode_rankings(tokenizer, splits.train, **options)
-    evaluation, held_out_too_long = encode_rankings(tokenizer, splits.eval, **options)
+def encode_splits(
+    run: Run, splits: Splits, inputs: RewardInputs, limit: int
+) -> tuple[list[dict], list[dict]]:
+    """(training rows, held-out rows), encoded, both with an ordered pair that is not too long."""
+    options = {"max_length": limit, "pairs": inputs.pairs}
+    train, too_long = encode_rankings(inputs.tokenizer, splits.train, **options)
+    held_out, held_out_too_long = encode_rankings(inputs.tokenizer, splits.eval, **options)
     require_order(train, "training")
-    require_order(evaluation, "evaluation")
+    require_order(held_out, "evaluation")
     run.say(
-        f"{len(train)} rankings, {len(evaluation)} held out, {too_long} completions longer than {limit} dropped"
+        f"{len(train)} rankings, {len(held_out)} held out, {too_long} completions longer than {limit} dropped"
     )
     if held_out_too_long:
         run.say(
@@ -112,16 +142,15 @@ def read_rankings(run, settings: RewardSettings, args, model, tokenizer, limit: 
         )
     run.metrics({"train_rankings": len(train), "completions_too_long": too_long})
     run.metrics({"eval_completions_too_long": held_out_too_long})
-    return train, evaluation
+    return train, held_out
 
 
-def read_centre(run, settings: RewardSettings, model, tokenizer, train, limit: int):
+def choose_centre(
+    run: Run, demonstrations: list[dict], inputs: RewardInputs, train: list[dict], limit: int
+) -> list[RewardInput]:
     """The inputs whose scores will be 0 on average: the demonstrations, or the best completions of the rankings."""
-    if settings.demonstrations:
-        inputs = RewardInputs(model, tokenizer)
-        centred_on, dropped = load_demonstrations(
-            settings.demonstrations, inputs, max_length=limit, skip_bad=settings.skip_bad
-        )
+    if demonstrations:
+        centred_on, dropped = encode_demonstrations(demonstrations, inputs, max_length=limit)
         reason = f"demonstrations longer than {limit} tokens"
     else:
         centred_on, dropped = best_completions(train)
@@ -132,20 +161,37 @@ def read_centre(run, settings: RewardSettings, model, tokenizer, train, limit: i
     return centred_on
 
 
-def save_centred(run, settings: RewardSettings, model, tokenizer, centred_on) -> None:
-    """Save the model, LoRA merged, with its scores shifted so that the demonstrations score 0 on average."""
+def evaluate_reward(run: Run, settings: RewardSettings, prepared: PreparedReward) -> None:
+    """Score the held-out rankings, centre the scores of the saved model, and write the report."""
+    trainer, rows = prepared.trainer, prepared.rows
+    try:
+        scores = trainer.scores(rows)
+        if run.main:
+            # Without the wrappers of several processes, and without ScoreModel.
+            model = trainer.accelerator.unwrap_model(trainer.model).model
+            save_centred(run, settings, model, prepared.tokenizer, prepared.centred_on)
+    except BaseException:
+        run.say(f"the trained model is saved in {run.folder}, but its scores are not centred")
+        raise
+    if run.main:
+        show_report(run, ranking_report(scores, rows))
+
+
+def save_centred(run: Run, settings: RewardSettings, model, tokenizer, centred_on) -> None:
+    """Save the model again, LoRA merged, with its scores shifted so that the demonstrations score 0 on average."""
     centre = RewardModelScorer(model, tokenizer).score(centred_on).mean().item()
-    if settings.use_peft:
-        # For PPO with share_trunk: the LoRA matrices by themselves.
-        save_adapter(model, str(run.folder), centre=-centre)
-        model = model.merge_and_unload()
-    stored_in = shift_scores(model, -centre)
+    with replacement(run.folder) as folder:
+        if settings.use_peft:
+            # For PPO with share_trunk: the LoRA matrices by themselves.
+            save_adapter(model, str(folder), centre=-centre)
+            model = model.merge_and_unload()
+        stored_in = shift_scores(model, -centre)
+        save(model, tokenizer, folder)
     run.say(f"scores shifted by {-centre:.3f}, in {stored_in}")
     run.metrics({"score_centre": centre, "score_centre_in": stored_in})
-    save(model, tokenizer, run.folder)
 
 
-def show_report(run, report: dict) -> None:
+def show_report(run: Run, report: dict) -> None:
     """Record the numbers, write ranking.json and plots/ranking.png, and print the most misranked pairs."""
     for name, value in report.items():
         if isinstance(value, int | float):

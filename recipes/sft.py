@@ -15,7 +15,7 @@ from functools import partial
 from typing import ClassVar
 
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.data.answers import check_answers, template_checks
@@ -28,7 +28,7 @@ from rlhf.data.chat import (
 )
 from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
-from rlhf.data.splits import load_splits
+from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy
 from rlhf.models.packed_rows import check_packing
@@ -38,9 +38,9 @@ from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
-from rlhf.runs.run import recording, start
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.runs.trainer import RunTrainer
+from rlhf.runs.sharding import GatheringTrainer
 
 KINDS = ("prompt_completion", "messages", "text")
 
@@ -83,67 +83,93 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
 
-class DemonstrationTrainer(RunTrainer, SFTTrainer):
+class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
+
+
+@dataclass
+class PreparedSFT:
+    """What the training and the evaluation need.
+
+    too_long, eval_too_long: training and evaluation examples that were dropped for their length.
+    """
+
+    trainer: DemonstrationTrainer
+    tokenizer: PreTrainedTokenizerBase
+    train_rows: int
+    too_long: int
+    eval_too_long: int
 
 
 def main(settings: SFTSettings, args: SFTConfig) -> None:
     check_keys(args)
+    with recording("sft", settings, args) as run:
+        prepared = prepare(settings, args, run)
+        trainer = prepared.trainer
+        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        evaluate_sft(run, prepared)
+
+
+def prepare(settings: SFTSettings, args: SFTConfig, run: Run) -> PreparedSFT:
+    """Read and check all that the run needs, without a step of training."""
+    set_seed(args.seed)
     args.logging_nan_inf_filter = False  # a NaN must be seen
     # With accelerate's seedable sampler, groups by length lose rows on two processes from the second epoch on.
     args.accelerator_config.use_seedable_sampler = args.train_sampling_strategy != "group_by_length"
-    with recording("sft", settings, args) as run:
-        set_seed(args.seed)
-        tokenizer = settings.load_tokenizer()
-        add_chat_template(tokenizer)
-        model = load_or_make_policy(settings, tokenizer, run)
-        if (
-            args.packing and args.packing_strategy != "wrapped"
-        ):  # which lets examples read each other
-            if args.world_size == 1:
-                model.to(args.device)  # where kernels may keep apart what they mix on a CPU
-            check_packing(model, settings.model_name_or_path)
-        args.max_length = min(args.max_length or 10**9, context_length(model))
-        tokens = args.per_device_train_batch_size * args.max_length
-        set_precision(run, settings, model, tokens=tokens, default="auto")
+    check_share(settings.pretraining_share)
+    tokenizer = settings.load_tokenizer()
+    add_chat_template(tokenizer)
+    # All rows are read before a model is loaded.
+    splits = load_splits(settings, KINDS, seed=args.seed, checks=template_checks(tokenizer))
+    run.data(splits)
+    check_can_evaluate(args, splits)
+    texts = read_texts(settings, run)
 
-        checks = template_checks(tokenizer)
-        splits = load_splits(settings, KINDS, seed=args.seed, checks=checks)
-        run.data(splits)
-        model.config.trained_turns = max(map(turns, splits.train))  # the chat reads it
-        train, too_long = encode(tokenizer, splits.train, args.max_length)
-        run.say(examples_line("train", train, splits.train, too_long, args.max_length))
-        evaluation, eval_too_long = [], 0
-        if splits.eval:
-            evaluation, eval_too_long = encode(tokenizer, splits.eval, args.max_length)
-            run.say(examples_line("eval", evaluation, splits.eval, eval_too_long, args.max_length))
-        elif args.eval_strategy != "no":
-            raise UserError(
-                f"eval_strategy={args.eval_strategy.value}: there are no evaluation rows: give eval_dataset_name or "
-                "eval_fraction, or set it to no"
-            )
-        if settings.pretraining_dataset:
-            text = load_texts(settings, tokenizer, run, limit=args.max_length)
-            train = mix(train, text, settings.pretraining_share, args.seed)
+    model = load_or_make_policy(settings, tokenizer, run)
+    if args.packing and args.packing_strategy != "wrapped":  # which lets examples read each other
+        if args.world_size == 1:
+            model.to(args.device)  # where kernels may keep apart what they mix on a CPU
+        check_packing(model, settings.model_name_or_path)
+    args.max_length = min(args.max_length or 10**9, context_length(model))
+    tokens = args.per_device_train_batch_size * args.max_length
+    set_precision(run, settings, model, tokens=tokens, default="auto")
 
-        trainer = DemonstrationTrainer(
-            model=settings.with_lora(model, task="CAUSAL_LM"),
-            args=args,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list(train),
-            eval_dataset=Dataset.from_list(evaluation) if evaluation else None,
-        )
-        use_run_progress(trainer, args.output_dir)
-        run.train(trainer, partial(run.save_model, trainer, tokenizer))
-        run.metrics({"train_rows": len(train), "rows_too_long": too_long})
-        if evaluation:
-            run.metrics({"eval_rows_too_long": eval_too_long})
-            metrics = trainer.evaluate()
-            accuracy = metrics["eval_mean_token_accuracy"]
-            run.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": accuracy})
+    model.config.trained_turns = max(map(turns, splits.train))  # the chat reads it
+    train, too_long = encode(tokenizer, splits.train, args.max_length)
+    run.say(examples_line("train", train, splits.train, too_long, args.max_length))
+    evaluation, eval_too_long = [], 0
+    if splits.eval:
+        evaluation, eval_too_long = encode(tokenizer, splits.eval, args.max_length)
+        run.say(examples_line("eval", evaluation, splits.eval, eval_too_long, args.max_length))
+    if texts:
+        pieces = encode_texts(tokenizer, texts, run, limit=args.max_length)
+        train = mix(train, pieces, settings.pretraining_share, args.seed)
+    trainer = DemonstrationTrainer(
+        model=settings.with_lora(model, task="CAUSAL_LM"),
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(evaluation) if evaluation else None,
+    )
+    use_run_progress(trainer, args.output_dir)
+    return PreparedSFT(trainer, tokenizer, len(train), too_long, eval_too_long)
 
 
-def load_or_make_policy(settings: SFTSettings, tokenizer, run):
+def evaluate_sft(run: Run, prepared: PreparedSFT) -> None:
+    """Measure the trained model on the evaluation rows, if there are any."""
+    run.metrics({"train_rows": prepared.train_rows, "rows_too_long": prepared.too_long})
+    if prepared.trainer.eval_dataset is None:
+        return
+    run.metrics({"eval_rows_too_long": prepared.eval_too_long})
+    metrics = prepared.trainer.evaluate()
+    accuracy = metrics["eval_mean_token_accuracy"]
+    run.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": accuracy})
+
+
+# ---- before training ---------------------------------------------------------------------------------------------
+
+
+def load_or_make_policy(settings: SFTSettings, tokenizer, run: Run):
     """The model to train, loaded or with random weights, with room for the tokenizer's tokens."""
     if settings.from_scratch:
         model = new_policy(tokenizer, **settings.sizes())
@@ -170,6 +196,21 @@ def check_keys(args: SFTConfig) -> None:
             "gradient_checkpointing"
         )
     check_is_measured(args.metric_for_best_model, MEASURED)
+
+
+def check_can_evaluate(args: SFTConfig, splits: Splits) -> None:
+    """UserError where evaluations are asked for, and there are no rows for them."""
+    if not splits.eval and args.eval_strategy != "no":
+        raise UserError(
+            f"eval_strategy={args.eval_strategy.value}: there are no evaluation rows: give eval_dataset_name or "
+            "eval_fraction, or set it to no"
+        )
+
+
+def check_share(share: float) -> None:
+    """UserError where the examples cannot have this share of plain text."""
+    if not 0 <= share < 1:
+        raise UserError(f"pretraining_share={share} must be at least 0 and below 1")
 
 
 def encode(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
@@ -206,12 +247,19 @@ def examples_line(
     return line
 
 
-def load_texts(settings: SFTSettings, tokenizer, run, *, limit: int) -> list[dict]:
-    """Plain text as examples of at most `limit` tokens, all of them learned."""
+def read_texts(settings: SFTSettings, run: Run) -> list[dict]:
+    """Rows of plain text to mix in, if the settings name some."""
+    if not settings.pretraining_dataset:
+        return []
     loaded = load_rows(settings.pretraining_dataset, kinds=("text",), skip_bad=settings.skip_bad)
     run.data(loaded)
-    pieces = text_pieces(tokenizer, loaded.rows, limit)
-    run.say(f"plain text: {len(pieces)} pieces of {len(loaded.rows)} texts")
+    return loaded.rows
+
+
+def encode_texts(tokenizer, rows: list[dict], run: Run, *, limit: int) -> list[dict]:
+    """Plain text as examples of at most `limit` tokens, all of them learned."""
+    pieces = text_pieces(tokenizer, rows, limit)
+    run.say(f"plain text: {len(pieces)} pieces of {len(rows)} texts")
     return [{"input_ids": ids, "labels": list(ids)} for ids in pieces]
 
 
@@ -226,8 +274,7 @@ def turns(row: dict) -> int:
 
 def mix(demonstrations: list[dict], text: list[dict], share: float, seed: int) -> list[dict]:
     """Add random text to the demonstrations until it is `share` of all examples, and shuffle. Short text is repeated."""
-    if not 0 <= share < 1:
-        raise UserError(f"pretraining_share={share} must be at least 0 and below 1")
+    check_share(share)
     # text / (text + demonstrations) = share
     count = round(len(demonstrations) * share / (1 - share))
     generator = random.Random(seed)

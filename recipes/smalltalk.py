@@ -19,6 +19,8 @@ import random
 import sys
 from pathlib import Path
 
+from rlhf.runs.replacement import replacement
+
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 SOURCE = Path(__file__).parent / "data" / "smalltalk.jsonl"
 # Phrasings per topic:
@@ -41,15 +43,26 @@ def main() -> None:
     if folder.exists() and any(folder.iterdir()):
         sys.exit(f"error: {folder} is not empty: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in make(arguments.voice).items():
-        if name == "text":
-            path = folder / "text.txt"
-            lines = [row["text"] for row in rows]
-        else:
-            path = folder / f"{name}.jsonl"
-            lines = [json.dumps(row) for row in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{path}: {len(rows)} rows")
+    files = make(arguments.voice)
+    # All files or none: half of the data would be trained on as if it were whole.
+    with replacement(folder) as temporary:
+        for name, rows in files.items():
+            write(temporary, name, rows)
+    for name, rows in files.items():
+        print(f"{folder / file_name(name)}: {len(rows)} rows")
+
+
+def write(folder: Path, name: str, rows: list[dict]) -> None:
+    """Write the rows as JSON lines, the text as it is."""
+    if name == "text":
+        lines = [row["text"] for row in rows]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    (folder / file_name(name)).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def file_name(name: str) -> str:
+    return "text.txt" if name == "text" else f"{name}.jsonl"
 
 
 def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:

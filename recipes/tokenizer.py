@@ -20,7 +20,8 @@ from rlhf.models.load import load_tokenizer
 from rlhf.runs.keys import Unused
 from rlhf.runs.progress import append_jsonl, sample_table
 from rlhf.runs.ranges import at_least
-from rlhf.runs.run import recording, start
+from rlhf.runs.replacement import replacement
+from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
 from rlhf.tokenizers.train import KINDS, train_tokenizer
@@ -91,32 +92,61 @@ class TokenizerSettings(DataSettings):
     )
 
 
+@dataclass
+class PreparedTokenizer:
+    """What the training and the comparison need.
+
+    rows: the training rows. texts: those that the tokenizers are measured on.
+    others: the tokenizers to compare with, by name.
+    held_out: the number of texts that were not trained on.
+    """
+
+    rows: list[dict]
+    texts: list[str]
+    others: dict
+    held_out: int
+
+
 def main(settings: TokenizerSettings, args: TrainingArguments) -> None:
     check(settings)
     with recording("tokenizer", settings, args) as run:
-        splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
-        run.data(splits)
+        prepared = prepare(settings, args, run)
         if not run.main:
             return  # one process trains the tokenizer
-        # Loaded before the training, so that a wrong name is reported at once.
-        others = {name: load_tokenizer(name) for name in settings.compare_tokenizers}
-        tokenizer = train(settings, [row_text(row) for row in splits.train])
-        tokenizer.save_pretrained(args.output_dir)
+        tokenizer = train(settings, [row_text(row) for row in prepared.rows])
+        with replacement(run.folder) as folder:
+            tokenizer.save_pretrained(folder)
+        compare(run, {args.output_dir: tokenizer, **prepared.others}, prepared)
 
-        texts = [row_text(row) for row in splits.eval or splits.train]
-        origin = "held out" if splits.eval else "of the training rows, because no rows are held out"
-        run.say(f"On {len(texts)} texts {origin}:")
-        tokenizers = {args.output_dir: tokenizer, **others}
-        reports = {}
-        for name, candidate in tokenizers.items():
-            reports[name] = tokenization_report(candidate, texts)
-        run.say(table(reports))
-        show_examples(run, tokenizers, texts)
-        # The new tokenizer's numbers are the metrics of the run. Those of the others stay together under one key.
-        run.metrics(reports.pop(args.output_dir))
-        run.metrics({"train_rows": len(splits.train), "eval_rows": len(splits.eval)})
-        if reports:
-            run.metrics({"compared": reports})
+
+def prepare(settings: TokenizerSettings, args: TrainingArguments, run: Run) -> PreparedTokenizer:
+    """Read the rows and the tokenizers to compare with, so that a wrong name is reported at once."""
+    others = {}
+    if run.main:
+        others = {name: load_tokenizer(name) for name in settings.compare_tokenizers}
+    splits = load_splits(settings, ("text", "prompt_completion"), seed=args.seed)
+    run.data(splits)
+    texts = [row_text(row) for row in splits.eval or splits.train]
+    return PreparedTokenizer(splits.train, texts, others, len(splits.eval))
+
+
+def compare(run: Run, tokenizers: dict, prepared: PreparedTokenizer) -> None:
+    """Measure the tokenizers, of which the first is the new one, and show how each cuts a few texts."""
+    texts = prepared.texts
+    origin = (
+        "held out" if prepared.held_out else "of the training rows, because no rows are held out"
+    )
+    run.say(f"On {len(texts)} texts {origin}:")
+    reports = {}
+    for name, candidate in tokenizers.items():
+        reports[name] = tokenization_report(candidate, texts)
+    run.say(table(reports))
+    show_examples(run, tokenizers, texts)
+    # The new tokenizer's numbers are the metrics of the run. Those of the others stay together under one key.
+    run.metrics(reports.pop(next(iter(tokenizers))))
+    run.metrics({"train_rows": len(prepared.rows), "eval_rows": prepared.held_out})
+    if reports:
+        run.metrics({"compared": reports})
 
 
 def check(settings: TokenizerSettings) -> None:
@@ -174,7 +204,7 @@ def table(reports: dict[str, dict]) -> str:
     return sample_table(rows, columns=["tokenizer", *HEADINGS.values()], limit=len(rows))
 
 
-def show_examples(run, tokenizers: dict, texts: list[str]) -> None:
+def show_examples(run: Run, tokenizers: dict, texts: list[str]) -> None:
     """Prints the start of the first texts as each tokenizer cuts it, and appends it to samples.jsonl."""
     examples = [text[:EXAMPLE_LENGTH] for text in texts[:EXAMPLES]]
     for example in dict.fromkeys(examples):  # without repeats

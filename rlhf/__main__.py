@@ -23,6 +23,11 @@ COMMANDS = {
         "every stage from tokenizer to PPO on small talk, in about five minutes",
         TRAIN,
     ),
+    "finish": (
+        "rlhf.commands.finish",
+        "evaluate a trained run whose evaluation failed or was cut off; writes its plots and card",
+        TRAIN,
+    ),
     "validate": (
         "rlhf.commands.validate",
         "check a file of rows: layout, counts, lengths, every bad row",
@@ -57,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as a shell counts
     except BrokenPipeError:  # `rlhf configs | head`
         # Python flushes stdout once more as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

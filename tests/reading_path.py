@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # file: the definitions that are read, or None for the whole file. A minus: not used by such a run.
 PATH = {
     "recipes/demo.sh": None,
-    "recipes/ppo.py": ["PPOSettings", "main", "load_roles"],
+    "recipes/ppo.py": ["PPOSettings", "main", "prepare", "load_roles"],
     "rlhf/policy_gradient/roles.py": [
         "RoleSettings",
         "load_rewards",
@@ -24,7 +24,6 @@ PATH = {
         "make_optimizer",
     ],
     "rlhf/policy_gradient/rollouts.py": [
-        "Prompts",
         "encode_prompts",
         "permutation",
         "choose_rows",
@@ -49,6 +48,7 @@ PATH = {
     "rlhf/completions/rollout.py": [
         "Rollout",
         "choose",
+        "Prompts",
         "CollectSettings",
         "collect",
         "forward_passes",

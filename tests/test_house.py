@@ -25,10 +25,10 @@ LAYERS = {
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
     "rlhf.models": (2, "numpy torch transformers tokenizers peft safetensors psutil"),
-    "rlhf.completions": (3, "torch transformers"),
+    "rlhf.completions": (3, "numpy torch transformers"),
     "rlhf.runs": (
         3,
-        "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub",
+        "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub safetensors",
     ),
     "rlhf.policy_gradient": (4, "torch transformers accelerate safetensors deepspeed tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib"),

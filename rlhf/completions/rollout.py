@@ -30,6 +30,7 @@ class Rollout:
     ref_log_probs (B, T): of the reference
     values (B, T): of the value model, 0 without one
     scores (B,): before KL; parts: each reward separately, (B,)
+    row_numbers (B,): of the prompts in the data
     rewards, advantages, returns (B, T): None until `estimate` makes a rollout that has them
 
     All (B, T) tensors of numbers are 0 outside the mask.
@@ -45,6 +46,7 @@ class Rollout:
     ref_log_probs: Tensor
     values: Tensor
     scores: Tensor
+    row_numbers: Tensor | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
     advantages: Tensor | None = None
@@ -76,6 +78,24 @@ def choose(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Data rows with their prompts as token ids and their numbers in the data. name: "training" or "evaluation"."""
+
+    rows: list[dict]
+    ids: list[list[int]]
+    numbers: list[int]
+    name: str
+
+    def choose(self, indices: list[int]) -> "Prompts":
+        rows = [self.rows[i] for i in indices]
+        ids = [self.ids[i] for i in indices]
+        return Prompts(rows, ids, [self.numbers[i] for i in indices], self.name)
+
+    def row_names(self) -> list[str]:
+        return [f"{self.name} row {number}" for number in self.numbers]
+
+
+@dataclass(frozen=True)
 class CollectSettings:
     """Settings of `collect`. Those without a comment are fields of `PolicyGradientConfig`."""
 
@@ -94,20 +114,19 @@ def collect(
     reference: Callable[[dict], Tensor],
     rewards: Callable[[ScoringBatch], tuple[Tensor, dict[str, Tensor]]],
     tokenizer,
-    rows: list[dict],
-    prompt_ids: list[list[int]],
+    prompts: Prompts,
     uniforms: Tensor | None,
     settings: CollectSettings,
 ) -> Rollout:
-    """Sample one completion for each row, score it, and run policy, value model and reference on it.
+    """Sample one completion for each prompt, score it, and run policy, value model and reference on it.
 
     reference: a batch -> log-probs (B, T)
-    rows: data rows with a "prompt" and any other columns, which reward functions get
-    prompt_ids: the rows' encoded prompts
+    prompts: their rows have a "prompt" and any other columns, which reward functions get
     uniforms (B, max_completion_length): numbers that decide the sampling; None takes the most probable tokens
     """
     device = next(model.parameters()).device
-    ids, prompt_mask = left_pad(prompt_ids, tokenizer.pad_token_id)
+    rows = prompts.rows
+    ids, prompt_mask = left_pad(prompts.ids, tokenizer.pad_token_id)
     ids, prompt_mask = ids.to(device), prompt_mask.to(device)
     sampled = decode_in_batches(
         model.policy,
@@ -127,8 +146,9 @@ def collect(
             completions=texts,
             columns={name: [row.get(name) for row in rows] for name in settings.columns},
             tokenizer=tokenizer,
-            prompt_ids=prompt_ids,
+            prompt_ids=prompts.ids,
             completion_ids=completion_ids,
+            row_names=prompts.row_names(),
         )
     )
     penalty = settings.missing_eos_penalty
@@ -143,6 +163,7 @@ def collect(
         **forward_passes(model, reference, inputs, settings),
         ended=sampled.ended,
         scores=missing_eos_penalty(scores.to(device), sampled.ended, penalty=penalty),
+        row_numbers=torch.tensor(prompts.numbers, device=device),
         parts={name: part.to(device) for name, part in parts.items()},
     )
 

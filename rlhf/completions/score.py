@@ -4,25 +4,20 @@ A Python reward is `f(prompts, completions, **columns) -> list[float]`: prompts 
 and every other column of the rows by name.
 """
 
-import importlib
-import importlib.util
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from rlhf.completions.finite_scores import as_scores
+from rlhf.completions.functions import CallLimits, FunctionScorer
 from rlhf.completions.reward_inputs import RewardInput, RewardInputs, score_inputs
 from rlhf.data.chat import Prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.parts import context_length, freeze
-
-# Other numbers have these names: score_std and score_watched in metrics.jsonl, step in samples.jsonl.
-RESERVED_NAMES = ("std", "watched", "step")
 
 
 @dataclass
@@ -31,6 +26,7 @@ class ScoringBatch:
 
     columns: the other columns of the data rows
     tokenizer, prompt_ids, completion_ids: the policy's, with the ids it read and wrote, where they are known
+    row_names: of the rows in the data, for messages; None where they are not known
     """
 
     prompts: list[Prompt]
@@ -39,6 +35,7 @@ class ScoringBatch:
     tokenizer: object | None = None
     prompt_ids: list[list[int]] | None = None
     completion_ids: list[list[int]] | None = None
+    row_names: list[str] | None = None
 
 
 def column_names(rows: Iterable[dict]) -> tuple[str, ...]:
@@ -66,7 +63,7 @@ class RewardModelScorer:
         return cls(load_reward_model(path, dtype=dtype), load_tokenizer(path))
 
     def __call__(self, batch: ScoringBatch) -> Tensor:
-        return self.score(self.inputs.of_batch(batch))
+        return as_scores(self.score(self.inputs.of_batch(batch)), batch, "the reward model")
 
     @torch.no_grad()
     def score(self, rows: list[RewardInput]) -> Tensor:
@@ -86,74 +83,6 @@ class RewardModelScorer:
             inputs = [rows[i] for i in index]
             scores[index] = score_inputs(self.model, inputs, pad_token_id=pad).cpu()
         return scores
-
-
-class FunctionScorer:
-    """Scores by a Python function; what it returns is checked, and an error names the row."""
-
-    def __init__(self, function: Callable, name: str):
-        self.function, self.name = function, name
-
-    @classmethod
-    def load(cls, path: str) -> "FunctionScorer":
-        """path: "module:function"; modules of the working folder are found."""
-        module, _, function = path.partition(":")
-        if not function:
-            raise UserError(
-                f"reward function {path!r}: write module:function, for example rlhf.recipes.rewards:slot_coverage"
-            )
-        if function in RESERVED_NAMES:
-            raise UserError(
-                f"reward function {path!r}: the log has another number of the name {function!r}: rename the function"
-            )
-        if os.getcwd() not in sys.path:  # `accelerate launch` drops it
-            sys.path.insert(0, os.getcwd())
-        try:
-            return cls(getattr(importlib.import_module(module), function), function)
-        except (Exception, SystemExit) as error:  # the user's file may raise anything
-            raise UserError(
-                f"reward function {path!r}: {type(error).__name__}: {error}{_file_of(module, error)}"
-            ) from error
-
-    def __call__(self, batch: ScoringBatch) -> Tensor:
-        try:
-            scores = list(self.function(batch.prompts, batch.completions, **batch.columns))
-        except (Exception, SystemExit) as error:  # the user's code may raise anything
-            raise UserError(
-                f"reward function {self.name} raised {type(error).__name__}: {error}"
-            ) from error
-        if len(scores) != len(batch.completions):
-            raise UserError(
-                f"reward function {self.name} returned {len(scores)} scores for {len(batch.completions)} completions"
-            )
-        bad = [i for i, score in enumerate(scores) if not _is_finite(score)]
-        if bad:
-            rows = [f"row {i}: {batch.completions[i][:60]!r} -> {scores[i]!r}" for i in bad[:5]]
-            raise UserError(
-                f"reward function {self.name}: {len(bad)} scores are not finite numbers: {'; '.join(rows)}"
-            )
-        return torch.tensor([float(score) for score in scores])
-
-
-def _file_of(module: str, error: BaseException) -> str:
-    """The path of a module that cannot be imported, for a message."""
-    if isinstance(error, SyntaxError):
-        return ""  # its text names the file and the line
-    loaded = sys.modules.get(module)
-    if getattr(loaded, "__file__", None):
-        return f" (in {loaded.__file__})"
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # also a package that is not there
-        return ""
-    return f" (in {spec.origin})" if spec else ""
-
-
-def _is_finite(score) -> bool:
-    try:
-        return math.isfinite(score)
-    except TypeError:  # None, a string
-        return False
 
 
 class WeightedSum:
@@ -181,13 +110,18 @@ class WeightedSum:
     def __call__(self, batch: ScoringBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores (B,), and by name each score before its weight, (B,)."""
         parts = {name: scorer(batch) for name, scorer in self.scorers.items()}
-        return sum(self.weights[name] * part for name, part in parts.items()), parts
+        total = sum(self.weights[name] * part for name, part in parts.items())
+        return as_scores(total, batch, "the weighted sum of the rewards"), parts
 
 
 def load_scorers(
-    reward_models: Sequence[str], functions: Sequence[str], *, dtype: str = "float32"
+    reward_models: Sequence[str],
+    functions: Sequence[str],
+    *,
+    dtype: str = "float32",
+    limits: CallLimits | None = None,
 ) -> dict[str, Callable]:
-    """Scorers by a short name each. dtype: of the reward models' weights.
+    """Scorers by a short name each. dtype: of the reward models' weights; limits: of each call of a function.
 
     Reward models are `reward_model`, `reward_model_2`, ... Functions have their own names, or their whole path where
     the name is taken.
@@ -197,7 +131,7 @@ def load_scorers(
         suffix = f"_{number}" if number > 1 else ""
         scorers[f"reward_model{suffix}"] = RewardModelScorer.load(path, dtype=dtype)
     for path in functions:
-        scorer = FunctionScorer.load(path)
+        scorer = FunctionScorer.load(path, limits)
         name = path if scorer.name in scorers else scorer.name
         if name in scorers:
             raise UserError(

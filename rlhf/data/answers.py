@@ -12,6 +12,7 @@ from rlhf.data.chat import (
     end_of_turn_id,
     learned_column,
 )
+from rlhf.data.fingerprints import template_fingerprint
 from rlhf.data.templates import FILE, check_text_template, refusal_of, template_of
 from rlhf.errors import UserError
 
@@ -48,6 +49,8 @@ def template_checks(tokenizer) -> dict[str, Callable]:
                     return reason
         return refusal_of(tokenizer, roles, generation_prompt=False)
 
+    # What the checks say may be cached with the rows.
+    of_prompt.fingerprint = of_messages.fingerprint = template_fingerprint(tokenizer)
     return {"prompt": of_prompt, "messages": of_messages}
 
 

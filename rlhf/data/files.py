@@ -1,8 +1,8 @@
 """Reads local files as rows, together with the number of the line on which each row begins.
 
 The file loader of `datasets` is not used. It silently accepts mixed types, missing columns and NUL characters, and it
-finds a byte that is not UTF-8 only in the middle of training. JSON lines, CSV, TSV, CoNLL, text and parquet are read
-as a stream. A JSON array is read whole.
+finds a byte that is not UTF-8 only in the middle of training. All files are read as a stream. A line, or an item of a
+JSON array, that is longer than LONGEST_LINE is refused before it is in memory.
 """
 
 import codecs
@@ -15,12 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 from rlhf.errors import UserError
 
-csv.field_size_limit(1 << 27)  # Python's default, 128 KiB, is less than one long document
+LONGEST_LINE = 1 << 27  # bytes: 128 MiB, more text than any document has
+LONGEST_COUNTED = 1 << 31  # bytes of a line that are counted for its message
+BLOCK = 1 << 20  # bytes that are read at once where lines do not matter
+DEEPEST = 100  # lists and objects inside each other: Python's own limit is met by what reads the row later
+csv.field_size_limit(LONGEST_LINE)  # Python's default, 128 KiB, is less than one long document
 
 BLANK = "blank"  # as a separator: an empty line
 
@@ -44,6 +48,10 @@ def read_rows(path: Path, separator: str | None = None) -> Iterator[tuple[int, d
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path}: damaged or truncated gzip file ({error}): fetch or pack it again"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}): check its permissions and the disk"
         ) from error
     if empty:
         size = path.stat().st_size
@@ -74,6 +82,11 @@ def _reader(path: Path, separator: str | None) -> Callable:
     return READERS[ending]
 
 
+def check_file(path: Path) -> None:
+    """UserError for a missing file, or one of a type that cannot be read. Nothing is read yet."""
+    _reader(path, None)
+
+
 def suffix(path: Path) -> str:
     """The ending that names the type of a file, in lower case and without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
@@ -91,10 +104,37 @@ def _open(path: Path):
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text with its line end). A line that is not UTF-8 is a BrokenLine."""
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number in count(1):
+            line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LONGEST_LINE:
+                size = len(line) + _skip_line(path, number, file)
+                yield number, BrokenLine(_too_long(size))
+                continue
             if number == 1:  # Excel and Windows editors write a byte order mark
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield number, _decode(line)
+
+
+def _skip_line(path: Path, number: int, file) -> int:
+    """Reads to the end of a line without keeping it, and returns the number of bytes."""
+    size = 0
+    part = b" "
+    while part and not part.endswith(b"\n"):
+        part = file.readline(BLOCK)
+        size += len(part)
+        # A few bytes of gzip can hold a line without end.
+        if size > LONGEST_COUNTED:
+            raise UserError(f"{path}:{number}: {_too_long(LONGEST_COUNTED)}")
+    return size
+
+
+def _too_long(size: int) -> str:
+    more = ""
+    if size >= LONGEST_COUNTED:
+        more = "more than "
+    return f"a line of {more}{size:,} bytes; allowed: {LONGEST_LINE:,}: write JSON lines with one row in each"
 
 
 def _decode(data: bytes) -> str:
@@ -165,26 +205,36 @@ def _document(lines: list[str]) -> dict:
 def _read_json(path: Path):
     """JSON lines, one array, or {"data": [...]}. The first line with text decides, not the ending."""
     # Many data sets name an array .jsonl, or JSON lines .json.
-    texts = (line for _, line in _lines(path) if line.strip())
-    first = next(texts, "").lstrip()
-    if not first:
+    sign = _first_sign(path)
+    if not sign:
         return iter(())
-    if first.startswith("["):
+    if sign == b"[":
         return _read_json_array(path)
     if suffix(path) == ".json":
-        opening = _parse_object(first)
+        texts = (line for _, line in _lines(path) if line.strip())
+        opening = _parse_object(next(texts), _Decoder())
         # A line that is not an object by itself opens one that runs over several lines.
         if isinstance(opening, BrokenLine) or isinstance(opening.get("data"), list):
             return _read_json_array(path)
     return _read_json_lines(path)
 
 
+def _first_sign(path: Path) -> bytes:
+    """The first byte that is not white space; b"" for a file without any."""
+    with _open(path) as file:
+        block = file.read(BLOCK).removeprefix(codecs.BOM_UTF8)
+        while block and not block.strip():
+            block = file.read(BLOCK)
+    return block.strip()[:1]
+
+
 def _read_json_lines(path: Path):
+    decoder = _Decoder()
     for number, line in _lines(path):
         if isinstance(line, BrokenLine):
             yield number, line
-        elif line.strip():
-            yield number, _parse_object(line)
+        elif not line.isspace():
+            yield number, _parse_object(line, decoder)
 
 
 class _Decoder(json.JSONDecoder):
@@ -209,9 +259,11 @@ class _Decoder(json.JSONDecoder):
         return BrokenLine(f"the key {key!r} is twice in one object: remove one of them")
 
 
-def _parse_object(line: str) -> dict | BrokenLine:
+def _parse_object(line: str, decoder: _Decoder) -> dict | BrokenLine:
+    if isinstance(line, BrokenLine):
+        return line
+    decoder.problem()  # of a line that was not whole
     try:
-        decoder = _Decoder()
         row = decoder.decode(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         return BrokenLine(
@@ -222,51 +274,151 @@ def _parse_object(line: str) -> dict | BrokenLine:
     problem = decoder.problem()
     if not isinstance(row, dict):
         return BrokenLine(f"an object {{...}} is expected, {line.strip():.60} given")
+    if not problem and line.count("{") + line.count("[") > DEEPEST:
+        problem = _depth_problem(row)
     return problem or row
 
 
-class _JSONText:
-    """A JSON text that is decoded value by value, so that the line of each value is known."""
+def _depth_problem(row: dict) -> BrokenLine | None:
+    """The reason why a row is nested too deeply, or None."""
+    level = [row]  # the lists and objects that are equally deep
+    for _ in range(DEEPEST):
+        below = []
+        for value in level:
+            items = value.values() if isinstance(value, dict) else value
+            below += [item for item in items if isinstance(item, list | dict)]
+        level = below
+        if not level:
+            return None
+    return BrokenLine(f"more than {DEEPEST} lists and objects inside each other: give flat columns")
 
-    def __init__(self, text: str):
-        self.text = text
+
+class _JSONText:
+    """A JSON text that is decoded value by value while it is read, so that the line of each value is known.
+
+    blocks: the text in parts, which may end anywhere.
+    """
+
+    def __init__(self, blocks: Iterator[str]):
+        self.blocks = blocks
+        self.text = ""  # what was read and is not dropped yet
         self.index = 0  # of the next character to read
+        self.counted = 0  # the line and the column of this character are known
+        self.line = 1
+        self.column = 1
+        self.may_be_deep = False  # the last value, from its brackets
         self.decoder = _Decoder()
+
+    def locate(self, index: int) -> None:
+        """Sets `line` and `column` to those of a character at or behind the last one."""
+        lines = self.text.count("\n", self.counted, index)
+        self.line += lines
+        if lines:
+            self.column = index - self.text.rfind("\n", 0, index)
+        else:
+            self.column += index - self.counted
+        self.counted = index
+
+    def fail(self, reason: str, index: int) -> None:
+        self.locate(index)
+        raise _BrokenArray(f"{reason}, column {self.column}")
+
+    def grow(self) -> bool:
+        """Reads on, and drops what was taken. False at the end of the file."""
+        self.locate(self.index)
+        parts = [self.text[self.index :]]
+        if len(parts[0]) > LONGEST_LINE:
+            self.fail(f"an item of more than {LONGEST_LINE:,} characters", self.index)
+        # As much again as is there, since a value that is not whole is decoded again.
+        wanted = len(parts[0])
+        length = 0
+        for block in self.blocks:
+            parts.append(block)
+            length += len(block)
+            if length >= wanted:
+                break
+        self.text = "".join(parts)
+        self.index = self.counted = 0
+        return length > 0
 
     def peek(self) -> str:
         """The next character that is not white space, or "" at the end of the text."""
-        while self.text[self.index : self.index + 1].isspace():
-            self.index += 1
-        return self.text[self.index : self.index + 1]
+        while True:
+            while self.text[self.index : self.index + 1].isspace():
+                self.index += 1
+            if self.index < len(self.text) or not self.grow():
+                return self.text[self.index : self.index + 1]
 
     def take(self, *signs: str) -> str:
         """Moves past one of the given signs and returns it."""
         sign = self.peek()
         if sign not in signs:
             expected = " or ".join(signs)
-            raise json.JSONDecodeError(f"{expected} expected", self.text, self.index)
+            self.fail(f"{expected} expected", self.index)
         self.index += 1
         return sign
 
     def value(self):
         """Moves past a value and returns it."""
         self.peek()
-        value, self.index = self.decoder.raw_decode(self.text, self.index)
+        while True:
+            start, repeated = self.index, self.decoder.repeated
+            try:
+                value, stop = self.decoder.raw_decode(self.text, start)
+                is_whole, reason = stop < len(self.text), ""
+            except json.JSONDecodeError as error:
+                is_whole, reason, stop = False, error.msg, error.pos
+            except (ValueError, RecursionError) as error:  # too many digits, deep nesting
+                self.fail(str(error), start)
+            if is_whole:
+                break
+            # An object may only not be there as a whole, and a number may go on.
+            if self.grow():
+                self.decoder.repeated = repeated
+                continue
+            start, stop = 0, stop - start
+            if reason:
+                self.fail(reason, stop)
+            break
+        self.index = stop
+        brackets = self.text.count("{", start, stop) + self.text.count("[", start, stop)
+        self.may_be_deep = brackets > DEEPEST
         return value
 
 
-def _read_json_array(path: Path):
-    lines = []
+class _BrokenArray(Exception):
+    """The reason why a text is not the JSON that is expected, with the column. The line is the text's."""
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of a file in parts. UserError where it is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _open(path) as file:
+        block = file.read(BLOCK).removeprefix(codecs.BOM_UTF8)
+        while block:
+            following = file.read(BLOCK)
+            try:
+                yield decoder.decode(block, final=not following)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path) from error
+            block = following
+
+
+def _not_utf8(path: Path) -> UserError:
     for number, line in _lines(path):
         if isinstance(line, BrokenLine):
-            raise UserError(f"{path}:{number}: {line}")
-        lines.append(line)
+            return UserError(f"{path}:{number}: {line}")
+    return UserError(f"{path}: not UTF-8: save the file as UTF-8")
+
+
+def _read_json_array(path: Path):
+    text = _JSONText(_blocks(path))
     try:
-        yield from _array_rows(_JSONText("".join(lines)))
-    except json.JSONDecodeError as error:
+        yield from _array_rows(text)
+    except _BrokenArray as error:
         raise UserError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}): cut off, damaged, or of "
-            'another form; allowed: JSON lines, one array of objects, or {"data": [...]}'
+            f"{path}:{text.line}: not valid JSON ({error}): cut off, damaged, or of another form; allowed: JSON lines, "
+            'one array of objects, or {"data": [...]}'
         ) from error
 
 
@@ -283,12 +435,13 @@ def _array_rows(text: _JSONText):
         text.take(":")
     text.take("[")
     text.decoder.problem()  # of the values that were skipped
-    line, counted = 1, 0  # the line at index `counted`
     while text.peek() != "]":
-        line += text.text.count("\n", counted, text.index)
-        counted = text.index
+        text.locate(text.index)
+        line = text.line
         row = text.value()
         problem = text.decoder.problem()
+        if not problem and text.may_be_deep and isinstance(row, dict):
+            problem = _depth_problem(row)
         if problem:
             yield line, problem
         elif isinstance(row, dict):
@@ -305,7 +458,7 @@ def _array_rows(text: _JSONText):
             text.value()
     if text.peek():
         # A second array would be lost.
-        raise json.JSONDecodeError("end of the file expected", text.text, text.index)
+        text.fail("end of the file expected", text.index)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -367,8 +520,8 @@ def _read_header(path: Path, reader, lines: _TableLines) -> list[str]:
         number, reason = lines.broken[0]
         raise UserError(f"{path}:{number}: {reason}")
     header = [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)]
-    for name, count in Counter(header).items():
-        if count > 1:
+    for name, times in Counter(header).items():
+        if times > 1:
             raise UserError(
                 f"{path}:1: {name}: the header names this column twice: give each column its own name"
             )

@@ -5,14 +5,24 @@ Every row is checked before anything is trained, and every bad row is named as `
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
+from rlhf.data.cache import Stored, Writer, stored
 from rlhf.data.conversations import Dropped, join_system, refuse_more_than_text
 from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
+from rlhf.data.fingerprints import (
+    checks_fingerprint,
+    code_fingerprint,
+    file_sha256,
+    fingerprint,
+)
 from rlhf.data.folders import read_folder
 from rlhf.data.importers import Layout, conversation_columns
 from rlhf.data.labels import LabelTypes
@@ -37,6 +47,7 @@ from rlhf.data.rows import (
     number,
     scores_of_pair,
 )
+from rlhf.data.stored_rows import SCHEMA, SMALL, StoredRows, decode_row, encode_row
 from rlhf.errors import UserError
 
 BAD_ROWS_SHOWN = 10  # in one message
@@ -175,12 +186,22 @@ class CheckedRows:
             return self._without_events(rows)
         return rows
 
+    def local_files(self) -> list[Path]:
+        """The files that hold the rows, in their order; [] for a data set of the Hub and for what is not a file."""
+        path = Path(self.name)
+        if not is_local(self.name):
+            return []
+        if path.is_dir():
+            folder = read_folder(path, self.split, tuple(READERS))
+            self.unread = folder.unread
+            return folder.files
+        if path.is_file():
+            return [path]
+        return []
+
     def _local_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
-        paths = [Path(self.name)]
-        if paths[0].is_dir():
-            folder = read_folder(paths[0], self.split, tuple(READERS))
-            paths, self.unread = folder.files, folder.unread
-        for path in paths:
+        # A name that is no file gets its message from the reader.
+        for path in self.local_files() or [Path(self.name)]:
             for line, row in read_rows(path, self.separator):
                 yield f"{path}:{line}", row
 
@@ -238,6 +259,8 @@ class CheckedRows:
 
     def _rename(self, row: dict) -> dict:
         """The row with our names. A column of theirs that was mapped no longer has its old name."""
+        if not self.columns:
+            return row
         mapped = set(self.columns.values())
         renamed = {name: value for name, value in row.items() if name not in mapped}
         for our, their in self.columns.items():
@@ -291,9 +314,12 @@ class CheckedRows:
         row = normalise(row)
         kind = KINDS[self._expected_kind(row)]
         try:
-            for column in CONVERSATION & set(kind.columns):
-                refuse_more_than_text(row)
-                row = join_system(split_hh_prompt(row), column)
+            for column in CONVERSATION.intersection(kind.columns):
+                row = split_hh_prompt(row)
+                # Tools, pictures and system messages are in columns of their own.
+                if len(row) > len(kind.columns):
+                    refuse_more_than_text(row)
+                    row = join_system(row, column)
         except UserError as error:
             self._reject(location, [str(error)])
             return
@@ -325,6 +351,9 @@ class CheckedRows:
         """Why a row may not be learned like the first rows of its file, which have no ratings."""
         if self.source_kind not in DEMONSTRATIONS:
             return None
+        # Only other columns could rate it.
+        if row.keys() <= set(KINDS[self.source_kind].columns):
+            return None
         column = thumb_column(row)
         if column:
             return f"{column}: {row[column]!r:.60} rates the answer, but the first rows have no such rating"
@@ -352,7 +381,7 @@ class CheckedRows:
     def _check(self, row: dict, kind: RowKind) -> list[str]:
         """`column: reason` of each problem of a normalised row."""
         problems = check_row(row, kind)
-        if not problems:
+        if not problems and self.checks:
             # The caller's checks may rely on a well-formed row.
             checked = [column for column in kind.columns if column in self.checks]
             reasons = [(column, self.checks[column](row[column])) for column in checked]
@@ -433,7 +462,7 @@ class Loaded:
     source_kind: the kind of the source, which may have been converted to `kind`.
     """
 
-    rows: list[dict]
+    rows: Sequence[dict]
     kind: str
     name: str
     sha256: str
@@ -477,33 +506,139 @@ def load_rows(
 def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> Loaded:
     """The first `limit` rows, or all with None. Duplicates are kept and counted.
 
-    One UserError names the bad rows, unless skip_bad drops them.
+    One UserError names the bad rows, unless skip_bad drops them. The second time the rows come from the cache.
     """
     if limit is not None and limit < 1:
         raise UserError(
             f"dataset_limit={limit} must be at least 1; without the key all rows are used"
         )
-    # The pass ends at the limit: bad rows behind it are not noticed.
-    rows = list(islice(checked, limit))
-    if not rows or (checked.bad and not skip_bad):
-        raise UserError(bad_rows_message(checked))
-    digests = [row_digest(row) for row in rows]
-    counts = {
-        "total": checked.total,
-        "kept": len(rows),
-        "bad": checked.bad,
-        "duplicates": len(rows) - len(set(digests)),
+    collected = _Collected(checked, limit, skip_bad)
+    key = _cache_key(checked, limit, skip_bad)
+    content = stored(key, SCHEMA, collected.fill, f"reading {checked.name}")
+    return collected.loaded(content)
+
+
+class _Collected:
+    """The rows of a source on their way into a file. Those of a small source stay in memory, too."""
+
+    def __init__(self, checked: CheckedRows, limit: int | None, skip_bad: bool):
+        self.checked = checked
+        self.limit = limit
+        self.skip_bad = skip_bad
+        self.decoded: list[dict] | None = []
+        self.others: dict[int, dict] = {}  # rows that JSON does not hold, by their index
+        self.filled = False
+        self.changes = _changes(checked)
+
+    def fill(self, writer: Writer) -> dict:
+        """Writes the good rows, and returns the note about them. UserError for bad ones."""
+        checked = self.checked
+        content = hashlib.sha256()
+        # Eight bytes tell rows apart well enough to count those that repeat, and all of them fit in memory.
+        digests = array("Q")
+        size = 0
+        # The pass ends at the limit: bad rows behind it are not noticed.
+        for row in islice(checked, self.limit):
+            digest = row_digest(row)
+            content.update(digest.encode())
+            digests.append(int(digest[:16], 16))
+            try:
+                data = encode_row(row)
+            except (TypeError, ValueError):  # a date of a parquet file
+                self.others[writer.rows] = row
+                data = b"null"
+            size += len(data)
+            writer.add((data,), size=len(data))
+            if size > SMALL:
+                self.decoded = None
+            if self.decoded is not None:
+                self.decoded.append(row)
+        if not writer.rows or (checked.bad and not self.skip_bad):
+            raise UserError(bad_rows_message(checked))
+        self.filled = True
+        counts = {
+            "total": checked.total,
+            "kept": writer.rows,
+            "bad": checked.bad,
+            "duplicates": writer.rows - len(np.unique(np.frombuffer(digests, np.uint64))),
+        }
+        if checked.dropped:
+            counts["dropped"] = checked.dropped.total()
+        states = {}
+        for column, check in checked.checks.items():
+            if hasattr(check, "state"):
+                states[column] = check.state()
+        return {
+            "kind": checked.kind,
+            "source_kind": checked.source_kind,
+            "sha256": content.hexdigest(),
+            "counts": counts,
+            "layout": checked.layout.name if checked.layout else "",
+            "warnings": _warnings(checked, counts, self.limit),
+            "checks": states,
+            "bytes": size,
+            # What changed while it was read is not what the key names.
+            "keep": not self.others and self.changes == _changes(checked),
+        }
+
+    def loaded(self, content: Stored) -> Loaded:
+        """The rows of a file, and what was noted about them."""
+        note = content.note
+        for column, state in note["checks"].items():
+            self.checked.checks[column].restore(state)
+        column = content.table.column("row")
+        if not self.filled and note["bytes"] <= SMALL:
+            self.decoded = [decode_row(data) for data in column.to_pylist()]
+        elif not self.filled:
+            self.decoded = None
+        identity = note["sha256"]
+        if self.others:
+            identity = None
+        rows = StoredRows(column, identity, decoded=self.decoded, others=self.others)
+        return Loaded(
+            rows,
+            note["kind"],
+            self.checked.name,
+            note["sha256"],
+            note["counts"],
+            note["layout"],
+            note["warnings"],
+            note["source_kind"],
+        )
+
+
+def _changes(checked: CheckedRows) -> list[tuple[int, int]]:
+    """Size and time of the last change of the files of a source."""
+    changes = []
+    for path in checked.local_files():
+        status = path.stat()
+        changes.append((status.st_size, status.st_mtime_ns))
+    return changes
+
+
+def _cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
+    """A name for the rows of a source, from all that decides them; None where that cannot be told."""
+    files = checked.local_files()
+    checks = checks_fingerprint(checked.checks)
+    if not files or checks is None:
+        return None
+    contents = []
+    for path in files:
+        try:
+            contents.append((str(path), file_sha256(path)))
+        except OSError:  # reading it says what is wrong
+            return None
+    settings = {
+        "name": checked.name,
+        "unread": checked.unread,
+        "kinds": checked.kinds,
+        "columns": list(checked.columns.items()),
+        "separator": checked.separator,
+        "ratings": asdict(checked.ratings),
+        "limit": limit,
+        "skip_bad": skip_bad,
     }
-    if checked.dropped:
-        counts["dropped"] = checked.dropped.total()
-    layout = ""
-    if checked.layout:
-        layout = checked.layout.name
-    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
-    warnings = _warnings(checked, counts, limit)
-    return Loaded(
-        rows, checked.kind, checked.name, sha256, counts, layout, warnings, checked.source_kind
-    )
+    return "rows-" + fingerprint(settings, contents, checks, code_fingerprint())
 
 
 def _warnings(checked: CheckedRows, counts: dict[str, int], limit: int | None) -> list[str]:
@@ -550,8 +685,11 @@ def bad_rows_message(checked: CheckedRows) -> str:
     return "\n  ".join(lines)
 
 
+# `default`: parquet has dates and decimals, which JSON does not.
+_sorted_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
+
+
 def row_digest(row: dict) -> str:
     """sha256 of a row's content. The order of its columns does not matter."""
-    # `default`: parquet has dates and decimals, which JSON does not.
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    text = _sorted_json.encode(row)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()

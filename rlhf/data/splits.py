@@ -2,10 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import ceil
 from pathlib import Path
+
+import numpy as np
 
 from rlhf.data.chat import as_messages
 from rlhf.data.files import READERS
@@ -19,6 +23,7 @@ from rlhf.data.load import (
     load_hub_splits,
 )
 from rlhf.data.rows import CHECKS, KINDS, RATED, shorten
+from rlhf.data.stored_rows import take
 from rlhf.errors import UserError
 
 # The columns that can be the prompt of a row: the first of them that a row has decides its side of a split.
@@ -86,8 +91,8 @@ def _key(turns: list[tuple[str, str]]) -> str:
 
 
 def split_rows(
-    rows: list[dict], fraction: float, seed: int, kind: str | None = None
-) -> tuple[list[dict], list[dict]]:
+    rows: Sequence[dict], fraction: float, seed: int, kind: str | None = None
+) -> tuple[Sequence[dict], Sequence[dict]]:
     """(train, test) by a seeded hash of the prompt: about `fraction` of the prompts are test.
 
     All rows of a prompt are on one side, and they stay there when other rows are added. A side that would be empty gets
@@ -95,21 +100,23 @@ def split_rows(
     """
     if not 0 < fraction < 1:
         raise UserError(f"eval_fraction={fraction} must be between 0 and 1, as in 0.1")
-    keys = [prompt_key(row, kind) for row in rows]
-    positions = {key: _position(key, seed) for key in keys}
-    lowest = min(positions, key=positions.get, default="")
-    highest = max(positions, key=positions.get, default="")
-    if lowest == highest:
+    # One number for each row: the prompts themselves may not fit in memory.
+    positions = _numbers(_position(prompt_key(row, kind), seed) for row in rows)
+    distinct = len(np.unique(positions))
+    if distinct < 2:
         raise UserError(
-            f"eval_fraction={fraction} of {len(positions)} distinct prompts leaves the train or the eval side empty: "
+            f"eval_fraction={fraction} of {distinct} distinct prompts leaves the train or the eval side empty: "
             "add rows, or give eval_dataset_name"
         )
-    test_keys = {key for key, position in positions.items() if position < fraction * 2**64}
-    test_keys.add(lowest)
-    test_keys.discard(highest)
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in test_keys]
-    test = [row for row, key in zip(rows, keys, strict=True) if key in test_keys]
-    return train, test
+    is_test = positions < np.uint64(ceil(fraction * 2**64))
+    is_test |= positions == positions.min()
+    is_test &= positions != positions.max()
+    return take(rows, np.flatnonzero(~is_test)), take(rows, np.flatnonzero(is_test))
+
+
+def _numbers(numbers: Iterable[int]) -> np.ndarray:
+    """Numbers below 2^64 as an array, eight bytes each."""
+    return np.frombuffer(array("Q", numbers), dtype=np.uint64)
 
 
 def _position(key: str, seed: int) -> int:
@@ -121,7 +128,7 @@ def _position(key: str, seed: int) -> int:
 OVERLAPS = ("error", "drop")
 
 
-def check_disjoint(train: list[dict], test: list[dict], kind: str | None = None) -> None:
+def check_disjoint(train: Sequence[dict], test: Sequence[dict], kind: str | None = None) -> None:
     """UserError where a prompt is in both; of multiple choice, where a text with the same choices is."""
     shared = shared_prompts(train, test, kind)
     if shared:
@@ -133,24 +140,37 @@ def check_disjoint(train: list[dict], test: list[dict], kind: str | None = None)
 
 
 def drop_shared(
-    train: list[dict], test: list[dict], kind: str | None = None
-) -> tuple[list[dict], list[str]]:
+    train: Sequence[dict], test: Sequence[dict], kind: str | None = None
+) -> tuple[Sequence[dict], list[str]]:
     """(the train rows whose prompts are not in the test rows, the shared prompts in the order of the test rows)."""
-    shared = shared_prompts(train, test, kind)
-    dropped = set(shared)
-    kept = [row for row in train if _question_key(row, kind) not in dropped]
-    if not kept:
+    train_hashes, test_hashes = _question_hashes(train, kind), _question_hashes(test, kind)
+    kept = np.flatnonzero(~np.isin(train_hashes, test_hashes))
+    if not len(kept):
         raise UserError(
             "overlap: drop: every train prompt is in the eval rows too, so no train row is left"
         )
-    return kept, shared
+    return take(train, kept), _shared(train_hashes, test_hashes, test, kind)
 
 
-def shared_prompts(train: list[dict], test: list[dict], kind: str | None = None) -> list[str]:
+def shared_prompts(
+    train: Sequence[dict], test: Sequence[dict], kind: str | None = None
+) -> list[str]:
     """The keys of prompts in both, in the order of the test rows."""
-    train_keys = {_question_key(row, kind) for row in train}
-    test_keys = dict.fromkeys(_question_key(row, kind) for row in test)  # without repeats
-    return [key for key in test_keys if key in train_keys]
+    return _shared(_question_hashes(train, kind), _question_hashes(test, kind), test, kind)
+
+
+def _question_hashes(rows: Sequence[dict], kind: str | None) -> np.ndarray:
+    """A number for each row that tells its prompt, since the prompts may not fit in memory."""
+    return _numbers(_position(_question_key(row, kind), 0) for row in rows)
+
+
+def _shared(
+    train_hashes: np.ndarray, test_hashes: np.ndarray, test: Sequence[dict], kind: str | None
+) -> list[str]:
+    """The keys of the test rows whose hashes are train hashes, without repeats."""
+    indices = np.flatnonzero(np.isin(test_hashes, train_hashes))
+    keys = [_question_key(test[i], kind) for i in indices.tolist()]
+    return list(dict.fromkeys(keys))
 
 
 def _first(keys: list[str]) -> str:
@@ -171,11 +191,19 @@ class Splits:
     sources: name, rows and sha256 of each source, for the record of a run.
     """
 
-    train: list[dict]
-    eval: list[dict]
+    train: Sequence[dict]
+    eval: Sequence[dict]
     kind: str
     sources: list[dict]
     warnings: list[str] = field(default_factory=list)
+
+
+def check_is_set(settings) -> None:
+    """UserError where a runs.settings.DataSettings names no rows to train on."""
+    if not settings.dataset_name:
+        raise UserError(
+            "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
+        )
 
 
 def load_splits(
@@ -192,10 +220,7 @@ def load_splits(
     settings: a runs.settings.DataSettings.
     checks: further checks of columns, see load.CheckedRows.
     """
-    if not settings.dataset_name:
-        raise UserError(
-            "dataset_name is not set: give a file, a folder of .jsonl files, or a Hub id"
-        )
+    check_is_set(settings)
     if settings.overlap not in OVERLAPS:
         raise UserError(f"overlap={settings.overlap!r}: use one of {', '.join(OVERLAPS)}")
     _check_train_split(settings.dataset_name, settings.dataset_train_split)
@@ -215,8 +240,9 @@ def load_splits(
     train_rows, eval_rows = train.rows, []
     if settings.eval_fraction:
         train_rows, eval_rows = split_rows(train.rows, settings.eval_fraction, seed, train.kind)
-        prompts = {prompt_key(row, train.kind) for row in eval_rows}
-        if len(prompts) == 1:
+        prompts = (prompt_key(row, train.kind) for row in eval_rows)
+        first = next(prompts)
+        if all(prompt == first for prompt in prompts):
             share = f"eval_fraction={settings.eval_fraction} of {len(train.rows)} rows"
             train.warnings.append(f"{share} holds out one prompt: its metrics say little")
     return Splits(train_rows, eval_rows, train.kind, train.sources, train.warnings)

@@ -58,6 +58,13 @@ def _dated(template: str, day: date | None) -> str:
     return f"{{% macro strftime_now(format) %}}{{{{ format{''.join(steps)} }}}}{{% endmacro +%}}{template}"
 
 
+def day_in_template(tokenizer) -> str:
+    """The day that the chat templates of a tokenizer write; "" where they write none."""
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return ""
+    return str(_run_date or date.today())
+
+
 # ---- applying ----------------------------------------------------------------------------------------------------
 
 

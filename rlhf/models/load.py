@@ -132,14 +132,7 @@ def load_reward_model(
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
-    config = _from_pretrained(AutoConfig, path, revision=revision)
-    check_has_scores(path, config)
-    labels = _labels_of(config)
-    if len(labels) > 1 and not new_head:
-        raise UserError(
-            f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
-            "one score: train one with recipes/reward.py and give its run folder"
-        )
+    check_reward_model(path, revision=revision, new_head=new_head)
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         path,
@@ -167,6 +160,29 @@ def load_reward_model(
             "train one with recipes/reward.py and give its run folder"
         )
     return model
+
+
+def check_reward_model(path: str, *, revision: str | None = None, new_head: bool = False) -> None:
+    """Refuse by its config alone what `load_reward_model` would refuse; the weights are not read."""
+    config = _from_pretrained(AutoConfig, path, revision=revision)
+    check_has_scores(path, config)
+    labels = _labels_of(config)
+    if len(labels) > 1 and not new_head:
+        raise UserError(
+            f"{path} is a classifier with {len(labels)} labels ({', '.join(labels[:3])}, ...), not a reward model with "
+            "one score: train one with recipes/reward.py and give its run folder"
+        )
+
+
+def reward_model_outline(path: str, *, revision: str | None = None) -> PreTrainedModel:
+    """The reward model that a checkpoint would become, without its weights: layers that hold no numbers.
+
+    It takes no time and no memory, moves no random numbers, and tells what kind of model it is.
+    """
+    config = _from_pretrained(AutoConfig, path, revision=revision)
+    check_has_scores(path, config)
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
 
 
 def load_encoder(
@@ -269,13 +285,7 @@ def _from_pretrained(
     if attn_implementation is not None:
         check_attention(attn_implementation)
         options["attn_implementation"] = attn_implementation
-    # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
-    parent = os.path.dirname(path)
-    is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)
-    if os.path.sep in path and not os.path.isdir(path) and not is_hub_id:
-        raise UserError(
-            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2; {_what_is_there(parent)}"
-        )
+    check_folder(path)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
@@ -302,6 +312,17 @@ def _from_pretrained(
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def check_folder(path: str) -> None:
+    """Refuse a folder that is missing. What may be a Hub id is not looked up."""
+    # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
+    parent = os.path.dirname(path)
+    is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)
+    if os.path.sep in path and not os.path.isdir(path) and not is_hub_id:
+        raise UserError(
+            f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2; {_what_is_there(parent)}"
+        )
 
 
 def check_attention(name: str) -> None:

@@ -2,22 +2,20 @@
 
 Every alarm is a pure function of the logged rows of the rollouts, oldest first. The first rollout, sampled before
 anything was learned, is the baseline. Alarms only write to the terminal and to `alarms.jsonl`. Only `max_kl_stop` and
-`NonFiniteSteps` end a run. Nothing is saved for resuming: the rows are in the checkpoint's log history and are read
+`runs.nonfinite` end a run. Nothing is saved for resuming: the rows are in the checkpoint's log history and are read
 again.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf.errors import UserError
 from rlhf.runs.progress import append_jsonl
-from rlhf.runs.record import read_jsonl
+from rlhf.runs.record import cut_rows
 
 ALARMS_FILE = "alarms.jsonl"
 HOLD = 3  # rollouts in a row before an alarm begins, and before it ends: one bad rollout is chance
@@ -351,8 +349,8 @@ class AlarmCallback(TrainerCallback):
         for row in filter(is_rollout, state.log_history):
             self.alarms.observe(row)
         path = Path(args.output_dir) / ALARMS_FILE
-        if state.is_world_process_zero and path.exists():
-            _drop_alarms_after(path, state.global_step)
+        if state.is_world_process_zero:
+            cut_rows(path, state.global_step)  # a resumed run makes the later steps again
         rows = self.alarms.rows
         # With the same limit the run would train one more rollout and stop again.
         if rows and self.is_beyond_limit(rows[-1]):
@@ -388,59 +386,3 @@ class AlarmCallback(TrainerCallback):
         tqdm.write(message)  # above the progress bar, which `print` would break
         row = {"step": state.global_step, "alarm": name, "message": message}
         append_jsonl(Path(args.output_dir) / ALARMS_FILE, row)
-
-
-def _drop_alarms_after(path: Path, step: int) -> None:
-    """Removes the alarms of later optimiser steps from the file: a resumed run makes these steps again."""
-    lines = []
-    for row in read_jsonl(path):
-        if row["step"] <= step:
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-# ---- steps that are not finite --------------------------------------------------------------------------------------
-
-
-class NonFiniteSteps:
-    """Counts the optimiser steps that were skipped because their loss or gradient was not finite.
-
-    `in_a_row` belongs in the checkpoint, so that a resumed run stops where the uninterrupted one does.
-    """
-
-    def __init__(self, limit: int, output_dir: str):
-        self.limit = limit
-        self.output_dir = output_dir
-        self.in_a_row = 0
-        self.since_log = 0
-
-    def count(self, skipped: bool) -> None:
-        """Notes one step. UserError at the step that makes it `limit` skipped ones in a row.
-
-        skipped: must be the same on all processes, or some would step and others not.
-        """
-        if not skipped:
-            self.in_a_row = 0
-            return
-        self.in_a_row += 1
-        self.since_log += 1
-        if self.in_a_row >= self.limit:
-            raise UserError(
-                f"{self.in_a_row} updates in a row had a loss or gradient that is not finite; none was applied. Lower "
-                "learning_rate or max_grad_norm, train in float32 or bf16, look for extreme scores in samples.jsonl, "
-                f"then {self._how_to_resume()}"
-            )
-
-    def _how_to_resume(self) -> str:
-        checkpoint = None
-        if Path(self.output_dir).is_dir():
-            checkpoint = get_last_checkpoint(self.output_dir)
-        if checkpoint is None:
-            return "start again (there is no checkpoint; save_every makes some)"
-        return f"continue from the last checkpoint: --resume_from_checkpoint {checkpoint}"
-
-    def take(self) -> int:
-        """Skipped steps since the last call, the metric `nonfinite_steps`."""
-        steps = self.since_log
-        self.since_log = 0
-        return steps

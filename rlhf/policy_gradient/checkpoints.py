@@ -24,6 +24,7 @@ from rlhf.models.load import save
 from rlhf.models.one_trunk import AdapterModel
 from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.sharding import assign_whole_tensor
+from rlhf.runs import durable
 
 STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "average.safetensors"
 
@@ -31,10 +32,13 @@ STATE, WEIGHTS, AVERAGE = "policy_gradient.json", "trainable.safetensors", "aver
 def save_models(folder: Path, model: ActorCritic, tokenizer, average: WeightAverage | None) -> None:
     """Save the policy, the value function, and the policy with averaged weights."""
     save_policy(folder, model.policy, tokenizer)
+    durable.boundary(folder)
     save_value_function(folder / "value_model", model, tokenizer)
+    durable.boundary(folder / "value_model")
     if average is not None:
         with average.applied():
             save_policy(folder / "ema", model.policy, tokenizer)
+        durable.boundary(folder / "ema")
 
 
 def save_policy(folder: Path, policy: nn.Module, tokenizer) -> None:
@@ -65,9 +69,11 @@ def save_state(
 ) -> None:
     """Save what resuming needs. model: with whole weights; trained: the names of its parameters that are trained."""
     (folder / STATE).write_text(json.dumps(state))
+    durable.boundary(folder / STATE)
     parameters = dict(model.named_parameters())
     weights = {name: parameters[name].detach().contiguous() for name in trained}
     save_file(weights, folder / WEIGHTS)
+    durable.boundary(folder / WEIGHTS)
     if average is not None:
         tensors = {str(i): tensor for i, tensor in enumerate(average.tensors)}
         save_file(tensors, folder / AVERAGE)

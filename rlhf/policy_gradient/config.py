@@ -159,10 +159,11 @@ class PolicyGradientConfig(TrainingArguments):
             "help": "Rollouts between evaluations; 0: only at the end. eval_steps counts optimiser steps."
         },
     )
-    save_every: int = field(
-        default=0,
+    save_every: int | None = field(
+        default=None,
         metadata={
-            "help": "Rollouts between checkpoints; 0: none. save_steps counts optimiser steps."
+            "help": "Rollouts between checkpoints; 0: none. save_steps counts optimiser steps. Default: by time alone "
+            "(checkpoint_minutes)."
         },
     )
 

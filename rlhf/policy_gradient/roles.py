@@ -22,11 +22,12 @@ from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.one_trunk import AdapterModel, add_adapter_model
 from rlhf.models.parts import disable_dropout, freeze, hidden_size
 from rlhf.policy_gradient import sharding
+from rlhf.policy_gradient.function_settings import FunctionSettings
 from rlhf.policy_gradient.optimizers import optimizer_class
 
 
 @dataclass
-class RoleSettings:
+class RoleSettings(FunctionSettings):
     """The rewards, and the model that estimates the value."""
 
     reward_model_path: list[str] = field(
@@ -71,10 +72,13 @@ def load_rewards(settings, policy: nn.Module, tokenizer) -> WeightedSum:
         check_trunk(settings, tokenizer)
         reward = add_adapter_model(policy, settings.reward_model_path[0], "reward", trainable=False)
         scorers = {"reward_model": RewardModelScorer(reward, tokenizer)}
-        scorers |= load_scorers([], settings.reward_functions)
+        scorers |= load_scorers([], settings.reward_functions, limits=settings.call_limits())
     else:
         scorers = load_scorers(
-            settings.reward_model_path, settings.reward_functions, dtype=settings.dtype
+            settings.reward_model_path,
+            settings.reward_functions,
+            dtype=settings.dtype,
+            limits=settings.call_limits(),
         )
     weights = list(settings.reward_weights) or [1.0] * len(scorers)
     if settings.watch_reward_model_path:

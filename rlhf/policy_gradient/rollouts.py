@@ -7,7 +7,7 @@ resumed run makes the same ones.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.kl import adapt_kl_coef
-from rlhf.completions.rollout import CollectSettings, Rollout, collect, estimate, statistics
+from rlhf.completions.rollout import (
+    CollectSettings,
+    Prompts,
+    Rollout,
+    collect,
+    estimate,
+    statistics,
+)
 from rlhf.completions.sample import uniform_numbers
 from rlhf.completions.score import column_names
 from rlhf.data.chat import encode_prompt
@@ -28,27 +35,17 @@ from rlhf.models.parts import context_length, stop_token_ids
 from rlhf.policy_gradient import sharding
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.roles import Roles
+from rlhf.runs.signals import abandonable
 
 EVALUATION_STREAM = 2**40  # of random numbers: no run has so many rollouts
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Data rows and their prompts as token ids."""
-
-    rows: list[dict]
-    ids: list[list[int]]
-
-    def choose(self, indices: list[int]) -> "Prompts":
-        return Prompts([self.rows[i] for i in indices], [self.ids[i] for i in indices])
 
 
 def encode_prompts(
     rows: list[dict], tokenizer, args: PolicyGradientConfig, *, limit: int, name: str
 ) -> Prompts:
     """Encode the prompts. Those longer than `limit` tokens are dropped or cut, and counted. name: for messages."""
-    kept, ids, long = [], [], 0
-    for row in rows:
+    kept, ids, numbers, long = [], [], [], 0
+    for number, row in enumerate(rows):
         prompt = encode_prompt(tokenizer, row["prompt"])
         if len(prompt) > limit:
             long += 1
@@ -57,6 +54,7 @@ def encode_prompts(
             prompt = prompt[-limit:]  # its end, where the question is
         kept.append(row)
         ids.append(prompt)
+        numbers.append(number)
     if long and args.process_index == 0:
         done = {"drop": "dropped", "cut": "cut to their end"}[args.long_prompts]
         print(
@@ -67,7 +65,7 @@ def encode_prompts(
             f"every {name} prompt is longer than {limit} tokens (max_prompt_length "
             f"{args.max_prompt_length}, context minus completion): raise max_prompt_length or set long_prompts: cut"
         )
-    return Prompts(kept, ids)
+    return Prompts(kept, ids, numbers, name)
 
 
 def check_texts(
@@ -148,18 +146,16 @@ class RolloutMaker:
         indices = torch.tensor(chosen).repeat_interleave(group).tolist()
         prompts = self.prompts.choose(indices)
         uniforms = uniform_numbers(size, args.max_completion_length, seed=args.seed, stream=index)
+        with abandonable():  # by a signal
+            completed = self.complete(prompts, uniforms)
         rollout = estimate(
-            self.complete(prompts, uniforms),
+            completed,
             ALGORITHMS[args.algorithm],
             kl_coef=self.kl_coef,
             gamma=args.gamma,
             gae_lambda=args.gae_lambda,
             num_generations=group,
         )
-        if not torch.isfinite(rollout.scores).all():
-            raise UserError(
-                f"rollout {index}: a score is not a finite number; check the reward model"
-            )
         # What the policy did before it learns from this rollout.
         self.statistics = statistics(rollout) | {
             "kl_coef": self.kl_coef,
@@ -212,8 +208,7 @@ class RolloutMaker:
                 partial(self.reference, model.policy),
                 self.roles.rewards,
                 self.tokenizer,
-                own.rows,
-                own.ids,
+                own,
                 uniforms[indices],
                 settings,
             )

@@ -70,6 +70,8 @@ def place_on_rollouts(args, requested: Requested) -> None:
         steps = period("eval", args, requested)
         args.eval_steps = steps or per_rollout
     args.save_strategy = strategy_of("save", args, requested)
+    # Without a word about them, checkpoints are made by the clock.
+    args.wants_no_checkpoints = requested.save_strategy == NO or args.save_every == 0
     if args.save_strategy == STEPS:
         args.save_steps = period("save", args, requested)
         if args.save_steps is None:
@@ -125,7 +127,7 @@ def period(kind: str, args, requested: Requested) -> int | None:
     every = getattr(args, f"{kind}_every")
     steps = getattr(requested, f"{kind}_steps")
     if not steps:
-        return every * per_rollout or None
+        return every * per_rollout if every else None
     if steps < 1:  # a share of the run, as in TrainingArguments
         steps = math.ceil(steps * args.max_steps)
     if steps != int(steps):

@@ -1,47 +1,40 @@
-"""Everything that depends on how weights are split over devices by DeepSpeed's ZeRO and by FSDP2.
+"""What policy-gradient training does where DeepSpeed's ZeRO or FSDP2 splits the weights over processes.
 
-With DDP and with one process each process has all weights whole.
-
-Rollouts and saving use a twin of the model, which holds whole weights only while they are needed. The wrapped model
-itself cannot decode: its hooks gather and release weights layer by layer, in step over all processes, but processes
-decode different numbers of tokens.
+Whole weights for rollouts and for saving are those of `rlhf.runs.sharding`, whose functions are names of this module too.
 """
 
-import copy
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor
 
 from rlhf.errors import UserError
+from rlhf.runs.sharding import (
+    assign_whole_tensor,
+    disable_sharded_loading,
+    is_plain,
+    twin_of,
+    uses_deepspeed,
+    whole_tensor,
+    whole_weights,
+)
 
-
-def disable_sharded_loading() -> None:
-    """Makes `from_pretrained` load whole models, by unsetting the DeepSpeed config of transformers.
-
-    Otherwise ZeRO-3 splits every model while it is loaded (policy, reference and reward model alike), from the moment a
-    TrainingArguments exists, whatever `zero3_init_flag` is.
-    """
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
-
-
-def is_plain(accelerator: Accelerator) -> bool:
-    """True for one process and for DDP, where each process has its own copy of all weights."""
-    return accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-
-
-def uses_deepspeed(accelerator: Accelerator) -> bool:
-    """True under DeepSpeed, which clips and steps inside `backward`.
-
-    It clips all gradients by one norm, before any code of ours sees them.
-    """
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
+__all__ = [
+    "assign_whole_tensor",
+    "autocast_only",
+    "check_settings",
+    "common_norm",
+    "disable_sharded_loading",
+    "forward_autocast",
+    "has_sharded_weights",
+    "is_plain",
+    "twin_of",
+    "uses_deepspeed",
+    "whole_tensor",
+    "whole_weights",
+]
 
 
 def has_sharded_weights(accelerator: Accelerator) -> bool:
@@ -105,49 +98,3 @@ def common_norm(accelerator: Accelerator) -> Tensor:
     norm = norm.detach().float()
     # DeepSpeed gives -1 for a norm that is not finite.
     return norm.masked_fill(norm < 0, float("inf"))
-
-
-def twin_of(model: nn.Module) -> nn.Module:
-    """A frozen copy of the modules, with empty weights."""
-    # deepcopy takes these instead of copying the parameters, so the weights are never held twice.
-    empty_parameters = {}
-    for parameter in model.parameters():
-        empty = torch.empty(0, dtype=parameter.dtype)
-        empty_parameters[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-    return copy.deepcopy(model, memo=empty_parameters).eval()
-
-
-@contextmanager
-def whole_weights(twin: nn.Module, model: nn.Module) -> Iterator[nn.Module]:
-    """A context in which the twin has the current weights of `model`, whole on every process.
-
-    All processes must enter it together, because each sends its slices to the others.
-    """
-    for parameter, sharded in zip(twin.parameters(), model.parameters(), strict=True):
-        parameter.data = whole_tensor(sharded)
-    try:
-        yield twin
-    finally:
-        for parameter in twin.parameters():
-            parameter.data = parameter.data.new_empty(0)  # frees the memory
-
-
-def whole_tensor(parameter: Tensor) -> Tensor:
-    """A parameter, or a tensor computed from parameters, as a plain tensor."""
-    if hasattr(parameter, "ds_id"):  # ZeRO-3
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
-    if isinstance(parameter, DTensor):  # FSDP2
-        return parameter.full_tensor().detach()
-    return parameter.detach()
-
-
-@torch.no_grad()
-def assign_whole_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
-    """Gives a parameter new values. Under FSDP each process keeps its slice of them."""
-    tensor = tensor.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        tensor = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
-    parameter.copy_(tensor)

@@ -26,7 +26,7 @@ from rlhf.algorithms import ALGORITHMS, TRUST_REGION
 from rlhf.completions.rollout import samples, statistics
 from rlhf.models.parts import context_length
 from rlhf.policy_gradient import checkpoints, sharding
-from rlhf.policy_gradient.alarms import AlarmCallback, NonFiniteSteps
+from rlhf.policy_gradient.alarms import AlarmCallback
 from rlhf.policy_gradient.averaging import WeightAverage
 from rlhf.policy_gradient.config import PolicyGradientConfig
 from rlhf.policy_gradient.roles import Roles, make_actor_critic, make_optimizer, move_to_devices
@@ -38,8 +38,6 @@ from rlhf.policy_gradient.update_metrics import UpdateMetrics
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.progress import append_jsonl
 from rlhf.runs.trainer import RunTrainer
-
-SKIPPED_AT_MOST = 10  # steps in a row whose gradient was not finite
 
 
 class PolicyGradientTrainer(RunTrainer, Trainer):
@@ -72,9 +70,9 @@ class PolicyGradientTrainer(RunTrainer, Trainer):
         self.average = None
         if args.ema_decay is not None:
             self.average = WeightAverage(model.policy_parameters(), args.ema_decay)
-        self.nonfinite = NonFiniteSteps(SKIPPED_AT_MOST, args.output_dir)
         self.update_metrics = UpdateMetrics()
         self.first_rollout = 0  # another one when resuming
+        self.steps_between_checkpoints = args.steps_per_rollout
         super().__init__(
             model=model,
             args=args,
@@ -123,7 +121,6 @@ class PolicyGradientTrainer(RunTrainer, Trainer):
             checkpoints.check_steps(resume_from_checkpoint, state, self.args.steps_per_rollout)
             self.rollouts.kl_coef = state["kl_coef"]
             self.first_rollout = state["rollouts"]
-            self.nonfinite.in_a_row = state["nonfinite_in_a_row"]
         return super()._inner_training_loop(
             *args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
         )
@@ -143,11 +140,6 @@ class PolicyGradientTrainer(RunTrainer, Trainer):
             texts=self.texts,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-
-    def training_step(self, *args, **kwargs) -> Tensor:
-        """Hide a loss that is not finite: one NaN would poison the Trainer's running mean. `_clip_grad_norm` counts it."""
-        loss = super().training_step(*args, **kwargs)
-        return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         """Move to the device, no more: under DeepSpeed the Trainer's own rounds floats, old log-probs too, to bf16."""
@@ -180,21 +172,17 @@ class PolicyGradientTrainer(RunTrainer, Trainer):
     def _clip_grad_norm(self, model) -> Tensor:
         """Policy and value parameters are clipped apart: large value gradients must not shrink the policy update.
 
-        A step whose gradient is not finite is skipped: without gradients the optimiser leaves every weight alone.
-        DeepSpeed has by now clipped both by their common norm and stepped, or skipped the step; here it is counted.
+        A step that is not finite is skipped (`runs.nonfinite`). DeepSpeed has clipped both by their common norm by now.
         """
         if sharding.uses_deepspeed(self.accelerator):
             norms = {"grad_norm": sharding.common_norm(self.accelerator)}
         else:
             norms = self._clip_apart(self.accelerator.unwrap_model(model))
-        finite = all(bool(norm.isfinite()) for norm in norms.values())
-        self.nonfinite.count(not finite)
-        if finite:
+        if self.keep_step(list(norms.values())):
             self.update_metrics.keep_update()
             self.update_metrics.add_common(norms)
         else:
             self.update_metrics.drop_update()
-            self.optimizer.zero_grad(set_to_none=True)
         return next(iter(norms.values()))
 
     def _clip_apart(self, model) -> dict[str, Tensor]:
@@ -250,7 +238,6 @@ class PolicyGradientTrainer(RunTrainer, Trainer):
         state = {
             "kl_coef": self.rollouts.kl_coef,
             "rollouts": self.state.global_step // self.args.steps_per_rollout,
-            "nonfinite_in_a_row": self.nonfinite.in_a_row,
         }
         trained = checkpoints.trainable(self.accelerator.unwrap_model(self.model))
         with self.rollouts.whole_model() as model:

@@ -7,19 +7,23 @@ from rlhf.errors import UserError
 MOST = 512  # completions that the centre is the mean of
 
 
-def load_demonstrations(
-    path: str, inputs: RewardInputs, *, max_length: int, skip_bad: bool
+def read_demonstrations(path: str, *, skip_bad: bool) -> list[dict]:
+    """The first demonstrations of a file: rows with prompt and completion."""
+    return load_rows(path, kinds=("prompt_completion",), limit=MOST, skip_bad=skip_bad).rows
+
+
+def encode_demonstrations(
+    rows: list[dict], inputs: RewardInputs, *, max_length: int
 ) -> tuple[list[RewardInput], int]:
-    """The first demonstrations of a file, encoded, and how many were longer than max_length tokens and dropped."""
-    rows = load_rows(path, kinds=("prompt_completion",), limit=MOST, skip_bad=skip_bad).rows
+    """The demonstrations that have at most max_length tokens, and how many were longer."""
     encoded: list[RewardInput] = []
     for row in rows:
         encoded += inputs.encode(row["prompt"], [row["completion"]])
     fitting = [one for one in encoded if len(one.ids) <= max_length]
     if not fitting:
         raise UserError(
-            f"no row of {path} fits max_length={max_length} tokens (prompt + completion counts): raise it, or give "
-            "demonstrations with shorter texts"
+            f"none of the {len(rows)} demonstrations fits max_length={max_length} tokens (prompt + completion counts): "
+            "raise it, or give demonstrations with shorter texts"
         )
     return fitting, len(encoded) - len(fitting)
 

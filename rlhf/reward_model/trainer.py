@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from accelerate import DistributedType
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
@@ -22,10 +23,11 @@ from rlhf.models.load import save
 from rlhf.models.scores import sequence_scores
 from rlhf.reward_model.metrics import metric_names, ranking_report
 from rlhf.reward_model.rankings import collate_rankings
+from rlhf.runs import durable
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
 from rlhf.runs.ranges import at_least
-from rlhf.runs.trainer import RunTrainer
+from rlhf.runs.sharding import GatheringTrainer, assign_whole_tensor
 
 UNUSED = (
     Unused(("remove_unused_columns",), "the collator reads all columns of a ranking", fixed=False),
@@ -45,7 +47,9 @@ UNUSED = (
     OWN_MODULE,
     EVALUATION_LOOP,
 )
-TRAINABLE = "trainable.pt"  # file of a checkpoint: the trainable weights, before LoRA is merged
+TRAINABLE = (
+    "trainable.safetensors"  # file of a checkpoint: the trainable weights, before LoRA is merged
+)
 
 
 @dataclass
@@ -123,7 +127,7 @@ def count_ordered(batch: dict[str, Tensor]) -> int:
     return int((best < worst).sum())
 
 
-class RewardTrainer(RunTrainer, Trainer):
+class RewardTrainer(GatheringTrainer, Trainer):
     """model: one-label sequence classification model, LoRA or not; train and eval rows as from `encode_rankings`."""
 
     def __init__(
@@ -148,6 +152,7 @@ class RewardTrainer(RunTrainer, Trainer):
             eval_dataset=eval_rows,
             callbacks=callbacks,
         )
+        self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
         check_load_best(self.accelerator, args)
         if eval_rows:  # before the first step, and not at the first evaluation
             names = [f"eval_{name}" for name in metric_names(eval_rows)]
@@ -194,16 +199,16 @@ class RewardTrainer(RunTrainer, Trainer):
         from accelerate.utils import gather_object
 
         rank, world = self.args.process_index, self.args.world_size
-        scores = self._scores_of(rows[rank::world])
+        with self.whole_model() as model:
+            scores = self._scores_of(model.eval().model, rows[rank::world])
         if world == 1:
             return scores
         by_process = gather_object([scores])
         # Row i was scored by process i % world as its row i // world.
         return [by_process[i % world][i // world] for i in range(len(rows))]
 
-    def _scores_of(self, rows: list[dict]) -> list[list[float]]:
+    def _scores_of(self, model, rows: list[dict]) -> list[list[float]]:
         """Scores of the rows of this process."""
-        model = self.accelerator.unwrap_model(self.model).eval().model
         size = self.args.per_device_eval_batch_size
         scores = []
         for start in range(0, len(rows), size):
@@ -242,17 +247,16 @@ class RewardTrainer(RunTrainer, Trainer):
 
         Checkpoints (`_internal_call`) hold the trainable weights too, since merged ones cannot be resumed from.
         """
-        if not self.args.should_save:
-            return
         folder = output_dir or self.args.output_dir
-        model = self.accelerator.unwrap_model(self.model).model
-        save(model, self.tokenizer, folder)
-        if _internal_call:
-            trainable = {}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    trainable[name] = parameter.detach()
-            torch.save(trainable, f"{folder}/{TRAINABLE}")
+        with self.whole_model() as whole:
+            if not self.args.should_save:
+                return
+            save(whole.model, self.tokenizer, folder)
+            if _internal_call:
+                durable.boundary(folder)
+                weights = dict(whole.model.named_parameters())
+                trainable = {name: weights[name].detach().contiguous() for name in self.trained}
+                save_file(trainable, f"{folder}/{TRAINABLE}")
 
     def _load_best_model(self) -> None:
         """The weights of the best checkpoint, at the end of a run with load_best_model_at_end."""
@@ -264,13 +268,13 @@ class RewardTrainer(RunTrainer, Trainer):
             raise UserError(
                 f"{resume_from_checkpoint} is not a checkpoint of this trainer: {TRAINABLE} is missing"
             )
-        saved = torch.load(path, weights_only=True)
+        saved = load_file(path)
         parameters = dict(self.model.model.named_parameters())
         if not saved.keys() <= parameters.keys():
             raise UserError(
                 f"{resume_from_checkpoint} was trained with other parts than this run: resume with the model, use_peft "
                 "and lora_r of its run"
             )
-        with torch.no_grad():
-            for name, tensor in saved.items():
-                parameters[name].copy_(tensor)
+        for name, tensor in saved.items():
+            # Under FSDP each process keeps its slice.
+            assign_whole_tensor(parameters[name], tensor)

@@ -1,18 +1,37 @@
 """Choice of the output folder, and of the checkpoint that a run resumes from."""
 
 import os
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.runs.durable import remove_folder
+from rlhf.runs.lock import LOCK
+from rlhf.runs.manifest import MANIFEST, TRAINER_STATE, flaw, flaw_without_manifest, read_manifest
 from rlhf.runs.record import RECORD, read_object
+from rlhf.runs.verified_save import SAVING, checkpoints_of, recover
 
-# Settings with which the optimizer's state of a checkpoint goes.
-OF_THE_OPTIMIZER = ("optim", "use_peft", "lora_r")
-# Settings that say nothing about what is computed.
-OF_THE_START = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to")
-# files of a run before its first checkpoint
-WRITTEN_EARLY = (RECORD, f"{RECORD}.tmp", "metrics.jsonl", "samples.jsonl", "alarms.jsonl")
+# Files of a run before its first checkpoint. None holds weights.
+WRITTEN_EARLY = (
+    RECORD,
+    f"{RECORD}.tmp",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "alarms.jsonl",
+    "metrics.jsonl.tmp",
+    "samples.jsonl.tmp",
+    "alarms.jsonl.tmp",
+    "README.md",
+    SAVING,
+)
+ERROR_OF_A_PROCESS = "error-*.txt"
+# Values of resume_from_checkpoint that are not a path.
+TRUE, FALSE, AUTO = "true", "false", "auto"
+NOT_FINISHED = ("running", "failed", "interrupted")
+
+
+# ---- the output folder -------------------------------------------------------------------------------------------
 
 
 def check_output_dir(folder: str, checkpoint: str | None) -> None:
@@ -23,20 +42,21 @@ def check_output_dir(folder: str, checkpoint: str | None) -> None:
     """
     path = Path(folder)
     make_writable_folder(path)
-    names = sorted(p.name for p in path.iterdir())
+    names = _names_in(path)
     if not names:
         return
     if checkpoint and Path(checkpoint).resolve().parent == path.resolve():
         return
-    if _failed(path) and set(names) <= set(WRITTEN_EARLY):
-        for name in names:
-            (path / name).unlink()
+    if _status(path) == "failed" and has_only_early_files(path):
+        remove_early_files(path)
         return
     remedy = "choose another output_dir, or remove the folder"
     if checkpoint:
         remedy = f"{checkpoint} is of another folder: {remedy}"
-    elif list(path.glob("checkpoint-*")):
+    elif checkpoints_of(path):
         remedy += ", or continue the run with --resume_from_checkpoint true"
+    elif has_only_early_files(path) and _status(path) in NOT_FINISHED:
+        remedy += ", or start the run again with --resume_from_checkpoint auto"
     raise UserError(f"output_dir {folder} already holds a run ({', '.join(names[:5])}): {remedy}")
 
 
@@ -54,8 +74,64 @@ def make_writable_folder(path: Path) -> None:
         raise UserError(f"output_dir {path} cannot be written: choose another, or its permissions")
 
 
-def _failed(folder: Path) -> bool:
-    return read_object(folder / RECORD).get("status") == "failed"
+def _names_in(folder: Path) -> list[str]:
+    """The names in a folder but for the lock; [] where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+
+
+def _status(folder: Path) -> str:
+    return read_object(folder / RECORD).get("status", "")
+
+
+def has_only_early_files(folder: Path) -> bool:
+    """True if a run has left neither a checkpoint nor weights in the folder."""
+    errors = {path.name for path in folder.glob(ERROR_OF_A_PROCESS)}
+    return set(_names_in(folder)) <= {*WRITTEN_EARLY, *errors}
+
+
+def remove_early_files(folder: Path) -> None:
+    """Empty a folder that has only early files."""
+    for name in _names_in(folder):
+        path = folder / name
+        if path.is_dir():
+            remove_folder(path)
+        else:
+            path.unlink()
+
+
+def check_shared_folder(args) -> None:
+    """Refuse several machines that do not share the output folder: each would have a part of every checkpoint.
+
+    The main process writes a token there, and all look for it.
+    """
+    machines_share = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size)) >= args.world_size
+    if args.world_size == 1 or machines_share:
+        return
+    import torch.distributed as dist
+
+    names = [f".shared-{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(names)  # from the main process
+    token = Path(args.output_dir) / names[0]
+    if args.process_index == 0:
+        token.touch()
+    dist.barrier()
+    # A network file system may remember for a while which files a folder has; this asks for them anew.
+    sees = os.path.isdir(args.output_dir) and names[0] in os.listdir(args.output_dir)
+    seen: list = [None] * args.world_size
+    dist.all_gather_object(seen, sees)
+    if args.process_index == 0:
+        token.unlink()
+    blind = [str(rank) for rank in range(args.world_size) if not seen[rank]]
+    if blind:
+        raise UserError(
+            f"output_dir {args.output_dir} is not the same folder on all machines: processes {', '.join(blind)} do not see "
+            "the files of process 0. Choose a folder that all share, or switch checkpoints off: save_strategy: no"
+        )
+
+
+# ---- the best checkpoint -----------------------------------------------------------------------------------------
 
 
 def check_best_checkpoint(args) -> None:
@@ -80,30 +156,158 @@ def check_is_measured(metric: str | None, metrics: Iterable[str]) -> None:
     raise UserError(f"metric_for_best_model={metric}: use one of {', '.join(names)}")
 
 
-def changed_since(checkpoint: str | None, config: dict) -> str:
-    """The settings that differ from those of the run that is resumed, in a line; "" where none does.
+# ---- the checkpoint to resume from -------------------------------------------------------------------------------
 
-    config: the settings of this run that are not their defaults, as in a record. UserError for a setting with which the
-    checkpoint cannot be read.
+
+def stop_if_finished(args) -> None:
+    """Say that the run is finished and leave with exit code 0, where one that is shall be resumed. Nothing is written."""
+    if _meaning_of(args) == FALSE or _status(Path(args.output_dir)) != "done":
+        return
+    if args.process_index == 0:
+        print(
+            f"the run in {args.output_dir} is finished: nothing to resume. To train on from it, give its model to "
+            "model_name_or_path, and another output_dir",
+            flush=True,
+        )
+    raise SystemExit(0)
+
+
+def _meaning_of(args) -> str:
+    """The value of resume_from_checkpoint: true, false, auto, or a path. A restart of torchrun's means auto."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        return AUTO
+    setting = str(args.resume_from_checkpoint or FALSE)
+    if setting.lower() in (TRUE, FALSE, AUTO):
+        return setting.lower()
+    return setting
+
+
+def checkpoint_to_resume(args, say: Callable[[str], None] | None = None) -> str | None:
+    """The folder that `resume_from_checkpoint` means, verified; None to start from the beginning.
+
+    true: the newest checkpoint of output_dir that verifies. auto: the same; where a run was killed before its first, its
+    other files are removed. A path: that one. The main process chooses for all. Call it with the folder locked.
+
+    say: prints a line for each checkpoint that is passed over.
     """
-    if checkpoint is None:
+    import torch.distributed as dist
+
+    meaning = _meaning_of(args)
+    if meaning == FALSE:
+        return None
+    choice: list = [None, None]  # the checkpoint, the message of an error
+    if args.process_index == 0:
+        try:
+            choice[0] = _choose(meaning, args, say or _print)
+        except UserError as error:
+            choice[1] = str(error)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(choice)
+    checkpoint, message = choice
+    if message is not None:
+        raise UserError(message)
+    return checkpoint
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _choose(meaning: str, args, say: Callable[[str], None]) -> str | None:
+    """The checkpoint that `meaning` names. UserError where there is none."""
+    root = Path(args.output_dir)
+    recover(root)
+    if meaning not in (TRUE, AUTO):
+        return _verified_path(meaning, root, say)
+    newest = newest_verified(root, say)
+    if newest is not None:
+        return str(newest)
+    passed_over = [path.name for path in checkpoints_of(root)]
+    if passed_over:
+        raise UserError(
+            f"resume_from_checkpoint: no checkpoint of {root} is whole ({', '.join(passed_over)}): start the run in another "
+            "output_dir, or after removing this one"
+        )
+    if meaning == AUTO:
+        return _beginning(args, root, say)
+    remedy = "start the run without it, in another output_dir or after removing this one"
+    if _names_in(root) and has_only_early_files(root):
+        remedy = (
+            "the run stopped before its first: start it again with --resume_from_checkpoint auto"
+        )
+    raise UserError(f"resume_from_checkpoint: {root} holds no checkpoint-N: {remedy}")
+
+
+def _beginning(args, root: Path, say: Callable[[str], None]) -> str | None:
+    """What `auto` means without a checkpoint in output_dir: a start, or the path that the command names.
+
+    Files that a killed run has left are removed, unless there are weights among them.
+    """
+    if _names_in(root) and has_only_early_files(root) and _status(root) in (*NOT_FINISHED, ""):
+        say(f"{root} holds a run that stopped before its first checkpoint: it starts again")
+        remove_early_files(root)
+    setting = str(args.resume_from_checkpoint or FALSE)
+    if setting.lower() in (TRUE, FALSE, AUTO):  # a restart of torchrun's
+        return None
+    return _verified_path(setting, root, say)
+
+
+def newest_verified(root: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that is whole. say: gets a line for each that is passed over."""
+    for path in reversed(checkpoints_of(root)):
+        reason = flaw(path) or _flaw_of_best(path)
+        if not reason:
+            return path
+        say(f"{path} is passed over: {reason}")
+    return None
+
+
+def best_of(checkpoint: str | Path) -> str | None:
+    """The best checkpoint as of another one: where it was, or next to that one if the folder was moved; else None."""
+    recorded = read_object(Path(checkpoint) / TRAINER_STATE).get("best_model_checkpoint")
+    if recorded is None:
+        return None
+    for path in (Path(recorded), Path(checkpoint).parent / Path(recorded).name):
+        if path.is_dir():
+            return str(path)
+    return None
+
+
+def _flaw_of_best(checkpoint: Path) -> str:
+    """The reason why the best checkpoint so far, which the run may load at its end, is not whole; "" if it is."""
+    manifest = read_manifest(checkpoint)
+    if not manifest.get("config", {}).get("load_best_model_at_end"):
         return ""
-    before = read_object(Path(checkpoint).parent / RECORD).get("config")
-    if before is None:  # the folder has lost its record
+    recorded = read_object(checkpoint / TRAINER_STATE).get("best_model_checkpoint")
+    best = best_of(checkpoint)
+    if best is None:
+        return f"its best checkpoint, {recorded}, is gone" if recorded else ""
+    if Path(best).resolve() == checkpoint.resolve():
         return ""
-    changes = []
-    for name in sorted(before.keys() | config.keys()):
-        old, new = before.get(name, "its default"), config.get(name, "its default")
-        if old == new or name in OF_THE_START:
-            continue
-        if name in OF_THE_OPTIMIZER:
-            raise UserError(
-                f"{checkpoint} was trained with {name}: {old}, and this run has {new}: resume with the same"
-            )
-        changes.append(f"{name} {new} (was {old})")
-    if not changes:
-        return ""
-    return f"resumed with other settings: {', '.join(changes)}"
+    reason = flaw(best)
+    return f"of its best checkpoint, {best}, {reason}" if reason else ""
+
+
+def _verified_path(setting: str, root: Path, say: Callable[[str], None]) -> str:
+    """The checkpoint of a path, if it is whole. One of an older version is not verified, and this is said."""
+    folder = Path(setting)
+    if not folder.is_dir():
+        raise UserError(
+            f"resume_from_checkpoint={setting}: no such folder; `true` takes the newest of output_dir"
+        )
+    has_manifest = (folder / MANIFEST).is_file()
+    reason = (
+        (flaw(folder) or _flaw_of_best(folder)) if has_manifest else flaw_without_manifest(folder)
+    )
+    if not reason:
+        if not has_manifest:
+            say(f"{folder} has no {MANIFEST}, as of an older version: it is not verified")
+        return setting
+    remedy = "name another checkpoint"
+    newest = newest_verified(folder.parent, lambda text: None)
+    if newest is not None:
+        remedy = f"the newest checkpoint next to it that is whole is {newest}"
+    raise UserError(f"{setting} cannot be resumed from: {reason}; {remedy}")
 
 
 def stop_where_the_run_has_ended(trainer) -> None:
@@ -119,27 +323,3 @@ def stop_where_the_run_has_ended(trainer) -> None:
         run_epoch(*args, **options)
 
     trainer._run_epoch = run_epoch_unless_ended
-
-
-def checkpoint_to_resume(args) -> str | None:
-    """The folder that `resume_from_checkpoint` means: a path, or `true` for the newest checkpoint of output_dir."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    setting = str(args.resume_from_checkpoint or "false")
-    if setting.lower() == "false":
-        return None
-    if setting.lower() != "true":
-        if not Path(setting).is_dir():
-            raise UserError(
-                f"resume_from_checkpoint={setting}: no such folder; `true` takes the newest of output_dir"
-            )
-        return setting
-    newest = None
-    if os.path.isdir(args.output_dir):
-        newest = get_last_checkpoint(args.output_dir)
-    if newest is None:
-        raise UserError(
-            f"resume_from_checkpoint: {args.output_dir} holds no checkpoint-N: start the run without it, "
-            "in another output_dir or after removing this one"
-        )
-    return newest

@@ -134,7 +134,12 @@ def evaluates(run) -> bool:
 
 
 def saves_checkpoints(run) -> bool:
-    return run.save_strategy != "no"
+    """True if the run saves checkpoints by steps, by evaluations, or by the clock (`runs.checkpoint_clock`)."""
+    minutes = getattr(run, "checkpoint_minutes", None)
+    if run.save_strategy != "no" or minutes:
+        return True
+    # Only ppo has this strategy where its user gave none.
+    return minutes is None and not getattr(run, "wants_no_checkpoints", True)
 
 
 def picks_by_metric(run) -> bool:

@@ -2,11 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf.errors import UserError
 from rlhf.runs.folders import recipes_folder, short_path
 
+T = TypeVar("T")
 GB = 2**30
 HUGE_PAGE = 2**21  # bytes
 # Numbers from glibc's malloc.h and Linux's mman.h
@@ -30,6 +33,53 @@ def requested_processes() -> int | None:
             if number is not None:
                 return number
     return None
+
+
+def launcher() -> int | None:
+    """Process id of the parent if it is `accelerate launch` or torchrun, which this process must not outlive."""
+    import psutil
+
+    parent = psutil.Process().parent()
+    try:
+        command = parent.cmdline() if parent else []
+    except psutil.Error:
+        return None
+    names = [Path(part).name for part in command[:3]]
+    is_torchrun = "torchrun" in names or "torch.distributed.run" in command[:3]
+    if is_torchrun or _is_accelerate_launch(command):
+        return parent.pid
+    return None
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Call a function on the main process, and give all processes its result, or its UserError.
+
+    Only the main process then prints the error: for the others it is marked as said (`said`).
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    answer: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = function()
+        except UserError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    result, message = answer
+    if message is not None:
+        error = UserError(message)
+        error.said = dist.get_rank() != 0
+        raise error
+    return result
+
+
+def is_launched() -> bool:
+    """True of one of several processes, whose group is set up."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
 
 
 def _is_accelerate_launch(command: list[str]) -> bool:

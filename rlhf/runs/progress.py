@@ -1,16 +1,18 @@
 """Output of a run while it trains: metrics.jsonl, samples.jsonl, one progress bar, a table of samples, curves."""
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from rlhf.errors import UserError
 from rlhf.runs.checkpoints import stop_where_the_run_has_ended
 from rlhf.runs.plots import saved_figure
-from rlhf.runs.record import read_jsonl
+from rlhf.runs.record import cut_rows, read_jsonl
 
 # Metrics that the progress bar shows, where a trainer logs them.
 HEADLINES = (
@@ -40,28 +42,76 @@ NOT_PLOTTED = (
     "num_input_tokens_seen",
 )
 FEW_POINTS = 12  # below this a curve has a marker at each point
+ROWS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # files to which a run adds rows
 CELL_WIDTH = 160  # characters of a table cell, at most
 
 
+_not_written: set[str] = set()  # files that the disk has refused, and that was said
+
+
 def append_jsonl(path: str | os.PathLike, row: dict) -> None:
-    """Add a row to a file of JSON lines. Tensors and numpy numbers become floats."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
+    """Add a row to a file of JSON lines. Tensors and numpy numbers become floats.
+
+    A line that a killed run has torn is ended first. Where the disk takes no more, that is said once, and the training goes
+    on: the rows are not worth a model.
+    """
+    line = json.dumps(row, ensure_ascii=False, default=float) + "\n"
+    try:
+        with open(path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    line = "\n" + line
+            _append(file, line.encode(), size)
+    except OSError as error:
+        if str(path) in _not_written:
+            return
+        _not_written.add(str(path))
+        print(
+            f"{path} cannot be written ({error.strerror}): rows are missing there", file=sys.stderr
+        )
 
 
-class RunProgress(TrainerCallback):
-    """Writes every log to metrics.jsonl, and keeps one bar with the headline numbers instead of printed dicts."""
+def _append(file, content: bytes, size: int) -> None:
+    """Write all of it or nothing. size: of the file before."""
+    try:
+        if file.write(content) < len(content):  # as a disk does that is almost full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(file.fileno(), size)
+        raise
+
+
+class RunProgress(TrainerCallback, ExportableState):
+    """Writes every log to metrics.jsonl, and keeps one bar with the headline numbers instead of printed dicts.
+
+    A checkpoint holds the sizes of the files of rows (ROWS), to which a resumed run cuts them back.
+    """
 
     def __init__(self, folder: str | os.PathLike):
         self.path = Path(folder) / "metrics.jsonl"
         self.bar = None
         self.latest: dict[str, float] = {}
 
+    def state(self) -> dict:
+        """The sizes, in the form that the Trainer wants."""
+        sizes = {}
+        for name in ROWS:
+            path = self.path.with_name(name)
+            sizes[name] = path.stat().st_size if path.exists() else 0
+        return {"args": {"folder": str(self.path.parent)}, "attributes": {"sizes": sizes}}
+
     def on_train_begin(self, args, state, control, **kwargs):
+        # A checkpoint of an older version holds no sizes.
+        saved = state.stateful_callbacks.setdefault("RunProgress", self.state())
         if state.is_world_process_zero:
             from tqdm import tqdm
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # By now the checkpoint has been read, and the run accepted.
+            if state.global_step:
+                cut_back(self.path.parent, state.global_step, saved["attributes"]["sizes"])
             # A log file gets a line each time, a terminal redraws one.
             interval = 0.5 if sys.stderr.isatty() else 10
             self.bar = tqdm(
@@ -90,22 +140,55 @@ class RunProgress(TrainerCallback):
             self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            raise UserError(
-                "no step was made: the training rows are fewer than a batch, and dataloader_drop_last: true drops them; "
-                "drop it, or lower per_device_train_batch_size"
-            )
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
+def cut_back(folder: Path, step: int, sizes: dict[str, int]) -> None:
+    """Drop the rows that came after a checkpoint, and say how many lines were torn.
+
+    sizes: bytes of the files at the checkpoint.
+    """
+    for name in ROWS:
+        path = folder / name
+        size = sizes.get(name)
+        if size is not None and path.exists() and path.stat().st_size < size:
+            size = None  # a file of another run, or one that has lost its end
+        torn = cut_rows(path, step, size=size)
+        if torn:
+            lines = "line" if torn == 1 else "lines"
+            print(f"{name}: {torn} torn {lines} dropped", flush=True)
+
+
 def use_run_progress(trainer, folder: str | os.PathLike) -> None:
     """Replace the Trainer's own bar and printer by RunProgress. A run that has ended already makes no step."""
+    check_makes_steps(trainer)
     stop_where_the_run_has_ended(trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(folder))
+
+
+def check_makes_steps(trainer) -> None:
+    """UserError where the settings of a Trainer let it make no step, so that it would save an untrained model."""
+    args, rows = trainer.args, trainer.train_dataset
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise UserError(
+            f"num_train_epochs={args.num_train_epochs} makes no step: give a number above 0, or max_steps"
+        )
+    if not args.dataloader_drop_last or rows is None:
+        return
+    batch = args.train_batch_size * args.world_size
+    if len(rows) < batch:
+        raise UserError(
+            f"no step would be made: the {len(rows)} training rows are fewer than a batch of {batch}, and "
+            "dataloader_drop_last: true drops them; drop it, or lower per_device_train_batch_size"
+        )
 
 
 def sample_table(samples: list[dict], *, columns: list[str], limit: int) -> str:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rlhf.runs.durable import write_text
 from rlhf.task_table import TASKS
 
 PACKAGES = (
@@ -30,6 +31,10 @@ PACKAGES = (
     "tokenizers",
 )
 RECORD = "run.json"
+# Values of a record's status. A model is saved from TRAINED on.
+RUNNING, TRAINED, DONE = "running", "trained", "done"
+FAILED, EVALUATION_FAILED, INTERRUPTED = "failed", "evaluation failed", "interrupted"
+USABLE = (DONE, TRAINED, EVALUATION_FAILED)  # whose model can be tried and compared
 ROOT = Path(__file__).resolve().parents[2]  # of this checkout
 # What the name of a model class ends in -> what the model is.
 ARCHITECTURES = {
@@ -50,12 +55,16 @@ class RunRecord:
     data: name, rows and sha256 of each file or data set that was read.
     parents: role -> run folder or Hub id, with the sha256 of its weights.
     metrics: final numbers, each with n where it is a mean.
-    seconds: wall time.
+    steps: optimiser steps made by the last checkpoint, or by the end.
+    seconds: wall time; of a resumed run the sum over its parts.
+    parts: of a resumed run, each part with its start, seconds, command, and the step that it began from.
     precision: what it computed in, the reason, and the measured rates (`runs.precision.Precision`).
-    peak_memory_gb: most memory of the main process, in GB of 2^30 bytes.
+    peak_memory_gb: most memory of the main process, in GB of 2^30 bytes; of a resumed run the largest of its parts.
     peak_gpu_memory_gb: most memory of its tensors on the GPU; None without a CUDA device.
     template_date: the day that chat templates wrote as today, YYYY-MM-DD. A resumed run keeps it.
-    status: "running", "done" or "failed".
+    status: "running", "trained" (the model is saved, its evaluation is not finished), "done", "failed",
+        "evaluation failed" (the model is saved) or "interrupted" (by a signal, before the end of the training).
+    error: the message of what ended the run, with the process where there are several.
     """
 
     recipe: str
@@ -69,11 +78,14 @@ class RunRecord:
     machine: dict = field(default_factory=dict)
     precision: dict = field(default_factory=dict)
     started: str = ""
+    steps: int = 0
     seconds: float = 0.0
+    parts: list[dict] = field(default_factory=list)
     peak_memory_gb: float = 0.0
     peak_gpu_memory_gb: float | None = None
     template_date: str = ""
-    status: str = "running"
+    status: str = RUNNING
+    error: str = ""
 
     @classmethod
     def begin(cls, recipe: str, *, config: dict, seed: int) -> "RunRecord":
@@ -93,9 +105,39 @@ class RunRecord:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str)
-        temporary = folder / f"{RECORD}.tmp"
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-        temporary.replace(folder / RECORD)
+        write_text(folder / RECORD, f"{text}\n")
+
+    def continue_from(self, before: "RunRecord", step: int) -> None:
+        """Keep what the earlier parts of a resumed run knew. before: their record; step: of the checkpoint."""
+        parts = list(before.parts)
+        if not parts:
+            parts.append(before.part(seconds=before.seconds, from_step=0))
+        parts.append(self.part(seconds=0.0, from_step=step))
+        self.parts = parts
+        # The command that makes the whole run. The others are in the parts.
+        self.command, self.started = before.command, before.started
+        self.steps, self.seconds = step, before.seconds
+        self.peak_memory_gb = before.peak_memory_gb
+        self.peak_gpu_memory_gb = before.peak_gpu_memory_gb
+        for name, value in before.metrics.items():
+            if name.endswith("_before"):  # measured before the first step, which is not made again
+                self.metrics[name] = value
+
+    def part(self, *, seconds: float, from_step: int) -> dict:
+        """This run as an entry of `parts`."""
+        return {
+            "started": self.started,
+            "seconds": seconds,
+            "command": self.command,
+            "from_step": from_step,
+        }
+
+    def set_seconds(self, seconds: float) -> None:
+        """Set the wall time of this part, and the sum."""
+        self.seconds = seconds
+        if self.parts:
+            self.parts[-1]["seconds"] = seconds
+            self.seconds = round(sum(part["seconds"] for part in self.parts), 1)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "RunRecord":
@@ -122,6 +164,20 @@ def command_line() -> str:
         program = [*prefix, script]
     secret = re.compile(r"(--[\w-]*token)([= ])\S+")
     return secret.sub(r"\1\2***", shlex.join([*program, *sys.argv[1:]]))
+
+
+def resuming_command() -> str:
+    """The command to paste to continue this run from its newest checkpoint."""
+    words = []
+    skipped = 0
+    for word in shlex.split(command_line()):
+        if skipped:
+            skipped -= 1
+        elif word == "--resume_from_checkpoint":
+            skipped = 1  # its value
+        elif not word.startswith("--resume_from_checkpoint="):
+            words.append(word)
+    return shlex.join([*words, "--resume_from_checkpoint", "true"])
 
 
 def package_versions() -> dict[str, str]:
@@ -192,16 +248,62 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    """Lines of metrics.jsonl or samples.jsonl; [] when there is no such file. Reading stops at a torn line."""
-    if not os.path.exists(path):
-        return []
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # a run that was stopped, or is writing
-            break
+    """Rows of metrics.jsonl, samples.jsonl or alarms.jsonl; [] when there is no such file. Torn lines are dropped."""
+    rows, _ = read_rows(path)
     return rows
+
+
+def read_rows(path: str | os.PathLike) -> tuple[list[dict], int]:
+    """(the rows of a file of JSON lines, the number of lines that are not rows).
+
+    A line is torn where its run was killed, or is writing at this moment. Those after it are whole.
+    """
+    if not os.path.exists(path):
+        return [], 0
+    rows, torn = [], 0
+    # Bytes: a torn line may end within a character, and text may hold other line breaks than \n.
+    for line in Path(path).read_bytes().split(b"\n"):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip():
+            torn += 1
+    return rows, torn
+
+
+def _row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON and of UTF-8
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def cut_rows(path: str | os.PathLike, step: int, *, size: int | None = None) -> int:
+    """Cut a file of rows back to a step, in one step: rows of later steps go, and torn lines. Returns how many were torn.
+
+    A resumed run makes these steps again. A row without a step stays.
+
+    size: bytes of the file at that step, which tell rows of the same step apart that came later; None: unknown.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    kept, torn, end = [], 0, 0
+    for line in content.split(b"\n"):
+        end += len(line) + 1
+        row = _row(line)
+        if row is None:
+            torn += bool(line.strip())
+            continue
+        is_later = size is not None and end > size
+        if not is_later and row.get("step", step) <= step:
+            kept.append(line.decode() + "\n")
+    text = "".join(kept)
+    if text.encode() != content:
+        write_text(path, text)
+    return torn
 
 
 def read_object(path: str | os.PathLike) -> dict:
@@ -234,10 +336,10 @@ def _kind_by_architecture(folder: str | os.PathLike) -> str:
 
 
 def find_runs(root: str | os.PathLike) -> list[Path]:
-    """Folders below `root` that hold a finished run, newest first."""
+    """Folders below `root` that hold the model of a run, newest first. Its evaluation may have failed."""
     # A checkpoint may hold a copy of the record.
     records = [path for path in Path(root).rglob(RECORD) if "checkpoint-" not in str(path)]
     records.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     folders = [path.parent for path in records]
     # A record that cannot be read, after a full disk for instance, is not of a finished run.
-    return [folder for folder in folders if read_object(folder / RECORD).get("status") == "done"]
+    return [folder for folder in folders if read_object(folder / RECORD).get("status") in USABLE]

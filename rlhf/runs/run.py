@@ -12,125 +12,242 @@ The dataclasses in the signature of `main` are the keys of the YAML and the flag
 
 import json
 import os
+import shlex
+import shutil
+import signal
 import sys
 import time
+import traceback
 import typing
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 
+from transformers import TrainerCallback
+
 from rlhf.data.templates import fixed_date
-from rlhf.errors import UserError
+from rlhf.errors import Interrupted, UserError, of_the_disk
+from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
 from rlhf.runs.checkpoints import (
-    changed_since,
     check_best_checkpoint,
     check_output_dir,
+    check_shared_folder,
     checkpoint_to_resume,
+    make_writable_folder,
+    stop_if_finished,
 )
+from rlhf.runs.disk import check_free_disk
+from rlhf.runs.durable import write_text
+from rlhf.runs.failures import (
+    describe,
+    first_failure,
+    forget_failures,
+    said_by_main,
+    watch_others,
+    write_failure,
+)
+from rlhf.runs.inputs import check_inputs
+from rlhf.runs.layouts import check_layout, describe_layout
+from rlhf.runs.lock import locked
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
+    is_launched,
     keep_freed_memory,
+    launcher,
+    on_main,
     peak_gpu_memory_gb,
     peak_memory_gb,
     use_all_cores,
 )
-from rlhf.runs.record import RECORD, RunRecord, parent_entry, read_object
+from rlhf.runs.progress import RunProgress
+from rlhf.runs.record import (
+    DONE,
+    EVALUATION_FAILED,
+    FAILED,
+    INTERRUPTED,
+    RECORD,
+    RUNNING,
+    TRAINED,
+    RunRecord,
+    parent_entry,
+    read_object,
+    resuming_command,
+)
+from rlhf.runs.same_run import check_same_data, check_same_run
 from rlhf.runs.settings import changed_settings, parse
+from rlhf.runs.signals import SIGNALS, StopAtSignal, end_with_launcher
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
 LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
+BLOCK = 2**14  # bytes
+MAIN_PRINTS = 2  # seconds in which the main process prints an error that all processes have
 
 
 def start(main, description: str, argv: list[str] | None = None) -> None:
-    """Parse the settings and call `main`. An error that a user can repair becomes one line and exit code 2."""
+    """Parse the settings and call `main`.
+
+    An error that a user can repair becomes one line and exit code 2, a signal one line and 128 + its number. Other errors
+    are raised, with a traceback. Where several processes run, a failing one ends at once, and does not wait for others.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    try:
-        hints = typing.get_type_hints(main)
-        hints.pop("return", None)
-        main(*parse(list(hints.values()), description, argv))
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            # One line, not one per process. Who is still here has an error that the first process does not.
-            time.sleep(LAUNCHER_STOPS)
-            print(f"error in process {rank}: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    finally:
+    parent = launcher()
+    with SIGNALS.listening():
+        if parent is not None:
+            end_with_launcher(parent)
+        try:
+            hints = typing.get_type_hints(main)
+            hints.pop("return", None)
+            main(*parse(list(hints.values()), description, argv))
+        except (Exception, Interrupted, KeyboardInterrupt) as error:
+            code = _report(error)
+            if (
+                is_launched()
+            ):  # leaving the group of processes in order would mean to wait for the others
+                _leave(code, error)
+            if code == 1:
+                raise  # Python prints the traceback
+            raise SystemExit(code) from None
+    if is_launched():
         import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _report(error: BaseException) -> int:
+    """Print an error, unless another process prints it, and return the exit code."""
+    rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        if rank == 0:
+            print(stop, file=sys.stderr, flush=True)
+        return stop.exit_code
+    code = 2 if isinstance(error, UserError) else 1
+    folder = getattr(error, "folder", None)
+    if rank == 0:
+        said = code == 1
+    elif folder is None:
+        said = getattr(error, "said", False)
+        if not said:
+            # One line, not one per process. Who is still here has an error that the first process does not.
+            time.sleep(LAUNCHER_STOPS)
+    else:
+        said = said_by_main(folder, error, wait=MAIN_PRINTS)
+    process = f" in process {rank}" if rank else ""
+    if not said:
+        print(f"error{process}: {describe(error)}", file=sys.stderr)
+    for note in getattr(error, "notes", ()):
+        print(note, file=sys.stderr)
+    sys.stderr.flush()
+    return code
+
+
+def _leave(code: int, error: BaseException) -> None:
+    """End this process now."""
+    if code == 1:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager
 def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
+    check_layout(args)
     check_packages(args)
+    stop_if_finished(args)
+    check_inputs(settings)
     check_best_checkpoint(args)
-    args.resume_from_checkpoint = checkpoint_to_resume(args)
-    # Only in the first process: the others could find what it has written meanwhile.
-    if args.process_index == 0:
-        check_output_dir(args.output_dir, args.resume_from_checkpoint)
-    day = _template_date(args)
-    run = Run(recipe, settings, args)
-    # The record of the run that is resumed is about to be replaced.
-    changes = changed_since(args.resume_from_checkpoint, run.record.config)
-    run.record.template_date = day.isoformat()
-    _hide_progress_bars()
-    run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
-    if changes:
-        run.say(changes)
-    started = time.time()
-    run.save()  # "running", for whoever looks meanwhile
-    try:
-        with fixed_date(day):
-            yield run
-        run.record.status = "done"
-    except BaseException:  # Ctrl-C too
-        run.record.status = "failed"
-        raise
-    finally:
-        run.record.seconds = round(time.time() - started, 1)
-        run.measure_memory()
-        run.save()
-    if run.main:
-        run.show()
+    with ExitStack() as stack:
+        on_main(partial(_claim, stack, args))
+        args.resume_from_checkpoint = checkpoint_to_resume(args)
+        # Only in the first process: the others could find what it has written meanwhile.
+        on_main(partial(check_output_dir, args.output_dir, args.resume_from_checkpoint))
+        if minutes_between_checkpoints(settings, args) or args.save_strategy != "no":
+            check_shared_folder(args)
+        day = _template_date(args)
+        run = Run(recipe, settings, args)
+        # The record of the run that is resumed is about to be replaced.
+        changes = check_same_run(
+            args.resume_from_checkpoint, run.facts(), accept=run.accepts_changes()
+        )
+        run.record.template_date = day.isoformat()
+        _hide_progress_bars()
+        run.say(f"{recipe}: {_prepare_processes(args)} -> {run.folder}")
+        if changes:
+            run.say(changes)
+        stack.callback(run.watch())
+        try:
+            run.save()  # "running", for whoever looks meanwhile
+            with fixed_date(day):
+                yield run
+            run.finish()
+        except BaseException as error:
+            raise run.ended_by(error) from error.__cause__
+
+
+def _claim(stack: ExitStack, args) -> None:
+    """Lock the output folder until the run ends, and remove the notes of its last failure."""
+    folder = Path(args.output_dir)
+    is_new = not folder.exists()
+    make_writable_folder(folder)
+    if is_new:
+        stack.callback(_remove_empty, folder)
+    stack.enter_context(locked(folder))
+    forget_failures(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder that a run made which was refused."""
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _template_date(args) -> date:
     """The day that chat templates write as today: that of the run that is resumed, else today's on the main process."""
-    import torch.distributed as dist
-
-    day = date.today().isoformat()
     checkpoint = args.resume_from_checkpoint
-    if checkpoint:
-        day = read_object(Path(checkpoint).parent / RECORD).get("template_date") or day
-    if dist.is_available() and dist.is_initialized():
-        days = [day]
-        dist.broadcast_object_list(days)  # from the main process: midnight may be between two
-        day = days[0]
-    return date.fromisoformat(day)
+
+    def choose() -> str:
+        today = date.today().isoformat()
+        if checkpoint:
+            return read_object(Path(checkpoint).parent / RECORD).get("template_date") or today
+        return today
+
+    return date.fromisoformat(on_main(choose))  # of all processes: midnight may be between two
 
 
 class Run:
     """The run under way. Only its main process writes and prints."""
 
     def __init__(self, recipe: str, settings, args):
-        self.args = args
+        self.settings, self.args = settings, args
         self.folder = Path(args.output_dir)
         self.main = args.process_index == 0
+        self.started = time.time()
+        self.trainer = None  # that trains or has trained
+        self.weights_at_end: list = []
         config = changed_settings(settings, args)
         self.record = RunRecord.begin(recipe, config=config, seed=args.seed)
+        self._continue_record()
         # Read now: the record of a resumed run is about to be replaced.
         self.record.precision = precision_of_resumed(args.resume_from_checkpoint)
+
+    def _continue_record(self) -> None:
+        """Keep what the parts before a resume knew."""
+        checkpoint = self.args.resume_from_checkpoint
+        if not checkpoint or Path(checkpoint).resolve().parent != self.folder.resolve():
+            return
+        if not read_object(self.folder / RECORD).get("recipe"):
+            return  # the folder has lost its record
+        before = RunRecord.load(self.folder)
+        self.record.continue_from(before, step=int(Path(checkpoint).name.rpartition("-")[2]))
 
     def data(self, splits) -> None:
         """Record the files that were read (`data.splits.Splits`) and print their warnings."""
@@ -159,9 +276,166 @@ class Run:
 
         save: writes the trained model into the run folder. Called in every process.
         """
+        self.prepare_checkpoints(trainer)
+        self.trainer = trainer
+        trainer.add_callback(StopAtSignal(trainer.steps_between_checkpoints))
+        trainer.add_callback(RecordAtCheckpoint(self))
+        self.save()  # with the numbers of before the training
+        with SIGNALS.held():
+            self._train(trainer)
+            self.record.steps = trainer.state.global_step
+            self.weights_at_end = versions_of_weights(trainer.model)
+            save()
+            self.record.status = TRAINED
+            self.measure()
+            self.save()
+
+    def _train(self, trainer) -> None:
+        """Train. Sampling that a signal has cut off ends here, with a checkpoint of the last step."""
+        try:
+            trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        except Interrupted:
+            self.record.steps = trainer.state.global_step
+            if self.record.steps and not self.last_checkpoint().is_dir():
+                trainer._save_checkpoint(trainer.model, None)
+            raise
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, RunProgress):
+                    callback.close()
+
+    def last_checkpoint(self) -> Path:
+        """The folder of a checkpoint of the last step, which need not be there."""
+        return self.folder / f"checkpoint-{self.record.steps}"
+
+    def finish(self) -> None:
+        """End a run in which nothing has failed: the record says done, and the curves and the card are written."""
+        SIGNALS.check()
+        status, self.record.status = self.record.status, DONE
+        try:
+            self.measure()
+            self.save()
+            if self.main:
+                self.show()
+        except BaseException:
+            self.record.status = TRAINED if status == TRAINED else RUNNING
+            raise
+
+    def ended_by(self, error: BaseException) -> BaseException:
+        """Record what ended the run, and return the error to raise: with one line where the cause is known."""
+        with SIGNALS.held_back():
+            ending = self._cause(error)
+            status = self.record.status
+            if isinstance(ending, Interrupted):
+                ending.message = self._how_to_continue()
+                self.record.status = TRAINED if status == TRAINED else INTERRUPTED
+            else:
+                self.record.status = EVALUATION_FAILED if status == TRAINED else FAILED
+                ending.folder = self.folder
+                if self.args.world_size > 1:
+                    write_failure(self.folder, self.args.process_index, ending)
+            self.record.error = self._with_process(describe(ending))
+            if self.record.status == EVALUATION_FAILED and self.main:
+                ending.notes = [self._how_to_finish()]
+            self.measure()
+            self._save_at_end()
+        return ending
+
+    def _cause(self, error: BaseException) -> BaseException:
+        """What has ended the run, if the error is only a consequence of it."""
+        if isinstance(error, SystemExit):
+            return left_by_exit(error)
+        if isinstance(error, UserError):
+            return error
+        if self.args.world_size > 1:
+            # Who waits for a process that has died gets an error of its own.
+            wait = 0.0 if isinstance(error, Interrupted) else MAIN_PRINTS
+            other = first_failure(self.folder, self.args.process_index, wait=wait)
+            if other is not None:
+                return UserError(other)
+        if isinstance(error, KeyboardInterrupt):
+            return Interrupted(signal.SIGINT)
+        if isinstance(error, Exception) and (of_the_disk(error) or is_full(self.folder)):
+            return UserError(
+                f"output_dir {self.folder}: the disk is full or takes no writes ({error}): free some space, then "
+                f"{self._how_to_continue()}"
+            )
+        return error
+
+    def _with_process(self, message: str) -> str:
+        if self.args.world_size == 1 or message.startswith("process "):
+            return message
+        return f"process {self.args.process_index}: {message}"
+
+    def _how_to_continue(self) -> str:
+        """Half a sentence on what to do after the run has ended early."""
+        if self.record.status == TRAINED:
+            return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(self.folder))}"
+        if not any(self.folder.glob("checkpoint-*")):
+            if self.record.steps or self.trainer is not None:
+                return "there is no checkpoint: start again, after removing the folder"
+            return "nothing was trained"
+        return f"at step {self.record.steps}: continue with {resuming_command()}"
+
+    def _how_to_finish(self) -> str:
+        """The line after an error of the evaluation. A checkpoint of the last step is made where there is none."""
+        saved = f"the model is trained, and saved in {self.folder}"
+        if not self.last_checkpoint().is_dir() and self._can_save_last_step():
+            try:
+                self.trainer._save_checkpoint(self.trainer.model, None)
+            except Exception as error:  # this is help after another error, which must be seen
+                return f"{saved}; it cannot be evaluated again, for no checkpoint can be written: {error}"
+        if self.last_checkpoint().is_dir():
+            return f"{saved}; evaluate it again with: rlhf finish {shlex.quote(str(self.folder))}"
+        return f"{saved}; it cannot be evaluated again, for there is no checkpoint of its last step"
+
+    def _can_save_last_step(self) -> bool:
+        """True if the trainer still holds the weights of its last step."""
+        if self.trainer is None or self.args.world_size > 1 or self.args.load_best_model_at_end:
+            return False
+        return self.weights_at_end == versions_of_weights(self.trainer.model)
+
+    def _save_at_end(self) -> None:
+        """Write run.json. Where the disk takes no more, the error that ends the run is told and not this one."""
+        try:
+            self.save()
+        except OSError as error:
+            self.say(f"{self.folder / RECORD} cannot be written: {error.strerror}")
+
+    def watch(self) -> Callable[[], None]:
+        """Watch for errors of other processes, and return the function that ends this."""
+        if self.args.world_size == 1:
+            return lambda: None
+
+        def ends_this(message: str) -> None:
+            self.record.status = EVALUATION_FAILED if self.record.status == TRAINED else FAILED
+            self.record.error = message
+            self._save_at_end()
+            if self.main:
+                print(f"error: {message}", file=sys.stderr)
+
+        return watch_others(self.folder, self.args.process_index, ends_this).set
+
+    def accepts_changes(self) -> bool:
+        """True if the run may resume with other settings or data than those of the checkpoint."""
+        return getattr(self.settings, "resume_changed", False)
+
+    def prepare_checkpoints(self, trainer) -> None:
+        """Check the data that a resumed run has read, and the room on the disk. Let the trainer save by the clock."""
+        args = self.args
         trainer.facts = self.facts()
-        trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
-        save()
+        changes = check_same_data(
+            args.resume_from_checkpoint, self.record.data, accept=self.accepts_changes()
+        )
+        if changes:
+            self.say(changes)
+        minutes = minutes_between_checkpoints(self.settings, args)
+        with_checkpoints = args.save_strategy != "no" or minutes > 0
+        warning = check_free_disk(trainer.model, args, with_checkpoints=with_checkpoints)
+        if warning:
+            self.say(warning)
+        if minutes:
+            trainer.add_callback(CheckpointClock(trainer, minutes))
 
     def save_model(self, trainer, tokenizer) -> None:
         """Write the model of a trainer into the run folder, from the main process."""
@@ -207,7 +481,7 @@ class Run:
             text = "".join(lines)
         else:
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        (self.folder / name).write_text(text, encoding="utf-8")
+        write_text(self.folder / name, text)
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -219,12 +493,14 @@ class Run:
         if self.main:
             self.record.save(self.folder)
 
-    def measure_memory(self) -> None:
-        """Record the most memory that this process has had, and on a GPU its tensors."""
-        self.record.peak_memory_gb = round(peak_memory_gb(), 3)
+    def measure(self) -> None:
+        """Record the time, and the most memory that this process has had, and on a GPU its tensors."""
+        record = self.record
+        record.set_seconds(round(time.time() - self.started, 1))
+        record.peak_memory_gb = max(record.peak_memory_gb, round(peak_memory_gb(), 3))
         on_gpu = peak_gpu_memory_gb(self.args.device)
         if on_gpu is not None:
-            self.record.peak_gpu_memory_gb = round(on_gpu, 3)
+            record.peak_gpu_memory_gb = max(record.peak_gpu_memory_gb or 0.0, round(on_gpu, 3))
 
     def show(self) -> None:
         """Draw the curves, write the model card, and print the last line of the run."""
@@ -246,6 +522,38 @@ class Run:
         self.say(f"{record.recipe}: {record.seconds:.0f} s, {memory}; {', '.join(numbers)}")
 
 
+class RecordAtCheckpoint(TrainerCallback):
+    """Writes run.json with each checkpoint, so that a killed run has its time and memory."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.run.main:
+            self.run.record.steps = state.global_step
+            self.run.measure()
+            self.run.save()
+
+
+def versions_of_weights(model) -> list[tuple[int, int]]:
+    """What changes when any weight is replaced, or changed in place."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+
+
+def is_full(folder: Path) -> bool:
+    """True if the disk has no room for another block. torch.save does not say that this is why it failed."""
+    return shutil.disk_usage(folder).free < BLOCK
+
+
+def left_by_exit(error: SystemExit) -> UserError:
+    """sys.exit() in a function that the run calls would end it as if it were done."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return UserError(
+        f"{frame.filename}:{frame.lineno}: the run was left by sys.exit({error.code!r}) in {frame.name}: raise an exception "
+        "instead"
+    )
+
+
 def _hide_progress_bars() -> None:
     """Switch off the bars of other libraries: the training has the only one."""
     import datasets
@@ -257,8 +565,7 @@ def _hide_progress_bars() -> None:
 
 def _prepare_processes(args) -> str:
     """Set threads and memory for training on a CPU. Returns a description of the processes."""
-    noun = "process" if args.world_size == 1 else "processes"
-    description = f"{args.world_size} {noun} on {args.device.type}"
+    description = describe_layout(args)
     if args.device.type != "cpu":
         return description
     keep_freed_memory()

@@ -81,8 +81,37 @@ class DataSettings:
     RANGES: ClassVar[dict] = {"dataset_limit": at_least(1)}
 
 
+def resumes(run) -> bool:
+    """True unless the run starts from the beginning."""
+    return str(run.resume_from_checkpoint or "false").lower() != "false"
+
+
 @dataclass
-class ModelSettings:
+class RunSettings:
+    """How often a run saves itself, and what it accepts when it is resumed."""
+
+    checkpoint_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint when so many minutes have passed since the last; 0: never. Default: 10, but with "
+            'save_strategy: "no" never.'
+        },
+    )
+    resume_changed: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume with other settings, data or processes than those of the checkpoint; the difference is printed."
+        },
+    )
+
+    RANGES: ClassVar[dict] = {"checkpoint_minutes": at_least(0)}
+    UNUSED: ClassVar[tuple] = (
+        keys.Unused(("resume_changed",), "set resume_from_checkpoint too", resumes),
+    )
+
+
+@dataclass
+class ModelSettings(RunSettings):
     """The model that is trained, and how much of it."""
 
     model_name_or_path: str = field(

@@ -24,7 +24,7 @@ from rlhf.models.parts import trunk_of
 from rlhf.runs.keys import WHOLE_OUTPUTS, Unused
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.ranges import at_least
-from rlhf.runs.trainer import RunTrainer
+from rlhf.runs.sharding import GatheringTrainer
 
 # Updates among which group_by_length looks for rows of one length; 50 pad less, and learned worse (benchmarks/LOG.md).
 POOL = 8
@@ -243,7 +243,7 @@ class EarlyStopping(EarlyStoppingCallback):
 # ---- trainer -----------------------------------------------------------------------------------------------------
 
 
-class EncoderTrainer(RunTrainer, Trainer):
+class EncoderTrainer(GatheringTrainer, Trainer):
     """transformers.Trainer for rows of token ids; see the file's docstring.
 
     train, evaluation: lists of rows with input_ids, or a data set with `lengths`. evaluation is read in its own order, which

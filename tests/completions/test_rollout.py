@@ -7,6 +7,7 @@ from rlhf.algorithms import ALGORITHMS
 from rlhf.completions import batches
 from rlhf.completions.rollout import (
     CollectSettings,
+    Prompts,
     Rollout,
     collect,
     estimate,
@@ -48,8 +49,12 @@ def gather(
         lambda batch: reference_log_probs(reference, batch, temperature=temperature),
         rewards or WeightedSum({"length": FunctionScorer(length, "length")}),
         tokenizer,
-        [{"prompt": word, "place": place} for place, word in enumerate(words)],
-        [encode_prompt(tokenizer, word) for word in words],
+        Prompts(
+            rows=[{"prompt": word, "place": place} for place, word in enumerate(words)],
+            ids=[encode_prompt(tokenizer, word) for word in words],
+            numbers=list(range(start, start + len(words))),
+            name="training",
+        ),
         uniform_numbers(len(WORDS), 6, seed=2, stream=0)[start : start + len(words)],
         CollectSettings(
             temperature=temperature,

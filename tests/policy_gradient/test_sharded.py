@@ -31,16 +31,10 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import torch.distributed as dist
 from conftest import WORDS, tiny_trainer, word_tokenizer
+from fsdp_on_cpu import stand_in_for_gpus
 from rlhf.algorithms.losses import clipped_surrogate_loss
 
-fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-if fsdp:  # accelerate runs FSDP on devices only: let it take the two processes for two of them
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    import transformers.training_args
-    from accelerate import DistributedType, PartialState
-    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
-    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
-
+fsdp = stand_in_for_gpus()
 processes = int(os.environ.get("WORLD_SIZE", 1))
 prompts = [" ".join(WORDS[: 1 + place % 3]) + " " + word for place, word in enumerate(WORDS)]
 RUNS = {

@@ -16,7 +16,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.scratch import new_policy
 from rlhf.policy_gradient import alarms as guards
 from rlhf.policy_gradient import update
-from rlhf.policy_gradient.trainer import SKIPPED_AT_MOST
+from rlhf.runs.nonfinite import SKIPPED_AT_MOST
 from rlhf.runs.record import read_jsonl
 
 PROMPTS = [{"prompt": word} for word in "a b c d e f g h".split()]

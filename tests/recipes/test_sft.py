@@ -230,7 +230,9 @@ def test_a_resumed_run_keeps_the_date_of_its_templates(byte_model, write, train,
     train(*flags, "--save_strategy", "steps", "--save_steps", 1)
     path = tmp_path / "run" / "run.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"template_date": "2025-03-01"}))
-    _, record = train(*flags, "--resume_from_checkpoint", "true", "--max_steps", 2)
+    killed = {"template_date": "2025-03-01", "status": "running"}
+    path.write_text(json.dumps(content | killed))
+    changed = ["--max_steps", 2, "--resume_changed", "true"]
+    _, record = train(*flags, "--resume_from_checkpoint", "true", *changed)
     assert record.template_date == "2025-03-01"
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")

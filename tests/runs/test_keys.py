@@ -112,7 +112,7 @@ def test_every_field_of_the_trainer_works_or_is_refused(recipe_module, recipe):
         ("ppo", "--neftune_noise_alpha 5", ["neftune_noise_alpha=5", "ratio"]),
         ("ppo", "--dataloader_num_workers 2", ["dataloader_num_workers=2"]),
         ("ppo", "--remove_unused_columns true", ["remove_unused_columns=true"]),
-        ("ppo", "--save_total_limit 2", ["save_total_limit=2", "no checkpoints"]),
+        ("ppo", "--save_every 0 --save_total_limit 2", ["save_total_limit=2", "no checkpoints"]),
         ("ppo", "--max_kl 0.1", ["max_kl=0.1", "trpo"]),
         ("ppo", "--kl_horizon 5", ["kl_horizon=5", "kl_target"]),
         ("ppo", "--ptx_dataset_name a.txt", ["ptx_dataset_name=a.txt", "ptx_coef"]),

@@ -20,7 +20,7 @@ from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
 from rlhf.runs import processes
-from rlhf.runs.checkpoints import changed_since, check_output_dir, checkpoint_to_resume
+from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.record import RunRecord, find_runs, parent_entry
 from rlhf.runs.run import LAUNCHER_STOPS, start
@@ -149,24 +149,16 @@ def test_an_error_of_another_process_alone_is_told_too(capsys, monkeypatch):
     assert waits == [LAUNCHER_STOPS]
 
 
-def test_a_resumed_run_says_which_settings_are_others(tmp_path, refused):
-    RunRecord.begin("sft", config={"learning_rate": 0.1, "optim": "sgd"}, seed=0).save(tmp_path)
-    checkpoint = str(tmp_path / "checkpoint-3")
-    same = {"learning_rate": 0.1, "optim": "sgd", "resume_from_checkpoint": checkpoint}
-    assert changed_since(checkpoint, same) == "" == changed_since(None, {})
-    said = changed_since(checkpoint, {"optim": "sgd", "max_steps": 9})
-    assert "learning_rate its default (was 0.1), max_steps 9 (was its default)" in said
-    message = refused(changed_since, checkpoint, same | {"optim": "adafactor"})
-    assert "trained with optim: sgd, and this run has adafactor: resume with the same" in message
-
-
 def test_a_run_without_a_step_is_refused(tmp_path, refused):
     args = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, dataloader_drop_last=True
     )  # fmt: skip
     trainer = Trainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=[{"x": 1}])
-    use_run_progress(trainer, tmp_path)
-    assert "dataloader_drop_last" in refused(trainer.train)
+    message = refused(use_run_progress, trainer, tmp_path)
+    assert "the 1 training rows are fewer than a batch of 8" in message
+    assert "dataloader_drop_last" in message
+    args.dataloader_drop_last, args.max_steps, args.num_train_epochs = False, -1, 0
+    assert "num_train_epochs=0 makes no step" in refused(use_run_progress, trainer, tmp_path)
 
 
 def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
@@ -224,7 +216,7 @@ def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_told_how_to_start_again(tmp_path, refused):
-    args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path))
+    args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path), process_index=0)
     message = refused(checkpoint_to_resume, args)
     assert "holds no checkpoint-N" in message and "after removing this one" in message
 
@@ -488,7 +480,8 @@ def test_invariant_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tm
     lines = ["a b c d e f g", "a b c d", "a", "a b c d e f g h a"]  # 8, 5, 2 and 10 tokens with EOS
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
     settings = ppo.PPOSettings(ptx_dataset_name=str(tmp_path / "text.jsonl"))
-    found = ppo.load_texts(settings, tokenizer, record, limit=4)
+    rows = ppo.read_texts(settings, record)
+    found = ppo.text_pieces(tokenizer, rows, 4)
     # letters are 2 to 9, EOS is 0; the fifth token of the second text would have nothing to predict
     assert found == [
         [2, 3, 4, 5],
@@ -500,8 +493,8 @@ def test_invariant_24_plain_text_is_cut_into_pieces(recipe_module, tokenizer, tm
         [2, 0],
     ]
     assert len(read) == 1 and read[0].sources
-    assert ppo.load_texts(settings, tokenizer, record, limit=100)[0] == [2, 3, 4, 5, 6, 7, 8, 0]
-    assert ppo.load_texts(ppo.PPOSettings(), tokenizer, record, limit=4) == []
+    assert ppo.text_pieces(tokenizer, rows, 100)[0] == [2, 3, 4, 5, 6, 7, 8, 0]
+    assert ppo.read_texts(ppo.PPOSettings(), record) == []
 
 
 def test_invariant_24_pieces_of_text_fit_the_models_context(
@@ -512,11 +505,12 @@ def test_invariant_24_pieces_of_text_fit_the_models_context(
     class Enough(Exception):
         pass
 
-    def remember(settings, tokenizer, record, *, limit):
-        limits.append(limit)
+    def remember(tokenizer, rows, size):
+        limits.append(size)
         raise Enough
 
-    monkeypatch.setattr(ppo, "load_texts", remember)
+    monkeypatch.setattr(ppo, "text_pieces", remember)
+    (trunk_folders / "text.jsonl").write_text('{"text": "a b"}\n')
     (trunk_folders / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     names = dict(
         dataset_name="prompts.jsonl", model_name_or_path="sft", ptx_dataset_name="text.jsonl"
@@ -526,8 +520,12 @@ def test_invariant_24_pieces_of_text_fit_the_models_context(
         reward_functions=["recipes.rewards:slot_coverage"],
     )  # fmt: skip
     args = ppo.PolicyGradientConfig(
-        output_dir=str(trunk_folders / "run"), ptx_coef=1.0, report_to="none", use_cpu=True
+        output_dir=str(trunk_folders / "run"),
+        ptx_coef=1.0,
+        report_to="none",
+        use_cpu=True,
+        max_completion_length=8,
     )
     with pytest.raises(Enough):
         ppo.main(settings, args)
-    assert limits[0] <= 48  # the context of these models; 512 + 64 are the defaults
+    assert limits[0] <= 48  # the context of these models; pieces have 512 tokens elsewhere

@@ -43,6 +43,19 @@ class LabelForm:
         self.task = task
         self.why = f"task: {task}"
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides its answers: the labels that it has met, too. Checked rows are cached with it."""
+        return repr((self.asked, self.task, self.why))
+
+    def state(self) -> list[str]:
+        """The thing that it learned from the rows, for `restore`."""
+        return [self.task, self.why]
+
+    def restore(self, state: list[str]) -> None:
+        """Be as after the rows that gave this state."""
+        self.task, self.why = state
+
     def __call__(self, value) -> str | None:
         """The reason why a label does not fit, None if it does."""
         form = form_of(value)

@@ -21,10 +21,14 @@ from rlhf.tasks.model import start_encoder
 LABELS_SHOWN = 8  # labels in a message
 
 
+def check_class_weights(value: str) -> None:
+    """UserError for a value of class_weights that does not exist."""
+    if value not in ("none", "balanced"):
+        raise UserError(f"class_weights={value!r}: use none or balanced")
+
+
 def check_options(settings, task: LabelTask) -> None:
     """UserError where an option does not fit the labels."""
-    if settings.class_weights not in ("none", "balanced"):
-        raise UserError(f"class_weights={settings.class_weights!r}: use none or balanced")
     if task.name == "regression" and settings.class_weights != "none":
         raise UserError("class_weights is for labels, and these rows have numbers: set it to none")
     if task.name != "single_label" and settings.consistency_coef:

@@ -1,0 +1,94 @@
+"""`rlhf finish RUN`: evaluate a run that is trained, and write its plots and card, where that has failed or was cut off.
+
+The recipe runs again with the settings of its record, resumed from the checkpoint of its last step. No step is made.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf.commands.recipes import find_scripts, run_script
+from rlhf.errors import UserError
+from rlhf.runs.record import DONE, EVALUATION_FAILED, TRAINED, RunRecord, read_object
+
+TRAINER_STATE = "trainer_state.json"
+# Settings of a record that the command sets anew.
+SET_HERE = ("output_dir", "resume_from_checkpoint")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the folder of the run")
+
+
+def main(args: argparse.Namespace) -> int:
+    folder = Path(args.run)
+    record = read_record(folder)
+    if record.status == DONE:
+        print(f"{folder} is finished: nothing to do")
+        return 0
+    checkpoint = last_checkpoint(folder, record)
+    script = find_scripts().get(record.recipe)
+    if script is None or not script.is_recipe:
+        raise UserError(f"{folder} was made by {record.recipe!r}, which is not a recipe here")
+    with settings_file(record.config) as path:
+        flags = ["--output_dir", str(folder), "--resume_from_checkpoint", str(checkpoint)]
+        return run_script(script, ["--config", str(path), *flags])
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run. UserError where the folder holds none."""
+    if not read_object(folder / "run.json").get("recipe"):
+        raise UserError(f"{folder} holds no readable run.json: give the output_dir of a run")
+    return RunRecord.load(folder)
+
+
+def last_checkpoint(folder: Path, record: RunRecord) -> Path:
+    """The checkpoint of the last step. UserError where there is none, so that steps would have to be made."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of)
+    is_trained = record.status in (TRAINED, EVALUATION_FAILED)
+    again = f"continue with its own command and --resume_from_checkpoint true: {record.command}"
+    if not checkpoints:
+        if is_trained:
+            raise UserError(
+                f"{folder} is trained, and its model can be used, but there is no checkpoint to evaluate it from: "
+                "try it with `rlhf predict`, `rlhf report` or `rlhf chat`"
+            )
+        raise UserError(
+            f"{folder} is not trained to the end, and holds no checkpoint: start it again"
+        )
+    newest = checkpoints[-1]
+    if is_trained and step_of(newest) == record.steps:
+        return newest
+    state = read_object(newest / TRAINER_STATE)
+    if has_ended(state):
+        return newest
+    steps = state.get("max_steps", "?")
+    raise UserError(
+        f"the newest checkpoint of {folder} is of step {step_of(newest)} of {steps}: {again}"
+    )
+
+
+def has_ended(state: dict) -> bool:
+    """True of the Trainer's state at its last step, also where an early stop made it the last."""
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
+    stopped = control.get("args", {}).get("should_training_stop", False)
+    return bool(stopped) or 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The N of checkpoint-N; -1 of another name."""
+    step = checkpoint.name.rpartition("-")[2]
+    return int(step) if step.isdigit() else -1
+
+
+@contextmanager
+def settings_file(config: dict) -> Iterator[Path]:
+    """The settings of a record as a YAML file, for the time of the block."""
+    settings = {name: value for name, value in config.items() if name not in SET_HERE}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "finish.yaml"
+        path.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+        yield path

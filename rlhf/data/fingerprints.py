@@ -1,0 +1,100 @@
+"""Names for what decides the content of a cached file: sources, settings, code, checks and tokenizers.
+
+A name is a hash. None means that something decides it which cannot be named, so that nothing may be cached.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rlhf.data.templates import day_in_template
+
+VERSION = 1  # of the cached files: raise it when their form changes
+BLOCK = 1 << 20  # bytes that are hashed at once
+PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2")  # whose versions decide, too
+
+
+def fingerprint(*parts) -> str:
+    """A hash of values that JSON can hold."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """A hash of the code that reads and checks rows, and of the packages that it uses."""
+    data = Path(__file__).parent
+    paths = [*sorted(data.glob("*.py")), data.parent / "task_table.py"]
+    digests = [file_sha256(path) for path in paths]
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(version(package))
+        except PackageNotFoundError:
+            versions.append("")
+    return fingerprint(VERSION, sys.version, digests, versions)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in parts."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def module_fingerprint(module: str) -> str | None:
+    """A hash of the source of an imported module, which code_fingerprint may not include."""
+    source = getattr(sys.modules.get(module), "__file__", None)
+    if not source:
+        return None
+    return file_sha256(Path(source))
+
+
+def checks_fingerprint(checks: dict[str, Callable]) -> str | None:
+    """A hash of checks of columns that say in `fingerprint` what decides them; None where one does not."""
+    parts = []
+    for column, check in checks.items():
+        own = getattr(check, "fingerprint", None)
+        code = module_fingerprint(check.__module__)
+        if own is None or code is None:
+            return None
+        parts.append((column, own, code))
+    return fingerprint(parts)
+
+
+def template_fingerprint(tokenizer) -> str:
+    """A hash of what decides which turns the chat template of a tokenizer accepts, and what it says about the others."""
+    return fingerprint(
+        tokenizer.name_or_path,
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        tokenizer.init_kwargs,
+    )
+
+
+def tokenizer_fingerprint(tokenizer) -> str | None:
+    """A hash of everything that decides how a tokenizer encodes texts and conversations; None for a slow tokenizer."""
+    if not tokenizer.is_fast:
+        return None
+    # Truncation and padding are what the last call happened to use.
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend.pop("truncation", None)
+    backend.pop("padding", None)
+    sides = (tokenizer.padding_side, tokenizer.truncation_side)
+    return fingerprint(
+        type(tokenizer).__name__,
+        backend,
+        template_fingerprint(tokenizer),
+        day_in_template(tokenizer),
+        sides,
+        tokenizer.model_max_length,
+        getattr(tokenizer, "chat_control_tokens", None),
+        code_fingerprint(),
+    )

@@ -1,0 +1,157 @@
+"""Checks of a policy-gradient run before its first step: what would otherwise stop it in its first rollout, or later.
+
+Those of the settings need no model, so that a wrong one costs no download. None of them moves the random numbers of the
+run.
+"""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from rlhf.algorithms import ALGORITHMS
+from rlhf.completions.score import (
+    FunctionScorer,
+    RewardModelScorer,
+    ScoringBatch,
+    WeightedSum,
+    column_names,
+)
+from rlhf.data.chat import as_text, same_encoding
+from rlhf.errors import UserError
+from rlhf.models.load import check_reward_model
+from rlhf.policy_gradient.rollouts import check_texts
+
+TRIED_ROWS = 3  # prompts that each reward function scores before the training
+TRIED_COMPLETION = "Yes."  # that each reward model scores
+
+
+def check_roles(settings, args, splits) -> None:
+    """UserError where the settings name no reward, or models or functions that cannot be used.
+
+    settings: RoleSettings, ModelSettings and ptx_dataset_name. args: a PolicyGradientConfig. splits: the rows.
+    """
+    if not settings.ptx_dataset_name:
+        check_texts(None, args, context=0)  # refuses ptx_coef without a text
+    models = list(settings.reward_model_path)
+    # Their number must fit the weights; the scorers themselves are loaded later.
+    names = [*models, *settings.reward_functions]
+    rewards = {f"{number}: {name}": None for number, name in enumerate(names, start=1)}
+    WeightedSum(rewards, settings.reward_weights)
+    if settings.watch_reward_model_path:
+        models.append(settings.watch_reward_model_path)
+    if ALGORITHMS[args.algorithm].needs_values:
+        models += value_model_paths(settings)
+    for path in models:
+        check_reward_model(path)
+    group = args.num_generations
+    for path in settings.reward_functions:
+        try_function(FunctionScorer.load(path), splits.train, splits.eval, group=group)
+
+
+def value_model_paths(settings) -> list[str]:
+    """The folder or Hub id that the setting value_model names itself, in a list, or []."""
+    if settings.value_model == "reward_model" and not settings.reward_model_path:
+        raise UserError(
+            "value_model: reward_model needs a reward_model_path; with functions alone use value_model: shared"
+        )
+    if settings.value_model in ("reward_model", "shared"):
+        return []
+    return [settings.value_model]
+
+
+def try_function(
+    scorer: FunctionScorer, rows: list[dict], eval_rows: list[dict], *, group: int
+) -> None:
+    """Call a reward function on the first training prompts, with completions made of the rows' own text.
+
+    UserError where it raises or returns anything but a finite number per completion.
+    group: completions of each prompt, which are next to each other as in a rollout.
+    """
+    prompts, completions = [], []
+    columns: dict[str, list] = {name: [] for name in column_names([*rows, *eval_rows])}
+    # A function may change what it gets.
+    tried = copy.deepcopy(rows[:TRIED_ROWS])
+    for row in tried:
+        completion = row.get("completion")
+        if not isinstance(completion, str):
+            completion = as_text(row["prompt"])
+        for _ in range(group):
+            prompts.append(row["prompt"])
+            completions.append(completion)
+            for name, values in columns.items():
+                values.append(row.get(name))
+    with random_numbers_kept():
+        scorer(ScoringBatch(prompts, completions, columns))
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Give the random generators of Python, numpy and torch back the states that they have now."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_gpus:
+            torch.cuda.set_rng_state_all(of_gpus)
+
+
+def check_reward_models(trainer) -> None:
+    """UserError where a reward model cannot score the completions of a PolicyGradientTrainer, shown on one row."""
+    for name, scorer in trainer.roles.rewards.scorers.items():
+        if isinstance(scorer, RewardModelScorer):
+            check_reading_length(trainer, name, scorer)
+            try_reward_model(trainer, name, scorer)
+
+
+def check_reading_length(trainer, name: str, scorer: RewardModelScorer) -> None:
+    """UserError where the longest prompt with the longest completion has more tokens than a reward model reads.
+
+    A reward model with a tokenizer of its own is not checked: how many tokens it makes of a completion is not known.
+    """
+    if scorer.inputs.pairs or not same_encoding(trainer.tokenizer, scorer.tokenizer):
+        return
+    prompts = list(trainer.rollouts.prompts.ids)
+    if trainer.rollouts.eval_prompts is not None:
+        prompts += trainer.rollouts.eval_prompts.ids
+    prompt = max(map(len, prompts))
+    completion = trainer.args.max_completion_length
+    if prompt + completion > scorer.limit:
+        raise UserError(
+            f"{name} reads at most {scorer.limit} tokens, and the longest prompt has {prompt}, which leaves no room for "
+            f"max_completion_length={completion}: lower it, or set max_prompt_length to {scorer.limit - completion}"
+        )
+
+
+def try_reward_model(trainer, name: str, scorer: RewardModelScorer) -> None:
+    """Score one completion of the first training prompt. UserError unless the score is a finite number."""
+    tokenizer, prompts = trainer.tokenizer, trainer.rollouts.prompts
+    ids = tokenizer(TRIED_COMPLETION, add_special_tokens=False)["input_ids"]
+    # No longer than the check of the lengths has allowed for.
+    ids = ids[: trainer.args.max_completion_length]
+    batch = ScoringBatch(
+        prompts=[prompts.rows[0]["prompt"]],
+        completions=[TRIED_COMPLETION],
+        tokenizer=tokenizer,
+        prompt_ids=prompts.ids[:1],
+        completion_ids=[ids],
+    )
+    # The policy's layers may be those of the reward model.
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    training = model.training
+    model.eval()
+    with random_numbers_kept(), trainer.accelerator.autocast():
+        score = scorer(batch).item()
+    model.train(training)
+    if not np.isfinite(score):
+        raise UserError(
+            f"{name} gives the score {score} to an answer of {TRIED_COMPLETION!r}: its weights are damaged, or overflow in "
+            "this precision: train it again, or set precision: fp32"
+        )

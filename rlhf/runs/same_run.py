@@ -1,0 +1,110 @@
+"""Comparison of a run with the one that made a checkpoint: only the same settings, data and processes go on as one run."""
+
+import json
+from pathlib import Path
+
+from rlhf.errors import UserError
+from rlhf.runs.manifest import read_manifest
+from rlhf.runs.record import RECORD, read_object
+
+# Settings with which the optimizer's state of a checkpoint goes: with others it cannot be read.
+OF_THE_OPTIMIZER = ("optim", "use_peft", "lora_r")
+# Settings that say nothing about what is computed. Evaluations are not among them: each draws a random number.
+NOT_COMPUTED = {
+    *("output_dir", "resume_from_checkpoint", "resume_changed", "run_name", "project", "report_to"),
+    *("dataset_name", "eval_dataset_name"),  # their rows are compared, by content
+    *("disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "logging_dir"),
+    *("logging_strategy", "logging_steps", "logging_first_step", "log_completions"),
+    *("save_strategy", "save_steps", "save_every", "save_total_limit", "checkpoint_minutes"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("per_device_sampling_batch_size", "skip_memory_metrics", "local_rank", "ddp_timeout"),
+}
+DEFAULT = "its default"
+
+
+def facts_of(checkpoint: str) -> dict:
+    """The facts of the run that made a checkpoint: of its manifest, else of the record next to it."""
+    manifest = read_manifest(checkpoint)
+    if "config" in manifest:
+        return manifest
+    return read_object(Path(checkpoint).parent / RECORD)
+
+
+def check_same_run(checkpoint: str | None, facts: dict, *, accept: bool = False) -> str:
+    """Refuse to resume with another recipe, other settings or another number of processes.
+
+    facts: of this run (`Run.facts`), without its data, which are not read yet.
+    accept: resume_changed. Returns the differences in a line then; "" where there is none.
+    """
+    if checkpoint is None:
+        return ""
+    before = facts_of(checkpoint)
+    recipe = before.get("recipe", facts["recipe"])
+    if recipe != facts["recipe"]:
+        raise UserError(
+            f"{checkpoint} is of a run of {recipe}, and this is {facts['recipe']}: name a checkpoint of the same recipe"
+        )
+    if "config" not in before:  # the folder has lost its record
+        return ""
+    # As it is read back from JSON.
+    config = json.loads(json.dumps(facts["config"], default=str))
+    differences = []
+    for name in sorted(before["config"].keys() | config.keys()):
+        old, new = before["config"].get(name, DEFAULT), config.get(name, DEFAULT)
+        if old == new or name in NOT_COMPUTED:
+            continue
+        if name in OF_THE_OPTIMIZER:
+            raise UserError(
+                f"{checkpoint} was trained with {name}: {old}, and this run has {new}: resume with the same"
+            )
+        differences.append(f"{name} {new} (was {old})")
+    processes = before.get("processes", facts["processes"])
+    if processes != facts["processes"]:
+        differences.append(f"processes {facts['processes']} (was {processes})")
+    return _accepted("settings", checkpoint, differences, accept=accept)
+
+
+def check_same_data(checkpoint: str | None, data: list[dict], *, accept: bool = False) -> str:
+    """Refuse to resume with other data. data: name, rows and sha256 of each file, as in a record. As `check_same_run`."""
+    if checkpoint is None:
+        return ""
+    before = facts_of(checkpoint).get("data")
+    if before is None:
+        return ""
+    differences = []
+    for i in range(max(len(before), len(data))):
+        if _content(before, i) != _content(data, i):
+            differences.append(f"{_described(data, i)} (was {_described(before, i)})")
+    return _accepted("data", checkpoint, differences, accept=accept)
+
+
+def _content(data: list[dict], index: int):
+    """What tells a source of data from others: the digest of its rows, under whatever name, or else its name."""
+    if index >= len(data):
+        return None
+    entry = data[index]
+    return entry.get("sha256") or (entry.get("name"), entry.get("rows"))
+
+
+def _described(data: list[dict], index: int) -> str:
+    """The name, rows and content of a source of data, in a few words."""
+    if index >= len(data):
+        return "nothing"
+    entry = data[index]
+    text = f"{entry.get('name')} with {entry.get('rows')} rows"
+    digest = entry.get("sha256")
+    if digest:
+        text += f", sha256 {digest[:12]}"
+    return text
+
+
+def _accepted(kind: str, checkpoint: str, differences: list[str], *, accept: bool) -> str:
+    if not differences:
+        return ""
+    listed = ", ".join(differences)
+    if not accept:
+        raise UserError(
+            f"{checkpoint} is of a run with other {kind}: {listed}: resume with the same, or accept the difference with "
+            "resume_changed: true"
+        )
+    return f"resumed with other {kind}: {listed}"

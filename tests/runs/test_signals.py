@@ -1,0 +1,168 @@
+"""SIGTERM and SIGINT in each phase of a run."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from rlhf.errors import Interrupted
+from rlhf.runs import signals
+from rlhf.runs.record import RunRecord, read_jsonl
+from rlhf.runs.signals import SIGNALS, Signals
+
+STEPS = 12
+
+
+def weight_in(folder) -> float:
+    return torch.load(folder / "weights.pt")["weight"].item()
+
+
+def losses(folder) -> list[tuple]:
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def evaluations(folder) -> list[tuple]:
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")]
+)
+def test_a_signal_in_a_step_leaves_a_checkpoint_of_this_step(
+    toy, tmp_path, capsys, number, code, name
+):
+    flags = ("--max_steps", STEPS, "--eval_strategy", "steps", "--eval_steps", 3)
+    assert toy.run(tmp_path / "whole", *flags) == 0
+    toy.at = {6: lambda: os.kill(os.getpid(), number)}
+    capsys.readouterr()
+    assert toy.run(tmp_path / "run", *flags) == code
+    # save_steps is 4: the signal has made this one
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    assert not (tmp_path / "run" / "weights.pt").exists()
+    record = RunRecord.load(tmp_path / "run")
+    assert record.status == "interrupted" and record.steps == 6
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"stopped by {name}: at step 6: continue with ")
+    assert error.endswith("--resume_from_checkpoint true")
+    assert "Traceback" not in error
+    toy.at = {}
+    assert toy.run(tmp_path / "run", *flags, "--resume_from_checkpoint", "true") == 0
+    assert weight_in(tmp_path / "run") == weight_in(tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    # That of step 6 was due, and came before the end.
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_before_the_training_ends_at_once(toy, tmp_path, capsys, terminate):
+    toy.prepare = terminate
+    assert toy.run(tmp_path / "run", "--max_steps", STEPS) == 143
+    assert capsys.readouterr().err.strip() == "stopped by SIGTERM: nothing was trained"
+    assert RunRecord.load(tmp_path / "run").status == "interrupted" and toy.trainers == []
+
+
+def test_a_signal_after_the_training_leaves_a_trained_run(toy, tmp_path, capsys, terminate):
+    toy.evaluate = terminate
+    assert toy.run(tmp_path / "run", "--max_steps", STEPS) == 143
+    record = RunRecord.load(tmp_path / "run")
+    assert record.status == "trained" and record.steps == STEPS
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.endswith(
+        f"the model is trained and saved, not evaluated: rlhf finish {tmp_path / 'run'}"
+    )
+    assert weight_in(tmp_path / "run") != 0
+
+
+def test_a_signal_while_the_model_is_saved_waits_for_that(toy, tmp_path, monkeypatch, terminate):
+    save = torch.save
+
+    def save_slowly(content, path):
+        if str(path).endswith("weights.pt"):
+            terminate()
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", save_slowly)
+    evaluated = []
+    toy.evaluate = evaluated.append
+    assert toy.run(tmp_path / "run", "--max_steps", STEPS) == 143
+    assert RunRecord.load(tmp_path / "run").status == "trained" and evaluated == []
+    assert weight_in(tmp_path / "run") != 0
+
+
+def test_a_signal_in_the_save_of_a_checkpoint_waits_for_that(toy, tmp_path, monkeypatch, terminate):
+    from transformers import Trainer
+
+    save = Trainer._save_rng_state
+
+    def save_and_terminate(trainer, folder):
+        if trainer.state.global_step == 4:
+            terminate()
+        save(trainer, folder)
+
+    monkeypatch.setattr(Trainer, "_save_rng_state", save_and_terminate)
+    assert toy.run(tmp_path / "run", "--max_steps", STEPS) == 143
+    # The signal came after the end of step 4, so the next step is the last.
+    folders = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert folders == ["checkpoint-4", "checkpoint-5"]
+    assert (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").is_file()
+
+
+def test_save_strategy_no_keeps_nothing_but_what_a_signal_saves(toy, tmp_path, terminate):
+    toy.at = {5: terminate}
+    assert toy.run(tmp_path / "run", "--max_steps", STEPS, "--save_strategy", "no") == 143
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_a_second_signal_ends_the_process_at_once(monkeypatch, terminate):
+    codes, clock = [], iter([10.0, 10.1, 11.0])
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
+    with SIGNALS.listening():
+        with SIGNALS.held_back():
+            terminate()
+            terminate()  # 0.1 s later: the launcher and the terminal pass on the same one
+            assert codes == [] and SIGNALS.number == signal.SIGTERM
+            terminate()
+    assert codes == [143]
+
+
+def test_the_death_of_the_launcher_never_is_the_second_signal(monkeypatch, terminate):
+    codes, clock = [], iter([10.0, 20.0])
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
+    with SIGNALS.listening(), SIGNALS.held_back():
+        terminate()
+        os.kill(os.getpid(), signals.LAUNCHER_DIED)
+    assert codes == []
+
+
+def test_the_death_of_the_launcher_is_a_sigterm():
+    with SIGNALS.listening(), pytest.raises(Interrupted) as stopped:
+        os.kill(os.getpid(), signals.LAUNCHER_DIED)
+    assert stopped.value.exit_code == 143
+
+
+def test_sampling_is_given_up_and_nothing_else(terminate):
+    done = []
+    with SIGNALS.listening():
+        with pytest.raises(Interrupted), SIGNALS.held():
+            terminate()
+            done.append("step")
+            with signals.abandonable():
+                done.append("sampling")
+        assert done == ["step"]
+    assert not SIGNALS.number
+    # Outside a run a signal is what it always is.
+    with signals.abandonable():
+        done.append("outside")
+    assert done == ["step", "outside"]
+
+
+def test_a_signal_is_noted_until_the_block_ends(terminate):
+    listener = Signals()
+    with listener.listening(), pytest.raises(Interrupted), listener.held():
+        terminate()
+        assert listener.number == signal.SIGTERM
