@@ -23,6 +23,7 @@ METHODS = {"evaluate": "evaluation", "_save_checkpoint": "save", "save_model": "
 LIMIT = 120  # seconds after which a part counts as hung
 # Seconds that the other process lives on where one has ended. One that was asked to stop may still be saving.
 GRACE = {signal.SIGKILL: 0.5, signal.SIGTERM: 20.0, signal.SIGINT: 20.0}
+BETWEEN = 0.02  # seconds between the signals to two processes: they may fall on two sides of a step
 WAIT = 0.005  # seconds between two looks at the children
 HUNG = -1000  # exit code of a part that had to be ended
 
@@ -34,7 +35,8 @@ class Shot:
     seconds: after the start of the part, or after its step.
     step: number of the batch of a training, from 1, that the main process begins.
     boundary: number of the file boundary of a save at which it happens, from 1 (`rlhf.runs.durable.boundary`).
-    all_processes: otherwise one process is killed, and the other as a launcher would, which sees it end.
+    all_processes: otherwise one process is killed, and the other as a launcher would, which sees it end. SIGTERM and SIGINT
+    reach all, one after the other.
     """
 
     signal: int
@@ -228,8 +230,12 @@ def collect(pids: list[int], codes: dict[int, int]) -> None:
 
 def shoot(pids: list[int], shot: Shot, *, index: int) -> None:
     """Send the signal to all processes, or to one of them."""
-    chosen = pids if shot.all_processes else [pids[index]]
-    stop(chosen, shot.signal)
+    if shot.signal == signal.SIGKILL:
+        stop(pids if shot.all_processes else [pids[index]], shot.signal)
+        return
+    for pid in pids[index:] + pids[:index]:
+        stop([pid], shot.signal)
+        time.sleep(BETWEEN)
 
 
 def stop(pids: list[int], number: int) -> None:
