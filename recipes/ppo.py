@@ -76,16 +76,15 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
         )
         run.say(plan_memory(trainer))
         use_run_progress(trainer, args.output_dir)
-        before = {}  # a resumed run has begun elsewhere
-        if splits.eval and not args.resume_from_checkpoint:
+        if splits.eval and not args.resume_from_checkpoint:  # whose record has it
             before = trainer.evaluate()
+            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN})
         run.train(trainer, trainer.save_model)
         run.best_checkpoint(trainer)
         episodes = args.episodes_after(trainer.state.global_step)
         run.metrics({"episodes": episodes, "algorithm": args.algorithm})
         if splits.eval:
             after = trainer.evaluate()
-            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN if before})
             # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
         if run.main and splits.eval:
