@@ -16,7 +16,18 @@ import yaml
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.markdown import _flat, fenced, markdown_cell, markdown_table
-from rlhf.runs.record import RECORD, RunRecord, model_kind, read_jsonl, read_object, weights_sha256
+from rlhf.runs.record import (
+    DONE,
+    EVALUATION_FAILED,
+    RECORD,
+    TRAINED,
+    RunRecord,
+    model_kind,
+    read_jsonl,
+    read_object,
+    read_rows,
+    weights_sha256,
+)
 from rlhf.task_table import TASKS, RowList
 
 SAMPLES = 5  # samples, and wrong predictions, in a card
@@ -142,7 +153,7 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
     sections = [
         f"# {markdown_cell(_title(folder, record, model_id))}",
         _summary(folder, record, kind),
-        _incomplete(record),
+        _incomplete(folder, record),
         _section("Results", _results(folder, record)),
         _section("Samples", _samples(samples)),
         _section("Errors", _mistakes(folder, kind)),
@@ -163,10 +174,17 @@ def _title(folder: Path, record: RunRecord, model_id: str | None = None) -> str:
     return name.rstrip("/").split("/")[-1]
 
 
-def _incomplete(record: RunRecord) -> str:
-    if record.status == "done":
-        return ""
-    return f"**This run is not complete: its status is `{record.status}`.**"
+def _incomplete(folder: Path, record: RunRecord) -> str:
+    """What the reader must know of a run that did not end well, or whose files are torn."""
+    sentences = []
+    if record.status in (TRAINED, EVALUATION_FAILED):
+        sentences.append("**The model is trained, and not evaluated: `rlhf finish` does that.**")
+    elif record.status != DONE:
+        sentences.append(f"**This run is not complete: its status is `{record.status}`.**")
+    _, torn = read_rows(folder / "metrics.jsonl")
+    if torn:
+        sentences.append(f"Lines of metrics.jsonl that could not be read: {torn}.")
+    return "\n\n".join(sentences)
 
 
 def front_matter(folder: Path, record: RunRecord) -> dict:

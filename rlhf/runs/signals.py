@@ -41,10 +41,11 @@ class Signals:
 
     def __init__(self):
         self.number = 0
-        self._handled = 0
+        self._handled_at = -1e9
         self._first_at = 0.0
         self._is_held = False
         self._process = 0  # 0: not listening
+        self._session: object = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -59,7 +60,8 @@ class Signals:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        self._session = object()
+        threading.Thread(target=self._watch, args=(reader, self._session), daemon=True).start()
         try:
             yield
         finally:
@@ -103,29 +105,35 @@ class Signals:
         if self.number and not self._is_held:
             raise Interrupted(self.number)
 
-    def _watch(self, reader: int) -> None:
+    def _watch(self, reader: int, session: object) -> None:
         """End a process whose handler cannot run: one that waits for a dead process in code of C, for instance."""
-        received = 0
+        first_at = None
         while content := os.read(reader, 1):
-            number = content[0]
+            number, now = content[0], time.monotonic()
             if number not in HANDLED:
                 continue
-            received += 1
-            threading.Timer(DEAF, self._end_if_deaf, (number, received)).start()
+            first_at = first_at or now
+            is_second = number != LAUNCHER_DIED and now - first_at > SAME_SIGNAL
+            timer = threading.Timer(DEAF, self._end_if_deaf, (number, now, is_second, session))
+            timer.daemon = True  # the process may end before
+            timer.start()
         os.close(reader)
 
-    def _end_if_deaf(self, number: int, received: int) -> None:
-        """End the process if its handler has not run for a signal. One that trains goes on, until a second signal."""
-        is_deaf = self._process and self._handled < received
-        if is_deaf and (received > 1 or not self._is_held):
+    def _end_if_deaf(self, number: int, at: float, is_second: bool, session: object) -> None:
+        """End the process if its handler has not run for a signal. One that trains goes on, until a second signal.
+
+        at: when the signal was seen here, which may be a little after the handler has run.
+        """
+        if self._session is not session or self._handled_at > at - 1:
+            return
+        if is_second or not self._is_held:
             os._exit(128 + (signal.SIGTERM if number == LAUNCHER_DIED else number))
 
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self._process:
             _handle_in_child(number)
             return
-        self._handled += 1
-        now = time.monotonic()
+        self._handled_at = now = time.monotonic()
         if not self.number:
             self.number = signal.SIGTERM if number == LAUNCHER_DIED else number
             self._first_at = now

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf.errors import UserError, of_the_disk
 from rlhf.runs import progress
+from rlhf.runs.card import write_card
 from rlhf.runs.progress import append_jsonl, plot_curves
 from rlhf.runs.record import RunRecord, cut_rows, read_jsonl, read_rows, resuming_command
 
@@ -286,3 +287,22 @@ def test_curves_are_drawn_from_a_torn_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n{"st\n{"step": 2, "loss": 0.5}\n')
     assert plot_curves(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("done", ""),
+        ("trained", "not evaluated: `rlhf finish`"),
+        ("evaluation failed", "not evaluated: `rlhf finish`"),
+        ("interrupted", "not complete: its status is `interrupted`"),
+    ],
+)
+def test_the_card_says_what_is_missing(tmp_path, status, said):
+    RunRecord("sft", status=status).save(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"st\n')
+    write_card(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert said in card and ("finish" in card) == ("finish" in said)
+    assert "Lines of metrics.jsonl that could not be read: 1." in card

@@ -144,24 +144,23 @@ def test_save_strategy_no_keeps_nothing_but_what_a_signal_saves(toy, tmp_path, t
 
 
 def test_a_second_signal_ends_the_process_at_once(monkeypatch, terminate):
-    codes, clock = [], iter([10.0, 10.1, 11.0])
+    codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
-    with SIGNALS.listening():
-        with SIGNALS.held_back():
-            terminate()
-            terminate()  # 0.1 s later: the launcher and the terminal pass on the same one
-            assert codes == [] and SIGNALS.number == signal.SIGTERM
-            terminate()
-    assert codes == [143]
+    with SIGNALS.listening(), SIGNALS.held_back():
+        terminate()
+        terminate()  # at once: the launcher and the terminal pass on the same one
+        assert codes == [] and SIGNALS.number == signal.SIGTERM
+        SIGNALS._first_at -= 1
+        terminate()
+        assert codes == [143]
 
 
 def test_the_death_of_the_launcher_never_is_the_second_signal(monkeypatch, terminate):
-    codes, clock = [], iter([10.0, 20.0])
+    codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
     with SIGNALS.listening(), SIGNALS.held_back():
         terminate()
+        SIGNALS._first_at -= 1
         os.kill(os.getpid(), signals.LAUNCHER_DIED)
     assert codes == []
 
@@ -186,6 +185,17 @@ def test_sampling_is_given_up_and_nothing_else(terminate):
     with signals.abandonable():
         done.append("outside")
     assert done == ["step", "outside"]
+
+
+def test_a_signal_of_one_run_does_not_end_the_next(monkeypatch, terminate):
+    codes = []
+    monkeypatch.setattr(signals, "DEAF", 0.05)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with SIGNALS.listening(), pytest.raises(Interrupted):
+        terminate()
+    with SIGNALS.listening():
+        time.sleep(0.2)
+    assert codes == []
 
 
 def test_a_signal_is_noted_until_the_block_ends(terminate):
@@ -216,7 +226,7 @@ def test_a_process_that_waits_in_code_of_c_ends_too(phase, needed):
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     for _ in range(needed):
-        time.sleep(1)
+        time.sleep(1.5)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
