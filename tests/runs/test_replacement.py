@@ -51,7 +51,7 @@ def test_a_crash_between_two_files_leaves_whole_ones(folder, monkeypatch):
     def crash(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "boundary", crash)
+    monkeypatch.setattr(module.durable, "boundary", crash)
     monkeypatch.setattr(module, "remove_folder", lambda path: None)
     with pytest.raises(KeyboardInterrupt), replacement(folder) as temporary:
         (temporary / "a.txt").write_text("new a")
