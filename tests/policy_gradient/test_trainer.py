@@ -17,10 +17,7 @@ from rlhf.models.scratch import new_policy
 from rlhf.policy_gradient import alarms as guards
 from rlhf.policy_gradient import update
 from rlhf.policy_gradient.trainer import SKIPPED_AT_MOST
-from rlhf.runs.checkpoint_clock import CheckpointClock
-from rlhf.runs.manifest import flaw
 from rlhf.runs.record import read_jsonl
-from rlhf.runs.verified_save import checkpoints_of
 
 PROMPTS = [{"prompt": word} for word in "a b c d e f g h".split()]
 SIXTEEN = dict(per_device_train_batch_size=16, epochs_per_rollout=1)  # one update per rollout
@@ -751,20 +748,6 @@ def test_invariant_27_resumed_equals_uninterrupted(
         assert_same(first, second, atol=0, rtol=0)
         last = load_file(tmp_path / "whole" / "model.safetensors")
         assert any(not torch.equal(tensor, last[name]) for name, tensor in first.items())
-
-
-def test_checkpoints_by_the_clock_come_between_rollouts_and_are_whole(make_trainer, tmp_path):
-    """A ten-millionth of a minute has passed after every step. A rollout has 16 steps, the run 64."""
-    trainer = make_trainer("run", total_episodes=64)
-    trainer.add_callback(CheckpointClock(trainer, 1e-7))
-    trainer.train()
-    # none at the last step; the newest two stay
-    checkpoints = checkpoints_of(tmp_path / "run")
-    assert [path.name for path in checkpoints] == ["checkpoint-32", "checkpoint-48"]
-    assert [flaw(path) for path in checkpoints] == ["", ""]
-    resumed = make_trainer("resumed", total_episodes=64)
-    resumed.train(resume_from_checkpoint=str(checkpoints[0]))
-    assert_same(weights(trainer), weights(resumed), atol=0, rtol=0)
 
 
 def test_invariant_27_a_folder_that_is_no_checkpoint_is_named(make_trainer, tmp_path, refused):
