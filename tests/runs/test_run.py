@@ -213,9 +213,7 @@ def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_told_how_to_start_again(tmp_path, refused):
-    args = SimpleNamespace(
-        resume_from_checkpoint="true", output_dir=str(tmp_path), process_index=0
-    )
+    args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path), process_index=0)
     message = refused(checkpoint_to_resume, args)
     assert "holds no checkpoint-N" in message and "after removing this one" in message
 
