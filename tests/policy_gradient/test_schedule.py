@@ -1,9 +1,12 @@
 """The Trainer's keys that count optimiser steps, on the boundaries of rollouts. Here a rollout is 4 steps, a run 8."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rlhf.policy_gradient.checkpoints import check_steps
 from rlhf.policy_gradient.config import PolicyGradientConfig
+from rlhf.runs.checkpoint_clock import minutes_between_checkpoints
 
 SIZES = dict(rollout_batch_size=16, per_device_train_batch_size=4, epochs_per_rollout=1)
 
@@ -16,6 +19,21 @@ def config(tmp_path):
         )
 
     return config
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [
+        ({}, 10.0),
+        ({"save_every": 2}, 10.0),
+        ({"save_every": 0}, 0.0),
+        ({"save_strategy": "no"}, 0.0),
+        ({"save_every": 0, "save_strategy": "steps", "save_steps": 8}, 0.0),
+    ],
+)
+def test_checkpoints_by_time_unless_none_are_wanted(config, given, minutes):
+    args = config(total_episodes=64, **given)
+    assert minutes_between_checkpoints(SimpleNamespace(), args) == minutes
 
 
 def test_max_steps_says_how_many_episodes(config):

@@ -49,7 +49,7 @@ def test_a_kill_between_any_two_files_of_a_save_loses_nothing(tiny, killed, whol
     """A sample of the boundaries; all of them in the slow test."""
     total = boundaries_of_a_run(tiny, monkeypatch)
     assert 3 * 8 < total < LAST_BOUNDARY  # three checkpoints
-    for at in range(total // 3 + 4, total, 9):
+    for at in range(total // 3 + 4, total, 12):
         check_kill(tiny, killed, whole, at)
 
 
@@ -175,8 +175,10 @@ def test_what_a_killed_save_has_left_is_removed_or_renamed(tiny, tmp_path, whole
     "error",
     [
         OSError(28, "No space left on device"),
-        RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0: file write"),
-        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        pytest.param(
+            RuntimeError("PytorchStreamWriter failed writing file data/0"), marks=pytest.mark.slow
+        ),
+        pytest.param(ValueError("No space left (os error 28)"), marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
