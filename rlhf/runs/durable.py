@@ -1,15 +1,21 @@
-"""Files that are whole on the disk or not there: written next to their place, flushed to the disk, renamed."""
+"""Files that survive a crash: written under a temporary name, brought to the disk, then renamed in one step."""
 
 import os
+import shutil
 from pathlib import Path
+
+THREADS = 4  # that wait for the disk, or compute digests, at the same time
 
 
 def boundary(path: str | os.PathLike) -> None:
-    """Mark the moment after a file of a save was written. Does nothing: tests kill or raise here."""
+    """Mark that a file of a save is complete. It does nothing: tests replace it, to kill or to raise between two files.
+
+    Callers name it with its module, `durable.boundary(path)`, so that one replacement reaches them all.
+    """
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace a file in one step. A failure leaves the file as it was, and nothing next to it."""
+    """Write a text file such that a crash leaves the old content or the new one, and no reader sees half of it."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -18,20 +24,50 @@ def write_text(path: str | os.PathLike, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         boundary(temporary)
-        os.replace(temporary, path)
-    except OSError:
+        temporary.replace(path)
+    except OSError:  # a full disk, for instance
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
     boundary(path)
 
 
-def sync(folder: str | os.PathLike) -> None:
-    """Flush the names in a folder to the disk, where the system can (Windows cannot open a folder)."""
-    if os.name != "posix":
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and os.path.isdir(path):  # Windows opens no folders
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder that is on the disk, in one step. Nothing may have the new name yet."""
+    source.rename(target)
+    sync(target.parent)
+    if source.parent != target.parent:
+        sync(source.parent)
+    boundary(target)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that it holds; nothing happens where it is missing."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for an error of Python, torch or safetensors that comes from a disk, or a quota, that is full."""
+    import errno
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    # torch's writer does not say why it could not write.
+    signs = ("No space left", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
+    if any(sign in text for sign in signs):
+        return True
+    # An error of closing the file may hide that of writing it.
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and is_disk_full(earlier)
