@@ -175,7 +175,7 @@ def _title(folder: Path, record: RunRecord, model_id: str | None = None) -> str:
 
 
 def _incomplete(folder: Path, record: RunRecord) -> str:
-    """What the reader must know of a run that did not end well, or whose files are torn."""
+    """Sentences for the reader of a run that did not end well, or whose files are torn."""
     sentences = []
     if record.status in (TRAINED, EVALUATION_FAILED):
         sentences.append("**The model is trained, and not evaluated: `rlhf finish` does that.**")

@@ -142,12 +142,13 @@ def _report(error: BaseException) -> int:
     for note in getattr(error, "notes", ()):
         print(note, file=sys.stderr)
     sys.stderr.flush()
+    error.said = said and rank > 0
     return code
 
 
 def _leave(code: int, error: BaseException) -> None:
-    """End this process now."""
-    if code == 1:
+    """End this process now. A traceback that the main process prints is not printed again."""
+    if code == 1 and not error.said:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()

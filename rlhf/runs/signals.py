@@ -122,7 +122,7 @@ class Signals:
     def _end_if_deaf(self, number: int, at: float, is_second: bool, session: object) -> None:
         """End the process if its handler has not run for a signal. One that trains goes on, until a second signal.
 
-        at: when the signal was seen here, which may be a little after the handler has run.
+        at: when the signal was seen here, which may be some time after the handler has run.
         """
         if self._session is not session or self._handled_at > at - 1:
             return

@@ -123,6 +123,18 @@ def test_a_process_ends_with_the_code_of_its_signal(launched, number, code):
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_workers_of_the_data_loader_too(launched):
+    """Ctrl+C reaches all of them. The step still needs their rows."""
+    run = launched("python", "", "--dataloader_num_workers", "2")
+    run.wait_for("step-3-0")
+    assert len(run.children) >= 2
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.wait() == 130
+    assert run.children_end()
+    check_interrupted(run)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number", "to"),
     [
