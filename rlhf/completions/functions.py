@@ -125,8 +125,9 @@ class FunctionScorer:
         """Print why the last call failed, and sleep before the next."""
         seconds = min(2 ** (len(failures) - 1), LONGEST_WAIT)
         calls = self.limits.retries + 1
+        process = f" on process {os.environ['RANK']}" if "RANK" in os.environ else ""
         print(
-            f"reward function {self.name} {failures[-1]} (call {len(failures)} of {calls}): again in {seconds} s",
+            f"reward function {self.name} {failures[-1]} (call {len(failures)} of {calls}{process}): again in {seconds} s",
             flush=True,
         )
         time.sleep(seconds)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import sort_checkpoints
@@ -86,7 +87,7 @@ class NonFiniteGuard:
         self.add_callback(NonFiniteSteps(output_dir=self.args.output_dir))
         self.step_rows: list[list[int]] = []
         self.step_losses: list[Tensor] = []
-        self.last_checked = -1  # the step that `keep_step` was called for
+        self.is_checked = False  # `keep_step` was called for the step under way
 
     @property
     def nonfinite(self) -> NonFiniteSteps:
@@ -129,7 +130,7 @@ class NonFiniteGuard:
     ):
         """As the Trainer's, but batches for training bring the numbers of their rows."""
         arguments = {"batch_size": batch_size, "is_training": is_training, **options}
-        if not is_training or not hasattr(dataset, "__getitem__"):
+        if not is_training or isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, description, sampler_fn=sampler_fn, **arguments)
         own_collator, removes = self.data_collator, self.args.remove_unused_columns
         collator = own_collator
@@ -137,15 +138,16 @@ class NonFiniteGuard:
             dataset = self._remove_unused_columns(dataset, description=description)
         else:
             collator = self._get_collator_with_removed_columns(own_collator, description)
-        rows = dataset
-        sampler = None
-        if sampler_fn is not None:
-            sampler = lambda numbered: sampler_fn(rows)  # noqa: E731
+
+        def sampler_of_rows(numbered):
+            return sampler_fn(dataset)
+
+        sampler = None if sampler_fn is None else sampler_of_rows
         self.data_collator = NumberedCollator(collator)
         self.args.remove_unused_columns = False  # it was done above
         try:
             return super()._get_dataloader(
-                NumberedRows(rows), description, sampler_fn=sampler, **arguments
+                NumberedRows(dataset), description, sampler_fn=sampler, **arguments
             )
         finally:
             self.data_collator, self.args.remove_unused_columns = own_collator, removes
@@ -155,6 +157,7 @@ class NonFiniteGuard:
         batches, count = super().get_batch_samples(*args, **kwargs)
         self.step_losses = []
         self.step_rows = []
+        self.is_checked = False
         for batch in batches:
             numbers = []
             if isinstance(batch, MutableMapping):
@@ -173,7 +176,7 @@ class NonFiniteGuard:
     def _get_grad_norm(self, model, grad_norm=None):
         """As the Trainer's, which asks after clipping and before the optimizer's step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.last_checked != self.state.global_step:
+        if not self.is_checked:
             self.keep_step([norm])
         return norm
 
@@ -185,7 +188,7 @@ class NonFiniteGuard:
 
         norms: of the whole gradient, or of its parts
         """
-        self.last_checked = self.state.global_step
+        self.is_checked = True
         bad_loss, bad_gradient = self._not_finite(norms)
         if not bad_loss and not bad_gradient:
             self.nonfinite.count(False)

@@ -239,7 +239,8 @@ def test_a_call_within_its_time_is_as_without_a_limit(refused):
     assert "leave raised SystemExit: 3" in refused(scorer, TWO)  # and is not tried again
 
 
-def test_a_call_that_fails_is_tried_again(no_waiting, capsys):
+def test_a_call_that_fails_is_tried_again(no_waiting, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
     calls = iter(range(10))
 
     def mine(prompts, completions):

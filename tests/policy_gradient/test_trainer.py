@@ -659,6 +659,15 @@ def test_invariant_25_the_run_stops_after_so_many_in_a_row(make_trainer, refused
     assert watch.moved("") == [False] * 7 + [True] + [False] * (SKIPPED_AT_MOST - 1)
 
 
+def test_a_skipped_update_names_the_rows_of_the_data(make_trainer, capsys):
+    too_long = {"prompt": "a b c d e f g h " * 4}
+    rows = [too_long, {"prompt": "b"}, too_long, {"prompt": "c"}]
+    trainer = make_trainer(total_episodes=16, rows=rows, long_prompts="drop", **SIXTEEN)
+    spoil(trainer, updates={0})
+    trainer.train()
+    assert "step 1 skipped: the loss of training rows 1, 3 is not finite" in capsys.readouterr().out
+
+
 def test_without_clipping_steps_are_still_watched_and_logged(make_trainer):
     trainer = make_trainer(max_grad_norm=0.0, total_episodes=16, **SIXTEEN)
     trainer.train()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch.utils.data import IterableDataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -248,6 +249,19 @@ def test_workers_and_a_resumed_epoch_keep_the_numbers_of_the_rows(
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     assert steps_after == steps[1:]
     assert sorted(sum(steps, [])) == list(range(12))
+
+
+def test_rows_of_a_stream_have_no_numbers(make_causal, capsys):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            for row in token_rows(bad={5}):
+                yield {name: torch.tensor(column) for name, column in row.items()}
+
+    trainer = make_causal(token_rows(), max_steps=3)
+    trainer.train_dataset = Stream()
+    spoil(trainer.model)
+    trainer.train()
+    assert "step 2 skipped: the loss is not finite\n" in capsys.readouterr().out
 
 
 def test_packed_rows_are_named_by_their_packs(make_sft, capsys):
