@@ -66,7 +66,9 @@ def labels_of(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
 def in_order(first: Sequence[dict], second: Sequence[dict], order: Sequence[int]) -> Sequence[dict]:
     """Examples of both by their index, that of the second counted on from the first."""
     if isinstance(first, Dataset):
-        both = concatenate_datasets([first, Dataset.from_list(list(second), features=first.features)])
+        both = concatenate_datasets(
+            [first, Dataset.from_list(list(second), features=first.features)]
+        )
         return both.select(order)
     examples = [*first, *second]
     return [examples[i] for i in order]

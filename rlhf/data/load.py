@@ -560,7 +560,7 @@ class _Collected:
             "total": checked.total,
             "kept": writer.rows,
             "bad": checked.bad,
-            "duplicates": writer.rows - len(np.unique(np.frombuffer(digests, np.uint64))),
+            "duplicates": repeats(digests),
         }
         if checked.dropped:
             counts["dropped"] = checked.dropped.total()
@@ -605,6 +605,11 @@ class _Collected:
             note["warnings"],
             note["source_kind"],
         )
+
+
+def repeats(numbers: array) -> int:
+    """How many of the numbers are equal to an earlier one."""
+    return len(numbers) - len(np.unique(np.array(numbers)))
 
 
 def _changes(checked: CheckedRows) -> list[tuple[int, int]]:

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow
 
-SMALL = 1 << 24  # bytes of JSON, up to which the dictionaries stay in memory; those take up to ten times as much
+SMALL = (
+    1 << 24
+)  # bytes of JSON, up to which the dictionaries stay in memory; those take up to ten times as much
 SCHEMA = pyarrow.schema([("row", pyarrow.binary())])
 _encoder = json.JSONEncoder(ensure_ascii=False)
 
