@@ -5,6 +5,7 @@ It says what will be learned from the file, and shows the first rows with the le
 """
 
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ from math import ceil
 from rlhf.commands.learned import learned_part, show_row
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import as_text, encode_text
-from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, row_digest
+from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, repeats, row_digest
 from rlhf.data.rows import KINDS
-from rlhf.data.splits import prompt_key
+from rlhf.data.splits import prompt_number
 from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 
@@ -123,23 +124,18 @@ def validate(
         checks |= template_checks(tokenizer)
     scan = CheckedRows(name, kinds=tuple(KINDS), columns=columns, checks=checks, ratings=ratings)
     report = ValidationReport(name)
-    seen_rows: set[str] = set()
-    seen_prompts: set[str] = set()
+    # Hashes of eight bytes, because the rows themselves may not fit in memory.
+    digests, prompts = array("Q"), array("Q")
     for row in scan:
         report.good += 1
-        # Hashes, because the rows themselves may not fit in memory.
-        digest = row_digest(row)
-        if digest in seen_rows:
-            report.duplicates += 1
-        seen_rows.add(digest)
-        prompt = prompt_key(row, scan.kind)
-        if prompt in seen_prompts:
-            report.prompt_duplicates += 1
-        seen_prompts.add(prompt)
+        digests.append(int(row_digest(row)[:16], 16))
+        prompts.append(prompt_number(row, scan.kind))
         for column in KINDS[scan.kind].columns:
             count_column(report, column, row[column], units)
         if len(report.shown) < ROWS_SHOWN:
             report.shown.append(show_row(row, scan.kind, tokenizer))
+    report.duplicates = repeats(digests)
+    report.prompt_duplicates = repeats(prompts)
     # The scan's own counts are complete only now.
     report.kind, report.source_kind = scan.kind, scan.source_kind
     if scan.layout:

@@ -11,9 +11,14 @@ from rlhf.data.cache import Writer, stored
 from rlhf.data.fingerprints import fingerprint, tokenizer_fingerprint
 from rlhf.data.padding import IGNORED
 
-TOKENS = pyarrow.list_(pyarrow.int64())
-SCHEMA = pyarrow.schema([("input_ids", TOKENS), ("labels", TOKENS)])
-BYTES_PER_TOKEN = 16  # an id and a label
+# The types that `datasets` gives to columns of these names.
+SCHEMA = pyarrow.schema(
+    [
+        ("input_ids", pyarrow.list_(pyarrow.int32())),
+        ("labels", pyarrow.list_(pyarrow.int64())),
+    ]
+)
+BYTES_PER_TOKEN = 12  # an id and a label
 
 Example = tuple[list[int], Sequence[bool]]  # token ids, and True where a token is learned
 

@@ -187,7 +187,7 @@ class CheckedRows:
         return rows
 
     def local_files(self) -> list[Path]:
-        """The files that hold the rows, in their order; [] for a data set of the Hub and for what is not a file."""
+        """The files that hold the rows, in their order; [] for a data set of the Hub and for a path without files."""
         path = Path(self.name)
         if not is_local(self.name):
             return []
@@ -200,7 +200,7 @@ class CheckedRows:
         return []
 
     def _local_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
-        # A name that is no file gets its message from the reader.
+        # The reader says what is wrong with a name that is not a file.
         for path in self.local_files() or [Path(self.name)]:
             for line, row in read_rows(path, self.separator):
                 yield f"{path}:{line}", row
@@ -560,7 +560,7 @@ class _Collected:
             "total": checked.total,
             "kept": writer.rows,
             "bad": checked.bad,
-            "duplicates": writer.rows - len(np.unique(np.frombuffer(digests, np.uint64))),
+            "duplicates": repeats(digests),
         }
         if checked.dropped:
             counts["dropped"] = checked.dropped.total()
@@ -605,6 +605,11 @@ class _Collected:
             note["warnings"],
             note["source_kind"],
         )
+
+
+def repeats(numbers: array) -> int:
+    """Count the numbers that are equal to an earlier one."""
+    return len(numbers) - len(np.unique(np.array(numbers)))
 
 
 def _changes(checked: CheckedRows) -> list[tuple[int, int]]:

@@ -347,8 +347,13 @@ def _check_turns(value) -> str | None:
     return None
 
 
+PLAIN = {"role", "content"}  # keys of a message with nothing else in it
+
+
 def more_than_text(message: dict) -> str | None:
     """The reason why a message is more than its text, which is all that is learned."""
+    if message.keys() <= PLAIN:
+        return None
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             return f"{key}: calls of tools cannot be learned here, {_shown(message[key])} given"
@@ -379,6 +384,8 @@ WEIGHTS = ("weight", "train", "training", "loss")
 
 def weight_of(turn: dict) -> tuple[str, object]:
     """(key, value) of the first weight of a turn that is not 1; 1 where it has none."""
+    if turn.keys() <= PLAIN:
+        return WEIGHTS[0], 1
     for key in WEIGHTS:
         value = turn.get(key)
         # A number under `loss` may be a measurement.

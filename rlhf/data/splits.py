@@ -71,6 +71,9 @@ def _prompt_column(row: dict, kind: str | None) -> str:
     columns = PROMPT_COLUMNS
     if kind:
         columns = [column for column in columns if column in KINDS[kind].columns]
+        # The rows of a kind were checked.
+        if len(columns) == 1:
+            return columns[0]
     return next(column for column in columns if column in row and not CHECKS[column](row[column]))
 
 
@@ -101,7 +104,7 @@ def split_rows(
     if not 0 < fraction < 1:
         raise UserError(f"eval_fraction={fraction} must be between 0 and 1, as in 0.1")
     # One number for each row: the prompts themselves may not fit in memory.
-    positions = _numbers(_position(prompt_key(row, kind), seed) for row in rows)
+    positions = _numbers(prompt_number(row, kind, seed) for row in rows)
     distinct = len(np.unique(positions))
     if distinct < 2:
         raise UserError(
@@ -117,6 +120,11 @@ def split_rows(
 def _numbers(numbers: Iterable[int]) -> np.ndarray:
     """Numbers below 2^64 as an array, eight bytes each."""
     return np.frombuffer(array("Q", numbers), dtype=np.uint64)
+
+
+def prompt_number(row: dict, kind: str | None = None, seed: int = 0) -> int:
+    """A uniform number below 2^64 that belongs to the prompt of a row, which tells it from other prompts."""
+    return _position(prompt_key(row, kind), seed)
 
 
 def _position(key: str, seed: int) -> int:

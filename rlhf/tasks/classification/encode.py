@@ -45,11 +45,11 @@ class LabelForm:
 
     @property
     def fingerprint(self) -> str:
-        """What decides its answers: the labels that it has met, too. Checked rows are cached with it."""
+        """The state that decides its answers, by which checked rows are cached."""
         return repr((self.asked, self.task, self.why))
 
     def state(self) -> list[str]:
-        """The thing that it learned from the rows, for `restore`."""
+        """The task that the rows decided, for `restore`."""
         return [self.task, self.why]
 
     def restore(self, state: list[str]) -> None:
