@@ -99,8 +99,8 @@ def assign_whole_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
 def layers_to_split(model: nn.Module) -> list[str]:
     """Names of the classes of a model's layers, each of which FSDP2 gathers by itself.
 
-    BERT's embeddings are none, though transformers lists them: accelerate splits the input embeddings by themselves, and with
-    them the output that may share them. FSDP2 cannot split a weight twice.
+    BERT's embeddings are none, though transformers lists them: accelerate splits input embeddings by themselves, with the
+    output that may share them. FSDP2 cannot split a weight twice.
     """
     users = _users(model)
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
