@@ -28,9 +28,10 @@ LAYERS = {
     "rlhf.completions": (3, "numpy torch transformers"),
     "rlhf.runs": (
         3,
-        "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub safetensors",
+        "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub safetensors "
+        "accelerate deepspeed",
     ),
-    "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors deepspeed tqdm"),
+    "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
@@ -55,7 +56,7 @@ NOT_FOR = {
 HOMES = {  # package: only these
     "gradio": ("rlhf.serving.ui", "rlhf.serving.server"),
     "trl": ("recipes", "rlhf.runs"),
-    "deepspeed": ("rlhf.policy_gradient.sharding",),
+    "deepspeed": ("rlhf.runs.sharding",),
 }
 
 

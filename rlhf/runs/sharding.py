@@ -99,10 +99,13 @@ def assign_whole_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
 def layers_to_split(model: nn.Module) -> list[str]:
     """Names of the classes of a model's layers, each of which FSDP2 gathers by itself.
 
-    A layer that shares a weight with another module is none: FSDP2 cannot split its weights twice. Of BERT these are the
-    embeddings, which the output of masked words shares.
+    BERT's embeddings are none, though transformers lists them: accelerate splits input embeddings by themselves, with the
+    output that may share them. FSDP2 cannot split a weight twice.
     """
     users = _users(model)
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    if embeddings is not None:
+        users.update(id(p) for p in embeddings.parameters())
     candidates: set[str] = set()
     for module in model.modules():
         candidates.update(getattr(module, "_no_split_modules", None) or ())

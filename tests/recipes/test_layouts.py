@@ -195,4 +195,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_in_each_layout(two, name):
 
 @pytest.mark.slow
 def test_a_checkpoint_holds_a_whole_model(two):
-    assert weights_of(two[0] / "sft" / "checkpoint-2").keys() == weights_of(two[0] / "sft").keys()
+    checkpoint = weights_of(two[0] / "sft" / "checkpoint-2")
+    # FSDP2 writes the output, which is the embeddings, a second time.
+    assert checkpoint.keys() >= weights_of(two[0] / "sft").keys()
+    assert all(tensor.numel() for tensor in checkpoint.values())
