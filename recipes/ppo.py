@@ -60,16 +60,16 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
     with recording("ppo", settings, args) as run:
         trainer = prepare(settings, args, run)
         evaluates = trainer.rollouts.eval_prompts is not None
-        before = {}  # a resumed run has begun elsewhere
+        # A resumed run has begun elsewhere, and its record has kept these numbers.
         if evaluates and not args.resume_from_checkpoint:
             before = trainer.evaluate()
+            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN})
         run.train(trainer, trainer.save_model)
         run.best_checkpoint(trainer)
         episodes = args.episodes_after(trainer.state.global_step)
         run.metrics({"episodes": episodes, "algorithm": args.algorithm})
         if evaluates:
             after = trainer.evaluate()
-            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in SHOWN if before})
             # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
         if run.main and evaluates:
