@@ -27,7 +27,8 @@ ROLES = ("reward_model", "shared")  # values of value_model that are not paths
 
 def check_inputs(settings) -> None:
     """UserError where settings name no data, or a file or folder that is missing. Names on the Hub are not looked up."""
-    check_is_set(settings)
+    if hasattr(settings, "dataset_name"):
+        check_is_set(settings)
     for key in DATA_KEYS:
         for name in _names(settings, key):
             if is_local(name) and not Path(name).is_dir():
