@@ -75,4 +75,4 @@ def is_disk_full(error: BaseException) -> bool:
     if "No space left" in text or "os error 28" in text:
         return True
     # torch's writer does not say why it could not write.
-    return "PytorchStreamWriter failed" in text
+    return "PytorchStreamWriter failed" in text or "unexpected pos" in text
