@@ -87,7 +87,7 @@ class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
 
     def log_state(self) -> dict:
-        """What is added up for the logs: also what trl averages, and the tokens that were learned so far."""
+        """The sums of the logs: also what trl averages, and the tokens that were learned so far."""
         averaged = {name: list(values) for name, values in self._metrics["train"].items()}
         return super().log_state() | {"averaged": averaged, "tokens": self._total_train_tokens}
 

@@ -1,4 +1,4 @@
-"""What a Trainer has added up for its logs, kept in each checkpoint: a resumed run logs what the uninterrupted one does.
+"""The sums that a Trainer logs, kept in each checkpoint: a resumed run logs what the uninterrupted one does.
 
 transformers begins again at zero on a resume. So the first `loss` after it would miss the steps between the last log and the
 checkpoint, and `train_loss` at the end would be the mean of the last part.
@@ -15,7 +15,7 @@ class LogState:
     """Mixin for a transformers.Trainer. Each process has sums, and a file, of its own."""
 
     def log_state(self) -> dict:
-        """What is added up, as JSON. A trainer that adds up more extends it."""
+        """The sums as JSON. A trainer that adds up more extends it."""
         return {
             "loss_since_log": self._tr_loss.item(),
             "last_log": self._globalstep_last_logged,
