@@ -87,6 +87,17 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
 class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
 
+    def log_state(self) -> dict:
+        """The sums of the logs: also what trl averages, and the tokens that were learned so far."""
+        averaged = {name: list(values) for name, values in self._metrics["train"].items()}
+        return super().log_state() | {"averaged": averaged, "tokens": self._total_train_tokens}
+
+    def restore_log_state(self, state: dict) -> None:
+        """Go on from the sums of a checkpoint."""
+        super().restore_log_state(state)
+        self._metrics["train"].update(state["averaged"])
+        self._total_train_tokens = state["tokens"]
+
 
 @dataclass
 class PreparedSFT:

@@ -170,7 +170,15 @@ PARTS = {
     "ppo_parity/run.py",
     "ppo_parity/worker.py",
 }
-WORKERS = {"our_worker.py", "trl_worker.py", "snapshots.py", "clock.py", "make_models.py"}
+WORKERS = {
+    "cases.py",
+    "part.py",
+    "our_worker.py",
+    "trl_worker.py",
+    "snapshots.py",
+    "clock.py",
+    "make_models.py",
+}
 SCRIPTS = [
     path
     for path in sorted(BENCHMARKS.rglob("*.py"))

@@ -55,9 +55,11 @@ BASES = {
 CASES = {
     "sft": Case("sft", f"{SFT} {STEPS} {GPT2}"),
     "sft-lora": Case("sft", f"{SFT} {STEPS} --model_name_or_path DATA/sft {LORA}"),
+    # Logged between two saves, so that a checkpoint falls into the middle of what is added up for a log.
+    "sft-logs": Case("sft", f"{SFT} {STEPS} {GPT2} --logging_steps 3"),
     "sft-two": Case("sft", f"{SFT} {STEPS} {GPT2} --save_total_limit 1", processes=2),
     "reward": Case("reward", f"{REWARD} {STEPS}"),
-    "reward-two": Case("reward", f"{REWARD} {STEPS}", processes=2),
+    "reward-two": Case("reward", f"{REWARD} {STEPS} --logging_steps 3", processes=2),
     "classification": Case("classification", f"{ENCODER} {STEPS} --dataset_name DATA/topics.jsonl"),
     "classification-two": Case(
         "classification", f"{ENCODER} {STEPS} --dataset_name DATA/topics.jsonl", processes=2

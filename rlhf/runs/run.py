@@ -64,7 +64,7 @@ from rlhf.runs.processes import (
     peak_memory_gb,
     use_all_cores,
 )
-from rlhf.runs.progress import RunProgress
+from rlhf.runs.progress import RunProgress, plot_curves
 from rlhf.runs.record import (
     DONE,
     EVALUATION_FAILED,
@@ -314,6 +314,8 @@ class Run:
     def finish(self) -> None:
         """End a run in which nothing has failed: the record says done, and the curves and the card are written."""
         SIGNALS.check()
+        if self.main:
+            plot_curves(self.folder)  # first: nothing is added to a run that is done
         status, self.record.status = self.record.status, DONE
         try:
             self.measure()
@@ -516,12 +518,10 @@ class Run:
             record.peak_gpu_memory_gb = max(record.peak_gpu_memory_gb or 0.0, round(on_gpu, 3))
 
     def show(self) -> None:
-        """Draw the curves, write the model card, and print the last line of the run."""
+        """Write the model card, which shows the curves, and print the last line of the run."""
         from rlhf.runs.card import write_card
-        from rlhf.runs.progress import plot_curves
 
-        plot_curves(self.folder)
-        write_card(self.folder)  # shows the curves, so it comes second
+        write_card(self.folder)
         record = self.record
         memory = f"{record.peak_memory_gb:.2f} GB"
         if record.peak_gpu_memory_gb is not None:

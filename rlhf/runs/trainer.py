@@ -1,11 +1,12 @@
 """The part that all trainers of the recipes share: checkpoints that are whole or not there."""
 
 from rlhf.runs.checkpoints import best_of
+from rlhf.runs.log_state import LogState
 from rlhf.runs.nonfinite import NonFiniteGuard
 from rlhf.runs.verified_save import VerifiedSave
 
 
-class RunTrainer(NonFiniteGuard):
+class RunTrainer(NonFiniteGuard, LogState):
     """Mixin for a transformers.Trainer that a recipe runs, named first: `class RewardTrainer(RunTrainer, Trainer)`.
 
     facts: what identifies the run that trains (`Run.facts`); {} outside a recipe.
