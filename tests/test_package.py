@@ -216,7 +216,10 @@ def test_version(capsys):
         (["stf"], "no command 'stf', did you mean 'sft'?"),
         (["validat"], "no command 'validat', did you mean 'validate'?"),
         (["rewards"], "no command 'rewards', did you mean 'reward'?"),
-        (["zzz"], "no command 'zzz'; known: chat, classification, configs, demo, e2e, finish, layouts"),
+        (
+            ["zzz"],
+            "no command 'zzz'; known: chat, classification, configs, demo, e2e, finish, layouts",
+        ),
         (["sft", "--config", "dem"], "no sft config 'dem', did you mean 'demo'?"),
         (["sft", "--config", "demo/x"], "demo/x: no such config file"),
         (["sft", "--config"], "--config needs the path of a YAML file"),
