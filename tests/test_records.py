@@ -39,12 +39,11 @@ def short(path: Path) -> str:
 
 
 def commit_in(folder: Path) -> None:
-    """A git checkout with one commit of the two files that `check_clean_tree` runs."""
-    for name in ("benchmarks/record.py", "rlhf/__init__.py", "rlhf/runs/__init__.py"):
+    """A git checkout with one commit of the files that `check_clean_tree` runs."""
+    modules = ("__init__", "errors", "runs/__init__", "runs/durable", "runs/record")
+    for name in ("benchmarks/record.py", *(f"rlhf/{module}.py" for module in modules)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    text = (ROOT / "rlhf" / "runs" / "record.py").read_text(encoding="utf-8")
-    (folder / "rlhf" / "runs" / "record.py").write_text(text, encoding="utf-8")
     (folder / ".gitignore").write_text("__pycache__/\n")
     author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-q", "-m", "All"]):

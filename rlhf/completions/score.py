@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf.completions.finite_scores import as_scores
-from rlhf.completions.functions import CallLimits, FunctionScorer
+from rlhf.completions.functions import FunctionScorer
 from rlhf.completions.reward_inputs import RewardInput, RewardInputs, score_inputs
 from rlhf.data.chat import Prompt
 from rlhf.errors import UserError
@@ -115,13 +115,9 @@ class WeightedSum:
 
 
 def load_scorers(
-    reward_models: Sequence[str],
-    functions: Sequence[str],
-    *,
-    dtype: str = "float32",
-    limits: CallLimits | None = None,
+    reward_models: Sequence[str], functions: Sequence[str], *, dtype: str = "float32", limits=None
 ) -> dict[str, Callable]:
-    """Scorers by a short name each. dtype: of the reward models' weights; limits: of each call of a function.
+    """Scorers by a short name each. dtype: of the reward models' weights; limits: the CallLimits of functions.
 
     Reward models are `reward_model`, `reward_model_2`, ... Functions have their own names, or their whole path where
     the name is taken.
