@@ -30,8 +30,8 @@ class Rollout:
     ref_log_probs (B, T): of the reference
     values (B, T): of the value model, 0 without one
     scores (B,): before KL; parts: each reward separately, (B,)
-    row_numbers (B,): of the prompts in the data
     rewards, advantages, returns (B, T): None until `estimate` makes a rollout that has them
+    row_numbers (B,): of the prompts in the data
 
     All (B, T) tensors of numbers are 0 outside the mask.
     """
@@ -46,11 +46,11 @@ class Rollout:
     ref_log_probs: Tensor
     values: Tensor
     scores: Tensor
-    row_numbers: Tensor | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
+    row_numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mask)

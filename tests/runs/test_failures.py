@@ -52,9 +52,10 @@ def test_an_error_of_the_evaluation_leaves_a_trained_model(toy, tmp_path, capsys
 
 @pytest.mark.parametrize("stage", ["plot_curves", "write_card"])
 def test_an_error_of_the_card_is_one_of_the_evaluation(toy, tmp_path, monkeypatch, stage):
-    from rlhf.runs import card, progress
+    from rlhf.runs import card
+    from rlhf.runs import run as frame
 
-    module = {"plot_curves": progress, "write_card": card}[stage]
+    module = {"plot_curves": frame, "write_card": card}[stage]
     monkeypatch.setattr(module, stage, fail(RuntimeError("no font")))
     with pytest.raises(RuntimeError, match="no font"):
         toy.run(tmp_path / "run", *STEPS)
