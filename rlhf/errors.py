@@ -1,12 +1,6 @@
 """The two ways in which a run ends early: by an error that a user can repair, and by a signal."""
 
-import errno
 import signal
-
-# Errors of the system that say that a disk takes no more. EDQUOT: the user's share of it is full.
-DISK_REFUSES = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS)
-# The same in the messages of libraries that keep no errno: safetensors, and torch.save on some systems.
-DISK_REFUSES_TEXTS = ("no space left on device", "disk quota exceeded", "read-only file system")
 
 
 class UserError(ValueError):
@@ -36,16 +30,3 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}: {self.message}"
-
-
-def of_the_disk(error: BaseException) -> bool:
-    """True of an error that says that the disk is full or takes no writes."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in DISK_REFUSES:
-            return True
-        if any(text in str(seen).lower() for text in DISK_REFUSES_TEXTS):
-            return True
-        # A failing close of the file comes first, what it failed for is its context.
-        seen = seen.__cause__ or seen.__context__
-    return False

@@ -1,134 +1,25 @@
-"""Choice of the output folder, and of the checkpoint that a run resumes from."""
+"""Choice of the checkpoint that a run resumes from, or loads as its best."""
 
 import os
-import uuid
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.runs.durable import remove_folder
-from rlhf.runs.lock import LOCK
 from rlhf.runs.manifest import MANIFEST, TRAINER_STATE, flaw, flaw_without_manifest, read_manifest
-from rlhf.runs.record import RECORD, read_object
-from rlhf.runs.verified_save import SAVING, checkpoints_of, recover
-
-# Files of a run before its first checkpoint. None holds weights.
-WRITTEN_EARLY = (
-    RECORD,
-    f"{RECORD}.tmp",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "alarms.jsonl",
-    "metrics.jsonl.tmp",
-    "samples.jsonl.tmp",
-    "alarms.jsonl.tmp",
-    "README.md",
-    SAVING,
+from rlhf.runs.output_folder import (
+    NOT_FINISHED,
+    has_only_early_files,
+    names_in,
+    remove_early_files,
+    status_of,
 )
-ERROR_OF_A_PROCESS = "error-*.txt"
+from rlhf.runs.processes import on_main
+from rlhf.runs.record import read_object
+from rlhf.runs.verified_save import checkpoints_of, recover
+
 # Values of resume_from_checkpoint that are not a path.
 TRUE, FALSE, AUTO = "true", "false", "auto"
-NOT_FINISHED = ("running", "failed", "interrupted")
-
-
-# ---- the output folder -------------------------------------------------------------------------------------------
-
-
-def check_output_dir(folder: str, checkpoint: str | None) -> None:
-    """Refuse a folder that holds a run, so that none is overwritten, and one that cannot be written.
-
-    A failed run that has left no weights is removed.
-    checkpoint: that the run resumes from, if it does. Only a run of this very folder goes on in it.
-    """
-    path = Path(folder)
-    make_writable_folder(path)
-    names = _names_in(path)
-    if not names:
-        return
-    if checkpoint and Path(checkpoint).resolve().parent == path.resolve():
-        return
-    if _status(path) == "failed" and has_only_early_files(path):
-        remove_early_files(path)
-        return
-    remedy = "choose another output_dir, or remove the folder"
-    if checkpoint:
-        remedy = f"{checkpoint} is of another folder: {remedy}"
-    elif checkpoints_of(path):
-        remedy += ", or continue the run with --resume_from_checkpoint true"
-    elif has_only_early_files(path) and _status(path) in NOT_FINISHED:
-        remedy += ", or start the run again with --resume_from_checkpoint auto"
-    raise UserError(f"output_dir {folder} already holds a run ({', '.join(names[:5])}): {remedy}")
-
-
-def make_writable_folder(path: Path) -> None:
-    """Make the folder unless it is there. UserError where it cannot be written."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"output_dir {path} is a file: name a folder that is not there yet")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output_dir {path} cannot be made ({error.strerror}): choose another"
-        ) from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"output_dir {path} cannot be written: choose another, or its permissions")
-
-
-def _names_in(folder: Path) -> list[str]:
-    """The names in a folder but for the lock; [] where there is no folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-
-
-def _status(folder: Path) -> str:
-    return read_object(folder / RECORD).get("status", "")
-
-
-def has_only_early_files(folder: Path) -> bool:
-    """True if a run has left neither a checkpoint nor weights in the folder."""
-    errors = {path.name for path in folder.glob(ERROR_OF_A_PROCESS)}
-    return set(_names_in(folder)) <= {*WRITTEN_EARLY, *errors}
-
-
-def remove_early_files(folder: Path) -> None:
-    """Empty a folder that has only early files."""
-    for name in _names_in(folder):
-        path = folder / name
-        if path.is_dir():
-            remove_folder(path)
-        else:
-            path.unlink()
-
-
-def check_shared_folder(args) -> None:
-    """Refuse several machines that do not share the output folder: each would have a part of every checkpoint.
-
-    The main process writes a token there, and all look for it.
-    """
-    machines_share = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size)) >= args.world_size
-    if args.world_size == 1 or machines_share:
-        return
-    import torch.distributed as dist
-
-    names = [f".shared-{uuid.uuid4().hex}"]
-    dist.broadcast_object_list(names)  # from the main process
-    token = Path(args.output_dir) / names[0]
-    if args.process_index == 0:
-        token.touch()
-    dist.barrier()
-    # A network file system may remember for a while which files a folder has. This asks it again.
-    sees = os.path.isdir(args.output_dir) and names[0] in os.listdir(args.output_dir)
-    seen: list = [None] * args.world_size
-    dist.all_gather_object(seen, sees)
-    if args.process_index == 0:
-        token.unlink()
-    blind = [str(rank) for rank in range(args.world_size) if not seen[rank]]
-    if blind:
-        raise UserError(
-            f"output_dir {args.output_dir} is not the same folder on all machines: processes {', '.join(blind)} do not see "
-            "the files of process 0. Choose a folder that all share, or switch checkpoints off: save_strategy: no"
-        )
 
 
 # ---- the best checkpoint -----------------------------------------------------------------------------------------
@@ -161,7 +52,7 @@ def check_is_measured(metric: str | None, metrics: Iterable[str]) -> None:
 
 def stop_if_finished(args) -> None:
     """Say that the run is finished and leave with exit code 0, where one that is shall be resumed. Nothing is written."""
-    if _meaning_of(args) == FALSE or _status(Path(args.output_dir)) != "done":
+    if _meaning_of(args) == FALSE or status_of(Path(args.output_dir)) != "done":
         return
     if args.process_index == 0:
         print(
@@ -190,23 +81,10 @@ def checkpoint_to_resume(args, say: Callable[[str], None] | None = None) -> str 
 
     say: prints a line for each checkpoint that is passed over.
     """
-    import torch.distributed as dist
-
     meaning = _meaning_of(args)
     if meaning == FALSE:
         return None
-    choice: list = [None, None]  # the checkpoint, the message of an error
-    if args.process_index == 0:
-        try:
-            choice[0] = _choose(meaning, args, say or _print)
-        except UserError as error:
-            choice[1] = str(error)
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(choice)
-    checkpoint, message = choice
-    if message is not None:
-        raise UserError(message)
-    return checkpoint
+    return on_main(partial(_choose, meaning, args, say or _print))
 
 
 def _print(text: str) -> None:
@@ -231,7 +109,7 @@ def _choose(meaning: str, args, say: Callable[[str], None]) -> str | None:
     if meaning == AUTO:
         return _beginning(args, root, say)
     remedy = "start the run without it, in another output_dir or after removing this one"
-    if _names_in(root) and has_only_early_files(root):
+    if names_in(root) and has_only_early_files(root):
         remedy = (
             "the run stopped before its first: start it again with --resume_from_checkpoint auto"
         )
@@ -243,7 +121,7 @@ def _beginning(args, root: Path, say: Callable[[str], None]) -> str | None:
 
     Files that a killed run has left are removed, unless there are weights among them.
     """
-    if _names_in(root) and has_only_early_files(root) and _status(root) in (*NOT_FINISHED, ""):
+    if names_in(root) and has_only_early_files(root) and status_of(root) in (*NOT_FINISHED, ""):
         say(f"{root} holds a run that stopped before its first checkpoint: it starts again")
         remove_early_files(root)
     setting = str(args.resume_from_checkpoint or FALSE)

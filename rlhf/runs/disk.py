@@ -1,5 +1,6 @@
-"""Room on the disk for what a run is going to save, looked at before its first step."""
+"""The disk of a run: room for what it is going to save, and errors of a disk that takes no more."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,18 @@ from rlhf.errors import UserError
 
 GB = 2**30
 STATES_OF_ADAM = 2  # numbers that the optimizer keeps for each weight
+BLOCK = 2**14  # bytes
+# Errors of the system that say that a disk takes no more. EDQUOT, which Windows lacks: the user's share of it is full.
+REFUSALS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS)
+# The same in the messages of libraries that keep no errno: safetensors, and torch's writer, which does not say why.
+SIGNS_OF_REFUSAL = (
+    "no space left",
+    "disk quota exceeded",
+    "read-only file system",
+    "os error 28",
+    "pytorchstreamwriter failed",
+    "unexpected pos",
+)
 
 
 def size_of_model(model) -> int:
@@ -48,3 +61,22 @@ def check_free_disk(model, args, *, with_checkpoints: bool) -> str:
             f"{wanted / GB:.2g} GB, and {free / GB:.2g} GB are free"
         )
     return ""
+
+
+def refuses_writes(error: BaseException) -> bool:
+    """True of an error of Python, torch or safetensors that says that the disk is full or takes no writes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in REFUSALS:
+            return True
+        message = str(seen).lower()
+        if any(sign in message for sign in SIGNS_OF_REFUSAL):
+            return True
+        # An error of closing the file may hide that of writing it, which is its context.
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def is_full(folder: Path) -> bool:
+    """True if the disk has no room for another block. torch.save does not say that this is why it failed."""
+    return shutil.disk_usage(folder).free < BLOCK

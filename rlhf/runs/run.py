@@ -12,12 +12,9 @@ The dataclasses in the signature of `main` are the keys of the YAML and the flag
 
 import json
 import os
-import shlex
 import shutil
-import signal
 import sys
 import time
-import traceback
 import typing
 import warnings
 from collections.abc import Callable
@@ -29,29 +26,23 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from rlhf.data.templates import fixed_date
-from rlhf.errors import Interrupted, UserError, of_the_disk
+from rlhf.errors import Interrupted
 from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
-from rlhf.runs.checkpoints import (
-    check_best_checkpoint,
-    check_output_dir,
-    check_shared_folder,
-    checkpoint_to_resume,
-    make_writable_folder,
-    stop_if_finished,
-)
+from rlhf.runs.checkpoints import check_best_checkpoint, checkpoint_to_resume, stop_if_finished
 from rlhf.runs.disk import check_free_disk
 from rlhf.runs.durable import write_text
-from rlhf.runs.failures import (
-    describe,
-    first_failure,
-    forget_failures,
-    said_by_main,
-    watch_others,
-    write_failure,
+from rlhf.runs.ending import (
+    after_failed_evaluation,
+    after_signal,
+    cause_of,
+    leave,
+    report,
+    with_process,
 )
+from rlhf.runs.failures import describe, watch_others, write_failure
 from rlhf.runs.inputs import check_inputs
 from rlhf.runs.layouts import check_layout, describe_layout, leave_together
-from rlhf.runs.lock import locked
+from rlhf.runs.output_folder import check_output_dir, check_shared_folder, claim
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
@@ -76,16 +67,12 @@ from rlhf.runs.record import (
     RunRecord,
     parent_entry,
     read_object,
-    resuming_command,
 )
 from rlhf.runs.same_run import check_same_data, check_same_run
 from rlhf.runs.settings import changed_settings, parse
 from rlhf.runs.signals import SIGNALS, StopAtSignal, end_with_launcher
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
-LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
-BLOCK = 2**14  # bytes
-MAIN_PRINTS = 2  # seconds in which the main process prints an error that all processes have
 
 
 def start(main, description: str, argv: list[str] | None = None) -> None:
@@ -105,54 +92,15 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
             hints.pop("return", None)
             main(*parse(list(hints.values()), description, argv))
         except (Exception, Interrupted, KeyboardInterrupt) as error:
-            code = _report(error)
-            if (
-                is_launched()
-            ):  # leaving the group of processes in order would mean to wait for the others
-                _leave(code, error)
+            code = report(error)
+            # Leaving the group of processes in order would mean to wait for the others.
+            if is_launched():
+                leave(code, error)
             if code == 1:
                 raise  # Python prints the traceback
             raise SystemExit(code) from None
     if is_launched():
         leave_together()
-
-
-def _report(error: BaseException) -> int:
-    """Print an error, unless another process prints it, and return the exit code."""
-    rank = int(os.environ.get("RANK", "0"))
-    if isinstance(error, Interrupted | KeyboardInterrupt):
-        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        if rank == 0:
-            print(stop, file=sys.stderr, flush=True)
-        return stop.exit_code
-    code = 2 if isinstance(error, UserError) else 1
-    folder = getattr(error, "folder", None)
-    if rank == 0:
-        said = code == 1
-    elif folder is None:
-        said = getattr(error, "said", False)
-        if not said:
-            # One line, not one per process. Who is still here has an error that the first process does not.
-            time.sleep(LAUNCHER_STOPS)
-    else:
-        said = said_by_main(folder, error, wait=MAIN_PRINTS)
-    process = f" in process {rank}" if rank else ""
-    if not said:
-        print(f"error{process}: {describe(error)}", file=sys.stderr)
-    for note in getattr(error, "notes", ()):
-        print(note, file=sys.stderr)
-    sys.stderr.flush()
-    error.said = said and rank > 0
-    return code
-
-
-def _leave(code: int, error: BaseException) -> None:
-    """End this process now. A traceback that the main process prints is not printed again."""
-    if code == 1 and not error.said:
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 @contextmanager
@@ -165,7 +113,7 @@ def recording(recipe: str, settings, args):
     check_inputs(settings)
     check_best_checkpoint(args)
     with ExitStack() as stack:
-        on_main(partial(_claim, stack, args))
+        on_main(partial(claim, stack, args.output_dir))
         args.resume_from_checkpoint = checkpoint_to_resume(args)
         # Only in the first process: the others could find what it has written meanwhile.
         on_main(partial(check_output_dir, args.output_dir, args.resume_from_checkpoint))
@@ -190,23 +138,6 @@ def recording(recipe: str, settings, args):
             run.finish()
         except BaseException as error:
             raise run.ended_by(error) from error.__cause__
-
-
-def _claim(stack: ExitStack, args) -> None:
-    """Lock the output folder until the run ends, and remove the notes of its last failure."""
-    folder = Path(args.output_dir)
-    is_new = not folder.exists()
-    make_writable_folder(folder)
-    if is_new:
-        stack.callback(_remove_empty, folder)
-    stack.enter_context(locked(folder))
-    forget_failures(folder)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder that a run made which was refused."""
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _template_date(args) -> date:
@@ -339,72 +270,24 @@ class Run:
     def ended_by(self, error: BaseException) -> BaseException:
         """Record what ended the run, and return the error to raise: with one line where the cause is known."""
         with SIGNALS.held_back():
-            ending = self._cause(error)
+            ending = cause_of(error, self)
             status = self.record.status
             if isinstance(ending, Interrupted):
-                ending.message = self._how_to_continue()
+                ending.message = after_signal(self)
                 self.record.status = TRAINED if status == TRAINED else INTERRUPTED
             else:
                 self.record.status = EVALUATION_FAILED if status == TRAINED else FAILED
                 ending.folder = self.folder
                 if self.args.world_size > 1:
                     write_failure(self.folder, self.args.process_index, ending)
-            self.record.error = self._with_process(describe(ending))
+            self.record.error = with_process(describe(ending), self.args)
             if self.record.status == EVALUATION_FAILED and self.main:
-                ending.notes = [self._how_to_finish()]
+                ending.notes = [after_failed_evaluation(self)]
             self.measure()
             self._save_at_end()
         return ending
 
-    def _cause(self, error: BaseException) -> BaseException:
-        """Find what has ended the run, where the error is only a consequence of it."""
-        if isinstance(error, SystemExit):
-            return left_by_exit(error)
-        if isinstance(error, UserError):
-            return error
-        if self.args.world_size > 1:
-            # Who waits for a process that has died gets an error of its own.
-            wait = 0.0 if isinstance(error, Interrupted) else MAIN_PRINTS
-            other = first_failure(self.folder, self.args.process_index, wait=wait)
-            if other is not None:
-                return UserError(other)
-        if isinstance(error, KeyboardInterrupt):
-            return Interrupted(signal.SIGINT)
-        if isinstance(error, Exception) and (of_the_disk(error) or is_full(self.folder)):
-            return UserError(
-                f"output_dir {self.folder}: the disk is full or takes no writes ({error}): free some space, then "
-                f"{self._how_to_continue()}"
-            )
-        return error
-
-    def _with_process(self, message: str) -> str:
-        if self.args.world_size == 1 or message.startswith("process "):
-            return message
-        return f"process {self.args.process_index}: {message}"
-
-    def _how_to_continue(self) -> str:
-        """Half a sentence on what to do after the run has ended early."""
-        if self.record.status == TRAINED:
-            return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(self.folder))}"
-        if not any(self.folder.glob("checkpoint-*")):
-            if self.record.steps or self.trainer is not None:
-                return "there is no checkpoint: start again, after removing the folder"
-            return "nothing was trained"
-        return f"at step {self.record.steps}: continue with {resuming_command()}"
-
-    def _how_to_finish(self) -> str:
-        """The line after an error of the evaluation. A checkpoint of the last step is made where there is none."""
-        saved = f"the model is trained, and saved in {self.folder}"
-        if not self.last_checkpoint().is_dir() and self._can_save_last_step():
-            try:
-                self.trainer._save_checkpoint(self.trainer.model, None)
-            except Exception as error:  # this is help after another error, which must be seen
-                return f"{saved}; it cannot be evaluated again, for no checkpoint can be written: {error}"
-        if self.last_checkpoint().is_dir():
-            return f"{saved}; evaluate it again with: rlhf finish {shlex.quote(str(self.folder))}"
-        return f"{saved}; it cannot be evaluated again, for there is no checkpoint of its last step"
-
-    def _can_save_last_step(self) -> bool:
+    def can_save_last_step(self) -> bool:
         """True if the trainer still holds the weights of its last step."""
         if self.trainer is None or self.args.world_size > 1 or self.args.load_best_model_at_end:
             return False
@@ -551,20 +434,6 @@ class RecordAtCheckpoint(TrainerCallback):
 def versions_of_weights(model) -> list[tuple[int, int]]:
     """Numbers that differ once any weight is replaced, or changed in place."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-
-
-def is_full(folder: Path) -> bool:
-    """True if the disk has no room for another block. torch.save does not say that this is why it failed."""
-    return shutil.disk_usage(folder).free < BLOCK
-
-
-def left_by_exit(error: SystemExit) -> UserError:
-    """sys.exit() in a function that the run calls would end it as if it were done."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return UserError(
-        f"{frame.filename}:{frame.lineno}: the run was left by sys.exit({error.code!r}) in {frame.name}: raise an exception "
-        "instead"
-    )
 
 
 def _hide_progress_bars() -> None:

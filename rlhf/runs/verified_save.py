@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs import durable
-from rlhf.runs.durable import is_disk_full, move_folder, remove_folder, sync
+from rlhf.runs.disk import refuses_writes
+from rlhf.runs.durable import move_folder, remove_folder, sync
 from rlhf.runs.manifest import TRAINER_STATE, Digests, flaw, read_manifest, write_manifest
 
 SAVING = ".saving"
@@ -76,10 +77,10 @@ class VerifiedSave:
         self.digests.close()
         if self.is_main:
             recover(self.root)
-        if is_disk_full(error):
+        if refuses_writes(error):
             raise UserError(
-                f"output_dir {self.root}: the disk is full, and {self.target.name} was not saved: free some space, then "
-                f"{how_to_continue(self.root)}"
+                f"output_dir {self.root}: the disk is full or takes no writes, and {self.target.name} was not saved: "
+                f"free some space, then {how_to_continue(self.root)}"
             ) from error
 
     def _wait(self) -> None:

@@ -1,23 +1,20 @@
 """The checkpoint that a run resumes from: whole, of the same run, and not of one that is finished."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from rlhf.runs.checkpoints import (
     best_of,
-    check_output_dir,
-    check_shared_folder,
     checkpoint_to_resume,
     newest_verified,
     stop_if_finished,
 )
 from rlhf.runs.manifest import flaw
+from rlhf.runs.output_folder import check_output_dir
 from rlhf.runs.record import RunRecord
 from rlhf.runs.run import start
 
@@ -333,53 +330,6 @@ def test_a_checkpoint_of_another_recipe_is_refused(failing_tiny, interrupted):
 
 
 # ---- several machines --------------------------------------------------------------------------------------------
-
-
-def look_for_the_folder(rank: int, root: str, shared: bool, port: int) -> None:
-    """One of two processes, each on a machine of its own."""
-    os.environ |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    folder = Path(root) / ("shared" if shared else f"own-{rank}")
-    folder.mkdir(parents=True, exist_ok=True)
-    args = SimpleNamespace(output_dir=str(folder), world_size=2, process_index=rank)
-    message = ""
-    try:
-        check_shared_folder(args)
-    except ValueError as error:
-        message = str(error)
-    (Path(root) / f"{shared}-{rank}").write_text(message)
-    torch.distributed.destroy_process_group()
-
-
-def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
-    import socket
-
-    for shared in (True, False):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = torch.multiprocessing.get_context("fork")
-        processes = []
-        for rank in range(2):
-            process = context.Process(
-                target=look_for_the_folder, args=(rank, str(tmp_path), shared, port)
-            )
-            process.start()
-            processes.append(process)
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
-        said = [(tmp_path / f"{shared}-{rank}").read_text() for rank in range(2)]
-        if shared:
-            assert said == ["", ""]
-        else:
-            assert all("processes 1 do not see" in text for text in said)
-    assert not list((tmp_path / "shared").iterdir())
-
-
-def test_one_machine_is_not_asked(tmp_path):
-    check_shared_folder(SimpleNamespace(output_dir=str(tmp_path / "none"), world_size=1))
-    assert not (tmp_path / "none").exists()
 
 
 def test_a_whole_checkpoint_has_no_flaw(interrupted):

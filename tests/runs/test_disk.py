@@ -1,5 +1,6 @@
-"""Room on the disk, looked at before the first step."""
+"""Room on the disk, looked at before the first step, and errors of a full one."""
 
+import errno
 import shutil
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
-from rlhf.runs.disk import GB, check_free_disk, size_of_model, size_of_optimizer
+from rlhf.runs.disk import GB, check_free_disk, refuses_writes, size_of_model, size_of_optimizer
 
 
 @pytest.fixture
@@ -47,3 +48,34 @@ def test_only_trained_weights_have_a_state_of_the_optimizer(model):
     assert size_of_optimizer(model, "sgd") == 0
     model.weight.requires_grad = False
     assert size_of_optimizer(model, "adamw_torch") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (OSError(122, "Disk quota exceeded"), True),
+        (OSError(30, "Read-only file system"), True),
+        (OSError(13, "Permission denied"), False),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), True),
+        (RuntimeError("inline_container.cc:672] . unexpected pos 1728 vs 1620"), True),
+        (RuntimeError("CUDA out of memory"), False),
+        (ValueError("I/O error: No space left on device (os error 28)"), True),
+    ],
+)
+def test_a_full_disk_is_known_from_the_errors_of_all_writers(error, full):
+    assert refuses_writes(error) == full
+
+
+def test_errors_of_the_disk_are_known_from_their_cause():
+    def caused():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("file write failed") from error
+
+    with pytest.raises(RuntimeError) as raised:
+        caused()
+    assert refuses_writes(raised.value)
+    assert refuses_writes(Exception("I/O error: No space left on device (os error 28)"))
+    assert not refuses_writes(OSError(errno.ENOENT, "No such file or directory"))

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.errors import UserError
+from rlhf.errors import Interrupted, UserError
 from rlhf.runs import failures
-from rlhf.runs import run as run_module
+from rlhf.runs.ending import cause_of
 from rlhf.runs.failures import (
     first_failure,
     forget_failures,
@@ -170,11 +170,24 @@ def test_the_main_process_that_lost_another_says_what_that_one_died_of(
     run.args, run.folder, run.trainer = args, tmp_path, None
     write_failure(tmp_path, 1, error)
     lost = RuntimeError("Connection closed by peer")
-    cause = run_module.Run._cause(run, lost)
+    cause = cause_of(lost, run)
     assert str(cause) == f"process 1 failed: {failures.describe(error)}"
     # A signal of the launcher, which ends the others when one has failed, is not the cause either.
-    stopped = run_module.Run._cause(run, run_module.Interrupted(15))
+    stopped = cause_of(Interrupted(15), run)
     assert str(stopped) == f"process 1 failed: {failures.describe(error)}"
+
+
+def test_a_full_disk_names_the_way_to_continue(tmp_path):
+    run = SimpleNamespace(args=SimpleNamespace(world_size=1), folder=tmp_path)
+    run.record = SimpleNamespace(status="running")
+    full = OSError(28, "No space left on device")
+    again = "free some space, then start the run again with --resume_from_checkpoint auto"
+    assert str(cause_of(full, run)).endswith(again)
+    (tmp_path / "checkpoint-4").mkdir()
+    goes_on = "then continue from checkpoint-4 with --resume_from_checkpoint true"
+    assert str(cause_of(full, run)).endswith(goes_on)
+    run.record.status = "trained"
+    assert str(cause_of(full, run)).endswith("free some space")
 
 
 def test_an_error_of_the_main_process_alone_is_that_of_all():

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from rlhf.errors import UserError, of_the_disk
+from rlhf.errors import UserError
 from rlhf.runs import progress
 from rlhf.runs.card import write_card
 from rlhf.runs.progress import append_jsonl, plot_curves
@@ -264,20 +264,6 @@ def test_a_full_disk_is_one_line(toy, small_disk, capsys, kilobytes):
             "failed",
             "evaluation failed",
         )
-
-
-def test_errors_of_the_disk_are_known_from_their_cause():
-    def caused():
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
-            raise RuntimeError("file write failed") from error
-
-    with pytest.raises(RuntimeError) as raised:
-        caused()
-    assert of_the_disk(raised.value)
-    assert of_the_disk(Exception("I/O error: No space left on device (os error 28)"))
-    assert not of_the_disk(OSError(errno.ENOENT, "No such file or directory"))
 
 
 def test_curves_are_drawn_from_a_torn_file(tmp_path):

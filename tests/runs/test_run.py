@@ -20,10 +20,12 @@ from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
 from rlhf.models.one_trunk import AdapterModel, save_adapter
 from rlhf.runs import processes
-from rlhf.runs.checkpoints import check_output_dir, checkpoint_to_resume
+from rlhf.runs.checkpoints import checkpoint_to_resume
+from rlhf.runs.ending import LAUNCHER_STOPS
+from rlhf.runs.output_folder import check_output_dir
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.record import RunRecord, find_runs, parent_entry
-from rlhf.runs.run import LAUNCHER_STOPS, start
+from rlhf.runs.run import start
 from rlhf.runs.settings import DataSettings, changed_settings, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,60 +159,6 @@ def test_a_run_without_a_step_is_refused(tmp_path, refused):
     message = refused(use_run_progress, trainer, tmp_path)
     assert "the 1 training rows are fewer than a batch of 8" in message
     assert "dataloader_drop_last" in message
-
-
-def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
-    record = RunRecord.begin("sft", config={}, seed=0)
-    record.status = "done"
-    record.save(tmp_path)
-    message = refused(check_output_dir, str(tmp_path), None)
-    # there is nothing to continue from
-    assert "already holds a run (run.json)" in message and "resume" not in message
-    checkpoint = tmp_path / "checkpoint-5"
-    checkpoint.mkdir()
-    message = refused(check_output_dir, str(tmp_path), None)
-    assert "--resume_from_checkpoint true" in message
-    check_output_dir(str(tmp_path), str(checkpoint))
-    check_output_dir(str(tmp_path / "new"), None)
-
-
-def test_a_checkpoint_of_another_folder_does_not_open_a_folder_that_holds_a_run(tmp_path, refused):
-    for name in ("sft", "ppo"):
-        record = RunRecord.begin(name, config={}, seed=0)
-        record.save(tmp_path / name)
-    checkpoint = tmp_path / "ppo" / "checkpoint-8"
-    checkpoint.mkdir()
-    message = refused(check_output_dir, str(tmp_path / "sft"), str(checkpoint))
-    assert "already holds a run" in message and "is of another folder" in message
-    check_output_dir(str(tmp_path / "new"), str(checkpoint))
-
-
-def test_a_failed_run_that_has_saved_its_model_is_kept(tmp_path, refused):
-    record = RunRecord.begin("sft", config={}, seed=0)
-    record.status = "failed"
-    record.save(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    assert "already holds a run" in refused(check_output_dir, str(tmp_path), None)
-    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "run.json").is_file()
-
-
-def test_an_output_dir_that_cannot_be_written_is_one_line(tmp_path, refused):
-    (tmp_path / "file").write_text("x")
-    assert "is a file" in refused(check_output_dir, str(tmp_path / "file"), None)
-    assert "cannot be made" in refused(check_output_dir, str(tmp_path / "file" / "run"), None)
-    assert "cannot be made" in refused(check_output_dir, "/proc/x", None)
-
-
-def test_a_failed_run_without_a_checkpoint_makes_room(tmp_path, refused):
-    record = RunRecord.begin("sft", config={}, seed=0)
-    record.status = "failed"
-    record.save(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    check_output_dir(str(tmp_path), None)
-    assert list(tmp_path.iterdir()) == []
-    record.save(tmp_path)
-    (tmp_path / "checkpoint-5").mkdir()
-    assert "already holds a run" in refused(check_output_dir, str(tmp_path), None)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_told_how_to_start_again(tmp_path, refused):
