@@ -109,7 +109,9 @@ def _choose(meaning: str, args, say: Callable[[str], None]) -> str | None:
     if meaning == AUTO:
         return _beginning(args, root, say)
     remedy = "start the run without it, in another output_dir or after removing this one"
-    if names_in(root) and has_only_early_files(root):
+    if not names_in(root):
+        remedy = "it is empty: check output_dir, or start a run with --resume_from_checkpoint auto"
+    elif has_only_early_files(root):
         remedy = (
             "the run stopped before its first: start it again with --resume_from_checkpoint auto"
         )

@@ -9,7 +9,7 @@ from rlhf.errors import UserError
 from rlhf.runs.durable import remove_folder
 from rlhf.runs.failures import PREFIX, forget_failures
 from rlhf.runs.lock import LOCK, locked
-from rlhf.runs.record import FAILED, INTERRUPTED, RECORD, RUNNING, read_object
+from rlhf.runs.record import DONE, FAILED, INTERRUPTED, RECORD, RUNNING, read_object
 from rlhf.runs.verified_save import SAVING, checkpoints_of
 
 # Files of a run before its first checkpoint. None holds weights.
@@ -67,7 +67,7 @@ def check_output_dir(folder: str, checkpoint: str | None) -> None:
     remedy = "choose another output_dir, or remove the folder"
     if checkpoint:
         remedy = f"{checkpoint} is of another folder: {remedy}"
-    elif checkpoints_of(path):
+    elif checkpoints_of(path) and status_of(path) != DONE:
         remedy += ", or continue the run with --resume_from_checkpoint true"
     elif has_only_early_files(path) and status_of(path) in NOT_FINISHED:
         remedy += ", or start the run again with --resume_from_checkpoint auto"

@@ -21,6 +21,10 @@ def test_a_folder_that_holds_a_run_is_never_written_over(tmp_path, refused):
     checkpoint = tmp_path / "checkpoint-5"
     checkpoint.mkdir()
     message = refused(check_output_dir, str(tmp_path), None)
+    assert "already holds a run" in message and "resume" not in message
+    record.status = "interrupted"
+    record.save(tmp_path)
+    message = refused(check_output_dir, str(tmp_path), None)
     assert "--resume_from_checkpoint true" in message
     check_output_dir(str(tmp_path), str(checkpoint))
     check_output_dir(str(tmp_path / "new"), None)

@@ -161,8 +161,11 @@ def test_a_run_without_a_step_is_refused(tmp_path, refused):
     assert "dataloader_drop_last" in message
 
 
-def test_a_run_killed_before_its_first_checkpoint_is_told_how_to_start_again(tmp_path, refused):
+def test_a_folder_without_a_checkpoint_is_told_how_to_start(tmp_path, refused):
     args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path), process_index=0)
+    message = refused(checkpoint_to_resume, args)
+    assert "holds no checkpoint-N" in message and "--resume_from_checkpoint auto" in message
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     message = refused(checkpoint_to_resume, args)
     assert "holds no checkpoint-N" in message and "after removing this one" in message
 
