@@ -64,7 +64,8 @@ def check_roles(settings, args, splits) -> None:
         check_reward_model(path)
     group = args.num_generations
     for path in settings.reward_functions:
-        try_function(FunctionScorer.load(path), splits.train, splits.eval, group=group)
+        scorer = FunctionScorer.load(path, settings.call_limits())
+        try_function(scorer, splits.train, splits.eval, group=group)
 
 
 def value_model_paths(settings) -> list[str]:
@@ -83,24 +84,25 @@ def try_function(
 ) -> None:
     """Call a reward function on the first training prompts, with completions made of the rows' own text.
 
-    UserError where it raises or returns anything but a finite number per completion.
+    UserError where it raises or returns anything but a finite number per completion. It may be called again, as in training.
     group: completions of each prompt, which are next to each other as in a rollout.
     """
-    prompts, completions = [], []
+    prompts, completions, names = [], [], []
     columns: dict[str, list] = {name: [] for name in column_names([*rows, *eval_rows])}
     # A function may change what it gets.
     tried = copy.deepcopy(rows[:TRIED_ROWS])
-    for row in tried:
+    for i, row in enumerate(tried):
         completion = row.get("completion")
         if not isinstance(completion, str):
             completion = as_text(row["prompt"])
         for _ in range(group):
             prompts.append(row["prompt"])
             completions.append(completion)
+            names.append(f"training row {i}")
             for name, values in columns.items():
                 values.append(row.get(name))
     with random_numbers_kept():
-        scorer(ScoringBatch(prompts, completions, columns))
+        scorer(ScoringBatch(prompts, completions, columns, row_names=names))
 
 
 @contextmanager

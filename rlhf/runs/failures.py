@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf.errors import UserError
+from rlhf.errors import Interrupted, UserError
 
 PREFIX = "error-"
 LOOK_EVERY = 1.0  # seconds between two looks for errors of other processes
@@ -19,8 +19,8 @@ GRACE = 5.0  # seconds in which a process that has lost another ends by itself
 
 
 def describe(error: BaseException) -> str:
-    """The message of a UserError. Of others, the type too."""
-    if isinstance(error, UserError):
+    """The message of a UserError, or of a signal. Of others, the type too."""
+    if isinstance(error, UserError | Interrupted):
         return str(error)
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 

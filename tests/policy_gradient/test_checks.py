@@ -1,16 +1,21 @@
 """What is tried before the first step of a policy-gradient run, and that trying it changes nothing."""
 
 import random
+import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from rlhf.completions.functions import CallLimits
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.errors import UserError
 from rlhf.policy_gradient.checks import (
     EVALUATED,
     check_before_training,
+    check_roles,
     random_numbers_kept,
     try_function,
 )
@@ -54,6 +59,36 @@ def test_a_function_that_returns_no_number_is_refused():
     scorer = FunctionScorer(lambda prompts, completions: [None] * len(prompts), "none")
     with pytest.raises(UserError, match="none: 1 scores are not finite numbers"):
         try_function(scorer, [{"prompt": "a"}], [], group=1)
+
+
+def test_the_trial_keeps_to_the_limits_of_the_calls(tmp_path, monkeypatch):
+    """A service that fails once does not end the run there, if it would not later."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "services.py").write_text(
+        "calls = []\n"
+        "def flaky(prompts, completions, **columns):\n"
+        "    calls.append(prompts)\n"
+        "    if len(calls) == 1:\n"
+        "        raise ConnectionError('down')\n"
+        "    return [0.0] * len(prompts)\n"
+    )
+    settings = SimpleNamespace(
+        ptx_dataset_name="texts",
+        reward_model_path=[],
+        reward_functions=["services:flaky"],
+        reward_weights=None,
+        watch_reward_model_path=None,
+        value_model="shared",
+        call_limits=lambda: CallLimits(retries=1),
+    )
+    args = SimpleNamespace(algorithm="ppo", num_generations=1)
+    splits = SimpleNamespace(train=[{"prompt": "a"}], eval=[])
+    check_roles(settings, args, splits)
+    monkeypatch.delitem(sys.modules, "services")
+    settings.call_limits = CallLimits
+    with pytest.raises(UserError, match="ConnectionError: down .*while it scored training row 0"):
+        check_roles(settings, args, splits)
 
 
 def test_what_is_tried_moves_no_random_numbers():

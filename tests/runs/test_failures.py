@@ -177,6 +177,12 @@ def test_the_main_process_that_lost_another_says_what_that_one_died_of(
     assert str(stopped) == f"process 1 failed: {failures.describe(error)}"
 
 
+def test_an_error_is_described_by_its_type_unless_its_message_is_enough():
+    assert failures.describe(ValueError("boom")) == "ValueError: boom"
+    assert failures.describe(UserError("a bad row")) == "a bad row"
+    assert failures.describe(Interrupted(15)) == "stopped by SIGTERM: nothing was trained"
+
+
 def test_a_full_disk_names_the_way_to_continue(tmp_path):
     run = SimpleNamespace(args=SimpleNamespace(world_size=1), folder=tmp_path)
     run.record = SimpleNamespace(status="running")
