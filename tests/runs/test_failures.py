@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
-from rlhf.runs import failures
+from rlhf.runs import durable, failures
 from rlhf.runs import run as run_module
 from rlhf.runs.failures import (
     first_failure,
@@ -27,7 +27,7 @@ STEPS = ("--max_steps", "6")
 
 
 def fail(error: BaseException):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail
@@ -61,6 +61,20 @@ def test_an_error_of_the_card_is_one_of_the_evaluation(toy, tmp_path, monkeypatc
         toy.run(tmp_path / "run", *STEPS)
     record = RunRecord.load(tmp_path / "run")
     assert (record.status, record.error) == ("evaluation failed", "RuntimeError: no font")
+
+
+def test_a_run_is_done_when_its_card_is_there(toy, tmp_path, monkeypatch):
+    """A kill at any moment leaves a run that `rlhf finish` takes, or one with its card."""
+    folder, card_at = tmp_path / "run", []
+
+    def boundary(path):
+        if path == folder / "run.json" and RunRecord.load(folder).status == "done":
+            card_at.append((folder / "README.md").read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(durable, "boundary", boundary)
+    assert toy.run(folder, *STEPS) == 0
+    assert len(card_at) == 1 and "not evaluated" not in card_at[0]
+    assert "not complete" not in card_at[0]
 
 
 def test_a_checkpoint_of_the_last_step_is_made_where_there_is_none(toy, tmp_path, capsys):
@@ -175,6 +189,33 @@ def test_the_main_process_that_lost_another_says_what_that_one_died_of(
     # A signal of the launcher, which ends the others when one has failed, is not the cause either.
     stopped = run_module.Run._cause(run, run_module.Interrupted(15))
     assert str(stopped) == f"process 1 failed: {failures.describe(error)}"
+
+
+GLOO = "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:16051: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("is_trained", "signal", "said"),
+    [
+        (None, 0, "another process has ended without a word: "),
+        (None, 15, "stopped by SIGTERM: "),  # in preparation each ends at once
+        (False, 15, "another process has ended without a word: "),  # in training all end together
+        (True, 15, "stopped by SIGTERM: "),
+    ],
+)
+def test_a_process_that_dies_without_a_word_is_said_to_have(
+    monkeypatch, tmp_path, is_trained, signal, said
+):
+    monkeypatch.setattr(run_module, "MAIN_PRINTS", 0.0)
+    monkeypatch.setattr(run_module.SIGNALS, "number", signal)
+    record = SimpleNamespace(status="trained" if is_trained else "running")
+    trainer = None if is_trained is None else "a trainer"
+    args = SimpleNamespace(world_size=2, process_index=0)
+    run = SimpleNamespace(args=args, folder=tmp_path, trainer=trainer, record=record)
+    cause = run_module.Run._cause(run, RuntimeError(f"{GLOO}\nC++ trace"))
+    assert str(cause).startswith(said)
+    boom = RuntimeError("boom")
+    assert run_module.Run._cause(run, boom) is boom
 
 
 def test_an_error_of_the_main_process_alone_is_that_of_all():
