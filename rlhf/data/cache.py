@@ -156,7 +156,11 @@ def _array(values: Sequence, kind: pyarrow.DataType) -> pyarrow.Array:
     if pyarrow.types.is_binary(kind):
         buffers.append(pyarrow.py_buffer(b"".join(values)))
         return pyarrow.Array.from_buffers(kind, len(lengths), buffers)
-    numbers = np.fromiter(chain.from_iterable(values), kind.value_type.to_pandas_dtype())
+    item = kind.value_type.to_pandas_dtype()
+    if values and isinstance(values[0], np.ndarray):
+        numbers = np.concatenate(values, dtype=item)
+    else:
+        numbers = np.fromiter(chain.from_iterable(values), item)
     data = [None, pyarrow.py_buffer(numbers)]
     items = pyarrow.Array.from_buffers(kind.value_type, len(numbers), data)
     return pyarrow.Array.from_buffers(kind, len(lengths), buffers, children=[items])
