@@ -18,6 +18,8 @@ from typing import ClassVar
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from rlhf.data.chat import add_chat_template
+from rlhf.data.examples import encoding_key
+from rlhf.data.fingerprints import module_fingerprint
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_policy
@@ -150,7 +152,7 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
         evaluation, eval_dropped = make_rows(settings, tokenizer, splits.eval, args.seed)
         check_length(evaluation, "evaluation", settings)
         dropped += eval_dropped
-    tokens = count_tokens(train)
+    tokens = sum(train.lengths)
     run.say(
         f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {dropped} dropped; "
         f"{model.num_parameters() / 1e6:.1f} M parameters"
@@ -256,18 +258,20 @@ def load_checkpoint(settings: PretrainSettings, tokenizer, run: Run):
     return model
 
 
-def make_rows(settings: PretrainSettings, tokenizer, rows: list[dict], seed: int):
+def make_rows(settings: PretrainSettings, tokenizer, rows: Sequence[dict], seed: int):
     """(rows to train or evaluate on, tokens that were dropped) of the objective."""
-    texts = [row["text"] for row in rows]
+    texts = (row["text"] for row in rows)  # read only where the cache does not have them encoded
     size = settings.block_size
     cross = settings.cross_documents
+    code = module_fingerprint(MaskedRows.__module__)
+    key = encoding_key(f"pretrain-{settings.objective}", rows, tokenizer, code, size, cross)
     if settings.objective == "causal":
-        return causal_blocks(tokenizer, texts, size, cross_documents=cross)
+        return causal_blocks(tokenizer, texts, size, cross_documents=cross, key=key)
     masking = Masking(tokenizer, whole_words=settings.whole_words)
     if settings.objective == "masked_nsp":
         # Pairs keep every sentence, so that nothing is dropped.
-        return PairRows(tokenizer, texts, size, masking, seed=seed), 0
-    blocks, dropped = masked_blocks(tokenizer, texts, size, cross_documents=cross)
+        return PairRows(tokenizer, texts, size, masking, seed=seed, key=key), 0
+    blocks, dropped = masked_blocks(tokenizer, texts, size, cross_documents=cross, key=key)
     return MaskedRows(blocks, masking, seed=seed), dropped
 
 
@@ -285,14 +289,6 @@ def do_not_evaluate(args: PretrainConfig) -> None:
         raise UserError("early_stopping_patience: there are no evaluation rows: set eval_fraction")
     args.eval_strategy = "no"
     args.load_best_model_at_end = False
-
-
-def count_tokens(rows) -> int:
-    """The tokens of all rows; drawn rows know their lengths without being drawn."""
-    lengths = getattr(rows, "lengths", None)
-    if lengths is None:
-        lengths = [len(row["input_ids"]) for row in rows]
-    return sum(lengths)
 
 
 # ---- training and after ------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Arrow files that are made once from data and mapped by every process: checked rows, and their encodings.
 
 A file is named by everything that decides its content, so that a file that is there is right. It is written under another
-name and renamed when it is whole. Its last batch is empty and carries a note about the rest: a file without it was cut
-off, and is made again. A disk that is full or read-only costs speed, never the run: the content then stays in memory.
+name and renamed when it is whole. Its last batch is empty and carries a note about the rest and a checksum of all: a file
+that was cut off or has a wrong byte is made again. A disk that is full or read-only costs speed, never the run: the
+content then stays in memory.
 
 RLHF_CACHE names the folder (default: `rlhf` in the cache folder of `datasets`, HF_DATASETS_CACHE), or is `off`. Nothing is
 ever removed from it: delete it, or old files in it, when no run reads them.
@@ -19,11 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pyarrow
 
-NOTE = b"rlhf"  # the key of the note in the last batch's metadata
+# Keys in the last batch's metadata.
+NOTE = b"rlhf"
+CHECKSUM = b"crc32"  # of the file up to the last batch, then of the note
 BATCH_ROWS = 1000
 BATCH_BYTES = 1 << 24  # of the values of a batch, about
 SECONDS_BETWEEN_LINES = 5
@@ -78,16 +82,23 @@ def stored(
     there = _opened(path)
     if there:
         return there
-    with _locked(path):
+    with _locked(path) as alone:
         # Another process may have made it in the meantime.
         there = _opened(path)
         if there:
             return there
+        if alone:
+            _remove_unfinished(path)
         return _made(path, schema, fill, doing)
 
 
 def _made(path: Path | None, schema: pyarrow.Schema, fill: Callable, doing: str) -> Stored:
-    writer = Writer(schema, path.parent if path else folder(), doing)
+    home, name = folder(), "rows"
+    if path:
+        home, name = path.parent, path.stem
+    writer = Writer(schema, home, doing, name)
+    if path is None:
+        writer.remove_name()
     try:
         note = fill(writer)
         if not note.pop("keep", True):
@@ -103,13 +114,21 @@ def _opened(path: Path) -> Stored | None:
         with suppress(OSError):
             os.utime(path)  # so that old files can be told by their time
         return _mapped(path)
-    except (OSError, pyarrow.ArrowException, ValueError, KeyError):
+    except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError):
         return None
 
 
+def _remove_unfinished(path: Path) -> None:
+    """Removes what a killed process left of a file. Only for the process that holds its lock."""
+    for unfinished in path.parent.glob(f"{path.stem}-*.tmp"):
+        with suppress(OSError):
+            unfinished.unlink()
+
+
 def _mapped(path: Path) -> Stored:
-    """Maps a file. ValueError or ArrowException where it is cut off or another program's."""
-    reader = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+    """Maps a file. ValueError or ArrowException where it is cut off, has a wrong byte, or is another program's."""
+    source = pyarrow.memory_map(str(path))
+    reader = pyarrow.ipc.open_stream(source)
     batches = []
     note = None
     while note is None:
@@ -121,24 +140,38 @@ def _mapped(path: Path) -> Stored:
             batches.append(batch)
         else:
             note = json.loads(metadata[NOTE])
+            # Before a value is read: wrong offsets lead out of the file.
+            if metadata[CHECKSUM] != _checksum(source, note["size"], metadata[NOTE]):
+                raise ValueError(f"{path}: a byte of it was changed")
     table = pyarrow.Table.from_batches(batches, reader.schema)
     if note["rows"] != len(table):
         raise ValueError(f"{path}: {len(table)} rows, {note['rows']} noted")
     return Stored(table, note, path)
 
 
+def _checksum(source: pyarrow.MemoryMappedFile, size: int, note: bytes) -> bytes:
+    """The checksum of a mapped file. size: bytes before its last batch."""
+    checksum = crc32(source.read_at(size, 0))
+    return str(crc32(note, checksum)).encode()
+
+
 @contextmanager
 def _locked(path: Path):
-    """Holds the lock of a file while others wait. A process that ends releases it. Without one where none can be made."""
+    """Holds the lock of a file while others wait, and gives True; False where no lock can be made.
+
+    A process that ends releases it.
+    """
     file = None
+    alone = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
         fcntl.flock(file, fcntl.LOCK_EX)
+        alone = True
     except OSError:
         pass  # each process then makes its own content
     try:
-        yield
+        yield alone
     finally:
         if file:
             file.close()
@@ -156,7 +189,11 @@ def _array(values: Sequence, kind: pyarrow.DataType) -> pyarrow.Array:
     if pyarrow.types.is_binary(kind):
         buffers.append(pyarrow.py_buffer(b"".join(values)))
         return pyarrow.Array.from_buffers(kind, len(lengths), buffers)
-    numbers = np.fromiter(chain.from_iterable(values), kind.value_type.to_pandas_dtype())
+    item = kind.value_type.to_pandas_dtype()
+    if values and isinstance(values[0], np.ndarray):
+        numbers = np.concatenate(values, dtype=item)
+    else:
+        numbers = np.fromiter(chain.from_iterable(values), item)
     data = [None, pyarrow.py_buffer(numbers)]
     items = pyarrow.Array.from_buffers(kind.value_type, len(numbers), data)
     return pyarrow.Array.from_buffers(kind, len(lengths), buffers, children=[items])
@@ -166,9 +203,10 @@ class Writer:
     """Writes rows into an Arrow file in batches, and goes on in memory where that fails.
 
     home: the folder of the file; None: that of temporary files.
+    name: the start of its name until it is whole.
     """
 
-    def __init__(self, schema: pyarrow.Schema, home: Path | None, doing: str):
+    def __init__(self, schema: pyarrow.Schema, home: Path | None, doing: str, name: str = "rows"):
         self.schema = schema
         self.doing = doing
         self.rows = 0
@@ -177,19 +215,24 @@ class Writer:
         self.batches: list[pyarrow.RecordBatch] = []  # in memory
         self.written = 0  # batches in the file
         self.path: Path | None = None  # of the file that is being written
+        self.handle: int | None = None  # by which it is read even if its folder is removed
         self.sink = self.stream = None
         self.told = time.monotonic()
         self.start = self.told
         try:
             if home:
                 home.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(".tmp", "rows-", home)
-            os.close(handle)
-            self.path = Path(name)
-            self.sink = pyarrow.OSFile(name, "wb")
+            self.handle, path = tempfile.mkstemp(".tmp", f"{name}-", home)
+            self.path = Path(path)
+            self.sink = pyarrow.OSFile(path, "wb")
             self.stream = pyarrow.ipc.new_stream(self.sink, schema)
         except OSError:
             self.discard()
+
+    @property
+    def readable(self) -> Path:
+        """The file, which may have lost its name."""
+        return Path(f"/dev/fd/{self.handle}")
 
     def add(self, values: tuple, size: int) -> None:
         """Adds a row: a value for each column, of about `size` bytes."""
@@ -232,7 +275,7 @@ class Writer:
             self.sink.close()
         self.stream = None
         if self.written:
-            with pyarrow.OSFile(str(self.path), "rb") as file:
+            with pyarrow.OSFile(str(self.readable), "rb") as file:
                 reader = pyarrow.ipc.open_stream(file)
                 for _ in range(self.written):
                     self.batches.append(reader.read_next_batch())
@@ -251,27 +294,38 @@ class Writer:
         return Stored(pyarrow.Table.from_batches(self.batches, self.schema), note)
 
     def _finish(self, note: dict, path: Path | None) -> Stored:
+        note["size"] = self.sink.tell()
+        text = json.dumps(note).encode()
+        with pyarrow.memory_map(str(self.readable)) as written:
+            checksum = _checksum(written, note["size"], text)
         arrays = [_array([], field.type) for field in self.schema]
         last = pyarrow.RecordBatch.from_arrays(arrays, schema=self.schema)
-        self.stream.write_batch(last, custom_metadata={NOTE: json.dumps(note)})
+        self.stream.write_batch(last, custom_metadata={NOTE: text, CHECKSUM: checksum})
         self.stream.close()
         self.sink.close()
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
-        if path is None:
-            # The mapping lives on without a name.
-            result = _mapped(self.path)
-            result.path = None
-            return result
-        os.replace(self.path, path)
+        os.fsync(self.handle)
+        # The mapping lives on without a name, or with another.
+        result = _mapped(self.readable)
+        result.path = None
+        if path is not None:
+            with suppress(OSError):  # the folder is gone
+                os.replace(self.path, path)
+                self.path, result.path = None, path
+        return result
+
+    def remove_name(self) -> None:
+        """Leaves the file to this process alone, so that nothing stays where it is killed."""
+        if self.path:
+            with suppress(OSError):
+                self.path.unlink()
         self.path = None
-        return _mapped(path)
 
     def discard(self) -> None:
         """Removes a file that was not finished."""
         if self.sink:
             with suppress(OSError):
                 self.sink.close()
-        if self.path:
-            self.path.unlink(missing_ok=True)
-        self.path = self.sink = self.stream = None
+        self.remove_name()
+        if self.handle is not None:
+            os.close(self.handle)
+        self.handle = self.sink = self.stream = None

@@ -612,12 +612,17 @@ def repeats(numbers: array) -> int:
     return len(numbers) - len(np.unique(np.array(numbers)))
 
 
-def _changes(checked: CheckedRows) -> list[tuple[int, int]]:
-    """Size and time of the last change of the files of a source."""
+def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
+    """What tells that a file of a source was written to or replaced; None for one that is gone."""
     changes = []
     for path in checked.local_files():
-        status = path.stat()
-        changes.append((status.st_size, status.st_mtime_ns))
+        try:
+            status = path.stat()
+        except OSError:
+            changes.append(None)
+            continue
+        # A copy may keep the size and the time of the last change.
+        changes.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return changes
 
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import multiprocessing
+import os
+import shutil
 import time
 
 import pyarrow
@@ -234,3 +236,62 @@ def test_a_long_pass_says_how_far_it_is(home, monkeypatch, capsys):
         "reading rows.jsonl: 2,000 rows in 0 s",
         "reading rows.jsonl: 2,100 rows in 0 s",
     ]
+
+
+def test_a_changed_byte_is_noticed(home):
+    good = stored("bytes", SCHEMA, count_to(9), "counting")
+    content = good.path.read_bytes()
+    for index in range(3, len(content), 23):
+        wrong = bytearray(content)
+        wrong[index] ^= 16
+        good.path.write_bytes(wrong)
+        again = stored("bytes", SCHEMA, count_to(9), "counting")
+        assert values(again) == list(range(9)) and again.note == good.note
+
+
+@pytest.mark.parametrize("key", ["gone", None])
+def test_a_folder_that_is_removed_costs_only_the_file(home, key):
+    def fill(writer):
+        note = count_to(2500)(writer)
+        shutil.rmtree(home)
+        return note
+
+    content = stored(key, SCHEMA, fill, "counting")
+    assert values(content) == list(range(2500)) and content.path is None
+
+
+@pytest.mark.parametrize(("key", "left"), [("one", 1), (None, 0)])
+def test_what_a_killed_process_left_is_removed(home, key, left):
+    def killed(writer):
+        count_to(2000)(writer)
+        os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=stored, args=(key, SCHEMA, killed, "counting")
+    )
+    process.start()
+    process.join()
+    (home / "two-1.tmp").write_text("of another process")
+    assert len(list(home.glob("*.tmp"))) == 1 + left
+    assert values(stored("one", SCHEMA, count_to(3), "counting")) == [0, 1, 2]
+    assert [path.name for path in home.glob("*.tmp")] == ["two-1.tmp"]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_cached(home, data, monkeypatch):
+    """By one of the same size and time, as `cp -p` makes it."""
+    other = data.with_name("other.jsonl")
+    other.write_text(data.read_text().replace('"b"', '"c"'))
+    status = data.stat()
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    read_rows = load.CheckedRows.__iter__
+
+    def replaced(self):
+        if other.exists():
+            other.replace(data)
+        return read_rows(self)
+
+    monkeypatch.setattr(load.CheckedRows, "__iter__", replaced)
+    before = data.read_text()
+    assert read(data).rows[1]["text"] == "c"
+    data.write_text(before)
+    assert read(data).rows == ROWS

@@ -11,15 +11,19 @@ Deviations from BERT's own data program, and why:
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 import torch
 from torch.utils.data import Dataset
 
+from rlhf.data.cache import Writer, stored
 from rlhf.data.chat import bos_ids
 from rlhf.data.padding import IGNORED, right_pad_columns, row_lengths
+from rlhf.data.stored_numbers import NUMBERS, StoredNumbers
 from rlhf.errors import UserError
 
 MASK_SHARE = 0.15  # of tokens that are predicted
@@ -58,15 +62,15 @@ def special(*ids: int) -> Tokens:
     return Tokens(np.array(ids, dtype=np.int32), words)
 
 
-def tokenize_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
+def tokenize_texts(tokenizer, texts: Iterable[str]) -> Iterator[Tokens]:
     """Plain texts without special tokens, which no text can spell.
 
     Words are the tokenizer's own (`word_ids`): with WordPiece a first piece and all its ## pieces.
     """
-    tokenized = []
-    for start in range(0, len(texts), TEXTS_PER_CALL):
+    texts = iter(texts)
+    while part := list(islice(texts, TEXTS_PER_CALL)):
         batch = tokenizer(
-            list(texts[start : start + TEXTS_PER_CALL]),
+            part,
             add_special_tokens=False,
             split_special_tokens=True,
             verbose=False,
@@ -74,9 +78,7 @@ def tokenize_texts(tokenizer, texts: Sequence[str]) -> list[Tokens]:
         for i, ids in enumerate(batch["input_ids"]):
             # A slow tokenizer does not know its words: each token is one.
             words = batch.word_ids(i) if tokenizer.is_fast else range(len(ids))
-            tokens = Tokens(np.array(ids, dtype=np.int32), np.array(words, dtype=np.int32))
-            tokenized.append(tokens)
-    return tokenized
+            yield Tokens(np.array(ids, dtype=np.int32), np.array(words, dtype=np.int32))
 
 
 def sentences(text: str) -> list[str]:
@@ -93,80 +95,124 @@ def sentences(text: str) -> list[str]:
 # ---- blocks ------------------------------------------------------------------------------------------------------
 
 
-def blocks(
-    documents: Sequence[Tokens], size: int, *, cross_documents: bool
-) -> tuple[list[Tokens], int]:
-    """Documents cut every `size` tokens, and how many tokens were dropped.
+class Blocks:
+    """Documents cut every `size` tokens, in one pass.
 
     The end of a document is a shorter block. It is dropped if it has fewer than 2 tokens, because there is nothing to learn
     from it. With cross_documents all documents are one stream, so that every block is full, and its end is dropped.
+
+    dropped: tokens that were dropped, complete after the pass.
     """
-    shortest = 2
-    if cross_documents and documents:
-        documents = [joined(documents)]
-        shortest = size
-    full_blocks = []
-    dropped = 0
-    for document in documents:
-        for start in range(0, len(document.ids), size):
-            block = document.part(start, start + size)
-            if len(block.ids) >= shortest:
-                full_blocks.append(block)
+
+    def __init__(self, documents: Iterable[Tokens], size: int, *, cross_documents: bool):
+        self.documents = documents
+        self.size = size
+        self.cross_documents = cross_documents
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[Tokens]:
+        rest = special()  # of the documents so far, shorter than a block
+        for document in self.documents:
+            if self.cross_documents:
+                document = joined([rest, document])
+            whole = len(document.ids) // self.size * self.size
+            for start in range(0, whole, self.size):
+                yield document.part(start, start + self.size)
+            rest = document.part(whole)
+            if self.cross_documents:
+                continue
+            if len(rest.ids) > 1:
+                yield rest
             else:
-                dropped += len(block.ids)
-    return full_blocks, dropped
+                self.dropped += len(rest.ids)
+        if self.cross_documents:
+            self.dropped += len(rest.ids)
+
+
+class StoredTokens(Sequence):
+    """Pieces of text in the columns ids and words of an Arrow file."""
+
+    SCHEMA = pyarrow.schema([("ids", NUMBERS), ("words", NUMBERS)])
+
+    def __init__(self, table: pyarrow.Table):
+        self.ids = StoredNumbers(table.column("ids"))
+        self.words = StoredNumbers(table.column("words"))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Tokens:
+        return Tokens(self.ids[index], self.words[index])
 
 
 def causal_blocks(
     tokenizer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     size: int,
     *,
     cross_documents: bool,
-) -> tuple[list[dict], int]:
-    """Rows for causal language modelling: each text closed by EOS, then `blocks`; and the tokens dropped.
+    key: str | None = None,
+) -> tuple["CausalRows", int]:
+    """Rows for causal language modelling: each text closed by EOS, then `Blocks`; and the tokens dropped.
 
     If the model was pretrained with BOS, each sequence begins with it: a row, or with cross_documents a text.
+
+    key: of the cache, see data.examples.encoding_key. The texts are not read where the rows are in it already.
     """
     start = special(*bos_ids(tokenizer))
     end = special(tokenizer.eos_token_id)
-    documents = [joined([text, end]) for text in tokenize_texts(tokenizer, texts)]
+    before_text, before_block = special(), start
     if cross_documents:
-        documents = [joined([start, document]) for document in documents]
-        start = special()
-    room = size - len(start.ids)
-    text_blocks, dropped = blocks(documents, room, cross_documents=cross_documents)
-    text_blocks = [joined([start, block]) for block in text_blocks]
-    rows = []
-    for block in text_blocks:
-        ids = torch.from_numpy(block.ids.astype(np.int64))
-        rows.append({"input_ids": ids, "labels": ids})  # the model shifts the labels
-    return rows, dropped
+        before_text, before_block = start, special()
+
+    def documents():
+        for text in tokenize_texts(tokenizer, texts):
+            yield joined([before_text, text, end])
+
+    def fill(writer: Writer) -> dict:
+        room = size - len(before_block.ids)
+        text_blocks = Blocks(documents(), room, cross_documents=cross_documents)
+        for block in text_blocks:
+            ids = np.concatenate([before_block.ids, block.ids])
+            writer.add((ids,), size=ids.nbytes)
+        return {"dropped": text_blocks.dropped}
+
+    content = stored(key, CausalRows.SCHEMA, fill, "encoding")
+    return CausalRows(content.table), content.note["dropped"]
 
 
 def masked_blocks(
     tokenizer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     size: int,
     *,
     cross_documents: bool,
-) -> tuple[list[Tokens], int]:
-    """[CLS] block [SEP] of at most `size` tokens; and the tokens dropped. Across documents a [SEP] separates them."""
+    key: str | None = None,
+) -> tuple[StoredTokens, int]:
+    """[CLS] block [SEP] of at most `size` tokens; and the tokens dropped. Across documents a [SEP] separates them.
+
+    key: of the cache, see data.examples.encoding_key. The texts are not read where the blocks are in it already.
+    """
     before = special(tokenizer.cls_token_id)
     after = special(tokenizer.sep_token_id)
-    documents = tokenize_texts(tokenizer, texts)
-    if cross_documents:
-        separated = []
-        for document in documents:
-            separated += [document, after]
-        documents = separated
-    text_blocks, dropped = blocks(documents, size - 2, cross_documents=cross_documents)
-    rows = []
-    for block in text_blocks:
-        has_words = (block.words >= 0).any()
-        if has_words:
-            rows.append(joined([before, block, after]))
-    return rows, dropped
+
+    def documents():
+        for text in tokenize_texts(tokenizer, texts):
+            yield text
+            if cross_documents:
+                yield after
+
+    def fill(writer: Writer) -> dict:
+        text_blocks = Blocks(documents(), size - 2, cross_documents=cross_documents)
+        for block in text_blocks:
+            has_words = (block.words >= 0).any()
+            if has_words:
+                row = joined([before, block, after])
+                writer.add(row, size=2 * row.ids.nbytes)
+        return {"dropped": text_blocks.dropped}
+
+    content = stored(key, StoredTokens.SCHEMA, fill, "encoding")
+    return StoredTokens(content.table), content.note["dropped"]
 
 
 # ---- masks -------------------------------------------------------------------------------------------------------
@@ -233,6 +279,23 @@ class Masking:
 # ---- rows --------------------------------------------------------------------------------------------------------
 
 
+class CausalRows(Dataset):
+    """Rows for causal language modelling, in the column ids of an Arrow file. lengths: tokens of each row."""
+
+    SCHEMA = pyarrow.schema([("ids", NUMBERS)])
+
+    def __init__(self, table: pyarrow.Table):
+        self.ids = StoredNumbers(table.column("ids"))
+        self.lengths = self.ids.lengths.tolist()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        ids = torch.from_numpy(self.ids[index].astype(np.int64))
+        return {"input_ids": ids, "labels": ids}  # the model shifts the labels
+
+
 class DrawnRows(Dataset):
     """Rows that are drawn again in every epoch, as a function of (seed, epoch, index).
 
@@ -269,6 +332,42 @@ class MaskedRows(DrawnRows):
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
 
+class Sentences(Sequence):
+    """The sentences of a document. tokens: all of them. ends: (S,) where each sentence ends."""
+
+    def __init__(self, tokens: Tokens, ends: np.ndarray):
+        self.tokens = tokens
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        """A sentence, or of a slice the list of its sentences."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = 0
+        if index:
+            start = self.ends[index - 1]
+        return self.tokens.part(start, self.ends[index])
+
+
+class StoredDocuments(Sequence):
+    """Documents as their sentences, in the columns ids, words and ends of an Arrow file."""
+
+    SCHEMA = pyarrow.schema([("ids", NUMBERS), ("words", NUMBERS), ("ends", NUMBERS)])
+
+    def __init__(self, table: pyarrow.Table):
+        self.tokens = StoredTokens(table)
+        self.ends = StoredNumbers(table.column("ends"))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> Sentences:
+        return Sentences(self.tokens[index], self.ends[index])
+
+
 class SentenceRun(NamedTuple):
     """Sentences start to stop (exclusive) of a document, and the tokens of the pair that they become."""
 
@@ -289,17 +388,18 @@ class PairRows(DrawnRows):
     def __init__(
         self,
         tokenizer,
-        texts: Sequence[str],
+        texts: Iterable[str],
         size: int,
         masking: Masking,
         *,
         seed: int,
+        key: str | None = None,
     ):
         self.room = size - 3  # without [CLS] and two [SEP]
         self.before = special(tokenizer.cls_token_id)
         self.after = special(tokenizer.sep_token_id)
-        documents = _tokenized_sentences(tokenizer, texts, self.room // 2)
-        self.documents = [pieces for pieces in documents if pieces]
+        tokenized = _tokenized_sentences(tokenizer, texts, self.room // 2)
+        self.documents = _stored_documents(key, tokenized)
         if len(self.documents) < 2:
             raise UserError(
                 "masked_nsp takes every second pair from two documents, and here is one: give more rows (training and "
@@ -308,8 +408,8 @@ class PairRows(DrawnRows):
         # tokens from each sentence to the end of its document
         self.remaining: list[np.ndarray] = []
         for pieces in self.documents:
-            backwards = [len(sentence.ids) for sentence in reversed(pieces)]
-            self.remaining.append(np.cumsum(backwards)[::-1])
+            starts = np.concatenate([[0], pieces.ends[:-1]])
+            self.remaining.append(pieces.ends[-1] - starts)
         random = np.random.default_rng([seed])
         self.runs: list[SentenceRun] = []
         for document in range(len(self.documents)):
@@ -423,25 +523,40 @@ class PairRows(DrawnRows):
 
 def _tokenized_sentences(
     tokenizer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     longest: int,
-) -> list[list[Tokens]]:
+) -> Iterator[list[Tokens]]:
     """The sentences of each text; those of more than `longest` tokens are split."""
-    texts_sentences = [sentences(text) for text in texts]
-    all_sentences: list[str] = []
-    for text_sentences in texts_sentences:
-        all_sentences += text_sentences
-    # All sentences go to the tokenizer together, and come back in order.
-    tokenized = iter(tokenize_texts(tokenizer, all_sentences))
-    documents = []
-    for text_sentences in texts_sentences:
-        pieces = []
-        for _ in text_sentences:
-            sentence = next(tokenized)
-            for start in range(0, len(sentence.ids), longest):
-                pieces.append(sentence.part(start, start + longest))
-        documents.append(pieces)
-    return documents
+    texts = iter(texts)
+    while part := list(islice(texts, TEXTS_PER_CALL)):
+        texts_sentences = [sentences(text) for text in part]
+        # The sentences of these texts go to the tokenizer together, and come back in order.
+        tokenized = tokenize_texts(tokenizer, chain.from_iterable(texts_sentences))
+        for text_sentences in texts_sentences:
+            pieces = []
+            for sentence in islice(tokenized, len(text_sentences)):
+                for start in range(0, len(sentence.ids), longest):
+                    pieces.append(sentence.part(start, start + longest))
+            yield pieces
+
+
+def _stored_documents(
+    key: str | None,
+    documents: Iterable[list[Tokens]],
+) -> StoredDocuments:
+    """Documents of one sentence or more. They are not read where they are in the cache already."""
+
+    def fill(writer: Writer) -> dict:
+        for pieces in documents:
+            if not pieces:
+                continue
+            ids = np.concatenate([piece.ids for piece in pieces])
+            words = np.concatenate([piece.words for piece in pieces])
+            ends = np.cumsum([len(piece.ids) for piece in pieces])
+            writer.add((ids, words, ends), size=2 * ids.nbytes + ends.nbytes)
+        return {}
+
+    return StoredDocuments(stored(key, StoredDocuments.SCHEMA, fill, "encoding").table)
 
 
 # ---- batches and baselines ---------------------------------------------------------------------------------------

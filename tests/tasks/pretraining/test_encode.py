@@ -62,14 +62,19 @@ def test_sentences_of_english_and_korean():
     ]
 
 
+def cut_blocks(documents, size, *, cross_documents):
+    blocks = pretraining.Blocks(documents, size, cross_documents=cross_documents)
+    return [*blocks], blocks.dropped
+
+
 def test_blocks_stay_within_documents_unless_told():
     documents = [Tokens(np.full(n, n), np.arange(n)) for n in (5, 1, 8)]
-    cut, left = pretraining.blocks(documents, 4, cross_documents=False)
+    cut, left = cut_blocks(documents, 4, cross_documents=False)
     assert [block.ids.tolist() for block in cut] == [[5] * 4, [8] * 4, [8] * 4] and left == 2
-    cut, left = pretraining.blocks(documents, 4, cross_documents=True)
+    cut, left = cut_blocks(documents, 4, cross_documents=True)
     assert [block.ids.tolist() for block in cut] == [[5] * 4, [5, 1, 8, 8], [8] * 4] and left == 2
-    assert pretraining.blocks(documents, 15, cross_documents=True) == ([], 14)
-    rest, left = pretraining.blocks(documents[:1], 3, cross_documents=False)
+    assert cut_blocks(documents, 15, cross_documents=True) == ([], 14)
+    rest, left = cut_blocks(documents[:1], 3, cross_documents=False)
     assert [len(block.ids) for block in rest] == [
         3,
         2,
@@ -307,3 +312,40 @@ def test_baselines_by_hand():
     assert pretraining.baselines([{"labels": torch.tensor([4, 4, 5, IGNORED])}]) == {
         "masked_baseline": 2 / 3
     }
+
+
+def refused_texts():
+    """Texts that must not be read again."""
+    raise AssertionError("the texts were read")
+    yield
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("encode", [pretraining.causal_blocks, pretraining.masked_blocks])
+def test_blocks_are_encoded_once(encode, cross, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    tokenizer = wordpiece()
+    tokenizer.eos_token = "[SEP]"
+    texts = ["abc d efg", "ha bcd", "a b c d e f g h"]
+
+    def encoded(texts, key):
+        rows, dropped = encode(tokenizer, texts, 5, cross_documents=cross, key=key)
+        return str([rows[i] for i in range(len(rows))]), dropped
+
+    plain = encoded(texts, None)
+    assert encoded(texts, "key") == encoded(refused_texts(), "key") == plain
+
+
+def test_pairs_are_encoded_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    texts = ["a b. c d. e f g h.", "d. e. f g.", "", "h h h."]
+    tokenizer = wordpiece()
+    masking = Masking(tokenizer, whole_words=True)
+
+    def drawn(texts, key):
+        rows = PairRows(tokenizer, texts, 16, masking, seed=3, key=key)
+        assert len(rows.documents) == 3  # the empty one has no sentence
+        return str([rows[i] for i in range(len(rows))])
+
+    plain = drawn(texts, None)
+    assert drawn(texts, "key") == drawn(refused_texts(), "key") == plain
