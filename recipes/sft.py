@@ -87,6 +87,20 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
 class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
 
+    def compute_loss(self, model, *args, **kwargs):
+        """The loss of trl, whose logs count the tokens of all processes.
+
+        trl takes them for repeated rows in the last batch of an epoch, and drops them: other ones after a resume.
+        """
+        if not model.training:  # an evaluation does repeat rows
+            return super().compute_loss(model, *args, **kwargs)
+        accelerator = self.accelerator
+        accelerator.gather_for_metrics = accelerator.gather
+        try:
+            return super().compute_loss(model, *args, **kwargs)
+        finally:
+            del accelerator.gather_for_metrics  # the method of the class is back
+
     def log_state(self) -> dict:
         """The sums of the logs: also what trl averages, and the tokens that were learned so far."""
         averaged = {name: list(values) for name, values in self._metrics["train"].items()}

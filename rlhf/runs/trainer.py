@@ -22,6 +22,13 @@ class RunTrainer(NonFiniteGuard, LogState):
     saving: VerifiedSave | None = None
     last_saved_step: int | None = None
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        # Weights that share their tensor with others are saved once. The Trainer would take a checkpoint for incomplete.
+        tied = getattr(self.model, "all_tied_weights_keys", None)
+        if tied:
+            self.model._keys_to_ignore_on_save = list(tied)
+
     def _init_training_state(
         self, max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:

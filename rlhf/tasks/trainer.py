@@ -395,15 +395,10 @@ def set_best_metric(args: EncoderConfig, metrics: Sequence[str]) -> None:
 
 
 def _prepare_for_trainer(model) -> None:
-    """Correct two wrong guesses of the Trainer about the model."""
-    base = unwrapped(model)
+    """Correct a wrong guess of the Trainer about the model."""
     # The Trainer takes the loss of a forward with **kwargs for a sum over processes and accumulated batches, and scales it
     # so. It is the mean of one batch: it came out, and was clipped, as many times too large.
-    base.accepts_loss_kwargs = False
-    # Weights that share their tensor with others are saved once. Without this, the Trainer takes the best checkpoint's for
-    # incomplete and says so.
-    tied = getattr(model, "_tied_weights_keys", None) or {}
-    base._keys_to_ignore_on_save = list(tied)
+    unwrapped(model).accepts_loss_kwargs = False
 
 
 def items(inputs: dict) -> int:

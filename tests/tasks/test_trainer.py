@@ -4,7 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, TrainerControl
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    TrainerControl,
+)
 
 from rlhf.models.parts import disable_dropout
 from rlhf.tasks.trainer import (
@@ -277,3 +282,20 @@ def test_an_early_stop_holds_when_the_run_is_resumed(tmp_path):
         callback.early_stopping_patience = patience
         callback.on_train_begin(args, state, control)
         assert control.should_training_stop is stops
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_layer_of_its_own_is_saved(tmp_path, tied):
+    """transformers names the layers of a class that can share weights, whether this model's do or not."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(
+        vocab_size=50, intermediate_size=16, tie_word_embeddings=tied, pad_token_id=0, **sizes
+    )
+    model = BertForMaskedLM(config)
+    row = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
+    args = EncoderConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = EncoderTrainer(model=model, args=args, train=[row], evaluation=[row])
+    trainer.model.save_pretrained(tmp_path)
+    loaded = BertForMaskedLM.from_pretrained(tmp_path)
+    decoder = loaded.cls.predictions.decoder.weight
+    assert torch.equal(decoder, model.cls.predictions.decoder.weight)
