@@ -29,16 +29,7 @@ def report(error: BaseException) -> int:
             print(stop, file=sys.stderr, flush=True)
         return stop.exit_code
     code = 2 if isinstance(error, UserError) else 1
-    folder = getattr(error, "folder", None)
-    if rank == 0:
-        said = code == 1
-    elif folder is None:
-        said = getattr(error, "said", False)
-        if not said:
-            # One line, not one per process. Who is still here has an error that the first process does not.
-            time.sleep(LAUNCHER_STOPS)
-    else:
-        said = said_by_main(folder, error, wait=MAIN_PRINTS)
+    said = code == 1 if rank == 0 else _is_said_by_main(error)
     process = f" in process {rank}" if rank else ""
     if not said:
         print(f"error{process}: {describe(error)}", file=sys.stderr)
@@ -47,6 +38,21 @@ def report(error: BaseException) -> int:
     sys.stderr.flush()
     error.said = said and rank > 0
     return code
+
+
+def _is_said_by_main(error: BaseException) -> bool:
+    """True if the main process prints this error of another one. Waits for it: one line, not one per process."""
+    folder = getattr(error, "folder", None)
+    try:
+        if folder is not None:
+            return said_by_main(folder, error, wait=MAIN_PRINTS)
+        if not getattr(error, "said", False):
+            # Who is still here then has an error that the main process does not.
+            time.sleep(LAUNCHER_STOPS)
+            return False
+    except Interrupted:  # the launcher stops this process, as the main one has failed first
+        pass
+    return True
 
 
 def leave(code: int, error: BaseException) -> None:

@@ -14,7 +14,7 @@ import yaml
 from transformers import Trainer, TrainingArguments
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
-from rlhf.errors import UserError
+from rlhf.errors import Interrupted, UserError
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
@@ -149,6 +149,22 @@ def test_an_error_of_another_process_alone_is_told_too(capsys, monkeypatch):
             start(broken, "", ["--output_dir", "unused"])
         assert capsys.readouterr().err == said
     assert waits == [LAUNCHER_STOPS]
+
+
+def test_a_process_that_the_launcher_stops_adds_nothing_to_the_error(capsys, monkeypatch):
+    """The first process has printed the error, and the others wait for the launcher to stop them."""
+
+    def broken(settings: DataSettings, args: TrainingArguments) -> None:
+        raise UserError("a bad row")
+
+    def stopped(seconds):
+        raise Interrupted(15)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(time, "sleep", stopped)
+    with pytest.raises(SystemExit) as left:
+        start(broken, "", ["--output_dir", "unused"])
+    assert left.value.code == 2 and capsys.readouterr().err == ""
 
 
 def test_a_run_without_a_step_is_refused(tmp_path, refused):
