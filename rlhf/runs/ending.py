@@ -11,7 +11,7 @@ from rlhf.errors import Interrupted, UserError
 from rlhf.runs.disk import is_full, refuses_writes
 from rlhf.runs.failures import describe, first_failure, said_by_main
 from rlhf.runs.record import TRAINED, resuming_command
-from rlhf.runs.verified_save import how_to_continue
+from rlhf.runs.verified_save import checkpoints_of, how_to_continue
 
 LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
 MAIN_PRINTS = 2  # seconds in which the main process prints an error that all processes have
@@ -105,7 +105,7 @@ def after_signal(run) -> str:
     """Half a sentence on what a signal has left, and how to continue."""
     if run.record.status == TRAINED:
         return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(run.folder))}"
-    if not any(run.folder.glob("checkpoint-*")):
+    if not checkpoints_of(run.folder):
         if run.record.steps or run.trainer is not None:
             return "there is no checkpoint: start again, after removing the folder"
         return "nothing was trained"

@@ -186,6 +186,15 @@ def test_a_folder_without_a_checkpoint_is_told_how_to_start(tmp_path, refused):
     assert "holds no checkpoint-N" in message and "after removing this one" in message
 
 
+def test_runs_are_seen_in_a_folder_whatever_its_name(tmp_path):
+    root = tmp_path / "my-checkpoint-tests"
+    record = RunRecord.begin("sft", config={}, seed=0)
+    record.status = "done"
+    record.save(root / "sft")
+    record.save(root / "sft" / "checkpoint-4")
+    assert find_runs(root) == [root / "sft"]
+
+
 def test_half_a_record_is_not_of_a_finished_run_and_breaks_nothing(tmp_path, refused):
     record = RunRecord.begin("sft", config={}, seed=0)
     record.status = "done"
