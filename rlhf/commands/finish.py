@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rlhf.commands.recipes import find_scripts, run_script
 from rlhf.errors import UserError
+from rlhf.runs.manifest import TRAINER_STATE
 from rlhf.runs.record import DONE, EVALUATION_FAILED, TRAINED, RunRecord, read_object
+from rlhf.runs.verified_save import checkpoints_of, step_of
 
-TRAINER_STATE = "trainer_state.json"
 # Settings of a record that the command sets again.
 SET_HERE = ("output_dir", "resume_from_checkpoint")
 
@@ -47,7 +48,7 @@ def read_record(folder: Path) -> RunRecord:
 
 def last_checkpoint(folder: Path, record: RunRecord) -> Path:
     """The checkpoint of the last step. UserError where there is none, so that steps would have to be made."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of)
+    checkpoints = checkpoints_of(folder)
     is_trained = record.status in (TRAINED, EVALUATION_FAILED)
     again = f"continue with its own command and --resume_from_checkpoint true: {record.command}"
     if not checkpoints:
@@ -76,12 +77,6 @@ def has_ended(state: dict) -> bool:
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
     stopped = control.get("args", {}).get("should_training_stop", False)
     return bool(stopped) or 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The N of checkpoint-N; -1 of another name."""
-    step = checkpoint.name.rpartition("-")[2]
-    return int(step) if step.isdigit() else -1
 
 
 @contextmanager

@@ -175,6 +175,11 @@ def _verified_path(setting: str, root: Path, say: Callable[[str], None]) -> str:
         raise UserError(
             f"resume_from_checkpoint={setting}: no such folder; `true` takes the newest of output_dir"
         )
+    inside = newest_verified(folder, lambda text: None)
+    if inside is not None:
+        raise UserError(
+            f"resume_from_checkpoint={setting} is the folder of a run: name a checkpoint in it, such as {inside}"
+        )
     has_manifest = (folder / MANIFEST).is_file()
     reason = (
         (flaw(folder) or _flaw_of_best(folder)) if has_manifest else flaw_without_manifest(folder)

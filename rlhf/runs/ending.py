@@ -12,7 +12,7 @@ from rlhf.runs.disk import is_full, refuses_writes
 from rlhf.runs.failures import describe, first_failure, lost_process, said_by_main
 from rlhf.runs.record import TRAINED, resuming_command
 from rlhf.runs.signals import SIGNALS
-from rlhf.runs.verified_save import how_to_continue
+from rlhf.runs.verified_save import checkpoints_of, how_to_continue
 
 LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
 MAIN_PRINTS = 2  # seconds in which the main process prints an error that all processes have
@@ -30,16 +30,7 @@ def report(error: BaseException) -> int:
             print(stop, file=sys.stderr, flush=True)
         return stop.exit_code
     code = 2 if isinstance(error, UserError) else 1
-    folder = getattr(error, "folder", None)
-    if rank == 0:
-        said = code == 1
-    elif folder is None:
-        said = getattr(error, "said", False)
-        if not said:
-            # One line, not one per process. Who is still here has an error that the first process does not.
-            time.sleep(LAUNCHER_STOPS)
-    else:
-        said = said_by_main(folder, error, wait=MAIN_PRINTS)
+    said = code == 1 if rank == 0 else _is_said_by_main(error)
     process = f" in process {rank}" if rank else ""
     if not said:
         print(f"error{process}: {describe(error)}", file=sys.stderr)
@@ -48,6 +39,21 @@ def report(error: BaseException) -> int:
     sys.stderr.flush()
     error.said = said and rank > 0
     return code
+
+
+def _is_said_by_main(error: BaseException) -> bool:
+    """True if the main process prints this error of another one. Waits for it: one line, not one per process."""
+    folder = getattr(error, "folder", None)
+    try:
+        if folder is not None:
+            return said_by_main(folder, error, wait=MAIN_PRINTS)
+        if not getattr(error, "said", False):
+            # Who is still here then has an error that the main process does not.
+            time.sleep(LAUNCHER_STOPS)
+            return False
+    except Interrupted:  # the launcher stops this process, as the main one has failed first
+        pass
+    return True
 
 
 def leave(code: int, error: BaseException) -> None:
@@ -107,7 +113,7 @@ def after_signal(run) -> str:
     """Half a sentence on what a signal has left, and how to continue."""
     if run.record.status == TRAINED:
         return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(run.folder))}"
-    if not any(run.folder.glob("checkpoint-*")):
+    if not checkpoints_of(run.folder):
         if run.record.steps or run.trainer is not None:
             return "there is no checkpoint: start again, after removing the folder"
         return "nothing was trained"

@@ -338,7 +338,10 @@ def _kind_by_architecture(folder: str | os.PathLike) -> str:
 def find_runs(root: str | os.PathLike) -> list[Path]:
     """Folders below `root` that hold the model of a run, newest first. Its evaluation may have failed."""
     # A checkpoint may hold a copy of the record.
-    records = [path for path in Path(root).rglob(RECORD) if "checkpoint-" not in str(path)]
+    records = []
+    for path in Path(root).rglob(RECORD):
+        if not path.parent.name.startswith("checkpoint-"):
+            records.append(path)
     records.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     folders = [path.parent for path in records]
     # A record that cannot be read, after a full disk for instance, is not of a finished run.

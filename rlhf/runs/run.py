@@ -76,6 +76,7 @@ from rlhf.runs.record import (
 from rlhf.runs.same_run import check_same_data, check_same_run
 from rlhf.runs.settings import changed_settings, parse
 from rlhf.runs.signals import SIGNALS, StopAtSignal, end_with_launcher
+from rlhf.runs.verified_save import checkpoints_of, step_of
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
 
@@ -185,7 +186,7 @@ class Run:
         if not read_object(self.folder / RECORD).get("recipe"):
             return  # the folder has lost its record
         before = RunRecord.load(self.folder)
-        self.record.continue_from(before, step=int(Path(checkpoint).name.rpartition("-")[2]))
+        self.record.continue_from(before, step=step_of(checkpoint))
 
     def data(self, splits) -> None:
         """Record the files that were read (`data.splits.Splits`) and print their warnings."""
@@ -278,7 +279,7 @@ class Run:
         best = self.trainer.state.best_model_checkpoint if self.keeps_best_only else None
         if best is None:
             return
-        for checkpoint in self.folder.glob("checkpoint-*"):
+        for checkpoint in checkpoints_of(self.folder):
             if checkpoint.resolve() != Path(best).resolve():
                 shutil.rmtree(checkpoint)
 
@@ -367,7 +368,7 @@ class Run:
                 f"no checkpoint has a finite {args.metric_for_best_model}: the last weights are kept"
             )
             return
-        step = int(state.best_model_checkpoint.rpartition("-")[2])
+        step = step_of(state.best_model_checkpoint)
         self.metrics({"best_step": step})
         self.say(
             f"best of the checkpoints by {args.metric_for_best_model}: step {step}, {state.best_metric:.4g}"

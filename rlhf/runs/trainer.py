@@ -1,4 +1,4 @@
-"""The part that all trainers of the recipes share: checkpoints that are whole or not there."""
+"""The part that all trainers of the recipes share: verified checkpoints, logs that go on, steps that are not finite."""
 
 from rlhf.runs.checkpoints import best_of
 from rlhf.runs.log_state import LogState

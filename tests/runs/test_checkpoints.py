@@ -137,6 +137,8 @@ def test_a_path_is_refused_with_the_reason_and_the_newest_whole_one(interrupted,
     args = arguments(interrupted, str(interrupted / "checkpoint-2"))
     assert checkpoint_to_resume(args) == str(interrupted / "checkpoint-2")
     assert "no such folder" in refused(checkpoint_to_resume, arguments(interrupted, "nothing"))
+    message = refused(checkpoint_to_resume, arguments(interrupted, str(interrupted)))
+    assert f"name a checkpoint in it, such as {interrupted / 'checkpoint-2'}" in message
 
 
 def test_a_checkpoint_of_an_older_version_is_resumed_by_its_path_alone(interrupted, refused):

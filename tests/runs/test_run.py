@@ -14,7 +14,7 @@ import yaml
 from transformers import Trainer, TrainingArguments
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
-from rlhf.errors import UserError
+from rlhf.errors import Interrupted, UserError
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import load_policy, load_reward_model, save
 from rlhf.models.lora import add_lora
@@ -151,6 +151,22 @@ def test_an_error_of_another_process_alone_is_told_too(capsys, monkeypatch):
     assert waits == [LAUNCHER_STOPS]
 
 
+def test_a_process_that_the_launcher_stops_adds_nothing_to_the_error(capsys, monkeypatch):
+    """The first process has printed the error, and the others wait for the launcher to stop them."""
+
+    def broken(settings: DataSettings, args: TrainingArguments) -> None:
+        raise UserError("a bad row")
+
+    def stopped(seconds):
+        raise Interrupted(15)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(time, "sleep", stopped)
+    with pytest.raises(SystemExit) as left:
+        start(broken, "", ["--output_dir", "unused"])
+    assert left.value.code == 2 and capsys.readouterr().err == ""
+
+
 def test_a_run_without_a_step_is_refused(tmp_path, refused):
     args = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, dataloader_drop_last=True
@@ -168,6 +184,15 @@ def test_a_folder_without_a_checkpoint_is_told_how_to_start(tmp_path, refused):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     message = refused(checkpoint_to_resume, args)
     assert "holds no checkpoint-N" in message and "after removing this one" in message
+
+
+def test_runs_are_seen_in_a_folder_whatever_its_name(tmp_path):
+    root = tmp_path / "my-checkpoint-tests"
+    record = RunRecord.begin("sft", config={}, seed=0)
+    record.status = "done"
+    record.save(root / "sft")
+    record.save(root / "sft" / "checkpoint-4")
+    assert find_runs(root) == [root / "sft"]
 
 
 def test_half_a_record_is_not_of_a_finished_run_and_breaks_nothing(tmp_path, refused):
