@@ -49,7 +49,7 @@ from rlhf.runs.failures import (
     watch_others,
     write_failure,
 )
-from rlhf.runs.inputs import check_inputs
+from rlhf.runs.inputs import check_inputs, check_same_rows
 from rlhf.runs.layouts import check_layout, describe_layout, leave_together
 from rlhf.runs.lock import locked
 from rlhf.runs.packages import check_packages
@@ -250,7 +250,11 @@ class Run:
         self.record.continue_from(before, step=int(Path(checkpoint).name.rpartition("-")[2]))
 
     def data(self, splits) -> None:
-        """Record the files that were read (`data.splits.Splits`) and print their warnings."""
+        """Record the files that were read (`data.splits.Splits`) and print their warnings.
+
+        UserError where the processes have read different rows.
+        """
+        check_same_rows(splits.sources)
         self.record.data += splits.sources
         for warning in splits.warnings:
             self.say(warning)
