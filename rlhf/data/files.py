@@ -18,6 +18,7 @@ from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
+from rlhf.data.folders import dead_link, is_dead_link
 from rlhf.errors import UserError
 
 LONGEST_LINE = 1 << 27  # bytes: 128 MiB, more text than any document has
@@ -66,6 +67,8 @@ def _reader(path: Path, separator: str | None) -> Callable:
         raise UserError(
             f"{path}: not a regular file, but a device, a pipe or a folder: save the rows in a file, as rows.jsonl"
         )
+    if is_dead_link(path):
+        raise UserError(f"{path}: {dead_link(path)}")
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.glob("*")]
         nearest = get_close_matches(path.name, siblings, n=1)

@@ -63,17 +63,33 @@ def has_split(path: Path, split: str, endings: tuple[str, ...]) -> bool:
     return path.is_dir() and any(_is_of(file, split) for file in _data_files(path, endings))
 
 
+def is_dead_link(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def dead_link(path: Path) -> str:
+    """The reason why a link cannot be read."""
+    return f"a link to {path.readlink()}, where no such file is: fix the link, or remove it"
+
+
 def is_held_out(file: Path) -> bool:
     """True if the name of a file means that nothing is trained on it: dev.jsonl, my_test_set.csv, held-out.txt."""
     return HELD_OUT.search(_stem(file).lower()) is not None
 
 
 def _data_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    """The files with rows, in the order of their names. UserError for one that is packed in a form that is not read."""
+    """The files with rows, in the order of their names.
+
+    UserError for one that is packed in a form that is not read, and for a link to a file that is gone.
+    """
     files, packed = [], []
     for file in sorted(path.iterdir()):
         name = file.name.lower()
-        if name.startswith(".") or name in ABOUT or not file.is_file():
+        if name.startswith(".") or name in ABOUT:
+            continue
+        if _type(file) in endings and is_dead_link(file):
+            raise UserError(f"{file}: {dead_link(file)}")
+        if not file.is_file():
             continue
         if _type(file) in endings:
             files.append(file)

@@ -613,7 +613,7 @@ def repeats(numbers: array) -> int:
 
 
 def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
-    """What tells that a file of a source was written to or replaced; None for one that is gone."""
+    """Numbers of each file of a source that differ after it was written to or replaced; None for one that is gone."""
     changes = []
     for path in checked.local_files():
         try:

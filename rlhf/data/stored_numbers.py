@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow
 
-NUMBERS = pyarrow.list_(pyarrow.int32())  # the type of a column of such lists
+
+def number_columns(*names: str) -> pyarrow.Schema:
+    """The schema of a file with such columns."""
+    return pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in names])
 
 
 class StoredNumbers(Sequence):

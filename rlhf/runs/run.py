@@ -40,7 +40,7 @@ from rlhf.runs.ending import (
     with_process,
 )
 from rlhf.runs.failures import describe, watch_others, write_failure
-from rlhf.runs.inputs import check_inputs
+from rlhf.runs.inputs import check_inputs, check_same_rows
 from rlhf.runs.layouts import (
     check_layout,
     describe_layout,
@@ -189,7 +189,11 @@ class Run:
         self.record.continue_from(before, step=step_of(checkpoint))
 
     def data(self, splits) -> None:
-        """Record the files that were read (`data.splits.Splits`) and print their warnings."""
+        """Record the files that were read (`data.splits.Splits`) and print their warnings.
+
+        UserError where the processes have read different rows.
+        """
+        check_same_rows(splits.sources)
         self.record.data += splits.sources
         for warning in splits.warnings:
             self.say(warning)

@@ -1,10 +1,13 @@
 """Which files of a folder are read, and what is said about the others."""
 
+import re
+
 import pytest
 
 from rlhf.data.files import READERS
 from rlhf.data.folders import has_split, is_held_out
 from rlhf.data.load import load_rows
+from rlhf.errors import UserError
 
 
 def load(folder, **options):
@@ -78,3 +81,16 @@ def test_folders_that_are_unclear_are_refused_by_name(write, tmp_path, refused, 
     for name in names:
         write(f"set/{name}", "text\n")
     assert message in refused(load, tmp_path / "set")
+
+
+def test_a_link_to_a_file_that_is_gone_is_not_passed_over(write, tmp_path):
+    """It may be a shard of the rows."""
+    write("set/part1.jsonl", [{"text": "a"}])
+    link = tmp_path / "set" / "part2.jsonl"
+    link.symlink_to("gone.jsonl")
+    for name in (link.parent, link):
+        message = f"{link}: a link to gone.jsonl, where no such file is: fix the link, or remove it"
+        with pytest.raises(UserError, match=re.escape(message)):
+            load(name)
+    write("set/gone.jsonl", [{"text": "b"}])
+    assert texts(link) == ["b"]

@@ -3,12 +3,11 @@
 from functools import partial
 
 import numpy as np
-import pyarrow
 import pytest
 
 from rlhf.data import cache
 from rlhf.data.cache import Writer
-from rlhf.data.stored_numbers import NUMBERS, StoredNumbers
+from rlhf.data.stored_numbers import StoredNumbers, number_columns
 
 LISTS = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -17,7 +16,7 @@ LISTS = [[1, 2, 3], [], [4], [5, 6]]
 @pytest.mark.parametrize("rows_in_batch", [1, 3, 9])
 def test_lists_of_all_batches(as_given, rows_in_batch, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "BATCH_ROWS", rows_in_batch)
-    writer = Writer(pyarrow.schema([("ids", NUMBERS)]), tmp_path, "writing")
+    writer = Writer(number_columns("ids"), tmp_path, "writing")
     for numbers in LISTS:
         writer.add((as_given(numbers),), size=8)
     stored = StoredNumbers(writer.close({}, None).table.column("ids"))
@@ -30,6 +29,6 @@ def test_lists_of_all_batches(as_given, rows_in_batch, tmp_path, monkeypatch):
 
 
 def test_no_list_at_all(tmp_path):
-    writer = Writer(pyarrow.schema([("ids", NUMBERS)]), tmp_path, "writing")
+    writer = Writer(number_columns("ids"), tmp_path, "writing")
     stored = StoredNumbers(writer.close({}, None).table.column("ids"))
     assert list(stored) == [] and stored.lengths.tolist() == []

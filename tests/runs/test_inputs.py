@@ -1,10 +1,15 @@
 """The files and folders that settings name."""
 
+import os
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch.multiprocessing
 
-from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, check_inputs
+from rlhf.errors import UserError
+from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, check_inputs, check_same_rows
 
 RECIPES = "classification multiple_choice ner ppo pretrain question_answering reward sft tokenizer".split()
 
@@ -67,3 +72,41 @@ def test_the_default_model_of_a_model_from_scratch_is_not_looked_for(settings, t
 
 def test_no_data_are_refused(refused, settings):
     assert "dataset_name is not set" in refused(check_inputs, settings(dataset_name=None))
+
+
+def _compare_rows(rank: int, root: str, hashes: list[str], port: int) -> None:
+    """One of two processes, which has read rows with its hash."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    message = ""
+    try:
+        check_same_rows([{"name": "a.jsonl", "rows": 2, "sha256": hashes[rank]}])
+    except UserError as error:
+        message = str(error)
+    (Path(root) / str(rank)).write_text(message)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("hashes", "said"),
+    [("xx", ""), ("xy", "a.jsonl: the processes 1 have read other rows than the main process: ")],
+)
+def test_processes_that_read_different_rows_are_refused(tmp_path, hashes, said):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("fork")
+    processes = []
+    for rank in range(2):
+        process = context.Process(target=_compare_rows, args=(rank, str(tmp_path), hashes, port))
+        process.start()
+        processes.append(process)
+    for rank, process in enumerate(processes):
+        process.join(60)
+        assert process.exitcode == 0
+        message = (tmp_path / str(rank)).read_text()
+        assert message.startswith(said) and bool(message) == bool(said)
+
+
+def test_one_process_compares_nothing():
+    check_same_rows([{"name": "a.jsonl", "rows": 2, "sha256": "x"}])

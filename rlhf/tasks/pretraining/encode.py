@@ -16,14 +16,13 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow
 import torch
 from torch.utils.data import Dataset
 
 from rlhf.data.cache import Writer, stored
 from rlhf.data.chat import bos_ids
 from rlhf.data.padding import IGNORED, right_pad_columns, row_lengths
-from rlhf.data.stored_numbers import NUMBERS, StoredNumbers
+from rlhf.data.stored_numbers import StoredNumbers, number_columns
 from rlhf.errors import UserError
 
 MASK_SHARE = 0.15  # of tokens that are predicted
@@ -132,9 +131,9 @@ class Blocks:
 class StoredTokens(Sequence):
     """Pieces of text in the columns ids and words of an Arrow file."""
 
-    SCHEMA = pyarrow.schema([("ids", NUMBERS), ("words", NUMBERS)])
+    SCHEMA = number_columns("ids", "words")
 
-    def __init__(self, table: pyarrow.Table):
+    def __init__(self, table):
         self.ids = StoredNumbers(table.column("ids"))
         self.words = StoredNumbers(table.column("words"))
 
@@ -282,9 +281,9 @@ class Masking:
 class CausalRows(Dataset):
     """Rows for causal language modelling, in the column ids of an Arrow file. lengths: tokens of each row."""
 
-    SCHEMA = pyarrow.schema([("ids", NUMBERS)])
+    SCHEMA = number_columns("ids")
 
-    def __init__(self, table: pyarrow.Table):
+    def __init__(self, table):
         self.ids = StoredNumbers(table.column("ids"))
         self.lengths = self.ids.lengths.tolist()
 
@@ -355,9 +354,9 @@ class Sentences(Sequence):
 class StoredDocuments(Sequence):
     """Documents as their sentences, in the columns ids, words and ends of an Arrow file."""
 
-    SCHEMA = pyarrow.schema([("ids", NUMBERS), ("words", NUMBERS), ("ends", NUMBERS)])
+    SCHEMA = number_columns("ids", "words", "ends")
 
-    def __init__(self, table: pyarrow.Table):
+    def __init__(self, table):
         self.tokens = StoredTokens(table)
         self.ends = StoredNumbers(table.column("ends"))
 
