@@ -5,8 +5,15 @@ import signal
 
 # Errors of the system that say that a disk takes no more. EDQUOT: the user's share of it is full.
 DISK_REFUSES = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS)
-# The same in the messages of libraries that keep no errno: safetensors, and torch.save on some systems.
-DISK_REFUSES_TEXTS = ("no space left on device", "disk quota exceeded", "read-only file system")
+# The same in the messages of libraries that keep no errno: safetensors, and torch.save, which does not say why it failed.
+DISK_REFUSES_TEXTS = (
+    "no space left on device",
+    "disk quota exceeded",
+    "read-only file system",
+    "os error 28",
+    "pytorchstreamwriter failed",
+    "unexpected pos",
+)
 
 
 class UserError(ValueError):
@@ -44,7 +51,8 @@ def of_the_disk(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in DISK_REFUSES:
             return True
-        if any(text in str(seen).lower() for text in DISK_REFUSES_TEXTS):
+        message = str(seen).lower()
+        if any(text in message for text in DISK_REFUSES_TEXTS):
             return True
         # A failing close of the file comes first, what it failed for is its context.
         seen = seen.__cause__ or seen.__context__

@@ -63,19 +63,3 @@ def move_folder(source: Path, target: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder and all that it holds; nothing happens where it is missing."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """True for an error of Python, torch or safetensors that comes from a disk, or a quota, that is full."""
-    import errno
-
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error)
-    # torch's writer does not say why it could not write.
-    signs = ("No space left", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
-    if any(sign in text for sign in signs):
-        return True
-    # An error of closing the file may hide that of writing it.
-    earlier = error.__cause__ or error.__context__
-    return earlier is not None and is_disk_full(earlier)

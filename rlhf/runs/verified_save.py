@@ -10,9 +10,9 @@ is whole.
 
 from pathlib import Path
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, of_the_disk
 from rlhf.runs import durable
-from rlhf.runs.durable import is_disk_full, move_folder, remove_folder, sync
+from rlhf.runs.durable import move_folder, remove_folder, sync
 from rlhf.runs.manifest import TRAINER_STATE, Digests, flaw, read_manifest, write_manifest
 
 SAVING = ".saving"
@@ -72,11 +72,11 @@ class VerifiedSave:
         self.trainer.last_saved_step = self.step
 
     def abandon(self, error: Exception) -> None:
-        """Remove what was written, after an error. UserError for a disk that is full."""
+        """Remove what was written, after an error. UserError for a disk that takes no more."""
         self.digests.close()
         if self.is_main:
             recover(self.root)
-        if is_disk_full(error):
+        if of_the_disk(error):
             raise UserError(
                 f"output_dir {self.root}: the disk is full, and {self.target.name} was not saved: free some space, then "
                 f"{how_to_continue(self.root)}"

@@ -29,19 +29,3 @@ def test_after_an_error_the_old_text_is_there_and_nothing_else(tmp_path, monkeyp
         durable.write_text(path, "second")
     assert path.read_text() == "first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
-
-
-@pytest.mark.parametrize(
-    ("error", "full"),
-    [
-        (OSError(28, "No space left on device"), True),
-        (OSError(122, "Disk quota exceeded"), True),
-        (OSError(13, "Permission denied"), False),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), True),
-        (RuntimeError("inline_container.cc:672] . unexpected pos 1728 vs 1620"), True),
-        (RuntimeError("CUDA out of memory"), False),
-        (ValueError("I/O error: No space left on device (os error 28)"), True),
-    ],
-)
-def test_a_full_disk_is_known_from_the_errors_of_all_writers(error, full):
-    assert durable.is_disk_full(error) == full

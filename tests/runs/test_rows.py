@@ -303,3 +303,19 @@ def test_the_card_says_what_is_missing(tmp_path, status, said):
     card = (tmp_path / "README.md").read_text()
     assert said in card and ("finish" in card) == ("finish" in said)
     assert "Lines of metrics.jsonl that could not be read: 1." in card
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (OSError(122, "Disk quota exceeded"), True),
+        (OSError(13, "Permission denied"), False),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), True),
+        (RuntimeError("inline_container.cc:672] . unexpected pos 1728 vs 1620"), True),
+        (RuntimeError("CUDA out of memory"), False),
+        (ValueError("I/O error: No space left on device (os error 28)"), True),
+    ],
+)
+def test_a_full_disk_is_known_from_the_errors_of_all_writers(error, full):
+    assert of_the_disk(error) == full
