@@ -36,11 +36,13 @@ from rlhf.runs.checkpoints import (
     check_output_dir,
     check_shared_folder,
     checkpoint_to_resume,
+    has_only_early_files,
     make_writable_folder,
     stop_if_finished,
 )
 from rlhf.runs.disk import check_free_disk
 from rlhf.runs.durable import write_text
+from rlhf.runs.epoch_end import SaveAfterEpoch
 from rlhf.runs.failures import (
     describe,
     first_failure,
@@ -81,6 +83,7 @@ from rlhf.runs.record import (
 from rlhf.runs.same_run import check_same_data, check_same_run
 from rlhf.runs.settings import changed_settings, parse
 from rlhf.runs.signals import SIGNALS, StopAtSignal, end_with_launcher
+from rlhf.runs.verified_save import checkpoints_of, how_to_continue, step_of
 
 SAMPLES = 8  # held-out rows that samples.jsonl keeps
 LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
@@ -247,7 +250,11 @@ class Run:
         if not read_object(self.folder / RECORD).get("recipe"):
             return  # the folder has lost its record
         before = RunRecord.load(self.folder)
-        self.record.continue_from(before, step=int(Path(checkpoint).name.rpartition("-")[2]))
+        step = step_of(checkpoint)
+        self.record.continue_from(before, step=step)
+        is_trained = before.status in (TRAINED, EVALUATION_FAILED) and before.steps == step
+        if is_trained and not self.accepts_changes():
+            self.record.status = TRAINED  # no step is made, and an error costs the evaluation only
 
     def data(self, splits) -> None:
         """Record the files that were read (`data.splits.Splits`) and print their warnings."""
@@ -279,6 +286,7 @@ class Run:
         self.prepare_checkpoints(trainer)
         self.trainer = trainer
         trainer.add_callback(StopAtSignal(trainer.steps_between_checkpoints))
+        trainer.add_callback(SaveAfterEpoch())
         trainer.add_callback(RecordAtCheckpoint(self))
         if self.args.load_best_model_at_end and self.args.save_total_limit == 1:
             # The Trainer would remove the last checkpoint, from which a failed evaluation is made again.
@@ -373,7 +381,7 @@ class Run:
         if isinstance(error, Exception) and (of_the_disk(error) or is_full(self.folder)):
             return UserError(
                 f"output_dir {self.folder}: the disk is full or takes no writes ({error}): free some space, then "
-                f"{self._how_to_continue()}"
+                f"{self._what_next()}"
             )
         return error
 
@@ -382,15 +390,25 @@ class Run:
             return message
         return f"process {self.args.process_index}: {message}"
 
+    def _what_next(self) -> str:
+        """What the user can do, once the cause of an error is gone."""
+        if self.record.status == TRAINED:
+            return (
+                f"evaluate the model, which is saved: rlhf finish {shlex.quote(str(self.folder))}"
+            )
+        return how_to_continue(self.folder)
+
     def _how_to_continue(self) -> str:
         """Half a sentence on what to do after the run has ended early."""
         if self.record.status == TRAINED:
             return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(self.folder))}"
-        if not any(self.folder.glob("checkpoint-*")):
-            if self.record.steps or self.trainer is not None:
-                return "there is no checkpoint: start again, after removing the folder"
+        if checkpoints_of(self.folder):
+            return f"at step {self.record.steps}: continue with {resuming_command()}"
+        if self.trainer is None:
             return "nothing was trained"
-        return f"at step {self.record.steps}: continue with {resuming_command()}"
+        if has_only_early_files(self.folder):
+            return f"there is no checkpoint: start again with {resuming_command('auto')}"
+        return "there is no checkpoint: start again, after removing the folder"
 
     def _how_to_finish(self) -> str:
         """The line after an error of the evaluation. A checkpoint of the last step is made where there is none."""
