@@ -10,6 +10,7 @@ from rlhf.runs.durable import remove_folder
 from rlhf.runs.lock import LOCK
 from rlhf.runs.manifest import MANIFEST, TRAINER_STATE, flaw, flaw_without_manifest, read_manifest
 from rlhf.runs.record import RECORD, read_object
+from rlhf.runs.replacement import TEMPORARY
 from rlhf.runs.verified_save import SAVING, checkpoints_of, recover
 
 # Files of a run before its first checkpoint. None holds weights.
@@ -24,8 +25,10 @@ WRITTEN_EARLY = (
     "alarms.jsonl.tmp",
     "README.md",
     SAVING,
+    TEMPORARY,
 )
 ERROR_OF_A_PROCESS = "error-*.txt"
+TENSORBOARD = "runs"  # the folder of report_to: tensorboard
 # Values of resume_from_checkpoint that are not a path.
 TRUE, FALSE, AUTO = "true", "false", "auto"
 NOT_FINISHED = ("running", "failed", "interrupted")
@@ -87,8 +90,19 @@ def _status(folder: Path) -> str:
 
 def has_only_early_files(folder: Path) -> bool:
     """True if a run has left neither a checkpoint nor weights in the folder."""
-    errors = {path.name for path in folder.glob(ERROR_OF_A_PROCESS)}
-    return set(_names_in(folder)) <= {*WRITTEN_EARLY, *errors}
+    names = set(_names_in(folder))
+    if not names & {RECORD, f"{RECORD}.tmp"}:
+        return False  # files of somebody else: a run writes its record first
+    names -= {path.name for path in folder.glob(ERROR_OF_A_PROCESS)}
+    if _has_only_events(folder / TENSORBOARD):
+        names.discard(TENSORBOARD)
+    return names <= set(WRITTEN_EARLY)
+
+
+def _has_only_events(folder: Path) -> bool:
+    """True of a folder in which only TensorBoard has written."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return all(path.name.startswith("events.out.tfevents") for path in files)
 
 
 def remove_early_files(folder: Path) -> None:
@@ -263,11 +277,11 @@ def newest_verified(root: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: str | Path) -> str | None:
-    """The best checkpoint as of another one: where it was, or next to that one if the folder was moved; else None."""
+    """The best checkpoint as of another one: next to that one, as in a copied run, else where it was; None if gone."""
     recorded = read_object(Path(checkpoint) / TRAINER_STATE).get("best_model_checkpoint")
     if recorded is None:
         return None
-    for path in (Path(recorded), Path(checkpoint).parent / Path(recorded).name):
+    for path in (Path(checkpoint).parent / Path(recorded).name, Path(recorded)):
         if path.is_dir():
             return str(path)
     return None
