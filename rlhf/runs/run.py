@@ -391,7 +391,7 @@ class Run:
         return f"process {self.args.process_index}: {message}"
 
     def _what_next(self) -> str:
-        """What the user can do, once the cause of an error is gone."""
+        """Advice for when the cause of an error is gone."""
         if self.record.status == TRAINED:
             return (
                 f"evaluate the model, which is saved: rlhf finish {shlex.quote(str(self.folder))}"
