@@ -16,6 +16,7 @@ import yaml
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.markdown import _flat, fenced, markdown_cell, markdown_table
+from rlhf.runs.durable import write_text
 from rlhf.runs.record import (
     DONE,
     EVALUATION_FAILED,
@@ -132,15 +133,22 @@ print(tokenizer.convert_ids_to_tokens(ids), tokenizer.decode(ids))
 # ---- the card ----------------------------------------------------------------------------------------------------
 
 
-def write_card(folder: str | os.PathLike, *, model_id: str | None = None) -> Path:
-    """Write README.md of a run folder and return its path. model_id: the name in the snippet, for a shared model."""
-    folder = Path(folder)
-    path = folder / "README.md"
-    path.write_text(card_text(folder, model_id=model_id), encoding="utf-8")
+def write_card(
+    folder: str | os.PathLike, *, model_id: str | None = None, status: str | None = None
+) -> Path:
+    """Write README.md of a run folder, in one step, and return its path.
+
+    model_id: the name in the snippet, for a shared model.
+    status: that the record is about to have.
+    """
+    path = Path(folder) / "README.md"
+    write_text(path, card_text(folder, model_id=model_id, status=status))
     return path
 
 
-def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
+def card_text(
+    folder: str | os.PathLike, *, model_id: str | None = None, status: str | None = None
+) -> str:
     """The card as Markdown with YAML front matter."""
     folder = Path(folder)
     record = _record(folder)
@@ -148,6 +156,7 @@ def card_text(folder: str | os.PathLike, *, model_id: str | None = None) -> str:
         raise UserError(
             f"{folder}: no readable {RECORD}: a card needs the folder of a recipe's run"
         )
+    record.status = status or record.status
     kind, samples = kind_of(folder, record), read_jsonl(folder / "samples.jsonl")
     model_id = model_id or record.config.get("hub_model_id") or _shown_path(folder, record)
     sections = [

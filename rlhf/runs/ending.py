@@ -9,8 +9,9 @@ import traceback
 
 from rlhf.errors import Interrupted, UserError
 from rlhf.runs.disk import is_full, refuses_writes
-from rlhf.runs.failures import describe, first_failure, said_by_main
+from rlhf.runs.failures import describe, first_failure, lost_process, said_by_main
 from rlhf.runs.record import TRAINED, resuming_command
+from rlhf.runs.signals import SIGNALS
 from rlhf.runs.verified_save import checkpoints_of, how_to_continue
 
 LAUNCHER_STOPS = 5  # seconds in which it stops the other processes, once the first has failed
@@ -76,12 +77,19 @@ def cause_of(error: BaseException, run) -> BaseException:
         return left_by_exit(error)
     if isinstance(error, UserError):
         return error
+    # Who has received a signal ends at once, but for the training, which all end together. Read before the launcher stops
+    # this process because of the other one.
+    in_training = run.trainer is not None and run.record.status != TRAINED
+    stopped_by = 0 if in_training else SIGNALS.number
     if run.args.world_size > 1:
         # Who waits for a process that has died gets an error of its own.
         wait = 0.0 if isinstance(error, Interrupted) else MAIN_PRINTS
         other = first_failure(run.folder, run.args.process_index, wait=wait)
         if other is not None:
             return UserError(other)
+        lost = lost_process(error)
+        if lost is not None:
+            return Interrupted(stopped_by) if stopped_by else lost
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(error, Exception) and (refuses_writes(error) or is_full(run.folder)):

@@ -18,6 +18,16 @@ LOOK_EVERY = 1.0  # seconds between two looks for errors of other processes
 GRACE = 5.0  # seconds in which a process that has lost another ends by itself
 
 
+# In the errors of gloo and NCCL, and of their store, when a process at the other end has died.
+SIGNS_OF_DEATH = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Failed to recv",
+    "remote process exited",
+)
+
+
 def describe(error: BaseException) -> str:
     """The message of a UserError, or of a signal. Of others, the type too."""
     if isinstance(error, UserError | Interrupted):
@@ -73,6 +83,18 @@ def first_failure(folder: str | os.PathLike, rank: int, *, wait: float = 0.0) ->
         if time.monotonic() >= end:
             return None
         time.sleep(0.1)
+
+
+def lost_process(error: BaseException) -> UserError | None:
+    """The error to report where the cause of this one is that another process has died, and said nothing."""
+    text = str(error)
+    # DistNetworkError and DistBackendError are RuntimeErrors too.
+    if not isinstance(error, RuntimeError) or not any(sign in text for sign in SIGNS_OF_DEATH):
+        return None
+    return UserError(
+        "another process has ended without a word: it was killed, as by the system when memory is short, or left by "
+        "os._exit. The launcher says which, and its exit code"
+    )
 
 
 def said_by_main(folder: str | os.PathLike, error: BaseException, *, wait: float) -> bool:

@@ -5,6 +5,7 @@ launcher hands on in the environment, so that the answer is known before a Train
 """
 
 import os
+import time
 from datetime import timedelta
 
 from accelerate import DistributedType
@@ -14,6 +15,7 @@ from rlhf.runs.folders import recipes_folder, short_path
 from rlhf.runs.sharding import disable_sharded_loading
 
 EVALUATION_AT_MOST = timedelta(days=30)  # by the first process, while the others wait
+LOOK_EVERY = 0.05  # seconds between two looks whether they have come
 # Layouts of accelerate that no recipe has been run with: what its launcher sets -> the name to print.
 UNKNOWN = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -78,16 +80,45 @@ def check_layout(args) -> None:
 
 
 def leave_together() -> None:
-    """Wait until all processes are done, however long the first one evaluates by itself, and close their group.
+    """Wait until all processes are done, and close their group.
 
     A process that ends early and breaks down as it does would take the others with it: the launcher stops them.
     """
     import torch.distributed as dist
 
-    # On a GPU, too, over gloo: NCCL has a watchdog for those who wait for long.
-    everyone = dist.new_group(backend="gloo", timeout=EVALUATION_AT_MOST)
-    dist.barrier(everyone)
+    wait_for_all()
     dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here, however long the first one evaluates by itself.
+
+    A signal ends the waiting, and so does the death of another process: a RuntimeError.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    arrival = dist.barrier(patient_group(), async_op=True)
+    # In code of C no handler of a signal would run.
+    while not arrival.is_completed():
+        time.sleep(LOOK_EVERY)
+    arrival.wait()
+
+
+_groups: dict = {}  # of the default group of processes -> the one that waits for long
+
+
+def patient_group():
+    """The gloo group of all processes that waits for an evaluation. All must call it together the first time."""
+    import torch.distributed as dist
+
+    world = dist.group.WORLD
+    if world not in _groups:
+        _groups.clear()
+        # On a GPU, too, over gloo: NCCL has a watchdog for those who wait for long.
+        _groups[world] = dist.new_group(backend="gloo", timeout=EVALUATION_AT_MOST)
+    return _groups[world]
 
 
 def _is_set(variable: str) -> bool:

@@ -41,7 +41,13 @@ from rlhf.runs.ending import (
 )
 from rlhf.runs.failures import describe, watch_others, write_failure
 from rlhf.runs.inputs import check_inputs
-from rlhf.runs.layouts import check_layout, describe_layout, leave_together
+from rlhf.runs.layouts import (
+    check_layout,
+    describe_layout,
+    leave_together,
+    patient_group,
+    wait_for_all,
+)
 from rlhf.runs.output_folder import check_output_dir, check_shared_folder, claim
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
@@ -62,7 +68,6 @@ from rlhf.runs.record import (
     FAILED,
     INTERRUPTED,
     RECORD,
-    RUNNING,
     TRAINED,
     RunRecord,
     parent_entry,
@@ -109,6 +114,8 @@ def recording(recipe: str, settings, args):
     """Open the run folder and keep its record: status, seconds, memory, curves and model card."""
     check_world(args.world_size)
     check_layout(args)
+    if args.world_size > 1:
+        patient_group()  # now, while none is waiting for another
     check_packages(args)
     stop_if_finished(args)
     check_inputs(settings)
@@ -244,20 +251,28 @@ class Run:
         return self.folder / f"checkpoint-{self.record.steps}"
 
     def finish(self) -> None:
-        """End a run in which nothing has failed: the record says done, and the curves and the card are written."""
+        """End a run in which nothing has failed: its curves and card are written, and then the record says done."""
         SIGNALS.check()
         if self.main:
             plot_curves(self.folder)  # first: nothing is added to a run that is done
-        status, self.record.status = self.record.status, DONE
-        try:
-            self.measure()
-            self.save()
+        wait_for_all()  # another process may still fail
+        self.measure()
+        self.save()
+        with SIGNALS.held_back():
             if self.main:
-                self.show()
+                from rlhf.runs.card import write_card
+
+                write_card(self.folder, status=DONE)
+            # Last: nobody finishes a run that is done.
+            status, self.record.status = self.record.status, DONE
+            try:
+                self.save()
+            except BaseException:
+                self.record.status = status
+                raise
+            if self.main:
                 self._remove_last_checkpoint()
-        except BaseException:
-            self.record.status = TRAINED if status == TRAINED else RUNNING
-            raise
+                self.show()
 
     def _remove_last_checkpoint(self) -> None:
         """Keep the best checkpoint alone, where save_total_limit is 1."""
@@ -402,10 +417,7 @@ class Run:
             record.peak_gpu_memory_gb = max(record.peak_gpu_memory_gb or 0.0, round(on_gpu, 3))
 
     def show(self) -> None:
-        """Write the model card, which shows the curves, and print the last line of the run."""
-        from rlhf.runs.card import write_card
-
-        write_card(self.folder)
+        """Print the last line of the run."""
         record = self.record
         memory = f"{record.peak_memory_gb:.2f} GB"
         if record.peak_gpu_memory_gb is not None:

@@ -14,7 +14,7 @@ from rlhf.runs.run import start
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from benchmarks.crash.cases import BASES, CASES, write_data  # noqa: E402
+from benchmarks.crash.cases import BASES, CASES, Case, write_data  # noqa: E402
 from benchmarks.crash.part import load_recipe  # noqa: E402
 from benchmarks.crash.run import difference, read_files  # noqa: E402
 
@@ -36,12 +36,7 @@ class Runs:
     def start(self, name: str, output: Path, *flags: str) -> Path:
         """Run a case as its command line says, with more flags. Returns its folder."""
         case = CASES.get(name) or BASES[name.removeprefix("base-")]
-        if not self.data.exists():
-            write_data(self.data)
-        for base in BASES:
-            needed = f"DATA/{base} " in f"{case.flags} " and not (self.data / base).exists()
-            if needed:
-                self.start(f"base-{base}", self.data / base)
+        self.write_inputs(case)
         module = load_recipe(case.recipe)
         try:
             start(module.main, module.__doc__, [*case.command(self.data, output), *flags])
@@ -49,6 +44,15 @@ class Runs:
             if left.code:
                 raise
         return output
+
+    def write_inputs(self, case: Case) -> None:
+        """Write the data, and train the models that a case starts from, unless they are there."""
+        if not self.data.exists():
+            write_data(self.data)
+        for base in BASES:
+            needed = f"DATA/{base} " in f"{case.flags} " and not (self.data / base).exists()
+            if needed:
+                self.start(f"base-{base}", self.data / base)
 
     def reference(self, name: str) -> Path:
         """The folder of a case that ran to its end."""

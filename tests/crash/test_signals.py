@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlhf.runs.signals import SAME_SIGNAL
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("paused.py")
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -19,7 +21,7 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 PHASES = ("data", "step", "evaluation", "save", "after")
 # The case that runs where a phase needs it; "rollout" is of PPO alone.
 PLACES = [("sft", phase) for phase in PHASES] + [("ppo", "rollout"), ("ppo", "step")]
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
 ACCELERATE += ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
 LAUNCHERS = {"torchrun": TORCHRUN, "accelerate": ACCELERATE}
@@ -32,6 +34,7 @@ class Paused:
         from benchmarks.crash.cases import CASES
 
         case = CASES[name]
+        runs.write_inputs(case)
         self.file = folder.with_name(f"{folder.name}.pause")
         command = [sys.executable, *launcher, str(SCRIPT), case.recipe]
         command += case.command(runs.data, folder)
@@ -136,6 +139,7 @@ def test_a_second_signal_ends_at_once(runs, paused, tmp_path, number):
     runs.reference("sft")
     run = paused("sft", "step", tmp_path / "run")
     run.send(number, then_go_on=False)
+    time.sleep(SAME_SIGNAL)  # one that comes sooner is taken for the first, passed on twice
     assert run.process.poll() is None
     run.process.send_signal(number)
     sent = time.monotonic()

@@ -18,10 +18,13 @@ from rlhf.runs.record import RunRecord
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
 LAUNCHERS = {
-    # Not with --standalone: its store still holds the addresses of the processes before the restart, which are gone.
     "torchrun": "torch.distributed.run --nproc-per-node 2 --max-restarts 2 --master-port PORT",
+    "standalone": "torch.distributed.run --nproc-per-node 2 --max-restarts 2 --standalone",
     "accelerate": "accelerate.commands.launch --config_file LAYOUT --main_process_port 0 --max_restarts 2",
 }
+# torchrun's own store, which --standalone shares with the processes, still holds the addresses of those before the restart.
+# A script of torch alone then ends with "Gloo connectFullMesh failed", and with this variable it does not (torch 2.13).
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +51,8 @@ def start(launcher: str, folder: Path, output: str) -> subprocess.Popen:
     flags = f"--dataset_name {folder}/sft.jsonl --model_name_or_path {folder}/policy --max_steps {STEPS} --save_steps 2"
     flags += " --logging_steps 1 --per_device_train_batch_size 2 --precision fp32 --report_to none --use_cpu true"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if launcher == "standalone":
+        environment |= OWN_STORE
     return subprocess.Popen(
         [sys.executable, "-m", *words, "-m", "rlhf", "sft", *flags.split(), "--output_dir", f"{folder}/{output}"],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf.errors import Interrupted, UserError
-from rlhf.runs import failures
+from rlhf.runs import durable, ending, failures
 from rlhf.runs.ending import cause_of
 from rlhf.runs.failures import (
     first_failure,
@@ -27,7 +27,7 @@ STEPS = ("--max_steps", "6")
 
 
 def fail(error: BaseException):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail
@@ -61,6 +61,20 @@ def test_an_error_of_the_card_is_one_of_the_evaluation(toy, tmp_path, monkeypatc
         toy.run(tmp_path / "run", *STEPS)
     record = RunRecord.load(tmp_path / "run")
     assert (record.status, record.error) == ("evaluation failed", "RuntimeError: no font")
+
+
+def test_a_run_is_done_when_its_card_is_there(toy, tmp_path, monkeypatch):
+    """A kill at any moment leaves a run that `rlhf finish` takes, or one with its card."""
+    folder, card_at = tmp_path / "run", []
+
+    def boundary(path):
+        if path == folder / "run.json" and RunRecord.load(folder).status == "done":
+            card_at.append((folder / "README.md").read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(durable, "boundary", boundary)
+    assert toy.run(folder, *STEPS) == 0
+    assert len(card_at) == 1 and "not evaluated" not in card_at[0]
+    assert "not complete" not in card_at[0]
 
 
 def test_a_checkpoint_of_the_last_step_is_made_where_there_is_none(toy, tmp_path, capsys):
@@ -184,7 +198,7 @@ def test_an_error_is_described_by_its_type_unless_its_message_is_enough():
 
 
 def test_a_full_disk_names_the_way_to_continue(tmp_path):
-    run = SimpleNamespace(args=SimpleNamespace(world_size=1), folder=tmp_path)
+    run = SimpleNamespace(args=SimpleNamespace(world_size=1), folder=tmp_path, trainer=None)
     run.record = SimpleNamespace(status="running")
     full = OSError(28, "No space left on device")
     again = "free some space, then start the run again with --resume_from_checkpoint auto"
@@ -194,6 +208,33 @@ def test_a_full_disk_names_the_way_to_continue(tmp_path):
     assert str(cause_of(full, run)).endswith(goes_on)
     run.record.status = "trained"
     assert str(cause_of(full, run)).endswith("free some space")
+
+
+GLOO = "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:16051: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("is_trained", "signal", "said"),
+    [
+        (None, 0, "another process has ended without a word: "),
+        (None, 15, "stopped by SIGTERM: "),  # in preparation each ends at once
+        (False, 15, "another process has ended without a word: "),  # in training all end together
+        (True, 15, "stopped by SIGTERM: "),
+    ],
+)
+def test_a_process_that_dies_without_a_word_is_said_to_have(
+    monkeypatch, tmp_path, is_trained, signal, said
+):
+    monkeypatch.setattr(ending, "MAIN_PRINTS", 0.0)
+    monkeypatch.setattr(ending.SIGNALS, "number", signal)
+    record = SimpleNamespace(status="trained" if is_trained else "running")
+    trainer = None if is_trained is None else "a trainer"
+    args = SimpleNamespace(world_size=2, process_index=0)
+    run = SimpleNamespace(args=args, folder=tmp_path, trainer=trainer, record=record)
+    cause = cause_of(RuntimeError(f"{GLOO}\nC++ trace"), run)
+    assert str(cause).startswith(said)
+    boom = RuntimeError("boom")
+    assert cause_of(boom, run) is boom
 
 
 def test_an_error_of_the_main_process_alone_is_that_of_all():

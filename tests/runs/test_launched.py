@@ -20,7 +20,7 @@ LAYOUTS = ROOT / "recipes" / "accelerate"
 SCRIPT = """
 import os, pathlib, sys, time
 sys.path.insert(0, {root!r})
-from tests.runs.conftest import At, ToyRecipe
+from tests.runs.toy_recipe import At, ToyRecipe
 from rlhf.errors import UserError
 
 folder, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -37,9 +37,23 @@ def third_step():
         raise UserError("a bad row")
     if kind == "sys.exit" and rank == 1:
         sys.exit(0)
+    if kind == "os._exit" and rank == 1:
+        os._exit(0)
 
+def evaluate(run):
+    (folder.parent / f"evaluation-{{rank}}").touch()
+    if kind == "evaluation raises" and rank == 1:
+        raise ValueError("boom")
+    if kind == "evaluation sleeps" and rank == 0:
+        for _ in range(600):
+            time.sleep(0.1)
+
+steps = 1000
+if kind.startswith("evaluation"):
+    steps = 6
+toy.evaluate = evaluate
 toy.at = {{3: third_step, **{{step: lambda: time.sleep(0.05) for step in range(4, 1000)}}}}
-sys.exit(toy.run(folder, "--max_steps", 1000, "--save_steps", 10000, *sys.argv[3:]))
+sys.exit(toy.run(folder, "--max_steps", steps, "--save_steps", 10000, *sys.argv[3:]))
 """
 
 
@@ -196,3 +210,51 @@ def test_the_same_error_of_all_processes_is_one_line(launched):
     assert run.wait() != 0 and run.children_end()
     assert run.output().count("a bad row") == 1, run.output()
     assert RunRecord.load(run.folder / "run").error == "process 0: a bad row"
+
+
+@pytest.mark.slow
+def test_an_error_of_another_process_after_the_training_is_recorded(launched):
+    """The main process is not done while another may fail."""
+    run = launched("two", "evaluation raises")
+    run.wait_for("evaluation-1")
+    assert run.wait() != 0 and run.children_end()
+    record = RunRecord.load(run.folder / "run")
+    assert record.status == "evaluation failed", run.output()
+    assert record.error == "process 1 failed: ValueError: boom"
+    assert "Gloo" not in run.output() and "rlhf finish" in run.output()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["group", "launcher", "main"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_evaluation_of_the_main_process_ends_all(launched, number, to):
+    """The others wait for it, and end at once too, without an error of their own."""
+    run = launched("two", "evaluation sleeps")
+    run.wait_for("evaluation-0")
+    run.wait_for("evaluation-1")
+    time.sleep(0.5)
+    sent = time.monotonic()
+    if to == "group":
+        os.killpg(run.process.pid, number)
+    elif to == "launcher":
+        run.process.send_signal(number)
+    else:
+        main = [child for child in run.children if child.environ().get("RANK") == "0"]
+        main[0].send_signal(number)
+    assert run.wait() != 0 and run.children_end()
+    assert time.monotonic() - sent < 15
+    output = run.output()
+    assert output.count(f"stopped by {number.name}: the model is trained") == 1, output
+    assert "closed by peer" not in output and "reset by peer" not in output, output
+    record = RunRecord.load(run.folder / "run")
+    assert record.status == "trained" and record.error.startswith("process 0: stopped by")
+
+
+@pytest.mark.slow
+def test_a_process_that_leaves_without_a_word_is_said_to_have(launched):
+    run = launched("two", "os._exit")
+    run.wait_for("step-3-1")
+    assert run.wait() != 0 and run.children_end()
+    assert "error: another process has ended without a word" in run.output()
+    record = RunRecord.load(run.folder / "run")
+    assert record.status == "failed" and "without a word" in record.error

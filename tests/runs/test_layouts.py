@@ -1,5 +1,7 @@
 """Layouts are named, and those that accelerate would start as another are refused."""
 
+import os
+import signal
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -8,8 +10,10 @@ import torch
 import torch.distributed as dist
 from accelerate import DistributedType
 
+from rlhf.errors import Interrupted
 from rlhf.runs import layouts
 from rlhf.runs.layouts import check_layout, describe_layout, layout_name
+from rlhf.runs.signals import SIGNALS
 
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -109,18 +113,51 @@ def test_processes_on_cpus_wait_as_long_as_the_setting_says(monkeypatch):
     assert waits == [timedelta(seconds=1800)]
 
 
-def test_the_others_wait_for_the_main_process_longer_than_for_a_step(monkeypatch):
-    groups = []
+class Arrival:
+    """A barrier that is complete after two looks."""
+
+    looks = 0
+
+    def is_completed(self):
+        self.looks += 1
+        return self.looks > 2
+
+    def wait(self):
+        return None
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """The groups that are made, and what is waited for."""
+    made, done = [], []
 
     def new_group(*, backend, timeout):
-        groups.append((backend, timeout))
+        made.append((backend, timeout))
         return "everyone"
 
-    waited = []
+    def barrier(group, *, async_op):
+        assert async_op
+        done.append(group)
+        return Arrival()
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "new_group", new_group)
-    monkeypatch.setattr(dist, "barrier", waited.append)
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: waited.append("closed"))
+    monkeypatch.setattr(dist, "barrier", barrier)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("closed"))
+    monkeypatch.setattr(layouts, "_groups", {})
+    return made, done
+
+
+def test_the_others_wait_for_the_main_process_longer_than_for_a_step(two_processes):
+    made, done = two_processes
     layouts.leave_together()
-    assert waited == ["everyone", "closed"]
-    assert groups == [("gloo", layouts.EVALUATION_AT_MOST)]
+    assert done == ["everyone", "closed"]
+    assert made == [("gloo", layouts.EVALUATION_AT_MOST)]
     assert layouts.EVALUATION_AT_MOST > timedelta(days=1)
+
+
+def test_a_signal_ends_the_waiting_for_others(two_processes, monkeypatch):
+    monkeypatch.setattr(Arrival, "is_completed", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    with SIGNALS.listening(), pytest.raises(Interrupted):
+        layouts.wait_for_all()
