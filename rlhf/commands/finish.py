@@ -16,6 +16,7 @@ from rlhf.runs.manifest import TRAINER_STATE
 from rlhf.runs.record import DONE, EVALUATION_FAILED, TRAINED, RunRecord, read_object
 from rlhf.runs.verified_save import checkpoints_of, step_of
 
+DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 # Settings of a record that the command sets again.
 SET_HERE = ("output_dir", "resume_from_checkpoint")
 
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> int:
     script = find_scripts().get(record.recipe)
     if script is None or not script.is_recipe:
         raise UserError(f"{folder} was made by {record.recipe!r}, which is not a recipe here")
+    check_paths(record)
     with settings_file(record.config) as path:
         flags = ["--output_dir", str(folder), "--resume_from_checkpoint", str(checkpoint)]
         return run_script(script, ["--config", str(path), *flags])
@@ -70,6 +72,19 @@ def last_checkpoint(folder: Path, record: RunRecord) -> Path:
     raise UserError(
         f"the newest checkpoint of {folder} is of step {step_of(newest)} of {steps}: {again}"
     )
+
+
+def check_paths(record: RunRecord) -> None:
+    """UserError where a file or a model that the run has read is missing: a record keeps paths as they were given."""
+    names = [entry["name"] for entry in record.data if Path(entry["name"]).suffix in DATA_FILES]
+    # Only what was a folder has a digest of its weights. Others are of the Hub.
+    names += [entry["name"] for entry in record.parents.values() if "sha256" in entry]
+    for name in names:
+        if not Path(name).exists():
+            raise UserError(
+                f"{name}, which the run has read, is missing: put it back, or start this command in the folder in which the "
+                "run was started, from which its paths are counted"
+            )
 
 
 def has_ended(state: dict) -> bool:

@@ -143,11 +143,11 @@ def newest_verified(root: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: str | Path) -> str | None:
-    """The best checkpoint as of another one: where it was, or next to that one if the folder was moved; else None."""
+    """The best checkpoint as of another one: next to that one, as in a copied run, else where it was; None if gone."""
     recorded = read_object(Path(checkpoint) / TRAINER_STATE).get("best_model_checkpoint")
     if recorded is None:
         return None
-    for path in (Path(recorded), Path(checkpoint).parent / Path(recorded).name):
+    for path in (Path(checkpoint).parent / Path(recorded).name, Path(recorded)):
         if path.is_dir():
             return str(path)
     return None

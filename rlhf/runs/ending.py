@@ -10,6 +10,7 @@ import traceback
 from rlhf.errors import Interrupted, UserError
 from rlhf.runs.disk import is_full, refuses_writes
 from rlhf.runs.failures import describe, first_failure, lost_process, said_by_main
+from rlhf.runs.output_folder import has_only_early_files
 from rlhf.runs.record import TRAINED, resuming_command
 from rlhf.runs.signals import SIGNALS
 from rlhf.runs.verified_save import checkpoints_of, how_to_continue
@@ -93,11 +94,8 @@ def cause_of(error: BaseException, run) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(error, Exception) and (refuses_writes(error) or is_full(run.folder)):
-        remedy = "free some space"
-        if run.record.status != TRAINED:  # else another line says how to evaluate the model
-            remedy += f", then {how_to_continue(run.folder)}"
         return UserError(
-            f"output_dir {run.folder}: the disk is full or takes no writes ({error}): {remedy}"
+            f"output_dir {run.folder}: the disk is full or takes no writes ({error}): free some space, then {what_next(run)}"
         )
     return error
 
@@ -109,15 +107,24 @@ def with_process(message: str, args) -> str:
     return f"process {args.process_index}: {message}"
 
 
+def what_next(run) -> str:
+    """Advice for when the cause of an error is gone."""
+    if run.record.status == TRAINED:
+        return f"evaluate the model, which is saved: rlhf finish {shlex.quote(str(run.folder))}"
+    return how_to_continue(run.folder)
+
+
 def after_signal(run) -> str:
     """Half a sentence on what a signal has left, and how to continue."""
     if run.record.status == TRAINED:
         return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(run.folder))}"
-    if not checkpoints_of(run.folder):
-        if run.record.steps or run.trainer is not None:
-            return "there is no checkpoint: start again, after removing the folder"
+    if checkpoints_of(run.folder):
+        return f"at step {run.record.steps}: continue with {resuming_command()}"
+    if run.trainer is None:
         return "nothing was trained"
-    return f"at step {run.record.steps}: continue with {resuming_command()}"
+    if has_only_early_files(run.folder):
+        return f"there is no checkpoint: start again with {resuming_command('auto')}"
+    return "there is no checkpoint: start again, after removing the folder"
 
 
 def after_failed_evaluation(run) -> str:

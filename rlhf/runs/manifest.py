@@ -102,9 +102,12 @@ def flaw(checkpoint: str | Path) -> str:
     manifest = read_manifest(folder)
     if not manifest or manifest.get("sha256") != _digest(manifest):
         return f"{MANIFEST} is damaged"
-    if manifest.get("config", {}).get("save_only_model"):
+    files, config = manifest.get("files"), manifest.get("config", {})
+    if not isinstance(files, dict) or not isinstance(config, dict):
+        return f"{MANIFEST} is of another version, which this one cannot read"
+    if config.get("save_only_model"):
         return "it holds the model only (save_only_model)"
-    return _first_bad_file(folder, manifest["files"])
+    return _first_bad_file(folder, files)
 
 
 def _first_bad_file(folder: Path, files: dict[str, dict]) -> str:

@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import sort_checkpoints
 
 from rlhf.errors import UserError
+from rlhf.runs.manifest import flaw, read_manifest
 from rlhf.runs.row_numbers import ROW_NUMBERS, NumberedCollator, NumberedRows, numbers_text
 
 SKIPPED_AT_MOST = 10  # steps in a row
@@ -109,13 +110,17 @@ class NonFiniteGuard:
 
     def check_weights(self, model: str, remedy: str) -> None:
         """UserError on all processes if a weight of any is not finite."""
-        names = nonfinite_tensors(self.model)
-        if not self._is_true_anywhere(bool(names)):
+        if not self.has_nonfinite_weights():
             return
+        names = nonfinite_tensors(self.model)
         shown = ", ".join(names[:TENSORS_SHOWN]) or "on another process"
         raise UserError(
             f"{model} has weights that are not finite in {len(names)} tensors ({shown}): {remedy}"
         )
+
+    def has_nonfinite_weights(self) -> bool:
+        """True on all processes if a weight of any is not finite."""
+        return self._is_true_anywhere(bool(nonfinite_tensors(self.model)))
 
     def _is_true_anywhere(self, value: bool) -> bool:
         if self.args.world_size == 1:
@@ -276,6 +281,15 @@ class NonFiniteGuard:
                 return False
         return super()._determine_best_metric(metrics, trial)
 
+    def log_state(self) -> dict:
+        """The sums of `runs.log_state`, and the skipped steps that no log has told yet."""
+        return super().log_state() | {"nonfinite_steps": self.nonfinite.since_log}
+
+    def restore_log_state(self, state: dict) -> None:
+        """Go on from the sums of a checkpoint."""
+        super().restore_log_state(state)
+        self.nonfinite.since_log = state.get("nonfinite_steps", 0)
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Add the number of skipped steps to the log of training, where there are any."""
         if "loss" in logs and self.nonfinite.since_log:
@@ -307,10 +321,12 @@ def how_to_go_on(output_dir: str) -> str:
 
 
 def last_finite_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint-N of the folder all of whose weights are finite; None where there is none."""
+    """The newest checkpoint-N of the folder that is whole, with finite weights only; None where there is none."""
     if not Path(output_dir).is_dir():
         return None
     for checkpoint in reversed(sort_checkpoints(output_dir)):
+        if read_manifest(checkpoint) and flaw(checkpoint):
+            continue
         if all(map(is_finite_file, Path(checkpoint).rglob("*.safetensors"))):
             return checkpoint
     return None

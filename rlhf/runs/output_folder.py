@@ -10,6 +10,7 @@ from rlhf.runs.durable import remove_folder
 from rlhf.runs.failures import PREFIX, forget_failures
 from rlhf.runs.lock import LOCK, locked
 from rlhf.runs.record import DONE, FAILED, INTERRUPTED, RECORD, RUNNING, read_object
+from rlhf.runs.replacement import TEMPORARY
 from rlhf.runs.verified_save import SAVING, checkpoints_of
 
 # Files of a run before its first checkpoint. None holds weights.
@@ -24,7 +25,9 @@ WRITTEN_EARLY = (
     "alarms.jsonl.tmp",
     "README.md",
     SAVING,
+    TEMPORARY,
 )
+TENSORBOARD = "runs"  # the folder of report_to: tensorboard
 NOT_FINISHED = (RUNNING, FAILED, INTERRUPTED)
 
 
@@ -102,8 +105,19 @@ def status_of(folder: Path) -> str:
 
 def has_only_early_files(folder: Path) -> bool:
     """True if a run has left neither a checkpoint nor weights in the folder."""
-    errors = {path.name for path in folder.glob(f"{PREFIX}*.txt")}
-    return set(names_in(folder)) <= {*WRITTEN_EARLY, *errors}
+    names = set(names_in(folder))
+    if not names & {RECORD, f"{RECORD}.tmp"}:
+        return False  # files of somebody else: a run writes its record first
+    names -= {path.name for path in folder.glob(f"{PREFIX}*.txt")}
+    if _has_only_events(folder / TENSORBOARD):
+        names.discard(TENSORBOARD)
+    return names <= set(WRITTEN_EARLY)
+
+
+def _has_only_events(folder: Path) -> bool:
+    """True of a folder in which only TensorBoard has written."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return all(path.name.startswith("events.out.tfevents") for path in files)
 
 
 def remove_early_files(folder: Path) -> None:

@@ -166,8 +166,8 @@ def command_line() -> str:
     return secret.sub(r"\1\2***", shlex.join([*program, *sys.argv[1:]]))
 
 
-def resuming_command() -> str:
-    """The command to paste to continue this run from its newest checkpoint."""
+def resuming_command(value: str = "true") -> str:
+    """The command to paste to continue this run. value: of resume_from_checkpoint, by default its newest checkpoint."""
     words = []
     skipped = 0
     for word in shlex.split(command_line()):
@@ -177,7 +177,7 @@ def resuming_command() -> str:
             skipped = 1  # its value
         elif not word.startswith("--resume_from_checkpoint="):
             words.append(word)
-    return shlex.join([*words, "--resume_from_checkpoint", "true"])
+    return shlex.join([*words, "--resume_from_checkpoint", value])
 
 
 def package_versions() -> dict[str, str]:

@@ -39,6 +39,7 @@ from rlhf.runs.ending import (
     report,
     with_process,
 )
+from rlhf.runs.epoch_end import SaveAfterEpoch
 from rlhf.runs.failures import describe, watch_others, write_failure
 from rlhf.runs.inputs import check_inputs
 from rlhf.runs.layouts import (
@@ -186,7 +187,11 @@ class Run:
         if not read_object(self.folder / RECORD).get("recipe"):
             return  # the folder has lost its record
         before = RunRecord.load(self.folder)
-        self.record.continue_from(before, step=step_of(checkpoint))
+        step = step_of(checkpoint)
+        self.record.continue_from(before, step=step)
+        is_trained = before.status in (TRAINED, EVALUATION_FAILED) and before.steps == step
+        if is_trained and not self.accepts_changes():
+            self.record.status = TRAINED  # no step is made, and an error costs the evaluation only
 
     def data(self, splits) -> None:
         """Record the files that were read (`data.splits.Splits`) and print their warnings."""
@@ -218,6 +223,7 @@ class Run:
         self.prepare_checkpoints(trainer)
         self.trainer = trainer
         trainer.add_callback(StopAtSignal(trainer.steps_between_checkpoints))
+        trainer.add_callback(SaveAfterEpoch())
         trainer.add_callback(RecordAtCheckpoint(self))
         if self.args.load_best_model_at_end and self.args.save_total_limit == 1:
             # The Trainer would remove the last checkpoint, from which a failed evaluation is made again.

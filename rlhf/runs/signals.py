@@ -227,7 +227,7 @@ class StopAtSignal(TrainerCallback):
     """Ends the training after the step in which a signal came, with a checkpoint.
 
     A log and an evaluation that are due at this step come first, so that the resumed run has them once, and chooses the same
-    best model.
+    best model. Those of an epoch do too (`runs.epoch_end`).
 
     steps_between: optimiser steps after which a checkpoint can be made.
     """
@@ -235,23 +235,13 @@ class StopAtSignal(TrainerCallback):
     def __init__(self, steps_between: int):
         self.steps_between = steps_between
         self.number = 0
-        self.waits_for_epoch = False
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.steps_between:
             return
         self.number = agreed_signal()
-        if not self.number:
-            return
-        # What is due once per epoch comes after its last step, and a resumed run would begin the next one.
-        is_last = control.should_training_stop or state.global_step >= state.max_steps
-        self.waits_for_epoch = is_last or float(state.epoch).is_integer()
-        control.should_save |= not self.waits_for_epoch
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.waits_for_epoch = False
         control.should_save |= bool(self.number)
 
     def on_save(self, args, state, control, **kwargs):
-        if self.number and not self.waits_for_epoch:
+        if self.number:
             raise Interrupted(self.number)

@@ -1,5 +1,7 @@
 """The part that all trainers of the recipes share: verified checkpoints, logs that go on, steps that are not finite."""
 
+from transformers.trainer_utils import SaveStrategy
+
 from rlhf.runs.checkpoints import best_of
 from rlhf.runs.log_state import LogState
 from rlhf.runs.nonfinite import NonFiniteGuard
@@ -31,6 +33,8 @@ class RunTrainer(NonFiniteGuard, LogState):
         )
         if resume_from_checkpoint is not None:
             self.state.best_model_checkpoint = best_of(resume_from_checkpoint)
+            # Of this run, and not of the checkpoint: how often to log, evaluate and save.
+            self.state.compute_steps(self.args, max_steps)
         return position
 
     def _get_output_dir(self, trial) -> str:
@@ -40,7 +44,15 @@ class RunTrainer(NonFiniteGuard, LogState):
         return super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Save by the Trainer's own code, into a temporary folder that is verified and renamed."""
+        """Save by the Trainer's own code, into a temporary folder that is verified and renamed.
+
+        Weights that are not finite are not saved: the last good checkpoint would go for them.
+        """
+        if self.has_nonfinite_weights():
+            if self.is_world_process_zero():
+                step = self.state.global_step
+                print(f"step {step} is not saved: its weights are not finite", flush=True)
+            return
         self.saving = VerifiedSave(self)
         try:
             self.saving.begin()
@@ -51,6 +63,16 @@ class RunTrainer(NonFiniteGuard, LogState):
             raise
         finally:
             self.saving = None
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """As the Trainer's, which with save_strategy: best saves the best evaluations only.
+
+        A save that the clock or a signal has asked for would be forgotten at the others.
+        """
+        is_asked = self.control.should_save
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if is_asked and self.args.save_strategy == SaveStrategy.BEST:
+            self.save_checkpoint()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the two, while the model's files are hashed."""

@@ -73,7 +73,7 @@ class VerifiedSave:
         self.trainer.last_saved_step = self.step
 
     def abandon(self, error: Exception) -> None:
-        """Remove what was written, after an error. UserError for a disk that is full."""
+        """Remove what was written, after an error. UserError for a disk that takes no more."""
         self.digests.close()
         if self.is_main:
             recover(self.root)

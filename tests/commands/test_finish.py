@@ -99,3 +99,24 @@ def test_a_run_has_ended_at_its_last_step_or_by_an_early_stop():
     assert not has_ended({"global_step": 8, "max_steps": 9}) and not has_ended({})
     control = {"TrainerControl": {"args": {"should_training_stop": True}}}
     assert has_ended({"global_step": 8, "max_steps": 9, "stateful_callbacks": control})
+
+
+def test_a_path_that_is_missing_here_is_named_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    (folder / "checkpoint-4").mkdir(parents=True)
+    data = [{"name": "data/rows.jsonl", "rows": 4, "sha256": "ab"}, {"name": "imdb", "rows": 9}]
+    parents = {"base": {"name": "bert-base-uncased"}, "head": {"name": "runs/sft", "sha256": "ab"}}
+    facts = {"status": "evaluation failed", "steps": 4, "data": data, "parents": parents}
+    RunRecord("classification", **facts).save(folder)
+    record = (folder / "run.json").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert main(["finish", str(folder)]) == 2
+    assert "data/rows.jsonl, which the run has read, is missing" in capsys.readouterr().err
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").touch()
+    assert main(["finish", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/sft, which" in said and "the folder in which the run was started" in said
+    assert (folder / "run.json").read_bytes() == record

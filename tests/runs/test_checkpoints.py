@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf.runs import manifest
 from rlhf.runs.checkpoints import (
     best_of,
     checkpoint_to_resume,
@@ -312,6 +313,56 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, refused):
     chosen, _ = resumed_from(tmp_path, "auto")
     assert "already holds" in refused(check_output_dir, str(tmp_path), chosen)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.jsonl", "samples.jsonl"])
+def test_a_file_of_a_run_alone_is_somebody_elses(tmp_path, refused, name):
+    """A run writes its record first, so a folder without one is of no run."""
+    (tmp_path / name).write_text("mine")
+    chosen, lines = resumed_from(tmp_path, "auto")
+    assert "already holds" in refused(check_output_dir, str(tmp_path), chosen)
+    assert (tmp_path / name).read_text() == "mine" and lines == []
+
+
+def test_auto_starts_again_over_events_of_tensorboard_and_a_half_saved_model(tmp_path, refused):
+    folder = early(tmp_path / "run")
+    (folder / ".replacement").mkdir()
+    (folder / ".replacement" / "model.safetensors").write_bytes(b"half")
+    events = folder / "runs" / "Jan01" / "events.out.tfevents.1.host.2.0"
+    events.parent.mkdir(parents=True)
+    events.touch()
+    chosen, lines = resumed_from(folder, "auto")
+    assert chosen is None and "it starts again" in lines[0]
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    # Runs of somebody else in a folder of this name stay.
+    folder = early(tmp_path / "second")
+    (folder / "runs" / "first").mkdir(parents=True)
+    (folder / "runs" / "first" / "model.safetensors").touch()
+    chosen, _ = resumed_from(folder, "auto")
+    assert "already holds" in refused(check_output_dir, str(folder), chosen)
+    assert (folder / "runs" / "first" / "model.safetensors").exists()
+
+
+def test_the_best_checkpoint_of_a_copied_run_is_that_of_the_copy(tmp_path, stopped):
+    best = "--load_best_model_at_end true --eval_strategy steps --eval_steps 2".split()
+    folder = stopped(*best, "--learning_rate", 30)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert best_of(copy / "checkpoint-4") == str(copy / "checkpoint-2")
+    # One from which a run goes on in another folder stays where it is.
+    (tmp_path / "other").mkdir()
+    shutil.copytree(folder / "checkpoint-4", tmp_path / "other" / "checkpoint-4")
+    assert best_of(tmp_path / "other" / "checkpoint-4") == str(folder / "checkpoint-2")
+
+
+@pytest.mark.parametrize("change", [{"files": []}, {"config": None}])
+def test_a_manifest_of_another_shape_is_passed_over(interrupted, change):
+    path = interrupted / "checkpoint-4" / "manifest.json"
+    content = json.loads(path.read_text()) | change
+    content["sha256"] = manifest._digest(content)
+    path.write_text(json.dumps(content))
+    chosen, lines = resumed_from(interrupted)
+    assert chosen == str(interrupted / "checkpoint-2") and "another version" in lines[0]
 
 
 def test_a_restart_of_torchrun_means_auto(interrupted, tmp_path, monkeypatch):

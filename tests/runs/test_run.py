@@ -503,3 +503,21 @@ def test_invariant_24_pieces_of_text_fit_the_models_context(
     with pytest.raises(Enough):
         ppo.main(settings, args)
     assert limits[0] <= 48  # the context of these models; pieces have 512 tokens elsewhere
+
+
+def test_a_trained_run_stays_trained_where_its_second_evaluation_fails_early(toy, tmp_path):
+    """As in `rlhf finish` after the data file has changed: the model is still there."""
+
+    def fail(run):
+        raise UserError("boom")
+
+    toy.evaluate = fail
+    assert toy.run(tmp_path / "run", "--max_steps", 8) == 2
+    assert RunRecord.load(tmp_path / "run").status == "evaluation failed"
+    toy.prepare = fail
+    assert toy.run(tmp_path / "run", "--max_steps", 8, "--resume_from_checkpoint", "true") == 2
+    assert RunRecord.load(tmp_path / "run").status == "evaluation failed"
+    # More steps are asked for: this is a run that trains.
+    more = ("--max_steps", 12, "--resume_changed", "true", "--resume_from_checkpoint", "true")
+    assert toy.run(tmp_path / "run", *more) == 2
+    assert RunRecord.load(tmp_path / "run").status == "failed"
