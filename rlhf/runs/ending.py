@@ -94,11 +94,8 @@ def cause_of(error: BaseException, run) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(error, Exception) and (refuses_writes(error) or is_full(run.folder)):
-        remedy = "free some space"
-        if run.record.status != TRAINED:  # else another line says how to evaluate the model
-            remedy += f", then {how_to_continue(run.folder)}"
         return UserError(
-            f"output_dir {run.folder}: the disk is full or takes no writes ({error}): {remedy}"
+            f"output_dir {run.folder}: the disk is full or takes no writes ({error}): free some space, then {what_next(run)}"
         )
     return error
 
@@ -108,6 +105,13 @@ def with_process(message: str, args) -> str:
     if args.world_size == 1 or message.startswith("process "):
         return message
     return f"process {args.process_index}: {message}"
+
+
+def what_next(run) -> str:
+    """Advice for when the cause of an error is gone."""
+    if run.record.status == TRAINED:
+        return f"evaluate the model, which is saved: rlhf finish {shlex.quote(str(run.folder))}"
+    return how_to_continue(run.folder)
 
 
 def after_signal(run) -> str:

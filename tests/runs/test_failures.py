@@ -207,7 +207,7 @@ def test_a_full_disk_names_the_way_to_continue(tmp_path):
     goes_on = "then continue from checkpoint-4 with --resume_from_checkpoint true"
     assert str(cause_of(full, run)).endswith(goes_on)
     run.record.status = "trained"
-    assert str(cause_of(full, run)).endswith("free some space")
+    assert str(cause_of(full, run)).endswith(f"which is saved: rlhf finish {tmp_path}")
 
 
 GLOO = "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:16051: Connection reset by peer"
