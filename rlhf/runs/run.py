@@ -36,6 +36,7 @@ from rlhf.runs.checkpoints import (
     check_output_dir,
     check_shared_folder,
     checkpoint_to_resume,
+    has_only_early_files,
     make_writable_folder,
     stop_if_finished,
 )
@@ -394,9 +395,10 @@ class Run:
         if isinstance(error, KeyboardInterrupt):
             return Interrupted(signal.SIGINT)
         if isinstance(error, Exception) and (of_the_disk(error) or is_full(self.folder)):
+            advice = self._how_to_continue()
             return UserError(
-                f"output_dir {self.folder}: the disk is full or takes no writes ({error}): free some space, then "
-                f"{self._how_to_continue()}"
+                f"output_dir {self.folder}: the disk is full or takes no writes ({error}): free some space. "
+                f"{advice[0].upper()}{advice[1:]}"
             )
         return error
 
@@ -411,7 +413,10 @@ class Run:
             return f"the model is trained and saved, not evaluated: rlhf finish {shlex.quote(str(self.folder))}"
         if not any(self.folder.glob("checkpoint-*")):
             if self.record.steps or self.trainer is not None:
-                return "there is no checkpoint: start again, after removing the folder"
+                remedy = "after removing the folder"
+                if has_only_early_files(self.folder):
+                    remedy = "with --resume_from_checkpoint auto"
+                return f"there is no checkpoint: start again {remedy}"
             return "nothing was trained"
         return f"at step {self.record.steps}: continue with {resuming_command()}"
 
