@@ -1,5 +1,6 @@
 """Errors after the training, exits in user code, and errors of one process of several."""
 
+import errno
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ import torch
 
 from rlhf.errors import Interrupted, UserError
 from rlhf.runs import durable, ending, failures
+from rlhf.runs import run as frame
 from rlhf.runs.ending import cause_of
 from rlhf.runs.failures import (
     first_failure,
@@ -31,6 +33,19 @@ def fail(error: BaseException):
         raise error
 
     return fail
+
+
+def test_the_advice_after_a_full_disk_without_a_checkpoint_works(
+    toy, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(frame, "plot_curves", lambda folder: None)
+    toy.at = {3: fail(OSError(errno.ENOSPC, "No space left on device"))}
+    assert toy.run(tmp_path / "run", *STEPS) == 2
+    advice = "start again with --resume_from_checkpoint auto"
+    assert f"free some space, then {advice}" in capsys.readouterr().err
+    toy.at = {}
+    assert toy.run(tmp_path / "run", *STEPS, "--resume_from_checkpoint", "auto") == 0
+    assert RunRecord.load(tmp_path / "run").status == "done"
 
 
 # ---- after the training ----
@@ -72,6 +87,7 @@ def test_a_run_is_done_when_its_card_is_there(toy, tmp_path, monkeypatch):
             card_at.append((folder / "README.md").read_text(encoding="utf-8"))
 
     monkeypatch.setattr(durable, "boundary", boundary)
+    monkeypatch.setattr(frame, "plot_curves", lambda folder: None)
     assert toy.run(folder, *STEPS) == 0
     assert len(card_at) == 1 and "not evaluated" not in card_at[0]
     assert "not complete" not in card_at[0]
