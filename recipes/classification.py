@@ -174,7 +174,7 @@ def make_trainer(
 ) -> EncoderTrainer:
     balanced = settings.class_weights == "balanced"
     # None: the model's own loss, which knows its problem type
-    loss = balanced_loss([row["labels"] for row in train], task) if balanced else None
+    loss = balanced_loss(train.targets, task) if balanced else None
     return EncoderTrainer(
         model=with_lora(model, settings, "classification"),
         args=args,

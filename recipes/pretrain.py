@@ -18,8 +18,7 @@ from typing import ClassVar
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from rlhf.data.chat import add_chat_template
-from rlhf.data.examples import encoding_key
-from rlhf.data.fingerprints import module_fingerprint
+from rlhf.data.fingerprints import encoding_key, module_fingerprint
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.load import load_encoder, load_policy

@@ -27,7 +27,8 @@ from rlhf.data.chat import (
     learned_column,
     text_pieces,
 )
-from rlhf.data.examples import encoding_key, in_order, stored_examples
+from rlhf.data.examples import in_order, stored_examples
+from rlhf.data.fingerprints import encoding_key
 from rlhf.data.load import load_rows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError

@@ -8,7 +8,6 @@ from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
 from rlhf.data.cache import Writer, stored
-from rlhf.data.fingerprints import fingerprint, tokenizer_fingerprint
 from rlhf.data.padding import IGNORED
 
 # The types that `datasets` gives to columns of these names.
@@ -21,18 +20,6 @@ SCHEMA = pyarrow.schema(
 BYTES_PER_TOKEN = 12  # an id and a label
 
 Example = tuple[list[int], Sequence[bool]]  # token ids, and True where a token is learned
-
-
-def encoding_key(name: str, rows: Sequence[dict], tokenizer, *arguments) -> str | None:
-    """A name for the encodings of rows; None where the rows or the tokenizer cannot be named.
-
-    name: of the encoder. arguments: what decides its result besides the rows and the tokenizer.
-    """
-    source = getattr(rows, "fingerprint", None)
-    encoder = tokenizer_fingerprint(tokenizer)
-    if source is None or encoder is None:
-        return None
-    return f"{name}-{fingerprint(source, encoder, arguments)}"
 
 
 def stored_examples(

@@ -6,7 +6,7 @@ A name is a hash. None means that something decides it which cannot be named, so
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,3 +98,15 @@ def tokenizer_fingerprint(tokenizer) -> str | None:
         getattr(tokenizer, "chat_control_tokens", None),
         code_fingerprint(),
     )
+
+
+def encoding_key(name: str, rows: Sequence[dict], tokenizer, *arguments) -> str | None:
+    """A name for the encodings of rows; None where the rows or the tokenizer cannot be named.
+
+    name: of the encoder. arguments: what decides its result besides the rows and the tokenizer.
+    """
+    source = getattr(rows, "fingerprint", None)
+    encoder = tokenizer_fingerprint(tokenizer)
+    if source is None or encoder is None:
+        return None
+    return f"{name}-{fingerprint(source, encoder, arguments)}"

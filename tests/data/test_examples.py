@@ -6,8 +6,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from rlhf.data.examples import encoding_key, in_order, stored_examples
-from rlhf.data.fingerprints import tokenizer_fingerprint
+from rlhf.data.examples import in_order, stored_examples
+from rlhf.data.fingerprints import encoding_key, tokenizer_fingerprint
 from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
 from rlhf.data.splits import split_rows

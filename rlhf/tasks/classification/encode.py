@@ -5,13 +5,16 @@ The labels decide which one it is: a list is several labels, a number with a fra
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, pstdev
 
 import numpy as np
 
+from rlhf.data.cache import Writer, stored
+from rlhf.data.fingerprints import encoding_key, module_fingerprint
+from rlhf.data.stored_numbers import StoredNumbers, number_columns
 from rlhf.errors import UserError
 
 PROBLEMS = {  # task -> the name that transformers gives it in a model's config
@@ -290,6 +293,63 @@ def encode_texts(
     max_length: int,
 ) -> tuple[list[dict], int]:
     """Rows of token ids, and how many were cut. No text can spell a special token."""
+    encoded: list[dict] = []
+    cut = 0
+    for feature, is_cut in _features(tokenizer, rows, pairs=pairs, max_length=max_length):
+        encoded.append(feature)
+        cut += is_cut
+    return encoded, cut
+
+
+def stored_texts(
+    tokenizer,
+    rows: Sequence[dict],
+    *,
+    pairs: bool,
+    max_length: int,
+) -> tuple["StoredFeatures", int]:
+    """The same, encoded once for all processes and runs, and mapped from the cache."""
+
+    def fill(writer: Writer) -> dict:
+        cut = 0
+        for feature, is_cut in _features(tokenizer, rows, pairs=pairs, max_length=max_length):
+            values = tuple(feature[name] for name in names)
+            writer.add(values, size=4 * len(names) * len(values[0]))
+            cut += is_cut
+        return {"cut": cut}
+
+    names = list(tokenizer("a"))
+    code = module_fingerprint(__name__)
+    key = encoding_key("texts", rows, tokenizer, code, pairs, max_length)
+    content = stored(key, number_columns(*names), fill, "encoding")
+    return StoredFeatures(content.table), content.note["cut"]
+
+
+class StoredFeatures(Sequence):
+    """Rows of token ids in an Arrow file, which has a column for each input of the model.
+
+    lengths: tokens of each row.
+    """
+
+    def __init__(self, table):
+        self.columns = {name: StoredNumbers(table.column(name)) for name in table.column_names}
+        self.lengths: list[int] = self.columns["input_ids"].lengths.tolist()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: column[index].tolist() for name, column in self.columns.items()}
+
+
+def _features(
+    tokenizer,
+    rows: Sequence[dict],
+    *,
+    pairs: bool,
+    max_length: int,
+) -> Iterator[tuple[dict, bool]]:
+    """Yields (inputs of a row, True if it was cut)."""
     # A pair needs room for at least a token of each text.
     least = tokenizer.num_special_tokens_to_add(pair=pairs) + (2 if pairs else 1)
     if max_length < least:
@@ -298,8 +358,6 @@ def encode_texts(
         )
     columns = ("text", "text_pair") if pairs else ("text",)
     options = {"split_special_tokens": True, "verbose": False}
-    encoded: list[dict] = []
-    cut = 0
     for start in range(0, len(rows), TEXTS_PER_CALL):
         chunk = rows[start : start + TEXTS_PER_CALL]
         texts = []
@@ -308,7 +366,8 @@ def encode_texts(
         batch = tokenizer(*texts, **options)
         for i in range(len(chunk)):
             feature = {name: values[i] for name, values in batch.items()}
-            if len(feature["input_ids"]) > max_length:
+            is_cut = len(feature["input_ids"]) > max_length
+            if is_cut:
                 row_texts = [column_texts[i] for column_texts in texts]
                 # Only the tokenizer knows how to share max_length between two texts.
                 shorter = tokenizer(
@@ -318,6 +377,4 @@ def encode_texts(
                     **options,
                 )
                 feature = dict(shorter)
-                cut += 1
-            encoded.append(feature)
-    return encoded, cut
+            yield feature, is_cut

@@ -1,5 +1,6 @@
 """Training a classifier: its labels and losses, the head that it keeps, and numbers in units of their spread."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,12 @@ from rlhf.algorithms.losses import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
 )
+from rlhf.data.stored_rows import take
 from rlhf.errors import UserError
 from rlhf.models.load import trained_labels
 from rlhf.models.scores import scale_scores, score_centre, shift_scores
 from rlhf.runs.run import Run
-from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, encode_texts
+from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, StoredFeatures, stored_texts
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
 from rlhf.tasks.model import start_encoder
 
@@ -73,19 +75,43 @@ def start_classifier(
     return model, task
 
 
-def encode_rows(tokenizer, rows: list[dict], *, task: LabelTask, pairs: bool, max_length: int):
+class LabelledRows(Sequence):
+    """Rows of token ids with their labels.
+
+    targets: labels as the loss reads them.
+    order: indices of the features and targets in the order of these rows.
+    lengths: tokens of each row.
+    """
+
+    def __init__(self, features: StoredFeatures, targets: Sequence, order: Sequence[int]):
+        self.features = features
+        self.targets = targets
+        self.order = order
+        self.lengths = [features.lengths[i] for i in order]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict:
+        index = self.order[index]
+        return self.features[index] | {"labels": self.targets[index]}
+
+
+def encode_rows(
+    tokenizer, rows: Sequence[dict], *, task: LabelTask, pairs: bool, max_length: int
+) -> tuple[LabelledRows, int]:
     """(rows of token ids with their labels, the number of rows that were cut)."""
-    encoded, cut = encode_texts(tokenizer, rows, pairs=pairs, max_length=max_length)
-    for row, target in zip(encoded, task.targets(rows)):
-        row["labels"] = target
-    return encoded, cut
+    features, cut = stored_texts(tokenizer, rows, pairs=pairs, max_length=max_length)
+    return LabelledRows(features, task.targets(rows), range(len(features))), cut
 
 
-def by_length(features: list[dict], rows: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Both lists, the shortest row first, so that batches have little padding."""
+def by_length(features: LabelledRows, rows: Sequence[dict]) -> tuple[LabelledRows, Sequence[dict]]:
+    """Both, the shortest row first, so that batches have little padding."""
     # stable: rows of one length stay in the order of the file
-    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
-    return [features[i] for i in order], [rows[i] for i in order]
+    order = sorted(range(len(features)), key=features.lengths.__getitem__)
+    indices = [features.order[i] for i in order]
+    ordered = LabelledRows(features.features, features.targets, indices)
+    return ordered, take(rows, np.array(order, dtype=np.int64))
 
 
 def to_units_of_spread(model, task: LabelTask) -> LabelTask:

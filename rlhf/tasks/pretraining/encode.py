@@ -156,7 +156,7 @@ def causal_blocks(
 
     If the model was pretrained with BOS, each sequence begins with it: a row, or with cross_documents a text.
 
-    key: of the cache, see data.examples.encoding_key. The texts are not read where the rows are in it already.
+    key: of the cache, see data.fingerprints.encoding_key. The texts are not read where the rows are in it already.
     """
     start = special(*bos_ids(tokenizer))
     end = special(tokenizer.eos_token_id)
@@ -190,7 +190,7 @@ def masked_blocks(
 ) -> tuple[StoredTokens, int]:
     """[CLS] block [SEP] of at most `size` tokens; and the tokens dropped. Across documents a [SEP] separates them.
 
-    key: of the cache, see data.examples.encoding_key. The texts are not read where the blocks are in it already.
+    key: of the cache, see data.fingerprints.encoding_key. The texts are not read where the blocks are in it already.
     """
     before = special(tokenizer.cls_token_id)
     after = special(tokenizer.sep_token_id)

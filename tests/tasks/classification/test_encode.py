@@ -225,3 +225,20 @@ def test_a_long_text_of_few_tokens_is_read_whole(fitted):
     text = "a" + " " * 200_000 + "b c"
     encoded, cut = encode_texts(tokenizer, [{"text": text}], pairs=False, max_length=16)
     assert encoded[0]["input_ids"] == tokenizer("a b c")["input_ids"] and cut == 0
+
+
+def test_stored_texts_are_encoded_once_and_as_without_the_cache(fitted, tmp_path, monkeypatch):
+    from rlhf.data.load import load_rows
+    from rlhf.tasks.classification import encode
+
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a b c d"}\n{"text": "a"}\n')
+    rows = load_rows(str(path), kinds=("text",)).rows
+    tokenizer = fitted("bert", pairs=False)
+    plain, cut = encode.encode_texts(tokenizer, rows, pairs=False, max_length=4)
+    assert cut == 1
+    for _ in range(2):
+        again, cut = encode.stored_texts(tokenizer, rows, pairs=False, max_length=4)
+        assert list(again) == plain and again.lengths == [4, 3] and cut == 1
+        monkeypatch.setattr(encode, "start_of", None)  # fails if a text is read again
