@@ -41,8 +41,10 @@ def test_the_advice_after_a_full_disk_without_a_checkpoint_works(
     monkeypatch.setattr(frame, "plot_curves", lambda folder: None)
     toy.at = {3: fail(OSError(errno.ENOSPC, "No space left on device"))}
     assert toy.run(tmp_path / "run", *STEPS) == 2
-    advice = "start again with --resume_from_checkpoint auto"
-    assert f"free some space, then {advice}" in capsys.readouterr().err
+    assert (
+        "free some space, then start the run again with --resume_from_checkpoint auto"
+        in capsys.readouterr().err
+    )
     toy.at = {}
     assert toy.run(tmp_path / "run", *STEPS, "--resume_from_checkpoint", "auto") == 0
     assert RunRecord.load(tmp_path / "run").status == "done"
