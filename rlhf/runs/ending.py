@@ -9,7 +9,13 @@ import traceback
 
 from rlhf.errors import Interrupted, UserError
 from rlhf.runs.disk import is_full, refuses_writes
-from rlhf.runs.failures import describe, first_failure, lost_process, said_by_main
+from rlhf.runs.failures import (
+    describe,
+    first_failure,
+    lost_process,
+    said_by_main,
+    signal_of_main,
+)
 from rlhf.runs.output_folder import has_only_early_files
 from rlhf.runs.record import TRAINED, resuming_command
 from rlhf.runs.signals import SIGNALS
@@ -90,6 +96,8 @@ def cause_of(error: BaseException, run) -> BaseException:
             return UserError(other)
         lost = lost_process(error)
         if lost is not None:
+            # The main process may have left at a signal before this one had read its last word.
+            stopped_by = stopped_by or signal_of_main(run.folder)
             return Interrupted(stopped_by) if stopped_by else lost
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)

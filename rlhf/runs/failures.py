@@ -4,6 +4,8 @@ A process that waits for a dead one in a collective would wait for minutes. So e
 """
 
 import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf.errors import Interrupted, UserError
+from rlhf.runs.record import RECORD, read_object
 
 PREFIX = "error-"
 LOOK_EVERY = 1.0  # seconds between two looks for errors of other processes
@@ -95,6 +98,13 @@ def lost_process(error: BaseException) -> UserError | None:
         "another process has ended without a word: it was killed, as by the system when memory is short, or left by "
         "os._exit. The launcher says which, and its exit code"
     )
+
+
+def signal_of_main(folder: str | os.PathLike) -> int:
+    """The number of the signal by which the main process has ended the run, as its record says; 0 where none has."""
+    error = read_object(Path(folder) / RECORD).get("error") or ""
+    stopped = re.match(r"(?:process 0: )?stopped by (SIG[A-Z]+)", error)
+    return int(signal.Signals[stopped[1]]) if stopped else 0
 
 
 def said_by_main(folder: str | os.PathLike, error: BaseException, *, wait: float) -> bool:

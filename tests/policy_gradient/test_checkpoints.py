@@ -1,5 +1,6 @@
 """Checkpoints of policy-gradient training: between rollouts, and whole."""
 
+import pytest
 import torch
 
 from rlhf.runs.checkpoint_clock import CheckpointClock
@@ -7,6 +8,7 @@ from rlhf.runs.manifest import flaw
 from rlhf.runs.verified_save import checkpoints_of
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_come_between_rollouts_and_are_whole(make_trainer, tmp_path):
     """A ten-millionth of a minute has passed after every step. A rollout has 16 steps, the run 64."""
     trainer = make_trainer("run", total_episodes=64)

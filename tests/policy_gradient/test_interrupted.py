@@ -51,7 +51,7 @@ def weights(trainer) -> dict:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("phase", ["sampling", "updates"])
+@pytest.mark.parametrize("phase", [pytest.param("sampling", marks=pytest.mark.slow), "updates"])
 def test_an_interrupted_run_equals_the_uninterrupted_one(
     make_trainer, tmp_path, monkeypatch, phase
 ):

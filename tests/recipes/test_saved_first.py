@@ -101,9 +101,7 @@ STAGES = {
 UNCENTRED = (SCORES, "shift_scores")
 IN_SHORT = {
     ("regression", PREDICT),
-    ("question_answering", PREDICT),
     ("reward", "shift_scores"),
-    ("ppo", PPO_EVALUATE),
 }
 
 

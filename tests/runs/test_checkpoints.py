@@ -180,6 +180,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny, interrupted):
     assert same_weights(whole, elsewhere)
 
 
+@pytest.mark.slow
 def test_missing_random_numbers_make_no_other_run(tiny, interrupted, capsys):
     """They used to be passed over in silence, and the weights were others."""
     whole = tiny(name="whole")

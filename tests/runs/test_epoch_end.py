@@ -21,7 +21,10 @@ def rows(folder) -> list[dict]:
     "flags",
     [
         ("--save_steps", 4),
-        ("--save_steps", 100, "--checkpoint_minutes", 1e-9),  # by the clock, after each step
+        pytest.param(
+            ("--save_steps", 100, "--checkpoint_minutes", 1e-9),  # by the clock, after each step
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_checkpoint_of_the_last_step_of_an_epoch_follows_its_evaluation(tiny, stopped, flags):

@@ -1,6 +1,7 @@
 """Errors after the training, exits in user code, and errors of one process of several."""
 
 import errno
+import json
 import os
 import sys
 import threading
@@ -253,6 +254,26 @@ def test_a_process_that_dies_without_a_word_is_said_to_have(
     assert str(cause).startswith(said)
     boom = RuntimeError("boom")
     assert cause_of(boom, run) is boom
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("process 0: stopped by SIGTERM: at step 4: continue with ...", "stopped by SIGTERM: "),
+        ("stopped by SIGINT: at step 4: continue with ...", "stopped by SIGINT: "),
+        ("", "another process has ended without a word: "),
+    ],
+)
+def test_a_process_that_the_main_one_left_at_a_signal_was_stopped_too(
+    monkeypatch, tmp_path, error, said
+):
+    monkeypatch.setattr(ending, "MAIN_PRINTS", 0.0)
+    monkeypatch.setattr(ending.SIGNALS, "number", 0)
+    (tmp_path / "run.json").write_text(json.dumps({"status": "interrupted", "error": error}))
+    args = SimpleNamespace(world_size=2, process_index=1)
+    record = SimpleNamespace(status="running")
+    run = SimpleNamespace(args=args, folder=tmp_path, trainer="a trainer", record=record)
+    assert str(cause_of(RuntimeError(GLOO), run)).startswith(said)
 
 
 def test_an_error_of_the_main_process_alone_is_that_of_all():

@@ -152,6 +152,7 @@ def test_the_record_of_a_resumed_run_keeps_what_the_first_part_knew(toy, tmp_pat
     assert 100.0 < record.seconds == round(100.0 + record.parts[1]["seconds"], 1) < 200
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_has_its_time_up_to_the_last_checkpoint(toy, tmp_path):
     seen = []
 

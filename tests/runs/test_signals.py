@@ -32,7 +32,11 @@ def evaluations(folder) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")]
+    ("number", "code", "name"),
+    [
+        (signal.SIGTERM, 143, "SIGTERM"),
+        pytest.param(signal.SIGINT, 130, "SIGINT", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_in_a_step_leaves_a_checkpoint_of_this_step(
     toy, tmp_path, capsys, number, code, name
@@ -60,7 +64,7 @@ def test_a_signal_in_a_step_leaves_a_checkpoint_of_this_step(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("step", [11, 12])
+@pytest.mark.parametrize("step", [pytest.param(11, marks=pytest.mark.slow), 12])
 def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_evaluation(
     toy, tmp_path, terminate, step
 ):

@@ -78,7 +78,7 @@ def test_a_resumed_run_counts_the_skipped_steps_before_its_checkpoint(tiny, tmp_
     assert losses(folder) == rows
 
 
-@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("stop", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_save_that_is_asked_for_is_made_where_the_evaluation_is_not_the_best(
     tmp_path, monkeypatch, stop, terminate
 ):
