@@ -28,6 +28,7 @@ WRITTEN_EARLY = (
     TEMPORARY,
 )
 TENSORBOARD = "runs"  # the folder of report_to: tensorboard
+WEIGHTS_BEING_WRITTEN = ".tmp??????"  # a name that safetensors draws
 NOT_FINISHED = (RUNNING, FAILED, INTERRUPTED)
 
 
@@ -43,6 +44,14 @@ def claim(stack: ExitStack, output_dir: str) -> None:
         stack.callback(_remove_empty, folder)
     stack.enter_context(locked(folder))
     forget_failures(folder)
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the weights that a killed run was writing: safetensors gives a file its name when it is complete."""
+    if (folder / RECORD).exists():
+        for path in folder.rglob(WEIGHTS_BEING_WRITTEN):
+            path.unlink(missing_ok=True)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from rlhf.runs.output_folder import check_output_dir, check_shared_folder
+from rlhf.runs.output_folder import check_output_dir, check_shared_folder, remove_unfinished
 from rlhf.runs.record import RunRecord
 
 
@@ -86,6 +86,17 @@ def look_for_the_folder(rank: int, root: str, shared: bool, port: int) -> None:
         message = str(error)
     (Path(root) / f"{shared}-{rank}").write_text(message)
     torch.distributed.destroy_process_group()
+
+
+def test_weights_that_a_killed_run_was_writing_are_removed(tmp_path):
+    unfinished = tmp_path / "value_model" / ".tmp5MBTAT"
+    unfinished.parent.mkdir()
+    unfinished.write_bytes(b"half")
+    remove_unfinished(tmp_path)
+    assert unfinished.exists()  # no run has written here
+    RunRecord.begin("ppo", config={}, seed=0).save(tmp_path)
+    remove_unfinished(tmp_path)
+    assert not unfinished.exists() and (tmp_path / "run.json").exists()
 
 
 def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
