@@ -20,6 +20,7 @@ LAYERS = {
     "rlhf.errors": (0, ""),
     "rlhf.statistics": (0, "torch"),
     "rlhf.markdown": (0, ""),
+    "rlhf.digests": (0, ""),
     "rlhf.algorithms": (0, "torch"),
     "rlhf.task_table": (0, ""),  # pure data, which every layer may read
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),

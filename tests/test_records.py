@@ -40,7 +40,7 @@ def short(path: Path) -> str:
 
 def commit_in(folder: Path) -> None:
     """A git checkout with one commit of the files that `check_clean_tree` runs."""
-    modules = ("__init__", "errors", "runs/__init__", "runs/durable", "runs/record")
+    modules = ("__init__", "digests", "errors", "runs/__init__", "runs/durable", "runs/record")
     for name in ("benchmarks/record.py", *(f"rlhf/{module}.py" for module in modules)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rlhf.data.templates import day_in_template
+from rlhf.digests import file_sha256
 
 VERSION = 1  # of the cached files: raise it when their form changes
-BLOCK = 1 << 20  # bytes that are hashed at once
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2")  # whose versions decide, too
 
 
@@ -37,15 +37,6 @@ def code_fingerprint() -> str:
         except PackageNotFoundError:
             versions.append("")
     return fingerprint(VERSION, sys.version, digests, versions)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, read in parts."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)

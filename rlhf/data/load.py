@@ -20,7 +20,6 @@ from rlhf.data.files import READERS, BrokenLine, read_rows, suffix
 from rlhf.data.fingerprints import (
     checks_fingerprint,
     code_fingerprint,
-    file_sha256,
     fingerprint,
 )
 from rlhf.data.folders import read_folder
@@ -48,6 +47,7 @@ from rlhf.data.rows import (
     scores_of_pair,
 )
 from rlhf.data.stored_rows import SCHEMA, SMALL, StoredRows, decode_row, encode_row
+from rlhf.digests import file_sha256
 from rlhf.errors import UserError
 
 BAD_ROWS_SHOWN = 10  # in one message

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rlhf.digests import file_sha256
 from rlhf.runs.durable import write_text
 from rlhf.task_table import TASKS
 
@@ -209,15 +210,6 @@ def _git(*args: str) -> str:
     command = ["git", "-C", str(ROOT), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """sha256 of a file, read in pieces of 1 MB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def weights_sha256(files: list[Path]) -> str:

@@ -22,12 +22,13 @@ from transformers import (
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import add_chat_template
+from rlhf.digests import file_sha256
 from rlhf.errors import UserError
 from rlhf.markdown import markdown_cell
 from rlhf.models.load import save
 from rlhf.models.scratch import new_policy
 from rlhf.runs.card import base_model, card_text, lineage, write_card
-from rlhf.runs.record import RunRecord, file_sha256, parent_entry
+from rlhf.runs.record import RunRecord, parent_entry
 from rlhf.tasks.classification.predictor import ClassificationPredictor
 from rlhf.tasks.multiple_choice.predictor import MultipleChoicePredictor
 from rlhf.tasks.ner.predictor import NerPredictor
