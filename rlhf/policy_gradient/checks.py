@@ -4,16 +4,10 @@ Those of the settings need no model, so that a wrong one costs no download. None
 run.
 """
 
-import copy
-import math
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
-import torch
+from itertools import chain
 
 from rlhf.algorithms import ALGORITHMS
+from rlhf.completions.functions import kept_surroundings
 from rlhf.completions.score import (
     FunctionScorer,
     RewardModelScorer,
@@ -88,10 +82,8 @@ def try_function(
     group: completions of each prompt, which are next to each other as in a rollout.
     """
     prompts, completions, names = [], [], []
-    columns: dict[str, list] = {name: [] for name in column_names([*rows, *eval_rows])}
-    # A function may change what it gets.
-    tried = copy.deepcopy(rows[:TRIED_ROWS])
-    for i, row in enumerate(tried):
+    columns: dict[str, list] = {name: [] for name in column_names(chain(rows, eval_rows))}
+    for i, row in enumerate(rows[:TRIED_ROWS]):
         completion = row.get("completion")
         if not isinstance(completion, str):
             completion = as_text(row["prompt"])
@@ -101,23 +93,8 @@ def try_function(
             names.append(f"training row {i}")
             for name, values in columns.items():
                 values.append(row.get(name))
-    with random_numbers_kept():
-        scorer(ScoringBatch(prompts, completions, columns, row_names=names))
-
-
-@contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Give the random generators of Python, numpy and torch back the states that they have now."""
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
-        if of_gpus:
-            torch.cuda.set_rng_state_all(of_gpus)
+    # The scorer gives copies to the function, and puts the random states back.
+    scorer(ScoringBatch(prompts, completions, columns, row_names=names))
 
 
 def check_before_training(trainer) -> None:
@@ -128,7 +105,7 @@ def check_before_training(trainer) -> None:
     for name, scorer in scorers.items():
         if isinstance(scorer, RewardModelScorer):
             check_reading_length(trainer, name, scorer)
-            try_reward_model(trainer, name, scorer)
+            try_reward_model(trainer, scorer)
 
 
 def check_reading_length(trainer, name: str, scorer: RewardModelScorer) -> None:
@@ -150,8 +127,8 @@ def check_reading_length(trainer, name: str, scorer: RewardModelScorer) -> None:
         )
 
 
-def try_reward_model(trainer, name: str, scorer: RewardModelScorer) -> None:
-    """Score one completion of the first training prompt. UserError unless the score is a finite number."""
+def try_reward_model(trainer, scorer: RewardModelScorer) -> None:
+    """Score one completion of the first training prompt. The scorer refuses a score that is not finite."""
     tokenizer, prompts = trainer.tokenizer, trainer.rollouts.prompts
     ids = tokenizer(TRIED_COMPLETION, add_special_tokens=False)["input_ids"]
     # No longer than the check of the lengths has allowed for.
@@ -167,11 +144,6 @@ def try_reward_model(trainer, name: str, scorer: RewardModelScorer) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     training = model.training
     model.eval()
-    with random_numbers_kept(), trainer.accelerator.autocast():
-        score = scorer(batch).item()
+    with kept_surroundings(seed=0), trainer.accelerator.autocast():
+        scorer(batch)
     model.train(training)
-    if not math.isfinite(score):
-        raise UserError(
-            f"{name} gives the score {score} to an answer of {TRIED_COMPLETION!r}: its weights are damaged, or overflow in "
-            "this precision: train it again, or set precision: fp32"
-        )

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.completions.functions import CallLimits
+from rlhf.completions.functions import CallLimits, kept_surroundings
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum
 from rlhf.errors import UserError
 from rlhf.policy_gradient.checks import (
     EVALUATED,
     check_before_training,
     check_roles,
-    random_numbers_kept,
     try_function,
 )
 
@@ -103,7 +102,7 @@ def test_what_is_tried_moves_no_random_numbers():
     seed()
     expected = draw()
     seed()
-    with random_numbers_kept():
+    with kept_surroundings(seed=0):
         draw()
     assert draw() == expected
     seed()
