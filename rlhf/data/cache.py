@@ -9,7 +9,6 @@ RLHF_CACHE names the folder (default: `rlhf` in the cache folder of `datasets`, 
 ever removed from it: delete it, or old files in it, when no run reads them.
 """
 
-import fcntl
 import json
 import os
 import sys
@@ -25,6 +24,11 @@ from zlib import crc32
 import numpy as np
 import pyarrow
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # Keys in the last batch's metadata.
 NOTE = b"rlhf"
 CHECKSUM = b"crc32"  # of the file up to the last batch, then of the note
@@ -34,9 +38,9 @@ SECONDS_BETWEEN_LINES = 5
 
 
 def folder() -> Path | None:
-    """The folder of the cache; None where it is switched off."""
+    """The folder of the cache; None where it is switched off, and on Windows."""
     given = os.environ.get("RLHF_CACHE")
-    if given == "off":
+    if given == "off" or fcntl is None:
         return None
     if given:
         return Path(given)
@@ -219,6 +223,8 @@ class Writer:
         self.sink = self.stream = None
         self.told = time.monotonic()
         self.start = self.told
+        if fcntl is None:  # Windows, where an open file keeps its name: the rows stay in memory
+            return
         try:
             if home:
                 home.mkdir(parents=True, exist_ok=True)

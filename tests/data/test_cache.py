@@ -13,6 +13,7 @@ import pytest
 from rlhf.data import cache, load
 from rlhf.data.cache import Writer, folder, stored
 from rlhf.data.load import load_rows
+from rlhf.data.stored_numbers import number_columns
 from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm
 
@@ -295,3 +296,18 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_cached(home, data, monk
     assert read(data).rows[1]["text"] == "c"
     data.write_text(before)
     assert read(data).rows == ROWS
+
+
+def test_without_file_locks_the_content_stays_in_memory(tmp_path, monkeypatch):
+    """Windows has none, and no open file there gives up its name."""
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "fcntl", None)
+
+    def fill(writer):
+        writer.add(([1, 2],), size=8)
+        return {"kept": 1}
+
+    content = cache.stored("key", number_columns("ids"), fill, "counting")
+    assert content.table["ids"].to_pylist() == [[1, 2]]
+    assert content.note["kept"] == 1 and content.path is None
+    assert not list(tmp_path.iterdir())
