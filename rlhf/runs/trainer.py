@@ -29,7 +29,8 @@ class RunTrainer(NonFiniteGuard, LogState):
         # Weights that share their tensor with others are saved once. The Trainer would take a checkpoint for incomplete.
         tied = getattr(self.model, "all_tied_weights_keys", None)
         if tied:
-            self.model._keys_to_ignore_on_save = list(tied)
+            others = self.model._keys_to_ignore_on_save or ()
+            self.model._keys_to_ignore_on_save = {*others, *tied}
 
     def _init_training_state(
         self, max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial
