@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments, set_seed
 
-from rlhf.runs import durable
+from rlhf.runs import card, durable
+from rlhf.runs import run as frame
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import Run, recording, start
 from rlhf.runs.settings import RunSettings
@@ -74,6 +75,8 @@ def tiny_recipe(data=DATA, hook=None, recipe="tiny"):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """f(*flags, name="run"): run the recipe, without plots and card; the folder of its run."""
+    monkeypatch.setattr(frame, "plot_curves", lambda folder: None)
+    monkeypatch.setattr(card, "write_card", lambda folder, **options: None)
     monkeypatch.setattr(Run, "show", lambda run: None)
 
     def tiny(*flags, name="run", **options) -> Path:
