@@ -42,9 +42,7 @@ def as_number(value) -> float:
         return math.nan
     try:
         return float(value)
-    except (
-        Exception
-    ):  # None, a list, a tensor of several numbers, an integer of 400 digits, the user's class
+    except Exception:  # None, a list, several numbers, an integer of 400 digits, the user's class
         return math.nan
 
 

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow
 
-SMALL = (
-    1 << 24
-)  # bytes of JSON, up to which the dictionaries stay in memory; those take up to ten times as much
+# Bytes of JSON up to which the dictionaries stay in memory. Those take up to ten times as much.
+SMALL = 1 << 24
 SCHEMA = pyarrow.schema([("row", pyarrow.binary())])
 _encoder = json.JSONEncoder(ensure_ascii=False)
 

@@ -22,9 +22,8 @@ def minutes_between_checkpoints(settings, args) -> float:
 
 def wants_no_checkpoints(args) -> bool:
     """True if the user gave `save_strategy: no` or, to ppo, `save_every: 0`. No recipe has them as defaults."""
-    if hasattr(
-        args, "wants_no_checkpoints"
-    ):  # ppo, whose own strategy is "no" where nothing is given
+    # Of ppo, whose own strategy is "no" where nothing is given.
+    if hasattr(args, "wants_no_checkpoints"):
         return args.wants_no_checkpoints
     return args.save_strategy == "no"
 

@@ -15,7 +15,7 @@ from rlhf.runs.output_folder import (
     status_of,
 )
 from rlhf.runs.processes import on_main
-from rlhf.runs.record import read_object
+from rlhf.runs.record import DONE, read_object
 from rlhf.runs.verified_save import checkpoints_of, recover
 
 # Values of resume_from_checkpoint that are not a path.
@@ -52,7 +52,7 @@ def check_is_measured(metric: str | None, metrics: Iterable[str]) -> None:
 
 def stop_if_finished(args) -> None:
     """Say that the run is finished and leave with exit code 0, where one that is shall be resumed. Nothing is written."""
-    if _meaning_of(args) == FALSE or status_of(Path(args.output_dir)) != "done":
+    if _meaning_of(args) == FALSE or status_of(Path(args.output_dir)) != DONE:
         return
     if args.process_index == 0:
         print(

@@ -11,9 +11,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rlhf.errors import Interrupted, UserError
+from rlhf.runs.durable import write_text
 from rlhf.runs.record import RECORD, read_object
 
 PREFIX = "error-"
@@ -43,13 +45,8 @@ def write_failure(folder: str | os.PathLike, rank: int, error: BaseException) ->
     text = describe(error)
     if not isinstance(error, UserError):
         text += "\n\n" + "".join(traceback.format_exception(error))
-    path = Path(folder) / f"{PREFIX}{rank}.txt"
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        write_text(Path(folder) / f"{PREFIX}{rank}.txt", text)
 
 
 def read_failure(folder: str | os.PathLike, rank: int) -> str | None:

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+from rlhf.digests import file_sha256
 from rlhf.runs import durable
-from rlhf.runs.durable import THREADS, sync, write_text
-from rlhf.runs.record import file_sha256, read_object
+from rlhf.runs.durable import THREADS, sync_tree, write_text
+from rlhf.runs.record import read_object
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -38,10 +39,7 @@ class Digests:
 
     def sync(self) -> None:
         """Wait until all files and names are on the disk. The digests go on meanwhile."""
-        folders = [path for path in self.folder.rglob("*") if path.is_dir()]
-        paths = [*self.futures, *folders, self.folder]
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(sync, paths))
+        sync_tree(self.folder)
         for path in self.futures:
             durable.boundary(path)
 

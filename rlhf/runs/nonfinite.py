@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import sort_checkpoints
 
 from rlhf.errors import UserError
 from rlhf.runs.manifest import flaw, read_manifest
 from rlhf.runs.row_numbers import ROW_NUMBERS, NumberedCollator, NumberedRows, numbers_text
+from rlhf.runs.verified_save import checkpoints_of
 
 SKIPPED_AT_MOST = 10  # steps in a row
 TEXT_LENGTH = 60  # characters of a row in a message
@@ -322,13 +322,11 @@ def how_to_go_on(output_dir: str) -> str:
 
 def last_finite_checkpoint(output_dir: str) -> str | None:
     """The newest checkpoint-N of the folder that is whole, with finite weights only; None where there is none."""
-    if not Path(output_dir).is_dir():
-        return None
-    for checkpoint in reversed(sort_checkpoints(output_dir)):
+    for checkpoint in reversed(checkpoints_of(Path(output_dir))):
         if read_manifest(checkpoint) and flaw(checkpoint):
             continue
-        if all(map(is_finite_file, Path(checkpoint).rglob("*.safetensors"))):
-            return checkpoint
+        if all(map(is_finite_file, checkpoint.rglob("*.safetensors"))):
+            return str(checkpoint)
     return None
 
 

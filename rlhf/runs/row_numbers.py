@@ -41,9 +41,8 @@ class NumberedCollator:
         numbers = [int(number) for number, _ in items]
         batch = self.collator([row for _, row in items])
         if isinstance(batch, MutableMapping):
-            batch[ROW_NUMBERS] = (
-                numbers  # at its end: accelerate reads the batch size off the first value
-            )
+            # At its end: accelerate reads the batch size off the first value.
+            batch[ROW_NUMBERS] = numbers
         return batch
 
 

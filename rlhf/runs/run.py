@@ -12,7 +12,6 @@ The dataclasses in the signature of `main` are the keys of the YAML and the flag
 
 import json
 import os
-import shutil
 import sys
 import time
 import typing
@@ -30,7 +29,7 @@ from rlhf.errors import Interrupted
 from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
 from rlhf.runs.checkpoints import check_best_checkpoint, checkpoint_to_resume, stop_if_finished
 from rlhf.runs.disk import check_free_disk
-from rlhf.runs.durable import write_text
+from rlhf.runs.durable import remove_folder, write_text
 from rlhf.runs.ending import (
     after_failed_evaluation,
     after_signal,
@@ -291,7 +290,7 @@ class Run:
             return
         for checkpoint in checkpoints_of(self.folder):
             if checkpoint.resolve() != Path(best).resolve():
-                shutil.rmtree(checkpoint)
+                remove_folder(checkpoint)
 
     def ended_by(self, error: BaseException) -> BaseException:
         """Record what ended the run, and return the error to raise: with one line where the cause is known."""

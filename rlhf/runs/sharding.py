@@ -109,9 +109,7 @@ def layers_to_split(model: nn.Module) -> list[str]:
     candidates: set[str] = set()
     for module in model.modules():
         candidates.update(getattr(module, "_no_split_modules", None) or ())
-    layers: dict[
-        str, bool
-    ] = {}  # name of a class in the model -> whether all its weights are its own
+    layers: dict[str, bool] = {}  # name of a class -> whether all its weights are its own
     for module in model.modules():
         name = type(module).__name__
         if name in candidates:

@@ -74,11 +74,8 @@ class Signals:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Only note a signal until the end of the block, and raise Interrupted there."""
-        before, self._is_held = self._is_held, True
-        try:
+        with self.held_back():
             yield
-        finally:
-            self._is_held = before
         self.check()
 
     @contextmanager

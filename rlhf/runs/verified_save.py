@@ -19,9 +19,8 @@ from rlhf.runs.manifest import TRAINER_STATE, Digests, flaw, read_manifest, writ
 SAVING = ".saving"
 PREFIX = "checkpoint-"
 REPLACED, OLD = "replaced-", "old-"  # before the name of a folder in SAVING
-KEPT_BY_TIME = (
-    2  # checkpoints that are kept of those made every few minutes, without save_total_limit
-)
+# Checkpoints that are kept of those made every few minutes, without save_total_limit.
+KEPT_BY_TIME = 2
 
 
 class VerifiedSave:
