@@ -13,7 +13,7 @@ from pathlib import Path
 from rlhf.commands.recipes import find_scripts, run_script
 from rlhf.errors import UserError
 from rlhf.runs.manifest import TRAINER_STATE
-from rlhf.runs.record import DONE, EVALUATION_FAILED, TRAINED, RunRecord, read_object
+from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
 from rlhf.runs.verified_save import checkpoints_of, step_of
 
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
 
 def read_record(folder: Path) -> RunRecord:
     """The record of a run. UserError where the folder holds none."""
-    if not read_object(folder / "run.json").get("recipe"):
+    if not read_object(folder / RECORD).get("recipe"):
         raise UserError(f"{folder} holds no readable run.json: give the output_dir of a run")
     return RunRecord.load(folder)
 

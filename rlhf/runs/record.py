@@ -170,12 +170,10 @@ def command_line() -> str:
 def resuming_command(value: str = "true") -> str:
     """The command to paste to continue this run. value: of resume_from_checkpoint, by default its newest checkpoint."""
     words = []
-    skipped = 0
-    for word in shlex.split(command_line()):
-        if skipped:
-            skipped -= 1
-        elif word == "--resume_from_checkpoint":
-            skipped = 1  # its value
+    given = iter(shlex.split(command_line()))
+    for word in given:
+        if word == "--resume_from_checkpoint":
+            next(given, None)  # its value
         elif not word.startswith("--resume_from_checkpoint="):
             words.append(word)
     return shlex.join([*words, "--resume_from_checkpoint", value])
