@@ -24,6 +24,7 @@ LAYERS = {
     "rlhf.algorithms": (0, "torch"),
     "rlhf.task_table": (0, ""),  # pure data, which every layer may read
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),
+    "rlhf.feedback": (2, "numpy krippendorff choix"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
     "rlhf.models": (2, "numpy torch transformers tokenizers peft safetensors psutil"),
     "rlhf.completions": (3, "numpy torch transformers"),
@@ -36,7 +37,10 @@ LAYERS = {
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
-    "rlhf.serving": (5, "numpy torch transformers tokenizers fastapi starlette gradio uvicorn"),
+    "rlhf.serving": (
+        5,
+        "numpy torch transformers tokenizers fastapi starlette gradio uvicorn pydantic prometheus_client markdown_it",
+    ),
     "rlhf.commands": (6, "torch transformers rich uvicorn"),
     "rlhf.__main__": (7, ""),
     "rlhf.recipes": (6, ""),  # of a checkout: only says that the modules are in recipes/

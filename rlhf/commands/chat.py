@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
 
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None, prog: str = "app.py") -> int:
     from rlhf.serving.engine import Engine
     from rlhf.serving.predictors import Encoders
     from rlhf.serving.server import build_app, check_host
+    from rlhf.serving.service import Service
 
     try:
         check_host(args.host)
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None, prog: str = "app.py") -> int:
             names += runs
         chat_runs = models.pop("causal", {})
         engine = Engine(chat_runs, device, precision=args.precision)
-        app = build_app(engine, Encoders(models, device))
+        app = build_app(Service(engine, Encoders(models, device), Path(args.runs)))
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -11,10 +11,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import rlhf
 from rlhf.errors import UserError
-from rlhf.serving.engine import Engine
-from rlhf.serving.predictors import Encoders
-from rlhf.serving.ui.chat import theme
+from rlhf.serving.service import Service
 from rlhf.serving.ui.page import CSS, build_page
+from rlhf.serving.ui.theme import theme
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -28,10 +27,11 @@ def check_host(host: str) -> None:
         )
 
 
-def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
+def build_app(service: Service) -> FastAPI:
     """The service with all its routes. Closing it closes the engine."""
+    engine = service.engine
     served = [(name, "chat") for name in engine.runs]
-    for kind, runs in encoders.runs.items():
+    for kind, runs in service.encoders.runs.items():
         served += [(name, kind) for name in runs]
 
     @asynccontextmanager
@@ -57,7 +57,7 @@ def build_app(engine: Engine, encoders: Encoders) -> FastAPI:
 
     return gr.mount_gradio_app(
         app,
-        build_page(engine, encoders),
+        build_page(service),
         path="/",
         theme=theme(),
         css=CSS,

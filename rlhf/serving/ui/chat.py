@@ -7,21 +7,17 @@ history; only `build_chat` and what follows it builds Gradio components.
 
 import html
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+
+import gradio as gr
 
 from rlhf.errors import UserError
-from rlhf.serving.engine import Engine, SamplingSettings, StreamEnd, TextChunk
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
-
-import gradio as gr  # noqa: E402
+from rlhf.serving.engine import Engine
+from rlhf.serving.requests import SamplingSettings, StreamEnd, TextChunk
+from rlhf.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
-TITLE = "RLHF Chat"
-SUBTITLE = "Talk to the models you trained, and feel what each stage changed."
 EXAMPLES = (
     "Can you tell me a joke?",
     "I had a terrible day",
@@ -197,21 +193,7 @@ def reply(
 
 # ---- wiring ------------------------------------------------------------------------------------------------------
 
-FONTS = (
-    "system-ui",
-    "-apple-system",
-    "Segoe UI",
-    "Roboto",
-    "Noto Sans",
-    "Noto Sans KR",
-    "sans-serif",
-)
-MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace")
-
 CSS = """
-.gradio-container > .main {max-width: 1160px !important; width: 100% !important; margin: 0 auto !important;}
-#header h1 {font-size: 1.3rem; font-weight: 650; letter-spacing: -0.015em; margin: 0;}
-#header p {margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.93rem;}
 #talk {gap: 10px;}
 #conversation {border-radius: 16px;}
 #conversation .message {font-size: 1rem; line-height: 1.55; box-shadow: none;}
@@ -253,7 +235,6 @@ CSS = """
 .secondary-wrap .icon-wrap {right: 2px;}
 #panel .gr-accordion .form {border: none; box-shadow: none;}
 #panel .gr-accordion .form > .block {padding: 8px 0;}
-footer .divider {display: none !important;}
 #welcome h2 {margin: 0; font-size: 1.25rem; font-weight: 600;}
 #welcome p {margin: 4px 0 0; color: var(--body-text-color-subdued);}
 """
@@ -263,60 +244,9 @@ WELCOME = (
 )
 
 
-def theme() -> gr.themes.Base:
-    """A calm theme that works offline: it uses system fonts only."""
-    return gr.themes.Soft(
-        primary_hue="teal",
-        secondary_hue="teal",
-        neutral_hue="slate",
-        radius_size="lg",
-        font=FONTS,
-        font_mono=MONO,
-    ).set(
-        body_background_fill="*neutral_50",
-        body_background_fill_dark="*neutral_950",
-        block_shadow="none",
-        block_border_width="1px",
-        block_border_color="*neutral_200",
-        block_label_text_color="*neutral_500",
-        block_title_background_fill="transparent",
-        block_title_background_fill_dark="transparent",
-        block_title_padding="0",
-        block_title_text_color="*neutral_700",
-        block_title_text_color_dark="*neutral_200",
-        block_title_text_weight="500",
-        body_text_color_subdued="*neutral_500",
-        input_shadow="none",
-        input_border_width="1px",
-        input_border_color="*neutral_200",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        slider_color="*primary_500",
-    )
-
-
-@contextmanager
-def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
-    """A page with a heading; components built inside the `with` block come below it."""
-    with gr.Blocks(
-        title=title,
-        fill_height=True,
-        analytics_enabled=False,
-        delete_cache=(86400, 86400),  # every day, files older than a day
-    ) as page:
-        gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
-        yield page
-
-
-def build_chat(engine: Engine) -> gr.Blocks:
-    """A page with nothing but the chat."""
-    with titled_page(TITLE, SUBTITLE) as page:
-        chat_view(engine, page)
-    return page
-
-
-def chat_view(engine: Engine, page: gr.Blocks) -> None:
+def build(service: Service, page: gr.Blocks) -> None:
     """Build the chat inside a page. Every action is a named endpoint: send, retry, edit, undo, clear, example, stop."""
+    engine = service.engine
     with gr.Row(equal_height=False, scale=1):
         # On a narrow screen the columns stack, the conversation first.
         with gr.Column(scale=7, min_width=320, elem_id="talk"):

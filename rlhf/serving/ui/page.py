@@ -1,30 +1,33 @@
-"""The page: one tab per kind of model, or a single view if only one kind is served."""
+"""The page: its tabs, in order. A tab is a module with `TEXTS`, `CSS` and `build(service, page)`."""
 
 import gradio as gr
 
-from rlhf.serving.engine import Engine
-from rlhf.serving.predictors import Encoders
-from rlhf.serving.ui import chat, tasks
+from rlhf.serving.service import Service
+from rlhf.serving.ui import chat, tasks, texts, theme
 
-CSS = chat.CSS + tasks.CSS  # Gradio takes one style sheet per page
-TITLE = "RLHF Models"
-SUBTITLE = "Try the models you trained."
+CSS = theme.CSS + chat.CSS + tasks.CSS  # Gradio takes one style sheet per page
+TITLE = "RLHF Chat"
+SUBTITLE = "Talk to the models you trained, and feel what each stage changed."
+TITLE_WITHOUT_CHAT = "RLHF Models"
+SUBTITLE_WITHOUT_CHAT = "Try the models you trained."
 
 
-def build_page(engine: Engine, encoders: Encoders) -> gr.Blocks:
-    """Build the chat page, or the page of the encoders, with tabs if there is more than one view."""
+def build_page(service: Service) -> gr.Blocks:
+    """Build the page, with tabs if there is more than one view."""
+    engine, encoders = service.engine, service.encoders
     views = [view for view in tasks.VIEWS if encoders.runs.get(view.kind)]
-    if not views:
-        return chat.build_chat(engine)
-    with chat.titled_page(TITLE, SUBTITLE) as page:
-        if len(views) == 1 and not engine.runs:  # one tab alone would be noise
-            tasks.encoder_view(encoders, views[0])
-            return page
+    title, subtitle = TITLE, SUBTITLE
+    if not engine.runs:
+        title, subtitle = TITLE_WITHOUT_CHAT, SUBTITLE_WITHOUT_CHAT
+    with theme.titled_page(title, subtitle) as page:
         with gr.Tabs():
             if engine.runs:
                 with gr.Tab("Chat", id="chat"):
-                    chat.chat_view(engine, page)
+                    chat.build(service, page)
             for view in views:
                 with gr.Tab(view.title, id=view.kind):
                     tasks.encoder_view(encoders, view)
     return page
+
+
+__all__ = ["CSS", "build_page", "texts"]

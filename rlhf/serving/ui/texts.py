@@ -1,0 +1,44 @@
+"""The texts of the app in English and Korean.
+
+Each tab has a table TEXTS: key -> (English, Korean); a key begins with the name of its tab. `page.py` joins the tables.
+A component takes `label("chat.send")`, which the browser translates. Text that Python writes into HTML or into an error
+is `text("chat.send", language)`, with `language_of(request)`.
+"""
+
+import gradio as gr
+
+LANGUAGES = ("en", "ko")
+TABLE: dict[str, tuple[str, ...]] = {}
+
+
+def add_texts(table: dict[str, tuple[str, str]]) -> None:
+    """Add a tab's texts to those of the app."""
+    TABLE.update(table)
+
+
+def text(key: str, language: str, **values) -> str:
+    """The text of a key, with its {names} filled in."""
+    return TABLE[key][LANGUAGES.index(language)].format(**values)
+
+
+def label(key: str):
+    """The text of a key for a component's property: the browser shows it in its own language."""
+    return gr.I18nData(key)
+
+
+def language_of(request: gr.Request | None) -> str:
+    """The first language of the browser that the app has, from the Accept-Language header; English if there is none."""
+    accepted = (request.headers.get("accept-language") or "") if request is not None else ""
+    for part in accepted.lower().split(","):
+        name = part.split(";")[0].strip().split("-")[0]
+        if name in LANGUAGES:
+            return name
+    return LANGUAGES[0]
+
+
+def i18n() -> gr.I18n:
+    """All texts, as Gradio wants them."""
+    by_language = {}
+    for i, language in enumerate(LANGUAGES):
+        by_language[language] = {key: texts[i] for key, texts in TABLE.items()}
+    return gr.I18n(**by_language)

@@ -1,0 +1,72 @@
+"""The look of every page: fonts that work offline, colours, the heading."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
+
+import gradio as gr  # noqa: E402
+
+FONTS = (
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Roboto",
+    "Noto Sans",
+    "Noto Sans KR",
+    "sans-serif",
+)
+MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace")
+
+CSS = """
+.gradio-container > .main {max-width: 1160px !important; width: 100% !important; margin: 0 auto !important;}
+#header h1 {font-size: 1.3rem; font-weight: 650; letter-spacing: -0.015em; margin: 0;}
+#header p {margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.93rem;}
+footer .divider {display: none !important;}
+"""
+
+
+def theme() -> gr.themes.Base:
+    """A calm theme that works offline: it uses system fonts only."""
+    return gr.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=FONTS,
+        font_mono=MONO,
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        block_shadow="none",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_label_text_color="*neutral_500",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_padding="0",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_weight="500",
+        body_text_color_subdued="*neutral_500",
+        input_shadow="none",
+        input_border_width="1px",
+        input_border_color="*neutral_200",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        slider_color="*primary_500",
+    )
+
+
+@contextmanager
+def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
+    """A page with a heading; components built inside the `with` block come below it."""
+    with gr.Blocks(
+        title=title,
+        fill_height=True,
+        analytics_enabled=False,
+        delete_cache=(86400, 86400),  # every day, files older than a day
+    ) as page:
+        gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
+        yield page
