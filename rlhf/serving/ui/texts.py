@@ -7,8 +7,19 @@ is `text("chat.send", language)`, with `language_of(request)`.
 
 import gradio as gr
 
+from rlhf.errors import UserError
+
 LANGUAGES = ("en", "ko")
 TABLE: dict[str, tuple[str, ...]] = {}
+
+
+class Refusal(UserError):
+    """An error for the user whose text the app has in each language. str() of it is English."""
+
+    def __init__(self, key: str, **values):
+        super().__init__(text(key, LANGUAGES[0], **values))
+        self.key = key
+        self.values = values
 
 
 def add_texts(table: dict[str, tuple[str, str]]) -> None:
@@ -19,6 +30,13 @@ def add_texts(table: dict[str, tuple[str, str]]) -> None:
 def text(key: str, language: str, **values) -> str:
     """The text of a key, with its {names} filled in."""
     return TABLE[key][LANGUAGES.index(language)].format(**values)
+
+
+def told(error: UserError, language: str) -> str:
+    """The message of an error, in the user's language if the app has it."""
+    if isinstance(error, Refusal):
+        return text(error.key, language, **error.values)
+    return str(error)
 
 
 def label(key: str):
