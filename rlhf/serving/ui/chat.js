@@ -1,6 +1,6 @@
 // The script of the chat tab, run by Gradio with `element`, `trigger`, `props` and `watch` of the component `keeper`.
 // It keeps conversations in this browser, draws their list, and turns clicks on the transcript into these events:
-// 'open', 'example', 'edit', 'retry', 'proceed', 'pick', 'rate', 'load', 'export', 'halt'.
+// 'open', 'example', 'edit', 'retry', 'proceed', 'pick', 'rate', 'bring', 'export', 'halt'.
 // All text enters the page through textContent or value, never as HTML.
 const root = element.closest('#chat');
 const STORE = 'rlhf.chat.conversation.';
@@ -152,14 +152,14 @@ function importFile(input) {
   input.value = '';
   if (!file) return;
   if (file.size > 2000000) return say(words.tooBig);
-  file.text().then((content) => whenIdle(() => trigger('load', {content})));
+  file.text().then((content) => whenIdle(() => trigger('bring', {content})));
 }
 
 function day(updated) {
   const date = new Date(updated);
   if (isNaN(date)) return '';
   const today = new Date().toDateString() === date.toDateString();
-  const form = today ? {hour: '2-digit', minute: '2-digit'} : {month: 'short', day: 'numeric'};
+  const form = today ? {hour: 'numeric', minute: '2-digit'} : {month: 'short', day: 'numeric'};
   return new Intl.DateTimeFormat(language(), form).format(date);
 }
 

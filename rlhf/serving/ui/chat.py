@@ -235,7 +235,7 @@ class Wiring:
             look = self.look(language, model)
             return conversation, conversation_html(conversation, look), html.escape(told_now)
 
-        def on_load(request: gr.Request, event: gr.EventData, kept, model):
+        def on_bring(request: gr.Request, event: gr.EventData, kept, model):
             """Open an exported file."""
             language = language_of(request)
             try:
@@ -263,7 +263,7 @@ class Wiring:
         keeper.open(on_open, [keeper, model], [talk, notice], **at_once)
         keeper.pick(on_pick, [keeper, model], [keeper, talk], **at_once)
         keeper.rate(on_rate, [keeper, model], [keeper, talk, notice], **at_once)
-        keeper.load(on_load, [keeper, model], [keeper, talk, notice], **at_once)
+        keeper.bring(on_bring, [keeper, model], [keeper, talk, notice], **at_once)
         keeper.export(on_export, [keeper], [download], **at_once)
         keeper.halt(on_stop, None, None, **at_once)
         stop.click(on_stop, None, None, **at_once)

@@ -27,7 +27,7 @@ TEXTS = {
     "chat.temperature": ("Temperature", "온도"),
     "chat.top_p": ("Top-p", "Top-p"),
     "chat.top_k": ("Top-k (0: off)", "Top-k (0: 끔)"),
-    "chat.max_tokens": ("Longest answer, in tokens", "답변 최대 길이 (토큰)"),
+    "chat.max_tokens": ("Max tokens", "최대 토큰 수"),
     "chat.penalty": ("Repetition penalty (1: off)", "반복 페널티 (1: 끔)"),
     "chat.seed": ("Seed", "시드"),
     "chat.seed.hint": ("A new one each time", "매번 새로 뽑기"),
@@ -67,16 +67,16 @@ TEXTS = {
     "chat.sampling": ("Sampling {count} answers…", "답변 {count}개를 만드는 중…"),
     # limits of a model
     "chat.fact.context": (
-        "Reads {tokens} tokens, question and answer together",
-        "질문과 답변을 합쳐 {tokens}토큰까지 읽습니다",
+        "Reads up to {tokens} tokens",
+        "{tokens}토큰까지 읽음",
     ),
     "chat.fact.single": (
-        "Takes each question on its own, without the ones before",
-        "이전 대화를 기억하지 않고 질문마다 따로 답합니다",
+        "answers each question on its own",
+        "질문마다 따로 답함",
     ),
-    "chat.fact.turns": ("Reads the last {count} questions", "최근 질문 {count}개까지 읽습니다"),
-    "chat.fact.no_system": ("System prompts have no effect", "시스템 프롬프트는 효과가 없습니다"),
-    "chat.fact.characters": ("Knows only {characters} text", "{characters} 문자만 압니다"),
+    "chat.fact.turns": ("remembers {count} questions", "질문 {count}개까지 기억"),
+    "chat.fact.no_system": ("takes no system prompt", "시스템 프롬프트 없음"),
+    "chat.fact.characters": ("knows {characters} text only", "{characters} 문자만 앎"),
     # notices
     "chat.crashed": (
         "The model failed while answering. The server's log says why.",
