@@ -11,6 +11,7 @@ const fine = window.matchMedia('(pointer: fine)');
 const words = props.words[language()];
 let removed = null; // the conversation that was deleted last
 let renaming = null; // id of the conversation whose title is being edited
+const titles = {}; // id -> title given by hand
 let atEnd = true; // the newest message is in sight
 
 function language() {
@@ -141,6 +142,7 @@ function rename(id, title) {
   const conversation = load(id);
   if (conversation && title.trim()) {
     conversation.title = title.trim().slice(0, 80);
+    titles[id] = conversation.title;
     save(conversation);
     if (id === currentId()) props.value = conversation;
   }
@@ -227,8 +229,14 @@ function draw() {
 }
 
 watch('value', () => {
-  const conversation = props.value;
+  let conversation = props.value;
   if (!conversation || !conversation.id) return;
+  // It may have been renamed while an answer grew.
+  const title = titles[conversation.id];
+  if (title && title !== conversation.title) {
+    conversation = {...conversation, title};
+    props.value = conversation;
+  }
   save(conversation);
   if (conversation.nodes.length) sessionStorage.setItem(CURRENT, conversation.id);
   draw();
@@ -297,7 +305,7 @@ function act(button) {
         act: (text) => { atEnd = true; if (text.trim() && !busy()) trigger('edit', {node, text}); focusBox(); }});
     case 'thumb':
       return ask(turn, {name: words.why, text: '', save: words.rate,
-        act: (reason) => trigger('rate', {node, value: button.dataset.value, reason})});
+        act: (reason) => busy() || trigger('rate', {node, value: button.dataset.value, reason})});
     case 'retry':
       atEnd = true;
       return busy() || trigger('retry', {node});

@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
 
 import gradio as gr
@@ -192,6 +193,10 @@ class Wiring:
         ratable = self.service.feedback is not None
         return Look(language, ratable, examples_of(self.service.engine, model))
 
+    def drawn(self, request: gr.Request, conversation: dict, model: str) -> str:
+        """HTML of a conversation in the language of the browser."""
+        return conversation_html(conversation, self.look(language_of(request), model))
+
     # ---- the rest ------------------------------------------------------------------------------------------------
 
     def connect_others(self, page, keeper, talk, notice, stop, download, model) -> None:
@@ -200,50 +205,27 @@ class Wiring:
 
         def on_open(request: gr.Request, kept, model):
             """Draw the conversation that the browser opened."""
-            language = language_of(request)
-            problem = ""
-            try:
-                conversation = opened(kept)
-            except UserError as error:
-                conversation, problem = opened(None), html.escape(told(error, language))
-            return conversation_html(conversation, self.look(language, model)), problem
+            return self.drawn(request, opened(kept), model), ""
 
         def on_pick(request: gr.Request, event: gr.EventData, kept, model):
             """Show another variant of a message."""
             conversation = opened(kept)
             chat_actions.node_of(conversation, event.node)
             conversation = choose(conversation, event.node)
-            return conversation, conversation_html(
-                conversation, self.look(language_of(request), model)
-            )
+            return conversation, self.drawn(request, conversation, model), ""
 
         def on_rate(request: gr.Request, event: gr.EventData, kept, model):
-            language = language_of(request)
-            conversation = opened(kept)
-            try:
-                conversation = chat_actions.rate(
-                    self.service,
-                    conversation,
-                    event.node,
-                    event.value,
-                    str(event.reason),
-                    request.username or "",
-                )
-                told_now = texts.text("chat.thanks", language)
-            except UserError as error:
-                told_now = told(error, language)
-            look = self.look(language, model)
-            return conversation, conversation_html(conversation, look), html.escape(told_now)
+            who = request.username or ""
+            conversation = chat_actions.rate(
+                self.service, opened(kept), event.node, event.value, str(event.reason), who
+            )
+            thanks = html.escape(texts.text("chat.thanks", language_of(request)))
+            return conversation, self.drawn(request, conversation, model), thanks
 
         def on_bring(request: gr.Request, event: gr.EventData, kept, model):
             """Open an exported file."""
-            language = language_of(request)
-            try:
-                conversation = from_json(event.content)
-            except UserError as error:
-                return gr.skip(), gr.skip(), html.escape(told(error, language))
-            look = self.look(language, model)
-            return conversation, conversation_html(conversation, look), ""
+            conversation = from_json(event.content)
+            return conversation, self.drawn(request, conversation, model), ""
 
         def on_export(request: gr.Request, event: gr.EventData, kept):
             language = language_of(request)
@@ -260,10 +242,11 @@ class Wiring:
         def on_stop(request: gr.Request):
             stop_all(self.service, self.requests, request.session_hash)
 
-        keeper.open(on_open, [keeper, model], [talk, notice], **at_once)
-        keeper.pick(on_pick, [keeper, model], [keeper, talk], **at_once)
-        keeper.rate(on_rate, [keeper, model], [keeper, talk, notice], **at_once)
-        keeper.bring(on_bring, [keeper, model], [keeper, talk, notice], **at_once)
+        inputs, outputs = [keeper, model], [keeper, talk, notice]
+        keeper.open(refusing(on_open, 2), inputs, outputs[1:], **at_once)
+        keeper.pick(refusing(on_pick, 3), inputs, outputs, **at_once)
+        keeper.rate(refusing(on_rate, 3), inputs, outputs, **at_once)
+        keeper.bring(refusing(on_bring, 3), inputs, outputs, **at_once)
         keeper.export(on_export, [keeper], [download], **at_once)
         keeper.halt(on_stop, None, None, **at_once)
         stop.click(on_stop, None, None, **at_once)
@@ -272,23 +255,20 @@ class Wiring:
     def connect_model(self, page, model, controls: list, facts, keeper, talk) -> None:
         """What depends on the chosen model: the line of facts, the longest answer, the system prompt, the examples."""
         engine = self.service.engine
-        names = list(controls)
-        system, max_tokens = names[1], names[4]
-        reward_model, best_of = names[-2], names[-1]
+        system, max_tokens = controls[1], controls[4]
+        reward_model, best_of = controls[-2:]
 
-        def on_model(request: gr.Request, model, max_tokens, kept):
-            language = language_of(request)
+        def on_model(request: gr.Request, model, max_tokens):
             known = engine.facts(model)
-            empty = not opened(kept)["nodes"]
-            greeting = gr.skip()
-            if empty:
-                greeting = conversation_html(opened(kept), self.look(language, model))
-            return (
-                facts_html(known, language),
-                longest_answer(engine, known, max_tokens),
-                system_box(known),
-                greeting,
-            )
+            line = facts_html(known, language_of(request))
+            return line, longest_answer(engine, known, max_tokens), system_box(known)
+
+        def on_greeting(request: gr.Request, model, kept):
+            """A model has its own examples."""
+            conversation = opened(kept)
+            if conversation["nodes"]:
+                return gr.skip()
+            return self.drawn(request, conversation, model)
 
         def on_page(request: gr.Request, model):
             """Models may have been added since the page was built."""
@@ -297,16 +277,28 @@ class Wiring:
             return gr.update(choices=model_choices(engine), value=model)
 
         at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        change = {
-            "inputs": [model, max_tokens, keeper],
-            "outputs": [facts, max_tokens, system, talk],
-        }
+        change = {"inputs": [model, max_tokens], "outputs": [facts, max_tokens, system]}
         model.change(on_model, **change, **at_once)
+        model.change(on_greeting, [model, keeper], talk, **at_once)
         loaded = page.load(on_page, [model], [model], **at_once)
         loaded.then(on_model, **change, **at_once)
         reward_model.change(
             lambda name: gr.update(visible=bool(name), value=1), reward_model, best_of, **at_once
         )
+
+
+def refusing(handler, outputs: int):
+    """The handler, whose refusal is the text of its last output, the line above the box. The others stay."""
+
+    @wraps(handler)
+    def guarded(request: gr.Request, *arguments):
+        try:
+            return handler(request, *arguments)
+        except UserError as error:
+            notice = html.escape(told(error, language_of(request)))
+            return [*[gr.skip()] * (outputs - 1), notice]
+
+    return guarded
 
 
 # ---- from screens to updates -------------------------------------------------------------------------------------

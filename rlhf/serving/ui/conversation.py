@@ -184,9 +184,11 @@ def from_history(history, system: str = "") -> tuple[dict, list[dict]]:
     for message in history:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise Refusal("chat.error.history")
-        conversation, last = add(
-            conversation, last, message["role"], content_text(message.get("content"))
-        )
+        content = content_text(message.get("content"))
+        extra = {}
+        if message["role"] == "assistant":
+            extra = {"details": {"settings": {}}, "rating": "", "reason": ""}
+        conversation, last = add(conversation, last, message["role"], content, **extra)
     return conversation, messages(conversation, last, system)
 
 

@@ -68,17 +68,20 @@ for module in MODULES.values():
         CSS += module.CSS
 
 
+def shown_tabs(service: Service) -> list[Tab]:
+    """The tabs that the service can fill."""
+    return [tab for tab in TABS if MODULES[tab.name] is not None and tab.shown(service)]
+
+
 def build_page(service: Service) -> gr.Blocks:
-    """Build the page with the tabs that the service can fill."""
+    """Build the page: the tabs of the service, then one for each task of an encoder that is there."""
     texts.add_texts(TEXTS)
     texts.add_texts(tasks.TEXTS)
     encoders = service.encoders
     with theme.titled_page(TITLE) as page:
         with gr.Tabs():
-            for tab in TABS:
+            for tab in shown_tabs(service):
                 module = MODULES[tab.name]
-                if module is None or not tab.shown(service):
-                    continue
                 texts.add_texts(module.TEXTS)
                 with gr.Tab(texts.label(f"page.{tab.name}"), id=tab.name):
                     module.build(service, page)

@@ -22,7 +22,7 @@ MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "mono
 CSS = """
 .gradio-container > .main {max-width: 1440px !important; width: 100% !important; margin: 0 auto !important;}
 .gradio-container main.app {padding: 10px 20px 4px !important;}
-#header {position: absolute; right: 8px; top: -2px; pointer-events: none; width: auto !important; z-index: 1;}
+#header {position: absolute; right: 8px; top: -10px; pointer-events: none; width: auto !important; z-index: 1;}
 #header h1 {font-size: 0.95rem; font-weight: 650; letter-spacing: 0.02em; margin: 0; color: var(--body-text-color-subdued);}
 .tabitem {padding: 12px 0 0 !important; border: none !important;}
 footer {padding: 2px 0 4px !important; margin: 0 !important; font-size: 0.78rem;}
