@@ -1,4 +1,4 @@
-"""What the app and the HTTP endpoints serve, in one object."""
+"""All that the app and the HTTP endpoints serve, in one object."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from rlhf.serving.predictors import Encoders
 
 @dataclass(frozen=True)
 class Service:
-    """What is served.
+    """All that the app and the endpoints serve.
 
     engine: chat and reward models. encoders: models of the encoder tasks. runs: the folder of the runs.
     feedback: the store of what people say about answers; None if it is not collected.

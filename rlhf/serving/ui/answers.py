@@ -17,7 +17,7 @@ CHARACTERS = (
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. request: name by which the answer can be stopped. client: for the engine's limit per client."""
+    """The one who asks. request: name by which the answer can be stopped. client: for the engine's limit per client."""
 
     request: str
     client: str
@@ -112,7 +112,7 @@ def _best_of(engine: Engine, messages: list[dict], controls: Controls, caller: C
 
 
 def details_of(controls: Controls, end) -> dict:
-    """What is kept with an answer. end: its StreamEnd or Completion."""
+    """The details that are kept with an answer. end: its StreamEnd or Completion."""
     settings = asdict(controls.settings)
     names = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty")
     return {

@@ -253,7 +253,7 @@ class Wiring:
         page.unload(on_stop)  # the page was closed
 
     def connect_model(self, page, model, controls: list, facts, keeper, talk) -> None:
-        """What depends on the chosen model: the line of facts, the longest answer, the system prompt, the examples."""
+        """Follow the chosen model: its line of facts, longest answer, system prompt and examples."""
         engine = self.service.engine
         system, max_tokens = controls[1], controls[4]
         reward_model, best_of = controls[-2:]

@@ -1,4 +1,4 @@
-"""What the chat does: plain functions from a conversation to screens. Knows nothing of Gradio.
+"""The actions of the chat: plain functions from a conversation to screens. Knows nothing of Gradio.
 
 Each action yields `Screen`s: the parts of the page that change. A refused action gives the conversation back as it was
 and the text back to the box, so nothing refused is ever part of a conversation.
@@ -51,7 +51,7 @@ class Screen:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks, how, and in which language."""
+    """A request: its settings, its caller, and the language of what is written back."""
 
     controls: Controls
     caller: Caller
@@ -169,7 +169,7 @@ def answer(
 
 
 def broken(controls: Controls, so_far: str) -> Done:
-    """What there is of an answer that broke off."""
+    """The part that there is of an answer that broke off."""
     if not so_far:
         return Done([])
     return Done([{"text": so_far, "details": {"model": controls.model, "finish": "failed"}}])

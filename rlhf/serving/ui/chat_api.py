@@ -4,16 +4,13 @@ They take the conversation as a plain list of messages and give it back with the
 client, with the reason. The page has its own events, which draw what these return.
 """
 
-import inspect
-import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import gradio as gr
 
 from rlhf.errors import UserError
-from rlhf.serving.requests import Busy
 from rlhf.serving.service import Service
 from rlhf.serving.ui import answers
 from rlhf.serving.ui.answers import Caller, Done, Progress
@@ -26,10 +23,10 @@ from rlhf.serving.ui.conversation import (
     to_json,
     to_markdown,
 )
+from rlhf.serving.ui.endpoints import REQUIRED, expose
 from rlhf.serving.ui.settings_panel import parameters, read_controls
-from rlhf.serving.ui.texts import Refusal, language_of, text, told
+from rlhf.serving.ui.texts import Refusal, language_of
 
-logger = logging.getLogger(__name__)
 HISTORY = {"history": (list | None, None)}
 
 
@@ -110,12 +107,12 @@ def add_endpoints(service: Service, requests: Requests) -> None:
         return to_history(from_json(content))
 
     model = {"model": controls["model"]}
-    question = {"message": (str, inspect.Parameter.empty)}
-    index = {"index": (int, inspect.Parameter.empty)}
-    rating = {"value": (str, inspect.Parameter.empty), "reason": (str, "")}
+    question = {"message": (str, REQUIRED)}
+    index = {"index": (int, REQUIRED)}
+    rating = {"value": (str, REQUIRED), "reason": (str, "")}
     form = {"form": (str, "markdown")}
-    content = {"content": (str, inspect.Parameter.empty)}
-    history = {"history": (list, inspect.Parameter.empty)}
+    content = {"content": (str, REQUIRED)}
+    history = {"history": (list, REQUIRED)}
     seed = {"seed": (int | None, None)}
     expose(send, question | HISTORY | controls, dict, **streaming)
     expose(retry, history | controls, dict, **streaming)
@@ -126,58 +123,6 @@ def add_endpoints(service: Service, requests: Requests) -> None:
     expose(model_facts, model, dict)
     expose(export_conversation, history | form, str)
     expose(import_conversation, content, list)
-
-
-def expose(function: Callable, named: dict[str, tuple], returns: type, **options) -> None:
-    """Make an endpoint of a function whose positional arguments get these names, types and defaults."""
-    takes_request = "request" in inspect.signature(function).parameters
-    if inspect.isgeneratorfunction(function):
-        endpoint = _streaming(function, takes_request)
-    else:
-        endpoint = _plain(function, takes_request)
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    request = inspect.Parameter("request", kind, annotation=gr.Request)
-    signature = [request]
-    for name, (annotation, default) in named.items():
-        signature.append(inspect.Parameter(name, kind, annotation=annotation, default=default))
-    # Gradio reads both: the names and defaults here, the types there.
-    endpoint.__signature__ = inspect.Signature(signature, return_annotation=returns)
-    annotations = {parameter.name: parameter.annotation for parameter in signature}
-    endpoint.__annotations__ = annotations | {"return": returns}
-    endpoint.__doc__ = function.__doc__
-    options.setdefault("api_name", function.__name__)
-    gr.api(endpoint, **options)
-
-
-def _plain(function: Callable, takes_request: bool) -> Callable:
-    def endpoint(request, *values):
-        try:
-            return function(request, *values) if takes_request else function(*values)
-        except Exception as error:
-            raise refused(error, request) from error
-
-    return endpoint
-
-
-def _streaming(function: Callable, takes_request: bool) -> Callable:
-    def endpoint(request, *values):
-        try:
-            yield from function(request, *values)
-        except Exception as error:
-            raise refused(error, request) from error
-
-    return endpoint
-
-
-def refused(error: Exception, request: gr.Request) -> gr.Error:
-    """The error that a client gets. Of a failure it gets no details, which may hold paths."""
-    language = language_of(request)
-    if isinstance(error, Busy):
-        return gr.Error(f"{told(error, language)} (retry after {error.retry_after} s)")
-    if isinstance(error, UserError):
-        return gr.Error(told(error, language), print_exception=False)
-    logger.error("an endpoint of the chat failed", exc_info=error)
-    return gr.Error(text("chat.crashed", language), print_exception=False)
 
 
 # ---- what the endpoints do ---------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ def to_markdown(conversation: dict, language: str = "en") -> str:
 
 
 def answer_line(node: dict, language: str) -> str:
-    """Who gave an answer, and with which seed and score."""
+    """The model of an answer, with seed and score."""
     details = node["details"]
     words = [details.get("model") or text("chat.model", language)]
     if details.get("seed") is not None:

@@ -14,7 +14,7 @@ MOST_SAMPLES = 9  # of best-of-n in the panel; the engine has its own limit
 
 @dataclass(frozen=True)
 class Controls:
-    """How to answer.
+    """The settings of an answer.
 
     model: a key of engine.runs.
     system: the system prompt, or "".

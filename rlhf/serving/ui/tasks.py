@@ -14,11 +14,12 @@ import gradio as gr
 
 from rlhf.errors import UserError
 from rlhf.serving.predictors import Encoders
-from rlhf.task_table import TASKS
+from rlhf.serving.ui.endpoints import expose
+from rlhf.serving.ui.texts import add_texts, label, language_of, text, told
 
 logger = logging.getLogger(__name__)
 
-IDLE = "<div class='verdict'><span>The answer appears here.</span></div>"
+IDLE = ""
 BARS = 10  # labels with a bar
 SEARCHABLE = 10  # a list of more models than this can be searched
 EXAMPLE_NAME = 60  # characters on the button of an example; Gradio cuts longer ones, inside a word
@@ -28,54 +29,106 @@ COLOURS = (
 )  # fmt: skip
 
 
+TEXTS = {
+    "tasks.classification": ("Classification", "분류"),
+    "tasks.ner": ("Entities", "개체명"),
+    "tasks.question_answering": ("Question answering", "질의응답"),
+    "tasks.multiple_choice": ("Multiple choice", "객관식"),
+    "tasks.classification.run": ("Classify", "분류하기"),
+    "tasks.ner.run": ("Find entities", "개체명 찾기"),
+    "tasks.question_answering.run": ("Answer", "답 찾기"),
+    "tasks.multiple_choice.run": ("Choose", "고르기"),
+    "tasks.model": ("Model", "모델"),
+    "tasks.examples": ("Examples", "예시"),
+    "tasks.text": ("Text", "텍스트"),
+    "tasks.text.hint": ("A sentence or a paragraph", "문장이나 문단"),
+    "tasks.text_pair": ("Second text", "두 번째 텍스트"),
+    "tasks.text_pair.hint": ("What it is compared with", "비교할 텍스트"),
+    "tasks.question": ("Question", "질문"),
+    "tasks.question.hint": ("Who, what, when, where?", "누가, 무엇을, 언제, 어디서?"),
+    "tasks.context": ("Context", "본문"),
+    "tasks.context.hint": ("The text that may answer it", "답이 있을 수 있는 글"),
+    "tasks.choices": ("Choices", "선택지"),
+    "tasks.choices.hint": ("One per line", "한 줄에 하나씩"),
+    "tasks.type": ("type", "종류"),
+    "tasks.candidate": ("candidate", "후보"),
+    "tasks.score": ("score", "점수"),
+    "tasks.number": ("the number that the model gives this text", "모델이 이 텍스트에 준 값"),
+    "tasks.no_label": ("No label", "레이블 없음"),
+    "tasks.each_likely": ("each label is more likely than not", "각각 절반보다 높은 확률입니다"),
+    "tasks.none_likely": ("none is likely", "확률이 높은 것이 없습니다"),
+    "tasks.likeliest": (
+        "the {shown} likeliest of {labels} labels",
+        "레이블 {labels}개 중 확률이 높은 {shown}개",
+    ),
+    "tasks.entities.0": ("No entity", "개체명 없음"),
+    "tasks.entities.1": ("1 entity", "개체명 1개"),
+    "tasks.entities": ("{count} entities", "개체명 {count}개"),
+    "tasks.unanswered": ("The text does not say", "본문에 답이 없습니다"),
+    "tasks.score_is": ("score {score}", "점수 {score}"),
+    "tasks.no_answer_is": ("no answer: {score}", "답 없음: {score}"),
+    "tasks.no_answer": ("(no answer)", "(답 없음)"),
+    "tasks.failed": (
+        "The model failed. The server's log says why.",
+        "모델에 오류가 났습니다. 이유는 서버 로그에 있습니다.",
+    ),
+}
+add_texts(TEXTS)
+
+
 # ---- a prediction as values of the outputs -----------------------------------------------------------------------
 
 
-def show_labels(row: dict, prediction: dict) -> tuple[str, dict[str, float] | None]:
+def show_labels(row: dict, prediction: dict, language: str) -> tuple[str, dict[str, float] | None]:
     """(heading, probability of each label or None): one label, several, or a number."""
-    label, probabilities = prediction["label"], prediction["probabilities"]
+    named, probabilities = prediction["label"], prediction["probabilities"]
     # regression
-    if isinstance(label, int | float):
-        return heading(f"{label:.3f}", "the number that the model gives this text"), None
+    if isinstance(named, int | float):
+        return heading(f"{named:.3f}", text("tasks.number", language)), None
     # any number of labels
-    if isinstance(label, list):
-        title = ", ".join(label) or "No label"
-        notes = ["each label is more likely than not" if label else "none is likely"]
+    if isinstance(named, list) and named:
+        title, notes = ", ".join(named), [text("tasks.each_likely", language)]
+    elif isinstance(named, list):
+        title, notes = text("tasks.no_label", language), [text("tasks.none_likely", language)]
     else:
-        title, notes = label, [f"{probabilities[label]:.1%}"]
+        title, notes = named, [f"{probabilities[named]:.1%}"]
     if len(probabilities) > BARS:
-        notes.append(f"the {BARS} likeliest of {len(probabilities)} labels")
+        notes.append(text("tasks.likeliest", language, shown=BARS, labels=len(probabilities)))
     bars = dict(list(probabilities.items())[:BARS])
     return heading(title, ", ".join(notes)), bars
 
 
-def show_entities(row: dict, prediction: dict) -> tuple[str, list, list]:
+def show_entities(row: dict, prediction: dict, language: str) -> tuple[str, list, list]:
     """(heading, spans of the text, rows of the table)."""
     entities = sorted(prediction["entities"], key=lambda entity: entity["start"])
     marks, table = [], []
     for entity in entities:
         marks.append((entity["start"], entity["end"], entity["type"]))
         table.append([entity["type"], entity["text"], f"{entity['score']:.1%}"])
-    title = {0: "No entity", 1: "1 entity"}.get(len(entities), f"{len(entities)} entities")
+    key = f"tasks.entities.{len(entities)}" if len(entities) < 2 else "tasks.entities"
+    title = text(key, language, count=len(entities))
     return heading(title, ""), spans(row["text"], marks), table
 
 
-def show_answer(row: dict, prediction: dict) -> tuple[str, list, list]:
+def show_answer(row: dict, prediction: dict, language: str) -> tuple[str, list, list]:
     """(heading, the context with the answer marked, rows of the table of candidates)."""
-    note = f"score {prediction['score']:.1%}"
+    note = text("tasks.score_is", language, score=f"{prediction['score']:.1%}")
     if prediction.get("no_answer") is not None:
-        note += f"; no answer: {prediction['no_answer']:.1%}"
-    title, marks = "The text does not say", []
+        no_answer = text("tasks.no_answer_is", language, score=f"{prediction['no_answer']:.1%}")
+        note = f"{note}; {no_answer}"
+    title, marks = text("tasks.unanswered", language), []
     if prediction["answer"]:
         title = prediction["answer"]
         marks = [(prediction["start"], prediction["end"], "answer")]
     table = []
     for candidate in prediction["n_best"]:
-        table.append([candidate["answer"] or "(no answer)", f"{candidate['score']:.1%}"])
+        table.append(
+            [candidate["answer"] or text("tasks.no_answer", language), f"{candidate['score']:.1%}"]
+        )
     return heading(title, note), spans(row["context"], marks), table
 
 
-def show_choices(row: dict, prediction: dict) -> tuple[str, dict[str, float]]:
+def show_choices(row: dict, prediction: dict, language: str) -> tuple[str, dict[str, float]]:
     """(heading, probability of each choice). A choice that is given twice has one bar, of its first place."""
     choices = [line.strip() for line in row["choices"].splitlines() if line.strip()]
     probabilities = prediction["probabilities"]
@@ -91,14 +144,14 @@ def heading(title: str, note: str) -> str:
     return f"<div class='verdict'><b>{html.escape(title)}</b><span>{html.escape(note)}</span></div>"
 
 
-def spans(text: str, marks: list[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
+def spans(whole: str, marks: list[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
     """The text in pieces, marked or not; marks: (start, end, name) in order, without overlaps."""
     # HighlightedText wants the whole text, in order, unmarked pieces too.
     pieces, last = [], 0
     for start, end, name in marks:
-        pieces += [(text[last:start], None), (text[start:end], name)]
+        pieces += [(whole[last:start], None), (whole[start:end], name)]
         last = end
-    pieces.append((text[last:], None))
+    pieces.append((whole[last:], None))
     return [(piece, name) for piece, name in pieces if piece]
 
 
@@ -114,10 +167,8 @@ def type_colours(labels: list[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TextInput:
-    """A text box: its label, what it shows while it is empty, and its height in lines."""
+    """A text box. lines: its height. Its texts are `tasks.COLUMN` and `tasks.COLUMN.hint`."""
 
-    label: str
-    placeholder: str
     lines: int
 
 
@@ -125,23 +176,18 @@ class TextInput:
 class View:
     """The tab of one task.
 
-    kind: a key of TASKS, which is also the name of its endpoint. button: its text.
+    kind: a key of TASKS, which is also the name of its endpoint.
     inputs: column -> text box. examples: texts to try with models whose run left none.
-    show: (row, prediction) -> values of the outputs.
+    show: (row, prediction, language) -> values of the outputs.
     outputs: makes the components, one set of options each. options: labels of a model -> these options.
     """
 
     kind: str
-    button: str
     inputs: dict[str, TextInput]
     examples: tuple[dict[str, str], ...]
-    show: Callable[[dict, dict], tuple]
+    show: Callable[[dict, dict, str], tuple]
     outputs: Callable[..., list]
     options: Callable[[list[str]], list[dict]]
-
-    @property
-    def title(self) -> str:
-        return TASKS[self.kind].title
 
 
 def heading_output():
@@ -196,10 +242,9 @@ def question_answering_options(labels: list[str]) -> list[dict]:
 VIEWS = (
     View(
         kind="classification",
-        button="Classify",
         inputs={
-            "text": TextInput("Text", "A sentence or a paragraph", lines=4),
-            "text_pair": TextInput("Second text", "What it is compared with", lines=3),
+            "text": TextInput(lines=4),
+            "text_pair": TextInput(lines=3),
         },
         examples=(
             {
@@ -221,8 +266,7 @@ VIEWS = (
     ),
     View(
         kind="ner",
-        button="Find entities",
-        inputs={"text": TextInput("Text", "A sentence or a paragraph", lines=4)},
+        inputs={"text": TextInput(lines=4)},
         examples=(
             {"text": "Ada Lovelace met Charles Babbage in London in 1833."},
             {
@@ -235,10 +279,9 @@ VIEWS = (
     ),
     View(
         kind="question_answering",
-        button="Answer",
         inputs={
-            "question": TextInput("Question", "Who, what, when, where?", lines=1),
-            "context": TextInput("Text", "The text that may answer it", lines=8),
+            "question": TextInput(lines=1),
+            "context": TextInput(lines=8),
         },
         examples=(
             {
@@ -256,10 +299,9 @@ VIEWS = (
     ),
     View(
         kind="multiple_choice",
-        button="Choose",
         inputs={
-            "text": TextInput("Text", "A sentence or a question", lines=3),
-            "choices": TextInput("Choices", "One per line", lines=5),
+            "text": TextInput(lines=3),
+            "choices": TextInput(lines=5),
         },
         examples=(
             {
@@ -281,25 +323,31 @@ VIEWS = (
 # ---- handlers ----------------------------------------------------------------------------------------------------
 
 
-def ask(encoders: Encoders, view: View, model: str, *texts: str) -> tuple:
+def ask(encoders: Encoders, view: View, language: str, model: str, *texts: str) -> tuple:
     """Values of the view's outputs for the texts, given in the order of view.inputs."""
     row = dict(zip(view.inputs, texts, strict=True))
     prediction = encoders.predict(view.kind, model, row)
-    return view.show(row, prediction)
+    return view.show(row, prediction, language)
 
 
-def guarded(call: Callable[[], tuple], outputs: int) -> list:
-    """The values that `call` returns. An error becomes a notice and empties the outputs, so that no old answer is left
-    below a new text."""
+def guarded(call: Callable[[], tuple], outputs: int, language: str) -> list:
+    """The values that `call` returns. An error takes the place of the heading and empties the other outputs, so that no
+    old answer is left below a new text."""
     try:
         return list(call())
     except UserError as error:
-        gr.Warning(html.escape(str(error)))
+        problem = told(error, language)
     # The message could hold a path of the server: only the log gets it.
     except Exception:
         logger.exception("the prediction failed")
-        gr.Warning("The model failed. The server's log says why.")
-    return [IDLE, *[None] * (outputs - 1)]
+        problem = text("tasks.failed", language)
+    notice = f"<div class='verdict' role='alert'><span>{html.escape(problem)}</span></div>"
+    return [notice, *[None] * (outputs - 1)]
+
+
+def predict_plainly(encoders: Encoders, view: View, model: str, *texts: str) -> dict:
+    """The prediction itself, for programs."""
+    return encoders.predict(view.kind, model, dict(zip(view.inputs, texts, strict=True)))
 
 
 def example_rows(encoders: Encoders, view: View, model: str) -> list[list[str]]:
@@ -317,21 +365,13 @@ def example_names(rows: list[list[str]]) -> list[str]:
     """The beginning of each example, for its button."""
     names = []
     for row in rows:
-        name = " / ".join(text for text in row if text)
+        name = " / ".join(part for part in row if part)
         name = " ".join(name.split())  # choices are lines
         if len(name) > EXAMPLE_NAME:
             name = name[: EXAMPLE_NAME - 1]
             name = (name.rpartition(" ")[0] or name) + "…"  # at a word, if there is a space
         names.append(name)
     return names
-
-
-TEXTS = {
-    "tasks.classification": ("Classification", "분류"),
-    "tasks.ner": ("Entities", "개체명"),
-    "tasks.question_answering": ("Question answering", "질의응답"),
-    "tasks.multiple_choice": ("Multiple choice", "객관식"),
-}
 
 
 # ---- wiring ------------------------------------------------------------------------------------------------------
@@ -361,33 +401,35 @@ def encoder_view(encoders: Encoders, view: View) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="asked"):
             model = gr.Dropdown(
-                models, value=first, label="Model", filterable=len(models) > SEARCHABLE
+                models, value=first, label=label("tasks.model"), filterable=len(models) > SEARCHABLE
             )
             texts = text_boxes(view, encoders.columns(view.kind, first), encoders.characters)
-            button = gr.Button(view.button, variant="primary")
+            button = gr.Button(label(f"tasks.{view.kind}.run"), variant="primary")
             examples = gr.Dataset(
                 components=texts,
                 samples=rows,
                 sample_labels=example_names(rows),
                 type="index",
-                label="Examples",
+                label=label("tasks.examples"),
             )
         with gr.Column(scale=5, min_width=300, elem_classes="found"):
             outputs = view.outputs(*options_for(encoders, view, first))
 
-    def predict(model: str, *texts: str) -> list:
-        return guarded(lambda: ask(encoders, view, model, *texts), len(outputs))
+    def predict(request: gr.Request, model: str, *texts: str) -> list:
+        language = language_of(request)
+        return guarded(lambda: ask(encoders, view, language, model, *texts), len(outputs), language)
 
     predict_options = {
         "inputs": [model, *texts],
         "outputs": outputs,
         "concurrency_limit": 4,
         "show_progress": "minimal",
+        "api_visibility": "private",
     }
-    at_once = {"queue": False, "show_progress": "hidden"}
+    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     # Enter in any box does what the button does.
     submits = [text.submit for text in texts]
-    gr.on([button.click, *submits], predict, api_name=view.kind, **predict_options)
+    gr.on([button.click, *submits], predict, api_name=f"{view.kind}_shown", **predict_options)
     model.change(
         partial(choose, encoders, view),
         model,
@@ -404,6 +446,16 @@ def encoder_view(encoders: Encoders, view: View) -> None:
         **at_once,
     )
     filled.then(predict, api_name=f"{view.kind}_filled", **predict_options)
+    named = {"model": (str, first)}
+    for column in view.inputs:
+        named[column] = (str, "")  # the predictor refuses an empty text that its model reads
+    expose(
+        partial(predict_plainly, encoders, view),
+        named,
+        dict,
+        api_name=view.kind,
+        api_description="The prediction of a model, with its scores.",
+    )
 
 
 def text_boxes(view: View, columns: list[str], characters: int) -> list:
@@ -412,8 +464,8 @@ def text_boxes(view: View, columns: list[str], characters: int) -> list:
     for column, box in view.inputs.items():
         boxes.append(
             gr.Textbox(
-                label=box.label,
-                placeholder=box.placeholder,
+                label=label(f"tasks.{column}"),
+                placeholder=label(f"tasks.{column}.hint"),
                 lines=box.lines,
                 max_lines=4 * box.lines,
                 max_length=characters,

@@ -89,7 +89,7 @@ def live_html(model: str, progress: Progress, language: str, before: str = "") -
 
 
 def waiting_text(progress: Progress, language: str) -> str:
-    """Why there is no text yet."""
+    """The reason why there is no text yet."""
     waiting = progress.waiting
     if waiting is not None and waiting.loading:
         return text("chat.loading", language)

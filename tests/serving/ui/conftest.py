@@ -147,7 +147,14 @@ class Server:
         app.get("/health")(lambda: {"status": "ok"})
         self.page = build_page(service)
         app = gr.mount_gradio_app(
-            app, self.page, "/", theme=theme(), css=CSS, ssr_mode=False, run_history=False
+            app,
+            self.page,
+            "/",
+            theme=theme(),
+            css=CSS,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=["api"],
         )
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)

@@ -1,6 +1,7 @@
 """The tabs of the encoder tasks: how a prediction is shown, and the page that wires the parts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,14 @@ from rlhf.serving.ui.page import build_page
 BY_KIND = {view.kind: view for view in ui.VIEWS}
 CLASSIFICATION, NER = BY_KIND["classification"], BY_KIND["ner"]
 QUESTION_ANSWERING = BY_KIND["question_answering"]
+
+
+def english(show):
+    return lambda row, prediction: show(row, prediction, "en")
+
+
+show_labels, show_entities = english(ui.show_labels), english(ui.show_entities)
+show_answer, show_choices = english(ui.show_answer), english(ui.show_choices)
 
 
 class NoChat:
@@ -30,14 +39,6 @@ class Served(Encoders):
         if isinstance(self.prediction, Exception):
             raise self.prediction
         return self.prediction
-
-
-@pytest.fixture
-def notices(monkeypatch):
-    """What gr.Warning was called with."""
-    shown = []
-    monkeypatch.setattr(ui.gr, "Warning", lambda message, **options: shown.append(message))
-    return shown
 
 
 @pytest.fixture
@@ -65,13 +66,13 @@ def runs(tmp_path):
 
 
 def test_one_label_is_named_above_its_bars():
-    head, bars = ui.show_labels({}, {"label": "good", "probabilities": {"good": 0.9, "bad": 0.1}})
+    head, bars = show_labels({}, {"label": "good", "probabilities": {"good": 0.9, "bad": 0.1}})
     assert "<b>good</b>" in head and "90.0%" in head and bars == {"good": 0.9, "bad": 0.1}
 
 
 def test_of_many_labels_the_likeliest_are_shown():
     probabilities = {f"label {place}": 0.5 / 2**place for place in range(12)}
-    head, bars = ui.show_labels({}, {"label": "label 0", "probabilities": probabilities})
+    head, bars = show_labels({}, {"label": "label 0", "probabilities": probabilities})
     assert (
         list(bars) == [f"label {place}" for place in range(10)]
         and "the 10 likeliest of 12 labels" in head
@@ -80,12 +81,12 @@ def test_of_many_labels_the_likeliest_are_shown():
 
 @pytest.mark.parametrize(("labels", "title"), [(["time", "date"], "time, date"), ([], "No label")])
 def test_several_labels_or_none(labels, title):
-    head, bars = ui.show_labels({}, {"label": labels, "probabilities": {"time": 0.9, "date": 0.8}})
+    head, bars = show_labels({}, {"label": labels, "probabilities": {"time": 0.9, "date": 0.8}})
     assert f"<b>{title}</b>" in head and len(bars) == 2
 
 
 def test_a_number_has_no_bars():
-    head, bars = ui.show_labels({}, {"label": 3.14159, "probabilities": {}})
+    head, bars = show_labels({}, {"label": 3.14159, "probabilities": {}})
     assert "<b>3.142</b>" in head and bars is None
 
 
@@ -94,14 +95,14 @@ def test_entities_are_coloured_where_they_stand():
         {"type": "loc", "text": "Paris", "start": 12, "end": 17, "score": 0.5},
         {"type": "per", "text": "Ada", "start": 0, "end": 3, "score": 0.987},
     ]
-    head, pieces, table = ui.show_entities({"text": "Ada goes to Paris!"}, {"entities": entities})
+    head, pieces, table = show_entities({"text": "Ada goes to Paris!"}, {"entities": entities})
     assert "2 entities" in head
     assert pieces == [("Ada", "per"), (" goes to ", None), ("Paris", "loc"), ("!", None)]
     assert table == [["per", "Ada", "98.7%"], ["loc", "Paris", "50.0%"]]
 
 
 def test_a_text_without_entities_stays_whole():
-    head, pieces, table = ui.show_entities({"text": "nothing"}, {"entities": []})
+    head, pieces, table = show_entities({"text": "nothing"}, {"entities": []})
     assert "No entity" in head and pieces == [("nothing", None)] and table == []
 
 
@@ -118,7 +119,7 @@ def test_the_answer_is_marked_in_its_text():
         "no_answer": 0.125,
         "n_best": n_best,
     }
-    head, pieces, table = ui.show_answer({"context": "By our Ada."}, found)
+    head, pieces, table = show_answer({"context": "By our Ada."}, found)
     assert "<b>Ada</b>" in head and "score 75.0%; no answer: 12.5%" in head
     assert pieces == [("By our ", None), ("Ada", "answer"), (".", None)]
     assert table == [["Ada", "75.0%"], ["By", "20.0%"]]
@@ -126,18 +127,18 @@ def test_the_answer_is_marked_in_its_text():
 
 def test_no_answer_is_said_plainly():
     found = {"answer": "", "start": None, "end": None, "score": 0.8, "no_answer": 0.8, "n_best": []}
-    head, pieces, _ = ui.show_answer({"context": "By our Ada."}, found)
+    head, pieces, _ = show_answer({"context": "By our Ada."}, found)
     assert "The text does not say" in head and pieces == [("By our Ada.", None)]
 
 
 def test_each_choice_has_a_bar():
     prediction = {"label": 1, "choice": "c d", "probabilities": [0.25, 0.75]}
-    head, bars = ui.show_choices({"text": "a", "choices": "b\n c d\n"}, prediction)
+    head, bars = show_choices({"text": "a", "choices": "b\n c d\n"}, prediction)
     assert "<b>c d</b>" in head and "75.0%" in head and bars == {"b": 0.25, "c d": 0.75}
 
 
 def test_hostile_names_stay_text():
-    head, _ = ui.show_labels({}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}})
+    head, _ = show_labels({}, {"label": "<img src=x>", "probabilities": {"<img src=x>": 1.0}})
     assert "<img" not in head and "&lt;img src=x&gt;" in head
 
 
@@ -154,26 +155,39 @@ def test_a_type_has_one_colour_whatever_the_scheme():
 
 def test_ask_names_the_texts_by_their_columns(runs):
     served = Served(runs, {"label": "good", "probabilities": {"good": 1.0}})
-    head, _ = ui.ask(served, CLASSIFICATION, "one", "a", "")
+    head, _ = ui.ask(served, CLASSIFICATION, "en", "one", "a", "")
     assert (
         served.asked == [("classification", "one", {"text": "a", "text_pair": ""})]
         and "good" in head
     )
 
 
-def test_a_refusal_empties_the_outputs_and_is_escaped(notices):
+def test_a_refusal_empties_the_outputs_and_is_escaped():
     def refuse():
         raise UserError("too long: <b>")
 
-    assert ui.guarded(refuse, 3) == [ui.IDLE, None, None] and notices == ["too long: &lt;b&gt;"]
+    heading, *others = ui.guarded(refuse, 3, "en")
+    assert "too long: &lt;b&gt;" in heading and "role='alert'" in heading
+    assert others == [None, None]
 
 
-def test_a_crash_is_logged_and_not_shown(notices, caplog):
+def test_a_crash_is_logged_and_not_shown(caplog):
     def crash():
         raise RuntimeError("/secret/path")
 
-    assert ui.guarded(crash, 2) == [ui.IDLE, None]
-    assert "secret" not in notices[0] and "/secret/path" in caplog.text
+    heading, bars = ui.guarded(crash, 2, "ko")
+    assert "오류" in heading and bars is None
+    assert "secret" not in heading and "/secret/path" in caplog.text
+
+
+def test_the_endpoint_gives_the_prediction_and_refusals_are_errors(runs):
+    served = Served(runs, {"label": "good", "probabilities": {"good": 1.0}})
+    page = page_of(served)
+    [predict] = [fn.fn for fn in page.fns.values() if fn.api_name == "classification"]
+    assert predict(None, "one", "a", "")["label"] == "good"
+    served.prediction = UserError("too long")
+    with pytest.raises(ui.gr.Error, match="too long"):
+        predict(None, "one", "a", "")
 
 
 def test_examples_fill_what_the_model_reads(runs, tmp_path):
@@ -214,7 +228,7 @@ def test_a_tab_for_each_kind_that_is_there(runs):
     names = {
         name + end
         for name in ("classification", "ner", "question_answering", "multiple_choice")
-        for end in ("", "_model", "_example", "_filled")
+        for end in ("", "_model", "_example", "_filled", "_shown")
     }
     assert names == endpoints(page)
 
