@@ -42,6 +42,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
+from rlhf.serving.model_cache import ModelCache, check_served
 from rlhf.serving.requests import (
     Completion,
     Limits,
@@ -98,6 +99,7 @@ class Engine:
         settings: SamplingSettings,
         *,
         request: str | None = None,
+        client: str | None = None,
     ) -> Iterator[TextChunk | StreamEnd]:
         """Yield chunks of text as they are generated, then one StreamEnd.
 
@@ -115,6 +117,7 @@ class Engine:
         n: int,
         *,
         request: str | None = None,
+        client: str | None = None,
     ) -> list[Completion]:
         """Generate n answers to the same messages. The first is the one that `stream` gives for the same seed."""
         messages = self._checked(model, messages, settings)
@@ -141,6 +144,14 @@ class Engine:
         batch = ScoringBatch(prompts=[messages] * len(completions), completions=list(completions))
         scores = self._worker.submit(lambda: self._scorers[reward_run](batch))
         return scores.result().tolist()
+
+    def refresh(self, runs: dict[str, str], reward_runs: dict[str, str]) -> None:
+        """Serve these from now on."""
+        self.runs, self.reward_runs = dict(runs), dict(reward_runs)
+
+    def load_report(self) -> dict:
+        """Numbers for /metrics."""
+        return {"models_loaded": len(self._policies.values) + len(self._scorers.values)}
 
     def cancel(self, request: str) -> bool:
         """Stop a request after the token that it is generating; returns False if there is no such request."""
@@ -271,7 +282,7 @@ class Engine:
                 policy, ids, job.settings, [(seed, 0)], job.stop, on_token
             )
             seconds = time.perf_counter() - started
-            emit(StreamEnd(len(tokens), len(tokens) / seconds, finish, cut, seed))
+            emit(StreamEnd(len(tokens), len(tokens) / seconds, finish, cut, seed, len(ids)))
         except BaseException as error:  # the reader waits for an event, so it must always get one
             emit(error)
 
@@ -283,7 +294,7 @@ class Engine:
         completions = []
         for tokens, finish in generate(policy, ids, job.settings, draws, job.stop):
             text = completion_text(tokenizer, tokens, ended=finish == "stop")
-            completions.append(Completion(text, len(tokens), finish))
+            completions.append(Completion(text, len(tokens), finish, len(ids), seed))
         return completions
 
 
@@ -294,33 +305,6 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {device!r} cannot be used here ({reason}): use cpu") from error
-
-
-def check_served(name: str, served: dict, kind: str) -> None:
-    """Raise UserError if `name` is not one of the served models. kind: for the message."""
-    if name not in served:
-        names = ", ".join(map(repr, served)) or "(none are served)"
-        raise UserError(f"no {kind} {name!r}: choose one of {names}")
-
-
-class ModelCache:
-    """Loads models by name and keeps the `keep` most recently used. Not thread-safe."""
-
-    def __init__(self, load: Callable[[str], object], keep: int):
-        self.load = load
-        self.keep = keep
-        self.values: dict[str, object] = {}  # the least recently used first
-
-    def __getitem__(self, name: str):
-        if name in self.values:
-            self.values[name] = self.values.pop(name)  # moves it to the end
-            return self.values[name]
-        # Free the memory before the new model needs it.
-        while len(self.values) >= self.keep:
-            oldest = next(iter(self.values))
-            del self.values[oldest]
-        self.values[name] = self.load(name)
-        return self.values[name]
 
 
 # ---- the prompt --------------------------------------------------------------------------------------------------

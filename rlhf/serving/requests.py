@@ -45,6 +45,8 @@ class SamplingSettings:
     temperature: 0 takes the most probable token each time.
     top_k: 0 means all tokens.
     seed: None draws a new one.
+    stop: texts that end the answer, which are not part of it.
+    logprobs: number of likeliest tokens whose log-probs are returned with each token; None returns none.
     """
 
     temperature: float = 0.7
@@ -53,6 +55,8 @@ class SamplingSettings:
     max_new_tokens: int = 128
     repetition_penalty: float = 1.0
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self):
         for name, (types, low, high) in SETTING_RANGES.items():
@@ -75,10 +79,20 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of a token, and those of the likeliest tokens at its position, the likeliest first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TextChunk:
     """The next characters of a streamed answer; never half a character."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class StreamEnd:
     finish: str
     messages_cut: int
     seed: int
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,3 +120,6 @@ class Completion:
     text: str
     tokens: int
     finish: str
+    prompt_tokens: int = 0
+    seed: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None

@@ -8,13 +8,16 @@ history; only `build_chat` and what follows it builds Gradio components.
 import html
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from rlhf.errors import UserError
-from rlhf.serving.engine import Engine
 from rlhf.serving.requests import SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.service import Service
+
+if TYPE_CHECKING:  # it needs torch
+    from rlhf.serving.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ def whole_number(value):
 
 
 def answer(
-    engine: Engine,
+    engine: "Engine",
     history: list[dict],
     question: str,
     model: str,
@@ -151,7 +154,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def reply(
-    engine: Engine,
+    engine: "Engine",
     history: list[dict],
     text: str,
     controls: tuple,
@@ -287,7 +290,7 @@ def conversation() -> gr.Chatbot:
     )
 
 
-def side_panel(engine: Engine) -> list[gr.components.Component]:
+def side_panel(engine: "Engine") -> list[gr.components.Component]:
     """Model, system prompt and sampling settings, in the order of `read_settings`."""
     model = gr.Dropdown(
         list(engine.runs),
@@ -318,7 +321,7 @@ def side_panel(engine: Engine) -> list[gr.components.Component]:
 
 
 def connect(
-    engine: Engine,
+    engine: "Engine",
     page: gr.Blocks,
     question: gr.Textbox,
     chatbot: gr.Chatbot,
