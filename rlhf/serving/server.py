@@ -42,10 +42,15 @@ def build_app(
     rules: who may call it; by default this machine. access: keys and accounts; by default nobody needs one.
     """
     access = access or Access()
-    page = build_page(service)
     rules = rules or Rules()
+    page = build_page(service)
     if any(is_upload(block) for block in page.blocks.values()):
         rules = rules.with_uploads()
+    return mount_page(build_api(service, rules, access), page, access)
+
+
+def build_api(service: Service, rules: Rules, access: Access) -> FastAPI:
+    """All but the page."""
     metrics = ServiceMetrics(lambda: load_report(service))
     app = FastAPI(
         title="rlhf",
@@ -54,7 +59,6 @@ def build_app(
         # Their pages load scripts from other hosts.
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json",
     )
     add_handlers(app)
     # Gradio adds headers of its own for any origin, unless it sees this middleware.
@@ -78,7 +82,7 @@ def build_app(
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return mount_page(app, page, access)
+    return app
 
 
 def mount_page(app: FastAPI, page: gr.Blocks, access: Access) -> FastAPI:
