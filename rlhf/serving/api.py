@@ -44,7 +44,7 @@ CLIENT_GONE = 499  # no client reads it: for the log only
 SHORT_REQUESTS = 32  # scores and predictions that may run or wait at once
 
 
-# ---- names of models -------------------------------------------------------------------------------------------------
+# ---- names of models -----------------------------------------------------------------------------------------------
 
 
 def served_models(service: Service) -> list[tuple[str, str, str]]:
@@ -98,7 +98,7 @@ def list_models(service: Service) -> list[dict]:
     return [model_entry(label, kind, path, ids[label]) for label, kind, path in rows]
 
 
-# ---- streams ---------------------------------------------------------------------------------------------------------
+# ---- streams -------------------------------------------------------------------------------------------------------
 
 
 class EventStream(Response):
@@ -178,7 +178,7 @@ async def streamed_samples(
     yield DONE
 
 
-# ---- one request -----------------------------------------------------------------------------------------------------
+# ---- one request ---------------------------------------------------------------------------------------------------
 
 
 class Asker:
@@ -318,7 +318,7 @@ async def short_request(request: Request, room: Room, function: Callable[[], dic
     return JSONResponse(result)
 
 
-# ---- routes ----------------------------------------------------------------------------------------------------------
+# ---- routes --------------------------------------------------------------------------------------------------------
 
 ERRORS = {
     400: {"description": "a bad request: `error.param` names the field"},

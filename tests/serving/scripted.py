@@ -52,8 +52,12 @@ class ScriptedEngine:
             for event in self._words(command, settings, name):
                 text, tokens = text + event.text, tokens + 1
             finish = "cancelled" if self._stopped(name) else "stop"
-            logprobs = tuple(map(self._logprob, self.words)) if settings.logprobs is not None else None
-            completions.append(Completion(text + f" {i}" * (n > 1), tokens, finish, 7, 11, logprobs))
+            logprobs = (
+                tuple(map(self._logprob, self.words)) if settings.logprobs is not None else None
+            )
+            completions.append(
+                Completion(text + f" {i}" * (n > 1), tokens, finish, 7, 11, logprobs)
+            )
         self._leave(name)
         return completions
 

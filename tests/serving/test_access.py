@@ -87,7 +87,7 @@ def basic(name, password):
     return {"authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_key_is_shown_once_and_its_file_holds_only_the_hash(tmp_path):
@@ -120,7 +120,12 @@ def test_an_account_is_a_hash_that_matches_only_its_password(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no"), ("short", "at least 16"), ("a:sha256$12", "64 hex digits"), (None, "cannot be read")],
+    [
+        ("", "holds no"),
+        ("short", "at least 16"),
+        ("a:sha256$12", "64 hex digits"),
+        (None, "cannot be read"),
+    ],
 )
 def test_a_bad_file_of_keys_says_where(tmp_path, text, message):
     path = tmp_path / "keys"
@@ -146,14 +151,16 @@ def test_weak_passwords_and_strange_names_are_refused(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-# ---- guessing ----------------------------------------------------------------------------------------------------------
+# ---- guessing ------------------------------------------------------------------------------------------------------
 
 
 def test_wrong_passwords_are_slowed_down_per_address(access, clock):
     for _ in range(FAILURES):
         assert access.user_of_password("mina", "wrong", "1.1.1.1") is None
     with pytest.raises(TooManyFailures):
-        access.user_of_password("mina", PASSWORD, "1.1.1.1")  # the right one, too: else it would tell
+        access.user_of_password(
+            "mina", PASSWORD, "1.1.1.1"
+        )  # the right one, too: else it would tell
     assert access.user_of_password("mina", PASSWORD, "2.2.2.2") == "mina"
     clock.now += FAILURE_SECONDS + 1
     assert access.user_of_password("mina", PASSWORD, "1.1.1.1") == "mina"
@@ -179,12 +186,20 @@ def test_a_session_ends(access, clock):
     assert access.user_of_session(token) is None
 
 
-# ---- the server ----------------------------------------------------------------------------------------------------------
+# ---- the server ----------------------------------------------------------------------------------------------------
 
 
 def test_every_route_but_health_and_login_needs_a_name(client):
     assert client.get("/health").status_code == 200 and client.get("/login").status_code == 200
-    for path in ("/v1/models", "/metrics", "/openapi.json", "/", "/config", "/gradio_api/info", "/nope"):
+    for path in (
+        "/v1/models",
+        "/metrics",
+        "/openapi.json",
+        "/",
+        "/config",
+        "/gradio_api/info",
+        "/nope",
+    ):
         answer = client.get(path)
         assert answer.status_code == 401, path
         assert answer.json()["error"]["code"] == "invalid_api_key"
@@ -193,7 +208,12 @@ def test_every_route_but_health_and_login_needs_a_name(client):
 
 
 def test_keys_and_accounts_open_the_api(client):
-    for headers in (bearer(KEY), basic("mina", PASSWORD), basic("anybody", KEY), {"x-hf-authorization": f"Bearer {KEY}"}):
+    for headers in (
+        bearer(KEY),
+        basic("mina", PASSWORD),
+        basic("anybody", KEY),
+        {"x-hf-authorization": f"Bearer {KEY}"},
+    ):
         assert client.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 200
     for headers in (bearer(KEY + "x"), basic("mina", "x"), basic("nobody", PASSWORD)):
         answer = client.post("/v1/chat/completions", json=CHAT, headers=headers)
@@ -233,7 +253,9 @@ def test_a_session_that_was_closed_cannot_be_used_again(client):
     assert client.get("/v1/models", headers={"cookie": cookie}).status_code == 401
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "[::2]"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "[::2]"]
+)
 def test_a_foreign_host_is_refused(open_url, host):
     for method in ("GET", "POST"):
         answer = httpx.request(method, f"{open_url}/health", headers={"host": host})
@@ -269,7 +291,9 @@ def test_our_own_page_and_the_named_site_may_ask(open_url):
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
     read = httpx.get(f"{open_url}/v1/models", headers={"origin": "http://evil.example"})
-    assert "access-control-allow-origin" not in read.headers  # its browser keeps the answer from the page
+    assert (
+        "access-control-allow-origin" not in read.headers
+    )  # its browser keeps the answer from the page
 
 
 def test_an_origin_is_compared_whole():
@@ -297,7 +321,7 @@ def dict_of(headers, names):
     return {name: headers.get(name) for name in names}
 
 
-# ---- bodies ----------------------------------------------------------------------------------------------------------
+# ---- bodies --------------------------------------------------------------------------------------------------------
 
 
 def body_of(size, part=64 * 1024):
@@ -329,12 +353,14 @@ def peak_kilobytes():
 
 def test_a_body_of_the_limit_is_read(open_url):
     body = b'{"model": "x", "pad": "' + b"a" * (BODY_BYTES - 25) + b'"}'
-    answer = httpx.post(f"{open_url}/v1/score", content=body, headers={"content-type": "application/json"})
+    answer = httpx.post(
+        f"{open_url}/v1/score", content=body, headers={"content-type": "application/json"}
+    )
     assert len(body) == BODY_BYTES and answer.status_code == 400
     assert httpx.post(f"{open_url}/v1/score", content=body + b" ").status_code == 413
 
 
-# ---- what is written down ----------------------------------------------------------------------------------------------
+# ---- what is written down ------------------------------------------------------------------------------------------
 
 
 def test_the_access_log_has_no_text_of_a_message(access, caplog):

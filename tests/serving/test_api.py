@@ -123,7 +123,10 @@ def test_stop_and_logprobs(ask):
     assert answer.choices[0].message.content == "one two"
     token = answer.choices[0].logprobs.content[0]
     assert (token.token, token.logprob, token.bytes) == ("one", -0.5, [111, 110, 101])
-    assert [(top.token, top.logprob) for top in token.top_logprobs] == [("one", -0.5), ("other", -1)]
+    assert [(top.token, top.logprob) for top in token.top_logprobs] == [
+        ("one", -0.5),
+        ("other", -1),
+    ]
     chunks = list(ask(logprobs=True, stream=True))
     tokens = [c.choices[0].logprobs.content[0].token for c in chunks if c.choices[0].logprobs]
     assert tokens == ["one", "two", "three"]
