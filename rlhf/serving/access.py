@@ -1,4 +1,4 @@
-"""Who may use the service: API keys, accounts with passwords, sessions of the page, and a brake on guessing.
+"""The users of the service: API keys, accounts with passwords, sessions of the page, and a brake on guessing.
 
 Two files, each with a line per name; an empty line and one that begins with # are skipped.
 

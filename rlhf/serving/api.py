@@ -276,7 +276,7 @@ def request_id(request: Request) -> str:
 
 
 def client_name(request: Request) -> str:
-    """Who asks, for the limit of requests per client: the key's or account's name, else the address."""
+    """The name of who asks, for the limit of requests per client: the key's or account's name, else the address."""
     name = request.scope.get("rlhf.user")
     if name:
         return f"user {name}"

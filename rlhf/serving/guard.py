@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: Host, Origin, closed routes, identity, size of the body.
+"""Checks of every request before a route sees it: Host, Origin, closed routes, identity, size of the body.
 
 It guards Gradio's routes too, which have checks of their own for some of this and none for the rest. Every answer gets
 the headers that keep a page from loading, sending to or being framed by another site.
@@ -49,7 +49,7 @@ UPLOAD = f"{GRADIO}/upload"
 
 @dataclass(frozen=True)
 class Rules:
-    """Which requests are let in.
+    """Requests that are let in.
 
     hosts: names that the Host header may hold. any_address: and any IP address, which no foreign name can be.
     origins: other sites whose pages may call the service. uploads: whether Gradio's route for files is open.

@@ -14,7 +14,7 @@ from rlhf.serving.requests import Completion, StreamEnd, TextChunk
 
 DONE = "data: [DONE]\n\n"
 # The engine's reasons to end an answer -> OpenAI's
-FINISH = {"stop": "stop", "length": "length"}
+FINISH = {"stop": "stop", "length": "length", "time": "length"}
 
 
 def server_sent(content: dict) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rlhf.errors import UserError
 from rlhf.serving.requests import SETTING_RANGES, SamplingSettings
 
-STOPS = 16  # most stop strings of a request
+STOPS = 8  # most stop strings of a request
 TOP_LOGPROBS = 20  # most alternatives per token
 
 # field -> its values that change nothing, next to null

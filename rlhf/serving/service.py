@@ -1,4 +1,4 @@
-"""What the app and the HTTP endpoints serve, in one object."""
+"""Everything that the app and the HTTP endpoints serve, in one object."""
 
 import threading
 from collections.abc import Callable
