@@ -275,13 +275,16 @@ def request_id(request: Request) -> str:
     return request.scope.setdefault("rlhf.id", uuid.uuid4().hex)
 
 
-def client_name(request: Request) -> str:
-    """The name of who asks, for the limit of requests per client: the key's or account's name, else the address."""
+def client_name(request: Request) -> str | None:
+    """The name of who asks, for the limit of requests per client: the key's or account's name, else the address.
+
+    None for this machine without a login: its programs belong to one person, who may ask as much as there is room for.
+    """
     name = request.scope.get("rlhf.user")
     if name:
         return f"user {name}"
-    if request.client is None:
-        return "unknown"
+    if request.client is None or request.client.host in ("127.0.0.1", "::1"):
+        return None
     return f"address {request.client.host}"
 
 
@@ -351,7 +354,6 @@ def add_model_routes(router: APIRouter, service: Service) -> None:
     @router.post("/load_model", include_in_schema=False)
     async def load(body: LoadBody) -> Response:
         """The first question of `transformers chat`. A model is loaded when it is first used: there is nothing to do."""
-        find_model(service, body.model, ("chat",))
         status = {"status": "ready", "model": body.model, "cached": True}
         return Response(server_sent(status), media_type="text/event-stream")
 

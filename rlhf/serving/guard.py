@@ -39,7 +39,8 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 READING = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
-PUBLIC = ("/health", "/login", "/favicon.ico", "/robots.txt")  # without a login
+# Without a login. `transformers chat` sends its key with every request but that to /load_model, which tells nothing.
+PUBLIC = ("/health", "/login", "/load_model", "/favicon.ico", "/robots.txt")
 SESSION_COOKIE = "rlhf-session"
 GRADIO = "/gradio_api"
 # Gradio's routes that fetch from other hosts, and those of features that are off

@@ -9,8 +9,10 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from starlette.requests import Request
 
 from rlhf.serving.access import Access
+from rlhf.serving.api import client_name
 from rlhf.serving.guard import Rules
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.server import build_api
@@ -315,6 +317,14 @@ def test_a_client_that_goes_away_gives_up_its_room_within_a_second(url, engine, 
     assert wait_for(lambda: not engine.running, 1.0)
 
 
-def test_the_client_of_a_request_is_named_for_the_engine(ask, engine):
-    ask()
-    assert engine.asked[-1][2] == "address 127.0.0.1"
+@pytest.mark.parametrize(
+    ("scope", "name"),
+    [
+        ({"client": ("127.0.0.1", 5)}, None),
+        ({"client": ("10.0.0.5", 5)}, "address 10.0.0.5"),
+        ({"client": ("10.0.0.5", 5), "rlhf.user": "mina"}, "user mina"),
+        ({"client": None}, None),
+    ],
+)
+def test_the_client_of_a_request_is_named_for_the_engine(scope, name):
+    assert client_name(Request({"type": "http"} | scope)) == name

@@ -34,7 +34,7 @@ NASTY = (
     b'{"model": "demo/ppo", "messages": [{"role": "user", "content": "hi"}], "temperature": 1e999}',
     b'{"model": "demo/ppo", "messages": [{"role": "user", "content": "hi"}], "temperature": NaN}',
     b'{"model": "demo/ppo", "messages": [{"role": "user", "content": "hi"}], "seed": 1' + b"0" * 5000 + b"}",
-    b'{"model": "demo/ppo", "messages": [{"role": "user", "content": "hi"}], "logit_bias": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}",
+    b'{"model": "demo/ppo", "messages": [{"role": "user", "content": "hi"}], "logit_bias": {"a": ' + b"[" * 500 + b"}}",
     b'{"model": "demo/ppo", "messages": [{"role": "user", "content": "hi"}], "generation_config": "' + b"[" * 9000 + b'"}',
 )  # fmt: skip
 
