@@ -28,6 +28,7 @@ KEY_PREFIX = "rlhf-"
 SHORTEST_KEY, SHORTEST_PASSWORD = 16, 8  # characters
 # RFC 7914 and OWASP's advice: about 16 MB and 50 ms for each guess
 SCRYPT = {"n": 2**14, "r": 8, "p": 1}
+HASHES_AT_ONCE = 4
 SESSION_SECONDS = 7 * 24 * 3600
 SESSIONS = 10_000  # kept at once
 FAILURES, FAILURE_SECONDS = (
@@ -223,6 +224,7 @@ class Access:
         self._matched: set[bytes] = set()
         self._secret = secrets.token_bytes(32)
         self._nobody = hash_password(secrets.token_urlsafe())
+        self._hashing = threading.Semaphore(HASHES_AT_ONCE)
 
     @property
     def required(self) -> bool:
@@ -266,7 +268,9 @@ class Access:
                 return name
             self.throttle.check(address)
         stored = self.accounts.get(name, self._nobody)  # as slow for a name that does not exist
-        if not password_matches(password, stored) or name not in self.accounts:
+        with self._hashing:
+            matches = password_matches(password, stored)
+        if not matches or name not in self.accounts:
             self._failed(address)
             return None
         with self._lock:

@@ -11,9 +11,10 @@ import uvicorn
 
 from rlhf.errors import UserError
 
-SHUTDOWN_SECONDS = (
-    3  # for answers under way; open pages keep their connections, so they are not waited for
-)
+# Open at once; more are answered with a 503. An open page holds two or three.
+CONNECTIONS = 2000
+# For answers under way. Open pages keep their connections, so they are not waited for.
+SHUTDOWN_SECONDS = 3
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -75,6 +76,7 @@ def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
         log_level="warning",
         access_log=False,  # ours has no queries
         server_header=False,
+        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     server = Server(config, on_start)
