@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
-from rlhf.serving.engine import ModelCache, check_device, check_served
+from rlhf.serving.models import ModelCache, check_device, check_served
 from rlhf.task_table import TASKS
 
 LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
