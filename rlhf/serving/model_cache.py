@@ -1,5 +1,6 @@
 """Models in memory by name, and the error for a name that is not served. Nothing here needs torch."""
 
+import time
 from collections.abc import Callable
 
 from rlhf.errors import UserError
@@ -19,8 +20,10 @@ class ModelCache:
         self.load = load
         self.keep = keep
         self.values: dict[str, object] = {}  # the least recently used first
+        self.used: dict[str, float] = {}
 
     def __getitem__(self, name: str):
+        self.used[name] = time.monotonic()
         if name in self.values:
             self.values[name] = self.values.pop(name)  # moves it to the end
             return self.values[name]
@@ -30,3 +33,14 @@ class ModelCache:
             del self.values[oldest]
         self.values[name] = self.load(name)
         return self.values[name]
+
+    def drop(self, name: str) -> None:
+        """Forget a model, so that it is read from disk again."""
+        self.values.pop(name, None)
+
+    def drop_unused(self, seconds: float) -> None:
+        """Unload the models that nobody used for so long."""
+        limit = time.monotonic() - seconds
+        for name in list(self.values):
+            if self.used[name] < limit:
+                self.drop(name)

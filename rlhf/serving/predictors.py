@@ -27,7 +27,7 @@ def open_encoder(kind: str, folder: str, device: str = "cpu"):
     # Here, so that the app starts without them
     from transformers.utils.logging import disable_progress_bar
 
-    from rlhf.serving.engine import check_device
+    from rlhf.serving.models import check_device
 
     # An unusable device would be an error after the weights are read.
     check_device(device)
