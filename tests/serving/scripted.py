@@ -127,7 +127,7 @@ class ScriptedEngine:
                 self._leave(name)
                 raise RuntimeError("/secret/path is broken")
             if command == "slow":
-                time.sleep(0.02)
+                time.sleep(0.05)
             if self._stopped(name):
                 return
             if word in settings.stop:

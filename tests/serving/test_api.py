@@ -283,7 +283,7 @@ def test_a_full_line_is_a_503_with_retry_after(ask, engine, monkeypatch):
         assert caught.value.response.headers["retry-after"] == "7"
 
 
-def test_health_answers_while_a_hundred_chats_run(url, engine):
+def test_health_answers_while_more_chats_run_than_asyncio_has_threads(url, engine):
     def chat():
         body = {"model": "demo/ppo", "messages": say("slow"), "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
@@ -292,10 +292,10 @@ def test_health_answers_while_a_hundred_chats_run(url, engine):
                     return
 
     done = threading.Event()
-    threads = [threading.Thread(target=chat) for _ in range(60)]
+    threads = [threading.Thread(target=chat) for _ in range(45)]
     for thread in threads:
         thread.start()
-    assert wait_for(lambda: len(engine.running) == 60, 20)
+    assert wait_for(lambda: len(engine.running) == 45, 20)
     assert httpx.get(f"{url}/health", timeout=5).json()["status"] == "ok"
     done.set()
     for thread in threads:
