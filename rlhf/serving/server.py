@@ -23,7 +23,6 @@ from rlhf.serving.guard import Guard, Rules
 from rlhf.serving.service import Service
 from rlhf.serving.service_metrics import ServiceMetrics
 from rlhf.serving.threads import in_thread
-from rlhf.serving.ui import texts
 from rlhf.serving.ui.page import CSS, build_page
 from rlhf.serving.ui.theme import theme
 
@@ -96,7 +95,6 @@ def mount_page(app: FastAPI, page: gr.Blocks, access: Access) -> FastAPI:
         path="/",
         theme=theme(),
         css=CSS,
-        i18n=texts.i18n(),
         footer_links=["api"],
         run_history=False,
         show_error=False,  # tracebacks stay in the server's log

@@ -326,6 +326,14 @@ def example_names(rows: list[list[str]]) -> list[str]:
     return names
 
 
+TEXTS = {
+    "tasks.classification": ("Classification", "분류"),
+    "tasks.ner": ("Entities", "개체명"),
+    "tasks.question_answering": ("Question answering", "질의응답"),
+    "tasks.multiple_choice": ("Multiple choice", "객관식"),
+}
+
+
 # ---- wiring ------------------------------------------------------------------------------------------------------
 
 CSS = """

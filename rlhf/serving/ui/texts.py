@@ -6,9 +6,21 @@ is `text("chat.send", language)`, with `language_of(request)`.
 """
 
 import gradio as gr
+from gradio.i18n import I18nData
+
+from rlhf.errors import UserError
 
 LANGUAGES = ("en", "ko")
 TABLE: dict[str, tuple[str, ...]] = {}
+
+
+class Refusal(UserError):
+    """An error for the user whose text the app has in each language. str() of it is English."""
+
+    def __init__(self, key: str, **values):
+        super().__init__(text(key, LANGUAGES[0], **values))
+        self.key = key
+        self.values = values
 
 
 def add_texts(table: dict[str, tuple[str, str]]) -> None:
@@ -21,9 +33,16 @@ def text(key: str, language: str, **values) -> str:
     return TABLE[key][LANGUAGES.index(language)].format(**values)
 
 
+def told(error: UserError, language: str) -> str:
+    """The message of an error, in the user's language if the app has it."""
+    if isinstance(error, Refusal):
+        return text(error.key, language, **error.values)
+    return str(error)
+
+
 def label(key: str):
     """The text of a key for a component's property: the browser shows it in its own language."""
-    return gr.I18nData(key)
+    return I18nData(key)
 
 
 def language_of(request: gr.Request | None) -> str:

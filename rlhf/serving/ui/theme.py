@@ -20,10 +20,14 @@ FONTS = (
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 CSS = """
-.gradio-container > .main {max-width: 1160px !important; width: 100% !important; margin: 0 auto !important;}
-#header h1 {font-size: 1.3rem; font-weight: 650; letter-spacing: -0.015em; margin: 0;}
-#header p {margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.93rem;}
+.gradio-container > .main {max-width: 1440px !important; width: 100% !important; margin: 0 auto !important;}
+.gradio-container main.app {padding: 10px 20px 4px !important;}
+#header {position: absolute; right: 8px; top: -10px; pointer-events: none; width: auto !important; z-index: 1;}
+#header h1 {font-size: 0.95rem; font-weight: 650; letter-spacing: 0.02em; margin: 0; color: var(--body-text-color-subdued);}
+.tabitem {padding: 12px 0 0 !important; border: none !important;}
+footer {padding: 2px 0 4px !important; margin: 0 !important; font-size: 0.78rem;}
 footer .divider {display: none !important;}
+@media (max-width: 640px) {.gradio-container main.app {padding: 6px 10px 2px !important;} #header {display: none;}}
 """
 
 
@@ -60,7 +64,7 @@ def theme() -> gr.themes.Base:
 
 
 @contextmanager
-def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
+def titled_page(title: str) -> Iterator[gr.Blocks]:
     """A page with a heading; components built inside the `with` block come below it."""
     with gr.Blocks(
         title=title,
@@ -68,5 +72,5 @@ def titled_page(title: str, subtitle: str) -> Iterator[gr.Blocks]:
         analytics_enabled=False,
         delete_cache=(86400, 86400),  # every day, files older than a day
     ) as page:
-        gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
+        gr.HTML(f"<h1>{title}</h1>", elem_id="header", js_on_load=None, apply_default_css=False)
         yield page
