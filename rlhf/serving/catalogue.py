@@ -1,19 +1,21 @@
 """The finished models that can be tried, by kind: what the app and the service list."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, RunRecord, find_runs, model_kind
 from rlhf.task_table import TASKS
 
-CHAT = "causal"
-SERVED = (CHAT, *TASKS)
+CHAT, REWARD = "causal", "reward"
+SERVED = (CHAT, REWARD, *TASKS)
 # The picker shows the latest stage of training first. An algorithm that is not named here ranks with ppo.
 STAGES = {"ppo": 0, "sft": 1, "base": 2}
 # Models that cannot be tried, by kind.
-NOT_SERVED = {"reward": "a reward model", "masked": "a masked language model"}
+NOT_SERVED = {"masked": "a masked language model"}
 
 Models = dict[str, dict[str, str]]  # kind -> label -> folder
 
@@ -33,7 +35,7 @@ def label_models(
     for folder in map(Path, folders):
         kind = model_kind(folder)
         if kind not in SERVED:
-            recipes = ", ".join(["pretrain (causal)", "sft", "ppo", *TASKS])
+            recipes = ", ".join(["pretrain (causal)", "sft", "ppo", REWARD, *TASKS])
             raise UserError(
                 f"{folder} holds {NOT_SERVED.get(kind, 'no model')}, which cannot be tried here: "
                 f"give the folder of a run of one of these recipes: {recipes}"
@@ -72,3 +74,21 @@ def stage(folder: Path) -> str:
     record = RunRecord.load(folder)
     recipe = "base" if record.recipe == "pretrain" else record.recipe
     return record.config.get("algorithm") or recipe
+
+
+def model_ids(labels: Iterable[str]) -> dict[str, str]:
+    """label -> a name that is easy to type and to put into a URL: `ppo · demo` is demo/ppo, `ppo` stays ppo.
+
+    Other characters than A-Z, a-z, 0-9 and ._/- become "-". Such a name ends in digits of the label's hash, so that two
+    labels never share one, and a new run never changes the name of another.
+    """
+    ids = {}
+    for label in labels:
+        made_by, separator, path = label.partition(" · ")
+        plain = f"{path}/{made_by}" if separator else label
+        name = re.sub(r"[^A-Za-z0-9._/-]+", "-", plain)
+        if name != plain:
+            digits = hashlib.sha256(label.encode(errors="replace")).hexdigest()[:6]
+            name = f"{name.strip('/-') or 'run'}-{digits}"
+        ids[label] = name
+    return ids

@@ -1,16 +1,15 @@
 """Trained encoders, opened and asked by their task: what `python -m rlhf predict` and the app share."""
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
-from rlhf.serving.engine import ModelCache, check_device, check_served
+from rlhf.serving.model_cache import ModelCache, check_served
 from rlhf.task_table import TASKS
 
 LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
@@ -25,6 +24,11 @@ def resolve(name: str):
 
 def open_encoder(kind: str, folder: str, device: str = "cpu"):
     """The predictor of a run folder. kind: a key of TASKS."""
+    # Here, so that the app starts without them
+    from transformers.utils.logging import disable_progress_bar
+
+    from rlhf.serving.models import check_device
+
     # An unusable device would be an error after the weights are read.
     check_device(device)
     disable_progress_bar()  # loading takes a second: a bar would only litter a server's terminal
@@ -59,19 +63,34 @@ def is_list(kind: str, column: str) -> bool:
 class Encoders:
     """Serves trained encoders, `runs`: kind -> name -> folder. Of each kind the one used last stays in memory.
 
+    device: its name, or a function that returns it at the first prediction.
     characters: the most that a request may hold. The check is here because the API bypasses the browser's own.
     """
 
     def __init__(
-        self, runs: dict[str, dict[str, str]], device: str = "cpu", *, characters: int = 20_000
+        self,
+        runs: dict[str, dict[str, str]],
+        device: str | Callable[[], str] = "cpu",
+        *,
+        characters: int = 20_000,
     ):
-        self.runs, self.characters, self.device = runs, characters, device
+        self.characters, self.device = characters, device
         self.turn = threading.Lock()  # one request at a time: each uses all cores
+        self.runs: dict[str, dict[str, str]] = {}
+        self.opened: dict[str, ModelCache] = {}
+        self.refresh(runs)
+
+    def refresh(self, runs: dict[str, dict[str, str]]) -> None:
+        """Serve these from now on."""
         # Each kind has its own: a page with four tabs would otherwise load a model at each change of tab.
-        self.opened = {kind: ModelCache(partial(self._open, kind), keep=1) for kind in runs}
+        for kind in runs:
+            if kind not in self.opened:
+                self.opened[kind] = ModelCache(partial(self._open, kind), keep=1)
+        self.runs = runs
 
     def _open(self, kind: str, name: str):
-        return open_encoder(kind, self.runs[kind][name], self.device)
+        device = self.device() if callable(self.device) else self.device
+        return open_encoder(kind, self.runs[kind][name], device)
 
     def _folder(self, kind: str, name: str) -> Path:
         """The folder of a model; UserError where there is none of this name."""

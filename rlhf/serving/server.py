@@ -1,63 +1,97 @@
-"""The web service: /health, /v1/models, and the Gradio app at /.
+"""The web service: the endpoints of api.py, /health, /metrics, a login, and the Gradio app at /.
 
-Not included: the other /v1 endpoints, and serving other machines, which needs a login.
+A request passes the middlewares from the outside in: Observer (name, log, numbers), Guard (Host, Origin, identity, size),
+CORS. Then come our own routes, and last the page, which is mounted at / and takes what is left.
 """
 
-from contextlib import asynccontextmanager
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
 import rlhf
-from rlhf.errors import UserError
+from rlhf.serving import api, login
+from rlhf.serving.access import Access
+from rlhf.serving.access_log import Observer
+from rlhf.serving.api_errors import add_handlers
+from rlhf.serving.guard import Guard, Rules
 from rlhf.serving.service import Service
+from rlhf.serving.service_metrics import ServiceMetrics
+from rlhf.serving.threads import in_thread
 from rlhf.serving.ui.page import CSS, build_page
 from rlhf.serving.ui.theme import theme
 
-LOOPBACK = ("127.0.0.1", "localhost")
+logger = logging.getLogger(__name__)
+
+RESCAN_SECONDS = 10  # between two looks for new runs
+# Components through which a user can send a file
+UPLOADING = ("file", "uploadbutton", "image", "audio", "video", "multimodaltextbox", "fileexplorer")
 
 
-def check_host(host: str) -> None:
-    """Raise UserError for an address that other machines can reach."""
-    if host not in LOOPBACK:
-        raise UserError(
-            f"--host {host}: use {' or '.join(LOOPBACK)}, because there is no login yet; "
-            "to reach it from another machine use a tunnel: ssh -L 7860:127.0.0.1:7860 MACHINE"
-        )
+def build_app(
+    service: Service, *, rules: Rules | None = None, access: Access | None = None
+) -> FastAPI:
+    """The service with all its routes. Closing it closes the engine and the jobs' line.
+
+    rules: who may call it; by default this machine. access: keys and accounts; by default nobody needs one.
+    """
+    access = access or Access()
+    rules = rules or Rules()
+    page = build_page(service)
+    if any(is_upload(block) for block in page.blocks.values()):
+        rules = rules.with_uploads()
+    return mount_page(build_api(service, rules, access), page, access)
 
 
-def build_app(service: Service) -> FastAPI:
-    """The service with all its routes. Closing it closes the engine."""
-    engine = service.engine
-    served = [(name, "chat") for name in engine.runs]
-    for kind, runs in service.encoders.runs.items():
-        served += [(name, kind) for name in runs]
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI):
-        yield
-        engine.close()  # its worker thread would keep the process alive
-
-    app = FastAPI(title="rlhf", version=rlhf.__version__, lifespan=lifespan)
-    # DNS rebinding: another site's name may point to this machine, and its pages could then read ours. The Host header
-    # still holds that name, so the request is refused.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+def build_api(service: Service, rules: Rules, access: Access) -> FastAPI:
+    """All but the page."""
+    metrics = ServiceMetrics(lambda: load_report(service))
+    app = FastAPI(
+        title="rlhf",
+        version=rlhf.__version__,
+        lifespan=lambda app: lifespan(service),
+        # Their pages load scripts from other hosts.
+        docs_url=None,
+        redoc_url=None,
+    )
+    add_handlers(app)
+    # Gradio adds headers of its own for any origin, unless it sees this middleware.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(rules.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+    )
+    app.add_middleware(Guard, rules=rules, access=access)
+    app.add_middleware(Observer, metrics=metrics)  # the last one added is the outermost
+    app.include_router(api.make_router(service))
+    app.include_router(login.make_router(access))
 
     @app.get("/health")
-    def health() -> dict:
-        return {"status": "ok", "version": rlhf.__version__, "models": len(served)}
+    async def health() -> dict:
+        count = len(api.served_models(service))
+        return {"status": "ok", "version": rlhf.__version__, "models": count}
 
-    @app.get("/v1/models")
-    def models() -> dict:
-        entries = []
-        for name, kind in served:
-            entries.append({"id": name, "object": "model", "owned_by": "rlhf", "kind": kind})
-        return {"object": "list", "data": entries}  # the form of OpenAI's endpoint
+    @app.get("/metrics", include_in_schema=False)
+    async def numbers() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    return app
+
+
+def mount_page(app: FastAPI, page: gr.Blocks, access: Access) -> FastAPI:
+    """The Gradio app at /. The Guard tells it who asks: Gradio's own login is not used."""
+    who = None
+    if access.required:
+        who = user_of
     return gr.mount_gradio_app(
         app,
-        build_page(service),
+        page,
         path="/",
         theme=theme(),
         css=CSS,
@@ -67,4 +101,45 @@ def build_app(service: Service) -> FastAPI:
         max_file_size="1mb",
         ssr_mode=False,
         enable_monitoring=False,
+        auth_dependency=who,
     )
+
+
+def user_of(request) -> str | None:
+    return request.scope.get("rlhf.user")
+
+
+def is_upload(block) -> bool:
+    """True for a component that takes a file from the user."""
+    name = block.get_block_name()
+    return name in UPLOADING and getattr(block, "interactive", None) is not False
+
+
+def load_report(service: Service) -> dict:
+    """The engine's numbers, and how many models are served."""
+    report = {"models_served": len(api.served_models(service))}
+    return report | service.engine.load_report()
+
+
+@asynccontextmanager
+async def lifespan(service: Service) -> AsyncIterator[None]:
+    """Look for new runs while the server runs; at its end stop what would keep the process alive."""
+    rescan = asyncio.create_task(keep_fresh(service))
+    yield
+    rescan.cancel()
+    with suppress(asyncio.CancelledError):
+        await rescan
+    service.engine.close()
+    if service.jobs is not None:
+        service.jobs.close()
+
+
+async def keep_fresh(service: Service) -> None:
+    while service.find is not None:
+        await asyncio.sleep(RESCAN_SECONDS)
+        try:
+            if await in_thread(service.refresh):
+                logger.info("the served models changed: %d", len(api.served_models(service)))
+        except Exception:
+            # The next look may succeed: a folder was renamed meanwhile, for instance.
+            logger.exception("looking for new runs failed")

@@ -19,7 +19,8 @@ def run_folder(folder, architecture: str, recipe: str, status: str = "done"):
 def test_models_are_named_and_grouped_by_what_they_do(runs):
     demo = runs / "demo"
     assert find_models(runs) == {
-        "causal": {"ppo · demo": str(demo / "ppo"), "base · demo": str(demo / "pretrain")}
+        "causal": {"ppo · demo": str(demo / "ppo"), "base · demo": str(demo / "pretrain")},
+        "reward": {"reward · demo": str(demo / "reward")},
     }
 
 
@@ -53,6 +54,7 @@ def test_encoders_stand_beside_the_models_that_chat(tmp_path):
         "ner": {"ner · c": str(tmp_path / "c")},
         "question_answering": {"question_answering · d": str(tmp_path / "d")},
         "multiple_choice": {"multiple_choice · g": str(tmp_path / "g")},
+        "reward": {"reward · f": str(tmp_path / "f")},
     }
     assert model_kind(tmp_path / "f") == "reward" and model_kind(tmp_path) == ""
 
@@ -66,7 +68,6 @@ def test_a_plain_checkpoint_is_named_by_its_kind(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "recipe", "what"),
     [
-        ("GPT2ForSequenceClassification", "reward", "a reward model"),
         ("BertForMaskedLM", "pretrain", "a masked language model"),
         ("BertModel", "x", "no model"),
     ],

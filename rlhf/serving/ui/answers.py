@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from rlhf.errors import UserError
-from rlhf.serving.engine import Engine
 from rlhf.serving.requests import StreamEnd, TextChunk, Waiting
 from rlhf.serving.ui.settings_panel import Controls
+
+if TYPE_CHECKING:  # it needs torch
+    from rlhf.serving.engine import Engine
 
 SECONDS = 0.05  # between two updates of the growing answer
 CHARACTERS = (
@@ -41,7 +44,7 @@ class Done:
 
 
 def begin(
-    engine: Engine, messages: list[dict], controls: Controls, caller: Caller
+    engine: "Engine", messages: list[dict], controls: Controls, caller: Caller
 ) -> Iterator[Progress | Done]:
     """Start the answer to `messages`. A last message of the assistant is continued.
 
@@ -59,7 +62,7 @@ def begin(
     return _one(engine, messages, controls, events)
 
 
-def _one(engine: Engine, messages: list[dict], controls: Controls, events) -> Iterator:
+def _one(engine: "Engine", messages: list[dict], controls: Controls, events) -> Iterator:
     text = ""
     for event in events:
         if isinstance(event, Waiting):
@@ -75,7 +78,7 @@ def _one(engine: Engine, messages: list[dict], controls: Controls, events) -> It
             yield Done([{"text": text, "details": details}], problem)
 
 
-def _add_score(engine: Engine, messages: list[dict], controls: Controls, text, details) -> str:
+def _add_score(engine: "Engine", messages: list[dict], controls: Controls, text, details) -> str:
     """Put the reward model's score into the details. Returns the problem, if there is one: the answer itself is fine."""
     if not controls.reward_model or not text.strip():
         return ""
@@ -91,7 +94,9 @@ def _add_score(engine: Engine, messages: list[dict], controls: Controls, text, d
     return ""
 
 
-def _best_of(engine: Engine, messages: list[dict], controls: Controls, caller: Caller) -> Iterator:
+def _best_of(
+    engine: "Engine", messages: list[dict], controls: Controls, caller: Caller
+) -> Iterator:
     yield Progress(samples=controls.best_of)
     scored = engine.best_of(
         controls.model,

@@ -261,7 +261,7 @@ class Wiring:
         def on_model(request: gr.Request, model, max_tokens):
             known = engine.facts(model)
             line = facts_html(known, language_of(request))
-            return line, longest_answer(engine, known, max_tokens), system_box(known)
+            return line, longest_answer(known, max_tokens), system_box(known)
 
         def on_greeting(request: gr.Request, model, kept):
             """A model has its own examples."""
@@ -272,6 +272,7 @@ class Wiring:
 
         def on_page(request: gr.Request, model):
             """Models may have been added since the page was built."""
+            self.service.refresh()
             if model not in engine.runs:
                 model = next(iter(engine.runs), None)
             return gr.update(choices=model_choices(engine), value=model)
@@ -319,11 +320,9 @@ def updates(screen: Screen, look: Look) -> list:
     return [*values, send, stop]
 
 
-def longest_answer(engine, facts, chosen) -> dict:
-    """The slider up to what the model keeps for an answer when the question is long."""
-    most = engine.limits.new_tokens
-    if facts.context:
-        most = max(1, min(most, facts.context // 2))
+def longest_answer(facts, chosen) -> dict:
+    """The slider up to what the model keeps for an answer, however long the question is."""
+    most = max(1, min(facts.max_new_tokens, facts.context // 2))
     return gr.update(maximum=most, value=min(chosen, most))
 
 

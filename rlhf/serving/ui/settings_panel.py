@@ -1,12 +1,15 @@
 """The settings of an answer: their names, which the endpoints and the panel share, and the panel itself."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from rlhf.serving.engine import Engine
 from rlhf.serving.requests import SamplingSettings
 from rlhf.serving.ui.texts import Refusal, label
+
+if TYPE_CHECKING:  # it needs torch
+    from rlhf.serving.engine import Engine
 
 DEFAULTS = SamplingSettings()  # the engine's own, so that the panel and the API agree
 MOST_SAMPLES = 9  # of best-of-n in the panel; the engine has its own limit
@@ -29,7 +32,7 @@ class Controls:
     best_of: int
 
 
-def parameters(engine: Engine) -> dict[str, tuple[type, object]]:
+def parameters(engine: "Engine") -> dict[str, tuple[type, object]]:
     """Name of each setting of an endpoint -> (type, default), in the order of the panel and of `read_controls`."""
     return {
         "model": (str, next(iter(engine.runs), "")),
@@ -95,7 +98,7 @@ def whole_number(value):
     return value  # whoever reads it refuses it with a message
 
 
-def model_picker(engine: Engine, choices: list[tuple[str, str]]) -> gr.Dropdown:
+def model_picker(engine: "Engine", choices: list[tuple[str, str]]) -> gr.Dropdown:
     """choices: (title, name) of each model."""
     return gr.Dropdown(
         choices,
@@ -107,7 +110,7 @@ def model_picker(engine: Engine, choices: list[tuple[str, str]]) -> gr.Dropdown:
     )
 
 
-def panel(engine: Engine) -> list[gr.components.Component]:
+def panel(engine: "Engine") -> list[gr.components.Component]:
     """All controls but the model, in the order of `parameters`."""
     system = gr.Textbox(
         label=label("chat.system"),

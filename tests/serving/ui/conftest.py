@@ -17,6 +17,7 @@ from rlhf.serving.requests import Limits, StreamEnd, TextChunk, Waiting
 @dataclass(frozen=True)
 class Facts:
     context: int = 128
+    max_new_tokens: int = 127
     trained_turns: int | None = 1
     system_prompt: bool | None = False
     characters: str | None = "ASCII"
@@ -123,7 +124,12 @@ def service(engine):
 def make_service(engine, feedback=None):
     encoders = SimpleNamespace(runs={})
     return SimpleNamespace(
-        engine=engine, encoders=encoders, runs=Path("runs"), feedback=feedback, jobs=None
+        engine=engine,
+        encoders=encoders,
+        runs=Path("runs"),
+        feedback=feedback,
+        jobs=None,
+        refresh=lambda: False,
     )
 
 

@@ -89,13 +89,11 @@ def test_best_of_needs_a_reward_model():
 # ---- what depends on the model -----------------------------------------------------------------------------------
 
 
-def test_the_longest_answer_follows_the_model(engine, served):
-    short = chat.longest_answer(engine, served.facts(context=128), 128)
+def test_the_longest_answer_follows_the_model(served):
+    short = chat.longest_answer(served.facts(context=128, max_new_tokens=127), 128)
     assert (short["maximum"], short["value"]) == (64, 64)
-    wide = chat.longest_answer(engine, served.facts(context=8192), 128)
-    assert (wide["maximum"], wide["value"]) == (engine.limits.new_tokens, 128)
-    unknown = chat.longest_answer(engine, served.facts(context=None), 128)
-    assert unknown["maximum"] == engine.limits.new_tokens
+    wide = chat.longest_answer(served.facts(context=8192, max_new_tokens=1024), 128)
+    assert (wide["maximum"], wide["value"]) == (1024, 128)
 
 
 def test_the_limits_of_a_model_are_said_before_they_are_met(served):

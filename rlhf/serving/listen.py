@@ -1,0 +1,87 @@
+"""Listen on a port and serve an app there until a signal. Nothing here needs torch or Gradio."""
+
+import contextlib
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from rlhf.errors import UserError
+
+# Open at once; more are answered with a 503. An open page holds two or three.
+CONNECTIONS = 2000
+# For answers under way. Open pages keep their connections, so they are not waited for.
+SHUTDOWN_SECONDS = 3
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on this address; port 0 takes a free one. UserError where that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait
+    try:
+        listener.bind((host, port))
+        # Without it two services could bind the same port until the first one listens.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise UserError(bind_problem(host, port, error)) from error
+    return listener
+
+
+def bind_problem(host: str, port: int, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"--port {port} is not allowed ({error.strerror}): give one from 1024 to 65535"
+    if isinstance(error, socket.gaierror) or "assign" in str(error.strerror):
+        return f"--host {host} is not an address of this machine ({error.strerror}): use 127.0.0.1"
+    return (
+        f"--port {port} is in use by another program: give another one, or --port 0 for a free one"
+    )
+
+
+class Server(uvicorn.Server):
+    """Calls `on_start` when it really serves. Ends with exit code 0 after SIGTERM and Ctrl+C, the usual ways to stop it."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]):
+        super().__init__(config)
+        self.on_start = on_start
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        if self.started and not self.should_exit:
+            self.on_start()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
+    """Serve until SIGTERM or Ctrl+C; returns the exit code. A second signal ends it at once."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # ours has no queries
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = Server(config, on_start)
+    server.run(sockets=[listener])
+    if not server.started:
+        print("the server could not start: see above", file=sys.stderr)
+        return 1
+    return 0
