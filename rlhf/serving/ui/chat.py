@@ -44,6 +44,7 @@ EXAMPLES = (
 EXAMPLES_FILE = "examples.json"  # of a run: a list of questions
 MOST_EXAMPLES = 6
 EXAMPLE_LENGTH = 80
+SCORES = ("score", "reward", "voice")  # in the name of a number that the picker shows
 
 
 def build(service: Service, page: gr.Blocks) -> None:
@@ -62,7 +63,9 @@ def build(service: Service, page: gr.Blocks) -> None:
         with gr.Column(elem_id="chat-main", scale=1, min_width=300):
             with gr.Row(elem_id="chat-bar"):
                 gr.Button(label("chat.conversations"), elem_id="chat-open-side", min_width=0)
-                model = model_picker(service.engine, model_choices(service.engine))
+                # Their titles come when the page is opened: reading a model's facts takes a moment.
+                names = [(name, name) for name in service.engine.runs]
+                model = model_picker(service.engine, names)
                 gr.Button(label("chat.settings"), elem_id="chat-open-settings", min_width=0)
             facts = gr.HTML(elem_id="chat-facts", apply_default_css=False, js_on_load=None)
             with gr.Column(elem_id="chat-thread"):
@@ -339,12 +342,15 @@ def model_choices(engine) -> list[tuple[str, str]]:
 
 
 def model_title(name: str, facts) -> str:
-    """The name, the day it was made, and its first number if the run has one: `ppo · demo · 2026-11-27 · score 0.81`."""
+    """The name, the day it was made, and its first score if it has one: `ppo · demo · 2026-11-27 · score 0.81`."""
     parts = [name]
     if facts.created:
         parts.append(str(facts.created)[:10])
-    for metric, value in list(facts.metrics.items())[:1]:
-        parts.append(f"{metric} {value:.3g}" if isinstance(value, float) else f"{metric} {value}")
+    for metric, value in facts.metrics.items():
+        # Other numbers, such as counts of rows, tell nobody how good a model is.
+        if any(word in metric for word in SCORES):
+            parts.append(f"{metric.replace('_', ' ')} {value:.3g}")
+            break
     return " · ".join(parts)
 
 

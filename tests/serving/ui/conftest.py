@@ -224,7 +224,7 @@ def open_page(chromium, server):
         context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.errors, page.abroad = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("dialog", lambda dialog: (page.errors.append("dialog"), dialog.dismiss()))

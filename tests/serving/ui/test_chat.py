@@ -114,8 +114,10 @@ def test_the_system_prompt_is_closed_for_a_model_trained_without(served):
 
 
 def test_titles_tell_runs_of_one_stage_apart(served):
-    facts = served.facts(created="2026-11-27T10:00:00Z", metrics={"score": 0.8123, "other": 1})
-    assert chat.model_title("ppo · demo", facts) == "ppo · demo · 2026-11-27 · score 0.812"
+    facts = served.facts(
+        created="2026-11-27T10:00:00Z", metrics={"train_rows": 9, "mean_score": 0.8123}
+    )
+    assert chat.model_title("ppo · demo", facts) == "ppo · demo · 2026-11-27 · mean score 0.812"
     assert chat.model_title("base", served.facts(created="")) == "base"
 
 
