@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlhf.errors import UserError
 from rlhf.serving.requests import StreamEnd, TextChunk, Waiting
+from rlhf.serving.ui.conversation import SETTINGS
 from rlhf.serving.ui.settings_panel import Controls
 
 if TYPE_CHECKING:  # it needs torch
@@ -50,6 +51,7 @@ def begin(
 
     A bad request raises UserError here, before the first event.
     """
+    # Of a continued answer there is nothing to choose from: its beginning is fixed.
     if controls.best_of > 1 and messages[-1]["role"] == "user":
         return _best_of(engine, messages, controls, caller)
     events = engine.stream(
@@ -65,6 +67,7 @@ def begin(
 def _one(engine: "Engine", messages: list[dict], controls: Controls, events) -> Iterator:
     text = ""
     for event in events:
+        # A request may also wait in mid-answer, when the engine makes room.
         if isinstance(event, Waiting):
             yield Progress(text, event)
         elif isinstance(event, TextChunk):
@@ -83,6 +86,7 @@ def _add_score(engine: "Engine", messages: list[dict], controls: Controls, text,
     if not controls.reward_model or not text.strip():
         return ""
     try:
+        # The reward model reads whole answers only.
         question, answer = messages, text
         if messages[-1]["role"] == "assistant":  # continued
             question, answer = messages[:-1], messages[-1]["content"] + text
@@ -97,7 +101,7 @@ def _add_score(engine: "Engine", messages: list[dict], controls: Controls, text,
 def _best_of(
     engine: "Engine", messages: list[dict], controls: Controls, caller: Caller
 ) -> Iterator:
-    yield Progress(samples=controls.best_of)
+    yield Progress(samples=controls.best_of)  # best_of itself tells nothing until it is done
     scored = engine.best_of(
         controls.model,
         controls.reward_model,
@@ -119,11 +123,11 @@ def _best_of(
 def details_of(controls: Controls, end) -> dict:
     """The details that are kept with an answer. end: its StreamEnd or Completion."""
     settings = asdict(controls.settings)
-    names = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty")
+    # The seed is kept on its own: one that was drawn is not in the settings.
     return {
         "model": controls.model,
         "seed": end.seed,
-        "settings": {name: settings[name] for name in names},
+        "settings": {name: settings[name] for name in SETTINGS},
         "system": controls.system,
         "tokens": end.tokens,
         "finish": end.finish,
@@ -134,10 +138,11 @@ def paced(
     events: Iterable, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress | Done]:
     """Pass on at most some 20 updates a second. What is not text passes at once."""
-    last = None
+    last = None  # time of the last text that was passed on
     for event in events:
         if isinstance(event, Progress) and event.text and last is not None:
             pause = SECONDS + len(event.text) / CHARACTERS
+            # What is passed over is part of the next text.
             if clock() - last < pause:
                 continue
         if isinstance(event, Progress) and event.text:

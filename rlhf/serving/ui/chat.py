@@ -50,6 +50,7 @@ SCORES = ("score", "reward", "voice")  # in the name of a number that the picker
 def build(service: Service, page: gr.Blocks) -> None:
     """Build the chat inside its tab."""
     texts.add_texts(TEXTS)
+    # of this page, for its stop button
     requests = Requests()
     with gr.Row(elem_id="chat", equal_height=True):
         with gr.Column(elem_id="chat-side", scale=0, min_width=220):
@@ -175,8 +176,9 @@ class Wiring:
         look = self.look(language, settings[0])
         session = request.session_hash or ""
         name = self.requests.begin(session)
-        shown = False
+        shown = False  # Gradio wants at least one value from a generator
         try:
+            # The browser sends it, so it is checked each time.
             conversation = opened(kept)
             caller = Caller(name, request.username or session)
             asking = Asking(read_controls(*settings), caller, language)
@@ -245,6 +247,7 @@ class Wiring:
         def on_stop(request: gr.Request):
             stop_all(self.service, self.requests, request.session_hash)
 
+        # chat.js triggers these.
         inputs, outputs = [keeper, model], [keeper, talk, notice]
         keeper.open(refusing(on_open, 2), inputs, outputs[1:], **at_once)
         keeper.pick(refusing(on_pick, 3), inputs, outputs, **at_once)
@@ -310,13 +313,14 @@ def refusing(handler, outputs: int):
 
 def updates(screen: Screen, look: Look) -> list:
     """Values of keeper, talk, live, notice, box, send and stop."""
-    keeper, talk = gr.skip(), gr.skip()
+    keeper, talk = gr.skip(), gr.skip()  # not sent
     if screen.conversation is not None:
         keeper = screen.conversation
         talk = conversation_html(screen.conversation, look, screen.last)
     send = stop = gr.skip()
     if screen.busy is not None:
         send, stop = gr.update(visible=not screen.busy), gr.update(visible=screen.busy)
+    # in the order of `outputs` in build
     values = [keeper, talk]
     for value in (screen.live, screen.notice, screen.box):
         values.append(gr.skip() if value is None else value)
@@ -344,6 +348,7 @@ def model_choices(engine) -> list[tuple[str, str]]:
 def model_title(name: str, facts) -> str:
     """The name, the day it was made, and its first score if it has one: `ppo · demo · 2026-11-27 · score 0.81`."""
     parts = [name]
+    # Runs of one recipe differ by their day at least.
     if facts.created:
         parts.append(str(facts.created)[:10])
     for metric, value in facts.metrics.items():
@@ -356,6 +361,7 @@ def model_title(name: str, facts) -> str:
 
 def examples_of(engine, model: str) -> list[str]:
     """Questions that the run names, else general ones. A file that is not a list of short texts is passed over."""
+    # A Hub id has no folder: its file is not there.
     try:
         path = Path(str(engine.runs[model])) / EXAMPLES_FILE
         named = json.loads(path.read_text(encoding="utf-8"))
@@ -369,6 +375,7 @@ def examples_of(engine, model: str) -> list[str]:
 
 def file_name(title: str) -> str:
     """A title as a name of a file on any system."""
+    # Letters of any alphabet stay, separators of paths do not.
     kept = [character if character.isalnum() else "-" for character in title]
     words = "".join(kept).split("-")
     return "-".join(word for word in words if word)[:60] or "conversation"

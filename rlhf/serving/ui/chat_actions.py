@@ -71,9 +71,11 @@ def ask(
     """Ask a question after message `parent`, by default at the end. An empty one does nothing."""
     if not question or not question.strip():
         return
+    # The engine counts the whole conversation; this is for a message that is too long by itself.
     check_length(service, question)
     if parent is None:
         parent = end(conversation)
+    # The question joins a copy, which is dropped if the engine refuses it.
     asked, index = add(conversation, parent, "user", question.strip())
     yield from answer(service, asked, index, asking, original=conversation, question=question)
 
@@ -112,6 +114,7 @@ def proceed(service: Service, conversation: dict, index: int, asking: Asking) ->
 def node_of(conversation: dict, index, role: str | None = None) -> dict:
     """A message of the conversation; Refusal if there is none of this role."""
     nodes = conversation["nodes"]
+    # It comes from the page: -1 would be the last message.
     if type(index) is not int or not 0 <= index < len(nodes):
         raise Refusal("chat.error.no_message", number=index)
     if role is not None and nodes[index]["role"] != role:
@@ -135,6 +138,7 @@ def answer(
     """
     controls, language = asking.controls, asking.language
     last = index if continued is None else continued
+    # The growing answer is drawn below the question, also when an answer to it is there already.
     begun = "" if continued is None else conversation["nodes"][continued]["text"]
     progress = Progress()
     done = None
@@ -144,6 +148,7 @@ def answer(
             service.engine, messages(conversation, last, controls.system), controls, asking.caller
         )
         live = live_html(controls.model, progress, language, begun)
+        # Only what was sent from the box leaves it: after a retry it may hold another text.
         cleared = None if question is None else ""
         yield Screen(conversation, index, live, notice="", box=cleared, busy=True)
         with closing(events):
@@ -153,6 +158,7 @@ def answer(
                     continue
                 progress = event
                 yield Screen(live=live_html(controls.model, progress, language, begun))
+    # Refused late, for example because the model could not be loaded.
     except UserError as error:
         notice = html.escape(told(error, language))
         yield Screen(original, live="", notice=notice, box=question, busy=False)
@@ -195,9 +201,11 @@ def finished(conversation: dict, index: int, done: Done | None, continued: int |
     """The conversation with its new answers."""
     if done is None or stopped_early(done):
         return conversation
+    # a variant, or several of best-of-n
     if continued is None:
         return add_answers(conversation, index, done.answers)
     old, new = conversation["nodes"][continued], done.answers[0]
+    # The seed of the first part repeats the answer up to where it was continued.
     details = {**old["details"], **new["details"], "seed": old["details"].get("seed")}
     if details["seed"] is None:
         details["seed"] = new["details"].get("seed")
@@ -250,6 +258,7 @@ def store_rating(
     from rlhf.feedback.events import Rating
     from rlhf.feedback.models import model_used
 
+    # A model that is gone has no weights to name, and a made-up name must not reach the store.
     name = details.get("model") or ""
     if name not in service.engine.runs:
         raise Refusal("chat.error.rated_model", model=name)
@@ -261,6 +270,7 @@ def store_rating(
             settings=details.get("settings") or {},
             seed=details.get("seed"),
             value=value,
+            # a sentence or two: nobody reads more of a thumb
             reason=(reason or "").strip()[:1000],
             annotator=service.feedback.annotator(who) if who else "",
             source=source,

@@ -44,6 +44,7 @@ class Requests:
     def end(self, session: str, name: str) -> None:
         names = self.names.get(session, set())
         names.discard(name)
+        # Sessions that have ended must not pile up.
         if not names:
             self.names.pop(session, None)
 
@@ -54,7 +55,9 @@ class Requests:
 def add_endpoints(service: Service, requests: Requests) -> None:
     """Inside a page: add the endpoints."""
     engine = service.engine
+    # name -> (type, default), the same for each endpoint that answers
     controls = parameters(engine)
+    # shared with the page's own events
     streaming = {"concurrency_limit": 32, "concurrency_id": "chat"}
 
     def send(request: gr.Request, message, history, *settings) -> Iterator[dict]:
@@ -89,6 +92,7 @@ def add_endpoints(service: Service, requests: Requests) -> None:
         if len(prompt) < 2 or prompt[-1]["role"] != "assistant":
             raise Refusal("chat.error.no_question")
         details = {"model": model, "seed": seed}
+        # The last message is what is rated, the others are its prompt.
         *prompt, answer = prompt
         answer = answer["content"]
         store_rating(service, prompt, answer, details, value, reason, request.username or "", "api")
@@ -137,6 +141,7 @@ def run(
     name = requests.begin(session)
     try:
         caller = Caller(name, request.username or session)
+        # Raises for a bad request, which becomes the client's error.
         events = answers.begin(service.engine, prompt, controls, caller)
         with closing(events):
             for event in answers.paced(events):
@@ -153,6 +158,7 @@ def frame(event: Progress | Done, prompt: list[dict]) -> dict:
         if waiting is not None:
             item |= {"ahead": waiting.ahead, "loading": waiting.loading}
         return item
+    # best-of-n gives several, the best first
     first, *others = event.answers
     item = {"text": first["text"], **first["details"]}
     item["history"] = with_answer(prompt, first["text"])
@@ -182,7 +188,7 @@ def begin_history(history, message, settings: tuple, service: Service) -> list[d
 
 def plain(history, settings: tuple) -> list[dict]:
     """The history as messages, the system prompt first."""
-    system = settings[1]
+    system = settings[1]  # second in `parameters`
     return from_history(history, system if isinstance(system, str) else "")[1]
 
 
@@ -231,7 +237,7 @@ def exported(conversation: dict, form: str, language: str) -> str:
 
 def to_history(conversation: dict) -> list[dict]:
     """The shown messages of a conversation as a plain list."""
-    shown = path(conversation)
+    shown = path(conversation)  # the other branches stay in the file
     if not shown:
         return []
     return messages(conversation, shown[-1])

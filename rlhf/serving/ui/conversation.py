@@ -36,6 +36,7 @@ DETAILS = {
     "score": (int, float),
     "reward_model": str,
 }
+SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty")
 RATINGS = ("", "up", "down")
 
 
@@ -61,6 +62,7 @@ def add(conversation: dict, parent: int, role: str, content: str, **extra) -> tu
     """Add a message after `parent` and show it. Returns the conversation and the index of the message."""
     conversation = deepcopy(conversation)
     nodes = conversation["nodes"]
+    # An index never changes: messages are added at the end and never removed.
     nodes.append({"parent": parent, "role": role, "text": content, "shown": True, **extra})
     index = len(nodes) - 1
     _show(nodes, index)
@@ -72,7 +74,7 @@ def add(conversation: dict, parent: int, role: str, content: str, **extra) -> tu
 
 def add_answers(conversation: dict, parent: int, answers: list[dict]) -> dict:
     """Add answers to the question `parent`, and show the first. An answer: {"text", "details"}."""
-    first = len(conversation["nodes"])
+    first = len(conversation["nodes"])  # index of the first new answer
     for answer in answers:
         conversation, _ = add(
             conversation,
@@ -111,6 +113,7 @@ def _show(nodes: list[dict], index: int) -> None:
 def short_title(content: str) -> str:
     """The first words of a message, on one line."""
     line = " ".join(content.split())
+    # one character less, for the ellipsis
     if len(line) > TITLE_LENGTH:
         line = line[: TITLE_LENGTH - 1] + "…"
     return line
@@ -121,7 +124,7 @@ def short_title(content: str) -> str:
 
 def path(conversation: dict) -> list[int]:
     """Indices of the messages that are shown, the first one first."""
-    next_one = {}
+    next_one = {}  # message -> the shown one of those after it
     for i, node in enumerate(conversation["nodes"]):
         if node["shown"]:
             next_one[node["parent"]] = i
@@ -144,7 +147,7 @@ def before(conversation: dict, index: int) -> list[int]:
     while index != ROOT:
         indices.append(index)
         index = conversation["nodes"][index]["parent"]
-    return indices[::-1]
+    return indices[::-1]  # walked from the last to the first
 
 
 def end(conversation: dict) -> int:
@@ -213,10 +216,12 @@ def checked(value) -> dict:
     nodes = value.get("nodes")
     if not isinstance(nodes, list) or len(nodes) > MOST_NODES:
         raise Refusal("chat.error.too_long", nodes=MOST_NODES, characters=MOST_CHARACTERS)
+    # Built from nothing, so that a key that is not known cannot come along.
     conversation = new_conversation()
     for name in ("id", "title", "updated"):
-        if isinstance(value.get(name), str):
+        if is_unicode(value.get(name)):
             conversation[name] = value[name][:80]
+    # The browser makes a key of its storage from it.
     if not conversation["id"].isalnum():
         conversation["id"] = secrets.token_hex(8)
     for i, node in enumerate(nodes):
@@ -235,6 +240,7 @@ def _checked_node(node, index: int, earlier: list[dict]) -> dict:
         raise Refusal("chat.error.message", number=index + 1)
     if role not in ROLES or not is_unicode(content):
         raise Refusal("chat.error.message", number=index + 1)
+    # A parent comes earlier in the list, so there are no circles.
     before_it = "assistant" if parent == ROOT else earlier[parent]["role"]
     if role == before_it:  # questions and answers alternate
         raise Refusal("chat.error.message", number=index + 1)
@@ -264,18 +270,22 @@ def _checked_details(details) -> dict:
     clean = {}
     for name, types in DETAILS.items():
         value = details.get(name)
+        # True is an int in Python
         if isinstance(value, types) and not isinstance(value, bool):
             clean[name] = value
-    settings = clean.get("settings", {})
-    clean["settings"] = {
-        str(name): value for name, value in settings.items() if isinstance(value, int | float)
-    }
+        if types is str and not is_unicode(value):
+            clean.pop(name, None)
+    settings = {}
+    for name, value in clean.get("settings", {}).items():
+        if name in SETTINGS and isinstance(value, int | float):
+            settings[name] = value
+    clean["settings"] = settings
     return clean
 
 
 def _show_one_each(nodes: list[dict]) -> None:
     """Of each group of siblings show exactly one: the last that says so, else the last."""
-    chosen: dict[int, int] = {}
+    chosen: dict[int, int] = {}  # parent -> the child that is shown
     for i, node in enumerate(nodes):
         current = chosen.get(node["parent"])
         if current is None or node["shown"] or not nodes[current]["shown"]:
@@ -292,10 +302,11 @@ def from_json(content: str) -> dict:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise Refusal("chat.error.not_conversation") from error
-    if isinstance(value, list):  # plain messages
+    if isinstance(value, list):  # plain messages, as an endpoint returns them
         conversation, _ = from_history(value)
         value = conversation
     conversation = checked(value)
+    # A new name: the same file may be opened twice.
     conversation["id"] = secrets.token_hex(8)
     return conversation
 
@@ -321,6 +332,7 @@ def to_markdown(conversation: dict, language: str = "en") -> str:
 def answer_line(node: dict, language: str) -> str:
     """The model of an answer, with seed and score."""
     details = node["details"]
+    # An imported answer may not say its model.
     words = [details.get("model") or text("chat.model", language)]
     if details.get("seed") is not None:
         words.append(text("chat.seed_is", language, seed=details["seed"]))

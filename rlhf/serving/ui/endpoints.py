@@ -27,6 +27,7 @@ add_texts(TEXTS)
 
 def expose(function: Callable, named: dict[str, tuple], returns: type, **options) -> None:
     """Make an endpoint of a function whose positional arguments get these names, types and defaults."""
+    # The language of its errors needs the request, so each endpoint gets one.
     takes_request = "request" in inspect.signature(function).parameters
     if inspect.isgeneratorfunction(function):
         endpoint = _streaming(function, takes_request)
@@ -70,6 +71,7 @@ def _streaming(function: Callable, takes_request: bool) -> Callable:
 def refused(error: Exception, request: gr.Request) -> gr.Error:
     """The error that a client gets. Of a failure it gets no details, which may hold paths."""
     language = language_of(request)
+    # Gradio has no header for it.
     if isinstance(error, Busy):
         return gr.Error(f"{told(error, language)} (retry after {error.retry_after} s)")
     if isinstance(error, UserError):

@@ -31,8 +31,10 @@ def answer_html(text: str) -> str:
 @cache
 def _markdown() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True})
+    # CommonMark has neither of the two.
     markdown.enable(["table", "strikethrough"]).disable("image")
     markdown.validateLink = is_web_link
+    # Before the rule that would take the stars.
     markdown.inline.ruler.before("emphasis", "product", _stars_in_a_word)
     markdown.add_render_rule("link_open", _link_open)
     markdown.add_render_rule("fence", _code)
@@ -58,6 +60,7 @@ def _stars_in_a_word(state: StateInline, silent: bool) -> bool:
     end = start
     while end < state.posMax and state.src[end] == "*":
         end += 1
+    # at the end of the line they close emphasis, if anything
     if end >= state.posMax:
         return False
     if not (_is_word(state.src[start - 1]) and _is_word(state.src[end])):
@@ -76,7 +79,7 @@ def _link_open(renderer, tokens: list[Token], index: int, options, env) -> str:
     token = tokens[index]
     token.attrSet("target", "_blank")
     token.attrSet("rel", "noopener noreferrer nofollow")
-    token.attrs.pop("title", None)
+    token.attrs.pop("title", None)  # it may say another address than the real one
     return renderer.renderToken(tokens, index, options, env)
 
 
@@ -88,6 +91,7 @@ def _code(renderer, tokens: list[Token], index: int, options, env) -> str:
 
 def _heading(renderer, tokens: list[Token], index: int, options, env) -> str:
     token = tokens[index]
+    # "h1" -> 4
     level = min(6, int(token.tag[1]) + LOWEST_HEADING)
     mark = "/" if token.nesting < 0 else ""
     return f"<{mark}h{level}>"

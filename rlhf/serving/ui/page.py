@@ -55,6 +55,7 @@ TABS = (
 
 def module_of(tab: Tab) -> ModuleType | None:
     """The module that builds a tab, if this installation has it."""
+    # rlhf.serving.ui.NAME
     name = f"{__package__}.{tab.name}"
     if find_spec(name) is None:
         return None
@@ -77,6 +78,7 @@ def build_page(service: Service) -> gr.Blocks:
     """Build the page: the tabs of the service, then one for each task of an encoder that is there."""
     texts.add_texts(TEXTS)
     texts.add_texts(tasks.TEXTS)
+    # Tabs add their own texts when they are built.
     encoders = service.encoders
     with theme.titled_page(TITLE) as page:
         with gr.Tabs():

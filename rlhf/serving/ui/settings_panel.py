@@ -70,10 +70,12 @@ def read_controls(  # noqa: PLR0913 (the endpoints name each setting)
         seed=read_seed(seed),
     )
     best_of = whole_number(best_of)
+    # type(), because True is an int
     if type(best_of) is not int or best_of < 1:
         raise Refusal("chat.error.best_of")
     if best_of > 1 and not reward_model:
         raise Refusal("chat.error.best_of_needs")
+    # None, when the box is closed
     if not isinstance(system_prompt, str):
         system_prompt = ""
     return Controls(model, system_prompt.strip(), settings, reward_model or "", best_of)
@@ -119,6 +121,7 @@ def panel(engine: "Engine") -> list[gr.components.Component]:
         max_lines=6,
         max_length=engine.limits.characters,
     )
+    # The engine's own limits are wider; these are values that make sense.
     temperature = gr.Slider(
         0, 2, DEFAULTS.temperature, step=0.05, label=label("chat.temperature"), buttons=[]
     )
@@ -143,7 +146,7 @@ def panel(engine: "Engine") -> list[gr.components.Component]:
             label=label("chat.penalty"),
             buttons=[],
         )
-    names = list(engine.reward_runs)
+    names = list(engine.reward_runs)  # often none
     reward_model = gr.Dropdown(
         [("–", ""), *[(name, name) for name in names]],
         value="",
@@ -151,6 +154,7 @@ def panel(engine: "Engine") -> list[gr.components.Component]:
         info=label("chat.reward_model.hint"),
         visible=bool(names),
     )
+    # With nine answers a reader still knows where to look.
     most = min(MOST_SAMPLES, engine.limits.samples)
     best_of = gr.Slider(
         1,

@@ -47,6 +47,7 @@ def label(key: str):
 
 def language_of(request: gr.Request | None) -> str:
     """The first language of the browser that the app has, from the Accept-Language header; English if there is none."""
+    # "ko-KR,ko;q=0.9,en;q=0.8": browsers name them in the order of preference.
     accepted = (request.headers.get("accept-language") or "") if request is not None else ""
     for part in accepted.lower().split(","):
         name = part.split(";")[0].strip().split("-")[0]
@@ -57,7 +58,7 @@ def language_of(request: gr.Request | None) -> str:
 
 def i18n() -> gr.I18n:
     """All texts, as Gradio wants them."""
-    by_language = {}
+    by_language = {}  # language -> key -> text
     for i, language in enumerate(LANGUAGES):
         by_language[language] = {key: texts[i] for key, texts in TABLE.items()}
     return gr.I18n(**by_language)

@@ -50,12 +50,13 @@ def conversation_html(conversation: dict, look: Look, last: int | None = None) -
     name = html.escape(text("chat.log", look.language))
     if not indices:
         return f"<div class='talk' role='log' aria-label='{name}'>{welcome_html(look)}</div>"
-    turns = []
+    turns = []  # HTML of each message
     for index in indices:
         if conversation["nodes"][index]["role"] == "user":
             turns.append(_question(conversation, index, look))
         else:
             turns.append(_answer(conversation, index, look))
+    # A page that was reloaded in mid-answer has a question without one.
     ends_with_question = conversation["nodes"][indices[-1]]["role"] == "user"
     if ends_with_question and last is None:
         turns.append(_unanswered(indices[-1], look.language))
@@ -64,7 +65,7 @@ def conversation_html(conversation: dict, look: Look, last: int | None = None) -
 
 def welcome_html(look: Look) -> str:
     """The heading of an empty conversation, with questions to try."""
-    chips = []
+    chips = []  # one per example; chat.js sends the text of the clicked one
     for example in look.examples:
         question = html.escape(example)
         chips.append(f"<button type='button' class='chip' data-act='example'>{question}</button>")
@@ -79,6 +80,7 @@ def live_html(model: str, progress: Progress, language: str, before: str = "") -
     """The growing answer. before: the text that is continued."""
     who = f"<div class='who'>{html.escape(model)}</div>"
     content = before + progress.text
+    # Spaces alone would draw an empty bubble.
     if content.strip():
         return f"<div class='turn model live'>{who}<div class='bubble prose'>{answer_html(content)}</div></div>"
     note = html.escape(waiting_text(progress, language))
@@ -90,7 +92,7 @@ def live_html(model: str, progress: Progress, language: str, before: str = "") -
 
 def waiting_text(progress: Progress, language: str) -> str:
     """The reason why there is no text yet."""
-    waiting = progress.waiting
+    waiting = progress.waiting  # None once the model is at it
     if waiting is not None and waiting.loading:
         return text("chat.loading", language)
     if waiting is not None and waiting.ahead == 1:
@@ -108,6 +110,7 @@ def waiting_text(progress: Progress, language: str) -> str:
 def _question(conversation: dict, index: int, look: Look) -> str:
     node = conversation["nodes"][index]
     language = look.language
+    # In the order of how often they are used.
     acts = [
         _variants(conversation, index, language),
         _button("edit", index, "chat.edit", language),
@@ -132,6 +135,7 @@ def _answer(conversation: dict, index: int, look: Look) -> str:
         _button("copy", index, "chat.copy", language),
         _button("retry", index, "chat.retry", language),
     ]
+    # An answer that the model ended itself has nothing to continue.
     if details.get("finish") in ("length", "cancelled", "failed") and node["text"].strip():
         acts.append(_button("proceed", index, "chat.continue", language))
     if look.ratable and node["text"].strip():
@@ -162,8 +166,9 @@ def details_html(details: dict, language: str) -> str:
         parts.append(f"<b>{html.escape(score)}</b>")
     for part in short_details(details, language):
         parts.append(html.escape(part))
-    if not parts:
+    if not parts:  # an imported answer, of which nothing is known
         return ""
+    # The line says the most important, the list below all of it.
     rows = []
     for name, value in all_details(details, language):
         rows.append(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>")
@@ -209,7 +214,7 @@ def all_details(details: dict, language: str) -> list[tuple[str, str]]:
 
 def _variants(conversation: dict, index: int, language: str) -> str:
     """‹ 2/3 › if the message has siblings."""
-    group = siblings(conversation, index)
+    group = siblings(conversation, index)  # itself included
     if len(group) < 2:
         return ""
     position = group.index(index)
@@ -219,12 +224,14 @@ def _variants(conversation: dict, index: int, language: str) -> str:
 
 
 def _step(name: str, group: list[int], position: int, language: str) -> str:
+    # At either end the arrow stays, disabled, so that the others do not move.
     if 0 <= position < len(group):
         return _button(name, group[position], f"chat.{name}", language, act="pick")
     return _button(name, group[0], f"chat.{name}", language, act="pick", more="disabled")
 
 
 def _thumb(value: str, node: dict, index: int, language: str) -> str:
+    # for screen readers, and for the colour
     pressed = "true" if node["rating"] == value else "false"
     more = f"data-value='{value}' aria-pressed='{pressed}'"
     return _button(value, index, f"chat.{value}", language, act="thumb", more=more)
@@ -247,9 +254,11 @@ def icon_html(name: str) -> str:
 
 def facts_html(facts, language: str) -> str:
     """The limits of the chosen model in one line, said before they are met."""
+    # What is not known is not said.
     parts = []
     if facts.context:
         parts.append(text("chat.fact.context", language, tokens=facts.context))
+    # Said once here, it need not be said again under each answer.
     if facts.trained_turns == 1:
         parts.append(text("chat.fact.single", language))
     elif facts.trained_turns:

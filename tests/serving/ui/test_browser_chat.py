@@ -52,7 +52,7 @@ def test_nothing_that_is_typed_or_answered_runs_or_asks_another_host(open_page):
 def test_nothing_that_is_imported_or_kept_runs_or_asks_another_host(open_page):
     page = open_page()
     conversation, index = add(new_conversation(), -1, "user", HOSTILE)
-    details = {"model": HOSTILE, "system": HOSTILE, "reward_model": HOSTILE, "settings": {}}
+    details = {"model": HOSTILE, "system": HOSTILE, "reward_model": HOSTILE, "seed": 1}
     conversation = add_answers(conversation, index, [{"text": HOSTILE, "details": details}])
     conversation["title"] = HOSTILE[:80]
     page.locator("#chat-side input[type=file]").set_input_files(

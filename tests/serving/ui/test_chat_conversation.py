@@ -140,14 +140,21 @@ def test_a_file_of_something_else_is_refused(content):
 
 
 def test_only_known_values_of_known_types_are_kept():
-    value = exchange("hi", "one") | {"id": "../../x", "evil": 1, "title": "t" * 500}
+    value = exchange("hi", "one") | {
+        "id": "../../x",
+        "evil": 1,
+        "title": "t" * 500,
+        "updated": "\ud800",
+    }
     value["nodes"][1]["details"] |= {
         "score": "<b>",
+        "model": "\ud800",
         "evil": 1,
         "settings": {"a": "<b>", "top_p": 0.5},
     }
     value["nodes"][1] |= {"rating": "sideways", "reason": 3, "html": "<b>"}
     clean = talk.checked(value)
+    assert "\ud800" not in json.dumps(clean, ensure_ascii=False)
     assert clean["id"].isalnum() and "evil" not in clean and len(clean["title"]) == 80
     node = clean["nodes"][1]
     assert node["details"]["settings"] == {"top_p": 0.5} and "score" not in node["details"]
