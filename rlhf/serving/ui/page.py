@@ -44,12 +44,16 @@ def starts_runs(service: Service) -> bool:
     return service.jobs is not None
 
 
+def has_data(service: Service) -> bool:
+    return service.jobs is not None or service.feedback is not None
+
+
 TABS = (
     Tab("chat", can_chat),
     Tab("compare", takes_feedback),
     Tab("rank", takes_feedback),
     Tab("runs", starts_runs),
-    Tab("data", starts_runs),
+    Tab("data", has_data),
 )
 
 

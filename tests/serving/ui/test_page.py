@@ -18,7 +18,7 @@ def all_installed(monkeypatch):
 def test_tabs_come_in_order_and_only_with_what_they_need(service, all_installed):
     assert names(service) == ["chat"]
     service.feedback = object()
-    assert names(service) == ["chat", "compare", "rank"]
+    assert names(service) == ["chat", "compare", "rank", "data"]
     service.jobs = object()
     assert names(service) == ["chat", "compare", "rank", "runs", "data"]
     service.engine.runs = {}
