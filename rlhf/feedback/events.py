@@ -18,7 +18,7 @@ SCHEMA = 1
 SOURCES = ("app", "api", "import")
 ANNOTATOR = re.compile(r"[0-9a-f]{16}")
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
-MAX_ANSWERS = 9
+MAX_ANSWERS = 10  # nine, and one that the annotator wrote
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ranking:
-    """2 to 9 answers in an order. ranks: 0 is the best, ties share a rank. item: the prompt's id in the queue, or ""."""
+    """2 to 9 answers in an order, and maybe one that the annotator wrote. ranks: 0 is the best, ties share a rank. item: the prompt's id in the queue, or ""."""
 
     messages: list[dict]
     answers: list[Answer]

@@ -23,7 +23,7 @@ from rlhf.feedback.events import Ranking
 from rlhf.feedback.store import Cursor, Store, append_line, make_folder, parse, read_lines
 
 LEASE_SECONDS = 20 * 60
-MAX_FILE = 5 << 20  # bytes of a file of prompts
+MAX_FILE = 1 << 20  # bytes of a file of prompts
 MAX_PROMPTS = 20_000  # in the queue
 MAX_CHARACTERS = 32_000  # of a prompt
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ class Store:
         self.folder = Path(folder)
         self.path = self.folder / NAME
         self.problems: list[str] = []
+        self._lock = threading.Lock()
+        self._known: list[Event] = []
+        self._cursor = Cursor()
 
     def append(self, event: Event) -> Event:
         """Write an event and sync it. UserError for a bad event, and where it could not be written whole."""
@@ -54,12 +58,26 @@ class Store:
     def events(self) -> Iterator[Event]:
         """Every good event, in the order of the file."""
         self.problems = []
-        yield from self.read_from(Cursor(), self.problems)[0]
+        yield from self.read_from(Cursor(), self.problems, unfinished=True)[0]
 
-    def read_from(self, cursor: Cursor, problems: list[str]) -> tuple[list[Event], Cursor]:
-        """(the events after a cursor, the cursor after them). Adds to `problems` what could not be read."""
+    def all(self) -> list[Event]:
+        """Every good event as a list. Only what was appended since the last call is read, by whichever process."""
+        with self._lock:
+            if self.path.exists() and self.path.stat().st_size < self._cursor.offset:
+                self._known, self._cursor = [], Cursor()  # the file was replaced
+            fresh, self._cursor = self.read_from(self._cursor, [])
+            self._known += fresh
+            return list(self._known)
+
+    def read_from(
+        self, cursor: Cursor, problems: list[str], *, unfinished: bool = False
+    ) -> tuple[list[Event], Cursor]:
+        """(the events after a cursor, the cursor after them). Adds to `problems` what could not be read.
+
+        unfinished: read a last line that lacks its end too. It is behind the cursor, since it may be completed.
+        """
         events = []
-        lines, end = read_lines(self.path, cursor)
+        lines, end = read_lines(self.path, cursor, unfinished=unfinished)
         for number, data in lines:
             try:
                 events.append(from_row(parse(data)))
@@ -163,10 +181,12 @@ def sync_folder(folder: Path) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path, cursor: Cursor) -> tuple[list[tuple[int, bytes]], Cursor]:
-    """((line number, bytes) of the lines after a cursor without blank ones, the cursor after them).
+def read_lines(
+    path: Path, cursor: Cursor, *, unfinished: bool = False
+) -> tuple[list[tuple[int, bytes]], Cursor]:
+    """((line number, bytes) of the lines after a cursor without blank ones, the cursor after the last whole line).
 
-    The last line may lack its end. It is read, but the cursor stays in front of it: it may be completed later.
+    unfinished: give a last line that lacks its end too.
     """
     try:
         with open(path, "rb") as file:
@@ -176,10 +196,12 @@ def read_lines(path: Path, cursor: Cursor) -> tuple[list[tuple[int, bytes]], Cur
     except FileNotFoundError:
         return [], cursor
     lines = data.split(b"\n")
-    whole, rest = lines[:-1], lines[-1]
-    numbered = list(enumerate(lines, start=cursor.line + 1))
-    numbered = [(number, line) for number, line in numbered if line.strip()]
-    return numbered, Cursor(cursor.offset + len(data) - len(rest), cursor.line + len(whole))
+    rest = lines[-1]
+    end = Cursor(cursor.offset + len(data) - len(rest), cursor.line + len(lines) - 1)
+    if not unfinished:
+        lines.pop()
+    numbered = enumerate(lines, start=cursor.line + 1)
+    return [(number, line) for number, line in numbered if line.strip()], end
 
 
 def parse(data: bytes):

@@ -167,5 +167,5 @@ def test_bad_files_of_prompts_are_named_by_line(name, data, message):
 
 
 def test_a_large_file_of_prompts_is_refused():
-    with pytest.raises(UserError, match="at most 5242880"):
+    with pytest.raises(UserError, match="at most 1048576"):
         read_prompts(b"x" * (module.MAX_FILE + 1), "a.txt")

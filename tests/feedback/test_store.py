@@ -137,6 +137,24 @@ def test_reading_goes_on_after_a_cursor(store, make):
     assert problems[0].startswith(f"{store.path}:3: schema") and cursor.line == 3
 
 
+def test_all_events_are_read_on_from_where_they_ended(store, make):
+    other = Store(store.folder)
+    assert store.all() == []
+    first = other.append(make.rating("a"))
+    assert store.all() == [first]
+    whole = store.path.read_bytes()
+    second = other.append(make.rating("b"))
+    line = store.path.read_bytes()[len(whole) :]
+    store.path.write_bytes(
+        whole + line[:-1]
+    )  # whole but for its end: read once, when it is completed
+    assert store.all() == [first] and list(store.events()) == [first, second]
+    third = other.append(make.rating("c"))
+    assert store.all() == [first, second, third] == store.all()
+    store.path.write_bytes(whole)
+    assert store.all() == [first]
+
+
 def test_eight_writers_of_which_one_is_killed_leave_only_whole_lines(store):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
