@@ -97,7 +97,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ranking:
-    """2 to 9 answers in an order, and maybe one that the annotator wrote. ranks: 0 is the best, ties share a rank. item: the prompt's id in the queue, or ""."""
+    """2 to 9 answers in an order, and maybe one that the annotator wrote.
+
+    ranks: 0 is the best, ties share a rank. item: the prompt's id in the queue, or "".
+    """
 
     messages: list[dict]
     answers: list[Answer]
