@@ -23,7 +23,7 @@ from rlhf.feedback.events import Answer
 from rlhf.feedback.models import model_used
 from rlhf.serving.requests import Busy, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.service import Service
-from rlhf.serving.ui.texts import text
+from rlhf.serving.ui.texts import label, text
 
 logger = logging.getLogger(__name__)
 
@@ -329,9 +329,21 @@ def revealed(asked: Asked, answers: list[Answer]) -> dict[str, dict]:
 def annotator_of(service: Service, request: gr.Request | None, name: str) -> str:
     """The hash under which somebody is stored: of the login if there is one, else of the given name."""
     username = getattr(request, "username", None)
+    name = name or ""  # an untouched text box
     if not isinstance(name, str) or len(name) > 100:
         raise UserError("annotator: a name of at most 100 characters is expected")
     return service.feedback.annotator(username or name)
+
+
+def name_box(page: gr.Blocks) -> gr.Textbox:
+    """The box for the annotator's name. The browser keeps it for the next visit, and for the other tab."""
+    box = gr.Textbox(label=label("judge.name"), info=label("judge.name_info"), max_length=100)
+    # The secret only encodes it: a name is no secret to the one who typed it.
+    kept = gr.BrowserState("", storage_key="rlhf-annotator", secret="rlhf")
+    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    page.load(lambda name: str(name or "")[:100], kept, box, **quiet)
+    box.blur(lambda name: name or "", box, kept, **quiet)
+    return box
 
 
 def session_of(request: gr.Request | None) -> str:
@@ -459,15 +471,18 @@ CSS = """
 }
 .dark .judge-hint kbd {background: var(--neutral-800);}
 .judge-table {overflow-x: auto;}
-.judge-table table {border-collapse: collapse; width: 100%; font-size: 0.9rem;}
+.judge-table table {border-collapse: collapse; width: 100%; font-size: 0.9rem; margin: 0; border: none;}
 .judge-table caption {text-align: left; font-weight: 600; padding: 4px 0 8px;}
-.judge-table th, .judge-table td {
-  text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--border-color-primary);
+.judge-table :is(th, td, tr, thead, tbody) {border: none; background: transparent;}
+.judge-table table :is(th, td) {
+  text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var(--border-color-primary);
   font-variant-numeric: tabular-nums;
 }
-.judge-table th {font-weight: 500; color: var(--body-text-color-subdued);}
-.judge-table .bar {min-width: 130px; width: 30%;}
+.judge-table table th {font-weight: 500; color: var(--body-text-color-subdued);}
+.judge-table table {min-width: 500px;}
+.judge-table .bar {min-width: 90px; width: 30%;}
 .judge-table svg {width: 100%; height: 18px; display: block;}
+.judge-cards + .judge-hint {margin-top: 10px;}
 .judge-note {font-size: 0.84rem; color: var(--body-text-color-subdued); margin: 6px 0 0;}
 .verdicts button {min-height: 44px;}
 """

@@ -26,6 +26,7 @@ from rlhf.serving.ui.blind import (
     check_models,
     check_not_empty,
     check_prompt,
+    name_box,
     prompt_html,
     refusals,
     reveal_line,
@@ -229,9 +230,7 @@ def build(service: Service, page: gr.Blocks) -> None:
             table = gr.HTML(elem_id="compare-strengths")
         with gr.Column(scale=3, min_width=260):
             controls = panel(service)
-            annotator = gr.Textbox(
-                label=label("judge.name"), info=label("judge.name_info"), max_length=100
-            )
+            annotator = name_box(page)
     name = gr.State("")
     outputs = [answers, status, name, *buttons.values()]
 
@@ -252,7 +251,8 @@ def build(service: Service, page: gr.Blocks) -> None:
     ask_page = refusals(on_ask, escape=True)
     inputs = [prompt, *controls]
     options = {"show_progress": "hidden", "concurrency_limit": 16, "api_visibility": "private"}
-    gr.on([ask.click, prompt.submit], ask_page, inputs, outputs, **options)
+    asking = gr.on([ask.click, prompt.submit], ask_page, inputs, outputs, **options)
+    asking.then(None, None, None, js=FOCUS)
 
     def on_vote(verdict: str):
         def vote(key, who, request: gr.Request):
@@ -391,6 +391,17 @@ def endpoints(comparing: Comparing) -> None:
     gr.api(refusals(compare_strengths, escape=False), api_name="compare_strengths")
 
 
+# From the message to the verdict, unless the user went elsewhere meanwhile.
+FOCUS = """
+() => {
+  const active = document.activeElement;
+  if (active && active !== document.body && !active.closest("#compare-prompt, #compare-ask")) return;
+  for (const name of ["left", "a"]) {
+    const button = document.getElementById("compare-" + name);
+    if (button && button.offsetParent && !button.disabled) button.focus({preventScroll: true});
+  }
+}
+"""
 # Keys are for the page, not for text boxes, lists and the row of tabs.
 KEYS = """
 () => {

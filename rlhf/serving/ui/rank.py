@@ -26,6 +26,7 @@ from rlhf.serving.ui.blind import (
     answers_of,
     check_models,
     check_prompt,
+    name_box,
     prompt_html,
     refusals,
     reveal_line,
@@ -38,7 +39,7 @@ from rlhf.serving.ui.blind import (
     words,
 )
 from rlhf.serving.ui.compare import DEFAULTS, sampling
-from rlhf.serving.ui.rank_look import CSS, SCRIPT, TEXTS
+from rlhf.serving.ui.rank_look import CSS, FOCUS, SCRIPT, TEXTS
 from rlhf.serving.ui.texts import label, language_of, text
 
 __all__ = ["CSS", "TEXTS", "build"]
@@ -323,9 +324,7 @@ def build(service: Service, page: gr.Blocks) -> None:
                 )
                 skip = gr.Button(label("rank.skip"), interactive=False, elem_id="rank-skip")
         with gr.Column(scale=3, min_width=260):
-            annotator = gr.Textbox(
-                label=label("judge.name"), info=label("judge.name_info"), max_length=100
-            )
+            annotator = name_box(page)
             models, number, *controls = panel(service)
             status = gr.HTML(elem_id="rank-status")
             add, share = queue_panel(tab)
@@ -383,7 +382,7 @@ def build(service: Service, page: gr.Blocks) -> None:
         return on_status(who, request)
 
     def wire(event, function, inputs, results, **more):
-        event(refusals(function, escape=True), inputs, results, **options, **more)
+        return event(refusals(function, escape=True), inputs, results, **options, **more)
 
     asking = [annotator, models, number, *controls]
     gr.on(
@@ -392,8 +391,8 @@ def build(service: Service, page: gr.Blocks) -> None:
         [prompt, *asking[1:]],
         outputs,
         **options,
-    )
-    wire(following.click, on_next, asking, outputs)
+    ).then(None, None, None, js=FOCUS)
+    wire(following.click, on_next, asking, outputs).then(None, None, None, js=FOCUS)
     # The browser replaces the first value by the tiers that were chosen.
     collect = "(tiers, ...rest) => [window.rlhfTiers ? window.rlhfTiers() : '', ...rest]"
     wire(submit.click, on_submit, [tiers, written, annotator, name], [*outputs, status], js=collect)

@@ -1,5 +1,12 @@
 """The texts, the style and the keys of the rank tab."""
 
+# So that the keys work at once.
+FOCUS = """
+() => {
+  const card = document.querySelector("#rank-answers .rank-card");
+  if (card) card.focus({preventScroll: true});
+}
+"""
 # A digit on a card sets its tier and goes to the next card. Arrows move between cards, Enter submits when all have a tier.
 SCRIPT = """
 () => {
@@ -60,16 +67,6 @@ SCRIPT = """
       document.getElementById("rank-submit").click();
     }
   });
-  const answers = document.getElementById("rank-answers");
-  if (answers) {
-    let last = "";
-    new MutationObserver(() => {
-      const first = cards()[0];
-      const now = first ? answers.textContent : "";
-      if (first && now !== last && answers.offsetParent) first.focus({preventScroll: true});
-      last = now;
-    }).observe(answers, {childList: true, subtree: true});
-  }
 }
 """
 
@@ -113,8 +110,8 @@ TEXTS = {
         "대기열이 비어 있습니다. 질문 파일을 추가하세요.",
     ),
     "rank.rankings": (
-        "{rankings} rankings by {annotators} named people.",
-        "순위 {rankings}개, 이름이 있는 평가자 {annotators}명.",
+        "Rankings: {rankings}. People with a name: {annotators}.",
+        "순위 {rankings}개. 이름이 있는 평가자 {annotators}명.",
     ),
     "rank.agreement": (
         "Agreement (Krippendorff's alpha): {alpha}{interval}. {pairs} pairs of answers to {prompts} prompts, {same} equal.",
