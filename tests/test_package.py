@@ -165,6 +165,7 @@ def test_every_recipe_is_a_command_and_the_reward_functions_are_not():
     scripts = find_scripts()
     assert [name for name, script in scripts.items() if script.is_recipe] == RECIPES
     assert [name for name, script in scripts.items() if not script.is_recipe] == [
+        "annotator",
         "e2e",
         "smalltalk",
     ]

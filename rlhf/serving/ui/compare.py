@@ -1,7 +1,8 @@
 """The compare tab: the same prompt and seed to two or three models, blind, then the strengths of all that were compared.
 
 Names, seeds and scores are told after the verdict only, to the page and to API clients alike. The order on the screen is
-shuffled and stored. Endpoints: compare_ask, compare_vote, compare_strengths.
+shuffled and stored. Endpoints: compare_models, compare_ask, compare_vote,
+compare_strengths.
 """
 
 import html
@@ -273,9 +274,15 @@ def build(service: Service, page: gr.Blocks) -> None:
         button.click(on_vote(verdict), [name, annotator], [*outputs, table], **options)
 
     def on_load(request: gr.Request):
-        return strengths_html(service, language_of(request))
+        rewards = list(service.engine.reward_runs)
+        return (
+            strengths_html(service, language_of(request)),
+            gr.update(choices=list(service.engine.runs)),
+            gr.update(choices=rewards, visible=bool(rewards)),
+        )
 
-    page.load(refusals(on_load, escape=True), None, table, **options)
+    # Runs may have finished since the app started.
+    page.load(refusals(on_load, escape=True), None, [table, *controls[:2]], **options)
     page.load(None, None, None, js=KEYS)
 
 
@@ -386,6 +393,14 @@ def endpoints(comparing: Comparing) -> None:
         """Bradley-Terry strengths of all compared models, with 95 % intervals."""
         return strengths_list(service)
 
+    def compare_models() -> dict:
+        """The labels of the served models and reward models."""
+        return {
+            "models": list(service.engine.runs),
+            "reward_models": list(service.engine.reward_runs),
+        }
+
+    gr.api(refusals(compare_models, escape=False), api_name="compare_models")
     gr.api(refusals(compare_ask, escape=False), api_name="compare_ask", concurrency_limit=16)
     gr.api(refusals(compare_vote, escape=False), api_name="compare_vote", concurrency_limit=16)
     gr.api(refusals(compare_strengths, escape=False), api_name="compare_strengths")

@@ -402,6 +402,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     read = "async (content, name, ...rest) => [...(await window.rlhfPromptFile()), ...rest]"
     wire(add.click, on_add, [content, file_name, share, annotator], [status], js=read)
     page.load(refusals(on_status, escape=True), [annotator], status, **options)
+    page.load(lambda: gr.update(choices=list(service.engine.runs)), None, models, **options)
     page.load(None, None, None, js=SCRIPT.replace("MAX_FILE", str(MAX_FILE)))
 
 

@@ -109,7 +109,12 @@ def test_the_endpoint_tells_texts_only_until_the_vote(tmp_path):
     with gr.Blocks() as page:
         compare.build(service, page)
     named = {f.api_name: f for f in page.fns.values() if f.api_visibility == "public"}
-    assert set(named) == {"compare_ask", "compare_vote", "compare_strengths"}
+    assert set(named) == {
+        "compare_models",
+        "compare_ask",
+        "compare_vote",
+        "compare_strengths",
+    }
     asked = named["compare_ask"].fn(prompt="hi", models=MODELS, seed=4242)
     assert sorted(asked["answers"]) == ["A", "B", "C"]
     assert "secret" not in json.dumps(asked) and "4242" not in json.dumps(asked)
