@@ -54,6 +54,7 @@ def read_rows(path: Path, count: int) -> dict[str, dict]:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
+                # The queue holds each prompt once.
                 rows.setdefault(row["prompt"], row)
                 if len(rows) == count:
                     break
@@ -116,6 +117,7 @@ def rank(client, rows: dict[str, dict], args) -> None:
         client.predict(
             ranking=asked["ranking"], tiers=tiers, annotator=args.name, api_name="/rank_submit"
         )
+        # A tie of all answers teaches nothing.
         ordered += len(set(tiers)) > 1
         if number % 25 == 0:
             print(f"{number} of {len(rows)} prompts, {ordered} with an order", flush=True)
@@ -140,6 +142,7 @@ def compare(client, rows: dict[str, dict], args) -> None:
             seed=number,
             api_name="/compare_ask",
         )
+        # Decided before it is told which model is which.
         tiers = {letter: tier(answer, row) for letter, answer in asked["answers"].items()}
         verdict = verdict_of(tiers)
         told = client.predict(
@@ -148,6 +151,7 @@ def compare(client, rows: dict[str, dict], args) -> None:
             annotator=args.name,
             api_name="/compare_vote",
         )
+        # None after a tie.
         winner = told["models"].get(verdict, {}).get("model")
         wins += winner == new
         losses += winner == old

@@ -219,7 +219,7 @@ def test_version(capsys):
         (["rewards"], "no command 'rewards', did you mean 'reward'?"),
         (
             ["zzz"],
-            "no command 'zzz'; known: chat, classification, configs, demo, e2e, finish, layouts",
+            "no command 'zzz'; known: annotator, chat, classification, configs, demo, e2e, finish, layouts",
         ),
         (["sft", "--config", "dem"], "no sft config 'dem', did you mean 'demo'?"),
         (["sft", "--config", "demo/x"], "demo/x: no such config file"),

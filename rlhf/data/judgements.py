@@ -35,6 +35,7 @@ def from_event(row: dict) -> list[dict]:
     if row["event"] == "comparison":
         ranks = comparison_ranks(row.get("verdict"), row.get("shown"), len(completions))
     else:
+        # A ranking, since layouts are recognised by `is_event`.
         ranks = row.get("ranks")
         check_ranks(ranks, len(completions))
     completions, ranks = _merged(completions, ranks)
@@ -61,6 +62,7 @@ def comparison_ranks(verdict, shown, count: int) -> list[int]:
     """
     if not isinstance(shown, list) or sorted(shown, key=str) != list(range(count)):
         raise UserError(f"shown: an order of {count} answers is expected, {shown!r:.60} given")
+    # Also where all are bad: none is better than another.
     if verdict in UNDECIDED:
         return [0] * count
     position = verdict
@@ -72,6 +74,7 @@ def comparison_ranks(verdict, shown, count: int) -> list[int]:
             sides = tuple(range(count))
         allowed = ", ".join(repr(name) for name in (*sides, *UNDECIDED))
         raise UserError(f"verdict: one of {allowed} is expected, {verdict!r:.60} given")
+    # Which of the losers is better was not asked.
     ranks = [1] * count
     ranks[shown[position]] = 0
     return ranks

@@ -73,6 +73,7 @@ def _ordered_pairs(events: Iterable[Event]) -> Pairs:
     for event in events:
         if isinstance(event, Rating) or not event.annotator:
             continue
+        # Two wordings that differ in white space are one prompt.
         pairs = prompts.setdefault(prompt_key({"prompt": event.messages}, "ranking"), {})
         texts, ranks = [answer.text for answer in event.answers], event.ranks
         for i, first in enumerate(texts):
@@ -101,7 +102,7 @@ def _shared(prompts: Pairs) -> Pairs:
 
 
 def _counts(pairs: dict[tuple[str, str], dict[str, int]]) -> np.ndarray:
-    """How many people gave each value, (2 * pairs, 3): each pair, then each pair in the other direction."""
+    """Counts of people by value, (2 * pairs, 3): each pair, then each pair in the other direction."""
     counts = np.zeros((len(pairs), 3), dtype=int)
     for i, values in enumerate(pairs.values()):
         for value in values.values():

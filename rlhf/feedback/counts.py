@@ -58,13 +58,16 @@ def count(events: Iterable[Event]) -> Counts:
     for event in events:
         kinds[event.kind] += 1
         people[event.annotator] += 1
+        # The same prompt in other white space is the same prompt.
         prompts.add(prompt_key({"prompt": event.messages}, "ranking"))
         if isinstance(event, Rating):
             numbers[event.value] += 1
             continue
+        # A comparison has ranks too: 0 for the winner and 1 for the others.
         numbers.update(_pairs(event.ranks))
         if isinstance(event, Comparison):
             numbers["both_bad"] += event.verdict == "both bad"
+            # Of three answers none is left or right.
             numbers["left"] += event.verdict == "left"
             numbers["decided"] += event.verdict in ("left", "right")
     names = ("up", "down", "pairs", "tied", "both_bad", "left", "decided")
@@ -76,6 +79,7 @@ def count(events: Iterable[Event]) -> Counts:
 def _pairs(ranks: list[int]) -> dict[str, int]:
     pairs = len(ranks) * (len(ranks) - 1) // 2
     tied = 0
+    # Answers of one rank tie with each other.
     for size in Counter(ranks).values():
         tied += size * (size - 1) // 2
     return {"pairs": pairs, "tied": tied}

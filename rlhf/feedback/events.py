@@ -15,8 +15,10 @@ from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 
 SCHEMA = 1
+# "import" is for events that another tool recorded.
 SOURCES = ("app", "api", "import")
 ANNOTATOR = re.compile(r"[0-9a-f]{16}")
+# of uuid4, in hex
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 MAX_ANSWERS = 10  # nine, and one that the annotator wrote
 
@@ -139,6 +141,7 @@ def from_row(row) -> Event:
     if not isinstance(kind, str) or kind not in CLASSES:
         raise UserError(f"event: one of {', '.join(CLASSES)} is expected, {kind!r:.60} given")
     cls = CLASSES[kind]
+    # These two are in every event, and are no fields of a class.
     values = {name: value for name, value in row.items() if name not in ("event", "schema")}
     _check_names(values, cls, "")
     if cls is Rating:
@@ -153,6 +156,7 @@ def from_row(row) -> Event:
 def _check_names(values: dict, cls: type, prefix: str) -> None:
     """UserError unless an object has exactly the fields of a class."""
     names = [item.name for item in fields(cls)]
+    # Strict in both directions: a field of a later version would be lost without a word.
     missing = [name for name in names if name not in values]
     unknown = [name for name in values if name not in names]
     if missing:
@@ -192,6 +196,7 @@ def check(event: Event) -> None:
         raise UserError(f"id: 32 hexadecimal digits are expected, {event.id!r:.60} given")
     _check_time(event.time)
     _expect("annotator", event.annotator, str)
+    # Names of people never reach the file.
     if event.annotator and not ANNOTATOR.fullmatch(event.annotator):
         raise UserError("annotator: a hash of 16 hexadecimal digits is expected, never a name")
     _one_of("source", event.source, SOURCES)
@@ -207,6 +212,7 @@ def check(event: Event) -> None:
         _check_model("model", event.model)
         return
     _check_answers(event.answers)
+    # The verdict does not matter here.
     comparison_ranks("tie", event.shown, len(event.answers))  # checks the order
     if isinstance(event, Comparison):
         if len(event.answers) > 3:
@@ -263,6 +269,7 @@ def _check_seed(where: str, value) -> None:
 
 
 def _is_finite(value) -> bool:
+    # True is an int in Python. NaN is not equal to itself.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and value == value and abs(value) != float("inf")
 

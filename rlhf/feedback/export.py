@@ -28,6 +28,7 @@ def rankings(events: Iterable[Event]) -> Iterator[dict]:
     """Rows for the reward model, without judgements of equal texts."""
     for event in events:
         for row in from_event(to_row(event)):
+            # Ratings, and judgements of equal texts.
             if not isinstance(row, Dropped):
                 yield {name: row[name] for name in ("prompt", "completions", "ranks")}
 
@@ -38,6 +39,7 @@ def pairs(events: Iterable[Event]) -> Iterator[dict]:
         ranked = list(zip(row["completions"], row["ranks"], strict=True))
         for chosen, best in ranked:
             for rejected, rank in ranked:
+                # Rank 0 is the best.
                 if best < rank:
                     yield {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
 
@@ -60,6 +62,7 @@ def demonstrations(events: Iterable[Event]) -> Iterator[dict]:
         if isinstance(event, Rating):
             if event.value == "up":
                 best = [event.completion]
+        # All in one tier: nobody said that they are good.
         elif len(set(event.ranks)) > 1:
             ranked = zip(event.answers, event.ranks, strict=True)
             best = [answer.text for answer, rank in ranked if rank == min(event.ranks)]
@@ -92,6 +95,7 @@ def split(rows: Sequence[dict], kind: str, fraction: float, seed: int = 0) -> tu
 def table(events: Iterable[Event]) -> str:
     """All events as CSV with a header. No cell can become a formula of a spreadsheet."""
     text = io.StringIO()
+    # Quotes around every cell keep line breaks and separators inside.
     writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
     writer.writerow(TABLE_COLUMNS)
     for event in events:
@@ -116,6 +120,7 @@ def _lines(event: Event) -> Iterator[dict]:
     common = {name: getattr(event, name) for name in ("time", "id", "kind", "annotator", "source")}
     turns = [f"{message['role']}: {message['content']}" for message in event.messages]
     common["prompt"] = "\n".join(turns)
+    # A single question needs no speaker.
     if len(turns) == 1:
         common["prompt"] = event.messages[0]["content"]
     common["settings"] = json.dumps(event.settings, ensure_ascii=False)

@@ -21,6 +21,7 @@ def model_used(name: str, path: str | Path) -> ModelUsed:
 
 def weights_digest(folder: Path) -> str:
     """sha256 of the weights' file; of several files, of the list of their names and digests. "" without weights."""
+    # The first pattern that matches: a folder may hold the same weights in both forms.
     files: list[Path] = []
     for pattern in WEIGHTS:
         files = files or sorted(folder.glob(pattern))
@@ -28,6 +29,7 @@ def weights_digest(folder: Path) -> str:
     for file in files:
         status = file.stat()
         digests.append(_digest(str(file), status.st_size, status.st_mtime_ns, status.st_ino))
+    # One file, or none.
     if len(digests) < 2:
         return "".join(digests)
     lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
@@ -45,6 +47,7 @@ def hub_commit(name: str) -> str:
     home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
     reference = cache / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    # The branch that from_pretrained takes without a revision.
     if reference.is_file():
         return reference.read_text().strip()
     return ""

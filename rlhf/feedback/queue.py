@@ -60,7 +60,8 @@ class Overlap:
             raise UserError(f"people={self.people!r}: give a whole number from 2 to 20")
 
     def needs(self, item: str) -> int:
-        """How many people rank an item. It does not change while the share stays."""
+        """The number of people who rank an item. It does not change while the share stays."""
+        # A uniform number from 0 to 1 that belongs to the item.
         position = int(hashlib.sha256(item.encode()).hexdigest()[:8], 16) / 2**32
         if position < self.share:
             return self.people
@@ -77,6 +78,7 @@ class Queue:
     def __init__(self, store: Store):
         self.store = store
         self.folder = store.folder / ".queue"
+        # The app calls from several threads.
         self._lock = threading.RLock()
         self._items: dict[str, Item] = {}
         self._answers: dict[str, dict] = {}
@@ -99,6 +101,7 @@ class Queue:
             new = 0
             for messages in prompts:
                 item = item_id(messages)
+                # A file may be added twice.
                 if item not in self._items:
                     append_line(self.folder / "prompts.jsonl", {"item": item, "messages": messages})
                     self._items[item] = Item(item, messages)
@@ -110,6 +113,7 @@ class Queue:
         path = self.folder / "settings.json"
         temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         temporary.write_text(json.dumps({"share": overlap.share, "people": overlap.people}))
+        # A reader sees the old settings or the new ones, never half of them.
         os.replace(temporary, path)
 
     @property
@@ -136,6 +140,7 @@ class Queue:
             best, best_people = None, -1
             for item in self._items.values():
                 done = self._ranked[item.id]
+                # Nobody ranks a prompt twice, nor one that they skipped.
                 if annotator in done or item.id in self._skipped[annotator]:
                     continue
                 holders = {who for leased, who in self._leases if leased == item.id}
@@ -155,6 +160,7 @@ class Queue:
             self.item(item)
             append_line(self.folder / "skipped.jsonl", {"item": item, "annotator": annotator})
             self._skipped[annotator].add(item)
+            # Others need not wait for the end of the lease.
             self._leases.pop((item, annotator), None)
 
     def release(self, item: str, annotator: str) -> None:
@@ -170,7 +176,7 @@ class Queue:
             return self._items[item]
 
     def answers(self, item: str) -> dict | None:
-        """What `keep_answers` kept for a prompt."""
+        """The content that `keep_answers` kept for a prompt, or None."""
         with self._lock:
             self._read()
             return self._answers.get(item)
@@ -181,6 +187,7 @@ class Queue:
             self._read()
             if item not in self._answers:
                 append_line(self.folder / "answers.jsonl", {"item": item, "content": content})
+                # Another process may have been first, and then its answers count.
                 self._read()
             return self._answers[item]
 
@@ -214,6 +221,7 @@ class Queue:
                     self.problems.append(f"{path}:{number}: {error}")
         events, self._cursors["events"] = self.store.read_from(self._cursors["events"], [])
         for event in events:
+            # Rankings of typed prompts are of no item.
             if isinstance(event, Ranking) and event.item:
                 self._ranked[event.item].add(event.annotator)
 
@@ -245,6 +253,7 @@ def read_prompts(data: bytes, name: str) -> list[list[dict]]:
             f"{name}: {len(data)} bytes: a file of prompts has at most {MAX_FILE}: split it"
         )
     try:
+        # Editors on Windows write a byte order mark.
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
@@ -276,6 +285,7 @@ def _prompt(line: str, is_json: bool) -> list[dict]:
     reason = "missing" if prompt is None else CHECKS["prompt"](prompt)
     if reason:
         raise UserError(f"prompt: {reason}")
+    # Only these two: other keys of a turn are not shown.
     messages = [{name: turn[name] for name in ("role", "content")} for turn in as_messages(prompt)]
     if messages[-1]["role"] != "user":
         raise UserError("prompt: the last message must be the user's")

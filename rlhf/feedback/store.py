@@ -29,7 +29,7 @@ MAX_LINE = 8 << 20  # bytes of one event
 
 @dataclass(frozen=True)
 class Cursor:
-    """How much of the file was read: bytes, and lines."""
+    """The end of what was read of a file: bytes, and lines."""
 
     offset: int = 0
     line: int = 0
@@ -51,6 +51,7 @@ class Store:
 
     def append(self, event: Event) -> Event:
         """Write an event and sync it. UserError for a bad event, and where it could not be written whole."""
+        # Whoever appends learns of a mistake, not the one who reads.
         check(event)
         append_line(self.path, to_row(event))
         return event
@@ -87,6 +88,7 @@ class Store:
 
     def annotator(self, name: str) -> str:
         """The name under which somebody is stored: 16 digits of sha256 of a salt and the name. "" for no name."""
+        # "Ann", " ann" and "ANN" are one person.
         name = " ".join(name.split()).lower()
         if not name:
             return ""
@@ -100,6 +102,7 @@ class Store:
             make_folder(self.folder)
             temporary = self.folder / f".salt.{secrets.token_hex(8)}"
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                # Written whole under another name, so that no process reads half of it.
                 file.write(secrets.token_hex(32))
             try:
                 os.link(temporary, path)  # of two processes, one makes it
@@ -132,6 +135,7 @@ def append_line(path: Path, row: dict) -> None:
         try:
             with locked(descriptor, shared=False):
                 _write(descriptor, data + b"\n")
+                # The app says "Saved" only after this.
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -153,6 +157,7 @@ def _write(descriptor: int, data: bytes) -> None:
         if written < len(data):
             raise OSError(28, "the disk is full")
     except OSError:
+        # Nobody else writes meanwhile: the lock is held.
         os.ftruncate(descriptor, size)
         raise
 
@@ -196,6 +201,7 @@ def read_lines(
     except FileNotFoundError:
         return [], cursor
     lines = data.split(b"\n")
+    # What follows the last line end: nothing, or an unfinished line.
     rest = lines[-1]
     end = Cursor(cursor.offset + len(data) - len(rest), cursor.line + len(lines) - 1)
     if not unfinished:

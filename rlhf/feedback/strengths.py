@@ -74,6 +74,7 @@ def wins_of(events: Iterable[Event]) -> tuple[list[str], np.ndarray]:
         used += [answer.model for answer in event.answers if answer.model is not None]
     names = model_names(used)
     index = {key: i for i, key in enumerate(names)}
+    # (N, N)
     wins = np.zeros((len(names), len(names)))
     for event in comparisons:
         for first, second, share in _duels(event):
@@ -91,12 +92,14 @@ def _duels(event: Comparison) -> list[tuple[tuple[str, str], tuple[str, str], fl
     for i, first in enumerate(event.answers):
         for j in range(i + 1, len(event.answers)):
             second = event.answers[j]
+            # Written by the annotator.
             if first.model is None or second.model is None:
                 continue
             keys = [(model.name, model.revision) for model in (first.model, second.model)]
             is_open = has_winner and ranks[i] == ranks[j]  # both lost to the third
             if keys[0] == keys[1] or is_open:
                 continue
+            # 1, 0.5 or 0 for ranks 0 and 1, equal, 1 and 0.
             duels.append((*keys, 0.5 + 0.5 * (ranks[j] - ranks[i])))
     return duels
 
@@ -106,6 +109,7 @@ def strengths(events: Iterable[Event]) -> list[Strength]:
     names, wins = wins_of(events)
     result = []
     for group, members in enumerate(groups(wins)):
+        # A model alone was compared with itself only.
         if len(members) > 1:
             result += _group_strengths(names, wins, members, group)
     return result
@@ -117,6 +121,7 @@ def groups(wins: np.ndarray) -> list[list[int]]:
     left = set(range(len(wins)))
     result = []
     while left:
+        # Breadth first over the models that met.
         members, fresh = set(), {min(left)}
         while fresh:
             members |= fresh
@@ -159,6 +164,7 @@ def with_prior(wins: np.ndarray) -> np.ndarray:
 def fit(wins: np.ndarray) -> np.ndarray:
     """Strengths (n,) of connected models with mean 0."""
     fitted = choix.ilsr_pairwise_dense(with_prior(wins), max_iter=1000)
+    # Only differences have a meaning.
     return fitted - fitted.mean()
 
 
@@ -167,6 +173,7 @@ def standard_errors(wins: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     games = with_prior(wins) + with_prior(wins).T
     chance = 1 / (1 + np.exp(fitted[None, :] - fitted[:, None]))  # P(i beats j)
     weights = games * chance * (1 - chance)
+    # (n, n)
     information = np.diag(weights.sum(axis=1)) - weights
     # Singular, because only differences are known. Its pseudo-inverse is the covariance where the mean is fixed.
     covariance = np.linalg.pinv(information)
@@ -174,12 +181,13 @@ def standard_errors(wins: np.ndarray, fitted: np.ndarray) -> np.ndarray:
 
 
 def win_rate(events: Iterable[Event], model: str, other: str) -> WinRate | None:
-    """How often `model` beat `other`, by their names in the app; None if they never met."""
+    """Wins of `model` over `other`, by their names in the app; None if they never met."""
     wins = losses = ties = 0
     for event in events:
         if not isinstance(event, Comparison):
             continue
         for (first, _), (second, _), share in _duels(event):
+            # The pair may be in either order.
             if (first, second) == (other, model):
                 share = 1 - share
             elif (first, second) != (model, other):

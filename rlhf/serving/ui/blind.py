@@ -83,6 +83,7 @@ class Blind:
     def add(self, asked: Asked) -> str:
         name = secrets.token_urlsafe(12)
         with self._lock:
+            # The old ones go first, then the oldest of the rest.
             old = time.monotonic() - self.seconds
             self._asked = {key: value for key, value in self._asked.items() if value.since > old}
             while len(self._asked) >= self.kept:
@@ -100,6 +101,7 @@ class Blind:
 
     def claim(self, name: str) -> Asked:
         """The question, for its one decision. UserError for a second one."""
+        # Two clicks at once: the lock lets one through.
         asked = self.get(name)
         with self._lock:
             if asked.decided:
@@ -122,8 +124,10 @@ def settings_of(temperature, top_p, max_new_tokens, seed) -> SamplingSettings:
         if seed and not seed.isdecimal():
             raise UserError(f"seed={seed!r:.40}: give a whole number, or nothing for a new one")
         seed = int(seed) if seed else None
+    # So that the answer can be repeated.
     if seed is None:
         seed = secrets.randbelow(2**31)
+    # A slider sends floats.
     if isinstance(max_new_tokens, float) and max_new_tokens.is_integer():
         max_new_tokens = int(max_new_tokens)
     return SamplingSettings(
@@ -160,6 +164,7 @@ def check_models(service: Service, models: list[str] | None, least: int, most: i
 
 
 def shuffled(count: int) -> list[int]:
+    # Not the seeded generator: an order that could be predicted would not be blind.
     order = list(range(count))
     random.SystemRandom().shuffle(order)
     return order
@@ -175,6 +180,7 @@ def stream_all(
     names = [f"{session}-blind-{i}" for i in range(len(drafts))]
     streams = []
     for draft, name in zip(drafts, names, strict=True):
+        # Each request is checked here, before the first frame.
         own = replace(settings, seed=draft.seed)
         streams.append(
             service.engine.stream(draft.model, messages, own, request=name, client=session)
@@ -207,7 +213,9 @@ def _joined(service: Service, drafts: list[Draft], streams: list, names) -> Iter
                 raise UserError("stopped: ask again")
             elif isinstance(event, BaseException):
                 raise hidden(event)
+            # The end of one stream.
             running -= event is None
+            # A frame per token would be more than a browser can show.
             if time.monotonic() - shown > UPDATES or not running:
                 shown = time.monotonic()
                 yield
@@ -218,6 +226,7 @@ def _joined(service: Service, drafts: list[Draft], streams: list, names) -> Iter
 
 def hidden(error: BaseException) -> UserError:
     """The error that may be shown while the models are hidden."""
+    # A refusal of the engine is about the request, and names no model that was hidden.
     if isinstance(error, UserError):
         return error
     logger.error("a hidden answer failed", exc_info=error)
@@ -262,6 +271,7 @@ def sample_different(
             while len(drafts) < count and drawn < 3 * count:
                 batch = range(drawn, drawn + min(WIDTH, count - len(drafts)))
                 drawn = batch.stop
+                # In the order of the seeds, whichever is done first.
                 for draft in pool.map(draw, batch):
                     if draft.text and draft.text not in [known.text for known in drafts]:
                         drafts.append(draft)
@@ -328,6 +338,7 @@ def revealed(asked: Asked, answers: list[Answer]) -> dict[str, dict]:
 
 def annotator_of(service: Service, request: gr.Request | None, name: str) -> str:
     """The hash under which somebody is stored: of the login if there is one, else of the given name."""
+    # Whoever is logged in cannot take another name.
     username = getattr(request, "username", None)
     name = name or ""  # an untouched text box
     if not isinstance(name, str) or len(name) > 100:
@@ -338,7 +349,7 @@ def annotator_of(service: Service, request: gr.Request | None, name: str) -> str
 def name_box(page: gr.Blocks) -> gr.Textbox:
     """The box for the annotator's name. The browser keeps it for the next visit, and for the other tab."""
     box = gr.Textbox(label=label("judge.name"), info=label("judge.name_info"), max_length=100)
-    # The secret only encodes it: a name is no secret to the one who typed it.
+    # The secret only encodes it, since whoever typed a name knows it.
     kept = gr.BrowserState("", storage_key="rlhf-annotator", secret="rlhf")
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     page.load(lambda name: str(name or "")[:100], kept, box, **quiet)
@@ -354,6 +365,7 @@ def refusals(function: Callable, *, escape: bool) -> Callable:
     """The handler with refusals as gr.Error. escape: for a notice of the page, which is HTML; clients get plain text."""
 
     def shown(error: Exception) -> gr.Error:
+        # An error of our own tells the user what to do; others may hold paths of the server.
         message = str(error)
         if not isinstance(error, UserError):
             logger.error("an action failed", exc_info=error)
@@ -380,6 +392,7 @@ def refusals(function: Callable, *, escape: bool) -> Callable:
 
 
 def is_generator(function: Callable) -> bool:
+    # the flag of a generator function
     return bool(function.__code__.co_flags & 0x20)
 
 

@@ -70,6 +70,7 @@ class Comparing:
         """
         messages = check_prompt(prompt)
         served = list(self.service.engine.runs)
+        # Nobody knows the two, not even the one who asks.
         if not models and len(served) >= 2:
             models = random.SystemRandom().sample(served, 2)
         models = check_models(self.service, models, 2, MOST)
@@ -93,6 +94,7 @@ class Comparing:
         """
         asked = self.blind.claim(name)
         try:
+            # Everything that can be refused comes before the event is stored.
             stored = read_verdict(verdict, len(asked.drafts))
             answers = answers_of(self.service, asked)
             event = Comparison(
@@ -106,6 +108,7 @@ class Comparing:
             )
             self.service.feedback.append(event)
         except BaseException:
+            # The user may decide again.
             self.blind.give_back(asked)
             raise
         return asked, revealed(asked, answers)
@@ -114,6 +117,7 @@ class Comparing:
 def read_verdict(verdict: str, count: int) -> str | int:
     """The verdict as an event has it. UserError for one that does not fit the number of answers."""
     sides: dict[str, str | int] = {"A": "left", "left": "left", "B": "right", "right": "right"}
+    # Three have no left and right.
     if count > 2:
         sides = {letter: i for i, letter in enumerate(LETTERS[:count])}
     if verdict in UNDECIDED:
@@ -161,12 +165,14 @@ def strengths_html(service: Service, language: str) -> str:
         return f"<p class='judge-note'>{text('compare.no_strengths', language)}</p>"
     heads = ("model", "comparisons", "wins", "strength")
     head = "".join(f"<th scope='col'>{text(f'compare.{name}', language)}</th>" for name in heads)
+    # All bars have one scale.
     low = min(row.low for row in rows)
     high = max(row.high for row in rows)
     lines = []
     for row in rows:
         lines.append(strength_line(row, low, high))
     notes = []
+    # Groups are numbered from 0.
     if rows[-1].group > 0:
         notes.append(text("compare.groups", language))
     bias = count(events).left_rate
@@ -232,6 +238,7 @@ def build(service: Service, page: gr.Blocks) -> None:
         with gr.Column(scale=3, min_width=260):
             controls = panel(service)
             annotator = name_box(page)
+    # Stays on the server: the browser never has it.
     name = gr.State("")
     outputs = [answers, status, name, *buttons.values()]
 
@@ -241,6 +248,7 @@ def build(service: Service, page: gr.Blocks) -> None:
         language, session = language_of(request), session_of(request)
         settings = settings_of(temperature, top_p, tokens, seed)
         asked_for = comparing.ask(words_of_prompt, models, settings, reward or "", session)
+        # The key comes with the last frame, and then the buttons can be pressed.
         for asked, key in asked_for:
             yield (
                 cards(asked, language),
@@ -346,9 +354,10 @@ VERDICTS = {
 
 
 def button_updates(buttons: dict, answers: int, *, active: bool) -> list[dict]:
-    """Which buttons there are for so many answers, and whether they can be pressed."""
+    """Updates of the buttons: those for so many answers are visible, and can be pressed if `active`."""
     updates = []
     for verdict in buttons:
+        # Left and right for two answers, letters for three.
         fits = verdict in UNDECIDED or (verdict in ("left", "right")) == (answers == 2)
         updates.append(gr.update(interactive=active and fits, visible=fits))
     return updates
@@ -377,6 +386,7 @@ def endpoints(comparing: Comparing) -> None:
         settings = settings_of(temperature, top_p, max_new_tokens, seed)
         session = session_of(request)
         asked, name = None, ""
+        # An API client gets the whole answers.
         for asked, name in comparing.ask(prompt, models, settings, reward_model, session):  # noqa: B007
             pass
         return {"comparison": name, "answers": asked.letters()}
@@ -484,7 +494,7 @@ TEXTS = {
         "서로 만난 적이 없는 모델이 있습니다. 같은 그룹의 강도만 비교할 수 있습니다.",
     ),
     "compare.bias": (
-        "The left answer won {share} of the decided comparisons ({low} to {high}); 50 % is no bias.",
+        "The left answer won {share} of the decided comparisons ({low} to {high}); 50 % means no bias.",
         "결정된 비교 중 왼쪽 답변이 이긴 비율: {share} ({low}–{high}). 50 %이면 치우침이 없습니다.",
     ),
     "compare.scale": (

@@ -77,6 +77,7 @@ class RankingTab:
     ) -> Iterator[tuple[int, Asked | None]]:
         """Yield (answers so far, None), at last (number of answers, the question). Bad requests are refused at once."""
         models = check_models(self.service, models, 1, MOST)
+        # A slider sends floats.
         if isinstance(number, float) and number.is_integer():
             number = int(number)
         if type(number) is not int or not LEAST <= number <= MOST:
@@ -103,6 +104,7 @@ class RankingTab:
             raise UserError(
                 "no prompt of the queue is left for you: add a file of prompts, or wait for those that others have open"
             )
+        # From the first of its annotators.
         kept = self.queue.answers(item.id)
         if kept is not None:
             return iter([(len(kept["drafts"]), self._kept(item, kept))])
@@ -111,6 +113,7 @@ class RankingTab:
     def _of_item(self, item: Item, steps: Iterator) -> Iterator[tuple[int, Asked | None]]:
         for done, asked in steps:
             if asked is not None:
+                # So that the ranking counts for the queue.
                 asked.item = item.id
                 if self.queue.needs(item.id) > 1:
                     drafts = [asdict(draft) for draft in asked.drafts]
@@ -134,10 +137,12 @@ class RankingTab:
         """
         asked = self.blind.claim(name)
         try:
+            # Tiers are in the order on the screen, ranks in that of the answers.
             ranks = ranks_of(tiers, asked.shown)
             answers = answers_of(self.service, asked)
             shown = revealed(asked, answers)
             answers, ranks = with_written(answers, ranks, written)
+            # An own answer was not on the screen; it comes last.
             order = [*asked.shown, *range(len(asked.shown), len(answers))]
             event = Ranking(
                 asked.messages,
@@ -159,6 +164,7 @@ class RankingTab:
     def skip(self, name: str, annotator: str) -> None:
         """Drop a question. A prompt of the queue does not come back to this annotator."""
         asked = self.blind.claim(name)
+        # A typed prompt is only dropped.
         if asked.item:
             self.queue.skip(asked.item, annotator)
 
@@ -182,6 +188,7 @@ def ranks_of(tiers: list[int], shown: list[int]) -> list[int]:
     if not fits or not all(type(tier) is int and 1 <= tier <= MOST for tier in tiers):
         missing = "a tier from 1 (the best) is needed for each answer"
         raise UserError(f"{missing}: {len(shown)} whole numbers, {tiers!r:.60} given")
+    # Tiers 2, 2, 5 are ranks 0, 0, 1.
     order = sorted(set(tiers))
     ranks = [0] * len(shown)
     for position, tier in enumerate(tiers):
@@ -199,6 +206,7 @@ def with_written(
     if len(written) > 32_000:
         raise UserError(f"written: {len(written)} characters, at most 32000 are allowed")
     for i, answer in enumerate(answers):
+        # Typed or copied from an answer that was shown.
         if answer.text == written:
             if ranks[i] == 0 and ranks.count(0) == 1:
                 return answers, ranks
@@ -239,6 +247,7 @@ def ranked_html(ranked: Ranked, language: str) -> str:
     parts = []
     shown, event = ranked.shown, ranked.event
     letters = list(ranked.asked.letters())
+    # In the order on the screen, then sorted by rank.
     for position, i in enumerate(event.shown):
         answer = event.answers[i]
         if answer.model is None:
@@ -274,6 +283,7 @@ def status_html(status: dict, language: str) -> str:
         lines.append(text("rank.no_queue", language))
     lines.append(text("rank.rankings", language, **status))
     result = status["agreement"]
+    # Nobody ranked the same answers as somebody else.
     if result["alpha"] is None:
         lines.append(text("rank.no_agreement", language))
     else:
@@ -335,6 +345,7 @@ def build(service: Service, page: gr.Blocks) -> None:
 
     def show(steps: Iterator, total: int, language: str):
         for done, asked in steps:
+            # Still being written.
             if asked is None:
                 note = text("rank.writing", language, done=done, total=int(total))
                 frame = (f"<p class='judge-hint' role='status'>{note}</p>", "", "")
@@ -377,6 +388,7 @@ def build(service: Service, page: gr.Blocks) -> None:
 
     def on_add(content, file_name, overlap, who, request: gr.Request):
         tab.queue.set_overlap(Overlap(overlap / 100, tab.queue.overlap.people))
+        # The button also saves the share alone.
         if content:
             tab.queue.add(read_prompts(content.encode(), file_name))
         return on_status(who, request)
