@@ -1,8 +1,8 @@
 """Rankings from the events of a feedback store, whose lines have the columns `event` and `schema`.
 
-A ranking is one as it is. A comparison becomes a ranking: the better answer has rank 0 and the others share rank 1. A tie,
-or answers that are all bad, share rank 0. A rating of one answer ranks nothing, so it is counted and dropped.
-Equal texts are one completion, with the best of their ranks.
+A ranking is one as it is. A comparison becomes a ranking: the better answer has rank 0 and the others share rank 1, and
+answers that tie share rank 0. Answers that are all bad are dropped, since rank 0 means good to who learns the best answers.
+A rating of one answer ranks nothing, so it is counted and dropped. Equal texts are one completion, with the best rank.
 """
 
 from rlhf.data.conversations import Dropped
@@ -12,6 +12,7 @@ EVENTS = ("ranking", "comparison", "rating")
 SIDES = ("left", "right")  # verdicts on two answers; on three, the index on the screen
 UNDECIDED = ("tie", "both bad")
 RATING = "ratings of one answer, which rank nothing"
+ALL_BAD = "comparisons in which all answers are bad"
 EQUAL_ANSWERS = "judgements of answers with the same text"
 BROKEN = "lines that are not whole events"
 
@@ -34,6 +35,8 @@ def from_event(row: dict) -> list[dict]:
         completions.append(answer["text"])
     if row["event"] == "comparison":
         ranks = comparison_ranks(row.get("verdict"), row.get("shown"), len(completions))
+        if row["verdict"] == "both bad":
+            return [Dropped(ALL_BAD)]
     else:
         # A ranking, since layouts are recognised by `is_event`.
         ranks = row.get("ranks")
@@ -62,7 +65,6 @@ def comparison_ranks(verdict, shown, count: int) -> list[int]:
     """
     if not isinstance(shown, list) or sorted(shown, key=str) != list(range(count)):
         raise UserError(f"shown: an order of {count} answers is expected, {shown!r:.60} given")
-    # Also where all are bad: none is better than another.
     if verdict in UNDECIDED:
         return [0] * count
     position = verdict

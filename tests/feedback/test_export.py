@@ -8,11 +8,12 @@ import pytest
 
 from rlhf.commands.validate import format_report, validate
 from rlhf.data.load import load_rows
-from rlhf.data.splits import prompt_key
+from rlhf.data.splits import load_splits, prompt_key
 from rlhf.errors import UserError
 from rlhf.feedback import export
 from rlhf.feedback.counts import count
 from rlhf.feedback.events import to_row
+from rlhf.runs.settings import DataSettings
 
 
 def fill(store, *events):
@@ -159,3 +160,27 @@ def test_counts(make):
     share, low, high = counts.left_rate
     assert share == pytest.approx(2 / 3) and low < 0.5 < high
     assert count([]).tie_rate is None and count([]).left_rate is None
+
+
+def test_every_recipe_reads_the_folder(store, make, tmp_path):
+    folder = fill(store, make.ranking([0, 1]), make.comparison("tie"), make.rating())
+    assert [row["prompt"] for row in load_rows(folder, kinds=("prompt",)).rows] == [
+        make.prompt()
+    ] * 2
+    with pytest.raises(UserError, match="good_answers: true learns the best answers"):
+        load_rows(folder, kinds=("prompt_completion", "messages"))
+    # A comparison without a good answer must not become demonstrations.
+    store.append(make.comparison("both bad", models=(make.old, make.new, None)))
+    settings = DataSettings(dataset_name=folder, good_answers=True, eval_fraction=None)
+    splits = load_splits(settings, ("prompt_completion", "messages"), seed=0)
+    assert [row["completion"] for row in splits.train] == ["answer 0", "answer 0", "answer 1"]
+    assert any("1 comparisons in which all answers are bad" in text for text in splits.warnings)
+
+
+def test_the_reward_recipe_holds_out_whole_prompts(store, make):
+    events = [make.ranking([0, 1], f"prompt {i % 20}") for i in range(60)]
+    folder = fill(store, *events)
+    splits = load_splits(DataSettings(dataset_name=folder, eval_fraction=0.2), ("ranking",), seed=0)
+    train, held_out = ({prompt_key(row) for row in rows} for rows in (splits.train, splits.eval))
+    assert not train & held_out and len(train | held_out) == 20
+    assert len(splits.train) == 3 * len(train) and len(splits.eval) == 3 * len(held_out)

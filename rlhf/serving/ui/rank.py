@@ -99,6 +99,10 @@ class RankingTab:
         self, annotator: str, models: list[str], number, settings: SamplingSettings, session: str
     ) -> Iterator[tuple[int, Asked | None]]:
         """The next prompt of the queue with answers, as `ask`. Of a shared prompt everybody gets the same answers."""
+        if not annotator:
+            raise UserError(
+                "the queue is for people with a name, so that nobody gets a prompt twice: enter yours"
+            )
         item = self.queue.next(annotator)
         if item is None:
             raise UserError(

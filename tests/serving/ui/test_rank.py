@@ -180,6 +180,12 @@ def test_two_people_get_the_same_answers_to_a_shared_prompt(tab):
     assert "1.00" in rank.status_html(status, "en") and status["annotators"] == 2
 
 
+def test_the_queue_wants_a_name(tab):
+    tab.queue.add([prompt("one")])
+    with pytest.raises(UserError, match="people with a name"):
+        next_of(tab, "")
+
+
 def test_a_skipped_prompt_goes_to_somebody_else(tab):
     tab.queue.set_overlap(Overlap(0.0))
     tab.queue.add([prompt("one")])
