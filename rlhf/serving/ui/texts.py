@@ -8,8 +8,19 @@ is `text("chat.send", language)`, with `language_of(request)`.
 import gradio as gr
 from gradio.i18n import I18nData
 
+from rlhf.errors import UserError
+
 LANGUAGES = ("en", "ko")
 TABLE: dict[str, tuple[str, ...]] = {}
+
+
+class Refusal(UserError):
+    """An error for the user whose text the app has in each language. str() of it is English."""
+
+    def __init__(self, key: str, **values):
+        super().__init__(text(key, LANGUAGES[0], **values))
+        self.key = key
+        self.values = values
 
 
 def add_texts(table: dict[str, tuple[str, str]]) -> None:
@@ -22,6 +33,13 @@ def text(key: str, language: str, **values) -> str:
     return TABLE[key][LANGUAGES.index(language)].format(**values)
 
 
+def told(error: UserError, language: str) -> str:
+    """The message of an error, in the user's language if the app has it."""
+    if isinstance(error, Refusal):
+        return text(error.key, language, **error.values)
+    return str(error)
+
+
 def label(key: str):
     """The text of a key for a component's property: the browser shows it in its own language."""
     return I18nData(key)
@@ -29,6 +47,7 @@ def label(key: str):
 
 def language_of(request: gr.Request | None) -> str:
     """The first language of the browser that the app has, from the Accept-Language header; English if there is none."""
+    # "ko-KR,ko;q=0.9,en;q=0.8": browsers name them in the order of preference.
     accepted = (request.headers.get("accept-language") or "") if request is not None else ""
     for part in accepted.lower().split(","):
         name = part.split(";")[0].strip().split("-")[0]
@@ -39,7 +58,7 @@ def language_of(request: gr.Request | None) -> str:
 
 def i18n() -> gr.I18n:
     """All texts, as Gradio wants them."""
-    by_language = {}
+    by_language = {}  # language -> key -> text
     for i, language in enumerate(LANGUAGES):
         by_language[language] = {key: texts[i] for key, texts in TABLE.items()}
     return gr.I18n(**by_language)
