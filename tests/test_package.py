@@ -165,6 +165,7 @@ def test_every_recipe_is_a_command_and_the_reward_functions_are_not():
     scripts = find_scripts()
     assert [name for name, script in scripts.items() if script.is_recipe] == RECIPES
     assert [name for name, script in scripts.items() if not script.is_recipe] == [
+        "annotator",
         "e2e",
         "smalltalk",
     ]
@@ -218,7 +219,7 @@ def test_version(capsys):
         (["rewards"], "no command 'rewards', did you mean 'reward'?"),
         (
             ["zzz"],
-            "no command 'zzz'; known: chat, classification, configs, demo, e2e, finish, layouts",
+            "no command 'zzz'; known: annotator, chat, classification, configs, demo, e2e, finish, layouts",
         ),
         (["sft", "--config", "dem"], "no sft config 'dem', did you mean 'demo'?"),
         (["sft", "--config", "demo/x"], "demo/x: no such config file"),

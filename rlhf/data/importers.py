@@ -27,6 +27,7 @@ from rlhf.data.instructions import (
     from_instances,
     from_question_answer,
 )
+from rlhf.data.judgements import from_event, is_event
 from rlhf.data.ratings import (
     OPENAI_PAIR,
     from_alpaca_pair,
@@ -258,9 +259,11 @@ _demonstrations = partial(Layout, kind="prompt_completion")
 _messages = partial(Layout, kind="messages")
 _entities = partial(Layout, kind="ner", convert=from_entities, fits=_has_entities)
 
+FEEDBACK = _rankings("feedback", ("event", "schema"), convert=from_event, fits=is_event)
 # The first layout that matches counts, so those with ratings come before those without. Some look at values, because our
 # own rows have the same columns.
 LAYOUTS = (
+    FEEDBACK,
     _pairs("ShareGPT pairs", (*TURNS, *PAIR), convert=from_turns_pair, fits=has_turns_pair),
     _pairs("messages pairs", (*MESSAGES, *PAIR), convert=from_turns_pair, fits=has_turns_pair),
     _pairs("Alpaca pairs", ("instruction", *PAIR), convert=from_alpaca_pair),

@@ -23,7 +23,8 @@ from rlhf.data.fingerprints import (
     fingerprint,
 )
 from rlhf.data.folders import read_folder
-from rlhf.data.importers import Layout, conversation_columns
+from rlhf.data.importers import FEEDBACK, Layout, conversation_columns
+from rlhf.data.judgements import BROKEN
 from rlhf.data.labels import LabelTypes
 from rlhf.data.ratings import rank_thumbs, split_hh_prompt, thumb_column
 from rlhf.data.recognition import (
@@ -206,12 +207,12 @@ class CheckedRows:
                 yield f"{path}:{line}", row
 
     def _without_events(self, rows):
-        """A folder may be a feedback store. Its rankings are rows, and its other events are only counted."""
+        """A folder may be a feedback store. Its rankings and comparisons are rows, other events are only counted."""
         for location, row in rows:
             event = None
             if not isinstance(row, BrokenLine):
                 event = row.get("event")
-            if event in (None, "ranking"):
+            if event in (None, "ranking", "comparison"):
                 yield location, row
             else:
                 self.passed[str(event)] += 1
@@ -271,7 +272,11 @@ class CheckedRows:
     def _convert(self, location: str, row: dict | BrokenLine) -> Iterator[dict]:
         """Our rows of one row of the source: several for some layouts, none where it is bad."""
         if isinstance(row, BrokenLine):
-            self._reject(location, [row])
+            if self.layout is FEEDBACK:
+                # A crash may cut off the line that is being written, and people cannot repeat their judgements.
+                self.dropped[BROKEN] += 1
+            else:
+                self._reject(location, [row])
             return
         rows = [self._rename(row)]
         reason = self._unexpected_rating(rows[0])

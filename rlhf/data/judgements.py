@@ -1,0 +1,90 @@
+"""Rankings from the events of a feedback store, whose lines have the columns `event` and `schema`.
+
+A ranking is one as it is. A comparison becomes a ranking: the better answer has rank 0 and the others share rank 1, and
+answers that tie share rank 0. Answers that are all bad are dropped, since rank 0 means good to who learns the best answers.
+A rating of one answer ranks nothing, so it is counted and dropped. Equal texts are one completion, with the best rank.
+"""
+
+from rlhf.data.conversations import Dropped
+from rlhf.errors import UserError
+
+EVENTS = ("ranking", "comparison", "rating")
+SIDES = ("left", "right")  # verdicts on two answers; on three, the index on the screen
+UNDECIDED = ("tie", "both bad")
+RATING = "ratings of one answer, which rank nothing"
+ALL_BAD = "comparisons in which all answers are bad"
+EQUAL_ANSWERS = "judgements of answers with the same text"
+BROKEN = "lines that are not whole events"
+
+
+def is_event(row: dict) -> bool:
+    return row["event"] in EVENTS
+
+
+def from_event(row: dict) -> list[dict]:
+    """{event, messages, answers: [{text}], ranks, or shown and verdict} as a ranking, where it ranks answers."""
+    if row["event"] == "rating":
+        return [Dropped(RATING)]
+    for column in ("messages", "answers"):
+        if not isinstance(row.get(column), list):
+            raise UserError(f"{column}: a list is expected, {row.get(column)!r:.60} given")
+    completions = []
+    for i, answer in enumerate(row["answers"]):
+        if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+            raise UserError(f"answers: answer {i}: an object with a text is expected")
+        completions.append(answer["text"])
+    if row["event"] == "comparison":
+        ranks = comparison_ranks(row.get("verdict"), row.get("shown"), len(completions))
+        if row["verdict"] == "both bad":
+            return [Dropped(ALL_BAD)]
+    else:
+        # A ranking, since layouts are recognised by `is_event`.
+        ranks = row.get("ranks")
+        check_ranks(ranks, len(completions))
+    completions, ranks = _merged(completions, ranks)
+    if len(completions) < 2:
+        return [Dropped(EQUAL_ANSWERS)]
+    ours = {"prompt": row["messages"], "completions": completions, "ranks": ranks}
+    # Which event it was, so that a row can be traced back.
+    return [{**ours, "id": row.get("id"), "annotator": row.get("annotator")}]
+
+
+def check_ranks(ranks, count: int) -> None:
+    """UserError unless there is a whole number from 0 for each of `count` answers."""
+    is_list = isinstance(ranks, list) and all(type(rank) is int and rank >= 0 for rank in ranks)
+    if not is_list or len(ranks) != count:
+        raise UserError(
+            f"ranks: {count} whole numbers from 0 (the best) are expected, {ranks!r:.60} given"
+        )
+
+
+def comparison_ranks(verdict, shown, count: int) -> list[int]:
+    """Ranks of the answers from a verdict about their order on the screen. UserError for what is neither.
+
+    shown: the indices of the answers, from left to right.
+    """
+    if not isinstance(shown, list) or sorted(shown, key=str) != list(range(count)):
+        raise UserError(f"shown: an order of {count} answers is expected, {shown!r:.60} given")
+    if verdict in UNDECIDED:
+        return [0] * count
+    position = verdict
+    if count == 2 and verdict in SIDES:
+        position = SIDES.index(verdict)
+    elif type(verdict) is not int or count == 2 or not 0 <= verdict < count:
+        sides = SIDES
+        if count > 2:
+            sides = tuple(range(count))
+        allowed = ", ".join(repr(name) for name in (*sides, *UNDECIDED))
+        raise UserError(f"verdict: one of {allowed} is expected, {verdict!r:.60} given")
+    # Which of the losers is better was not asked.
+    ranks = [1] * count
+    ranks[shown[position]] = 0
+    return ranks
+
+
+def _merged(completions: list[str], ranks: list[int]) -> tuple[list[str], list[int]]:
+    """The different texts in their order, each with the best of its ranks."""
+    best: dict[str, int] = {}
+    for text, rank in zip(completions, ranks, strict=True):
+        best[text] = min(rank, best.get(text, rank))
+    return list(best), list(best.values())
