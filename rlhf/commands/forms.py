@@ -144,7 +144,9 @@ def describe_keys(classes: list[type]) -> list[dict]:
         for f in dataclasses.fields(cls):
             if f.init and f.name in actions and f.name not in unread:
                 key = {"name": f.name, "group": group_of(cls, f.name)}
-                keys.append(key | facts_of(f, types[f.name], actions[f.name]) | limits(ranges.get(f.name)))
+                keys.append(
+                    key | facts_of(f, types[f.name], actions[f.name]) | limits(ranges.get(f.name))
+                )
     return keys
 
 
