@@ -6,6 +6,7 @@ is `text("chat.send", language)`, with `language_of(request)`.
 """
 
 import gradio as gr
+from gradio.i18n import I18nData
 
 LANGUAGES = ("en", "ko")
 TABLE: dict[str, tuple[str, ...]] = {}
@@ -23,7 +24,7 @@ def text(key: str, language: str, **values) -> str:
 
 def label(key: str):
     """The text of a key for a component's property: the browser shows it in its own language."""
-    return gr.I18nData(key)
+    return I18nData(key)
 
 
 def language_of(request: gr.Request | None) -> str:
