@@ -5,6 +5,8 @@ It reads one JSON object per line and answers each with one:
     {"ask": "forms"}                                   -> {"forms": {"sft": {"summary", "keys", "configs"}, ...}}
     {"ask": "check", "recipe": "sft", "argv": [...]}   -> {"error": "..." or null}
 
+A check may have `coming`: folders that runs in line will make, which need not be there yet.
+
 The app starts it, so that the recipes and their trainers are imported in a process of their own. It is not a command of
 `rlhf`: a person has `rlhf RECIPE --help`.
 """
@@ -20,12 +22,15 @@ import typing
 import warnings
 from importlib import import_module
 
+from transformers import SchedulerType
+
 from rlhf.algorithms import ALGORITHMS
 from rlhf.commands.configs import find_configs
 from rlhf.commands.recipes import find_scripts, with_config_path
 from rlhf.errors import UserError
+from rlhf.runs.inputs import MODEL_KEYS, check_inputs
 from rlhf.runs.keys import default_values, never_read, rules_of
-from rlhf.runs.ranges import Range, ranges_of
+from rlhf.runs.ranges import ranges_of
 from rlhf.runs.settings import DTYPES, inherits_arguments, parse, read_config
 
 # Texts that a key takes, where its type does not say so.
@@ -35,6 +40,9 @@ TEXTS = {
     "precision": ("fp32", "bf16", "auto"),
     "overlap": ("error", "drop"),
     "objective": ("causal", "masked", "masked_nsp"),
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "eval_strategy": ("no", "steps", "epoch"),
+    "save_strategy": ("no", "steps", "epoch"),
     "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
 }  # fmt: skip
 
@@ -77,7 +85,8 @@ def answer_of(request: dict) -> dict:
     try:
         if request["ask"] == "forms":
             return {"forms": describe_recipes()}
-        return {"error": problem(request["recipe"], request["argv"])}
+        coming = request.get("coming", [])
+        return {"error": problem(request["recipe"], request["argv"], coming)}
     except Exception as error:  # whoever asks must hear of it, and not wait
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -130,8 +139,8 @@ def describe_configs(recipe: str) -> list[dict]:
 def describe_keys(classes: list[type]) -> list[dict]:
     """The keys that a run can read, in the order of `--help`.
 
-    Of each: name, group (what its class is about), kind (text, int, float, bool, list, map), choices, default, help,
-    range, low and high. The parser itself says what it takes.
+    Of each: name, group (what its class is about), kind (text, int, float, bool, list, map), choices, default, help
+    and range. The parser itself says what it takes.
     """
     from trl import TrlParser
 
@@ -144,9 +153,8 @@ def describe_keys(classes: list[type]) -> list[dict]:
         for f in dataclasses.fields(cls):
             if f.init and f.name in actions and f.name not in unread:
                 key = {"name": f.name, "group": group_of(cls, f.name)}
-                keys.append(
-                    key | facts_of(f, types[f.name], actions[f.name]) | limits(ranges.get(f.name))
-                )
+                key["range"] = str(ranges.get(f.name, ""))
+                keys.append(key | facts_of(f, types[f.name], actions[f.name]))
     return keys
 
 
@@ -213,36 +221,34 @@ def kind_of(types: tuple, action) -> str:
     return "text"
 
 
-def limits(allowed: Range | None) -> dict:
-    """The range in words, and its bounds where they are finite."""
-    if allowed is None:
-        return {"range": "", "low": None, "high": None}
-    low, high = allowed.low, allowed.high
-    # A number that is allowed alone, as -1, must not be refused by the input's bounds.
-    low = min(low, *allowed.also) if allowed.also else low
-    return {
-        "range": str(allowed),
-        "low": low,
-        "high": None if high == float("inf") else high,
-    }
-
-
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def problem(recipe: str, argv: list[str]) -> str | None:
-    """The reason why the recipe would refuse these arguments; None where it takes them."""
+def problem(recipe: str, argv: list[str], coming: list[str]) -> str | None:
+    """The reason why the recipe would refuse these arguments, or the files that they name; None where it takes them."""
     classes = recipes_with_classes()
     if recipe not in classes:
         return f"no recipe {recipe!r}"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            parse(classes[recipe], "", with_config_path(recipe, argv))
+            settings = parse(classes[recipe], "", with_config_path(recipe, argv))
+        check_inputs(without(settings[0], coming))
     except UserError as error:
         return str(error)
     except SystemExit:  # --help among the arguments
         return "these arguments do not start a run"
     return None
+
+
+def without(settings, coming: list[str]):
+    """The settings without the models that are still to come."""
+    for key in MODEL_KEYS:
+        value = getattr(settings, key, None)
+        if isinstance(value, list):
+            setattr(settings, key, [item for item in value if item not in coming])
+        elif value in coming:
+            setattr(settings, key, None)
+    return settings
 
 
 if __name__ == "__main__":

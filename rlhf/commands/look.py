@@ -8,7 +8,6 @@ a large file takes neither the memory of the server nor the time of those who ch
 import json
 import sys
 import time
-from dataclasses import asdict
 
 from rlhf.commands.learned import learned_part
 from rlhf.commands.validate import (
@@ -77,7 +76,7 @@ def say(answer: dict) -> None:
 
 def content(report: ValidationReport) -> dict:
     """The report without its long lists: lengths as percentiles, the first labels and problems with their counts."""
-    facts = asdict(report)
+    facts = dict(vars(report))
     lengths = []
     for column, units in facts.pop("lengths").items():
         for unit, values in units.items():

@@ -18,19 +18,22 @@ OWN_FILES = re.compile(
     r"(checkpoint-\d+|plots|value_model|runs)"
 )  # names that a run gives its own folders
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # of Windows
-# Keys whose values are files, folders, or ids of the Hub.
+# Keys whose values are files, folders, or ids of the Hub: those of `runs.inputs`, which imports torch.
 PATH_KEYS = {
-    "model_name_or_path",
-    "tokenizer_name_or_path",
     "dataset_name",
     "eval_dataset_name",
+    "pretraining_dataset",
     "ptx_dataset_name",
     "demonstrations",
+    "model_name_or_path",
+    "tokenizer_name_or_path",
     "reward_model_path",
     "watch_reward_model_path",
     "value_model",
+    "compare_tokenizers",
     "resume_from_checkpoint",
 }
+LISTS = ("reward_model_path", "compare_tokenizers")  # of them, those with several values
 WORDS = {  # values of PATH_KEYS that are no paths
     "value_model": ("reward_model", "shared"),
     "resume_from_checkpoint": ("true", "false", "auto"),
@@ -73,7 +76,7 @@ class Allowed:
         is_path = key in PATH_KEYS or (looks_like_path and key not in NOT_PATHS)
         if not is_path or not value or value.lower() in WORDS.get(key, ()):
             return
-        for item in value.split() if key == "reward_model_path" else [value]:
+        for item in value.split() if key in LISTS else [value]:
             self.check_input(item, key)
 
     def check_input(self, name: str, key: str = "file") -> Path:

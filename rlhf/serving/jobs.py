@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.runs.folders import short_path
 from rlhf.runs.lock import locked
 from rlhf.runs.record import DONE as RUN_IS_DONE
 from rlhf.runs.record import RECORD, read_object
@@ -103,9 +104,16 @@ class Jobs:
         head = self._command or program(layout)
         return [*head, recipe, *words(form, config, arguments, folder)]
 
-    def check(self, recipe: str, command: list[str]) -> None:
-        """UserError where the recipe would refuse the settings of its command."""
-        problem = self._forms.check(recipe, command[command.index(recipe) + 1 :])
+    def check(self, recipe: str, command: list[str], coming: Sequence[str] = ()) -> None:
+        """UserError where the recipe would refuse the settings of its command, or a file that they name is missing.
+
+        coming: folders of models that are still to be trained, apart from those of the jobs in line.
+        """
+        in_line = [job for job in self.list() if not job.has_ended]
+        folders = [short_path(Path(job.folder).absolute()) for job in in_line]
+        folders += [job.folder for job in in_line]
+        argv = command[command.index(recipe) + 1 :]
+        problem = self._forms.check(recipe, argv, [*folders, *coming])
         if problem:
             raise UserError(problem)
 

@@ -38,10 +38,11 @@ class RecipeForms:
                 self._forms = self._ask({"ask": "forms"})["forms"]
             return self._forms
 
-    def check(self, recipe: str, argv: list[str]) -> str | None:
-        """The reason why a recipe would refuse its arguments, or None."""
+    def check(self, recipe: str, argv: list[str], coming: list[str]) -> str | None:
+        """The reason why a recipe would refuse its arguments, or None. coming: models of runs that are in line."""
+        question = {"ask": "check", "recipe": recipe, "argv": argv, "coming": coming}
         with self._lock:
-            return self._ask({"ask": "check", "recipe": recipe, "argv": argv})["error"]
+            return self._ask(question)["error"]
 
     def warm(self) -> None:
         """Start the process in the background, so that the first question need not wait."""

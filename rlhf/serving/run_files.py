@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.runs.lock import LOCK
-from rlhf.runs.progress import curves_of
 from rlhf.runs.record import (
     EVALUATION_FAILED,
     FAILED,
@@ -279,6 +278,8 @@ class RowsOfRuns:
 
     def curves(self, folder: Path) -> dict[str, dict[str, list[tuple]]]:
         """Metric -> "training" or "evaluation" -> (step, value) pairs, of finite numbers."""
+        from rlhf.runs.progress import curves_of  # transformers takes seconds to import
+
         rows = [row for row in self.metrics(folder) if isinstance(row.get("step"), int | float)]
         curves = {}
         for name, lines in curves_of(rows).items():

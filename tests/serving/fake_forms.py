@@ -11,14 +11,14 @@ def key(name: str, kind: str = "text", **facts) -> dict:
         "default": None,
         "help": f"Help of {name}.",
     }
-    return base | {"range": "", "low": None, "high": None} | facts
+    return base | {"range": ""} | facts
 
 
 FORMS = {
     "sft": {
         "summary": "A recipe of the tests.",
         "keys": [
-            key("seconds", "float", range="at least 0", low=0),
+            key("seconds", "float", range="at least 0"),
             key("ends", "int", default=0),
             key("model_name_or_path", default="gpt2"),
             key("dataset_name"),
@@ -47,7 +47,7 @@ class FakeForms:
     def forms(self) -> dict:
         return FORMS
 
-    def check(self, recipe: str, argv: list[str]) -> str | None:
+    def check(self, recipe: str, argv: list[str], coming: list[str]) -> str | None:
         return self.refuses
 
     def warm(self) -> None:

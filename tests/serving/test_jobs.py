@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, ROLES
 from rlhf.serving import jobs as jobs_module
-from rlhf.serving.allowed import Allowed, check_name, existing_run, folder_of
+from rlhf.serving.allowed import PATH_KEYS, WORDS, Allowed, check_name, existing_run, folder_of
 from rlhf.serving.job_command import flag, shell_text, words
 from rlhf.serving.job_process import Process, start_time
 from rlhf.serving.jobs import Jobs, last_lines, read_tail
@@ -332,6 +333,11 @@ def test_where_people_log_in_only_open_files_may_be_named(arguments, runs, tmp_p
     with pytest.raises(UserError, match="open"):
         allowed.check_arguments(given)
     Allowed(anything=True).check_arguments(given)
+
+
+def test_the_keys_that_name_files_are_those_that_a_run_checks():
+    assert {*DATA_KEYS, *MODEL_KEYS, "resume_from_checkpoint"} == PATH_KEYS
+    assert WORDS["value_model"] == ROLES
 
 
 def test_open_files_and_ids_may_be_named(runs):

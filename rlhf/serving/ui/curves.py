@@ -2,8 +2,6 @@
 
 import html
 
-from rlhf.runs.progress import HEADLINES
-
 MOST_POINTS = 240  # of a line that is drawn; a plot is about as many pixels wide
 SHOWN = 8  # plots before the fold
 WIDTH, HEIGHT = 300, 110
@@ -83,6 +81,8 @@ def key(curves: Curves, other: Curves, names: dict[str, str]) -> str:
 
 def ordered(metrics) -> list[str]:
     """The metrics of the progress bar first, in its order, then the others by name."""
+    from rlhf.runs.progress import HEADLINES  # transformers takes seconds to import
+
     first = [name for name in HEADLINES if name in metrics]
     return first + sorted(name for name in metrics if name not in first)
 

@@ -27,7 +27,8 @@ CSS = """
   font-variant-numeric: tabular-nums;}
 .data-report .counts small, .data-report .note {color: var(--body-text-color-subdued); font-size: 0.85rem;}
 .data-report .bad b {color: #dc2626;} .dark .data-report .bad b {color: #fca5a5;}
-.data-report table {border-collapse: collapse; font-size: 0.85rem; margin: 6px 0 14px; display: block; overflow-x: auto;}
+.data-report table {border-collapse: collapse; font-size: 0.85rem; margin: 6px 0 14px; display: block; overflow-x: auto;
+  border: none !important; padding: 0 !important; width: fit-content; max-width: 100%;}
 .data-report td, .data-report th {border: 1px solid var(--border-color-primary); padding: 3px 10px; text-align: right;}
 .data-report td:first-child, .data-report th:first-child {text-align: left; overflow-wrap: anywhere;}
 .data-report article {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 9px 12px;
@@ -384,8 +385,12 @@ def feedback_numbers(view: DataView, tab: gr.Tab) -> None:
     """The numbers of the feedback, and its exports."""
     refresh = gr.Button(label("data.refresh"), size="sm")
     shown = gr.HTML("", elem_id="feedback-numbers")
+
+    def export_rows(form: str) -> dict:  # Gradio marks the function, which a method does not allow
+        return view.export_rows(form)
+
     exports = gr.HTML(
-        "", js_on_load=DOWNLOAD, server_functions=[view.export_rows], elem_id="feedback-exports"
+        "", js_on_load=DOWNLOAD, server_functions=[export_rows], elem_id="feedback-exports"
     )
 
     def opened(request: gr.Request):

@@ -287,9 +287,11 @@ class RunsView:
         """Put both runs in line, one after the other."""
         jobs = self.require_jobs()
         plan = self.feedback_runs(model, name)
+        reward_model = self.path_of(plan[0][2])
         # Both are checked before the first one is in line.
         for recipe, settings, run, config in plan:
-            jobs.check(recipe, jobs.command(recipe, settings, run, config=config))
+            command = jobs.command(recipe, settings, run, config=config)
+            jobs.check(recipe, command, [reward_model])
         started: list[Job] = []
         for recipe, settings, run, config in plan:
             after = started[-1].id if started else ""

@@ -21,7 +21,7 @@ FIRST_KEYS = {
         "max_length",
         "seed",
     ),
-    "tokenizer": ("dataset_name", "algorithm", "vocab_size", "min_frequency"),
+    "tokenizer": ("dataset_name", "tokenizer_type", "vocab_size", "lowercase", "chat"),
     "pretrain": (
         "dataset_name",
         "objective",
@@ -247,12 +247,12 @@ def field_html(key: dict, preset: dict, values: dict, language: str) -> str:
     given = value_text(key, preset[name]) if name in preset else ""
     value = value_text(key, values[name]) if name in values else given
     default = value_text(key, key["default"])
-    notes = [key["help"].rstrip(".")]
+    note = key["help"]
     if key["range"]:
-        notes.append(key["range"])
+        note += f" ({key['range']})"
     if key["kind"] == "list":
-        notes.append(text("form.list", language))
-    note = escape(". ".join(part for part in notes if part))
+        note += f" {text('form.list', language)}."
+    note = escape(note.strip())
     common = (
         f"id='key-{escape(name)}' data-key='{escape(name)}' data-given=\"{escape(given)}\" "
         f"aria-describedby='help-{escape(name)}'"

@@ -17,7 +17,7 @@ CSS = """
 .run-list {display: flex; flex-direction: column; gap: 6px; max-height: 70vh; overflow-y: auto; padding: 2px;}
 .run-list button {display: block; width: 100%; text-align: left; padding: 9px 12px; border-radius: 10px; cursor: pointer;
   border: 1px solid var(--border-color-primary); background: var(--block-background-fill);
-  color: var(--body-text-color);}
+  color: var(--body-text-color); font-weight: 400;}
 .run-list button:hover {border-color: var(--primary-500);}
 .run-list button[aria-pressed=true] {border-color: var(--primary-500); box-shadow: 0 0 0 1px var(--primary-500);}
 .run-list button:focus-visible, .line button:focus-visible {outline: 2px solid var(--primary-500); outline-offset: 1px;}
@@ -52,6 +52,9 @@ CSS = """
 .run-text pre, pre.log {overflow: auto; max-height: 60vh; padding: 10px 12px; border-radius: 10px; font-size: 0.8rem;
   background: var(--background-fill-secondary); white-space: pre-wrap; overflow-wrap: anywhere;}
 .run-pictures img {max-width: 100%; border-radius: 8px; background: white; margin-top: 10px;}
+@media (max-width: 700px) {.run-list {max-height: 40vh;}}
+#run-buttons {justify-content: flex-start;} #run-buttons button {flex: 0 0 auto; width: auto; min-width: 0;}
+#runs-line:not(:has(.job)) {display: none;}
 .quiet {color: var(--body-text-color-subdued);}
 """
 
@@ -77,7 +80,7 @@ def list_html(runs: Sequence[RunSummary], selected: str, language: str) -> str:
 
 def run_button(run: RunSummary, is_selected: bool, language: str) -> str:
     """One run: name, status, recipe, date and its key numbers."""
-    numbers = [f"{escape(name)} {short(value)}" for name, value in run.numbers.items()]
+    numbers = [f"{escape(name)} {number_text(value)}" for name, value in run.numbers.items()]
     facts = [escape(run.recipe), escape(date_text(run.started)), *numbers]
     shown = " · ".join(fact for fact in facts if fact)
     return (
@@ -179,10 +182,10 @@ def head_html(facts: dict, alarms: list[dict], job: Job | None, language: str) -
 
 
 def number_text(value: float) -> str:
-    """A number with up to four significant digits; whole ones in full."""
+    """A number with three significant digits; whole ones in full."""
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}"
-    return f"{value:.4g}"
+    return f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -204,6 +207,8 @@ def samples_html(rows: list[dict], language: str) -> str:
     for row in rows:
         cells = []
         for name, value in row.items():
+            if name == "step":  # the same in all
+                continue
             if isinstance(value, float):
                 value = short(value)
             shown = str(value)[:TEXT_SHOWN]

@@ -4,6 +4,7 @@ The actions are in `run_actions`, and each is an endpoint as well. What is refus
 """
 
 import html
+import textwrap
 from dataclasses import asdict
 
 import gradio as gr
@@ -25,6 +26,7 @@ from rlhf.serving.ui.run_texts import TEXTS
 from rlhf.serving.ui.texts import label, language_of, text
 
 TICK = 2  # seconds between two looks at a run that trains
+TITLE_SHOWN = 48  # characters of the summary of a recipe or a settings file
 PANES = ("head", "curves", "samples", "card", "report", "log", "settings")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of events
 
@@ -71,7 +73,7 @@ def result_components(view: RunsView) -> dict:
             runs = gr.HTML("", js_on_load=PICK, elem_id="runs-list")
         with gr.Column(scale=5, min_width=320):
             head = gr.HTML("", elem_id="run-head")
-            with gr.Row():
+            with gr.Row(elem_id="run-buttons"):
                 resume = gr.Button(label("runs.continue"), visible=False, size="sm")
                 following = gr.Button(label("runs.next"), visible=False, size="sm")
             with gr.Tabs():
@@ -107,8 +109,12 @@ def form_components(view: RunsView) -> dict:
     with gr.Row():
         components["recipe"] = gr.Dropdown([], label=label("runs.recipe"), elem_id="run-recipe")
         components["config"] = gr.Dropdown([], label=label("runs.config"), elem_id="run-config")
+
+    def check_form(asked: dict) -> dict:  # Gradio marks the function, which a method does not allow
+        return view.check_form(asked)
+
     components["form"] = gr.HTML(
-        "", js_on_load=run_form.SCRIPT, server_functions=[view.check_form], elem_id="run-form"
+        "", js_on_load=run_form.SCRIPT, server_functions=[check_form], elem_id="run-form"
     )
     return components
 
@@ -213,10 +219,12 @@ class FormEvents:
     def choices(self, recipe: str, config: str, name: str, values: dict, language: str) -> list:
         """Updates of the recipe, the settings file and the form."""
         recipes = self.view.recipes()
-        recipe_choices = [(f"{key}: {facts['summary']}", key) for key, facts in recipes.items()]
+        recipe_choices = []
+        for key, facts in recipes.items():
+            recipe_choices.append((f"{key}: {shortened(facts['summary'])}", key))
         configs = [(text("runs.no_config", language), "")]
         for entry in recipes[recipe]["configs"]:
-            configs.append((f"{entry['name']}: {entry['purpose']}", entry["name"]))
+            configs.append((f"{entry['name']}: {shortened(entry['purpose'])}", entry["name"]))
         return [
             gr.Dropdown(choices=recipe_choices, value=recipe),
             gr.Dropdown(choices=configs, value=config),
@@ -268,6 +276,11 @@ class FormEvents:
     def line(self, request: gr.Request) -> list:
         """Updates of the line and of the timer."""
         return [self.view.line_html(language_of(request)), gr.Timer(active=True)]
+
+
+def shortened(title: str) -> str:
+    """The beginning of a title, as long as a list shows it."""
+    return textwrap.shorten(title, TITLE_SHOWN, placeholder=" ...")
 
 
 def wire_form(view: RunsView, parts: tuple, shown: dict, state: tuple) -> None:
