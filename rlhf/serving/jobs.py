@@ -36,6 +36,7 @@ from rlhf.serving.recipe_forms import RecipeForms
 
 logger = logging.getLogger(__name__)
 
+RESUME = "resume_from_checkpoint"
 POLL = 0.5  # seconds between two looks at the line
 LONGEST_LINE = 50  # jobs
 ENDED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -135,28 +136,31 @@ class Jobs:
         command = self.command(recipe, arguments, name, config=config, layout=layout)
         self.check(recipe, command)
         folder = folder_of(self.runs, name)
-        resumes = str(arguments.get("resume_from_checkpoint") or "false").lower() != "false"
+        resumes = str(arguments.get(RESUME) or "false").lower() != "false"
         if not resumes and folder.exists() and any(folder.iterdir()):
             raise UserError(f"name {name!r}: {folder} is there already, choose another name")
         if after:
             self._records.load(after)
+        job = self._new(recipe, name, command)
+        job.config, job.layout, job.after = config, layout, after
+        job.arguments = dict(arguments)
+        self._add(job)
+        return job
+
+    def _new(self, recipe: str, name: str, command: Sequence[str]) -> Job:
+        """The record of a job that is not in line yet."""
+        folder = folder_of(self.runs, name)
         job_id = self._records.new_id()
-        job = Job(
+        return Job(
             id=job_id,
             name=folder.relative_to(self.runs).as_posix(),
             recipe=recipe,
-            command=command,
+            command=list(command),
             folder=str(folder),
             cwd=os.getcwd(),
             log=str(self._records.path(job_id, "log")),
-            config=config,
-            layout=layout,
-            arguments=dict(arguments),
             created=now(),
-            after=after,
         )
-        self._add(job)
-        return job
 
     def _add(self, job: Job) -> None:
         """Write the record of a new job, unless its folder is in use or the line is full."""
@@ -176,8 +180,12 @@ class Jobs:
         if job.state == DONE:
             raise UserError(f"{job.name} is done")
         value = "true" if checkpoints_of(Path(job.folder)) else "auto"
-        arguments = job.arguments | {"resume_from_checkpoint": value}
-        return self.start(job.recipe, arguments, job.name, config=job.config, layout=job.layout)
+        # The settings were checked when it began, and a second check would take seconds.
+        again = self._new(job.recipe, job.name, resuming(job.command, value))
+        again.config, again.layout, again.cwd = job.config, job.layout, job.cwd
+        again.arguments = job.arguments | {RESUME: value}
+        self._add(again)
+        return again
 
     def list(self) -> list[Job]:
         """Every job, the oldest first."""
@@ -342,6 +350,17 @@ class Jobs:
             self.on_finished(job)
         except Exception:  # the line must go on
             logger.exception("jobs: after %s", job.name)
+
+
+def resuming(command: Sequence[str], value: str) -> list[str]:
+    """The command with another value of resume_from_checkpoint."""
+    words, given = [], iter(command)
+    for word in given:
+        if word == f"--{RESUME}":
+            next(given, None)  # its value
+        elif not word.startswith(f"--{RESUME}="):
+            words.append(word)
+    return [*words, f"--{RESUME}", value]
 
 
 def _note_missing(job: Job) -> None:

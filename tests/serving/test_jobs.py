@@ -113,9 +113,12 @@ def test_a_stop_lets_the_run_save_a_checkpoint_and_resume_continues_it(server, r
     assert job.state == "stopped" and "at step 3" in job.reason
     assert (runs / "long" / "checkpoint-3").is_dir()
     again = jobs.resume(job.id)
-    assert again.command[-4:-2] == ["--resume_from_checkpoint", "true"]
+    assert again.command == [*job.command, "--resume_from_checkpoint", "true"]
     assert again.folder == job.folder
     jobs.stop(again.id, at_once=True)
+    third = jobs.resume(ended(jobs, again).id)
+    assert third.command == again.command
+    jobs.stop(third.id, at_once=True)
 
 
 def test_a_second_stop_sends_no_second_signal(server, monkeypatch):

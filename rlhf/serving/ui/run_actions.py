@@ -7,7 +7,7 @@ from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, read_object
 from rlhf.serving.allowed import existing_run
 from rlhf.serving.job_command import layouts, shell_text
-from rlhf.serving.job_records import Job
+from rlhf.serving.job_records import JOB_FAILED, Job
 from rlhf.serving.jobs import Jobs, read_tail
 from rlhf.serving.run_files import (
     RowsOfRuns,
@@ -25,6 +25,7 @@ from rlhf.serving.ui import run_form, run_view
 from rlhf.serving.ui.texts import text
 
 LOG_SHOWN = 16_000  # bytes of the end of a log
+FAILURES_SHOWN = 2  # jobs that left no run
 LISTED_FILES = 200
 LARGEST_SETTINGS = 100_000  # characters of the settings of a form
 
@@ -84,13 +85,22 @@ class RunsView:
         return run_view.list_html(list_runs(self.root), run, language)
 
     def line_html(self, language: str) -> str:
-        return run_view.line_html(self.jobs.list() if self.jobs else [], language)
+        """The line of jobs, and the newest of those that failed and left no run to look at."""
+        jobs = self.jobs.list() if self.jobs else []
+        failures = []
+        for job in reversed(jobs):
+            if job.state == JOB_FAILED and not (Path(job.folder) / RECORD).exists():
+                failures.append(job)
+        return run_view.line_html(jobs, failures[:FAILURES_SHOWN], language)
 
     def head_html(self, run: str, language: str) -> str:
         """The heading of a run, or a hint to choose one."""
         try:
             folder = existing_run(self.root, run)
         except UserError:
+            job = self.job_of(run)
+            if job is not None:  # it has not made its folder yet
+                return run_view.failure_html(job, language)
             hint = run_view.escape(text("runs.pick", language))
             return f"<p class='quiet'>{hint}</p>"
         facts = details(self.root, folder)

@@ -40,7 +40,8 @@ CSS = """
 .line {display: flex; flex-direction: column; gap: 6px;}
 .line .job {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 8px 12px;
   background: var(--block-background-fill);}
-.line button {min-height: 28px; padding: 2px 12px; border-radius: 8px; cursor: pointer; color: var(--body-text-color);
+.line button {font-weight: 400; font-size: 0.9rem;
+  min-height: 28px; padding: 2px 12px; border-radius: 8px; cursor: pointer; color: var(--body-text-color);
   border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);}
 .samples {display: flex; flex-direction: column; gap: 10px;}
 .samples article {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 10px 12px;}
@@ -111,18 +112,27 @@ def state_text(status: str, language: str) -> str:
         return status
 
 
-def line_html(jobs: Sequence[Job], language: str) -> str:
-    """The job that runs and those in line, each with its button; "" where there is none."""
+def line_html(jobs: Sequence[Job], failures: Sequence[Job], language: str) -> str:
+    """The job that runs and those in line, each with its button, then those that failed before they were runs."""
     open_jobs = [job for job in jobs if not job.has_ended]
-    if not open_jobs:
-        return ""
     running = [job for job in open_jobs if job.state == RUNNING]
     waiting = [job for job in open_jobs if job.state == WAITING]
     entries = []
     for i, job in enumerate(running + waiting):
         entries.append(job_html(job, i - len(running) + 1, language))
+    entries += [failure_html(job, language) for job in failures]
+    if not entries:
+        return ""
     name = escape(text("runs.line", language))
     return f"<div class='line' role='group' aria-label='{name}'>{''.join(entries)}</div>"
+
+
+def failure_html(job: Job, language: str) -> str:
+    """A job that has ended and left no run: its state and the reason."""
+    return (
+        f"<div class='job'><span class='top'><b>{escape(job.name)}</b>{chip(job.state, language)}</span>"
+        f"<small>{escape(job.recipe)} · {escape(job.reason)}</small></div>"
+    )
 
 
 def job_html(job: Job, turn: int, language: str) -> str:

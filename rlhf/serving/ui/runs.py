@@ -253,7 +253,7 @@ class FormEvents:
         job = self.view.start(*form_facts(asked(event)))
         message = text("runs.started", language_of(request), name=job.name)
         gr.Info(html.escape(message))
-        return self.line(request)
+        return [job.name, gr.Tabs(selected="results"), *self.line(request)]
 
     def resume(self, name: str, request: gr.Request) -> list:
         """The run that is shown goes in line again."""
@@ -270,8 +270,8 @@ class FormEvents:
 
     def train(self, model: str | None, name: str, request: gr.Request) -> list:
         """The reward model of the feedback and PPO go in line."""
-        self.view.train_on_feedback(model or "", name)
-        return self.line(request)
+        jobs = self.view.train_on_feedback(model or "", name)
+        return [jobs[0].name, gr.Tabs(selected="results"), *self.line(request)]
 
     def line(self, request: gr.Request) -> list:
         """Updates of the line and of the timer."""
@@ -294,12 +294,12 @@ def wire_form(view: RunsView, parts: tuple, shown: dict, state: tuple) -> None:
     new_tab.select(told(events.opened), [form["recipe"]], [*choice, *feedback], **options)
     form["recipe"].input(told(events.chosen), [form["recipe"]], choice, **options)
     form["config"].input(told(events.configured), choice[:2], form["form"], **options)
-    form["form"].start(told(events.start), None, [line, timer], **options)
+    form["form"].start(told(events.start), None, [run, tabs, line, timer], **options)
     shown["resume"].click(told(events.resume), [run], [line, timer], **options)
     shown["next"].click(told(events.use), [run], [tabs, *choice], **options)
     if "both" in form:
         inputs = [form["model"], form["name"]]
-        form["both"].click(told(events.train), inputs, [line, timer], **options)
+        form["both"].click(told(events.train), inputs, [run, tabs, line, timer], **options)
 
 
 def feedback_updates(view: RunsView, form: dict, language: str) -> list:
