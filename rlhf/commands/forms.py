@@ -31,7 +31,13 @@ from rlhf.errors import UserError
 from rlhf.runs.inputs import MODEL_KEYS, check_inputs
 from rlhf.runs.keys import default_values, never_read, rules_of
 from rlhf.runs.ranges import ranges_of
-from rlhf.runs.settings import DTYPES, inherits_arguments, parse, read_config
+from rlhf.runs.settings import (
+    DTYPES,
+    inherits_arguments,
+    parse,
+    parser_actions,
+    read_config,
+)
 
 # Texts that a key takes, where its type does not say so.
 TEXTS = {
@@ -73,6 +79,7 @@ def in_a_child(request: dict) -> str:
         with os.fdopen(writer, "w", encoding="utf-8") as pipe:
             pipe.write(json.dumps(answer_of(request)))
         os._exit(0)
+    # Else the pipe would not end with the child.
     os.close(writer)
     with os.fdopen(reader, encoding="utf-8") as pipe:
         text = pipe.read()
@@ -126,7 +133,7 @@ def describe_configs(recipe: str) -> list[dict]:
     for name, path in find_configs(recipe).items():
         first_line = path.read_text(encoding="utf-8").partition("\n")[0]
         values = read_config(path)
-        values.pop("env", None)
+        values.pop("env", None)  # not a key of the form
         entry = {
             "name": name.partition("/")[2],
             "purpose": first_line.lstrip("# "),
@@ -142,9 +149,7 @@ def describe_keys(classes: list[type]) -> list[dict]:
     Of each: name, group (what its class is about), kind (text, int, float, bool, list, map), choices, default, help
     and range. The parser itself says what it takes.
     """
-    from trl import TrlParser
-
-    actions = {action.dest: action for action in TrlParser(classes)._actions}
+    actions = parser_actions(classes)
     keys = []
     for cls in classes:
         ranges = ranges_of(cls)
@@ -160,7 +165,7 @@ def describe_keys(classes: list[type]) -> list[dict]:
 
 def keys_never_read(cls: type) -> set[str]:
     """The keys that no run reads: a form does not offer them."""
-    given = dict.fromkeys(default_values(cls), "a value that is no default")
+    given = dict.fromkeys(default_values(cls), "not a default")
     names = set(never_read([cls], given))
     # Of these one value is allowed, which runs have anyway.
     for rule in rules_of([cls]):
@@ -188,6 +193,7 @@ def facts_of(f: dataclasses.Field, annotation, action) -> dict:
     if not isinstance(default, str | int | float | bool | list | dict):
         default = None
     types = parts_of(annotation)
+    # The parser knows the choices of literals; enums and texts are known elsewhere.
     choices = list(action.choices or TEXTS.get(f.name, ()))
     for part in types:
         if isinstance(part, type) and issubclass(part, enum.Enum):
@@ -207,6 +213,7 @@ def parts_of(annotation) -> tuple:
 
 def kind_of(types: tuple, action) -> str:
     """The kind of a key's value: text, int, float, bool, list or map."""
+    # The parser takes several words, whatever the annotation says.
     if action.nargs in ("+", "*"):
         return "list"
     names = {getattr(part, "__name__", str(part)) for part in types} - {"NoneType"}
@@ -214,6 +221,7 @@ def kind_of(types: tuple, action) -> str:
         return "bool"
     if names == {"int"}:
         return "int"
+    # A whole number fits here too, as in `warmup_steps: 4`.
     if names <= {"int", "float"}:
         return "float"
     if "dict" in names and "str" not in names:

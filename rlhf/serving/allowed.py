@@ -72,6 +72,7 @@ class Allowed:
                         "this machine"
                     )
             return
+        # Other keys may be read as files too, such as the name of an attention kernel.
         looks_like_path = "/" in value or "\\" in value or value.startswith("~")
         is_path = key in PATH_KEYS or (looks_like_path and key not in NOT_PATHS)
         if not is_path or not value or value.lower() in WORDS.get(key, ()):
@@ -84,6 +85,7 @@ class Allowed:
         if "\0" in name or len(name) > 4096:
             raise UserError(f"{key}: not a path")
         path = Path(name).expanduser()
+        # An id that is on the list needs no folder.
         if self.anything or name in self.hub_ids:
             return path
         # Links are followed: what counts is where the file really is.
@@ -99,11 +101,12 @@ def check_name(name: str) -> str:
 
     The parts hold letters, digits, `_`, `-` and `.`, and do not begin with a dot or a dash.
     """
+    # Two spellings of one name would be two folders that look the same.
     name = unicodedata.normalize("NFC", str(name)).strip()
     parts = name.split("/")
     if not name or len(parts) > NAME_PARTS:
         raise UserError(
-            f"name {name[:80]!r}: give a name such as my-run or demo/my-run, of {NAME_PARTS} parts at most"
+            f"name {name[:80]!r}: give a name such as my-run or demo/my-run, with at most {NAME_PARTS - 1} slashes"
         )
     for part in parts:
         is_plain = PART.fullmatch(part) and len(part) <= NAME_LENGTH and not part.endswith(".")
@@ -112,6 +115,7 @@ def check_name(name: str) -> str:
                 f"name {name[:80]!r}: use letters, digits, _, - and . (first a letter or digit), and {NAME_LENGTH} "
                 "characters at most"
             )
+        # `checkpoint-8` would hide the run from every list.
         if OWN_FILES.fullmatch(part) or RESERVED.fullmatch(part):
             raise UserError(f"name {name!r}: {part} has another meaning in a folder of runs")
     return name

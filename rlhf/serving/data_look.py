@@ -44,6 +44,7 @@ def _lines(request: dict, limit: float, command: tuple[str, ...]) -> Iterator[di
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         start_new_session=True,
     )
+    # Read by a thread, so that waiting for a line can end.
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     started, rows = time.monotonic(), 0
@@ -84,6 +85,7 @@ def _read(process: subprocess.Popen, lines: queue.Queue) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
+    # Its group, for the workers that a reader may have.
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -74,7 +74,7 @@ class Held:
         """Let it run the command."""
         self._popen.stdin.write(b"go\n")
         self._popen.stdin.close()
-        self._output.close()
+        self._output.close()  # the process has its own
 
     def drop(self) -> None:
         """End it before it has run anything."""
@@ -90,6 +90,7 @@ class Held:
 def environment() -> dict[str, str]:
     """The variables of a job: those of the server without its keys. What it prints reaches the log at once."""
     variables = {}
+    # A recipe is code that people choose settings for: it gets no key of the service.
     for name, value in os.environ.items():
         is_secret = any(word in name.upper() for word in SECRETS) and name not in NOT_SECRET
         if not is_secret:
@@ -106,6 +107,7 @@ def start_time(pid: int) -> str:
             fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             return ""
+        # Ended, and its parent has not asked how.
         if fields[0] in ("Z", "X"):
             return ""
         return f"{_boot()}/{fields[19]}"

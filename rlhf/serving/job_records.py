@@ -82,12 +82,13 @@ class JobRecords:
 
     def new_id(self) -> str:
         """An id that sorts by time."""
+        # Microseconds, so that the ids of one server sort as they were made.
         seconds, rest = divmod(time.time_ns(), 10**9)
         day = time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
         return f"{day}-{rest // 1000:06d}{secrets.token_hex(1)}"
 
     def path(self, job_id: str, ending: str = "json") -> Path:
-        """A file of a job. UserError for what is no id."""
+        """A file of a job. UserError for what does not look like an id."""
         if not isinstance(job_id, str) or not ID.fullmatch(job_id):
             raise UserError(f"no job {str(job_id)[:40]!r}")
         return self.folder / f"{job_id}.{ending}"
@@ -119,6 +120,7 @@ class JobRecords:
                     job = self.load(path.stem)
                 except UserError:
                     continue
+                # An ended job never changes, so it is read once.
                 if job.has_ended:
                     self._ended[job.id] = job
             jobs.append(job)
@@ -142,4 +144,4 @@ class JobRecords:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            os.close(descriptor)  # frees the lock

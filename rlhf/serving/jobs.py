@@ -95,6 +95,7 @@ class Jobs:
         self, recipe: str, arguments: dict, name: str, *, config: str = "", layout: str = ""
     ) -> list[str]:
         """The words of the command that `start` would run. UserError for what is not allowed or not known."""
+        # The keys are those of the recipe itself, so what it does not know never reaches its command line.
         form = self.recipes().get(recipe)
         if form is None:
             raise UserError(f"no recipe {recipe!r}: one of {', '.join(self.recipes())}")
@@ -139,7 +140,7 @@ class Jobs:
         resumes = str(arguments.get(RESUME) or "false").lower() != "false"
         if not resumes and folder.exists() and any(folder.iterdir()):
             raise UserError(f"name {name!r}: {folder} is there already, choose another name")
-        if after:
+        if after:  # must exist
             self._records.load(after)
         job = self._new(recipe, name, command)
         job.config, job.layout, job.after = config, layout, after
@@ -165,6 +166,7 @@ class Jobs:
     def _add(self, job: Job) -> None:
         """Write the record of a new job, unless its folder is in use or the line is full."""
         with self._records.changes():
+            # Under the lock: two people may press Start at once.
             open_jobs = [other for other in self._records.all() if not other.has_ended]
             if any(other.folder == job.folder for other in open_jobs):
                 raise UserError(f"name {job.name!r}: a job with this name is in line or runs")
@@ -326,6 +328,7 @@ class Jobs:
             job.state = DONE
             return
         lines = last_lines(Path(job.log))
+        # Also one that was stopped before it listened to signals.
         if code in ENDED_BY_SIGNAL or job.stopping:
             job.state, job.reason = STOPPED, lines or "stopped"
             return
@@ -404,6 +407,7 @@ def read_tail(path: Path, size: int = TAIL) -> str:
 
 def last_lines(path: Path) -> str:
     """The reason that a run printed at its end: from its last line with `error`, else its last line; "" for none."""
+    # A progress bar and blank lines say no reason.
     lines = [line for line in read_tail(path).splitlines() if line.strip()]
     if lines and lines[0].startswith("$ "):  # the command, over several lines
         while lines and lines[0].endswith("\\"):

@@ -65,6 +65,7 @@ class RecipeForms:
             self._timer = None
         if self._process is not None:
             self._process.stdin.close()
+            # It holds nothing that could be lost.
             self._process.kill()
             self._process.wait()
             self._process.stdout.close()
@@ -79,6 +80,7 @@ class RecipeForms:
             line = process.stdout.readline()
         except (BrokenPipeError, ValueError):
             line = ""
+        # The time without a question begins again.
         self._end_later()
         try:
             answer = json.loads(line)

@@ -112,6 +112,7 @@ def _record(folder: Path) -> dict:
         stat = path.stat()
     except OSError:
         return {}
+    # A record is replaced in one step, so its time, size and file tell a new one.
     version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     known = _summaries.get(str(path))
     if known is None or known[0] != version:
@@ -230,6 +231,7 @@ class Rows:
         if stat.st_ino != self._file_id or stat.st_size < self.bytes_read:
             self._start()
             self._file_id = stat.st_ino
+        # Of a file that is larger than a page needs, the rest is not read.
         size = min(stat.st_size, MOST_BYTES) - self.bytes_read
         if size > 0:
             with open(self.path, "rb") as file:

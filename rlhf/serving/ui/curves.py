@@ -47,6 +47,7 @@ def curves_html(curves: Curves, other: Curves, names: dict[str, str]) -> str:
 
     names: the texts of "training", "evaluation", "other", "step" and "more" in the reader's language.
     """
+    # A metric that only one of them has is drawn too.
     metrics = ordered({**other, **curves})
     plots = []
     for metric in metrics:
@@ -96,6 +97,7 @@ def plot(metric: str, lines: list[tuple[str, list[tuple]]], step: str) -> str:
             ys.append(y)
     left, right, low, high = min(xs), max(xs), min(ys), max(ys)
     drawn = [polyline(kind, points, (left, right, low, high)) for kind, points in lines]
+    # The numbers in the heading are those of the first line, which is the run itself.
     last = lines[0][1][-1][1]
     first = lines[0][1][0][1]
     title = html.escape(metric)
@@ -120,6 +122,7 @@ def polyline(kind: str, points: list[tuple], bounds: tuple[float, float, float, 
     for x, y in thinned(points):
         share = (y - low) / height if height else 0.5
         across = (x - left) / width * WIDTH
+        # The y axis of SVG points down; 4 pixels keep the line from being cut at its ends.
         down = 4 + (1 - share) * (HEIGHT - 8)
         corners.append(f"{across:.1f},{down:.1f}")
     return f"<polyline class='{kind}' points='{' '.join(corners)}'/>"

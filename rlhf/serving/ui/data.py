@@ -118,7 +118,7 @@ element.addEventListener('click', async (event) => {
 
 
 class DataView:
-    """What the tab shows, without a page."""
+    """The contents of the tab, without a page."""
 
     def __init__(self, service: Service):
         self.root = Path(service.runs)
@@ -144,6 +144,7 @@ class DataView:
         if not file or not file.strip():
             raise UserError("file: choose a file, or type its path")
         path = self.allowed.check_input(file.strip())
+        # A tokenizer is that of a run, never a path that somebody types.
         request = {"file": str(path), "columns": columns}
         if tokenizer:
             request["tokenizer"] = str(existing_run(self.root, tokenizer))
@@ -151,6 +152,7 @@ class DataView:
 
     def report(self, file: str, tokenizer: str = "", columns: str = "") -> dict:
         """The report of a file, as soon as it is read."""
+        # The progress is for people; a client waits for the end.
         answers = list(self.look(file, tokenizer, columns))
         return answers[-1]["report"]
 
@@ -244,6 +246,7 @@ def problems_html(report: dict, language: str) -> str:
 
 def marked(lines: list[str]) -> str:
     """The lines of a row, with [[what is learned]] marked."""
+    # Escaped first: only our own marks become tags.
     shown = escape("\n".join(lines))
     return shown.replace("[[", "<mark>").replace("]]", "</mark>")
 

@@ -40,7 +40,7 @@ NEXT = {
 
 
 class RunsView:
-    """What the tab shows and does, without a page."""
+    """The contents and the actions of the tab, without a page."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -248,6 +248,7 @@ class RunsView:
         parent = str(Path(run).parent)
         name = following if parent == "." else f"{parent}/{following}"
         values = {key: self.path_of(run)}
+        # The policy that PPO trains is the one whose answers were ranked.
         if recipe == "reward":
             policy = facts["parents"].get("policy") or facts["parents"].get("model")
             if policy:
@@ -256,6 +257,7 @@ class RunsView:
 
     def same_config(self, run: str, recipe: str) -> str:
         """The settings file that a run was made with, if the other recipe has one of the same name."""
+        # The same file of another recipe has the sizes and rates for the same model.
         words = details(self.root, existing_run(self.root, run))["command"].split()
         if "--config" not in words[:-1]:
             return ""
@@ -302,6 +304,7 @@ class RunsView:
         for recipe, settings, run, config in plan:
             command = jobs.command(recipe, settings, run, config=config)
             jobs.check(recipe, command, [reward_model])
+        # PPO waits for the reward model, and is dropped if that one fails.
         started: list[Job] = []
         for recipe, settings, run, config in plan:
             after = started[-1].id if started else ""
@@ -313,10 +316,12 @@ class RunsView:
         runs = list_runs(self.root)
         kinds = ("sft", "pretrain")
         names = []
+        # A reward model or an encoder cannot answer.
         for run in runs:
             recipe = made_by(self.root / run.name)
             if run.status in ("done", "trained") and recipe in ("ppo", *kinds):
                 names.append(run.name)
+        # SFT first: PPO starts from it, and so does the reward model.
         return sorted(names, key=lambda name: made_by(self.root / name) != "sft")
 
 

@@ -176,6 +176,7 @@ def form_html(
     are filled in. suggestions: "models" and "files" to choose from. layouts: of processes.
     """
     values = values or {}
+    # Values of the settings file are shown in the fields, and only what differs from them is sent.
     preset = config_values(form, config)
     first = FIRST_KEYS.get(recipe, FIRST_KEYS[""])
     keys = {key["name"]: key for key in form["keys"] if key["name"] not in IN_THE_NAME}
@@ -194,6 +195,7 @@ def form_html(
         sections.append(
             f"<section><h4>{title}</h4><div class='fields'>{''.join(group_fields)}</div></section>"
         )
+    # How many are behind the fold.
     count = sum(map(len, groups.values()))
     parts = [
         name_field(name, layouts, language),
@@ -285,6 +287,7 @@ def value_text(key: dict, value) -> str:
 def bool_select(common: str, value: str, given: str, default: str, language: str) -> str:
     """Yes or no. The empty choice keeps what the settings file or the recipe says."""
     options = []
+    # A flag cannot unset what the file sets, so then there is no empty choice.
     if not given:
         options.append(("", text("form.default", language, value=default or "-")))
     options += [("true", "true"), ("false", "false")]

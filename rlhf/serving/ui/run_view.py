@@ -175,6 +175,7 @@ def head_html(facts: dict, alarms: list[dict], job: Job | None, language: str) -
         f"<small>{escape(' · '.join(part for part in line if part))}</small>",
         f"<div class='numbers'>{''.join(numbers)}</div>",
     ]
+    # The log knows more than the record of a run that was killed.
     reason = facts["error"]
     if job is not None and job.reason and job.state != "done":
         reason = job.reason
@@ -231,7 +232,7 @@ def markdown_html(source: str) -> str:
     """Markdown of a run as HTML: no HTML of its own, no pictures, and no link but to a web page."""
     markdown = MarkdownIt("commonmark", {"html": False, "linkify": False})
     markdown.enable("table")
-    markdown.disable("image")
+    markdown.disable("image")  # the browser would fetch it
     markdown.add_render_rule("link_open", _link_open)
     return f"<div class='run-text'>{markdown.render(source)}</div>"
 
@@ -249,6 +250,7 @@ def pictures_html(paths: Sequence[Path], language: str) -> str:
     images = []
     for path in paths:
         content = path.read_bytes()
+        # Whatever its name says, only a picture becomes one.
         if content.startswith(b"\x89PNG"):
             code = base64.b64encode(content).decode()
             name = escape(path.stem.replace("_", " "))
@@ -268,6 +270,7 @@ def settings_html(facts: dict, language: str) -> str:
     rows = []
     for name, value in sorted(facts["settings"].items()):
         rows.append(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>")
+    # Where it comes from is read first.
     for role, name in facts["parents"].items():
         rows.insert(0, f"<dt>{escape(role)}</dt><dd>{escape(name)}</dd>")
     command = f"<pre class='log' tabindex='0'>{escape(facts['command'])}</pre>"

@@ -155,12 +155,13 @@ class ResultEvents:
         return [name, *self.everything(name, other, request)]
 
     def tick(self, name: str, other: str | None, seen: dict, request: gr.Request) -> list:
-        """What has changed since the last tick. The rest keeps its scroll position and the focus."""
+        """Send what has changed since the last tick. The rest keeps its scroll position and the focus."""
         now_seen, sent = {}, []
         for i, pane in enumerate(self.panes(name, other, language_of(request))):
             now_seen[str(i)] = hash(pane)
             is_new = seen.get(str(i)) != hash(pane)
             sent.append(pane if is_new else gr.skip())
+        # Nothing runs any more: the page needs no more ticks until something is started.
         stops = not self.view.is_live(name)
         timer = gr.Timer(active=False) if stops else gr.skip()
         return [now_seen, *sent, *run_buttons(self.view, name), timer]
@@ -234,7 +235,7 @@ class FormEvents:
     def opened(self, recipe: str | None, request: gr.Request) -> list:
         """The tab is shown: at its first time the recipes are read."""
         language = language_of(request)
-        updates = [gr.skip()] * 3
+        updates = [gr.skip()] * 3  # a form that somebody is filling in stays
         if not recipe:
             updates = self.choices("sft", "", self.view.free_name("my-run"), {}, language)
         return [*updates, *feedback_updates(self.view, self.form, language)]
@@ -369,6 +370,7 @@ def endpoints(view: RunsView) -> None:
         ]
         if view.feedback is not None:
             names.append("runs_train_on_feedback")
+    # The names of the parameters are those of the methods.
     for name in names:
         gr.api(told(getattr(actions, name)), api_name=name)
 
