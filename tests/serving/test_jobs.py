@@ -460,3 +460,25 @@ def test_the_tail_of_a_log_is_short_and_shows_the_last_state_of_a_bar(tmp_path):
     tail = read_tail(log, 100)
     assert len(tail) <= 120 and tail.splitlines()[-3:] == [" 20%", "끝", "\ufffd"]
     assert read_tail(tmp_path / "missing") == ""
+
+
+@pytest.mark.slow
+def test_a_real_recipe_is_started_from_its_form_and_ends_as_a_run(runs, tmp_path, monkeypatch):
+    texts = tmp_path / "texts.txt"
+    lines = [f"the {i} small words of a tokenizer, {i * i} of them" for i in range(200)]
+    texts.write_text("\n".join(lines))
+    finished = []
+    jobs = Jobs(runs, on_finished=finished.append)
+    try:
+        settings = {"dataset_name": str(texts), "vocab_size": "300", "lowercase": "false"}
+        with pytest.raises(UserError, match="no such file"):
+            jobs.start("tokenizer", settings | {"dataset_name": str(tmp_path / "no.txt")}, "new")
+        with pytest.raises(UserError, match="vocab_size"):
+            jobs.start("tokenizer", settings | {"vocab_size": "many"}, "new")
+        job = jobs.start("tokenizer", settings, "new")
+        job = until(lambda: finished, seconds=120)[0]
+        assert (job.state, job.reason) == ("done", ""), read_tail(Path(job.log))
+        assert (runs / "new" / "tokenizer.json").is_file()
+        assert '"done"' in (runs / "new" / "run.json").read_text()
+    finally:
+        jobs.close()

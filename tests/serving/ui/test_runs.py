@@ -413,6 +413,7 @@ def test_in_a_browser_nothing_runs_and_a_run_is_started_stopped_and_continued(
 
     page.get_by_role("tab", name="Start a run").click()
     page.fill("#run-name", "by-hand")
+    page.click(".all-keys summary")
     page.fill("#key-seconds", "60")
     page.wait_for_selector(".run-form .start:enabled")
     assert "--seconds 60" in page.inner_text(".command")
