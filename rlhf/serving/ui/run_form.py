@@ -144,6 +144,8 @@ function search(wanted) {
 element.addEventListener('input', (event) => {
   if (event.target.matches('.search')) return search(event.target.value);
   clearTimeout(timer);
+  turn++;  // an answer on its way is about older values
+  if (one('.start')) one('.start').disabled = true;  // what starts is what the command shows
   timer = setTimeout(check, 350);
 });
 element.addEventListener('click', (event) => {
