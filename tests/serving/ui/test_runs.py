@@ -420,7 +420,8 @@ def test_in_a_browser_nothing_runs_and_a_run_is_started_stopped_and_continued(
     page.click(".run-form .start")
     page.get_by_role("button", name="Stop: by-hand").wait_for()
     page.reload()  # the line is the server's
-    page.get_by_role("button", name="by-hand").first.click()
+    page.locator("[data-run='by-hand']").click()
+    page.get_by_role("heading", name="by-hand").wait_for()
     page.get_by_role("button", name="Stop: by-hand").click()
     page.get_by_role("button", name="Continue this run").wait_for()
     assert "at step 3" in page.inner_text(".run-head")
