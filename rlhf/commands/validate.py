@@ -110,10 +110,12 @@ def validate(
     columns: dict | str | None = None,
     tokenizer=None,
     ratings: Ratings = AS_THEY_ARE,
+    progress: Callable[[ValidationReport], None] | None = None,
 ) -> ValidationReport:
     """Read a file, folder or Hub data set once and count. A `tokenizer` adds lengths in tokens.
 
     Of a folder, the rows are those that a recipe would train on.
+    progress: called with the unfinished report after each good row.
     """
     units: Units = {"characters": len, "words": lambda text: len(text.split())}
     if tokenizer is not None:
@@ -134,6 +136,8 @@ def validate(
             count_column(report, column, row[column], units)
         if len(report.shown) < ROWS_SHOWN:
             report.shown.append(show_row(row, scan.kind, tokenizer))
+        if progress is not None:
+            progress(report)
     report.duplicates = repeats(digests)
     report.prompt_duplicates = repeats(prompts)
     # The scan's own counts are complete only now.

@@ -212,7 +212,7 @@ def _cell(value) -> str:
 
 def plot_curves(folder: str | os.PathLike) -> list[Path]:
     """Draw plots/curves.png from metrics.jsonl: one plot per metric, training and evaluation together."""
-    curves = _curves(read_jsonl(Path(folder) / "metrics.jsonl"))
+    curves = curves_of(read_jsonl(Path(folder) / "metrics.jsonl"))
     if not curves:
         return []
     path = Path(folder) / "plots" / "curves.png"
@@ -228,7 +228,7 @@ def plot_curves(folder: str | os.PathLike) -> list[Path]:
     return [path]
 
 
-def _curves(rows: list[dict]) -> dict[str, dict[str, list[tuple]]]:
+def curves_of(rows: list[dict]) -> dict[str, dict[str, list[tuple]]]:
     """(step, value) pairs: metric -> "training" or "evaluation" -> points. A curve needs two of them."""
     names = set()
     for row in rows:

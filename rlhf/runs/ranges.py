@@ -83,13 +83,19 @@ ARGUMENTS = {
 }
 
 
-def check_ranges(settings) -> None:
-    """Refuse a number that is out of its range. Unset ones (None) are not checked."""
+def ranges_of(settings: type) -> dict[str, Range]:
+    """Key -> range, of a class of settings. A class's own win over those that it inherits."""
     ranges: dict[str, Range] = {}
-    for cls in reversed(type(settings).__mro__):
+    for cls in reversed(settings.__mro__):
         if cls.__name__ == "TrainingArguments":
             ranges |= ARGUMENTS
         ranges |= cls.__dict__.get("RANGES", {})
+    return ranges
+
+
+def check_ranges(settings) -> None:
+    """Refuse a number that is out of its range. Unset ones (None) are not checked."""
+    ranges = ranges_of(type(settings))
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name, None)
         if not f.init or f.name not in ranges or value is None:

@@ -327,6 +327,13 @@ def _make_settings(classes: list[type], content: dict, flags: list[str]) -> tupl
     return instances
 
 
+def parser_actions(classes: list[type]) -> dict:
+    """Key -> the argparse action that reads it, which knows its type, choices and number of words."""
+    from trl import TrlParser
+
+    return {action.dest: action for action in TrlParser(classes)._actions}
+
+
 def given_names(content: dict, flags: list[str]) -> set[str]:
     """The keys that a YAML and the command line set."""
     names = set(content)

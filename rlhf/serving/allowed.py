@@ -1,0 +1,142 @@
+"""Names and paths that people may give the app: output folders inside the folder of the runs, and files to read.
+
+Who may use the app of this machine alone may name any file. Where people log in, or the app serves other machines, the
+files must be below the folders that were opened for it, and models of the Hub must be on its list.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.errors import UserError
+
+NAME_LENGTH = 64  # characters of a part of a name
+NAME_PARTS = 4
+PART = re.compile(r"\w[\w.-]*")  # \w of any alphabet
+OWN_FILES = re.compile(
+    r"(checkpoint-\d+|plots|value_model|runs)"
+)  # names that a run gives its own folders
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # of Windows
+# Keys whose values are files, folders, or ids of the Hub: those of `runs.inputs`, which imports torch.
+PATH_KEYS = {
+    "dataset_name",
+    "eval_dataset_name",
+    "pretraining_dataset",
+    "ptx_dataset_name",
+    "demonstrations",
+    "model_name_or_path",
+    "tokenizer_name_or_path",
+    "reward_model_path",
+    "watch_reward_model_path",
+    "value_model",
+    "compare_tokenizers",
+    "resume_from_checkpoint",
+}
+LISTS = ("reward_model_path", "compare_tokenizers")  # of them, those with several values
+WORDS = {  # values of PATH_KEYS that are no paths
+    "value_model": ("reward_model", "shared"),
+    "resume_from_checkpoint": ("true", "false", "auto"),
+}
+NOT_PATHS = ("columns", "document_separator")  # texts that may hold a slash
+OUR_FUNCTIONS = "rlhf.recipes.rewards:"  # reward functions that need no trust
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The files that the app reads for people.
+
+    roots: folders with files that anybody may name. hub_ids: models and data sets of the Hub that anybody may name.
+    anything: any file and any id may be named, as in a terminal.
+    """
+
+    roots: tuple[Path, ...] = ()
+    hub_ids: tuple[str, ...] = ()
+    anything: bool = False
+
+    def check_arguments(self, arguments: dict) -> None:
+        """UserError for a setting that names a file, an id or a function which is not open to all."""
+        if self.anything:
+            return
+        for key, value in arguments.items():
+            values = value if isinstance(value, list) else [value]
+            for item in values:
+                self._check_argument(key, str(item))
+
+    def _check_argument(self, key: str, value: str) -> None:
+        if key == "reward_functions":
+            for function in value.split():
+                if not function.startswith(OUR_FUNCTIONS):
+                    raise UserError(
+                        f"{key}={function}: only those of {OUR_FUNCTIONS[:-1]} are open here; others are code of "
+                        "this machine"
+                    )
+            return
+        # Other keys may be read as files too, such as the name of an attention kernel.
+        looks_like_path = "/" in value or "\\" in value or value.startswith("~")
+        is_path = key in PATH_KEYS or (looks_like_path and key not in NOT_PATHS)
+        if not is_path or not value or value.lower() in WORDS.get(key, ()):
+            return
+        for item in value.split() if key in LISTS else [value]:
+            self.check_input(item, key)
+
+    def check_input(self, name: str, key: str = "file") -> Path:
+        """The path of a file or folder to read. UserError where it is not open to all, whether it exists or not."""
+        if "\0" in name or len(name) > 4096:
+            raise UserError(f"{key}: not a path")
+        path = Path(name).expanduser()
+        # An id that is on the list needs no folder.
+        if self.anything or name in self.hub_ids:
+            return path
+        # Links are followed: what counts is where the file really is.
+        real = path.resolve()
+        if any(real.is_relative_to(root.resolve()) for root in self.roots):
+            return path
+        folders = ", ".join(str(root) for root in self.roots) or "none"
+        raise UserError(f"{key}={name} is not open here: files may be in {folders}")
+
+
+def check_name(name: str) -> str:
+    """The name of a run, as in `demo/ppo`, in one normal form. UserError for what is not a plain name.
+
+    The parts hold letters, digits, `_`, `-` and `.`, and do not begin with a dot or a dash.
+    """
+    # Two spellings of one name would be two folders that look the same.
+    name = unicodedata.normalize("NFC", str(name)).strip()
+    parts = name.split("/")
+    if not name or len(parts) > NAME_PARTS:
+        raise UserError(
+            f"name {name[:80]!r}: give a name such as my-run or demo/my-run, with at most {NAME_PARTS - 1} slashes"
+        )
+    for part in parts:
+        is_plain = PART.fullmatch(part) and len(part) <= NAME_LENGTH and not part.endswith(".")
+        if not is_plain:
+            raise UserError(
+                f"name {name[:80]!r}: use letters, digits, _, - and . (first a letter or digit), and {NAME_LENGTH} "
+                "characters at most"
+            )
+        # `checkpoint-8` would hide the run from every list.
+        if OWN_FILES.fullmatch(part) or RESERVED.fullmatch(part):
+            raise UserError(f"name {name!r}: {part} has another meaning in a folder of runs")
+    return name
+
+
+def folder_of(runs: Path, name: str) -> Path:
+    """The folder of a new run with this name, inside the folder of the runs, also after all links are followed."""
+    folder = runs / check_name(name)
+    if not folder.resolve().is_relative_to(runs.resolve()):
+        raise UserError(f"name {name!r}: a link leads out of {runs}")
+    return folder
+
+
+def existing_run(runs: Path, name: str) -> Path:
+    """The folder of a run that is there, by its path below the folder of the runs."""
+    name = str(name)
+    parts = Path(name).parts
+    is_plain = bool(parts) and not Path(name).is_absolute() and "\0" not in name
+    if is_plain and ".." not in parts and not any(part.startswith(".") for part in parts):
+        folder = runs / name
+        inside = folder.resolve().is_relative_to(runs.resolve())
+        if inside and (folder / "run.json").is_file():
+            return folder
+    raise UserError(f"no run {name[:80]!r} in {runs}")
