@@ -225,7 +225,10 @@ class Worker:
             with self.shared.turns.turn(self):
                 batches = can_batch(served.model)
             if batches:
-                return BatchedGenerator(served, self.shared.limits.running)
+                # A model of single questions and answers reads every prompt from its start.
+                several_turns = getattr(served.model.config, "trained_turns", None) != 1
+                running = self.shared.limits.running
+                return BatchedGenerator(served, running, reuse=several_turns)
         return PlainGenerator(served, self._between_tokens)
 
     def _serve_once(self, generator) -> bool:

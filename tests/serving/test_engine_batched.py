@@ -260,3 +260,54 @@ def test_a_cancelled_row_leaves_and_the_others_stay(tokenizer):
     run(generator, [stays], [goes])
     assert tokens_of(stays) == tokens_of(expected)
     assert goes.answers[0].finish == "cancelled"
+
+
+# ---- the next turn of a conversation -----------------------------------------------------------------------------
+
+
+def lengths_read(model, monkeypatch):
+    """The number of new tokens of each forward pass."""
+    lengths, forward = [], model.forward
+
+    def recorded(input_ids, **inputs):
+        lengths.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model, "forward", recorded)
+    return lengths
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_next_turn_reads_only_what_is_new(name, tokenizer, monkeypatch):
+    model = make_model(CONFIGS[name], tokenizer)
+    served = ServedModel(model, tokenizer)
+    generator = BatchedGenerator(served, 8)
+    first = ask(list(range(10, 50)), 6)
+    run(generator, [first])
+    history = first.prompt.ids + tokens_of(first)
+    nexts = [ask([*history, 60, 61, 62], 6), ask([*history[:44], 70], 6)]  # and a branch
+    expected = [ask(request.prompt.ids, 6) for request in nexts]
+    run(BatchedGenerator(served, 8, reuse=False), expected)
+    lengths = lengths_read(model, monkeypatch)
+    run(generator, nexts)
+    assert lengths[:2] == [4, 1]  # the newest token of an answer was never read
+    assert list(map(tokens_of, nexts)) == list(map(tokens_of, expected))
+    again = ask(first.prompt.ids, 6)  # the same question again: its last token gives the first one
+    run(generator, [again])
+    assert tokens_of(again) == tokens_of(first)
+
+
+def test_few_conversations_are_kept(tokenizer, monkeypatch):
+    monkeypatch.setattr("rlhf.serving.prefixes.KEPT", 3)
+    generator = BatchedGenerator(ServedModel(make_model(CONFIGS["gpt2"], tokenizer), tokenizer), 8)
+    for start in range(6):
+        run(generator, [ask([start + i for i in range(30)], 3)])
+    kept = generator.prefixes.kept
+    assert [prefix.ids[0] for prefix in kept] == [3, 4, 5]
+    assert len(kept[0].ids) == 32  # the last token was never read
+    # What continues one takes its place.
+    run(generator, [ask([*kept[0].ids, 99], 3)])
+    assert [prefix.ids[0] for prefix in generator.prefixes.kept] == [4, 5, 3]
+    monkeypatch.setattr("rlhf.serving.prefixes.KEPT_BYTES", 0)
+    run(generator, [ask([start + i for i in range(30)], 3)])
+    assert not generator.prefixes.kept
