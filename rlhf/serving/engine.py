@@ -178,7 +178,7 @@ class Engine:
         return True
 
     def facts(self, model: str) -> ModelFacts:
-        """What is known of a model without loading it."""
+        """The facts of a model, without loading it."""
         check_served(model, self.runs, "model")
         return self._read_known(model).facts
 

@@ -44,7 +44,7 @@ class Running:
 
 @dataclass
 class Shared:
-    """What the threads of all models share.
+    """Limits and locks that the threads of all models share.
 
     load: name -> model. batching: "auto" (where the model can) or "off". tokens: generated so far.
     """
@@ -234,7 +234,7 @@ class Worker:
     def _serve_once(self, generator) -> bool:
         """A step, or a wait for something to do. False when the model is to be unloaded."""
         new = self._admit(generator)
-        if new or generator.answers:
+        if new or generator.answers or self.active:
             with self.shared.turns.turn(self):
                 self._step_began = time.monotonic()
                 if new:

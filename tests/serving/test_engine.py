@@ -500,6 +500,17 @@ def test_facts_are_known_without_loading(runs):
     assert facts.path == str(runs / "demo" / "ppo") and len(facts.created) == 10
 
 
+def test_facts_of_what_was_trained(runs, tmp_path):
+    policy = load_policy(str(runs / "demo" / "ppo"))
+    policy.config.trained_turns, policy.config.trained_system = 2, False
+    policy.save_pretrained(tmp_path)
+    load_tokenizer(str(runs / "demo" / "ppo")).save_pretrained(tmp_path)
+    with closing(Engine({"mine": tmp_path})) as engine:
+        facts = engine.facts("mine")
+    assert (facts.trained_turns, facts.system_prompt) == (2, False)
+    assert (facts.stage, facts.created, facts.metrics) == ("base", "", {})
+
+
 @pytest.mark.parametrize(
     "messages, reason",
     [
