@@ -264,6 +264,8 @@ class Engine:
         self._enter(asked)
         while not self._worker(model).submit(asked):
             pass  # it ended in this moment: the next one is new
+        if asked.stop.is_set():  # cancelled before it was in a line, where `stop` looks for it
+            self.stop(asked)
         return asked
 
     def _check_count(self, settings: SamplingSettings, n: int) -> None:

@@ -170,7 +170,7 @@ def test_raw_text_is_continued(engine, runs):
     assert whole.prompt_tokens == len(ids)
 
 
-@pytest.mark.parametrize("stop", [("friend",), ("fri",), ("no", " \N{GRINNING FACE} f")])
+@pytest.mark.parametrize("stop", [("fri",), ("no", " \N{GRINNING FACE} f")])
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(engine, stop):
     settings = replace(GREEDY, stop=stop)
     text, done = drain(engine.stream("ppo", HI, settings))
