@@ -25,6 +25,8 @@ from rlhf.serving.sampling import choose_tokens
 
 ROOM = 64  # columns that a cache grows by
 PREFILL_TOKENS = 4096  # most tokens of prompts that are read together, padding included
+ENOUGH_TOKENS = 256  # that fill a processor
+PADDING = 1.15  # most padded tokens per token, where there are enough
 CACHE_BYTES = 4e9  # most memory for the keys and values of a batch
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
@@ -226,6 +228,20 @@ def _rows_agree(model) -> bool:
     return bool(difference <= TOLERANCE.get(model.dtype, 1e-3))
 
 
+def count_to_read(lengths: list[int]) -> int:
+    """Count the prompts, of these from the shortest on, that are read together.
+
+    Short ones gain by company. Once they fill the processor, padding costs as much as words.
+    """
+    tokens = lengths[0]
+    for count, longest in enumerate(lengths[1:], start=1):
+        tokens += longest
+        padded = (count + 1) * longest
+        if padded > PREFILL_TOKENS or (tokens > ENOUGH_TOKENS and padded > PADDING * tokens):
+            return count
+    return len(lengths)
+
+
 class BatchedGenerator:
     """Generates the answers to many requests, one token of each per step.
 
@@ -268,12 +284,7 @@ class BatchedGenerator:
                 together.append(answer)
         together.sort(key=lambda answer: len(answer.prompt_ids))  # little padding
         while together:
-            count = 1
-            while count < len(together):
-                longest = len(together[count].prompt_ids)
-                if (count + 1) * longest > PREFILL_TOKENS:
-                    break
-                count += 1
+            count = count_to_read([len(answer.prompt_ids) for answer in together])
             self._begin(together[:count])
             together = together[count:]
 

@@ -20,7 +20,13 @@ from transformers import (
 
 from rlhf.models.parts import freeze
 from rlhf.serving.answers import Request
-from rlhf.serving.batched import BatchedGenerator, GrowingLayer, can_batch, read_prompts
+from rlhf.serving.batched import (
+    BatchedGenerator,
+    GrowingLayer,
+    can_batch,
+    count_to_read,
+    read_prompts,
+)
 from rlhf.serving.models import ServedModel
 from rlhf.serving.plain import PlainGenerator
 from rlhf.serving.prompts import Prompt
@@ -249,6 +255,20 @@ def test_prompts_share_a_prefill_without_too_much_padding(tokenizer, monkeypatch
     requests = [ask([7] * length, 3) for length in (30, 5, 6, 21, 7)]
     generator.add([answer for one in requests for answer in one.begin(tokenizer, [])])
     assert sizes == [[5, 6, 7], [21], [30]]
+
+
+@pytest.mark.parametrize(
+    "lengths, count",
+    [
+        ([5], 1),
+        ([5, 50, 200], 3),  # 255 tokens: too few to care
+        ([100, 110, 120], 3),  # 360 for 330
+        ([100, 100, 100, 300], 3),  # 1200 for 600
+        ([2000, 2000, 2000], 2),
+    ],
+)
+def test_prompts_of_like_length_are_read_together(lengths, count):
+    assert count_to_read(lengths) == count
 
 
 def test_a_cancelled_row_leaves_and_the_others_stay(tokenizer):
