@@ -161,7 +161,8 @@ def prepare(settings: SFTSettings, args: SFTConfig, run: Run) -> PreparedSFT:
     tokens = args.per_device_train_batch_size * args.max_length
     set_precision(run, settings, model, tokens=tokens, default="auto")
 
-    model.config.trained_turns = max(map(turns, splits.train))  # the chat reads it
+    # The chat reads them: it cuts a longer history, and says if a system prompt means nothing to this model.
+    model.config.trained_turns, model.config.trained_system = longest_and_system(splits.train)
     train, too_long = encode(tokenizer, splits.train, args.max_length)
     run.say(examples_line("train", train, splits.train, too_long, args.max_length))
     evaluation, eval_too_long = None, 0
@@ -289,13 +290,17 @@ def encode_texts(tokenizer, rows: list[dict], run: Run, *, limit: int) -> list[d
     return [{"input_ids": ids, "labels": list(ids)} for ids in pieces]
 
 
-def turns(row: dict) -> int:
-    """User messages of a row. Their maximum is the longest conversation that the model learns to follow."""
-    column = "messages"
-    if learned_column(row) == "completion":
-        column = "prompt"
-    messages = as_messages(row.get(column) or "")
-    return sum(message["role"] == "user" for message in messages)
+def longest_and_system(rows: Sequence[dict]) -> tuple[int, bool]:
+    """The most user messages of one row, and True if any row has a system message: what the model learns to follow."""
+    longest, system = 0, False
+    for row in rows:
+        column = "messages"
+        if learned_column(row) == "completion":
+            column = "prompt"
+        roles = [message["role"] for message in as_messages(row.get(column) or "")]
+        longest = max(longest, roles.count("user"))
+        system = system or "system" in roles
+    return longest, system
 
 
 def mix(

@@ -240,7 +240,7 @@ class StopStrings:
         return 0
 
     def rest(self) -> str:
-        """What is still held, at the end of the answer."""
+        """The text that is still held, at the end of the answer."""
         held, self._held = self._held, ""
         return held
 

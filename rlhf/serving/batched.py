@@ -20,10 +20,13 @@ from transformers.cache_utils import Cache, DynamicLayer
 from rlhf.models.parts import accepted_inputs, base_of, shape_of
 from rlhf.serving.answers import Answer, Request
 from rlhf.serving.models import ServedModel
+from rlhf.serving.prefixes import Prefix, Prefixes
 from rlhf.serving.sampling import choose_tokens
 
 ROOM = 64  # columns that a cache grows by
 PREFILL_TOKENS = 4096  # most tokens of prompts that are read together, padding included
+ENOUGH_TOKENS = 256  # that fill a processor
+PADDING = 1.15  # most padded tokens per token, where there are enough
 CACHE_BYTES = 4e9  # most memory for the keys and values of a batch
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
@@ -102,6 +105,15 @@ class Rows:
         for layer in self.cache.layers:
             layer.set(layer.keys[index, :, unused:], layer.values[index, :, unused:])
 
+    def prefix(self, row: int, ids: list[int]) -> Prefix:
+        """A copy of what the cache holds of a row. ids: its tokens, the newest of which it may not have read."""
+        length = int(self.lengths[row])
+        layers = []
+        for layer in self.cache.layers:
+            keys, values = layer.keys[row : row + 1], layer.values[row : row + 1]
+            layers.append((keys[:, :, -length:].clone(), values[:, :, -length:].clone()))
+        return Prefix(ids[:length], layers)
+
     def join(self, other: "Rows") -> None:
         """Add the rows of another batch behind these."""
         width = max(self.width, other.width)
@@ -135,6 +147,16 @@ def read_prompts(model, prompts: list[list[int]], past: Rows | None = None) -> t
     positions = columns - (width - lengths).unsqueeze(1)
     logits = _forward(model, rows, ids, positions.clamp(min=0))
     return logits, rows
+
+
+def rows_of(prefix: Prefix, count: int) -> Rows:
+    """A row that holds the first tokens of a kept conversation."""
+    layers = []
+    for keys, values in prefix.layers:
+        layer = GrowingLayer()
+        layer.set(keys[:, :, :count], values[:, :, :count])
+        layers.append(layer)
+    return Rows(Cache(layers=layers), torch.tensor([count], device=keys.device))
 
 
 def read_tokens(model, rows: Rows, tokens: list[int]) -> Tensor:
@@ -206,11 +228,29 @@ def _rows_agree(model) -> bool:
     return bool(difference <= TOLERANCE.get(model.dtype, 1e-3))
 
 
-class BatchedGenerator:
-    """Generates the answers to many requests, one token of each per step."""
+def count_to_read(lengths: list[int]) -> int:
+    """Count the prompts, of these from the shortest on, that are read together.
 
-    def __init__(self, served: ServedModel, capacity: int):
+    Short ones gain by company. Once they fill the processor, padding costs as much as words.
+    """
+    tokens = lengths[0]
+    for count, longest in enumerate(lengths[1:], start=1):
+        tokens += longest
+        padded = (count + 1) * longest
+        if padded > PREFILL_TOKENS or (tokens > ENOUGH_TOKENS and padded > PADDING * tokens):
+            return count
+    return len(lengths)
+
+
+class BatchedGenerator:
+    """Generates the answers to many requests, one token of each per step.
+
+    reuse: keep the keys and values of finished conversations for their next turn.
+    """
+
+    def __init__(self, served: ServedModel, capacity: int, *, reuse: bool = True):
         self.served, self.capacity = served, capacity
+        self.prefixes = Prefixes() if reuse else None
         self.answers: list[Answer] = []  # the rows of the batch, in order
         self.rows: Rows | None = None
 
@@ -236,16 +276,21 @@ class BatchedGenerator:
     def add(self, answers: list[Answer]) -> None:
         """Read the prompts of new answers and draw their first tokens."""
         answers = [answer for answer in answers if not answer.stop_if_asked()]
-        answers.sort(key=lambda answer: len(answer.prompt_ids))  # little padding
-        while answers:
-            count = 1
-            while count < len(answers):
-                longest = len(answers[count].prompt_ids)
-                if (count + 1) * longest > PREFILL_TOKENS:
-                    break
-                count += 1
-            self._begin(answers[:count])
-            answers = answers[count:]
+        together = []
+        for answer in answers:
+            if self._knows(answer):
+                self._begin([answer])
+            else:
+                together.append(answer)
+        together.sort(key=lambda answer: len(answer.prompt_ids))  # little padding
+        while together:
+            count = count_to_read([len(answer.prompt_ids) for answer in together])
+            self._begin(together[:count])
+            together = together[count:]
+
+    def _knows(self, answer: Answer) -> bool:
+        """True if a kept conversation begins like the prompt of an answer."""
+        return self.prefixes is not None and self.prefixes.find(answer.prompt_ids)[1] > 0
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -266,7 +311,7 @@ class BatchedGenerator:
         """Answers that share a prefill and join the batch."""
         texts = [answer.prompt_ids + answer.tokens for answer in answers]
         try:
-            logits, rows = read_prompts(self.served.model, texts)
+            logits, rows = self._read(texts)
         except Exception as error:  # noqa: BLE001
             if len(answers) == 1:
                 answers[0].request.fail(error)
@@ -287,6 +332,14 @@ class BatchedGenerator:
             self.rows.join(rows)
         self.answers += [answers[i] for i in growing]
 
+    def _read(self, texts: list[list[int]]) -> tuple[Tensor, Rows]:
+        past = None
+        if len(texts) == 1 and self.prefixes is not None:
+            prefix, count = self.prefixes.find(texts[0])
+            if prefix is not None:
+                past = rows_of(prefix, count)
+        return read_prompts(self.served.model, texts, past)
+
     def _start_again(self, error: Exception) -> None:
         """After an exception, which may have left half a column in the cache: read every row again, alone.
 
@@ -300,7 +353,12 @@ class BatchedGenerator:
             self._begin([answer])
 
     def _drop_finished(self) -> None:
-        kept = [i for i, answer in enumerate(self.answers) if not answer.stop_if_asked()]
+        kept = []
+        for i, answer in enumerate(self.answers):
+            if not answer.stop_if_asked():
+                kept.append(i)
+            elif self.prefixes is not None and answer.finish is not None:
+                self.prefixes.add(self.rows.prefix(i, answer.prompt_ids + answer.tokens))
         if len(kept) == len(self.answers):
             return
         self.answers = [self.answers[i] for i in kept]

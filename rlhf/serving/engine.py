@@ -177,7 +177,7 @@ class Engine:
         return True
 
     def facts(self, model: str) -> ModelFacts:
-        """What is known of a model without loading it."""
+        """The facts of a model, without loading it."""
         check_served(model, self.runs, "model")
         return self._read_known(model).facts
 
@@ -263,6 +263,8 @@ class Engine:
         self._enter(asked)
         while not self._worker(model).submit(asked):
             pass  # it ended in this moment: the next one is new
+        if asked.stop.is_set():  # cancelled before it was in a line, where `stop` looks for it
+            self.stop(asked)
         return asked
 
     def _check_count(self, settings: SamplingSettings, n: int) -> None:

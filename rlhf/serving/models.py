@@ -60,7 +60,7 @@ def load_for_answers(path: str, precision: str, device: str) -> ServedModel:
 
 
 def stamp_of(path: str) -> tuple:
-    """What changes when the files of a model do: the path, and the time of its config."""
+    """A key that changes with the files of a model: the path, and the time of its config."""
     config = Path(path) / "config.json"
     if not config.is_file():  # a Hub id
         return str(path), 0
@@ -72,7 +72,7 @@ def stamp_of(path: str) -> tuple:
 
 @dataclass(frozen=True)
 class Known:
-    """What requests to a model are checked with, before it is loaded."""
+    """The facts and the tokenizer that requests to a model are checked with, before it is loaded."""
 
     facts: ModelFacts
     reader: PromptReader

@@ -1,4 +1,4 @@
-"""What one may ask the engine for, and what comes back: settings, limits, events of a stream, completions."""
+"""Requests to the engine and its replies: settings, limits, events of a stream, completions."""
 
 from dataclasses import dataclass, field
 
@@ -171,7 +171,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model without loading its weights.
+    """Facts about a model that need none of its weights.
 
     context: tokens that it reads and writes in all.
     max_new_tokens: most tokens of an answer that can be asked for.

@@ -44,7 +44,7 @@ class Running:
 
 @dataclass
 class Shared:
-    """What the threads of all models share.
+    """Limits and locks that the threads of all models share.
 
     load: name -> model. batching: "auto" (where the model can) or "off". tokens: generated so far.
     """
@@ -225,13 +225,16 @@ class Worker:
             with self.shared.turns.turn(self):
                 batches = can_batch(served.model)
             if batches:
-                return BatchedGenerator(served, self.shared.limits.running)
+                # A model of single questions and answers reads every prompt from its start.
+                several_turns = getattr(served.model.config, "trained_turns", None) != 1
+                running = self.shared.limits.running
+                return BatchedGenerator(served, running, reuse=several_turns)
         return PlainGenerator(served, self._between_tokens)
 
     def _serve_once(self, generator) -> bool:
         """A step, or a wait for something to do. False when the model is to be unloaded."""
         new = self._admit(generator)
-        if new or generator.answers:
+        if new or generator.answers or self.active:
             with self.shared.turns.turn(self):
                 self._step_began = time.monotonic()
                 if new:

@@ -236,3 +236,10 @@ def test_a_resumed_run_keeps_the_date_of_its_templates(byte_model, write, train,
     _, record = train(*flags, "--resume_from_checkpoint", "true", *changed)
     assert record.template_date == "2025-03-01"
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_the_longest_conversation_and_system_messages_are_known_to_the_chat(sft):
+    talk, single = {"messages": TALK}, {"prompt": "hi", "completion": "yes"}
+    assert sft.longest_and_system([single, talk]) == (2, False)
+    with_system = {"prompt": [SYSTEM, TALK[0]], "completion": "yes"}
+    assert sft.longest_and_system([with_system, single]) == (1, True)

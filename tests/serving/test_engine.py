@@ -170,7 +170,7 @@ def test_raw_text_is_continued(engine, runs):
     assert whole.prompt_tokens == len(ids)
 
 
-@pytest.mark.parametrize("stop", [("friend",), ("fri",), ("no", " \N{GRINNING FACE} f")])
+@pytest.mark.parametrize("stop", [("fri",), ("no", " \N{GRINNING FACE} f")])
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(engine, stop):
     settings = replace(GREEDY, stop=stop)
     text, done = drain(engine.stream("ppo", HI, settings))
@@ -498,6 +498,17 @@ def test_facts_are_known_without_loading(runs):
         assert engine.load_report()["loaded"] == 0
     assert (facts.kind, facts.stage, facts.trained_turns) == ("causal", "ppo", None)
     assert facts.path == str(runs / "demo" / "ppo") and len(facts.created) == 10
+
+
+def test_facts_of_what_was_trained(runs, tmp_path):
+    policy = load_policy(str(runs / "demo" / "ppo"))
+    policy.config.trained_turns, policy.config.trained_system = 2, False
+    policy.save_pretrained(tmp_path)
+    load_tokenizer(str(runs / "demo" / "ppo")).save_pretrained(tmp_path)
+    with closing(Engine({"mine": tmp_path})) as engine:
+        facts = engine.facts("mine")
+    assert (facts.trained_turns, facts.system_prompt) == (2, False)
+    assert (facts.stage, facts.created, facts.metrics) == ("base", "", {})
 
 
 @pytest.mark.parametrize(

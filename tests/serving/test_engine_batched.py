@@ -20,7 +20,13 @@ from transformers import (
 
 from rlhf.models.parts import freeze
 from rlhf.serving.answers import Request
-from rlhf.serving.batched import BatchedGenerator, GrowingLayer, can_batch, read_prompts
+from rlhf.serving.batched import (
+    BatchedGenerator,
+    GrowingLayer,
+    can_batch,
+    count_to_read,
+    read_prompts,
+)
 from rlhf.serving.models import ServedModel
 from rlhf.serving.plain import PlainGenerator
 from rlhf.serving.prompts import Prompt
@@ -251,6 +257,20 @@ def test_prompts_share_a_prefill_without_too_much_padding(tokenizer, monkeypatch
     assert sizes == [[5, 6, 7], [21], [30]]
 
 
+@pytest.mark.parametrize(
+    "lengths, count",
+    [
+        ([5], 1),
+        ([5, 50, 200], 3),  # 255 tokens: too few to care
+        ([100, 110, 120], 3),  # 360 for 330
+        ([100, 100, 100, 300], 3),  # 1200 for 600
+        ([2000, 2000, 2000], 2),
+    ],
+)
+def test_prompts_of_like_length_are_read_together(lengths, count):
+    assert count_to_read(lengths) == count
+
+
 def test_a_cancelled_row_leaves_and_the_others_stay(tokenizer):
     served = ServedModel(make_model(CONFIGS["gpt2"], tokenizer), tokenizer)
     expected, stays, goes = ask([7, 8, 9], 10), ask([7, 8, 9], 10), ask([5, 5], 10)
@@ -260,3 +280,54 @@ def test_a_cancelled_row_leaves_and_the_others_stay(tokenizer):
     run(generator, [stays], [goes])
     assert tokens_of(stays) == tokens_of(expected)
     assert goes.answers[0].finish == "cancelled"
+
+
+# ---- the next turn of a conversation -----------------------------------------------------------------------------
+
+
+def lengths_read(model, monkeypatch):
+    """The number of new tokens of each forward pass."""
+    lengths, forward = [], model.forward
+
+    def recorded(input_ids, **inputs):
+        lengths.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model, "forward", recorded)
+    return lengths
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_next_turn_reads_only_what_is_new(name, tokenizer, monkeypatch):
+    model = make_model(CONFIGS[name], tokenizer)
+    served = ServedModel(model, tokenizer)
+    generator = BatchedGenerator(served, 8)
+    first = ask(list(range(10, 50)), 6)
+    run(generator, [first])
+    history = first.prompt.ids + tokens_of(first)
+    nexts = [ask([*history, 60, 61, 62], 6), ask([*history[:44], 70], 6)]  # and a branch
+    expected = [ask(request.prompt.ids, 6) for request in nexts]
+    run(BatchedGenerator(served, 8, reuse=False), expected)
+    lengths = lengths_read(model, monkeypatch)
+    run(generator, nexts)
+    assert lengths[:2] == [4, 1]  # the newest token of an answer was never read
+    assert list(map(tokens_of, nexts)) == list(map(tokens_of, expected))
+    again = ask(first.prompt.ids, 6)  # the same question again: its last token gives the first one
+    run(generator, [again])
+    assert tokens_of(again) == tokens_of(first)
+
+
+def test_few_conversations_are_kept(tokenizer, monkeypatch):
+    monkeypatch.setattr("rlhf.serving.prefixes.KEPT", 3)
+    generator = BatchedGenerator(ServedModel(make_model(CONFIGS["gpt2"], tokenizer), tokenizer), 8)
+    for start in range(6):
+        run(generator, [ask([start + i for i in range(30)], 3)])
+    kept = generator.prefixes.kept
+    assert [prefix.ids[0] for prefix in kept] == [3, 4, 5]
+    assert len(kept[0].ids) == 32  # the last token was never read
+    # What continues one takes its place.
+    run(generator, [ask([*kept[0].ids, 99], 3)])
+    assert [prefix.ids[0] for prefix in generator.prefixes.kept] == [4, 5, 3]
+    monkeypatch.setattr("rlhf.serving.prefixes.KEPT_BYTES", 0)
+    run(generator, [ask([start + i for i in range(30)], 3)])
+    assert not generator.prefixes.kept
