@@ -62,7 +62,9 @@ def build(service: Service, page: gr.Blocks) -> None:
         with gr.Column(elem_id="chat-main", scale=1, min_width=300):
             with gr.Row(elem_id="chat-bar"):
                 gr.Button(label("chat.conversations"), elem_id="chat-open-side", min_width=0)
-                model = model_picker(service.engine, model_choices(service.engine))
+                # Plain names: titles need each model's facts, and `on_page` adds them.
+                names = [(name, name) for name in service.engine.runs]
+                model = model_picker(service.engine, names)
                 gr.Button(label("chat.settings"), elem_id="chat-open-settings", min_width=0)
             facts = gr.HTML(elem_id="chat-facts", apply_default_css=False, js_on_load=None)
             with gr.Column(elem_id="chat-thread"):
