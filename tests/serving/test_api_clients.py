@@ -96,7 +96,8 @@ def greedy(url: str, model: str, question: str) -> tuple[str, str, int]:
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=240).json()
     [choice] = answer["choices"]
     tokens = answer["usage"]["completion_tokens"]
-    return choice["message"]["content"], choice["finish_reason"], tokens
+    # Ours has no spaces at its ends, as in training.
+    return choice["message"]["content"].strip(), choice["finish_reason"], tokens
 
 
 # ---- docs/serving.md --------------------------------------------------------------------------------------------------
