@@ -5,7 +5,6 @@ A key or an account is needed to serve other machines: see docs/serving.md.
 
 import argparse
 import getpass
-import importlib.util
 import logging
 import os
 import re
@@ -178,6 +177,7 @@ def find(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     """The models that exist now, by kind."""
     from rlhf.serving.catalogue import CHAT, find_models, label_models
 
+    # Named folders never change; a folder of runs is looked through again while the server runs.
     models = label_models(args.run) if args.run else find_models(args.runs)
     for name in args.allow_hub:
         models.setdefault(CHAT, {})[name] = name
@@ -201,6 +201,7 @@ def find_first(args: argparse.Namespace, prog: str) -> dict[str, dict[str, str]]
 
 def run(args: argparse.Namespace, prog: str) -> int:
     """Serve until a signal; returns the exit code."""
+    # In the order of what is cheap to check and likely to be wrong.
     models = find_first(args, prog)
     access = make_access(args)
     from rlhf.serving.listen import bind, serve
@@ -213,6 +214,7 @@ def run(args: argparse.Namespace, prog: str) -> int:
     from rlhf.serving.server import build_app
 
     is_local = args.host in LOOPBACK
+    # A browser that calls the service by another name is refused: see guard.check_host.
     names = [*args.allowed_host]
     if not is_local:
         names.append(socket.gethostname())
@@ -234,9 +236,9 @@ def run(args: argparse.Namespace, prog: str) -> int:
 
 
 def address(host: str, port: int) -> str:
-    if host in ("0.0.0.0", "::"):
+    if host in ("0.0.0.0", "::"):  # every address of this machine
         host = socket.gethostname()
-    if ":" in host:
+    if ":" in host:  # IPv6
         host = f"[{host}]"
     return f"http://{host}:{port}"
 
@@ -244,6 +246,7 @@ def address(host: str, port: int) -> str:
 def make_access(args: argparse.Namespace):
     from rlhf.serving.access import Access, keys_of_environment, read_accounts, read_keys
 
+    # A container or a systemd unit hands secrets over in the environment.
     keys = keys_of_environment(os.environ.get(KEYS_VARIABLE, ""))
     if args.keys:
         keys |= read_keys(args.keys)
@@ -266,7 +269,7 @@ def start_access_log(args: argparse.Namespace, with_access: bool) -> None:
     logger = logging.getLogger("rlhf.access")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
+    logger.propagate = False  # a line once, also where somebody configured the root logger
 
 
 def make_service(args: argparse.Namespace, models: dict[str, dict[str, str]], *, is_shared: bool):
@@ -315,7 +318,7 @@ def device(args: argparse.Namespace) -> str:
 
 def open_feedback(folder: str):
     """The store of ratings and rankings; None without a folder."""
-    if not folder or importlib.util.find_spec("rlhf.feedback.store") is None:
+    if not folder:
         return None
     from rlhf.feedback.store import Store
 
@@ -324,11 +327,12 @@ def open_feedback(folder: str):
 
 def open_jobs(args: argparse.Namespace, service, *, is_shared: bool):
     """The line of runs that the app starts; None where single runs are served, which no new one would join."""
-    if args.run or importlib.util.find_spec("rlhf.serving.jobs") is None:
+    if args.run:
         return None
     from rlhf.serving.allowed import Allowed
     from rlhf.serving.jobs import Jobs
 
+    # What other people than the one at this machine may name as a file
     roots = [args.runs, args.feedback, *args.data]
     allowed = Allowed(
         roots=tuple(Path(root) for root in roots if root),

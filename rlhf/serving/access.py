@@ -46,7 +46,7 @@ def read_keys(path: str | os.PathLike) -> dict[str, str]:
     keys = {}
     for number, line in _lines(path):
         name, separator, value = line.rpartition(":")
-        if not separator:
+        if not separator:  # a key alone
             name = f"key {number}"
         keys[name] = _key_digest(value, f"{path}, line {number}")
     if not keys:
@@ -252,6 +252,7 @@ class Access:
         """The name of a key. All keys are compared, each in constant time."""
         digest = hashlib.sha256(key.encode(errors="replace")).hexdigest()
         user = None
+        # No break at a match: the time would tell how far the list was read.
         for name, wanted in self.keys.items():
             if hmac.compare_digest(digest, wanted):
                 user = name
@@ -267,6 +268,7 @@ class Access:
             if proof in self._matched:
                 return name
             self.throttle.check(address)
+        # Outside the lock: others may be recognized meanwhile.
         stored = self.accounts.get(name, self._nobody)  # as slow for a name that does not exist
         with self._hashing:
             matches = password_matches(password, stored)
@@ -288,6 +290,7 @@ class Access:
         """A token for a cookie."""
         token = secrets.token_urlsafe(32)
         with self._lock:
+            # As a hash: who reads the memory of the process, in a core dump for instance, cannot log in.
             self._sessions[_digest(token)] = (user, self._clock() + SESSION_SECONDS)
             if len(self._sessions) > SESSIONS:
                 self._sessions.popitem(last=False)

@@ -59,6 +59,7 @@ def served_models(service: Service) -> list[tuple[str, str, str]]:
 def find_model(service: Service, name: str, kinds: tuple[str, ...] = ()) -> tuple[str, str]:
     """(label, kind) of the model with this label or id; an ApiError if there is none of these kinds."""
     rows = served_models(service)
+    # Of all models, so that an id means the same to every endpoint.
     ids = model_ids([label for label, _, _ in rows])
     wanted = []
     for label, kind, _ in rows:
@@ -188,6 +189,7 @@ class Asker:
     """
 
     def __init__(self, service: Service, request: Request, body: Sampling, prompts: list):
+        # The cheap checks first
         refuse_unsupported(body)
         self.engine, self.request, self.body, self.prompts = service.engine, request, body, prompts
         self.id = request_id(request)
@@ -224,6 +226,7 @@ class Asker:
             request=self.id,
             client=self.client,
         )
+        # The status waits for the first event: until then a refusal can still be a 400 or a 503.
         reader = EventReader(start, self.stop)
         try:
             first = await unless_gone(self.request.receive, reader.next())
@@ -251,6 +254,7 @@ class Asker:
 
     def _all(self, form: Form, answers: list[list[Completion]], include_usage: bool) -> Response:
         used = total_usage(answers)
+        # Choices are numbered through: those of the first prompt come first.
         completions = [completion for group in answers for completion in group]
         if not self.body.stream:
             return JSONResponse(form.whole(completions, used))
@@ -417,7 +421,7 @@ def predict(service: Service, kind: str, label: str, row: Row) -> dict:
     """The prediction for a text or a row; UserError names a column that the model does not have."""
     encoders = service.encoders
     columns = encoders.columns(kind, label)
-    if isinstance(row, str):
+    if isinstance(row, str):  # short for a row with the first column
         row = {columns[0]: row}
     texts = {}
     for name, value in row.items():

@@ -82,6 +82,7 @@ def field_name(location: tuple) -> str:
 
 def from_validation(errors: list[dict]) -> ApiError:
     """The first thing that is wrong with a body."""
+    # Of a union of types pydantic lists every alternative that did not fit. The first is the likeliest.
     first = errors[0]
     param = field_name(first["loc"])
     if first["type"] == "json_invalid":

@@ -1,6 +1,8 @@
 """Listen on a port and serve an app there until a signal. Nothing here needs torch or Gradio."""
 
+import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -69,6 +71,13 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """False for the connections that a stopping server cuts off: every open page has some."""
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False
+    return not record.getMessage().startswith("Cancel ")
+
+
 def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
     """Serve until SIGTERM or Ctrl+C; returns the exit code. A second signal ends it at once."""
     config = uvicorn.Config(
@@ -79,6 +88,7 @@ def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
+    logging.getLogger("uvicorn.error").addFilter(is_worth_a_line)
     server = Server(config, on_start)
     server.run(sockets=[listener])
     if not server.started:

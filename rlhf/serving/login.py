@@ -80,6 +80,7 @@ def make_router(access: Access) -> APIRouter:
         password = form.get("password", [""])[0]
         address = address_of(request.scope)
         try:
+            # Hashing takes 50 ms, during which no stream would move.
             user = await in_thread(lambda: access.user_of_password(name, password, address))
         except TooManyFailures as error:
             problem = text("login.wait", language_of(request), seconds=error.seconds)
@@ -92,6 +93,7 @@ def make_router(access: Access) -> APIRouter:
 
     @router.get("/logout")
     async def logout(request: Request) -> Response:
+        # The session, not only the cookie: a copied cookie is worth nothing afterwards.
         access.close_session(session_token(request.scope, request.headers))
         response = RedirectResponse("/login", status_code=303)
         response.delete_cookie(cookie_name(request.scope))
@@ -117,7 +119,7 @@ def refused(request: Request, name: str, problem: str, response: JSONResponse) -
 
 def logged_in(request: Request, token: str) -> Response:
     response = JSONResponse({"success": True})
-    if wants_page(request):
+    if wants_page(request):  # 303: the browser asks for the page with GET
         response = RedirectResponse("/", status_code=303)
     response.set_cookie(
         cookie_name(request.scope),

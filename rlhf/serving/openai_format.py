@@ -45,6 +45,7 @@ def usage(prompt_tokens: int, tokens: int) -> dict:
 def total_usage(answers: list[list[Completion]]) -> dict:
     """Of the answers to each prompt. A prompt counts once, as in OpenAI's API."""
     prompt_tokens = tokens = 0
+    # answers to one prompt after the other
     for completions in answers:
         prompt_tokens += completions[0].prompt_tokens
         tokens += sum(completion.tokens for completion in completions)
@@ -83,6 +84,7 @@ class Form:
 
     def usage_chunk(self, used: dict) -> dict:
         """The last chunk of a stream whose client asked for `include_usage`."""
+        # OpenAI sends it without choices.
         return self.chunk([], usage=used)
 
     def chunk(self, choices: list[dict], **more) -> dict:
@@ -155,7 +157,7 @@ def text_logprobs(part: TextChunk | Completion) -> dict | None:
     if part.logprobs is None:
         return None
     tokens, values, top, offsets = [], [], [], []
-    offset = 0  # characters
+    offset = 0  # characters of the answer before the token
     for token in part.logprobs:
         tokens.append(token.token)
         values.append(token.logprob)

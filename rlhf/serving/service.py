@@ -35,12 +35,13 @@ class Service:
         """Serve the runs that have finished since, and no longer those that are gone. Returns True if that changed any."""
         if self.find is None:
             return False
+        # Outside the lock: it reads the disk.
         models = self.find()
         chat, rewards = models.pop(CHAT, {}), models.pop(REWARD, {})
         with self._lock:
             known = _in_order(self.engine.runs), _in_order(self.engine.reward_runs)
             changed = known != (_in_order(chat), _in_order(rewards))
-            if changed:
+            if changed:  # the order counts: it is that of the picker
                 self.engine.refresh(chat, rewards)
             if models != self.encoders.runs:
                 self.encoders.refresh(models)

@@ -59,6 +59,7 @@ class ServiceMetrics:
 
     def count(self, method: str, path: str, status: int, seconds: float) -> None:
         route = route_of(path)
+        # A client may invent methods.
         if method not in METHODS:
             method = "other"
         self.requests.labels(method, route, str(status)).inc()

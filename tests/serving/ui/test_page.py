@@ -1,7 +1,6 @@
 """The page: which tabs there are, in which order, and their texts."""
 
 import gradio as gr
-import pytest
 
 from rlhf.serving.ui import page, texts
 
@@ -10,12 +9,7 @@ def names(service):
     return [tab.name for tab in page.shown_tabs(service)]
 
 
-@pytest.fixture
-def all_installed(monkeypatch):
-    monkeypatch.setattr(page, "MODULES", {tab.name: page.tasks for tab in page.TABS})
-
-
-def test_tabs_come_in_order_and_only_with_what_they_need(service, all_installed):
+def test_tabs_come_in_order_and_only_with_what_they_need(service):
     assert names(service) == ["chat"]
     service.feedback = object()
     assert names(service) == ["chat", "compare", "rank", "data"]
@@ -23,11 +17,6 @@ def test_tabs_come_in_order_and_only_with_what_they_need(service, all_installed)
     assert names(service) == ["chat", "compare", "rank", "runs", "data"]
     service.engine.runs = {}
     assert names(service) == ["runs", "data"]
-
-
-def test_a_tab_that_is_not_installed_is_not_shown(service, all_installed):
-    page.MODULES["chat"] = None
-    assert names(service) == []
 
 
 def test_the_page_is_private_and_has_every_text_in_both_languages(service):
