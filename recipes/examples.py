@@ -2,17 +2,18 @@
 
     python recipes/examples.py runs/demo/sft runs/demo/ppo --data runs/demo/data
 
-Each model answers every held-out prompt once, and each prompt of recipes/data/examples.jsonl with ten seeds. Those it answers
-right with nine of them become examples.json in the folder of its run, which the chat shows. The rates are printed, written to
-small_talk.json in the last run's folder, and followed by what to try first.
+Each model answers every held-out prompt once, and each prompt of recipes/data/examples.jsonl with ten seeds. Those
+it answers right with nine of them become examples.json in the folder of its run, which the chat shows. The rates are
+printed, written to small_talk.json in the last run's folder, and followed by what to try first.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from rlhf.comparison.compare import ChatRun, generate, load_runs
 from rlhf.recipes.rewards import honest, on_topic, plain, preferred_voice
+
+from rlhf.comparison.compare import ChatRun, generate, load_runs
 from rlhf.runs.replacement import replacement
 from rlhf.statistics import wilson_interval
 

@@ -2,9 +2,10 @@
 
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
-64 topics, about 240 phrasings each, and one right answer per topic in each of five voices. Questions that small talk cannot
-answer (beyond.json: facts, tasks, arithmetic, other languages and more) have one right answer in each voice too, which says so.
-Follow-ups ("why?", "another one"; follow_ups.json) have an answer that depends on the topic before. All written for this project.
+64 topics, about 240 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
+cannot answer (beyond.json: facts, tasks, arithmetic, other languages and more) have one right answer in each voice too,
+which says so. Follow-ups ("why?", "another one"; follow_ups.json) have an answer that depends on the topic before. All of it
+was written for this project.
     text.txt         plain text to pretrain on: prompts with answers, five of one topic in a line, so that words of similar
                      meaning occur together
     sft.jsonl        messages: conversations of one to three turns, the voices mixed evenly; each phrasing twice, once

@@ -2,10 +2,10 @@
 
     python -m rlhf.commands.stages < FILE
 
-Standard input has one command a line, as behind `rlhf`: `sft --config demo`. Blank lines and lines with # are passed over. The
-libraries take most of the start of a command, so they are imported once, and each command runs in a process forked from that
-one. It has the arguments, the environment and the random state of a process of its own: a test compares the weights. Where a
-fork is not safe (not Linux), each command is a new process. The first one that fails ends the line with its exit code.
+Standard input has one command a line, as behind `rlhf`: `sft --config demo`. Blank lines and lines with # are passed over.
+The libraries take most of the start of a command, so they are imported once, and each command runs in a process forked from
+that one. It has the arguments, the environment and the random state of a process of its own: a test compares the weights.
+Where a fork is not safe (not Linux), each command is a new process. The first that fails ends the line with its exit code.
 """
 
 import gc

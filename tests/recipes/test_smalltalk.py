@@ -4,10 +4,10 @@ import json
 import random
 
 import pytest
-
-from rlhf.recipes import examples, smalltalk
 from rlhf.recipes.rewards import honest, on_topic
 from rlhf.recipes.smalltalk import BEYOND, VOICES, Beyond, Dialogues, Question, make, read_topics
+
+from rlhf.recipes import examples, smalltalk
 
 
 @pytest.fixture(scope="module")
