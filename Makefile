@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: help install demo app test test-all style bench
 
 help:
-	@echo "make demo              train the demo (about five minutes on two cores), print its report, open the chat"
+	@echo "make demo              train the demo (under four minutes on two cores), print its report, open the chat"
 	@echo "make demo APP=no       end after the report;  VOICE=witty make demo  prefers another voice"
 	@echo "make app               chat with the newest run at http://127.0.0.1:$(PORT)"
 	@echo "make test              tests that need no network: under four minutes on two cores"

@@ -34,10 +34,13 @@ LATE = (
 
 def main() -> int:
     commands = read_commands(sys.stdin)
+    recipes = {name for name, script in find_scripts().items() if script.is_recipe}
     forks = sys.platform == "linux"
-    if forks:
-        preload(commands)
+    loaded = False
     for argv in commands:
+        if forks and not loaded and argv[0] in recipes:  # what comes before starts at once
+            preload(commands)
+            loaded = True
         print(f"\n$ rlhf {shlex.join(argv)}", flush=True)
         code = run_forked(argv) if forks else run_new(argv)
         if code:
@@ -67,9 +70,8 @@ def preload(commands: list[list[str]]) -> None:
     scripts = find_scripts()
     for name in dict.fromkeys(argv[0] for argv in commands):
         import_module(f"rlhf.recipes.{name}" if name in scripts else COMMANDS[name][0])
-    if any(name in scripts and scripts[name].is_recipe for name, *_ in commands):
-        for name in LATE:
-            import_module(name)
+    for name in LATE:
+        import_module(name)
     gc.freeze()  # what is shared is not looked through again by each process
 
 
