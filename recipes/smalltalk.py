@@ -37,7 +37,7 @@ BEYOND = "beyond"  # the topic of all that small talk cannot answer
 HELD_OUT = 12  # and as many to tune on
 RANKED = 28
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 5000  # wordings made of the templates in beyond.json
+BEYOND_PROMPTS = 6000  # wordings made of the templates in beyond.json
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)
 FOLLOW_UPS = 0.5

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_stages(lines: str, **options):
     command = [sys.executable, "-m", "rlhf.commands.stages"]
     return subprocess.run(
-        command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=300, **options
+        command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=900, **options
     )
 
 
@@ -64,7 +64,7 @@ def test_a_stage_of_one_process_has_the_weights_of_a_process_of_its_own(tmp_path
     launch += [str(ROOT / "recipes" / "accelerate" / "one_process.yaml"), "-m", "rlhf"]
     for stage in (tokenizer, base):
         argv = stage.replace("RUN", "launched").split()
-        subprocess.run([*launch, *argv], check=True, cwd=ROOT, capture_output=True, timeout=300)
+        subprocess.run([*launch, *argv], check=True, cwd=ROOT, capture_output=True, timeout=900)
     first, second = (
         load_file(tmp_path / name / "base" / "model.safetensors") for name in ("stages", "launched")
     )
