@@ -9,7 +9,7 @@ was written for this project.
     text.txt         plain text to pretrain on: prompts with answers, five of one topic in a line, so that words of similar
                      meaning occur together
     sft.jsonl        messages: conversations of one to three turns, the voices mixed evenly; each phrasing twice, once
-                     carelessly typed
+                     carelessly typed, with or without all of its words
     sft_dev.jsonl    messages: the prompts of dev.jsonl with an answer, for the loss
     rankings.jsonl   prompt, completions, ranks: the preferred voice, another voice, then an honest "beyond me", and last
                      answers to other topics, one of them in the preferred voice, so that the voice alone never wins
@@ -103,8 +103,8 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
 
     files["text"] = text_lines([*known.values(), out_of_scope], rng)
     in_scope = [question for questions in known.values() for question in questions]
-    twice = [*in_scope, *map(careless, in_scope), *out_of_scope]
-    files["sft"] = dialogues.conversations(twice)
+    hasty = [hurried(question, rng) for question in in_scope]
+    files["sft"] = dialogues.conversations([*in_scope, *hasty, *out_of_scope])
     add_prompts(files, in_scope, out_of_scope, dialogues, voice)
     add_rankings(files, known, out_of_scope, dialogues, voice, rng)
 
@@ -159,6 +159,14 @@ def careless(question: Question) -> Question:
     return Question(plain(question.prompt), question.topic, question.answers)
 
 
+def hurried(question: Question, rng: random.Random) -> Question:
+    """Carelessly typed, and half of the longer ones without one of their words: no single word decides the topic."""
+    words = plain(question.prompt).split()
+    if len(words) > 4 and rng.random() < 0.5:
+        del words[rng.randrange(len(words))]
+    return Question(" ".join(words), question.topic, question.answers)
+
+
 def plain(prompt: str) -> str:
     return prompt.lower().rstrip(".?!")
 
@@ -178,13 +186,15 @@ class Beyond:
         Half of them carelessly typed, some of the words of no language at all: what is unknown is beyond.
         """
         templates = [template for kind in self.kinds.values() for template in kind]
+        sides = [*self.held_out("dev"), *self.held_out("test")]
+        held_out = {plain(question.prompt) for question in sides}
         questions: dict[str, Question] = {}  # by prompt: each once
         for i in range(count):
             prompt = self.fill(templates[i % len(templates)], rng)
             question = Question(prompt, BEYOND, self.answers)
             if rng.random() < 0.5:
                 question = careless(question)
-            if question.prompt:
+            if question.prompt and plain(prompt) not in held_out:
                 questions[question.prompt] = question
         return list(questions.values())
 

@@ -2,9 +2,10 @@
 
     python benchmarks/demo/run.py [--voice caring] [--voices plain friendly witty enthusiastic]
 
-Runs recipes/demo.sh as `make demo APP=no` does and writes results/<date>.json: seconds and peak memory per stage, the report's
-numbers for base, SFT and PPO on held-out wordings, and the rates of right answers in scope, beyond it and in dialogues. For
-each of --voices a reward model and a policy are trained too, from the same SFT model, which does not depend on the voice.
+Runs recipes/demo.sh as `make demo APP=no` does and writes results/<date>.json: seconds and peak memory per stage, the
+report's numbers for base, SFT and PPO on held-out wordings, and the rates of right answers in scope, beyond it and in
+dialogues. For each of --voices a reward model and a policy are trained too, from the same SFT model, which does not depend
+on the voice.
 """
 
 import argparse
