@@ -171,7 +171,9 @@ def demo_voices(record: dict) -> str:
         "preferred voice, heldout": "preferred voice",
     }
     rows = []
-    for voice, content in record.get("voices", {}).items():  # records until 2026-11-27 have none
+    if "voices" not in record:  # records until 2026-11-27
+        rows.append(["not in this record", *[""] * (len(titles) + 1)])
+    for voice, content in record.get("voices", {}).items():
         for label, rates in content["rates"].items():
             cells = [with_interval(rates[name], 1, 100, "%") for name in titles]
             rows.append([voice, label, *cells])

@@ -10,7 +10,7 @@ RUN=${RUN:-runs/demo-$VOICE-$(date +%Y%m%d-%H%M%S)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export ACCELERATE_USE_CPU=true
 
-python -m rlhf.commands.stages <<STAGES
+python -m rlhf.stages <<STAGES
 smalltalk --voice "$VOICE" --output "$RUN/data"
 tokenizer --config demo --dataset_name "$RUN/data/text.txt" --output_dir "$RUN/tokenizer"
 pretrain --config demo --dataset_name "$RUN/data/text.txt" --tokenizer_name_or_path "$RUN/tokenizer" --output_dir "$RUN/base"

@@ -11,11 +11,15 @@ import argparse
 import json
 from pathlib import Path
 
-from rlhf.recipes.rewards import honest, on_topic, plain, preferred_voice
-
 from rlhf.comparison.compare import ChatRun, generate, load_runs
+from rlhf.completions.functions import FunctionScorer
 from rlhf.runs.replacement import replacement
 from rlhf.statistics import wilson_interval
+
+on_topic, honest, preferred_voice = (
+    FunctionScorer.load(f"rlhf.recipes.rewards:{name}").function
+    for name in ("on_topic", "honest", "preferred_voice")
+)
 
 DATA = Path(__file__).parent / "data"
 SEEDS = 10
@@ -134,9 +138,9 @@ def write_examples(run: ChatRun, held_out: dict[str, list[dict]], temperature: f
     rows = [{"prompt": row["prompt"]} for row in asked]
     for seed in range(1, SEEDS + 1):
         completions = answers_of(run, rows, temperature=temperature, seed=seed)
-        for i, completion in enumerate(completions):
-            right = map(plain, by_topic[asked[i]["topic"]].values())
-            counts[i] += plain(completion) in right
+        answers = [by_topic[row["topic"]] for row in asked]
+        for i, right in enumerate(on_topic(None, completions, answers=answers)):
+            counts[i] += int(right)
     results = [{**row, "right": count} for row, count in zip(asked, counts, strict=True)]
     good = [row["prompt"] for row in results if row["right"] >= ENOUGH][:SHOWN]
     write_json(Path(run.path) / "examples.json", good)

@@ -65,7 +65,7 @@ def train_voice(folder: Path, voice: str) -> Path:
         lines = OTHER_VOICE.replace("VOICE", voice)
         lines = lines.replace("FOLDER", str(folder)).replace("OUT", str(out))
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "rlhf.commands.stages"]
+        command = [sys.executable, "-m", "rlhf.stages"]
         subprocess.run(command, check=True, cwd=ROOT, env=environment, input=lines, text=True)
     return out
 

@@ -1,6 +1,6 @@
 """Run several commands one after the other, with one import of the libraries for all of them.
 
-    python -m rlhf.commands.stages < FILE
+    python -m rlhf.stages < FILE
 
 Standard input has one command a line, as behind `rlhf`: `sft --config demo`. Blank lines and lines with # are passed over.
 The libraries take most of the start of a command, so they are imported once, and each command runs in a process forked from

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.commands.stages import read_commands
 from rlhf.errors import UserError
+from rlhf.stages import read_commands
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_stages(lines: str, **options):
-    command = [sys.executable, "-m", "rlhf.commands.stages"]
+    command = [sys.executable, "-m", "rlhf.stages"]
     return subprocess.run(
         command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=900, **options
     )
