@@ -52,7 +52,8 @@ def main() -> None:
     content = {"settings": settings, "rates": rates, "examples": good}
     write_json(Path(arguments.runs[-1]) / "small_talk.json", content)
     print(table(rates))
-    print(try_first(good[runs[-1].label], Path(arguments.runs[-1])))
+    voice = held_out[IN_SCOPE][0]["voice"]
+    print(try_first(good[runs[-1].label], Path(arguments.runs[-1]), voice))
 
 
 def read(path: Path) -> list[dict]:
@@ -147,14 +148,15 @@ def write_examples(run: ChatRun, held_out: dict[str, list[dict]], temperature: f
     return results
 
 
-def try_first(results: list[dict], folder: Path) -> str:
-    """Three lines: what to do now."""
+def try_first(results: list[dict], folder: Path, voice: str) -> str:
+    """Three lines: what to do now. voice: the preferred one, so that another is proposed."""
+    other = "caring" if voice == "witty" else "witty"
     good = [row["prompt"] for row in results if row["right"] >= ENOUGH]
     ask = "; ".join(good[:3]) or "hello"
     return (
         f"\nChat:     rlhf chat --runs {folder.parent}   ask: {ask}\n"
         f"Compare:  choose sft and then ppo in the menu, and ask the same again\n"
-        f"Change:   VOICE=witty make demo   the rankings prefer another voice, and the answers follow"
+        f"Change:   VOICE={other} make demo   the rankings prefer another voice, and the answers follow"
     )
 
 

@@ -157,4 +157,6 @@ def test_only_questions_answered_right_nearly_always_become_examples(tmp_path, m
     assert [row["right"] for row in results[:3]] == [8, 9, 10] and calls == [*range(1, 11)]
     shown = json.loads((tmp_path / "examples.json").read_text(encoding="utf-8"))
     assert shown == [row["prompt"] for row in asked[1 : 1 + examples.SHOWN]]
-    assert len(examples.try_first(results, tmp_path).strip().splitlines()) == 3
+    said = examples.try_first(results, tmp_path, "witty")
+    assert len(said.strip().splitlines()) == 3 and "VOICE=caring make demo" in said
+    assert asked[1]["prompt"] in said and asked[0]["prompt"] not in said
