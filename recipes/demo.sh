@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every stage of the demo, one line each, in order. Two cores, under four minutes. The same as `rlhf demo`.
+# Every stage of the demo, one line each, in order. Two cores, a few minutes. The same as `rlhf demo`.
 #   VOICE=witty bash recipes/demo.sh      prefers another voice: plain, friendly, witty, caring, enthusiastic
 # The settings of a stage are in configs/<stage>/demo.yaml next to this file; the flags here say which files it reads and writes.
 # Each line is a command: `rlhf sft ...`. All start from one process, so that the libraries are imported once and not eight times.
