@@ -8,10 +8,10 @@ BIN := .venv/bin
 .PHONY: help install demo app test test-all style bench
 
 help:
-	@echo "make demo              train the demo (about five minutes on two cores), print its report, open the chat"
+	@echo "make demo              train the demo (a few minutes on two cores), print its report, open the chat"
 	@echo "make demo APP=no       end after the report;  VOICE=witty make demo  prefers another voice"
 	@echo "make app               chat with the newest run at http://127.0.0.1:$(PORT)"
-	@echo "make test              tests that need no network: under four minutes on two cores"
+	@echo "make test              tests that need no network: a few minutes on two cores"
 	@echo "make test-all          also the slow tests: whole recipes, and that each algorithm learns"
 	@echo "make install           only set up .venv: then .venv/bin/rlhf lists every command"
 	@echo "make style             lint and check the format"

@@ -161,6 +161,25 @@ def demo_samples(record: dict) -> str:
     return lines_of(["prompt", *labels], rows)
 
 
+def demo_voices(record: dict) -> str:
+    """Right answers of SFT and PPO for each voice that the demo was trained with."""
+    titles = {
+        "on topic": "on topic",
+        "honest refusals": "honest beyond it",
+        "refused in scope": "refused in scope",
+        "right in dialogues": "right in dialogues",
+        "preferred voice, heldout": "preferred voice",
+    }
+    rows = []
+    if "voices" not in record:  # records until 2026-11-27
+        rows.append(["not in this record", *[""] * (len(titles) + 1)])
+    for voice, content in record.get("voices", {}).items():
+        for label, rates in content["rates"].items():
+            cells = [with_interval(rates[name], 1, 100, "%") for name in titles]
+            rows.append([voice, label, *cells])
+    return lines_of(["voice", "model", *titles.values()], rows)
+
+
 def e2e(record: dict) -> str:
     """SFT against PPO on the reward model alone and on reward model plus slot coverage."""
     titles = {
@@ -311,6 +330,7 @@ def bert_fine_tuning(record: dict) -> str:
 TABLES: dict[str, Callable[[dict], str]] = {
     "demo": demo,
     "demo:samples": demo_samples,
+    "demo:voices": demo_voices,
     "e2e": e2e,
     "algorithms": algorithms,
     "ppo_throughput": ppo_throughput,

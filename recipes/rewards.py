@@ -46,6 +46,14 @@ def preferred_voice(prompts, completions, *, answers, voice, **columns) -> list[
     return [float(plain(completion) in spoken) for completion in completions]
 
 
+def honest(prompts, completions, *, refusals, **columns) -> list[float]:
+    """1 when the completion says that the question is beyond the model, in any voice.
+
+    refusals: per row the answers by voice that say so.
+    """
+    return on_topic(prompts, completions, answers=refusals)
+
+
 def plain(text: str) -> str:
     """Lower case, single spaces."""
     return " ".join(text.lower().split())

@@ -20,7 +20,7 @@ FIND = "Find the files that the recipes come with"
 COMMANDS = {
     "demo": (
         "rlhf.commands.demo",
-        "every stage from tokenizer to PPO on small talk, in about five minutes",
+        "every stage from tokenizer to PPO on small talk, in a few minutes",
         TRAIN,
     ),
     "finish": (

@@ -43,6 +43,7 @@ LAYERS = {
     ),
     "rlhf.commands": (6, "torch transformers rich uvicorn"),
     "rlhf.__main__": (7, ""),
+    "rlhf.stages": (8, ""),  # runs the commands of __main__
     "rlhf.recipes": (6, ""),  # of a checkout: only says that the modules are in recipes/
     "recipes": (6, "numpy torch transformers trl peft datasets tokenizers gradio_client"),
     "app": (7, ""),

@@ -167,6 +167,7 @@ def test_every_recipe_is_a_command_and_the_reward_functions_are_not():
     assert [name for name, script in scripts.items() if not script.is_recipe] == [
         "annotator",
         "e2e",
+        "examples",
         "smalltalk",
     ]
     assert not scripts.keys() & COMMANDS.keys()
@@ -219,7 +220,7 @@ def test_version(capsys):
         (["rewards"], "no command 'rewards', did you mean 'reward'?"),
         (
             ["zzz"],
-            "no command 'zzz'; known: annotator, chat, classification, configs, demo, e2e, finish, layouts",
+            "no command 'zzz'; known: annotator, chat, classification, configs, demo, e2e, examples, finish, layouts",
         ),
         (["sft", "--config", "dem"], "no sft config 'dem', did you mean 'demo'?"),
         (["sft", "--config", "demo/x"], "demo/x: no such config file"),
@@ -301,7 +302,7 @@ def test_layouts_lists_files_with_their_folder_and_prints_one(capsys):
 
 def test_the_demo_stages_have_configs():
     text = (ROOT / "recipes" / "demo.sh").read_text(encoding="utf-8")
-    stages = re.findall(r"^launch (\w+)", text, flags=re.M)
+    stages = re.findall(r"^(\w+) --config demo", text, flags=re.M)
     assert stages == ["tokenizer", "pretrain", "sft", "reward", "ppo"]
     assert all(f"{stage}/demo" in find_configs() for stage in stages)
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    # demo.sh calls `python` and `accelerate`: let it find those of this environment, activated or not.
+    # demo.sh calls `python`: let it find that of this environment, activated or not.
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     environment = os.environ | {"PATH": path, "VOICE": args.voice}

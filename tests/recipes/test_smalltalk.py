@@ -1,0 +1,162 @@
+"""The demo's data: honest where small talk ends, conversations, and wordings that stay apart."""
+
+import json
+import random
+
+import pytest
+from rlhf.recipes.rewards import honest, on_topic
+from rlhf.recipes.smalltalk import BEYOND, VOICES, Beyond, Dialogues, Question, make, read_topics
+
+from rlhf.recipes import examples, smalltalk
+
+
+@pytest.fixture(scope="module")
+def files():
+    return make("caring")
+
+
+@pytest.fixture(scope="module")
+def refusals():
+    return Beyond().answers
+
+
+def wordings(prompt) -> str:
+    """The last message of a prompt without capitals and signs at its end."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return text.lower().rstrip(".?!") or text
+
+
+def test_no_wording_is_both_learned_and_held_out(files):
+    learned = {wordings(row["prompt"]) for name in ("prompts", "rankings") for row in files[name]}
+    for row in files["sft"]:
+        users = [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
+        learned |= {wordings(text) for text in users}
+    tuned = {wordings(row["prompt"]) for row in files["dev"]}
+    for name in ("heldout", "heldout_beyond"):
+        reported = {wordings(row["prompt"]) for row in files[name]}
+        assert len(reported) == len(files[name])
+        assert not reported & learned and not reported & tuned
+    assert not tuned & learned
+
+
+def test_questions_beyond_small_talk_are_of_many_kinds_some_never_learned():
+    kinds = Beyond().kinds
+    held_out = smalltalk.read_json("beyond_heldout.json")
+    assert len(kinds) >= 15 and sum(map(len, kinds.values())) >= 400
+    unseen = set(held_out["test"]) - set(kinds) - set(held_out["dev"])
+    assert len(unseen) >= 6 and sum(len(held_out["test"][kind]) for kind in unseen) >= 40
+    assert any("가" <= sign <= "힣" for prompt in kinds["other languages"] for sign in prompt)
+
+
+def test_every_question_beyond_is_answered_honestly_in_each_voice(files, refusals):
+    rows = [
+        row for row in files["dev"] if row["topic"] == BEYOND and isinstance(row["prompt"], str)
+    ]
+    assert len(rows) >= 100
+    assert {row["completion"] for row in rows} == set(refusals.values()) and len(refusals) == 5
+    assert all(answer.startswith("Beyond me") for answer in refusals.values())
+
+
+def test_an_honest_refusal_ranks_above_answers_to_other_topics(files, refusals):
+    topics = {topic["topic"]: topic["answers"] for topic in read_topics()}
+    beyond = in_scope = 0
+    for row in files["rankings"]:
+        ranks = dict(zip(row["completions"], row["ranks"], strict=True))
+        refused = [rank for text, rank in ranks.items() if text in refusals.values()]
+        if not refused:
+            continue
+        if 0 in refused:  # the question is beyond small talk
+            others = [rank for text, rank in ranks.items() if text not in refusals.values()]
+            assert ranks[refusals["caring"]] == 0 < max(refused) < min(others)
+            beyond += 1
+        else:
+            assert refused[0] < max(row["ranks"])
+            assert sum(rank < refused[0] for rank in row["ranks"]) == 2
+            in_scope += 1
+    assert beyond > 300 and in_scope > 300
+    assert BEYOND not in topics
+
+
+def test_losing_a_job_gets_no_congratulations():
+    topics = {topic["topic"]: topic for topic in read_topics()}
+    assert "I lost my job" in topics["job_loss"]["phrasings"]
+    for topic in ("job_loss", "grief", "lonely"):
+        answers = " ".join(topics[topic]["answers"].values())
+        assert "Congratulations" not in answers and topics[topic]["answers"].keys() == set(VOICES)
+    others = [name for name, topic in topics.items() if "I lost my job" in topic["phrasings"]]
+    assert others == ["job_loss"]
+
+
+def test_the_answer_to_a_follow_up_depends_on_the_topic_before():
+    dialogues = Dialogues(random.Random(0))
+    topics = {topic["topic"]: topic["answers"] for topic in read_topics()}
+    dog, joke = (Question("hi", name, topics[name]) for name in ("dog", "tell_joke"))
+    for kind in ("why", "more", "mean", "another"):
+        first, second = (dialogues.follow_up(before, kind, "known") for before in (dog, joke))
+        assert all(first.answers[voice] != second.answers[voice] for voice in VOICES), kind
+        assert first.topic == "dog"
+    assert dialogues.follow_up(dog, "thanks", "known").answers == topics["thanks"]
+
+
+def test_every_topic_has_its_follow_ups():
+    dialogues = Dialogues(random.Random(0))
+    assert dialogues.topics.keys() == {topic["topic"] for topic in read_topics()} | {BEYOND}
+    for asked in dialogues.asked.values():
+        sides = [set(asked[side]) for side in ("known", "dev", "test")]
+        assert all(sides) and len(set.union(*sides)) == sum(map(len, sides))
+
+
+def test_a_conversation_has_one_to_three_turns_in_one_voice(files, refusals):
+    turns = [len(row["messages"]) // 2 for row in files["sft"]]
+    assert set(turns) == {1, 2, 3} and turns.count(1) > turns.count(2) > 0
+    topics = [topic["answers"] for topic in read_topics()]
+    voice_of = {text: voice for answers in [*topics, refusals] for voice, text in answers.items()}
+    for row in files["sft"][:2000]:
+        voices = {voice_of.get(turn["content"]) for turn in row["messages"][1::2]} - {None}
+        assert len(voices) <= 1
+
+
+def test_the_voice_changes_the_rankings_alone(files):
+    witty = make("witty")
+    for name in ("text", "sft", "topics", "topics_heldout"):
+        assert witty[name] == files[name]
+    assert witty["rankings"] != files["rankings"]
+    assert [row["prompt"] for row in witty["prompts"]] == [
+        row["prompt"] for row in files["prompts"]
+    ]
+
+
+def test_honest_counts_refusals_in_any_voice_and_nothing_else(refusals):
+    said = [*refusals.values(), "Dogs need walks, food and attention.", ""]
+    assert honest(None, said, refusals=[refusals] * len(said)) == [1.0] * 5 + [0.0, 0.0]
+    assert on_topic(None, said[:1], answers=[refusals]) == [1.0]
+
+
+def test_examples_are_questions_with_a_known_topic():
+    topics = {topic["topic"] for topic in read_topics()} | {BEYOND}
+    asked = examples.read(examples.DATA / "examples.jsonl")
+    assert len(asked) >= 2 * examples.SHOWN and {row["topic"] for row in asked} <= topics
+
+
+def test_only_questions_answered_right_nearly_always_become_examples(tmp_path, monkeypatch, files):
+    topics = {topic["topic"]: topic["answers"] for topic in read_topics()}
+    asked = examples.read(examples.DATA / "examples.jsonl")
+    calls = []
+
+    def answers_of(run, rows, *, temperature, seed):
+        calls.append(seed)
+        right = [{**topics, BEYOND: Beyond().answers}[row["topic"]]["plain"] for row in asked]
+        right[0] = "Wrong." if seed <= 2 else right[0]  # 8 of 10
+        right[1] = "Wrong." if seed == 1 else right[1]  # 9 of 10
+        return right
+
+    monkeypatch.setattr(examples, "answers_of", answers_of)
+    run = type("Run", (), {"path": str(tmp_path)})
+    held_out = {name: files[name] for name in ("heldout", "heldout_beyond", "heldout_dialogues")}
+    results = examples.write_examples(run, held_out, 0.7)
+    assert [row["right"] for row in results[:3]] == [8, 9, 10] and calls == [*range(1, 11)]
+    shown = json.loads((tmp_path / "examples.json").read_text(encoding="utf-8"))
+    assert shown == [row["prompt"] for row in asked[1 : 1 + examples.SHOWN]]
+    said = examples.try_first(results, tmp_path, "witty")
+    assert len(said.strip().splitlines()) == 3 and "VOICE=caring make demo" in said
+    assert asked[1]["prompt"] in said and asked[0]["prompt"] not in said
