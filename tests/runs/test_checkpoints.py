@@ -1,5 +1,6 @@
 """The checkpoint that a run resumes from: whole, of the same run, and not of one that is finished."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -122,6 +123,37 @@ def test_a_manifest_that_is_torn_missing_or_changed_is_seen(interrupted, content
     chosen, lines = resumed_from(interrupted)
     assert chosen == str(interrupted / "checkpoint-2")
     assert "manifest.json" in lines[0]
+
+
+def test_each_part_of_a_large_file_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "PART", 4)
+    path = tmp_path / "weights"
+    path.write_bytes(b"0123456789")
+    digests = manifest.Digests(tmp_path)
+    digests.begin()
+    digests.sync()
+    manifest.write_manifest(digests, {}, step=1, by_time=False)
+    digests.close()
+    entry = manifest.read_manifest(tmp_path)["files"]["weights"]
+    parts = [b"0123", b"4567", b"89"]
+    assert entry["sha256"] == [hashlib.sha256(part).hexdigest() for part in parts]
+    assert flaw(tmp_path) == ""
+    for changed in (b"x123456789", b"0123x56789", b"012345678x"):
+        path.write_bytes(changed)
+        assert flaw(tmp_path) == "weights has another sha256 than when it was saved"
+
+
+def test_a_manifest_with_one_sha256_for_each_file_is_read(interrupted):
+    folder = interrupted / "checkpoint-4"
+    content = manifest.read_manifest(folder)
+    del content["part_bytes"]
+    for name, entry in content["files"].items():
+        entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    content["sha256"] = manifest._digest(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert flaw(folder) == ""
+    (folder / "optimizer.pt").write_bytes(bytes(content["files"]["optimizer.pt"]["size"]))
+    assert flaw(folder) == "optimizer.pt has another sha256 than when it was saved"
 
 
 def test_an_empty_folder_is_passed_over(interrupted):
