@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.runs import manifest
 from rlhf.runs.checkpoints import (
     best_of,
@@ -279,15 +280,53 @@ def test_a_finished_run_is_left_as_it_is(tiny, interrupted, capsys, resume):
     if resume.startswith("checkpoint"):
         resume = str(interrupted / resume)
     with pytest.raises(SystemExit) as left:
-        tiny("--resume_from_checkpoint", resume, "--max_steps", "9")
+        tiny("--resume_from_checkpoint", resume)
     assert left.value.code == 0
     assert "is finished: nothing to resume" in capsys.readouterr().out
     assert content_of(interrupted) == before
 
 
+@pytest.mark.parametrize("resume", ["true", "auto"])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"max_steps": 9}, "with other settings: max_steps 9 (was 6): choose another output_dir"),
+        (
+            {"dataset_name": "b.jsonl"},
+            "with other settings: dataset_name b.jsonl (was its default)",
+        ),
+        ({"recipe": "ppo"}, "of ppo, and this is tiny: choose another output_dir"),
+    ],
+)
+def test_a_finished_run_of_other_settings_or_another_recipe_is_named(
+    interrupted, resume, change, difference
+):
+    set_status(interrupted, "done")
+    path = interrupted / "run.json"
+    content = json.loads(path.read_text())
+    facts = {"recipe": "tiny", "config": dict(content["config"])}
+    if "recipe" in change:
+        path.write_text(json.dumps(content | change))
+    else:
+        facts["config"] |= change
+    before = content_of(interrupted)
+    with pytest.raises(UserError) as refused:
+        stop_if_finished(arguments(interrupted, resume), facts)
+    assert f"output_dir {interrupted} holds a finished run {difference}" in str(refused.value)
+    assert content_of(interrupted) == before
+
+
+def test_a_finished_run_may_be_logged_in_another_way(interrupted):
+    set_status(interrupted, "done")
+    config = json.loads((interrupted / "run.json").read_text())["config"]
+    facts = {"recipe": "tiny", "config": config | {"logging_steps": 99}}
+    with pytest.raises(SystemExit):
+        stop_if_finished(arguments(interrupted, "auto"), facts)
+
+
 def test_without_the_key_a_finished_run_is_not_finished_again(interrupted):
     set_status(interrupted, "done")
-    stop_if_finished(arguments(interrupted, None))
+    stop_if_finished(arguments(interrupted, None), {"recipe": "tiny", "config": {}})
 
 
 # ---- a run that was killed before its first checkpoint -----------------------------------------------------------
