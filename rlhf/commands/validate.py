@@ -14,9 +14,10 @@ from math import ceil
 from rlhf.commands.learned import learned_part, show_row
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import as_text, encode_text
-from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, repeats, row_digest
+from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, repeats
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_number
+from rlhf.data.stored_rows import row_digest
 from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 

@@ -33,7 +33,10 @@ def as_scores(values, batch, source: str) -> Tensor:
         text = batch.completions[i][:CHARACTERS]
         value = repr(values[i])[:CHARACTERS]
         lines.append(f"{row_name(batch, i)}: {text!r} -> {value} (prompt {prompt!r})")
-    raise UserError(f"{source}: {len(bad)} scores are not finite numbers: {'; '.join(lines)}")
+    what = "1 score is not a finite number"
+    if len(bad) > 1:
+        what = f"{len(bad)} scores are not finite numbers"
+    raise UserError(f"{source}: {what}: {'; '.join(lines)}")
 
 
 def as_number(value) -> float:

@@ -4,7 +4,6 @@ Every row is checked before anything is trained, and every bad row is named as `
 """
 
 import hashlib
-import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +46,7 @@ from rlhf.data.rows import (
     number,
     scores_of_pair,
 )
-from rlhf.data.stored_rows import SCHEMA, SMALL, StoredRows, decode_row, encode_row
+from rlhf.data.stored_rows import SCHEMA, SMALL, StoredRows, decode_row, encode_with_digest
 from rlhf.digests import file_sha256
 from rlhf.errors import UserError
 
@@ -544,12 +543,10 @@ class _Collected:
         size = 0
         # The pass ends at the limit: bad rows behind it are not noticed.
         for row in islice(checked, self.limit):
-            digest = row_digest(row)
+            data, digest = encode_with_digest(row)
             content.update(digest.encode())
             digests.append(int(digest[:16], 16))
-            try:
-                data = encode_row(row)
-            except (TypeError, ValueError):  # a date of a parquet file
+            if data is None:
                 self.others[writer.rows] = row
                 data = b"null"
             size += len(data)
@@ -698,13 +695,3 @@ def bad_rows_message(checked: CheckedRows) -> str:
         lines.append(f"... and {more} more; `python -m rlhf validate {checked.name}` lists all")
     lines.append("fix them, or drop them with skip_bad: true")
     return "\n  ".join(lines)
-
-
-# `default`: parquet has dates and decimals, which JSON does not.
-_sorted_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
-
-
-def row_digest(row: dict) -> str:
-    """sha256 of a row's content. The order of its columns does not matter."""
-    text = _sorted_json.encode(row)
-    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()

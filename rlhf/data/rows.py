@@ -304,7 +304,10 @@ SCORE_COLUMNS = (
 def _score_columns(row: dict) -> tuple[str, str] | None:
     """The first two columns that hold scores of the two answers of a preference, or None."""
     for columns in SCORE_COLUMNS:
-        if all(number(row.get(column)) is not None for column in columns):
+        better, worse = columns
+        if better not in row or worse not in row:
+            continue
+        if number(row[better]) is not None and number(row[worse]) is not None:
             return columns
     return None
 
@@ -321,11 +324,24 @@ def _check_text(value) -> str | None:
         return "empty"
     if "\0" in value:
         return f"NUL character at position {value.index(chr(0)) + 1}"
+    if value.isascii():
+        return None
     try:
         value.encode("utf-8")  # tokenizers cannot take half a pair, which JSON can spell
     except UnicodeEncodeError as error:
         return f"half a surrogate pair at position {error.start + 1}"
     return None
+
+
+def _are_good_texts(values: list) -> bool:
+    """True only if `_check_text` accepts every value. One call for all, since lists of words have many."""
+    try:
+        joined = "".join(values)
+        if not joined.isascii():
+            joined.encode("utf-8")
+    except (TypeError, UnicodeEncodeError):  # a value that is not a string, half a surrogate pair
+        return False
+    return "\0" not in joined and all(map(str.strip, values))
 
 
 def _check_turns(value) -> str | None:
@@ -479,6 +495,8 @@ def _check_label(value) -> str | None:
 def _check_tokens(value) -> str | None:
     if not isinstance(value, list) or not value:
         return f"a list of strings is expected, {_shown(value)} given"
+    if _are_good_texts(value):
+        return None
     for index, token in enumerate(value):
         if isinstance(token, str) and token.isspace():
             continue  # a token where each character is one
@@ -490,7 +508,8 @@ def _check_tokens(value) -> str | None:
 
 def _check_tags(value) -> str | None:
     # Numbers are the usual mistake with NER data, so their message says what to do.
-    if isinstance(value, list) and value and all(type(tag) is int for tag in value):
+    is_number = isinstance(value, list) and bool(value) and type(value[0]) is int
+    if is_number and all(type(tag) is int for tag in value):
         return (
             f"numbers without names, {_shown(value)}: write the names, as in B-person, I-person and O (a Hub data set "
             "gives them where the column is a list of ClassLabel)"
@@ -517,6 +536,8 @@ def _check_answers(value) -> str | None:
 def _check_choices(value) -> str | None:
     if not isinstance(value, list) or not 2 <= len(value) <= MAX_CHOICES:
         return f"a list of 2 to {MAX_CHOICES} strings is expected, {_shown(value)} given"
+    if _are_good_texts(value):
+        return None
     for i, choice in enumerate(value):
         reason = _check_text(choice)
         if reason:

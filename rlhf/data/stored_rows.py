@@ -17,16 +17,43 @@ import pyarrow
 SMALL = 1 << 24
 SCHEMA = pyarrow.schema([("row", pyarrow.binary())])
 _encoder = json.JSONEncoder(ensure_ascii=False)
+# `default`: parquet has dates and decimals, which JSON does not.
+_sorted_encoder = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
-def encode_row(row: dict) -> bytes:
-    """The JSON of a row. TypeError for values that JSON does not have, as a date of a parquet file."""
-    # Half a surrogate pair is no UTF-8, and may be in an extra column.
-    return _encoder.encode(row).encode("utf-8", errors="surrogatepass")
+def row_digest(row: dict) -> str:
+    """sha256 of a row's content. The order of its columns does not matter."""
+    return _digest(_sorted_encoder.encode(row))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def encode_with_digest(row: dict) -> tuple[bytes | None, str]:
+    """The JSON of a row and its `row_digest`. Texts are encoded once for both.
+
+    The JSON is None for values that it does not have, as a date of a parquet file.
+    """
+    ordered, by_name = [], {}
+    try:
+        for column, value in row.items():
+            name, text = _encoder.encode(column), _encoder.encode(value)
+            ordered.append(f"{name}: {text}")
+            if isinstance(value, list | dict) and "{" in text:
+                text = _sorted_encoder.encode(value)
+            by_name[column] = f"{name}: {text}"
+    except (TypeError, ValueError):
+        return None, row_digest(row)
+    sorted_texts = [by_name[column] for column in sorted(by_name)]
+    digest = _digest("{" + ", ".join(sorted_texts) + "}")
+    data = "{" + ", ".join(ordered) + "}"
+    # Half a surrogate pair cannot be UTF-8, and may be in an extra column.
+    return data.encode("utf-8", errors="surrogatepass"), digest
 
 
 def decode_row(data: bytes) -> dict:
-    """The row of a JSON that encode_row wrote."""
+    """The row of a JSON that encode_with_digest made."""
     return json.loads(data.decode("utf-8", errors="surrogatepass"))
 
 

@@ -16,6 +16,7 @@ from rlhf.runs.output_folder import (
 )
 from rlhf.runs.processes import on_main
 from rlhf.runs.record import DONE, read_object
+from rlhf.runs.same_run import check_is_the_finished_run
 from rlhf.runs.verified_save import checkpoints_of, recover
 
 # Values of resume_from_checkpoint that are not a path.
@@ -50,10 +51,15 @@ def check_is_measured(metric: str | None, metrics: Iterable[str]) -> None:
 # ---- the checkpoint to resume from -------------------------------------------------------------------------------
 
 
-def stop_if_finished(args) -> None:
-    """Say that the run is finished and leave with exit code 0, where one that is shall be resumed. Nothing is written."""
-    if _meaning_of(args) == FALSE or status_of(Path(args.output_dir)) != DONE:
+def stop_if_finished(args, facts: dict) -> None:
+    """Say that the run is finished and leave with exit code 0, where one that is shall be resumed. Nothing is written.
+
+    facts: recipe and config of this run. UserError where the finished run is another one.
+    """
+    folder = Path(args.output_dir)
+    if _meaning_of(args) == FALSE or status_of(folder) != DONE:
         return
+    check_is_the_finished_run(folder, facts)
     if args.process_index == 0:
         print(
             f"the run in {args.output_dir} is finished: nothing to resume. To train on from it, give its model to "

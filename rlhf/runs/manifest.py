@@ -1,17 +1,18 @@
 """The manifest of a checkpoint: which files it has, with their sizes and sha256, and of which run it is.
 
-It is written last. So a checkpoint with a manifest was saved to its end, and one whose files equal it is whole.
+It is written last. So a checkpoint with a manifest was saved to its end, and one whose files equal it is whole. A large
+file has one sha256 for each part of `part_bytes`, so that all cores can hash it, when it is saved and when it is read.
 """
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-from rlhf.digests import file_sha256
+from rlhf.digests import PART, file_sha256, parts_of
 from rlhf.runs import durable
-from rlhf.runs.durable import THREADS, sync_tree, write_text
+from rlhf.runs.durable import THREADS, sync, sync_tree, write_text
 from rlhf.runs.record import read_object
 
 MANIFEST = "manifest.json"
@@ -25,34 +26,44 @@ class Digests:
     def __init__(self, folder: Path):
         self.folder = folder
         self.pool = ThreadPoolExecutor(THREADS)
-        self.futures = {}  # path -> the future of its sha256
+        self.disk = ThreadPoolExecutor(
+            1
+        )  # waits for the disk, so that it has little left to do at the end
+        self.parts: dict[Path, list[Future]] = {}  # of each file: the futures of its parts' sha256
+        self.synced: list[Future] = []
 
     def begin(self) -> None:
         """Start on the files that are new. None may change any more."""
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path not in self.futures:
-                self.futures[path] = self.pool.submit(file_sha256, path)
+            if path.is_file() and path not in self.parts:
+                self.restart(path)
 
     def restart(self, path: Path) -> None:
-        """Start again on a file that has changed."""
-        self.futures[path] = self.pool.submit(file_sha256, path)
+        """Start on a file, or start again on one that has changed."""
+        self.synced.append(self.disk.submit(sync, path))
+        parts = parts_of(path.stat().st_size, PART)
+        self.parts[path] = [self.pool.submit(file_sha256, path, *part) for part in parts]
 
     def sync(self) -> None:
         """Wait until all files and names are on the disk. The digests go on meanwhile."""
+        for future in self.synced:
+            future.result()
         sync_tree(self.folder)
-        for path in self.futures:
+        for path in self.parts:
             durable.boundary(path)
 
     def files(self) -> dict[str, dict]:
-        """Relative path -> sha256 and size in bytes."""
+        """Relative path -> the sha256 of each part, and the size in bytes."""
         files = {}
-        for path, future in self.futures.items():
+        for path, futures in self.parts.items():
             name = path.relative_to(self.folder).as_posix()
-            files[name] = {"sha256": future.result(), "size": path.stat().st_size}
+            digests = [future.result() for future in futures]
+            files[name] = {"sha256": digests, "size": path.stat().st_size}
         return files
 
     def close(self) -> None:
         """End the threads."""
+        self.disk.shutdown(wait=True, cancel_futures=True)
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -67,6 +78,7 @@ def write_manifest(digests: Digests, facts: dict, *, step: int, by_time: bool) -
         **facts,
         "by_time": by_time,
         "versions": {name: version(name) for name in VERSIONS},
+        "part_bytes": PART,
         "files": digests.files(),
     }
     # As read back from JSON, in which tuples are lists.
@@ -105,11 +117,14 @@ def flaw(checkpoint: str | Path) -> str:
         return f"{MANIFEST} is of another version, which this one cannot read"
     if config.get("save_only_model"):
         return "it holds the model only (save_only_model)"
-    return _first_bad_file(folder, files)
+    return _first_bad_file(folder, files, manifest.get("part_bytes"))
 
 
-def _first_bad_file(folder: Path, files: dict[str, dict]) -> str:
-    """The first file that is not as the manifest says. All sizes are compared before any file is read."""
+def _first_bad_file(folder: Path, files: dict[str, dict], part: int | None) -> str:
+    """The first file that is not as the manifest says. All sizes are compared before any file is read.
+
+    part: bytes of a part of a file; None where a file has one sha256, as in older versions.
+    """
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
@@ -117,12 +132,16 @@ def _first_bad_file(folder: Path, files: dict[str, dict]) -> str:
         size = path.stat().st_size
         if size != entry["size"]:
             return f"{name} has {size} bytes instead of {entry['size']}"
-    names = list(files)
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(file_sha256, [folder / name for name in names]))
-    for name, digest in zip(names, digests, strict=True):
-        if digest != files[name]["sha256"]:
-            return f"{name} has another sha256 than when it was saved"
+        parts: dict[str, list[Future]] = {}
+        for name, entry in files.items():
+            spans = parts_of(entry["size"], part or max(entry["size"], 1))
+            parts[name] = [pool.submit(file_sha256, folder / name, *span) for span in spans]
+        for name, futures in parts.items():
+            expected = files[name]["sha256"]
+            digests = [future.result() for future in futures]
+            if digests != (expected if isinstance(expected, list) else [expected]):
+                return f"{name} has another sha256 than when it was saved"
     return ""
 
 

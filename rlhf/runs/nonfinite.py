@@ -307,9 +307,15 @@ def nonfinite_tensors(model: nn.Module) -> list[str]:
         tensor = parameter.detach()
         if hasattr(tensor, "to_local"):  # FSDP2
             tensor = tensor.to_local()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and has_nonfinite(tensor):
             names.append(name)
     return names
+
+
+def has_nonfinite(tensor: Tensor) -> bool:
+    """True if a number of a tensor is not finite."""
+    # The sum takes a tenth of the time. Finite numbers can have an infinite one, but never the other way round.
+    return not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all())
 
 
 def how_to_go_on(output_dir: str) -> str:
@@ -336,7 +342,7 @@ def is_finite_file(path: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a file cannot be iterated
                 tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                if tensor.is_floating_point() and has_nonfinite(tensor):
                     return False
     except Exception:  # torn by a kill
         return False

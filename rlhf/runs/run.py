@@ -25,7 +25,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from rlhf.data.templates import fixed_date
-from rlhf.errors import Interrupted
+from rlhf.errors import Interrupted, UserError
 from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
 from rlhf.runs.checkpoints import check_best_checkpoint, checkpoint_to_resume, stop_if_finished
 from rlhf.runs.disk import check_free_disk
@@ -48,7 +48,13 @@ from rlhf.runs.layouts import (
     patient_group,
     wait_for_all,
 )
-from rlhf.runs.output_folder import check_output_dir, check_shared_folder, claim
+from rlhf.runs.output_folder import (
+    check_output_dir,
+    check_shared_folder,
+    claim,
+    has_only_early_files,
+    remove_early_files,
+)
 from rlhf.runs.packages import check_packages
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
@@ -117,7 +123,7 @@ def recording(recipe: str, settings, args):
     if args.world_size > 1:
         patient_group()  # now, while none is waiting for another
     check_packages(args)
-    stop_if_finished(args)
+    stop_if_finished(args, {"recipe": recipe, "config": changed_settings(settings, args)})
     check_inputs(settings)
     check_best_checkpoint(args)
     with ExitStack() as stack:
@@ -310,7 +316,20 @@ class Run:
                 ending.notes = [after_failed_evaluation(self)]
             self.measure()
             self._save_at_end()
+            if self._was_refused(ending):
+                remove_early_files(self.folder)
         return ending
+
+    def _was_refused(self, ending: BaseException) -> bool:
+        """True for a run that an error of the user has ended before its training: there is nothing to look at.
+
+        Where there are several processes, the others read in the folder what has ended the run.
+        """
+        is_alone = self.main and self.args.world_size == 1
+        began = self.trainer is not None or self.args.resume_from_checkpoint
+        if not is_alone or began or not isinstance(ending, UserError):
+            return False
+        return has_only_early_files(self.folder)
 
     def can_save_last_step(self) -> bool:
         """True if the trainer still holds the weights of its last step."""

@@ -19,6 +19,8 @@ NOT_COMPUTED = {
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     *("per_device_sampling_batch_size", "skip_memory_metrics", "local_rank", "ddp_timeout"),
 }
+# Of a finished run no rows are compared, as they are not read.
+NAMES_OF_DATA = {"dataset_name", "eval_dataset_name"}
 DEFAULT = "its default"
 
 
@@ -46,12 +48,9 @@ def check_same_run(checkpoint: str | None, facts: dict, *, accept: bool = False)
         )
     if "config" not in before:  # the folder has lost its record
         return ""
-    # As it is read back from JSON.
-    config = json.loads(json.dumps(facts["config"], default=str))
     differences = []
-    for name in sorted(before["config"].keys() | config.keys()):
-        old, new = before["config"].get(name, DEFAULT), config.get(name, DEFAULT)
-        if old == new or name in NOT_COMPUTED:
+    for name, old, new in _changed(before["config"], facts["config"]):
+        if name in NOT_COMPUTED:
             continue
         if name in OF_THE_OPTIMIZER:
             raise UserError(
@@ -62,6 +61,40 @@ def check_same_run(checkpoint: str | None, facts: dict, *, accept: bool = False)
     if processes != facts["processes"]:
         differences.append(f"processes {facts['processes']} (was {processes})")
     return _accepted("settings", checkpoint, differences, accept=accept)
+
+
+def _changed(before: dict, config: dict) -> list[tuple]:
+    """(name, old value, new value) of the settings that differ from those of an earlier run, which JSON has held."""
+    config = json.loads(json.dumps(config, default=str))
+    changed = []
+    for name in sorted(before.keys() | config.keys()):
+        old, new = before.get(name, DEFAULT), config.get(name, DEFAULT)
+        if old != new:
+            changed.append((name, old, new))
+    return changed
+
+
+def check_is_the_finished_run(folder: Path, facts: dict) -> None:
+    """UserError where the finished run of a folder is of another recipe, or has other settings than this one.
+
+    facts: recipe and config of this run.
+    """
+    record = read_object(folder / RECORD)
+    remedy = "choose another output_dir, or remove the folder"
+    recipe = record.get("recipe", facts["recipe"])
+    if recipe != facts["recipe"]:
+        raise UserError(
+            f"output_dir {folder} holds a finished run of {recipe}, and this is {facts['recipe']}: {remedy}"
+        )
+    differences = []
+    for name, old, new in _changed(record.get("config", {}), facts["config"]):
+        if name in NAMES_OF_DATA or name not in NOT_COMPUTED:
+            differences.append(f"{name} {new} (was {old})")
+    if differences:
+        listed = ", ".join(differences)
+        raise UserError(
+            f"output_dir {folder} holds a finished run with other settings: {listed}: {remedy}"
+        )
 
 
 def check_same_data(checkpoint: str | None, data: list[dict], *, accept: bool = False) -> str:

@@ -47,7 +47,7 @@ class Rude:
         ([1.0], "returned 1 scores for 2 completions"),
         ([1.0] * 5, "returned 5 scores for 2 completions"),
         (itertools.count(), "returned 3 scores for 2 completions"),
-        ([1.0, float("nan")], "1 scores are not finite numbers: training row 11: 'two' -> nan (prompt 'ask two')"),
+        ([1.0, float("nan")], "1 score is not a finite number: training row 11: 'two' -> nan (prompt 'ask two')"),
         ([float("inf"), 0], "training row 10: 'one' -> inf"),
         ([1e39, 0], "training row 10: 'one' -> 1e+39"),  # more than fp32 holds
         ([10**400, 0], "training row 10: 'one' -> 1000"),
@@ -119,7 +119,7 @@ def test_a_reward_model_that_gives_nan_names_the_rows(make_reward_model, tokeniz
     scorer = RewardModelScorer(make_reward_model(tokenizer), tokenizer)
     scorer.score = lambda rows: torch.tensor([0.5, float("nan")])
     message = refused(scorer, TWO)
-    assert "the reward model: 1 scores are not finite" in message and "training row 11" in message
+    assert "the reward model: 1 score is not a finite" in message and "training row 11" in message
 
 
 def test_a_sum_that_overflows_is_refused(refused):

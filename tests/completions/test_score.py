@@ -117,7 +117,7 @@ def test_invariant_32_weights_are_1_by_default_and_must_fit(refused):
     ("returned", "said"),
     [
         ([1.0], "returned 1 scores for 2 completions"),
-        ([1.0, float("nan")], "1 scores are not finite numbers: row 1: 'two' -> nan"),
+        ([1.0, float("nan")], "1 score is not a finite number: row 1: 'two' -> nan"),
         ([None, 1.0], "row 0: 'one' -> None"),
         (None, "TypeError"),
     ],

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from rlhf.data.load import load_rows, parse_columns, row_digest
+from rlhf.data.load import load_rows, parse_columns
+from rlhf.data.stored_rows import row_digest
 
 PAIR = {"prompt": "p", "completion": "c"}
 ANY = ("prompt_completion", "messages", "ranking", "classification", "text")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.data import rows
 from rlhf.data.rows import (
     CHECKS,
     KINDS,
@@ -246,3 +247,14 @@ def test_messages_that_a_table_made_a_string_are_not_a_text(column, spell, messa
     assert "a list of messages as a string" in CHECKS[column](value)
     for other in ("[{}]", "[1, 2]", f"As JSON: {text}", '[{"name": "Ada"}]', '{"role": "user"}'):
         assert CHECKS["completion"](other) is None
+
+
+@pytest.mark.parametrize("column", ["tokens", "choices"])
+@pytest.mark.parametrize(
+    "item", ["b", "", " ", "\u00a0", "\0", "b\0", "\0 ", "\ud800", "\n", 3, None]
+)
+def test_a_list_that_is_checked_at_once_is_checked_like_its_items(monkeypatch, column, item):
+    values = ["é", item, "c"]
+    at_once = rows.CHECKS[column](values)
+    monkeypatch.setattr(rows, "_are_good_texts", lambda values: False)
+    assert rows.CHECKS[column](values) == at_once

@@ -1,5 +1,7 @@
 """Stored rows are read like the list that they were, and split as it is."""
 
+import datetime
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 from rlhf.data import load
 from rlhf.data.load import load_rows
 from rlhf.data.splits import check_disjoint, drop_shared, split_rows
-from rlhf.data.stored_rows import StoredRows
+from rlhf.data.stored_rows import StoredRows, encode_with_digest, row_digest
 from rlhf.errors import UserError
 
 # Values of an extra column that are not to be mixed up.
@@ -132,3 +134,19 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     train, test, grown = result.stdout.split()
     assert int(train) + int(test) == 200_000
     assert float(grown) < 30  # dictionaries of all rows are more than 50 MiB
+
+
+@pytest.mark.parametrize("value", [*VALUES, "a{", ["{"], [{"z": 1, "y": ["é"]}]])
+def test_the_json_and_the_digest_of_a_row_are_those_of_json_itself(value):
+    row = {"text": "é\u2028", "extra": value, "a": 0.5}
+    data, digest = encode_with_digest(row)
+    expected = json.dumps(row, ensure_ascii=False)
+    assert data == expected.encode("utf-8", errors="surrogatepass")
+    by_name = json.dumps(row, ensure_ascii=False, sort_keys=True)
+    by_name = by_name.encode("utf-8", errors="surrogatepass")
+    assert digest == hashlib.sha256(by_name).hexdigest()
+
+
+def test_a_row_with_a_date_has_a_digest_and_not_a_json():
+    row = {"text": "a", "day": datetime.date(2026, 1, 2)}
+    assert encode_with_digest(row) == (None, row_digest({"text": "a", "day": "2026-01-02"}))

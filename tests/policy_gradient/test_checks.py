@@ -56,7 +56,7 @@ def test_a_function_that_changes_its_rows_changes_a_copy():
 
 def test_a_function_that_returns_no_number_is_refused():
     scorer = FunctionScorer(lambda prompts, completions: [None] * len(prompts), "none")
-    with pytest.raises(UserError, match="none: 1 scores are not finite numbers"):
+    with pytest.raises(UserError, match="none: 1 score is not a finite number"):
         try_function(scorer, [{"prompt": "a"}], [], group=1)
 
 

@@ -155,7 +155,7 @@ def test_ppo_refuses_completions_without_room_before_the_rewards_are_loaded(
     ("options", "said"),
     [
         ({"context": 8}, "reward_model reads at most 8 tokens, and the longest prompt has 5"),
-        ({"weight": float("nan")}, "the reward model: 1 scores are not finite numbers: row 0"),
+        ({"weight": float("nan")}, "the reward model: 1 score is not a finite number: row 0"),
     ],
     ids=["short", "nan"],
 )

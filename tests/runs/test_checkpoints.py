@@ -1,5 +1,6 @@
 """The checkpoint that a run resumes from: whole, of the same run, and not of one that is finished."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.runs import manifest
 from rlhf.runs.checkpoints import (
     best_of,
@@ -122,6 +124,37 @@ def test_a_manifest_that_is_torn_missing_or_changed_is_seen(interrupted, content
     chosen, lines = resumed_from(interrupted)
     assert chosen == str(interrupted / "checkpoint-2")
     assert "manifest.json" in lines[0]
+
+
+def test_each_part_of_a_large_file_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "PART", 4)
+    path = tmp_path / "weights"
+    path.write_bytes(b"0123456789")
+    digests = manifest.Digests(tmp_path)
+    digests.begin()
+    digests.sync()
+    manifest.write_manifest(digests, {}, step=1, by_time=False)
+    digests.close()
+    entry = manifest.read_manifest(tmp_path)["files"]["weights"]
+    parts = [b"0123", b"4567", b"89"]
+    assert entry["sha256"] == [hashlib.sha256(part).hexdigest() for part in parts]
+    assert flaw(tmp_path) == ""
+    for changed in (b"x123456789", b"0123x56789", b"012345678x"):
+        path.write_bytes(changed)
+        assert flaw(tmp_path) == "weights has another sha256 than when it was saved"
+
+
+def test_a_manifest_with_one_sha256_for_each_file_is_read(interrupted):
+    folder = interrupted / "checkpoint-4"
+    content = manifest.read_manifest(folder)
+    del content["part_bytes"]
+    for name, entry in content["files"].items():
+        entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    content["sha256"] = manifest._digest(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert flaw(folder) == ""
+    (folder / "optimizer.pt").write_bytes(bytes(content["files"]["optimizer.pt"]["size"]))
+    assert flaw(folder) == "optimizer.pt has another sha256 than when it was saved"
 
 
 def test_an_empty_folder_is_passed_over(interrupted):
@@ -247,15 +280,53 @@ def test_a_finished_run_is_left_as_it_is(tiny, interrupted, capsys, resume):
     if resume.startswith("checkpoint"):
         resume = str(interrupted / resume)
     with pytest.raises(SystemExit) as left:
-        tiny("--resume_from_checkpoint", resume, "--max_steps", "9")
+        tiny("--resume_from_checkpoint", resume)
     assert left.value.code == 0
     assert "is finished: nothing to resume" in capsys.readouterr().out
     assert content_of(interrupted) == before
 
 
+@pytest.mark.parametrize("resume", ["true", "auto"])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"max_steps": 9}, "with other settings: max_steps 9 (was 6): choose another output_dir"),
+        (
+            {"dataset_name": "b.jsonl"},
+            "with other settings: dataset_name b.jsonl (was its default)",
+        ),
+        ({"recipe": "ppo"}, "of ppo, and this is tiny: choose another output_dir"),
+    ],
+)
+def test_a_finished_run_of_other_settings_or_another_recipe_is_named(
+    interrupted, resume, change, difference
+):
+    set_status(interrupted, "done")
+    path = interrupted / "run.json"
+    content = json.loads(path.read_text())
+    facts = {"recipe": "tiny", "config": dict(content["config"])}
+    if "recipe" in change:
+        path.write_text(json.dumps(content | change))
+    else:
+        facts["config"] |= change
+    before = content_of(interrupted)
+    with pytest.raises(UserError) as refused:
+        stop_if_finished(arguments(interrupted, resume), facts)
+    assert f"output_dir {interrupted} holds a finished run {difference}" in str(refused.value)
+    assert content_of(interrupted) == before
+
+
+def test_a_finished_run_may_be_logged_in_another_way(interrupted):
+    set_status(interrupted, "done")
+    config = json.loads((interrupted / "run.json").read_text())["config"]
+    facts = {"recipe": "tiny", "config": config | {"logging_steps": 99}}
+    with pytest.raises(SystemExit):
+        stop_if_finished(arguments(interrupted, "auto"), facts)
+
+
 def test_without_the_key_a_finished_run_is_not_finished_again(interrupted):
     set_status(interrupted, "done")
-    stop_if_finished(arguments(interrupted, None))
+    stop_if_finished(arguments(interrupted, None), {"recipe": "tiny", "config": {}})
 
 
 # ---- a run that was killed before its first checkpoint -----------------------------------------------------------
