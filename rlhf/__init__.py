@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "ALGORITHMS": "rlhf.algorithms",
     "Algorithm": "rlhf.algorithms",
-    "Engine": "rlhf.serving.engine",
+    "Engine": "rlhf.serving.engine.engine",
     "PolicyGradientConfig": "rlhf.policy_gradient.config",
     "PolicyGradientTrainer": "rlhf.policy_gradient.trainer",
     "RewardConfig": "rlhf.reward_model.trainer",

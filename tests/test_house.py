@@ -60,7 +60,7 @@ NOT_FOR = {
     "recipes": ("rlhf.serving",),
 }
 HOMES = {  # package: only these
-    "gradio": ("rlhf.serving.ui", "rlhf.serving.server"),
+    "gradio": ("rlhf.serving.ui", "rlhf.serving.web.server"),
     "trl": ("recipes", "rlhf.runs"),
     "deepspeed": ("rlhf.runs.sharding",),
 }

@@ -145,16 +145,16 @@ class Library(InProcess):
 
 
 class OurEngine:
-    """rlhf.serving.engine, asked from a thread per user."""
+    """rlhf.serving.engine.engine, asked from a thread per user."""
 
     def __init__(self, folder: str, tokens: int):
-        from rlhf.serving.engine import Engine
+        from rlhf.serving.engine.engine import Engine
 
         self.process, self.tokens = psutil.Process(), tokens
         self.engine = Engine({"model": folder})
 
     def ask(self, text: str) -> float:
-        from rlhf.serving.requests import SamplingSettings, StreamEnd, TextChunk
+        from rlhf.serving.engine.requests import SamplingSettings, StreamEnd, TextChunk
 
         settings = SamplingSettings(temperature=0, max_new_tokens=self.tokens)
         asked, first = time.perf_counter(), None

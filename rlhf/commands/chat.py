@@ -121,7 +121,7 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_access(args: argparse.Namespace) -> int:
     """Add a key or an account to its file."""
-    from rlhf.serving import access
+    from rlhf.serving.web import access
 
     if args.add_key:
         if not args.keys:
@@ -204,14 +204,14 @@ def run(args: argparse.Namespace, prog: str) -> int:
     # In the order of what is cheap to check and likely to be wrong.
     models = find_first(args, prog)
     access = make_access(args)
-    from rlhf.serving.listen import bind, serve
+    from rlhf.serving.web.listen import bind, serve
 
     listener = bind(args.host, args.port)
     port = listener.getsockname()[1]
     start_access_log(args, access.required)
     # Imported now, after everything that can be refused: they take seconds.
-    from rlhf.serving.guard import Rules, trusted_hosts
-    from rlhf.serving.server import build_app
+    from rlhf.serving.web.guard import Rules, trusted_hosts
+    from rlhf.serving.web.server import build_app
 
     is_local = args.host in LOOPBACK
     # A browser that calls the service by another name is refused: see guard.check_host.
@@ -244,7 +244,7 @@ def address(host: str, port: int) -> str:
 
 
 def make_access(args: argparse.Namespace):
-    from rlhf.serving.access import Access, keys_of_environment, read_accounts, read_keys
+    from rlhf.serving.web.access import Access, keys_of_environment, read_accounts, read_keys
 
     # A container or a systemd unit hands secrets over in the environment.
     keys = keys_of_environment(os.environ.get(KEYS_VARIABLE, ""))
@@ -255,7 +255,7 @@ def make_access(args: argparse.Namespace):
 
 
 def start_access_log(args: argparse.Namespace, with_access: bool) -> None:
-    """Send the lines of rlhf.serving.access_log to the chosen file."""
+    """Send the lines of rlhf.serving.web.access_log to the chosen file."""
     target = args.access_log or ("-" if with_access else None)
     if target is None:
         return
@@ -275,16 +275,16 @@ def start_access_log(args: argparse.Namespace, with_access: bool) -> None:
 def make_service(args: argparse.Namespace, models: dict[str, dict[str, str]], *, is_shared: bool):
     """The service over an engine that is made once the server listens. is_shared: others than this machine's user use it."""
     from rlhf.serving.catalogue import CHAT, REWARD
-    from rlhf.serving.deferred import DeferredEngine
+    from rlhf.serving.engine.deferred import DeferredEngine
+    from rlhf.serving.engine.requests import Limits
     from rlhf.serving.predictors import Encoders
-    from rlhf.serving.requests import Limits
     from rlhf.serving.service import Service
 
     limits = Limits()
     encoder_runs = {kind: runs for kind, runs in models.items() if kind not in (CHAT, REWARD)}
 
     def make_engine(runs: dict[str, str], reward_runs: dict[str, str]):
-        from rlhf.serving.engine import Engine
+        from rlhf.serving.engine.engine import Engine
 
         return Engine(
             runs,
@@ -329,8 +329,8 @@ def open_jobs(args: argparse.Namespace, service, *, is_shared: bool):
     """The line of runs that the app starts; None where single runs are served, which no new one would join."""
     if args.run:
         return None
-    from rlhf.serving.allowed import Allowed
-    from rlhf.serving.jobs import Jobs
+    from rlhf.serving.jobs.allowed import Allowed
+    from rlhf.serving.jobs.jobs import Jobs
 
     # What other people than the one at this machine may name as a file
     roots = [args.runs, args.feedback, *args.data]

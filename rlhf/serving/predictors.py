@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
-from rlhf.serving.model_cache import ModelCache, check_served
+from rlhf.serving.engine.model_cache import ModelCache, check_served
 from rlhf.task_table import TASKS
 
 LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
@@ -27,7 +27,7 @@ def open_encoder(kind: str, folder: str, device: str = "cpu"):
     # Here, so that the app starts without them
     from transformers.utils.logging import disable_progress_bar
 
-    from rlhf.serving.models import check_device
+    from rlhf.serving.engine.models import check_device
 
     # An unusable device would be an error after the weights are read.
     check_device(device)

@@ -11,8 +11,8 @@ from rlhf.serving.predictors import Encoders
 
 if TYPE_CHECKING:
     from rlhf.feedback.store import Store
-    from rlhf.serving.engine import Engine
-    from rlhf.serving.jobs import Jobs
+    from rlhf.serving.engine.engine import Engine
+    from rlhf.serving.jobs.jobs import Jobs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rlhf.models.load import save
 from rlhf.models.parts import fit_embeddings
 from rlhf.models.scratch import new_policy
 from rlhf.runs.record import RunRecord
-from rlhf.serving.engine import Engine
+from rlhf.serving.engine.engine import Engine
 
 ANSWERS = {"hi": "Hello \N{GRINNING FACE} friend", "bye": "See you, 안녕"}
 

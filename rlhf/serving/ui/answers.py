@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rlhf.errors import UserError
-from rlhf.serving.requests import StreamEnd, TextChunk, Waiting
+from rlhf.serving.engine.requests import StreamEnd, TextChunk, Waiting
 from rlhf.serving.ui.conversation import SETTINGS
 from rlhf.serving.ui.settings_panel import Controls
 
 if TYPE_CHECKING:  # it needs torch
-    from rlhf.serving.engine import Engine
+    from rlhf.serving.engine.engine import Engine
 
 SECONDS = 0.05  # between two updates of the growing answer
 CHARACTERS = (

@@ -21,7 +21,7 @@ import gradio as gr
 from rlhf.errors import UserError
 from rlhf.feedback.events import Answer
 from rlhf.feedback.models import model_used
-from rlhf.serving.requests import Busy, SamplingSettings, StreamEnd, TextChunk
+from rlhf.serving.engine.requests import Busy, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.service import Service
 from rlhf.serving.ui.texts import label, text
 

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.feedback.counts import count
 from rlhf.feedback.events import Comparison
 from rlhf.feedback.strengths import Strength, strengths
-from rlhf.serving.requests import SamplingSettings
+from rlhf.serving.engine.requests import SamplingSettings
 from rlhf.serving.service import Service
 from rlhf.serving.ui.blind import (
     LETTERS,

@@ -10,7 +10,7 @@ import gradio as gr
 
 from rlhf.errors import UserError
 from rlhf.serving import data_look, feedback_view
-from rlhf.serving.allowed import Allowed, existing_run
+from rlhf.serving.jobs.allowed import Allowed, existing_run
 from rlhf.serving.run_files import list_runs
 from rlhf.serving.service import Service
 from rlhf.serving.ui.refusals import told

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from rlhf.errors import UserError
-from rlhf.serving.requests import Busy
+from rlhf.serving.engine.requests import Busy
 from rlhf.serving.ui.texts import add_texts, language_of, text, told
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from rlhf.feedback.agreement import agreement
 from rlhf.feedback.counts import count
 from rlhf.feedback.events import Answer, Ranking
 from rlhf.feedback.queue import MAX_FILE, Item, Overlap, Progress, Queue, read_prompts
-from rlhf.serving.requests import SamplingSettings
+from rlhf.serving.engine.requests import SamplingSettings
 from rlhf.serving.service import Service
 from rlhf.serving.ui.blind import (
     Asked,

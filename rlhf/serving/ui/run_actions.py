@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, read_object
-from rlhf.serving.allowed import existing_run
-from rlhf.serving.job_command import layouts, shell_text
-from rlhf.serving.job_records import JOB_FAILED, Job
-from rlhf.serving.jobs import Jobs, read_tail
+from rlhf.serving.jobs.allowed import existing_run
+from rlhf.serving.jobs.command import layouts, shell_text
+from rlhf.serving.jobs.jobs import Jobs, read_tail
+from rlhf.serving.jobs.records import JOB_FAILED, Job
 from rlhf.serving.run_files import (
     RowsOfRuns,
     alarms,

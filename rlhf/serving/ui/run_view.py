@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from rlhf.serving.job_records import RUNNING, WAITING, Job
+from rlhf.serving.jobs.records import RUNNING, WAITING, Job
 from rlhf.serving.run_files import RunSummary
 from rlhf.serving.ui.curves import short
 from rlhf.serving.ui.texts import text

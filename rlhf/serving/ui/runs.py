@@ -10,7 +10,7 @@ from dataclasses import asdict
 import gradio as gr
 
 from rlhf.errors import UserError
-from rlhf.serving.allowed import existing_run
+from rlhf.serving.jobs.allowed import existing_run
 from rlhf.serving.run_files import details
 from rlhf.serving.service import Service
 from rlhf.serving.ui import curves, run_form, run_view

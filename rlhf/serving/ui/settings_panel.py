@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from rlhf.serving.requests import SamplingSettings
+from rlhf.serving.engine.requests import SamplingSettings
 from rlhf.serving.ui.texts import Refusal, label
 
 if TYPE_CHECKING:  # it needs torch
-    from rlhf.serving.engine import Engine
+    from rlhf.serving.engine.engine import Engine
 
 DEFAULTS = SamplingSettings()  # the engine's own, so that the panel and the API agree
 MOST_SAMPLES = 9  # of best-of-n in the panel; the engine has its own limit

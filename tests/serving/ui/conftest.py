@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.serving.requests import Limits, StreamEnd, TextChunk, Waiting
+from rlhf.serving.engine.requests import Limits, StreamEnd, TextChunk, Waiting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.serving.requests import SamplingSettings, Waiting
+from rlhf.serving.engine.requests import SamplingSettings, Waiting
 from rlhf.serving.ui import chat, settings_panel, texts, theme
 from rlhf.serving.ui.answers import Progress
 from rlhf.serving.ui.chat_actions import Screen

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.serving.requests import StreamEnd, TextChunk, Waiting
+from rlhf.serving.engine.requests import StreamEnd, TextChunk, Waiting
 from rlhf.serving.ui import answers, chat_actions
 from rlhf.serving.ui.answers import Caller, Done, Progress
 from rlhf.serving.ui.chat import texts

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.feedback.store import Store
-from rlhf.serving.requests import Limits, SamplingSettings, StreamEnd, TextChunk
+from rlhf.serving.engine.requests import Limits, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.ui import blind, compare, texts
 from rlhf.serving.ui.blind import Asked, Blind, Draft
 

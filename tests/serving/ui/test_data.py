@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.serving import feedback_view
-from rlhf.serving.allowed import Allowed
+from rlhf.serving.jobs.allowed import Allowed
 from rlhf.serving.ui import data, texts
 from rlhf.serving.ui.data import DataView, marked, numbers_html, report_html
 

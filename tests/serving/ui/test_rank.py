@@ -9,7 +9,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.feedback.queue import Overlap
 from rlhf.feedback.store import Store
-from rlhf.serving.requests import Busy, Completion, Limits, SamplingSettings
+from rlhf.serving.engine.requests import Busy, Completion, Limits, SamplingSettings
 from rlhf.serving.ui import blind, compare, rank, texts
 
 for module in (blind, compare, rank):

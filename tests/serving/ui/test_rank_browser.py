@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from rlhf.feedback.store import Store
-from rlhf.serving.requests import Completion, Limits, StreamEnd, TextChunk
+from rlhf.serving.engine.requests import Completion, Limits, StreamEnd, TextChunk
 from rlhf.serving.ui import blind, compare, rank, texts
 
 CHROMIUM = shutil.which("chromium")

@@ -11,18 +11,18 @@ import gradio as gr
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.serving import jobs as jobs_module
-from rlhf.serving.allowed import Allowed
-from rlhf.serving.job_records import Job
-from rlhf.serving.jobs import Jobs
+from rlhf.serving.jobs import jobs as jobs_module
+from rlhf.serving.jobs.allowed import Allowed
+from rlhf.serving.jobs.jobs import Jobs
+from rlhf.serving.jobs.records import Job
 from rlhf.serving.ui import data, runs, texts, theme
 from rlhf.serving.ui.curves import curves_html, thinned
 from rlhf.serving.ui.run_actions import RunsView, form_facts
 from rlhf.serving.ui.run_form import form_html, key_of
 from rlhf.serving.ui.run_view import head_html, line_html, list_html, markdown_html, samples_html
-from tests.serving.fake_forms import FORMS, FakeForms
+from tests.serving.jobs.fake_forms import FORMS, FakeForms
 
-FAKE = [sys.executable, str(Path(__file__).parents[1] / "fake_recipe.py")]
+FAKE = [sys.executable, str(Path(__file__).parents[1] / "jobs" / "fake_recipe.py")]
 NASTY = "<img src=x onerror='window.bad=1'>\"'&"
 NAMES = {
     "training": "training",
