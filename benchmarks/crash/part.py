@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PHASES = ("preparation", "step", "rollout", "evaluation", "save", "after training")
 # Methods of a Trainer in which another phase goes on.
 METHODS = {"evaluate": "evaluation", "_save_checkpoint": "save", "save_model": "save"}
-LIMIT = 120  # seconds after which a part counts as hung
+LIMIT = 600  # seconds after which a part counts as hung; a busy machine is slow
 # Seconds that the other process lives on where one has ended. One that was asked to stop may still be saving.
 GRACE = {signal.SIGKILL: 0.5, signal.SIGTERM: 20.0, signal.SIGINT: 20.0}
 BETWEEN = 0.02  # seconds between the signals to two processes: they may fall on two sides of a step
