@@ -2,14 +2,12 @@
 # Every stage of the demo, one line each, in order. Two cores, a few minutes. The same as `rlhf demo`.
 #   VOICE=witty bash recipes/demo.sh      prefers another voice: plain, friendly, witty, caring, enthusiastic
 # The settings of a stage are in configs/<stage>/demo.yaml next to this file; the flags here say which files it reads and writes.
-# Each line is a command: `rlhf sft ...`. All start from one process, so that the libraries are imported once and not eight times.
-# `accelerate launch` with one process only sets ACCELERATE_USE_CPU and its like: the weights are the same, bit for bit.
+# Each line is a command: `rlhf sft ...`. One process starts them all, so that the libraries are imported once. The weights are those
+# of `accelerate launch` with one process, bit for bit.
 set -euo pipefail
 VOICE=${VOICE:-caring}
 RUN=${RUN:-runs/demo-$VOICE-$(date +%Y%m%d-%H%M%S)}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-export ACCELERATE_USE_CPU=true
-
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 ACCELERATE_USE_CPU=true
 python -m rlhf.stages <<STAGES
 smalltalk --voice "$VOICE" --output "$RUN/data"
 tokenizer --config demo --dataset_name "$RUN/data/text.txt" --output_dir "$RUN/tokenizer"

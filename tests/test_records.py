@@ -168,6 +168,8 @@ PARTS = {
     "readme.py",
     "ppo_parity/run.py",
     "ppo_parity/worker.py",
+    "serving/make_model.py",
+    "serving/worker.py",
 }
 WORKERS = {
     "cases.py",

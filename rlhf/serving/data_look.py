@@ -64,7 +64,7 @@ def _lines(request: dict, limit: float, command: tuple[str, ...]) -> Iterator[di
             if line is None:
                 code = process.wait()
                 raise UserError(
-                    f"{request['file']}: the reader ended without a report (exit {code})"
+                    f"{request['file']}: reading it ended without a report (exit {code})"
                 )
             answer = json.loads(line)
             if "error" in answer:
@@ -85,7 +85,7 @@ def _read(process: subprocess.Popen, lines: queue.Queue) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    # Its group, for the workers that a reader may have.
+    # Its group, for the workers that reading may have.
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
