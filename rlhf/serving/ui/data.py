@@ -13,10 +13,11 @@ from rlhf.serving import data_look, feedback_view
 from rlhf.serving.jobs.allowed import Allowed, existing_run
 from rlhf.serving.run_files import list_runs
 from rlhf.serving.service import Service
+from rlhf.serving.ui import texts
 from rlhf.serving.ui.refusals import told
 from rlhf.serving.ui.run_actions import data_files
 from rlhf.serving.ui.run_view import escape
-from rlhf.serving.ui.texts import label, language_of, text
+from rlhf.serving.ui.texts import label, language_of, said, text
 
 PROBLEMS_SHOWN = 50  # of those that the report has
 
@@ -168,12 +169,12 @@ class DataView:
             raise UserError("this server keeps no feedback")
         return feedback_view.export(self.store, form)
 
-    def export_rows(self, form: str) -> dict:
+    def export_rows(self, form: str, language: str = "en") -> dict:
         """An export for the page, or the problem with it."""
         try:
             name, content = self.export(str(form))
         except UserError as error:
-            return {"problem": str(error)}
+            return {"problem": texts.told(error, language)}
         return {"name": name, "content": content}
 
 
@@ -203,7 +204,7 @@ def report_html(report: dict, language: str) -> str:
     ]
     parts.append(f"<div class='counts'>{''.join(counts)}</div>")
     if report["learned"]:
-        parts.append(f"<p><b>{say('learned')}</b> {escape(report['learned'])}</p>")
+        parts.append(f"<p><b>{say('learned')}</b> {escape(said(report['learned'], language))}</p>")
     if report["recipes"]:
         parts.append(f"<p class='note'>{say('recipes', recipes=', '.join(report['recipes']))}</p>")
     for note in report["notes"]:
@@ -374,8 +375,9 @@ def files_of_rows(view: DataView, page: gr.Blocks) -> None:
                 )
                 yield f"<p class='quiet' role='status'>{escape(reading)}</p>"
         except UserError as error:
-            # The problem stays on the page: a list of bad rows is longer than a notice.
-            yield f"<div class='data-report'><p class='wrong' role='alert'>{escape(error)}</p></div>"
+            # It stays on the page: a list of bad rows is longer than a notice.
+            problem = texts.told(error, language)
+            yield f"<div class='data-report'><p class='wrong' role='alert'>{escape(problem)}</p></div>"
 
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     page.load(opened, None, [file, tokenizer, shown], **quiet)
@@ -389,8 +391,9 @@ def feedback_numbers(view: DataView, tab: gr.Tab) -> None:
     refresh = gr.Button(label("data.refresh"), size="sm")
     shown = gr.HTML("", elem_id="feedback-numbers")
 
-    def export_rows(form: str) -> dict:  # Gradio marks the function, which a method does not allow
-        return view.export_rows(form)
+    # Gradio marks the function, which a method does not allow.
+    def export_rows(form: str, request: gr.Request) -> dict:
+        return view.export_rows(form, language_of(request))
 
     exports = gr.HTML(
         "", js_on_load=DOWNLOAD, server_functions=[export_rows], elem_id="feedback-exports"

@@ -22,7 +22,7 @@ from rlhf.serving.run_files import (
 from rlhf.serving.service import Service
 from rlhf.serving.ui import curves as curve_plots
 from rlhf.serving.ui import run_form, run_view
-from rlhf.serving.ui.texts import text
+from rlhf.serving.ui.texts import text, told
 
 LOG_SHOWN = 16_000  # bytes of the end of a log
 FAILURES_SHOWN = 2  # jobs that left no run
@@ -167,7 +167,7 @@ class RunsView:
         jobs.check(recipe, words)
         return shell_text(words, str(Path.cwd()))
 
-    def check_form(self, asked: dict) -> dict:
+    def check_form(self, asked: dict, language: str = "en") -> dict:
         """The command for the form, and the problem with its field if there is one. Nothing is raised here."""
         answer = {"command": "", "problem": "", "key": "", "ready": False}
         try:
@@ -179,7 +179,7 @@ class RunsView:
             jobs.check(recipe, words)
             answer["ready"] = bool(name)
         except UserError as error:
-            answer["problem"] = str(error)
+            answer["problem"] = told(error, language)
             names = [key["name"] for key in self._keys(asked)]
             answer["key"] = run_form.key_of(str(error), names)
         return answer

@@ -110,8 +110,9 @@ def form_components(view: RunsView) -> dict:
         components["recipe"] = gr.Dropdown([], label=label("runs.recipe"), elem_id="run-recipe")
         components["config"] = gr.Dropdown([], label=label("runs.config"), elem_id="run-config")
 
-    def check_form(asked: dict) -> dict:  # Gradio marks the function, which a method does not allow
-        return view.check_form(asked)
+    # Gradio marks the function, which a method does not allow.
+    def check_form(asked: dict, request: gr.Request) -> dict:
+        return view.check_form(asked, language_of(request))
 
     components["form"] = gr.HTML(
         "", js_on_load=run_form.SCRIPT, server_functions=[check_form], elem_id="run-form"
