@@ -139,7 +139,9 @@ def stored_settings(settings: SamplingSettings) -> dict:
     """Settings for an event. The seed is with each answer."""
     values = asdict(settings)
     del values["seed"]
-    return {name: value for name, value in values.items() if value is not None}
+    # An event is JSON, which has lists and no tuples.
+    values["stop"] = list(settings.stop)
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def check_prompt(prompt: str) -> list[dict]:
@@ -505,4 +507,14 @@ CSS = """
 .judge-cards + .judge-hint {margin-top: 10px;}
 .judge-note {font-size: 0.84rem; color: var(--body-text-color-subdued); margin: 6px 0 0;}
 .verdicts button {min-height: 44px;}
+.tab-line {padding: 0 2px; margin: -2px 0 2px;}
+.tab-line, .tab-line * {font-size: 0.9rem !important; color: var(--body-text-color-subdued) !important; line-height: 1.5;}
+@media (max-width: 640px) {
+  .judge-hint .keys {display: none;}
+  .judge-table table {min-width: 0; font-size: 0.84rem;}
+  .judge-table :is(.bar, th[aria-hidden]) {display: none;}
+  .verdicts {display: grid !important; grid-template-columns: 1fr 1fr;}
+  .verdicts > * {min-width: 0 !important; order: 1;}
+  .verdicts > #compare-tie, .verdicts > #compare-bad {order: 2;}
+}
 """

@@ -295,15 +295,28 @@ class RunsView:
             ("ppo", ppo, ppo_name, self.same_config(model, "ppo")),
         ]
 
+    def feedback_commands(self, model: str, name: str) -> str:
+        """The commands of both runs as text for a terminal. UserError for what the recipes would refuse."""
+        commands = self._checked(self.feedback_runs(model, name))
+        return "\n\n".join(shell_text(words, str(Path.cwd())) for words in commands)
+
+    def _checked(self, plan: list[tuple]) -> list[list[str]]:
+        """The commands of a plan, both checked: the reward model of the first is there when the second begins."""
+        jobs = self.require_jobs()
+        reward_model = self.path_of(plan[0][2])
+        commands = []
+        for recipe, settings, run, config in plan:
+            words = jobs.command(recipe, settings, run, config=config)
+            jobs.check(recipe, words, [reward_model])
+            commands.append(words)
+        return commands
+
     def train_on_feedback(self, model: str, name: str) -> list[Job]:
         """Put both runs in line, one after the other."""
         jobs = self.require_jobs()
         plan = self.feedback_runs(model, name)
-        reward_model = self.path_of(plan[0][2])
-        # Both are checked before the first one is in line.
-        for recipe, settings, run, config in plan:
-            command = jobs.command(recipe, settings, run, config=config)
-            jobs.check(recipe, command, [reward_model])
+        # Before the first one is in line.
+        self._checked(plan)
         # PPO waits for the reward model, and is dropped if that one fails.
         started: list[Job] = []
         for recipe, settings, run, config in plan:

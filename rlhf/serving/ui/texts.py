@@ -51,6 +51,11 @@ def label(key: str):
     return I18nData(key)
 
 
+def tab_line(key: str) -> gr.Markdown:
+    """The quiet line at the top of a tab: what to do here."""
+    return gr.Markdown(label(key), elem_classes="tab-line")
+
+
 def language_of(request: gr.Request | None) -> str:
     """The first language of the browser that the app has, from the Accept-Language header; English if there is none."""
     # "ko-KR,ko;q=0.9,en;q=0.8": browsers name them in the order of preference.

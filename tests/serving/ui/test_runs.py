@@ -306,7 +306,7 @@ def test_a_job_that_failed_before_it_was_a_run_is_seen(view, monkeypatch):
 @pytest.fixture
 def address(service):
     service.jobs.allowed = Allowed(roots=(service.runs,))
-    with theme.titled_page("Runs", "") as page:
+    with theme.titled_page("Runs") as page:
         with gr.Tabs():
             with gr.Tab("Runs"):
                 runs.build(service, page)
