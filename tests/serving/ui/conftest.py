@@ -191,8 +191,9 @@ def served():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    feedback = Feedback(tmp_path_factory.mktemp("feedback"))
-    service = make_service(ScriptedEngine(), feedback)
+    from rlhf.feedback.store import Store
+
+    service = make_service(ScriptedEngine(), Store(tmp_path_factory.mktemp("feedback")))
     server = Server(service)
     server.service = service
     yield server
