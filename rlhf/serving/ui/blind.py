@@ -473,7 +473,7 @@ CSS = """
 }
 .dark .judge-card .letter {background: var(--neutral-700); color: var(--neutral-100);}
 .judge-card.won {border-color: var(--primary-500);}
-.judge-card.won .letter {background: var(--primary-600); color: white;}
+.judge-card.won .letter {background: var(--primary-700); color: white;}
 .judge-card .words, .asked .words {
   white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; color: var(--body-text-color);
 }

@@ -420,7 +420,8 @@ function attachThread(tries = 200) {
   part('main').append(jump);
   const toEnd = () => { thread.scrollTop = thread.scrollHeight; };
   const place = () => {
-    if (refocus && document.activeElement === document.body) refocus()?.focus({preventScroll: true});
+    const active = document.activeElement;
+    if (refocus && (active === document.body || active.disabled)) refocus()?.focus({preventScroll: true});
     if (atEnd) toEnd();
     jump.hidden = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 80;
   };

@@ -150,7 +150,7 @@ CSS = """
   min-width: 34px; height: 34px; border-radius: 10px; display: inline-flex; align-items: center; justify-content: center;
   border: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; color: var(--body-text-color);
 }
-.rank-card .tiers input:checked + span {background: var(--primary-600); border-color: var(--primary-600); color: white;}
+.rank-card .tiers input:checked + span {background: var(--primary-700); border-color: var(--primary-700); color: white;}
 .rank-card .tiers input:focus-visible + span {outline: 2px solid var(--primary-500); outline-offset: 2px;}
 .rank-order {font-size: 1.02rem; font-weight: 600; margin: 12px 2px 0; min-height: 1.6em; letter-spacing: 0.02em;}
 .rank-bar {display: block; height: 6px; border-radius: 3px; background: var(--neutral-200); overflow: hidden;}

@@ -25,6 +25,8 @@ CSS = """
 #header {position: absolute; right: 8px; top: -10px; pointer-events: none; width: auto !important; z-index: 1;}
 #header h1 {font-size: 0.95rem; font-weight: 650; letter-spacing: 0.02em; margin: 0; color: var(--body-text-color-subdued);}
 .tabitem {padding: 12px 0 0 !important; border: none !important;}
+button[role="tab"].selected {color: var(--primary-700) !important;}
+.dark button[role="tab"].selected {color: var(--primary-400) !important;}
 footer {padding: 2px 0 4px !important; margin: 0 !important; font-size: 0.78rem;}
 footer .divider {display: none !important;}
 @media (max-width: 640px) {.gradio-container main.app {padding: 6px 10px 2px !important;} #header {display: none;}}
@@ -57,8 +59,11 @@ def theme() -> gr.themes.Base:
         input_shadow="none",
         input_border_width="1px",
         input_border_color="*neutral_200",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
+        # White on the 600 of teal has a contrast of 3.7; on the 700 it has 5.5.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
         slider_color="*primary_500",
     )
 
