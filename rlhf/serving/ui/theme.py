@@ -27,6 +27,12 @@ CSS = """
 .tabitem {padding: 12px 0 0 !important; border: none !important;}
 button[role="tab"].selected {color: var(--primary-700) !important;}
 .dark button[role="tab"].selected {color: var(--primary-400) !important;}
+/* targets of at least 24 pixels */
+.gradio-container .token-remove {
+  min-width: 24px; min-height: 24px; display: inline-flex; align-items: center; justify-content: center;
+}
+.gradio-container .label-wrap {min-height: 28px; align-items: center;}
+.gradio-container :is(input[role="combobox"], input[type="number"], .reset-button) {min-height: 24px;}
 footer {padding: 2px 0 4px !important; margin: 0 !important; font-size: 0.78rem;}
 footer .divider {display: none !important;}
 @media (max-width: 640px) {.gradio-container main.app {padding: 6px 10px 2px !important;} #header {display: none;}}
@@ -56,6 +62,7 @@ def theme() -> gr.themes.Base:
         block_title_text_color_dark="*neutral_200",
         block_title_text_weight="500",
         body_text_color_subdued="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         input_shadow="none",
         input_border_width="1px",
         input_border_color="*neutral_200",

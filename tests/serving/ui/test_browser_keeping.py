@@ -1,4 +1,4 @@
-"""In Chromium: what the chat keeps with two tabs of one conversation, with spoilt or no storage; and where the focus goes."""
+"""In Chromium: what the chat keeps with two tabs of one conversation or without storage, and where the focus goes."""
 
 import pytest
 
@@ -7,7 +7,9 @@ DENIED = """
 for (const name of ["localStorage", "sessionStorage"])
   Object.defineProperty(window, name, {get() { throw new DOMException("denied", "SecurityError"); }});
 """
-FULL = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
+FULL = (
+    "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
+)
 SPOILT = """
 localStorage.setItem("rlhf.chat.conversation.a", '{"id": "a", "nodes": [null, 5]}');
 localStorage.setItem("rlhf.chat.conversation.b", '"x"');
@@ -37,6 +39,7 @@ def opened(chromium, server):
         if script:
             context.add_init_script(script)
         page = context.new_page()
+        page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: line.type == "error" and errors.append(line.text))
         page.goto(server.url)
