@@ -23,7 +23,7 @@ from rlhf.feedback.events import Answer
 from rlhf.feedback.models import model_used
 from rlhf.serving.engine.requests import Busy, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.service import Service
-from rlhf.serving.ui.texts import label, text
+from rlhf.serving.ui.texts import label, language_among, text, told
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,9 @@ def stored_settings(settings: SamplingSettings) -> dict:
     """Settings for an event. The seed is with each answer."""
     values = asdict(settings)
     del values["seed"]
-    return {name: value for name, value in values.items() if value is not None}
+    # An event is JSON, which has lists and no tuples.
+    values["stop"] = list(settings.stop)
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def check_prompt(prompt: str) -> list[dict]:
@@ -364,12 +366,15 @@ def session_of(request: gr.Request | None) -> str:
 def refusals(function: Callable, *, escape: bool) -> Callable:
     """The handler with refusals as gr.Error. escape: for a notice of the page, which is HTML; clients get plain text."""
 
-    def shown(error: Exception) -> gr.Error:
+    def shown(error: Exception, values: list) -> gr.Error:
+        # A page has a request in the reader's language.
+        language = language_among(values)
         # An error of our own tells the user what to do; others may hold paths of the server.
-        message = str(error)
-        if not isinstance(error, UserError):
+        if isinstance(error, UserError):
+            message = told(error, language)
+        else:
             logger.error("an action failed", exc_info=error)
-            message = "That failed. See the server's log for the reason."
+            message = text("judge.failed", language)
         if escape:
             message = html.escape(message)
         return gr.Error(message, print_exception=False)
@@ -379,14 +384,14 @@ def refusals(function: Callable, *, escape: bool) -> Callable:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            raise shown(error) from error
+            raise shown(error, [*args, *kwargs.values()]) from error
 
     @functools.wraps(function)
     def generator(*args, **kwargs):
         try:
             yield from function(*args, **kwargs)
         except Exception as error:
-            raise shown(error) from error
+            raise shown(error, [*args, *kwargs.values()]) from error
 
     return generator if is_generator(function) else handler
 
@@ -401,7 +406,7 @@ def is_generator(function: Callable) -> bool:
 
 def words(content: str) -> str:
     """A text as it is, in HTML."""
-    return f"<div class='words'>{html.escape(content)}</div>"
+    return f"<div class='words' dir='auto'>{html.escape(content)}</div>"
 
 
 def reveal_line(shown: dict, language: str) -> str:
@@ -449,6 +454,10 @@ TEXTS = {
     "judge.models": ("Models", "모델"),
     "judge.reward": ("Reward model", "보상 모델"),
     "judge.none": ("None", "없음"),
+    "judge.failed": (
+        "That failed. See the server's log for the reason.",
+        "실패했습니다. 이유는 서버 로그에 있습니다.",
+    ),
 }
 
 CSS = """
@@ -464,7 +473,7 @@ CSS = """
 }
 .dark .judge-card .letter {background: var(--neutral-700); color: var(--neutral-100);}
 .judge-card.won {border-color: var(--primary-500);}
-.judge-card.won .letter {background: var(--primary-600); color: white;}
+.judge-card.won .letter {background: var(--primary-700); color: white;}
 .judge-card .words, .asked .words {
   white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; color: var(--body-text-color);
 }
@@ -498,4 +507,14 @@ CSS = """
 .judge-cards + .judge-hint {margin-top: 10px;}
 .judge-note {font-size: 0.84rem; color: var(--body-text-color-subdued); margin: 6px 0 0;}
 .verdicts button {min-height: 44px;}
+.tab-line {padding: 0 2px; margin: -2px 0 2px;}
+.tab-line, .tab-line * {font-size: 0.9rem !important; color: var(--body-text-color-subdued) !important; line-height: 1.5;}
+@media (max-width: 640px) {
+  .judge-hint .keys {display: none;}
+  .judge-table table {min-width: 0; font-size: 0.84rem;}
+  .judge-table :is(.bar, th[aria-hidden]) {display: none;}
+  .verdicts {display: grid !important; grid-template-columns: 1fr 1fr;}
+  .verdicts > * {min-width: 0 !important; order: 1;}
+  .verdicts > #compare-tie, .verdicts > #compare-bad {order: 2;}
+}
 """

@@ -6,13 +6,44 @@ const root = element.closest('#chat');
 const STORE = 'rlhf.chat.conversation.';
 const CURRENT = 'rlhf.chat.current';
 const DRAFT = 'rlhf.chat.draft';
+const kept = storage('localStorage');
+const session = storage('sessionStorage');
 const wide = window.matchMedia('(min-width: 1001px)');
 const fine = window.matchMedia('(pointer: fine)');
 const words = props.words[language()];
 let removed = null; // the conversation that was deleted last
 let renaming = null; // id of the conversation whose title is being edited
 const titles = {}; // id -> title given by hand
+const seen = {}; // id -> `updated` of the conversation as this page has it
 let atEnd = true; // the newest message is in sight
+let refocus = null; // finds the button that had the focus, in the transcript that is drawn anew
+
+// The browser's storage; of this page only, where the browser has none or forbids it.
+function storage(name) {
+  try {
+    window[name].getItem('');
+    return window[name];
+  } catch {
+    const values = new Map();
+    return {
+      getItem: (key) => values.get(key) ?? null,
+      setItem: (key, value) => { values.set(key, String(value)); },
+      removeItem: (key) => { values.delete(key); },
+      key: (i) => [...values.keys()][i] ?? null,
+      get length() { return values.size; },
+    };
+  }
+}
+
+// False where there is no room.
+function put(where, key, value) {
+  try {
+    where.setItem(key, value);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 function language() {
   for (const name of navigator.languages || [navigator.language]) {
@@ -65,39 +96,48 @@ function whenIdle(action, tries = 100) {
 
 // ---- conversations ----------------------------------------------------------------------------------------------
 
+// null for what is no conversation: somebody else may have written it.
 function load(id) {
   try {
-    return JSON.parse(localStorage.getItem(STORE + id));
+    const conversation = JSON.parse(kept.getItem(STORE + id));
+    const isMessage = (node) => typeof node.role === 'string' && typeof node.text === 'string';
+    return conversation.id === id && conversation.nodes.every(isMessage) ? conversation : null;
   } catch {
     return null;
   }
 }
 
+// Returns the conversation as it is kept: as a copy, if another page has changed it since this one read it.
 function save(conversation) {
-  if (!conversation || !conversation.nodes || !conversation.nodes.length) return;
-  try {
-    localStorage.setItem(STORE + conversation.id, JSON.stringify(conversation));
-  } catch {
-    say(words.full);
+  if (!conversation || !conversation.nodes || !conversation.nodes.length) return conversation;
+  const stored = load(conversation.id);
+  if (stored && seen[conversation.id] && stored.updated !== seen[conversation.id]) {
+    const id = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+    conversation = {...conversation, id};
   }
+  seen[conversation.id] = conversation.updated;
+  if (!put(kept, STORE + conversation.id, JSON.stringify(conversation))) say(words.full);
+  return conversation;
 }
 
 function all() {
   const result = [];
-  for (const key of Object.keys(localStorage)) {
+  for (let i = 0; i < kept.length; i++) {
+    const key = kept.key(i);
     if (!key.startsWith(STORE)) continue;
     const conversation = load(key.slice(STORE.length));
-    if (conversation && Array.isArray(conversation.nodes)) result.push(conversation);
+    if (conversation) result.push(conversation);
   }
   return result.sort((a, b) => String(b.updated).localeCompare(String(a.updated)));
 }
 
-const currentId = () => sessionStorage.getItem(CURRENT);
+const currentId = () => session.getItem(CURRENT);
 
 function show(conversation) {
+  if (conversation) seen[conversation.id] = conversation.updated;
   props.value = conversation;
-  if (conversation) sessionStorage.setItem(CURRENT, conversation.id);
-  else sessionStorage.removeItem(CURRENT);
+  if (conversation) put(session, CURRENT, conversation.id);
+  else session.removeItem(CURRENT);
   atEnd = true;
   trigger('open');
   draw();
@@ -123,7 +163,7 @@ function startNew() {
 function remove(id) {
   whenIdle(() => {
     removed = load(id);
-    localStorage.removeItem(STORE + id);
+    kept.removeItem(STORE + id);
     if (id === currentId()) show(null);
     draw();
     element.querySelector('.undo button')?.focus();
@@ -235,10 +275,10 @@ watch('value', () => {
   const title = titles[conversation.id];
   if (title && title !== conversation.title) {
     conversation = {...conversation, title};
-    props.value = conversation;
   }
-  save(conversation);
-  if (conversation.nodes.length) sessionStorage.setItem(CURRENT, conversation.id);
+  conversation = save(conversation);
+  if (conversation !== props.value) props.value = conversation;
+  if (conversation.nodes.length) put(session, CURRENT, conversation.id);
   draw();
 });
 
@@ -293,6 +333,15 @@ function ask(turn, {name, text, many, save, act}) {
 function act(button) {
   const node = Number(button.dataset.node);
   const turn = button.closest('.turn');
+  // The same button of the same turn. An arrow at its end is disabled: then the other one.
+  const position = [...root.querySelectorAll('#chat-talk .turn')].indexOf(turn);
+  const {act: name, value} = button.dataset;
+  const label = button.getAttribute('aria-label');
+  refocus = name !== 'pick' && name !== 'thumb' ? null : () => {
+    const drawn = root.querySelectorAll('#chat-talk .turn')[position];
+    const buttons = [...(drawn?.querySelectorAll(`[data-act="${name}"]`) ?? [])].filter((item) => !item.disabled);
+    return buttons.find((item) => item.getAttribute('aria-label') === label && item.dataset.value === value) ?? buttons[0];
+  };
   switch (button.dataset.act) {
     case 'copy':
       return copy(nodeText(node), button);
@@ -308,9 +357,11 @@ function act(button) {
         act: (reason) => busy() || trigger('rate', {node, value: button.dataset.value, reason})});
     case 'retry':
       atEnd = true;
+      focusBox();
       return busy() || trigger('retry', {node});
     case 'proceed':
       atEnd = true;
+      focusBox();
       return busy() || trigger('proceed', {node});
     case 'pick':
       return busy() || trigger('pick', {node});
@@ -369,6 +420,8 @@ function attachThread(tries = 200) {
   part('main').append(jump);
   const toEnd = () => { thread.scrollTop = thread.scrollHeight; };
   const place = () => {
+    const active = document.activeElement;
+    if (refocus && (active === document.body || active.disabled)) refocus()?.focus({preventScroll: true});
     if (atEnd) toEnd();
     jump.hidden = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 80;
   };
@@ -378,15 +431,24 @@ function attachThread(tries = 200) {
   }, {passive: true});
   new MutationObserver(place).observe(thread, {childList: true, subtree: true, characterData: true});
   new ResizeObserver(place).observe(thread);
-  const draft = sessionStorage.getItem(DRAFT);
+  const draft = session.getItem(DRAFT);
   if (draft && !box().value) setBox(draft);
-  sessionStorage.removeItem(DRAFT);
+  session.removeItem(DRAFT);
   for (const side of ['side', 'settings']) part('open-' + side)?.setAttribute('aria-expanded', 'false');
   focusBox();
 }
 
 window.addEventListener('pagehide', () => {
-  if (box()?.value) sessionStorage.setItem(DRAFT, box().value);
+  if (box()?.value) put(session, DRAFT, box().value);
+});
+
+// The same conversation went on in another tab of the browser.
+window.addEventListener('storage', (event) => {
+  if (!event.key?.startsWith(STORE)) return;
+  const id = currentId();
+  const changed = id && event.key === STORE + id ? load(id) : null;
+  if (changed && !busy()) show(changed);
+  else draw();
 });
 
 // ---- is the server there? -----------------------------------------------------------------------------------
@@ -403,8 +465,9 @@ async function look() {
   setTimeout(look, missed ? 2000 : 10000);
 }
 
-const kept = currentId() && load(currentId());
-props.value = kept || null;
+const last = currentId() && load(currentId());
+if (last) seen[last.id] = last.updated;
+props.value = last || null;
 draw();
 attachThread();
 setTimeout(() => { trigger('open'); look(); });

@@ -39,7 +39,7 @@ from rlhf.serving.ui.blind import (
     stream_all,
     words,
 )
-from rlhf.serving.ui.texts import label, language_of, text
+from rlhf.serving.ui.texts import label, language_of, tab_line, text
 
 DEFAULTS = SamplingSettings()
 MOST = 3  # models side by side
@@ -220,6 +220,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     """Build the tab."""
     comparing = Comparing(service)
     endpoints(comparing)
+    tab_line("compare.line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=300):
             prompt = gr.Textbox(
@@ -272,25 +273,32 @@ def build(service: Service, page: gr.Blocks) -> None:
                 cards(asked, language, shown=shown, verdict=verdict),
                 f"<p class='judge-hint' role='status'>{text('compare.saved', language)}</p>",
                 "",
-                *button_updates(buttons, len(asked.drafts), active=False),
+                *[gr.update(interactive=False, visible=False)] * len(buttons),
                 strengths_html(service, language),
             )
 
         return refusals(vote, escape=True)
 
     for verdict, button in buttons.items():
-        button.click(on_vote(verdict), [name, annotator], [*outputs, table], **options)
+        voted = button.click(on_vote(verdict), [name, annotator], [*outputs, table], **options)
+        voted.success(None, None, None, js=NEXT)
 
     def on_load(request: gr.Request):
+        language = language_of(request)
         rewards = list(service.engine.reward_runs)
+        enough = len(service.engine.runs) > 1
+        note = "" if enough else f"<p class='judge-hint'>{text('compare.one_model', language)}</p>"
         return (
-            strengths_html(service, language_of(request)),
+            note,
+            gr.update(interactive=enough),
+            strengths_html(service, language),
             gr.update(choices=list(service.engine.runs)),
             gr.update(choices=rewards, visible=bool(rewards)),
         )
 
     # Runs may have finished since the app started.
-    page.load(refusals(on_load, escape=True), None, [table, *controls[:2]], **options)
+    loaded = [status, ask, table, *controls[:2]]
+    page.load(refusals(on_load, escape=True), None, loaded, **options)
     page.load(None, None, None, js=KEYS)
 
 
@@ -336,7 +344,7 @@ def verdict_buttons() -> dict[str, gr.Button]:
                 label(f"compare.{key}"),
                 elem_id=f"compare-{key}",
                 interactive=False,
-                visible=verdict not in ("A", "B", "C"),
+                visible=False,  # until there is something to decide
                 min_width=90,
             )
     return buttons
@@ -427,6 +435,15 @@ FOCUS = """
   }
 }
 """
+# The buttons are gone after the verdict: the next thing to do is the next message.
+NEXT = """
+() => {
+  const box = document.querySelector("#compare-prompt textarea");
+  if (!box || !window.matchMedia("(pointer: fine)").matches) return;
+  box.focus({preventScroll: true});
+  box.select();
+}
+"""
 # Keys are for the page, not for text boxes, lists and the row of tabs.
 KEYS = """
 () => {
@@ -468,18 +485,27 @@ TEXTS = {
     "compare.tie": ("Tie", "비슷하다"),
     "compare.bad": ("All bad", "모두 나쁘다"),
     "compare.keys": (
-        "Which answer is better? Keys: <kbd>←</kbd> or <kbd>1</kbd> for A, <kbd>→</kbd> or <kbd>2</kbd> for B, "
-        "<kbd>0</kbd> or <kbd>T</kbd> for a tie, <kbd>X</kbd> if both are bad.",
-        "어느 답변이 더 나은가요? 키: A는 <kbd>←</kbd> 또는 <kbd>1</kbd>, B는 <kbd>→</kbd> 또는 <kbd>2</kbd>, "
-        "비슷하면 <kbd>0</kbd> 또는 <kbd>T</kbd>, 둘 다 나쁘면 <kbd>X</kbd>.",
+        "Which answer is better? <span class='keys'>Keys: <kbd>←</kbd> or <kbd>1</kbd> for A, <kbd>→</kbd> or <kbd>2</kbd> "
+        "for B, <kbd>0</kbd> or <kbd>T</kbd> for a tie, <kbd>X</kbd> if both are bad.</span>",
+        "어느 답변이 더 나은가요? <span class='keys'>키: A는 <kbd>←</kbd> 또는 <kbd>1</kbd>, B는 <kbd>→</kbd> 또는 "
+        "<kbd>2</kbd>, 비슷하면 <kbd>0</kbd> 또는 <kbd>T</kbd>, 둘 다 나쁘면 <kbd>X</kbd>.</span>",
     ),
     "compare.keys3": (
-        "Which answer is best? Keys: <kbd>1</kbd>, <kbd>2</kbd>, <kbd>3</kbd> for A, B, C, <kbd>0</kbd> or "
-        "<kbd>T</kbd> for a tie, <kbd>X</kbd> if all are bad.",
-        "어느 답변이 가장 나은가요? 키: A, B, C는 <kbd>1</kbd>, <kbd>2</kbd>, <kbd>3</kbd>, 비슷하면 <kbd>0</kbd> 또는 "
-        "<kbd>T</kbd>, 모두 나쁘면 <kbd>X</kbd>.",
+        "Which answer is best? <span class='keys'>Keys: <kbd>1</kbd>, <kbd>2</kbd>, <kbd>3</kbd> for A, B, C, <kbd>0</kbd> "
+        "or <kbd>T</kbd> for a tie, <kbd>X</kbd> if all are bad.</span>",
+        "어느 답변이 가장 나은가요? <span class='keys'>키: A, B, C는 <kbd>1</kbd>, <kbd>2</kbd>, <kbd>3</kbd>, 비슷하면 "
+        "<kbd>0</kbd> 또는 <kbd>T</kbd>, 모두 나쁘면 <kbd>X</kbd>.</span>",
     ),
-    "compare.saved": ("Saved.", "저장했습니다."),
+    "compare.line": (
+        "Ask a question, read the answers without knowing whose they are, and choose the better one. Then you see the "
+        "names.",
+        "질문하고, 어느 모델인지 모르는 채 답변을 읽은 뒤 더 나은 것을 고르세요. 고르면 모델 이름이 보입니다.",
+    ),
+    "compare.one_model": (
+        "A comparison needs two models, and one is here: train or give another.",
+        "비교하려면 모델이 두 개 필요한데 하나뿐입니다. 모델을 하나 더 학습하거나 추가하세요.",
+    ),
+    "compare.saved": ("Saved. Ask the next question.", "저장했습니다. 다음 질문을 해 보세요."),
     "compare.strengths": ("Strengths of the compared models", "비교한 모델의 강도"),
     "compare.no_strengths": (
         "No comparison yet. After the first, the strengths of the models are here.",

@@ -13,14 +13,16 @@ from rlhf.serving import data_look, feedback_view
 from rlhf.serving.jobs.allowed import Allowed, existing_run
 from rlhf.serving.run_files import list_runs
 from rlhf.serving.service import Service
+from rlhf.serving.ui import texts
 from rlhf.serving.ui.refusals import told
 from rlhf.serving.ui.run_actions import data_files
 from rlhf.serving.ui.run_view import escape
-from rlhf.serving.ui.texts import label, language_of, text
+from rlhf.serving.ui.texts import label, language_of, said, tab_line, text
 
 PROBLEMS_SHOWN = 50  # of those that the report has
 
 CSS = """
+#data-look, #data-refresh {width: auto; align-self: flex-start; min-width: 120px;}
 .data-report h3 {margin: 0 0 6px; font-size: 1.05rem; overflow-wrap: anywhere;}
 .data-report .counts {display: flex; flex-wrap: wrap; gap: 8px 26px; margin: 8px 0 14px;}
 .data-report .counts div {min-width: 0;} .data-report .counts b {display: block; font-size: 1.15rem;
@@ -30,7 +32,8 @@ CSS = """
 .data-report table {border-collapse: collapse; font-size: 0.85rem; margin: 6px 0 14px; display: block; overflow-x: auto;
   border: none !important; padding: 0 !important; width: fit-content; max-width: 100%;}
 .data-report td, .data-report th {border: 1px solid var(--border-color-primary); padding: 3px 10px; text-align: right;}
-.data-report td:first-child, .data-report th:first-child {text-align: left; overflow-wrap: anywhere;}
+.data-report td:first-child, .data-report th:first-child {text-align: left; overflow-wrap: anywhere;
+  min-width: 5.5em;}
 .data-report article {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 9px 12px;
   margin: 0 0 8px; white-space: pre-wrap; overflow-wrap: anywhere;}
 .data-report mark {background: #ccfbf1; color: #134e4a; border-radius: 4px; padding: 0 2px;}
@@ -39,7 +42,8 @@ CSS = """
   font-family: var(--font-mono); overflow-wrap: anywhere;}
 .data-report ol.problems li {padding: 3px 0; border-bottom: 1px solid var(--border-color-primary);}
 .data-report h4 {margin: 14px 0 6px; font-size: 0.92rem;}
-.exports {display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px;}
+.exports {display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px; align-items: center;}
+.exports button {margin: 0;}
 .exports button {min-height: 36px; padding: 4px 14px; border-radius: 9px; cursor: pointer; color: var(--body-text-color);
   border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);}
 .exports button:focus-visible {outline: 2px solid var(--primary-500); outline-offset: 1px;}
@@ -47,13 +51,23 @@ CSS = """
 
 TEXTS = {
     "data.title": ("Data", "데이터"),
+    "data.line": (
+        "Look at a file before you train on it: its kind, its bad rows, and what will be learned.",
+        "학습하기 전에 파일을 살펴보세요. 종류, 잘못된 행, 학습되는 내용을 보여 줍니다.",
+    ),
+    "data.line_both": (
+        "Look at a file before you train on it. Feedback shows what people said in Chat, Compare and Rank.",
+        "학습하기 전에 파일을 살펴보세요. 피드백에는 채팅, 비교, 순위에서 받은 평가가 있습니다.",
+    ),
     "data.rows": ("Files of rows", "데이터 파일"),
     "data.feedback": ("Feedback", "피드백"),
     "data.file": ("File", "파일"),
     "data.file.help": ("Choose one, or type a path", "선택하거나 경로를 입력하세요"),
-    "data.tokenizer": ("Tokenizer of", "토크나이저"),
+    "data.tokenizer": ("Tokenizer of a run", "학습의 토크나이저"),
+    "data.tokenizer.help": ("Counts tokens, too", "토큰 수도 셉니다"),
     "data.tokenizer.none": ("(none: lengths in words)", "(없음: 단어 수로 표시)"),
-    "data.columns": ("Columns (ours=theirs)", "열 이름 (우리=파일)"),
+    "data.columns": ("Columns", "열 이름"),
+    "data.columns.help": ("ours=theirs: text=review", "이름=파일의 이름: text=review"),
     "data.look": ("Look at it", "살펴보기"),
     "data.reading": ("Reading: {rows} good rows, {seconds} s", "읽는 중: 정상 행 {rows}개, {seconds}초"),
     "data.hint": (
@@ -71,6 +85,10 @@ TEXTS = {
     "data.learned": ("Learned", "학습 내용"),
     "data.shown": ("The first rows, with what is learned marked", "첫 행들 (학습되는 부분 표시)"),
     "data.lengths": ("Lengths", "길이"),
+    "data.longest": ("longest", "최대"),
+    "data.unit.characters": ("characters", "글자"),
+    "data.unit.words": ("words", "단어"),
+    "data.unit.tokens": ("tokens", "토큰"),
     "data.labels": ("Labels", "레이블"),
     "data.problems": ("Bad rows", "잘못된 행"),
     "data.more": ("and {n} more", "외 {n}개"),
@@ -81,6 +99,9 @@ TEXTS = {
         "아직 피드백이 없습니다. 먼저 답변을 평가하세요.",
     ),
     "data.events": ("judgements", "평가"),
+    "data.of.rating": ("thumbs: {count}", "좋아요/싫어요 {count}개"),
+    "data.of.comparison": ("comparisons: {count}", "비교 {count}개"),
+    "data.of.ranking": ("rankings: {count}", "순위 {count}개"),
     "data.people": ("people", "평가자"),
     "data.all_prompts": ("prompts", "프롬프트"),
     "data.tie_rate": ("ties", "동점 비율"),
@@ -168,12 +189,12 @@ class DataView:
             raise UserError("this server keeps no feedback")
         return feedback_view.export(self.store, form)
 
-    def export_rows(self, form: str) -> dict:
+    def export_rows(self, form: str, language: str = "en") -> dict:
         """An export for the page, or the problem with it."""
         try:
             name, content = self.export(str(form))
         except UserError as error:
-            return {"problem": str(error)}
+            return {"problem": texts.told(error, language)}
         return {"name": name, "content": content}
 
 
@@ -203,7 +224,7 @@ def report_html(report: dict, language: str) -> str:
     ]
     parts.append(f"<div class='counts'>{''.join(counts)}</div>")
     if report["learned"]:
-        parts.append(f"<p><b>{say('learned')}</b> {escape(report['learned'])}</p>")
+        parts.append(f"<p><b>{say('learned')}</b> {escape(said(report['learned'], language))}</p>")
     if report["recipes"]:
         parts.append(f"<p class='note'>{say('recipes', recipes=', '.join(report['recipes']))}</p>")
     for note in report["notes"]:
@@ -217,12 +238,12 @@ def report_html(report: dict, language: str) -> str:
         parts.append(f"<h4>{say('shown')}</h4>")
         parts += [f"<article>{marked(lines)}</article>" for lines in report["shown"]]
     if report["lengths"]:
-        rows = [
-            [f"{row['column']}, {row['unit']}", *list(row.values())[2:]]
-            for row in report["lengths"]
-        ]
+        rows = []
+        for row in report["lengths"]:
+            unit = text(f"data.unit.{row['unit']}", language)
+            rows.append([f"{row['column']}, {unit}", *list(row.values())[2:]])
         parts.append(f"<h4>{say('lengths')}</h4>")
-        parts.append(table_html(["", "5 %", "50 %", "95 %", "max"], rows))
+        parts.append(table_html(["", "5 %", "50 %", "95 %", text("data.longest", language)], rows))
     for name in ("labels", "tags"):
         if report[name]:
             rows = list(report[name].items())
@@ -265,7 +286,9 @@ def numbers_html(facts: dict, language: str) -> str:
     """The numbers of the feedback."""
     if not facts["total"]:
         return f"<p class='quiet'>{escape(text('data.no_feedback', language))}</p>"
-    kinds = ", ".join(f"{kind} {count}" for kind, count in facts["kinds"].items())
+    kinds = []
+    for kind, count in facts["kinds"].items():
+        kinds.append(text(f"data.of.{kind}", language, count=count))
     agreement = facts["agreement"]
     counts = [
         count_html(text("data.events", language), f"{facts['total']:,}"),
@@ -277,7 +300,10 @@ def numbers_html(facts: dict, language: str) -> str:
         counts.append(count_html(text("data.left", language), share_text(facts["left_rate"][0])))
     if agreement["alpha"] is not None:
         counts.append(count_html(text("data.alpha", language), f"{agreement['alpha']:.2f}"))
-    parts = [f"<div class='counts'>{''.join(counts)}</div>", f"<p class='note'>{escape(kinds)}</p>"]
+    parts = [
+        f"<div class='counts'>{''.join(counts)}</div>",
+        f"<p class='note'>{escape(', '.join(kinds))}</p>",
+    ]
     if facts["strengths"]:
         names = ("model", "strength", "interval", "wins", "comparisons")
         header = [text(f"data.{name}", language) for name in names]
@@ -295,7 +321,7 @@ def share_text(share: float | None) -> str:
 
 def strength_row(row: dict) -> list[str]:
     """The cells of one model's strength."""
-    interval = f"{row['low']:.2f} to {row['high']:.2f}"
+    interval = f"{row['low']:.2f} – {row['high']:.2f}"
     return [
         row["model"],
         f"{row['strength']:.2f}",
@@ -324,6 +350,7 @@ def exports_html(language: str) -> str:
 def build(service: Service, page: gr.Blocks) -> None:
     """Build the tab in the open block."""
     view = DataView(service)
+    tab_line("data.line" if view.store is None else "data.line_both")
     if view.store is None:
         files_of_rows(view, page)
     else:
@@ -340,12 +367,22 @@ def files_of_rows(view: DataView, page: gr.Blocks) -> None:
     with gr.Row(equal_height=True):
         file = gr.Dropdown(
             [], label=label("data.file"), info=label("data.file.help"), allow_custom_value=True, scale=3,
-            elem_id="data-file",
+            elem_id="data-file", min_width=260,
         )  # fmt: skip
         tokenizer = gr.Dropdown(
-            [], label=label("data.tokenizer"), scale=2, elem_id="data-tokenizer"
+            [],
+            label=label("data.tokenizer"),
+            info=label("data.tokenizer.help"),
+            scale=2,
+            elem_id="data-tokenizer",
         )
-        columns = gr.Textbox("", label=label("data.columns"), scale=1, elem_id="data-columns")
+        columns = gr.Textbox(
+            "",
+            label=label("data.columns"),
+            info=label("data.columns.help"),
+            scale=1,
+            elem_id="data-columns",
+        )
     button = gr.Button(label("data.look"), variant="primary", elem_id="data-look")
     shown = gr.HTML("", elem_id="data-report")
 
@@ -374,8 +411,9 @@ def files_of_rows(view: DataView, page: gr.Blocks) -> None:
                 )
                 yield f"<p class='quiet' role='status'>{escape(reading)}</p>"
         except UserError as error:
-            # The problem stays on the page: a list of bad rows is longer than a notice.
-            yield f"<div class='data-report'><p class='wrong' role='alert'>{escape(error)}</p></div>"
+            # It stays on the page: a list of bad rows is longer than a notice.
+            problem = texts.told(error, language)
+            yield f"<div class='data-report'><p class='wrong' role='alert'>{escape(problem)}</p></div>"
 
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     page.load(opened, None, [file, tokenizer, shown], **quiet)
@@ -386,11 +424,12 @@ def files_of_rows(view: DataView, page: gr.Blocks) -> None:
 
 def feedback_numbers(view: DataView, tab: gr.Tab) -> None:
     """The numbers of the feedback, and its exports."""
-    refresh = gr.Button(label("data.refresh"), size="sm")
+    refresh = gr.Button(label("data.refresh"), size="sm", elem_id="data-refresh")
     shown = gr.HTML("", elem_id="feedback-numbers")
 
-    def export_rows(form: str) -> dict:  # Gradio marks the function, which a method does not allow
-        return view.export_rows(form)
+    # Gradio marks the function, which a method does not allow.
+    def export_rows(form: str, request: gr.Request) -> dict:
+        return view.export_rows(form, language_of(request))
 
     exports = gr.HTML(
         "", js_on_load=DOWNLOAD, server_functions=[export_rows], elem_id="feedback-exports"

@@ -73,13 +73,16 @@ def build_page(service: Service) -> gr.Blocks:
     texts.add_texts(blind.TEXTS)
     encoders = service.encoders
     with theme.titled_page(TITLE) as page:
-        with gr.Tabs():
+        # Who serves encoders only came for these.
+        kinds = [view.kind for view in tasks.VIEWS if encoders.runs.get(view.kind)]
+        first = kinds[0] if kinds and not can_chat(service) else None
+        with gr.Tabs(selected=first):
             for tab in shown_tabs(service):
                 texts.add_texts(tab.module.TEXTS)
                 with gr.Tab(texts.label(f"page.{tab.name}"), id=tab.name):
                     tab.module.build(service, page)
             for view in tasks.VIEWS:
-                if encoders.runs.get(view.kind):
+                if view.kind in kinds:
                     with gr.Tab(texts.label(f"tasks.{view.kind}"), id=view.kind):
                         tasks.encoder_view(encoders, view)
     page.i18n_instance = texts.i18n()  # what mount_gradio_app(i18n=) would set

@@ -39,8 +39,8 @@ from rlhf.serving.ui.blind import (
     words,
 )
 from rlhf.serving.ui.compare import DEFAULTS, sampling
-from rlhf.serving.ui.rank_look import CSS, FOCUS, SCRIPT, TEXTS
-from rlhf.serving.ui.texts import label, language_of, text
+from rlhf.serving.ui.rank_look import CSS, FOCUS, NEXT, SCRIPT, TEXTS
+from rlhf.serving.ui.texts import label, language_of, tab_line, text
 
 __all__ = ["CSS", "TEXTS", "build"]
 LEAST, MOST = 2, 9  # answers
@@ -269,7 +269,7 @@ def ranked_html(ranked: Ranked, language: str) -> str:
     cards = "".join(card for _, _, card in sorted(parts))
     return (
         f"{prompt_html(event.messages, language)}<div class='judge-cards'>{cards}</div>"
-        f"<p class='judge-hint' role='status'>{text('compare.saved', language)}</p>"
+        f"<p class='judge-hint' role='status'>{text('rank.saved', language)}</p>"
     )
 
 
@@ -307,6 +307,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     """Build the tab."""
     tab = RankingTab(service)
     endpoints(tab)
+    tab_line("rank.line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=300):
             prompt = gr.Textbox(
@@ -318,8 +319,8 @@ def build(service: Service, page: gr.Blocks) -> None:
                 max_length=service.engine.limits.characters,
             )
             with gr.Row():
-                ask = gr.Button(label("rank.ask"), elem_id="rank-ask")
-                following = gr.Button(label("rank.next"), variant="primary", elem_id="rank-next")
+                ask = gr.Button(label("rank.ask"), variant="primary", elem_id="rank-ask")
+                following = gr.Button(label("rank.next"), elem_id="rank-next")
             answers = gr.HTML(elem_id="rank-answers")
             written = gr.Textbox(
                 label=label("rank.written"),
@@ -333,10 +334,10 @@ def build(service: Service, page: gr.Blocks) -> None:
                 submit = gr.Button(
                     label("rank.submit"),
                     variant="primary",
-                    interactive=False,
+                    visible=False,  # until there is something to rank
                     elem_id="rank-submit",
                 )
-                skip = gr.Button(label("rank.skip"), interactive=False, elem_id="rank-skip")
+                skip = gr.Button(label("rank.skip"), visible=False, elem_id="rank-skip")
         with gr.Column(scale=3, min_width=260):
             annotator = name_box(page)
             models, number, *controls = panel(service)
@@ -357,7 +358,7 @@ def build(service: Service, page: gr.Blocks) -> None:
             else:
                 note = f"<p class='judge-hint'>{text('rank.keys', language)}</p>"
                 frame = (ranking_html(asked, language), note, tab.blind.add(asked))
-                active = [gr.update(interactive=True), gr.update(interactive=True)]
+                active = [gr.update(visible=True), gr.update(visible=True)]
                 yield (*frame, gr.update(visible=True, value=""), *active)
 
     def on_ask(
@@ -411,8 +412,11 @@ def build(service: Service, page: gr.Blocks) -> None:
     wire(following.click, on_next, asking, outputs).then(None, None, None, js=FOCUS)
     # The browser replaces the first value by the tiers that were chosen.
     collect = "(tiers, ...rest) => [window.rlhfTiers ? window.rlhfTiers() : '', ...rest]"
-    wire(submit.click, on_submit, [tiers, written, annotator, name], [*outputs, status], js=collect)
-    wire(skip.click, on_skip, [annotator, name], [*outputs, status])
+    given = [tiers, written, annotator, name]
+    saved = wire(submit.click, on_submit, given, [*outputs, status], js=collect)
+    skipped = wire(skip.click, on_skip, [annotator, name], [*outputs, status])
+    saved.success(None, None, None, js=NEXT)
+    skipped.success(None, None, None, js=NEXT)
     wire(annotator.blur, on_status, [annotator], [status])
     content, file_name = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     read = "async (content, name, ...rest) => [...(await window.rlhfPromptFile()), ...rest]"
@@ -424,7 +428,7 @@ def build(service: Service, page: gr.Blocks) -> None:
 
 def idle() -> list[dict]:
     """Submit and skip while there is nothing to rank."""
-    return [gr.update(interactive=False), gr.update(interactive=False)]
+    return [gr.update(visible=False), gr.update(visible=False)]
 
 
 def panel(service: Service) -> list:

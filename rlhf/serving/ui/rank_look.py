@@ -7,6 +7,16 @@ FOCUS = """
   if (card) card.focus({preventScroll: true});
 }
 """
+# The buttons are gone after the ranking: the next thing is the next prompt of the queue, or a new message.
+NEXT = """
+() => {
+  const card = document.querySelector("#rank-answers .rank-card");
+  if (card || !window.matchMedia("(pointer: fine)").matches) return;
+  const queued = document.querySelector("#rank-status .rank-bar");
+  const next = queued ? document.getElementById("rank-next") : document.querySelector("#rank-prompt textarea");
+  if (next) next.focus({preventScroll: true});
+}
+"""
 # A digit on a card sets its tier and goes to the next card. Arrows move between cards, Enter submits when all have a tier.
 SCRIPT = """
 () => {
@@ -81,6 +91,13 @@ TEXTS = {
         "나라면 이렇게 답했다 … (선택, 최고로 저장)",
     ),
     "rank.submit": ("Save the ranking", "순위 저장"),
+    "rank.line": (
+        "Write a message, or take the next one of the queue, and put the answers in order. A reward model learns from it: "
+        "Runs, Start a run, Train on the feedback.",
+        "메시지를 쓰거나 대기열의 다음 질문을 받아 답변의 순위를 정하세요. 보상 모델이 이것을 배웁니다: 학습 › 학습 시작 › "
+        "피드백으로 학습.",
+    ),
+    "rank.saved": ("Saved. Rank the next one.", "저장했습니다. 다음 순위를 정해 보세요."),
     "rank.skip": ("Skip", "건너뛰기"),
     "rank.queue": ("Prompts for the queue", "대기열 질문"),
     "rank.add": ("Add the file, save the share", "파일 추가, 비율 저장"),
@@ -96,10 +113,10 @@ TEXTS = {
         "답변 작성 중: {total}개 중 {done}개 …",
     ),
     "rank.keys": (
-        "On an answer press <kbd>1</kbd> to <kbd>9</kbd> for its tier, 1 is the best; equal tiers are ties. Arrows move, "
-        "<kbd>Enter</kbd> saves.",
-        "답변에서 <kbd>1</kbd>–<kbd>9</kbd>를 눌러 등급을 정하세요. 1이 최고이고, 같은 등급은 동점입니다. 화살표로 이동하고 "
-        "<kbd>Enter</kbd>로 저장합니다.",
+        "Give each answer a tier: 1 is the best, equal tiers are ties. <span class='keys'>Keys: on an answer <kbd>1</kbd> "
+        "to <kbd>9</kbd>, arrows move, <kbd>Enter</kbd> saves.</span>",
+        "답변마다 등급을 정하세요. 1이 최고이고, 같은 등급은 동점입니다. <span class='keys'>키: 답변에서 "
+        "<kbd>1</kbd>–<kbd>9</kbd>, 화살표로 이동, <kbd>Enter</kbd>로 저장.</span>",
     ),
     "rank.progress": (
         "Queue: {done} of {prompts} prompts done; {mine} by you, {skipped} skipped.",
@@ -124,6 +141,8 @@ TEXTS = {
 }
 
 CSS = """
+@media (min-width: 900px) {.rank-cards:has(> :nth-child(4):last-child) {grid-template-columns: 1fr 1fr;}}
+.gradio-container:not(:has(#rank-status .rank-bar)) #rank-next {display: none;}  /* no queue */
 .rank-card .tiers {display: flex; flex-wrap: wrap; gap: 6px;}
 .rank-card .tiers label {position: relative; display: inline-flex; cursor: pointer;}
 .rank-card .tiers input {position: absolute; inset: 0; opacity: 0; margin: 0; width: 100%; height: 100%; cursor: pointer;}
@@ -131,7 +150,7 @@ CSS = """
   min-width: 34px; height: 34px; border-radius: 10px; display: inline-flex; align-items: center; justify-content: center;
   border: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; color: var(--body-text-color);
 }
-.rank-card .tiers input:checked + span {background: var(--primary-600); border-color: var(--primary-600); color: white;}
+.rank-card .tiers input:checked + span {background: var(--primary-700); border-color: var(--primary-700); color: white;}
 .rank-card .tiers input:focus-visible + span {outline: 2px solid var(--primary-500); outline-offset: 2px;}
 .rank-order {font-size: 1.02rem; font-weight: 600; margin: 12px 2px 0; min-height: 1.6em; letter-spacing: 0.02em;}
 .rank-bar {display: block; height: 6px; border-radius: 3px; background: var(--neutral-200); overflow: hidden;}

@@ -6,6 +6,7 @@ from functools import wraps
 import gradio as gr
 
 from rlhf.errors import UserError
+from rlhf.serving.ui import texts
 
 
 def told(function):
@@ -16,7 +17,8 @@ def told(function):
         try:
             return function(*args, **kwargs)
         except UserError as error:
+            message = texts.told(error, texts.language_among([*args, *kwargs.values()]))
             # Gradio shows the message of an error as HTML.
-            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
+            raise gr.Error(html.escape(message, quote=False), print_exception=False) from error
 
     return wrapped

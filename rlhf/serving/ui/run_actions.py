@@ -22,7 +22,7 @@ from rlhf.serving.run_files import (
 from rlhf.serving.service import Service
 from rlhf.serving.ui import curves as curve_plots
 from rlhf.serving.ui import run_form, run_view
-from rlhf.serving.ui.texts import text
+from rlhf.serving.ui.texts import text, told
 
 LOG_SHOWN = 16_000  # bytes of the end of a log
 FAILURES_SHOWN = 2  # jobs that left no run
@@ -167,7 +167,7 @@ class RunsView:
         jobs.check(recipe, words)
         return shell_text(words, str(Path.cwd()))
 
-    def check_form(self, asked: dict) -> dict:
+    def check_form(self, asked: dict, language: str = "en") -> dict:
         """The command for the form, and the problem with its field if there is one. Nothing is raised here."""
         answer = {"command": "", "problem": "", "key": "", "ready": False}
         try:
@@ -179,7 +179,7 @@ class RunsView:
             jobs.check(recipe, words)
             answer["ready"] = bool(name)
         except UserError as error:
-            answer["problem"] = str(error)
+            answer["problem"] = told(error, language)
             names = [key["name"] for key in self._keys(asked)]
             answer["key"] = run_form.key_of(str(error), names)
         return answer
@@ -295,15 +295,28 @@ class RunsView:
             ("ppo", ppo, ppo_name, self.same_config(model, "ppo")),
         ]
 
+    def feedback_commands(self, model: str, name: str) -> str:
+        """The commands of both runs as text for a terminal. UserError for what the recipes would refuse."""
+        commands = self._checked(self.feedback_runs(model, name))
+        return "\n\n".join(shell_text(words, str(Path.cwd())) for words in commands)
+
+    def _checked(self, plan: list[tuple]) -> list[list[str]]:
+        """The commands of a plan, both checked: the reward model of the first is there when the second begins."""
+        jobs = self.require_jobs()
+        reward_model = self.path_of(plan[0][2])
+        commands = []
+        for recipe, settings, run, config in plan:
+            words = jobs.command(recipe, settings, run, config=config)
+            jobs.check(recipe, words, [reward_model])
+            commands.append(words)
+        return commands
+
     def train_on_feedback(self, model: str, name: str) -> list[Job]:
         """Put both runs in line, one after the other."""
         jobs = self.require_jobs()
         plan = self.feedback_runs(model, name)
-        reward_model = self.path_of(plan[0][2])
-        # Both are checked before the first one is in line.
-        for recipe, settings, run, config in plan:
-            command = jobs.command(recipe, settings, run, config=config)
-            jobs.check(recipe, command, [reward_model])
+        # Before the first one is in line.
+        self._checked(plan)
         # PPO waits for the reward model, and is dropped if that one fails.
         started: list[Job] = []
         for recipe, settings, run, config in plan:

@@ -78,6 +78,7 @@ CSS = """
 .run-form [aria-invalid=true] {border-color: #dc2626 !important;}
 .run-form details > summary {cursor: pointer; font-weight: 600; padding: 8px 0;}
 .run-form h4 {margin: 18px 0 6px; font-size: 0.9rem; color: var(--body-text-color-subdued); font-weight: 600;}
+#runs-feedback-commands .problem {color: #dc2626; margin: 0;} .dark #runs-feedback-commands .problem {color: #fca5a5;}
 .run-form .search {max-width: 380px; margin: 4px 0 10px;}
 .run-form .command {margin: 0; padding: 12px 14px; border-radius: 10px; background: var(--background-fill-secondary);
   overflow: auto; font-size: 0.82rem; white-space: pre; max-height: 300px;}

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.serving.jobs.allowed import existing_run
 from rlhf.serving.run_files import details
 from rlhf.serving.service import Service
-from rlhf.serving.ui import curves, run_form, run_view
+from rlhf.serving.ui import curves, run_form, run_view, texts
 from rlhf.serving.ui.refusals import told
 from rlhf.serving.ui.run_actions import (
     NEXT,
@@ -23,7 +23,7 @@ from rlhf.serving.ui.run_actions import (
     made_by,
 )
 from rlhf.serving.ui.run_texts import TEXTS
-from rlhf.serving.ui.texts import label, language_of, text
+from rlhf.serving.ui.texts import label, language_of, tab_line, text
 
 TICK = 2  # seconds between two looks at a run that trains
 TITLE_SHOWN = 48  # characters of the summary of a recipe or a settings file
@@ -52,6 +52,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     view = RunsView(service)
     run, seen = gr.State(""), gr.State({})
     timer = gr.Timer(TICK, active=False)
+    tab_line("runs.line_here" if view.jobs is not None else "runs.line_look")
     line = gr.HTML("", js_on_load=STOP, elem_id="runs-line")
     with gr.Tabs(elem_id="runs-tabs") as tabs:
         with gr.Tab(label("runs.results"), id="results"):
@@ -100,18 +101,24 @@ def form_components(view: RunsView) -> dict:
     """The choice of a recipe, the way from feedback to PPO, and the form."""
     components = {}
     if view.feedback is not None:
-        with gr.Accordion(label("runs.feedback"), open=False, elem_id="runs-feedback"):
+        section = gr.Accordion(label("runs.feedback"), open=False, elem_id="runs-feedback")
+        components["section"] = section
+        with section:
             components["help"] = gr.Markdown("")
             with gr.Row():
                 components["model"] = gr.Dropdown([], label=label("runs.feedback.model"))
                 components["name"] = gr.Textbox("feedback", label=label("runs.feedback.name"))
-            components["both"] = gr.Button(label("runs.feedback.start"), variant="primary")
+            components["commands"] = gr.HTML("", elem_id="runs-feedback-commands")
+            components["both"] = gr.Button(
+                label("runs.feedback.start"), variant="primary", elem_id="runs-feedback-start"
+            )
     with gr.Row():
         components["recipe"] = gr.Dropdown([], label=label("runs.recipe"), elem_id="run-recipe")
         components["config"] = gr.Dropdown([], label=label("runs.config"), elem_id="run-config")
 
-    def check_form(asked: dict) -> dict:  # Gradio marks the function, which a method does not allow
-        return view.check_form(asked)
+    # Gradio marks the function, which a method does not allow.
+    def check_form(asked: dict, request: gr.Request) -> dict:
+        return view.check_form(asked, language_of(request))
 
     components["form"] = gr.HTML(
         "", js_on_load=run_form.SCRIPT, server_functions=[check_form], elem_id="run-form"
@@ -269,6 +276,18 @@ class FormEvents:
         filled = self.choices(*self.view.next_run(name), language_of(request))
         return [gr.Tabs(selected="new"), *filled]
 
+    def plan(self, model: str | None, name: str, request: gr.Request) -> list:
+        """The commands that the button starts, or why it cannot; and the button."""
+        language = language_of(request)
+        try:
+            commands = self.view.feedback_commands(model or "", name)
+        except UserError as error:
+            problem = html.escape(texts.told(error, language))
+            return [f"<p class='problem'>{problem}</p>", gr.Button(interactive=False)]
+        title = html.escape(text("runs.feedback.commands", language))
+        shown = f"<h4>{title}</h4><pre class='command' tabindex='0'>{html.escape(commands)}</pre>"
+        return [f"<div class='run-form'>{shown}</div>", gr.Button(interactive=True)]
+
     def train(self, model: str | None, name: str, request: gr.Request) -> list:
         """The reward model of the feedback and PPO go in line."""
         jobs = self.view.train_on_feedback(model or "", name)
@@ -300,6 +319,9 @@ def wire_form(view: RunsView, parts: tuple, shown: dict, state: tuple) -> None:
     shown["next"].click(told(events.use), [run], [tabs, *choice], **options)
     if "both" in form:
         inputs = [form["model"], form["name"]]
+        plan = {"inputs": inputs, "outputs": [form["commands"], form["both"]]}
+        for changed in (form["model"].change, form["name"].change, form["section"].expand):
+            changed(events.plan, **plan, **QUIET)
         form["both"].click(told(events.train), inputs, [run, tabs, line, timer], **options)
 
 
@@ -351,6 +373,9 @@ class Endpoints:
     def runs_continue(self, job: str) -> dict:
         return asdict(self.view.resume(job))
 
+    def runs_feedback_commands(self, model: str, name: str) -> str:
+        return self.view.feedback_commands(model, name)
+
     def runs_train_on_feedback(self, model: str, name: str) -> list:
         return [asdict(job) for job in self.view.train_on_feedback(model, name)]
 
@@ -369,7 +394,7 @@ def endpoints(view: RunsView) -> None:
             "runs_continue",
         ]
         if view.feedback is not None:
-            names.append("runs_train_on_feedback")
+            names += ["runs_feedback_commands", "runs_train_on_feedback"]
     # The names of the parameters are those of the methods.
     for name in names:
         gr.api(told(getattr(actions, name)), api_name=name)

@@ -15,7 +15,7 @@ import gradio as gr
 from rlhf.errors import UserError
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui.endpoints import expose
-from rlhf.serving.ui.texts import add_texts, label, language_of, text, told
+from rlhf.serving.ui.texts import add_texts, label, language_of, tab_line, text, told
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,10 @@ TEXTS = {
     "tasks.unanswered": ("The text does not say", "본문에 답이 없습니다"),
     "tasks.score_is": ("score {score}", "점수 {score}"),
     "tasks.no_answer_is": ("no answer: {score}", "답 없음: {score}"),
+    "tasks.line": (
+        "Write a text, or pick an example below it, to see what the model predicts.",
+        "글을 쓰거나 아래 예시를 고르면 모델의 예측이 보입니다.",
+    ),
     "tasks.no_answer": ("(no answer)", "(답 없음)"),
     "tasks.failed": (
         "The model failed. The server's log says why.",
@@ -398,6 +402,7 @@ def encoder_view(encoders: Encoders, view: View) -> None:
     models = list(encoders.runs[view.kind])
     first = models[0]
     rows = example_rows(encoders, view, first)
+    tab_line("tasks.line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_classes="asked"):
             model = gr.Dropdown(

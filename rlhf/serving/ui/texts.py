@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.i18n import I18nData
 
 from rlhf.errors import UserError
+from rlhf.serving.ui.refusal_texts import in_korean
 
 LANGUAGES = ("en", "ko")
 TABLE: dict[str, tuple[str, ...]] = {}
@@ -37,12 +38,22 @@ def told(error: UserError, language: str) -> str:
     """The message of an error, in the user's language if the app has it."""
     if isinstance(error, Refusal):
         return text(error.key, language, **error.values)
-    return str(error)
+    return said(str(error), language)
+
+
+def said(message: str, language: str) -> str:
+    """A message of a lower layer, in the user's language if the app has it."""
+    return in_korean(message) if language == "ko" else message
 
 
 def label(key: str):
     """The text of a key for a component's property: the browser shows it in its own language."""
     return I18nData(key)
+
+
+def tab_line(key: str) -> gr.Markdown:
+    """The quiet line at the top of a tab: what to do here."""
+    return gr.Markdown(label(key), elem_classes="tab-line")
 
 
 def language_of(request: gr.Request | None) -> str:
@@ -53,6 +64,14 @@ def language_of(request: gr.Request | None) -> str:
         name = part.split(";")[0].strip().split("-")[0]
         if name in LANGUAGES:
             return name
+    return LANGUAGES[0]
+
+
+def language_among(values) -> str:
+    """The language of the gr.Request among the arguments of a handler."""
+    for value in values:
+        if isinstance(value, gr.Request):
+            return language_of(value)
     return LANGUAGES[0]
 
 

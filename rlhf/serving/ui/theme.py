@@ -25,6 +25,14 @@ CSS = """
 #header {position: absolute; right: 8px; top: -10px; pointer-events: none; width: auto !important; z-index: 1;}
 #header h1 {font-size: 0.95rem; font-weight: 650; letter-spacing: 0.02em; margin: 0; color: var(--body-text-color-subdued);}
 .tabitem {padding: 12px 0 0 !important; border: none !important;}
+button[role="tab"].selected {color: var(--primary-700) !important;}
+.dark button[role="tab"].selected {color: var(--primary-400) !important;}
+/* targets of at least 24 pixels */
+.gradio-container .token-remove {
+  min-width: 24px; min-height: 24px; display: inline-flex; align-items: center; justify-content: center;
+}
+.gradio-container .label-wrap {min-height: 28px; align-items: center;}
+.gradio-container :is(input[role="combobox"], input[type="number"], .reset-button) {min-height: 24px;}
 footer {padding: 2px 0 4px !important; margin: 0 !important; font-size: 0.78rem;}
 footer .divider {display: none !important;}
 @media (max-width: 640px) {.gradio-container main.app {padding: 6px 10px 2px !important;} #header {display: none;}}
@@ -54,11 +62,15 @@ def theme() -> gr.themes.Base:
         block_title_text_color_dark="*neutral_200",
         block_title_text_weight="500",
         body_text_color_subdued="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         input_shadow="none",
         input_border_width="1px",
         input_border_color="*neutral_200",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
+        # White on the 600 of teal has a contrast of 3.7; on the 700 it has 5.5.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
         slider_color="*primary_500",
     )
 

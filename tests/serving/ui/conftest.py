@@ -98,10 +98,14 @@ class ScriptedEngine:
 
 
 class Feedback:
-    """Keeps events in a list."""
+    """Keeps events in a list. folder: for the queue of prompts."""
 
-    def __init__(self):
+    def __init__(self, folder=None):
         self.events = []
+        self.folder = folder
+
+    def all(self):
+        return self.events
 
     def append(self, event):
         self.events.append(event)
@@ -134,8 +138,8 @@ def make_service(engine, feedback=None):
 
 
 @pytest.fixture
-def with_feedback(engine):
-    return make_service(engine, Feedback())
+def with_feedback(engine, tmp_path):
+    return make_service(engine, Feedback(tmp_path))
 
 
 class Server:
@@ -186,8 +190,10 @@ def served():
 
 
 @pytest.fixture(scope="session")
-def server():
-    service = make_service(ScriptedEngine(), Feedback())
+def server(tmp_path_factory):
+    from rlhf.feedback.store import Store
+
+    service = make_service(ScriptedEngine(), Store(tmp_path_factory.mktemp("feedback")))
     server = Server(service)
     server.service = service
     yield server

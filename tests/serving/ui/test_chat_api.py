@@ -20,6 +20,9 @@ def test_every_action_is_an_endpoint_with_named_parameters(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     names = {}
     for name, endpoint in endpoints.items():
+        # Those of the other tabs are looked at in their own tests.
+        if name.startswith(("/compare_", "/rank_", "/data_")):
+            continue
         names[name] = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
     assert names == {
         "/send": ["message", "history", *SETTINGS],

@@ -81,7 +81,7 @@ FACTS = {
 
 def test_the_numbers_of_the_feedback_are_shown():
     html = numbers_html(FACTS, "en")
-    for shown in ("30", "25.0%", "60.0%", "0.42", "0.10 to 0.90", "70.0%"):
+    for shown in ("30", "25.0%", "60.0%", "0.42", "0.10 – 0.90", "70.0%"):
         assert shown in html
     assert "<img" not in html
     assert "rate, compare or rank" in numbers_html({"total": 0}, "en")

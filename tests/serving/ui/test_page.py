@@ -2,6 +2,8 @@
 
 import gradio as gr
 
+from rlhf.feedback.store import Store
+from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui import page, texts
 
 
@@ -28,3 +30,40 @@ def test_the_page_is_private_and_has_every_text_in_both_languages(service):
         assert translations["en"][f"page.{tab.name}"] != translations["ko"][f"page.{tab.name}"]
     for language in texts.LANGUAGES:
         assert all(translations[language].values())
+
+
+def test_each_tab_says_in_one_line_what_to_do(service, tmp_path):
+    service.feedback = Store(tmp_path)
+    built = page.build_page(service)
+    lines = []
+    for block in built.blocks.values():
+        if isinstance(block, gr.Markdown) and "tab-line" in block.elem_classes:
+            lines.append(str(block.value))
+    # The chat's is its welcome.
+    names = ("compare.line", "rank.line", "data.line_both")
+    assert len(lines) == len(names)
+    for line, shown in zip(names, lines):
+        assert f'"{line}"' in shown
+        assert texts.text(line, "en") != texts.text(line, "ko")
+
+
+def test_what_cannot_be_pressed_yet_is_not_shown(service, tmp_path):
+    service.feedback = Store(tmp_path)
+    built = page.build_page(service)
+    hidden = set()
+    for block in built.blocks.values():
+        if isinstance(block, gr.Button) and not block.visible:
+            hidden.add(block.elem_id)
+    assert {"compare-left", "compare-tie", "rank-submit", "rank-skip"} <= hidden
+
+
+def test_encoders_alone_are_shown_first(service, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    service.engine.runs = {}
+    service.encoders = Encoders({"multiple_choice": {"m": str(tmp_path / "m")}})
+    service.jobs = None
+    service.feedback = Store(tmp_path / "feedback")
+    built = page.build_page(service)
+    outer = next(block for block in built.blocks.values() if isinstance(block, gr.Tabs))
+    assert outer.selected == "multiple_choice"

@@ -17,10 +17,6 @@ from rlhf.serving.engine.requests import Completion, Limits, StreamEnd, TextChun
 from rlhf.serving.ui import blind, compare, rank, texts
 
 CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system"),
@@ -105,22 +101,18 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture
-def page(served):
+def page(served, chromium):
     """A page in Chromium, which notes requests to other hosts and the bodies that came back for questions."""
-    from playwright.sync_api import sync_playwright
-
     address, _ = served
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(locale="en-US", viewport={"width": 390, "height": 844})
-        page.outside, page.problems = [], []
-        page.on("request", lambda r: r.url.startswith(address) or page.outside.append(r.url))
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.add_init_script(KEEP_STREAMS)
-        page.goto(address)
-        page.wait_for_selector("#compare-prompt textarea")
-        yield page
-        browser.close()
+    page = chromium.new_page(locale="en-US", viewport={"width": 390, "height": 844})
+    page.outside, page.problems = [], []
+    page.on("request", lambda r: r.url.startswith(address) or page.outside.append(r.url))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.add_init_script(KEEP_STREAMS)
+    page.goto(address)
+    page.wait_for_selector("#compare-prompt textarea")
+    yield page
+    page.context.close()
 
 
 def unharmed(page) -> None:

@@ -1,7 +1,6 @@
 """The Runs tab: what it shows of runs and jobs, its form, its endpoints, and that no name or text runs in the page."""
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -306,7 +305,7 @@ def test_a_job_that_failed_before_it_was_a_run_is_seen(view, monkeypatch):
 @pytest.fixture
 def address(service):
     service.jobs.allowed = Allowed(roots=(service.runs,))
-    with theme.titled_page("Runs", "") as page:
+    with theme.titled_page("Runs") as page:
         with gr.Tabs():
             with gr.Tab("Runs"):
                 runs.build(service, page)
@@ -367,21 +366,10 @@ def test_clients_reach_every_action_by_name_and_hear_of_refusals(address, servic
 
 # ---- the browser -------------------------------------------------------------------------------------------------
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-).split()
-
 
 @pytest.fixture
-def browser():
-    chromium = shutil.which("chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if chromium is None:
-        pytest.skip("no chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
+def browser(chromium):
+    return chromium
 
 
 @pytest.mark.slow
