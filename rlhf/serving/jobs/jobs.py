@@ -22,7 +22,7 @@ from rlhf.runs.record import RECORD, read_object
 from rlhf.runs.verified_save import checkpoints_of
 from rlhf.serving.jobs.allowed import Allowed, folder_of
 from rlhf.serving.jobs.command import program, shell_text, words
-from rlhf.serving.jobs.process import Held, exit_code
+from rlhf.serving.jobs.process import Held, exit_code, has_begun
 from rlhf.serving.jobs.recipe_forms import RecipeForms
 from rlhf.serving.jobs.records import (
     DONE,
@@ -353,7 +353,12 @@ class Jobs:
     def _note_end(self, job: Job) -> None:
         """Note how a job ended whose process is gone."""
         self._children.pop(job.id, None)
-        code = exit_code(self._records.path(job.id, "exit"))
+        exits = self._records.path(job.id, "exit")
+        code = exit_code(exits)
+        if code is None and not has_begun(exits) and not job.stopping:
+            # The server was killed before it let the job go.
+            job.state, job.started, job.pid, job.pid_started = WAITING, "", 0, ""
+            return
         job.ended = now()
         if code is None and _is_done_since(job):
             code = 0  # killed after its work, as by a shutdown of the machine

@@ -9,12 +9,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# It waits for a line, so that nothing runs which is not recorded: the pipe ends if the server dies before. SIGTERM, which
-# goes to the whole group, must not end it before the command has. The exit code is renamed into place, never half of it.
+# It waits for a line, so that nothing runs which is not recorded: the pipe ends if the server dies before. An empty file
+# tells that it came. SIGTERM, which goes to the whole group, must not end it before the command has. The exit code is renamed into place, never half of it.
 SCRIPT = """
-read -r go || exit 125
-trap : TERM INT
 exits=$1; shift
+read -r go && : >"$exits.begun" || exit 125
+trap : TERM INT
 "$@" </dev/null
 code=$?
 echo $code >"$exits.tmp" && mv "$exits.tmp" "$exits"
@@ -142,6 +142,11 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return "boot"
+
+
+def has_begun(exits: Path) -> bool:
+    """True if the job was let go: its server lived long enough to say so."""
+    return exits.with_name(f"{exits.name}.begun").exists()
 
 
 def exit_code(path: Path) -> int | None:

@@ -18,7 +18,7 @@ from rlhf.serving.jobs import process as process_module
 from rlhf.serving.jobs.allowed import PATH_KEYS, WORDS, Allowed, check_name, existing_run, folder_of
 from rlhf.serving.jobs.command import flag, shell_text, words
 from rlhf.serving.jobs.jobs import Jobs, last_lines, read_tail
-from rlhf.serving.jobs.process import Process, start_time
+from rlhf.serving.jobs.process import Held, Process, start_time
 from tests.serving.jobs.fake_forms import FORMS, FakeForms
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_recipe.py"))]
@@ -234,6 +234,17 @@ time.sleep(60)
         until(lambda: [job.state for job in jobs.list()] == ["done", "done"])
     finally:
         jobs.close()
+
+
+def test_a_job_whose_server_died_before_it_was_let_go_is_started_by_the_next(server, monkeypatch):
+    jobs = server()
+    monkeypatch.setattr(Held, "let_go", Held.drop)  # the pipe ends with the server
+    job = jobs.start("sft", {}, "run")
+    until(lambda: jobs.get(job.id).state == "running" or jobs.get(job.id).has_ended)
+    jobs.close()
+    monkeypatch.undo()
+    assert not jobs.get(job.id).has_ended
+    assert ended(server(), job).state == "done"
 
 
 def test_a_reused_pid_is_not_taken_for_the_job(server, runs):
