@@ -184,6 +184,15 @@ class Queue:
             # Others need not wait for the end of the lease.
             self._leases.pop((item, annotator), None)
 
+    def open_for(self, annotator: str) -> str | None:
+        """The item that somebody was given and has not ranked yet."""
+        with self._lock:
+            now = time.monotonic()
+            for (item, who), until in self._leases.items():
+                if who == annotator and until > now:
+                    return item
+            return None
+
     def release(self, item: str, annotator: str) -> None:
         """End a lease: the prompt was ranked."""
         with self._lock:

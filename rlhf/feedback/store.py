@@ -144,7 +144,7 @@ class Store:
         return salt
 
     def _make_salt(self, path: Path) -> None:
-        if self.path.exists():
+        if any(event.annotator for event in self.all()):
             logger.warning(
                 "%s is gone: people who judged before count as others from now on; restore it from a copy",
                 path,

@@ -237,3 +237,12 @@ def test_bad_files_of_prompts_are_named_by_line(name, data, message):
 def test_a_large_file_of_prompts_is_refused():
     with pytest.raises(UserError, match="at most 1048576"):
         read_prompts(b"x" * (module.MAX_FILE + 1), "a.txt")
+
+
+def test_what_is_open_for_somebody_is_known_until_they_skip_it(queue, make, store):
+    fill(queue, make, 2)
+    assert queue.open_for(ANN) is None
+    item = queue.next(ANN)
+    assert queue.open_for(ANN) == item.id and queue.open_for(BOB) is None
+    queue.skip(item.id, ANN)
+    assert queue.open_for(ANN) is None and queue.next(ANN) != item

@@ -247,12 +247,16 @@ class Jobs:
     # ---- the line --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        problem = ""
         while not self._closing.is_set():
             try:
                 self._look()
+                problem = ""
             except (UserError, OSError) as error:
                 # A full disk, or a folder that is gone for a moment: the next look tries again.
-                logger.warning("jobs: %s", error)
+                if str(error) != problem:  # said once
+                    problem = str(error)
+                    logger.warning("jobs: %s", problem)
             except Exception:  # one job must not end the line of all others
                 logger.exception("jobs")
             self._closing.wait(POLL)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # It waits for a line, so that nothing runs which is not recorded: the pipe ends if the server dies before. An empty file
-# tells that it came. SIGTERM, which goes to the whole group, must not end it before the command has. The exit code is renamed into place, never half of it.
+# tells that the line came. SIGTERM, which goes to the whole group, must not end it before the command has. The exit code is
+# renamed into place, never half of it.
 SCRIPT = """
 exits=$1; shift
 read -r go && : >"$exits.begun" || exit 125
