@@ -110,6 +110,7 @@ def run_forked(argv: list[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     code = os.waitstatus_to_exitcode(status)
+    # It had ended before the signal reached it.
     if code == 0 and caught:
         return 128 + caught[0]
     return code if code >= 0 else 128 - code  # as a shell counts

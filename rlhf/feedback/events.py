@@ -251,7 +251,7 @@ def _check_model(where: str, model) -> None:
 
 
 def _check_words(where: str, value) -> None:
-    """UserError for what is no text, or a text that no file can hold. It may be empty."""
+    """UserError for anything but a text that a file can hold. It may be empty."""
     _expect(where, value, str)
     try:
         value.encode()
@@ -261,6 +261,7 @@ def _check_words(where: str, value) -> None:
 
 def _check_json(where: str, value) -> None:
     try:
+        # As it will be written.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from error

@@ -114,6 +114,7 @@ class Queue:
                 raise UserError(
                     f"{len(self._items)} + {len(new)} prompts: the queue holds {MAX_PROMPTS}; use another folder"
                 )
+            # One write and one sync: with one for each prompt, thousands take minutes.
             rows = [{"item": item, "messages": messages} for item, messages in new.items()]
             append_lines(self.folder / "prompts.jsonl", rows)
             for item, messages in new.items():
@@ -155,6 +156,7 @@ class Queue:
             self._read()
             overlap, now = self.overlap, time.monotonic()
             self._leases = {key: until for key, until in self._leases.items() if until > now}
+            # Collected once, and not for each of thousands of prompts.
             holders = defaultdict(set)
             for leased, who in self._leases:
                 holders[leased].add(who)

@@ -81,6 +81,7 @@ class Store:
         with self._lock:
             try:
                 fresh, self._cursor = self.read_from(self._cursor, [], seen=self._ids)
+            # The folder was emptied, or put back from a copy.
             except Replaced:
                 self._forget()
                 fresh, self._cursor = self.read_from(self._cursor, [], seen=self._ids)
@@ -106,6 +107,7 @@ class Store:
         for number, data in lines:
             try:
                 event = from_row(parse(data))
+                # Two folders that were copied into one may share events.
                 if seen is not None and event.id in seen:
                     raise UserError(f"id: {event.id} was read before, passed over")
                 events.append(event)
@@ -146,7 +148,7 @@ class Store:
     def _make_salt(self, path: Path) -> None:
         if any(event.annotator for event in self.all()):
             logger.warning(
-                "%s is gone: people who judged before count as others from now on; restore it from a copy",
+                "%s is gone: people of earlier events count as others from now on; restore it from a copy",
                 path,
             )
         make_folder(self.folder)
@@ -264,6 +266,7 @@ def read_lines(
             with locked(file.fileno(), shared=True):  # no writer is in the middle of a line
                 head = file.read(HEAD)
                 size = file.seek(0, os.SEEK_END)
+                # A new file may be longer than the old one was.
                 if size < cursor.offset or not head.startswith(cursor.head):
                     raise Replaced
                 file.seek(cursor.offset)

@@ -70,6 +70,7 @@ _summaries: dict[str, tuple[tuple, dict]] = {}  # record -> (its version, its co
 def list_runs(root: Path) -> list[RunSummary]:
     """Every run below a folder, the newest first. Hidden folders, checkpoints and links are passed over."""
     folders = list(run_folders(root))
+    # By the time of the record, since to read them all takes long.
     if len(folders) > MOST_RUNS:
         folders = sorted(folders, key=_changed)[-MOST_RUNS:]
     summaries = [summary_of(root, folder) for folder in folders]
@@ -243,6 +244,7 @@ class Rows:
         except OSError:
             self._start()
             return []
+        # A pipe would block the page, and a folder has no rows.
         if not S_ISREG(stat.st_mode):
             return []
         if stat.st_ino != self._file_id or stat.st_size < self.bytes_read:

@@ -132,6 +132,7 @@ def folder_of(runs: Path, name: str) -> Path:
     folder = runs / check_name(name)
     if not real_path(folder).is_relative_to(runs.resolve()):
         raise UserError(f"name {name!r}: a link leads out of {runs}")
+    # Else the run would fail late, when it makes its folder.
     parent = next(path for path in folder.parents if path.exists())
     if not parent.is_dir():
         raise UserError(f"name {name!r}: {parent} is a file")

@@ -144,6 +144,7 @@ class Jobs:
         self.check(recipe, command)
         folder = folder_of(self.runs, name)
         resumes = str(arguments.get(RESUME) or "false").lower() != "false"
+        # A file of that name, too.
         is_taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
         if is_taken and not resumes:
             raise UserError(f"name {name!r}: {folder} is there already, choose another name")
@@ -287,6 +288,7 @@ class Jobs:
             self._ending.pop(job.id, None)
             return False
         since = self._ending.get(job.id)
+        # A run saves a checkpoint on SIGTERM, and a second one would lose it.
         if since is None:
             self._ending[job.id] = time.monotonic()
             job.process.terminate()
@@ -425,7 +427,7 @@ def _is_done_since(job: Job) -> bool:
 
 
 def file_id(path: Path) -> tuple | None:
-    """What tells a file from one that took its name; None where there is none."""
+    """Device and inode, by which a file is told from one that took its name; None where there is none."""
     try:
         status = path.stat()
     except OSError:

@@ -113,7 +113,7 @@ def start_time(pid: int) -> str:
 
 
 def _fields(stat: Path) -> list[str]:
-    """What the system says of a process: state, parent, group, session, ...; [] for one that has ended."""
+    """The facts of the system about a process: state, parent, group, session, ...; [] for one that has ended."""
     try:
         # After the name, which may hold spaces and brackets. The 20th is the time of its start, in ticks since the boot.
         fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -133,6 +133,7 @@ def others_of_group(pid: int, started: str) -> bool:
         return False
     for stat in Path("/proc").glob("[0-9]*/stat"):
         fields = _fields(stat)
+        # Its own session: a job begins one, and its children stay in it.
         if fields and fields[2:4] == [str(pid)] * 2 and int(fields[19]) >= int(ticks):
             return True
     return False

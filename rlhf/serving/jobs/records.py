@@ -159,7 +159,7 @@ class JobRecords:
 
 
 def _check(job: Job, job_id: str) -> None:
-    """ValueError for a record that another tool or hand has changed into something that is no job."""
+    """ValueError for a record that another tool or hand has damaged."""
     for item in fields(Job):
         kind = {"command": list, "arguments": dict, "pid": int}.get(item.name, str)
         if type(getattr(job, item.name)) is not kind:
