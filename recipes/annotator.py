@@ -44,7 +44,17 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"annotator: {error}", file=sys.stderr)
         return 2
+    except refusal() as error:
+        print(f"annotator: the app refuses: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def refusal() -> type[Exception]:
+    """The error of an endpoint, with the app's reason."""
+    from gradio_client.exceptions import AppError
+
+    return AppError
 
 
 def read_rows(path: Path, count: int) -> dict[str, dict]:
@@ -54,14 +64,18 @@ def read_rows(path: Path, count: int) -> dict[str, dict]:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
+                # Needed by the rule.
+                row = {name: row[name] for name in ("prompt", "answers", "voice")}
                 # The queue holds each prompt once.
                 rows.setdefault(row["prompt"], row)
                 if len(rows) == count:
                     break
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--prompts {path}: {error}: give a file of `rlhf smalltalk`, such as prompts.jsonl"
         ) from error
+    if not rows:
+        raise UserError(f"--prompts {path}: no rows: give a file of `rlhf smalltalk`")
     return rows
 
 
@@ -110,9 +124,13 @@ def rank(client, rows: dict[str, dict], args) -> None:
         except Exception as error:
             if "different ones" not in str(error):
                 raise UserError(f"prompt {number}: {error}") from error
-            skipped += 1  # the model has one answer to this prompt, so there is nothing to rank
+            # The model has one answer to this prompt, so there is nothing to rank. Else it would be given again.
+            client.predict(annotator=args.name, api_name="/rank_skip")
+            skipped += 1
             continue
-        row = rows[asked["messages"][-1]["content"]]
+        row = rows.get(asked["messages"][-1]["content"])
+        if row is None:
+            raise UserError("the queue holds prompts of another file: use a new --feedback folder")
         tiers = [tier(answer, row) for answer in asked["answers"].values()]
         client.predict(
             ranking=asked["ranking"], tiers=tiers, annotator=args.name, api_name="/rank_submit"

@@ -8,6 +8,7 @@ that one. It has the arguments, the environment and the random state of a proces
 Where a fork is not safe (not Linux), each command is a new process. The first that fails ends the line with its exit code.
 """
 
+import ctypes
 import gc
 import os
 import shlex
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 
 from rlhf.__main__ import COMMANDS
@@ -22,6 +24,7 @@ from rlhf.__main__ import main as run_command
 from rlhf.commands.recipes import find_scripts
 from rlhf.errors import UserError
 
+PR_SET_PDEATHSIG = 1  # of prctl, on Linux
 # What the recipes import late: transformers looks for a model's class only when it is asked for.
 LATE = (
     "matplotlib.pyplot",
@@ -76,26 +79,49 @@ def preload(commands: list[list[str]]) -> None:
 
 
 def run_forked(argv: list[str]) -> int:
-    """The exit code of a command in a forked process; signals that reach this process go on to it."""
+    """The exit code of a command in a forked process; signals that reach this process go on to it.
+
+    After a signal no other command starts, also where it came too late for this one.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    child, caught = 0, []
+
+    def note(number, frame):
+        caught.append(number)
+        # Ctrl-C reaches every process of the terminal, the command among them, which saves and ends.
+        if child and number != signal.SIGINT:
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        end_with(parent)
         leave(argv)
-
-    def forward(number, frame):
+    for number in caught:  # came before there was a child
         os.kill(child, number)
-
-    # Ctrl-C reaches every process of the terminal, the command among them, which saves and ends.
-    before = {signal.SIGTERM: forward, signal.SIGINT: signal.SIG_IGN}
-    before = {number: signal.signal(number, handler) for number, handler in before.items()}
     try:
         _, status = os.waitpid(child, 0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     code = os.waitstatus_to_exitcode(status)
+    # It had ended before the signal reached it.
+    if code == 0 and caught:
+        return 128 + caught[0]
     return code if code >= 0 else 128 - code  # as a shell counts
+
+
+def end_with(parent: int) -> None:
+    """Ask the system to end this process as by SIGTERM when its parent dies, however that happens."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # too late
+        os._exit(128 + signal.SIGTERM)
 
 
 def leave(argv: list[str]) -> None:
@@ -105,6 +131,9 @@ def leave(argv: list[str]) -> None:
         sys.stdin = open(os.devnull, encoding="utf-8")
         sys.argv = ["rlhf", *argv]  # the record keeps the command
         code = run_command(argv)
+        if not isinstance(code, int):  # the reason, as in sys.exit("no data")
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,7 +1,10 @@
 """Several commands from one process: each as in a process of its own, and the first failure ends the line."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.errors import UserError
+from rlhf.serving.jobs.process import start_time
 from rlhf.stages import read_commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,3 +74,67 @@ def test_a_stage_of_one_process_has_the_weights_of_a_process_of_its_own(tmp_path
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+SLEEPERS = """
+import os, signal, sys, time
+from rlhf import stages
+
+def command(argv):
+    if argv == ["text"]:
+        return "no data"
+    if argv == ["late"]:  # a signal comes while it is ending well
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(stages, "over", True))
+    print(os.getpid(), flush=True)
+    while not hasattr(stages, "over"):
+        time.sleep(0.01)
+    return 0
+
+stages.run_command = command
+for name in sys.argv[1:]:
+    code = stages.run_forked([name])
+    if code:
+        sys.exit(code)
+"""
+
+
+def start_sleepers(*names: str):
+    """(the process, the id of the one that runs the first command)."""
+    command = [sys.executable, "-c", SLEEPERS, *names]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    return process, int(process.stdout.readline())
+
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="commands are forked on Linux")
+
+
+@needs_fork
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_after_a_signal_no_other_command_starts_though_this_one_ended_well(number):
+    process, _ = start_sleepers("late", "late")
+    os.killpg(process.pid, number)
+    assert process.communicate(timeout=60) == ("", None)
+    assert process.returncode == 128 + number
+
+
+@needs_fork
+def test_a_command_does_not_outlive_the_process_of_the_stages():
+    process, child = start_sleepers("sleep")
+    process.kill()
+    process.communicate(timeout=60)  # the child has closed its output
+    end = time.monotonic() + 10
+    while start_time(child) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert start_time(child) == ""
+
+
+@needs_fork
+def test_a_command_that_is_killed_or_gives_a_reason_has_its_exit_code():
+    process, child = start_sleepers("sleep", "late")
+    os.kill(child, signal.SIGKILL)
+    assert process.communicate(timeout=60) == ("", None) and process.returncode == 137
+    done = subprocess.run([sys.executable, "-c", SLEEPERS, "text"], capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, b"no data\n")

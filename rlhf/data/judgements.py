@@ -8,6 +8,7 @@ A rating of one answer ranks nothing, so it is counted and dropped. Equal texts 
 from rlhf.data.conversations import Dropped
 from rlhf.errors import UserError
 
+SCHEMA = 1
 EVENTS = ("ranking", "comparison", "rating")
 SIDES = ("left", "right")  # verdicts on two answers; on three, the index on the screen
 UNDECIDED = ("tie", "both bad")
@@ -23,6 +24,10 @@ def is_event(row: dict) -> bool:
 
 def from_event(row: dict) -> list[dict]:
     """{event, messages, answers: [{text}], ranks, or shown and verdict} as a ranking, where it ranks answers."""
+    if row["schema"] != SCHEMA or isinstance(row["schema"], bool):
+        raise UserError(
+            f"schema: {row['schema']!r:.60} given, this version reads {SCHEMA}: use the version that wrote it"
+        )
     if row["event"] == "rating":
         return [Dropped(RATING)]
     for column in ("messages", "answers"):
@@ -41,7 +46,7 @@ def from_event(row: dict) -> list[dict]:
         # A ranking, since layouts are recognised by `is_event`.
         ranks = row.get("ranks")
         check_ranks(ranks, len(completions))
-    completions, ranks = _merged(completions, ranks)
+    completions, ranks = merged(completions, ranks)
     if len(completions) < 2:
         return [Dropped(EQUAL_ANSWERS)]
     ours = {"prompt": row["messages"], "completions": completions, "ranks": ranks}
@@ -82,7 +87,7 @@ def comparison_ranks(verdict, shown, count: int) -> list[int]:
     return ranks
 
 
-def _merged(completions: list[str], ranks: list[int]) -> tuple[list[str], list[int]]:
+def merged(completions: list[str], ranks: list[int]) -> tuple[list[str], list[int]]:
     """The different texts in their order, each with the best of its ranks."""
     best: dict[str, int] = {}
     for text, rank in zip(completions, ranks, strict=True):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import krippendorff
 import numpy as np
 
+from rlhf.data.judgements import merged
 from rlhf.data.splits import prompt_key
 from rlhf.feedback.events import Event, Rating
 
@@ -75,7 +76,8 @@ def _ordered_pairs(events: Iterable[Event]) -> Pairs:
             continue
         # Two wordings that differ in white space are one prompt.
         pairs = prompts.setdefault(prompt_key({"prompt": event.messages}, "ranking"), {})
-        texts, ranks = [answer.text for answer in event.answers], event.ranks
+        # Of equal texts the best rank counts, as in training.
+        texts, ranks = merged([answer.text for answer in event.answers], event.ranks)
         for i, first in enumerate(texts):
             for j, second in enumerate(texts):
                 # In the order of the texts, so that everybody's value is about the same direction.

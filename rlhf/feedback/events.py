@@ -4,23 +4,25 @@ Schema 1. An event is one JSON object: `event` (rating, comparison or ranking), 
 class. Events are never edited. Training rows are derived from them, see export.py.
 """
 
+import json
 import re
+import sys
 import uuid
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import ClassVar
 
-from rlhf.data.judgements import check_ranks, comparison_ranks
+from rlhf.data.judgements import SCHEMA, check_ranks, comparison_ranks
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 
-SCHEMA = 1
 # "import" is for events that another tool recorded.
 SOURCES = ("app", "api", "import")
 ANNOTATOR = re.compile(r"[0-9a-f]{16}")
 # of uuid4, in hex
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 MAX_ANSWERS = 10  # nine, and one that the annotator wrote
+MAX_SEED = 2**64
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,14 @@ def check(event: Event) -> None:
         raise UserError("annotator: a hash of 16 hexadecimal digits is expected, never a name")
     _one_of("source", event.source, SOURCES)
     _expect("settings", event.settings, dict)
+    _check_json("settings", event.settings)
     reason = CHECKS["prompt"](event.messages) if isinstance(event.messages, list) else "not a list"
     if reason:
         raise UserError(f"messages: {reason}")
     if isinstance(event, Rating):
         _check_text("completion", event.completion)
         _one_of("value", event.value, ("up", "down"))
-        _expect("reason", event.reason, str)
+        _check_words("reason", event.reason)
         _check_seed("seed", event.seed)
         _check_model("model", event.model)
         return
@@ -220,7 +223,7 @@ def check(event: Event) -> None:
         comparison_ranks(event.verdict, event.shown, len(event.answers))
     else:
         check_ranks(event.ranks, len(event.answers))
-        _expect("item", event.item, str)
+        _check_words("item", event.item)
 
 
 def _check_answers(answers) -> None:
@@ -244,7 +247,24 @@ def _check_model(where: str, model) -> None:
     if not isinstance(model, ModelUsed):
         raise UserError(f"{where}: a ModelUsed is expected, {model!r:.60} given")
     for name in ("name", "path", "revision"):
-        _expect(f"{where}: {name}", getattr(model, name), str)
+        _check_words(f"{where}: {name}", getattr(model, name))
+
+
+def _check_words(where: str, value) -> None:
+    """UserError for anything but a text that a file can hold. It may be empty."""
+    _expect(where, value, str)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: half a surrogate pair at position {error.start}") from error
+
+
+def _check_json(where: str, value) -> None:
+    try:
+        # As it will be written.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from error
 
 
 def _check_text(where: str, value) -> None:
@@ -264,14 +284,14 @@ def _check_time(value) -> None:
 
 
 def _check_seed(where: str, value) -> None:
-    if value is not None and (type(value) is not int or value < 0):
-        raise UserError(f"{where}: a whole number from 0 is expected, {value!r:.60} given")
+    if value is not None and (type(value) is not int or not 0 <= value < MAX_SEED):
+        raise UserError(f"{where}: a whole number from 0 below 2**64 is expected")
 
 
 def _is_finite(value) -> bool:
     # True is an int in Python. NaN is not equal to itself.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and value == value and abs(value) != float("inf")
+    return is_number and value == value and abs(value) <= sys.float_info.max
 
 
 def _one_of(where: str, value, allowed: tuple) -> None:

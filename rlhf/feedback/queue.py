@@ -20,7 +20,16 @@ from rlhf.data.chat import as_messages
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.feedback.events import Ranking
-from rlhf.feedback.store import Cursor, Store, append_line, make_folder, parse, read_lines
+from rlhf.feedback.store import (
+    Cursor,
+    Replaced,
+    Store,
+    append_line,
+    append_lines,
+    make_folder,
+    parse,
+    read_lines,
+)
 
 LEASE_SECONDS = 20 * 60
 MAX_FILE = 1 << 20  # bytes of a file of prompts
@@ -80,11 +89,15 @@ class Queue:
         self.folder = store.folder / ".queue"
         # The app calls from several threads.
         self._lock = threading.RLock()
+        self._leases: dict[tuple[str, str], float] = {}  # (item, annotator) -> until
+        self._forget()
+
+    def _forget(self) -> None:
         self._items: dict[str, Item] = {}
-        self._answers: dict[str, dict] = {}
+        self._answers: dict[str, dict] = {}  # item -> what `keep_answers` kept
+        self._ranked_first: dict[str, Ranking] = {}  # by item
         self._skipped: dict[str, set[str]] = defaultdict(set)  # annotator -> items
         self._ranked: dict[str, set[str]] = defaultdict(set)  # item -> annotators
-        self._leases: dict[tuple[str, str], float] = {}  # (item, annotator) -> until
         self._cursors: dict[str, Cursor] = defaultdict(Cursor)
         self.problems: list[str] = []
 
@@ -94,27 +107,33 @@ class Queue:
         """Add prompts (lists of messages) and return how many were new."""
         with self._lock:
             self._read()
-            if len(self._items) + len(prompts) > MAX_PROMPTS:
+            # A file may be added twice.
+            new = {item_id(messages): messages for messages in prompts}
+            new = {item: messages for item, messages in new.items() if item not in self._items}
+            if len(self._items) + len(new) > MAX_PROMPTS:
                 raise UserError(
-                    f"{len(self._items)} + {len(prompts)} prompts: the queue holds {MAX_PROMPTS}; use another folder"
+                    f"{len(self._items)} + {len(new)} prompts: the queue holds {MAX_PROMPTS}; use another folder"
                 )
-            new = 0
-            for messages in prompts:
-                item = item_id(messages)
-                # A file may be added twice.
-                if item not in self._items:
-                    append_line(self.folder / "prompts.jsonl", {"item": item, "messages": messages})
-                    self._items[item] = Item(item, messages)
-                    new += 1
-            return new
+            # One write and one sync: with one for each prompt, thousands take minutes.
+            rows = [{"item": item, "messages": messages} for item, messages in new.items()]
+            append_lines(self.folder / "prompts.jsonl", rows)
+            for item, messages in new.items():
+                self._items[item] = Item(item, messages)
+            return len(new)
 
     def set_overlap(self, overlap: Overlap) -> None:
+        """Set how many prompts several people rank. It holds for the prompts that were ranked before, too."""
         make_folder(self.folder)
         path = self.folder / "settings.json"
         temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        temporary.write_text(json.dumps({"share": overlap.share, "people": overlap.people}))
-        # A reader sees the old settings or the new ones, never half of them.
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps({"share": overlap.share, "people": overlap.people}))
+            # A reader sees the old settings or the new ones, never half of them.
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"{path}: not saved ({error.strerror}): check the folder") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @property
     def overlap(self) -> Overlap:
@@ -137,17 +156,21 @@ class Queue:
             self._read()
             overlap, now = self.overlap, time.monotonic()
             self._leases = {key: until for key, until in self._leases.items() if until > now}
+            # Collected once, and not for each of thousands of prompts.
+            holders = defaultdict(set)
+            for leased, who in self._leases:
+                holders[leased].add(who)
             best, best_people = None, -1
             for item in self._items.values():
                 done = self._ranked[item.id]
                 # Nobody ranks a prompt twice, nor one that they skipped.
                 if annotator in done or item.id in self._skipped[annotator]:
                     continue
-                holders = {who for leased, who in self._leases if leased == item.id}
-                if annotator in holders:
+                open_for = holders.get(item.id, set())
+                if annotator in open_for:
                     best = item  # a reload of the page shows the same prompt
                     break
-                if len(done | holders) < overlap.needs(item.id) and len(done) > best_people:
+                if len(done | open_for) < overlap.needs(item.id) and len(done) > best_people:
                     best, best_people = item, len(done)
             if best is not None:
                 self._leases[best.id, annotator] = now + LEASE_SECONDS
@@ -163,6 +186,15 @@ class Queue:
             # Others need not wait for the end of the lease.
             self._leases.pop((item, annotator), None)
 
+    def open_for(self, annotator: str) -> str | None:
+        """The item that somebody was given and has not ranked yet."""
+        with self._lock:
+            now = time.monotonic()
+            for (item, who), until in self._leases.items():
+                if who == annotator and until > now:
+                    return item
+            return None
+
     def release(self, item: str, annotator: str) -> None:
         """End a lease: the prompt was ranked."""
         with self._lock:
@@ -176,20 +208,41 @@ class Queue:
             return self._items[item]
 
     def answers(self, item: str) -> dict | None:
-        """The content that `keep_answers` kept for a prompt, or None."""
+        """The answers that somebody has ranked, or that `keep_answers` kept for a prompt, or None.
+
+        A dict of settings and drafts, each {model, seed, text}.
+        """
         with self._lock:
             self._read()
-            return self._answers.get(item)
+            return self._kept(item)
+
+    def _kept(self, item: str) -> dict | None:
+        if item in self._answers:
+            return self._answers[item]
+        # One person was enough when it was ranked, and more are needed now.
+        event = self._ranked_first.get(item)
+        if event is None:
+            return None
+        drafts = []
+        for answer in event.answers:
+            # The annotator's own answer was shown to nobody.
+            if answer.model is not None:
+                drafts.append(
+                    {"model": answer.model.name, "seed": answer.seed, "text": answer.text}
+                )
+        return {"drafts": drafts, "settings": event.settings}
 
     def keep_answers(self, item: str, content: dict) -> dict:
         """Keep the answers of a prompt for its other annotators; returns those that were kept first."""
         with self._lock:
             self._read()
-            if item not in self._answers:
+            kept = self._kept(item)
+            if kept is None:
                 append_line(self.folder / "answers.jsonl", {"item": item, "content": content})
                 # Another process may have been first, and then its answers count.
                 self._read()
-            return self._answers[item]
+                kept = self._answers[item]
+            return kept
 
     def needs(self, item: str) -> int:
         return self.overlap.needs(item)
@@ -207,6 +260,13 @@ class Queue:
     # ---- reading what was appended since the last time, by other processes too -----------------------------------------
 
     def _read(self) -> None:
+        try:
+            self._read_on()
+        except Replaced:  # the folder was emptied or replaced while the app ran
+            self._forget()
+            self._read_on()
+
+    def _read_on(self) -> None:
         for name, take in (
             ("prompts.jsonl", self._take_prompt),
             ("skipped.jsonl", self._take_skip),
@@ -223,16 +283,31 @@ class Queue:
         for event in events:
             # Rankings of typed prompts are of no item.
             if isinstance(event, Ranking) and event.item:
+                self._ranked_first.setdefault(event.item, event)
                 self._ranked[event.item].add(event.annotator)
 
     def _take_prompt(self, row: dict) -> None:
-        self._items.setdefault(row["item"], Item(row["item"], row["messages"]))
+        item = _text(row, "item")
+        self._items.setdefault(item, Item(item, _messages(row["messages"])))
 
     def _take_skip(self, row: dict) -> None:
-        self._skipped[row["annotator"]].add(row["item"])
+        self._skipped[_text(row, "annotator")].add(_text(row, "item"))
 
     def _take_answers(self, row: dict) -> None:
-        self._answers.setdefault(row["item"], row["content"])
+        item, content = _text(row, "item"), row["content"]
+        if not isinstance(content["settings"], dict) or len(content["drafts"]) < 2:
+            raise UserError("content: settings and at least two drafts are expected")
+        for draft in content["drafts"]:
+            _text(draft, "model"), _text(draft, "text")
+            if set(draft) != {"model", "seed", "text"}:
+                raise UserError("content: a draft has a model, a seed and a text")
+        self._answers.setdefault(item, content)
+
+
+def _text(row: dict, name: str) -> str:
+    if not isinstance(row[name], str):
+        raise UserError(f"{name}: a text is expected, {row[name]!r:.60} given")
+    return row[name]
 
 
 def item_id(messages: list[dict]) -> str:
@@ -282,6 +357,11 @@ def _prompt(line: str, is_json: bool) -> list[dict]:
         if not isinstance(row, dict):
             raise UserError("an object with a prompt is expected")
         prompt = row.get("prompt", row.get("messages"))
+    return _messages(prompt)
+
+
+def _messages(prompt) -> list[dict]:
+    """The messages of a prompt. UserError for what nobody could answer."""
     reason = "missing" if prompt is None else CHECKS["prompt"](prompt)
     if reason:
         raise UserError(f"prompt: {reason}")

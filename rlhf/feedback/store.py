@@ -7,10 +7,12 @@ Recipes read the folder as it is: names that begin with a dot, which the app add
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +27,23 @@ except ImportError:  # Windows: one process may write
 
 NAME = "events.jsonl"
 MAX_LINE = 8 << 20  # bytes of one event
+HEAD = 256  # bytes by which a file is known again
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The end of what was read of a file: bytes, and lines."""
+    """The end of what was read of a file: bytes, and lines. head: how it began, since its name may be given to another."""
 
     offset: int = 0
     line: int = 0
+    head: bytes = b""
+
+
+class Replaced(Exception):
+    """The file that a cursor belongs to is gone, or was cut back or replaced: it is to be read from its beginning."""
 
 
 class Store:
@@ -46,7 +57,11 @@ class Store:
         self.path = self.folder / NAME
         self.problems: list[str] = []
         self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
         self._known: list[Event] = []
+        self._ids: set[str] = set()
         self._cursor = Cursor()
 
     def append(self, event: Event) -> Event:
@@ -59,58 +74,96 @@ class Store:
     def events(self) -> Iterator[Event]:
         """Every good event, in the order of the file."""
         self.problems = []
-        yield from self.read_from(Cursor(), self.problems, unfinished=True)[0]
+        yield from self.read_from(Cursor(), self.problems, seen=set(), unfinished=True)[0]
 
     def all(self) -> list[Event]:
         """Every good event as a list. Only what was appended since the last call is read, by whichever process."""
         with self._lock:
-            if self.path.exists() and self.path.stat().st_size < self._cursor.offset:
-                self._known, self._cursor = [], Cursor()  # the file was replaced
-            fresh, self._cursor = self.read_from(self._cursor, [])
+            try:
+                fresh, self._cursor = self.read_from(self._cursor, [], seen=self._ids)
+            # The folder was emptied, or put back from a copy.
+            except Replaced:
+                self._forget()
+                fresh, self._cursor = self.read_from(self._cursor, [], seen=self._ids)
             self._known += fresh
             return list(self._known)
 
     def read_from(
-        self, cursor: Cursor, problems: list[str], *, unfinished: bool = False
+        self,
+        cursor: Cursor,
+        problems: list[str],
+        *,
+        seen: set[str] | None = None,
+        unfinished: bool = False,
     ) -> tuple[list[Event], Cursor]:
         """(the events after a cursor, the cursor after them). Adds to `problems` what could not be read.
 
-        unfinished: read a last line that lacks its end too. It is behind the cursor, since it may be completed.
+        seen: ids of earlier events; those of the new ones are added, and an event with one of them is passed over, as in a
+        file that was put together from copies. unfinished: read a last line that lacks its end too. It is behind the
+        cursor, since it may be completed. Replaced if the cursor is of another file.
         """
         events = []
         lines, end = read_lines(self.path, cursor, unfinished=unfinished)
         for number, data in lines:
             try:
-                events.append(from_row(parse(data)))
+                event = from_row(parse(data))
+                # Two folders that were copied into one may share events.
+                if seen is not None and event.id in seen:
+                    raise UserError(f"id: {event.id} was read before, passed over")
+                events.append(event)
+                if seen is not None:
+                    seen.add(event.id)
             except UserError as error:
                 problems.append(f"{self.path}:{number}: {error}")
         return events, end
 
     def annotator(self, name: str) -> str:
         """The name under which somebody is stored: 16 digits of sha256 of a salt and the name. "" for no name."""
-        # "Ann", " ann" and "ANN" are one person.
-        name = " ".join(name.split()).lower()
+        # "Ann", " ann" and "ANN" are one person, and so is a name whose accents another keyboard makes of two characters.
+        name = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
         if not name:
             return ""
-        digest = hashlib.sha256(f"{self._salt()}{name}".encode())
+        digest = hashlib.sha256(f"{self._salt()}{name}".encode(errors="replace"))
         return digest.hexdigest()[:16]
 
     def _salt(self) -> str:
         """The secret of this folder, made once and readable by its owner only."""
         path = self.folder / ".salt"
-        if not path.exists():
-            make_folder(self.folder)
-            temporary = self.folder / f".salt.{secrets.token_hex(8)}"
+        try:
+            if not path.exists():
+                self._make_salt(path)
+            salt = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path}: names cannot be hashed ({error}): check the folder"
+            ) from error
+        # An empty salt would let anybody try names until one fits.
+        if len(salt) < 32:
+            raise UserError(
+                f"{path}: {len(salt)} characters are too few: restore it from a copy; without it everybody counts as "
+                "somebody new"
+            )
+        return salt
+
+    def _make_salt(self, path: Path) -> None:
+        if any(event.annotator for event in self.all()):
+            logger.warning(
+                "%s is gone: people of earlier events count as others from now on; restore it from a copy",
+                path,
+            )
+        make_folder(self.folder)
+        temporary = self.folder / f".salt.{secrets.token_hex(8)}"
+        try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 # Written whole under another name, so that no process reads half of it.
                 file.write(secrets.token_hex(32))
-            try:
-                os.link(temporary, path)  # of two processes, one makes it
-            except FileExistsError:
-                pass
-            finally:
-                temporary.unlink()
-        return path.read_text()
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)  # of two processes, one makes it
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -125,30 +178,43 @@ def make_folder(folder: Path) -> None:
 
 def append_line(path: Path, row: dict) -> None:
     """Append one JSON line under a lock and sync it. UserError if it cannot be written; the file then is as before."""
-    data = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    if len(data) > MAX_LINE:
-        raise UserError(f"{len(data)} bytes: an event has at most {MAX_LINE}: shorten the texts")
+    append_lines(path, [row])
+
+
+def append_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Append JSON lines in one write, as `append_line`: all of them or none."""
+    data = b"".join(_line(row) for row in rows)
+    if not data:
+        return
     make_folder(path.parent)
     try:
         is_new = not path.exists()
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            if is_new:
+                sync_folder(path.parent)
             with locked(descriptor, shared=False):
-                _write(descriptor, data + b"\n")
-                # The app says "Saved" only after this.
-                os.fsync(descriptor)
+                _write(descriptor, data)
         finally:
             os.close(descriptor)
-        if is_new:
-            sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{path}: the event was not saved ({error.strerror}): free space or check the folder, then repeat it"
         ) from error
 
 
+def _line(row: dict) -> bytes:
+    try:
+        data = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"an event that is not JSON ({error})") from error
+    if len(data) > MAX_LINE:
+        raise UserError(f"{len(data)} bytes: an event has at most {MAX_LINE}: shorten the texts")
+    return data
+
+
 def _write(descriptor: int, data: bytes) -> None:
-    """One write at the end of a locked file, on a line of its own. What is written in part is taken back."""
+    """One synced write at the end of a locked file, on a line of its own. What is not saved whole is taken back."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         data = b"\n" + data  # the line before was cut off
@@ -156,6 +222,8 @@ def _write(descriptor: int, data: bytes) -> None:
         written = os.write(descriptor, data)
         if written < len(data):
             raise OSError(28, "the disk is full")
+        # The app says "Saved" only after this. Some file systems notice only here that the disk is full.
+        os.fsync(descriptor)
     except OSError:
         # Nobody else writes meanwhile: the lock is held.
         os.ftruncate(descriptor, size)
@@ -191,19 +259,31 @@ def read_lines(
 ) -> tuple[list[tuple[int, bytes]], Cursor]:
     """((line number, bytes) of the lines after a cursor without blank ones, the cursor after the last whole line).
 
-    unfinished: give a last line that lacks its end too.
+    unfinished: give a last line that lacks its end too. Replaced if the cursor is of another file.
     """
     try:
         with open(path, "rb") as file:
             with locked(file.fileno(), shared=True):  # no writer is in the middle of a line
+                head = file.read(HEAD)
+                size = file.seek(0, os.SEEK_END)
+                # A new file may be longer than the old one was.
+                if size < cursor.offset or not head.startswith(cursor.head):
+                    raise Replaced
                 file.seek(cursor.offset)
                 data = file.read()
     except FileNotFoundError:
+        if cursor.offset:
+            raise Replaced from None
         return [], cursor
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the folder") from error
     lines = data.split(b"\n")
     # What follows the last line end: nothing, or an unfinished line.
     rest = lines[-1]
-    end = Cursor(cursor.offset + len(data) - len(rest), cursor.line + len(lines) - 1)
+    offset = cursor.offset + len(data) - len(rest)
+    end = Cursor(offset, cursor.line + len(lines) - 1, cursor.head or head[:offset])
+    if not cursor.offset:  # an editor on Windows puts one before the first line
+        lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
     if not unfinished:
         lines.pop()
     numbered = enumerate(lines, start=cursor.line + 1)

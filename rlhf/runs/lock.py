@@ -31,8 +31,9 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is still held: who opened it meanwhile notices in `_take`.
-        path.unlink(missing_ok=True)
+        # Removed while it is still held: who opened it meanwhile notices in `_take`. Not another's, in a new folder.
+        if descriptor is None or _is_the_file(descriptor, path):
+            path.unlink(missing_ok=True)
         if descriptor is not None:
             os.close(descriptor)
             forget()

@@ -66,16 +66,25 @@ def _lines(request: dict, limit: float, command: tuple[str, ...]) -> Iterator[di
                 raise UserError(
                     f"{request['file']}: reading it ended without a report (exit {code})"
                 )
-            answer = json.loads(line)
+            answer = answer_of(line)
             if "error" in answer:
                 raise UserError(answer["error"])
             if "report" in answer:
                 yield answer
                 return
-            rows = answer["rows"]
+            rows = answer.get("rows", rows)
             yield {"rows": rows, "seconds": seconds}
     finally:
         _end(process)
+
+
+def answer_of(line: bytes) -> dict:
+    """The JSON object of a line; {} for a line that a library has printed."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 def _read(process: subprocess.Popen, lines: queue.Queue) -> None:

@@ -8,10 +8,12 @@ import json
 import math
 import os
 import socket
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 from rlhf.runs.lock import LOCK
 from rlhf.runs.record import (
@@ -24,6 +26,7 @@ from rlhf.runs.record import (
     read_object,
 )
 from rlhf.runs.verified_save import how_to_continue
+from rlhf.serving.jobs.allowed import is_text
 
 MOST_RUNS = 500
 DEPTH = 5  # folders below the folder of the runs
@@ -66,12 +69,19 @@ _summaries: dict[str, tuple[tuple, dict]] = {}  # record -> (its version, its co
 
 def list_runs(root: Path) -> list[RunSummary]:
     """Every run below a folder, the newest first. Hidden folders, checkpoints and links are passed over."""
-    summaries = []
-    for folder in run_folders(root):
-        summaries.append(summary_of(root, folder))
-        if len(summaries) == MOST_RUNS:
-            break
+    folders = list(run_folders(root))
+    # By the time of the record, since to read them all takes long.
+    if len(folders) > MOST_RUNS:
+        folders = sorted(folders, key=_changed)[-MOST_RUNS:]
+    summaries = [summary_of(root, folder) for folder in folders]
     return sorted(summaries, key=lambda run: run.started, reverse=True)
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return (folder / RECORD).stat().st_mtime
+    except OSError:
+        return 0
 
 
 def run_folders(root: Path):
@@ -85,7 +95,8 @@ def run_folders(root: Path):
 
 def _may_hold_runs(name: str, depth: int) -> bool:
     is_own = name.startswith((".", "checkpoint-")) or name in ("plots", "value_model", "report")
-    return depth < DEPTH and not is_own
+    # Bytes that are no UTF-8 cannot be shown, nor sent back as the name of a run.
+    return depth < DEPTH and not is_own and is_text(name)
 
 
 def summary_of(root: Path, folder: Path) -> RunSummary:
@@ -116,7 +127,8 @@ def _record(folder: Path) -> dict:
     version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     known = _summaries.get(str(path))
     if known is None or known[0] != version:
-        content = read_object(path) if stat.st_size <= MOST_BYTES else {}
+        is_read = S_ISREG(stat.st_mode) and stat.st_size <= MOST_BYTES
+        content = read_object(path) if is_read else {}
         known = (version, content)
         _summaries[str(path)] = known
     return known[1]
@@ -148,17 +160,21 @@ def _exists(pid: int) -> bool:
 
 def number(value) -> float:
     """A finite number, or 0."""
+    return value if is_finite(value) else 0
+
+
+def is_finite(value) -> bool:
+    """True for a number that a float can hold. JSON may have whole numbers of any length."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else 0
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def key_numbers(metrics: dict, most: int = KEY_NUMBERS) -> dict[str, float]:
     """The most telling numbers of a run: those of FIRST_NUMBERS, then the others in their order."""
     numbers = {}
     for name, value in metrics.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         says_little = "rows" in name or name.endswith(("_before", "_n"))
-        if is_number and math.isfinite(value) and not says_little:
+        if is_finite(value) and not says_little:
             numbers[name] = value
     first = [name for name in FIRST_NUMBERS if name in numbers]
     others = [name for name in numbers if name not in first]
@@ -228,15 +244,21 @@ class Rows:
         except OSError:
             self._start()
             return []
+        # A pipe would block the page, and a folder has no rows.
+        if not S_ISREG(stat.st_mode):
+            return []
         if stat.st_ino != self._file_id or stat.st_size < self.bytes_read:
             self._start()
             self._file_id = stat.st_ino
         # Of a file that is larger than a page needs, the rest is not read.
         size = min(stat.st_size, MOST_BYTES) - self.bytes_read
         if size > 0:
-            with open(self.path, "rb") as file:
-                file.seek(self.bytes_read)
-                content = file.read(size)
+            try:
+                with open(self.path, "rb") as file:
+                    file.seek(self.bytes_read)
+                    content = file.read(size)
+            except OSError:  # gone since, or not ours to read
+                return self.rows
             self.bytes_read += len(content)
             self._add(content)
         return self.rows
@@ -282,7 +304,10 @@ class RowsOfRuns:
         """Metric -> "training" or "evaluation" -> (step, value) pairs, of finite numbers."""
         from rlhf.runs.progress import curves_of  # transformers takes seconds to import
 
-        rows = [row for row in self.metrics(folder) if isinstance(row.get("step"), int | float)]
+        rows = []
+        for row in self.metrics(folder):
+            if is_finite(row.get("step")):
+                rows.append({name: value for name, value in row.items() if not _is_huge(value)})
         curves = {}
         for name, lines in curves_of(rows).items():
             kept = {}
@@ -293,6 +318,10 @@ class RowsOfRuns:
             if kept:
                 curves[str(name)] = kept
         return curves
+
+
+def _is_huge(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and not is_finite(value)
 
 
 def tail_rows(path: Path, most: int, size: int = SAMPLE_BYTES) -> list[dict]:

@@ -99,3 +99,10 @@ def test_the_direction_of_a_pair_does_not_matter(make):
 def test_only_ties_have_no_alpha():
     assert alpha_of(np.array([[0, 2, 0], [0, 2, 0]])) is None
     assert same_share(np.array([[2, 1, 0]])) == pytest.approx(1 / 3)
+
+
+def test_of_equal_texts_the_best_rank_counts_as_in_training(make):
+    first = make.ranking([0, 1, 2], texts=["x", "y", "x"], annotator="a" * 16)
+    second = make.ranking([0, 1], texts=["x", "y"], annotator="b" * 16)
+    result = agreement([first, second])
+    assert (result.alpha, result.pairs, result.same) == (1.0, 1, 1.0)

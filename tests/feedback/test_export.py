@@ -184,3 +184,11 @@ def test_the_reward_recipe_holds_out_whole_prompts(store, make):
     train, held_out = ({prompt_key(row) for row in rows} for rows in (splits.train, splits.eval))
     assert not train & held_out and len(train | held_out) == 20
     assert len(splits.train) == 3 * len(train) and len(splits.eval) == 3 * len(held_out)
+
+
+def test_an_event_of_a_later_version_stops_a_run_and_is_not_taken_for_this_one(store, make):
+    store.append(make.ranking([0, 1]))
+    line = store.path.read_text()
+    store.path.write_text(line + line.replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(UserError, match="schema: 2 given, this version reads 1"):
+        load_rows(str(store.folder), kinds=("ranking",))

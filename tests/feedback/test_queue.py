@@ -1,12 +1,15 @@
 """The queue of prompts: who gets which, overlap, skips, several processes, and files of prompts."""
 
+import json
 import os
+import shutil
 
 import pytest
 
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
 from rlhf.feedback import queue as module
+from rlhf.feedback import store as store_module
 from rlhf.feedback.queue import Overlap, Queue, item_id, read_prompts
 
 ANN, BOB, EVE = "a" * 16, "b" * 16, "e" * 16
@@ -15,6 +18,11 @@ ANN, BOB, EVE = "a" * 16, "b" * 16, "e" * 16
 @pytest.fixture
 def queue(store):
     return Queue(store)
+
+
+def kept(text):
+    drafts = [{"model": "sft", "seed": seed, "text": f"{text} {seed}"} for seed in (1, 2)]
+    return {"drafts": drafts, "settings": {}}
 
 
 def fill(queue, make, count=4):
@@ -96,10 +104,11 @@ def test_everything_is_there_after_a_restart_and_in_another_process(queue, make,
     other = Queue(store)
     first = queue.next(ANN)
     rank(store, make, queue, first, ANN)
-    queue.keep_answers(first.id, {"answers": ["one"]})
+    second = queue.next(ANN)
+    queue.keep_answers(second.id, kept("one"))
     assert other.progress(ANN).mine == 1
-    assert other.answers(first.id) == {"answers": ["one"]}
-    assert other.keep_answers(first.id, {"answers": ["two"]}) == {"answers": ["one"]}
+    assert other.answers(second.id) == kept("one")
+    assert other.keep_answers(second.id, kept("two")) == kept("one")
     assert other.add([make.prompt("prompt 0"), make.prompt("new")]) == 1
     assert queue.progress(ANN).prompts == 4
 
@@ -119,6 +128,65 @@ def test_a_damaged_line_is_passed_over(queue, make, store):
         file.write('{"item": 3}\n{"item"')
     fresh = Queue(store)
     assert fresh.progress(ANN).prompts == 2 and "prompts.jsonl:3" in fresh.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("prompts.jsonl", {"item": 5, "messages": [{"role": "user", "content": "x"}]}),
+        ("prompts.jsonl", {"item": "x", "messages": "x"}),
+        ("prompts.jsonl", {"item": "x", "messages": [{"role": "user"}]}),
+        ("prompts.jsonl", ["x"]),
+        ("skipped.jsonl", {"item": [], "annotator": ANN}),
+        ("answers.jsonl", {"item": "ITEM", "content": {"answers": []}}),
+        ("answers.jsonl", {"item": "ITEM", "content": kept("x") | {"drafts": [{"text": 1}] * 2}}),
+    ],
+)
+def test_a_line_that_somebody_edited_does_not_stop_the_queue(name, row, queue, make):
+    fill(queue, make, 1)
+    item = queue.next(ANN)
+    with open(queue.folder / name, "a") as file:
+        file.write(json.dumps(row).replace("ITEM", item.id) + "\n")
+    fresh = Queue(queue.store)
+    assert fresh.next(ANN) == item and fresh.answers(item.id) is None
+    if row != {"item": "x", "messages": "x"}:  # a text is a prompt too
+        assert name in fresh.problems[0]
+
+
+def test_a_folder_that_was_emptied_is_an_empty_queue_and_can_be_filled_again(queue, make, store):
+    fill(queue, make, 3)
+    rank(store, make, queue, queue.next(ANN), ANN)
+    shutil.rmtree(store.folder)
+    assert queue.progress(ANN).prompts == 0 and queue.next(ANN) is None
+    fill(queue, make, 5)
+    assert queue.progress(ANN).prompts == Queue(store).progress(ANN).prompts == 5
+    assert queue.progress(ANN).mine == 0
+
+
+def test_overlap_that_is_raised_later_shows_the_answers_that_were_ranked(queue, make, store):
+    queue.set_overlap(Overlap(0.0))
+    fill(queue, make, 1)
+    item = queue.next(ANN)
+    rank(store, make, queue, item, ANN)
+    assert queue.next(BOB) is None
+    queue.set_overlap(Overlap(1.0))
+    assert queue.next(BOB) == item
+    content = queue.answers(item.id)
+    assert [draft["text"] for draft in content["drafts"]] == ["answer 0", "answer 1"]
+    assert queue.keep_answers(item.id, kept("other")) == content
+
+
+def test_a_full_queue_still_takes_a_file_that_it_has(queue, make, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PROMPTS", 2)
+    fill(queue, make, 2)
+    again = [make.prompt("prompt 0"), make.prompt("prompt 1")]
+    assert queue.add(again) == 0
+    syncs = []
+    monkeypatch.setattr(module, "MAX_PROMPTS", 100)
+    monkeypatch.setattr(store_module.os, "fsync", syncs.append)
+    assert queue.add([make.prompt(f"{i % 50}") for i in range(90)]) == 50
+    assert len(syncs) == 1  # not one for each prompt
+    assert Queue(queue.store).progress(ANN).prompts == 52
 
 
 def test_an_unknown_item_is_refused(queue, make):
@@ -169,3 +237,12 @@ def test_bad_files_of_prompts_are_named_by_line(name, data, message):
 def test_a_large_file_of_prompts_is_refused():
     with pytest.raises(UserError, match="at most 1048576"):
         read_prompts(b"x" * (module.MAX_FILE + 1), "a.txt")
+
+
+def test_what_is_open_for_somebody_is_known_until_they_skip_it(queue, make, store):
+    fill(queue, make, 2)
+    assert queue.open_for(ANN) is None
+    item = queue.next(ANN)
+    assert queue.open_for(ANN) == item.id and queue.open_for(BOB) is None
+    queue.skip(item.id, ANN)
+    assert queue.open_for(ANN) is None and queue.next(ANN) != item

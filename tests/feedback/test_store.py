@@ -14,7 +14,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.feedback import store as module
-from rlhf.feedback.events import from_row, to_row
+from rlhf.feedback.events import ModelUsed, from_row, to_row
 from rlhf.feedback.store import Cursor, Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,3 +206,92 @@ def test_a_row_that_is_no_object_is_no_event():
     for row in (None, [], "x", 3):
         with pytest.raises(UserError, match="event: an object"):
             from_row(row)
+
+
+def test_a_mark_that_an_editor_puts_first_hides_no_event(store, make):
+    first = store.append(make.rating("a"))
+    store.path.write_bytes(b"\xef\xbb\xbf" + store.path.read_bytes().replace(b"\n", b"\r\n"))
+    second = store.append(make.rating("b"))
+    assert list(store.events()) == [first, second] == store.all() and store.problems == []
+
+
+def test_an_event_that_is_there_twice_counts_once(store, make):
+    first = store.append(make.rating("a"))
+    store.path.write_bytes(store.path.read_bytes() * 2)
+    assert list(store.events()) == [first] == store.all()
+    assert store.problems[0].startswith(f"{store.path}:2: id: {first.id}")
+    other = Store(store.folder)
+    assert other.all() == [first]
+    store.path.write_bytes(store.path.read_bytes() * 2)
+    assert other.all() == [first]
+
+
+@pytest.mark.parametrize("size", ["shorter", "longer"])
+def test_a_file_that_was_replaced_is_read_from_its_beginning(size, store, make):
+    for text in ("a", "b", "c"):
+        store.append(make.rating(text))
+    assert len(store.all()) == 3
+    store.path.unlink()
+    assert store.all() == []
+    for text in ("a", "b", "c"):
+        store.append(make.rating(text))
+    assert len(store.all()) == 3
+    other = Store(store.folder.with_name("other"))
+    texts = ["x"] if size == "shorter" else ["x" * 500, "y", "z", "w"]
+    events = [other.append(make.rating(text)) for text in texts]
+    store.path.write_bytes(other.path.read_bytes())
+    assert store.all() == events
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reason": "\ud800"}, "reason: half a surrogate pair"),
+        ({"settings": {"top_p": float("nan")}}, "settings: not JSON"),
+        ({"settings": {"stop": {1, 2}}}, "settings: not JSON"),
+        ({"model": ModelUsed("\udc80", "runs/sft")}, "model: name: half a surrogate pair"),
+        ({"seed": 10**5000}, "seed: a whole number"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused_and_not_a_crash(change, message, store, make):
+    with pytest.raises(UserError, match=message):
+        store.append(replace(make.rating(), **change))
+    assert not store.path.exists()
+
+
+def test_a_disk_that_is_full_at_the_sync_leaves_the_file_as_it_was(store, make, monkeypatch):
+    store.append(make.rating())
+    before = store.path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(UserError, match="was not saved"):
+        store.append(make.rating())
+    assert store.path.read_bytes() == before
+    with pytest.raises(UserError, match="names cannot be hashed"):
+        store.annotator("Ann")
+    assert [path.name for path in store.folder.iterdir()] == ["events.jsonl"]
+
+
+def test_a_salt_that_is_lost_is_told_and_an_empty_one_is_refused(store, make, caplog):
+    ann = store.annotator("Ann")
+    store.append(make.rating(annotator=ann))
+    assert "salt" not in caplog.text
+    (store.folder / ".salt").unlink()
+    assert store.annotator("Ann") != ann and ".salt is gone" in caplog.text
+    (store.folder / ".salt").write_text("")
+    with pytest.raises(UserError, match="restore it"):
+        store.annotator("Ann")
+
+
+def test_a_name_typed_on_another_keyboard_is_the_same_person(store):
+    assert store.annotator("Zo\u00eb") == store.annotator("ZOE\u0308")
+    assert store.annotator("\ud800") != ""  # half a character is no crash
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(store):
+    store.path.mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be read"):
+        store.all()

@@ -120,3 +120,45 @@ def test_errors_say_what_to_do(tmp_path, capsys):
     command = ["rank", "http://127.0.0.1:9", "--prompts", str(tmp_path / "p.jsonl")]
     assert annotator.main(command) == 2
     assert "no app answers" in capsys.readouterr().err
+
+
+def test_a_prompt_with_one_answer_is_skipped_and_not_asked_again(app, prompts, capsys):
+    """The queue gives a prompt that is open for somebody again until it is ranked or skipped."""
+    whole, app.stuck = app.rank_next, True
+
+    def rank_next(**given):
+        if app.queue[0].endswith("1") and app.stuck:
+            raise RuntimeError("60 answers, and 1 different ones: raise the temperature")
+        return whole(**given)
+
+    def rank_skip(annotator):
+        app.queue.pop(0)
+
+    app.rank_next, app.rank_skip = rank_next, rank_skip
+    assert annotator.main(["rank", "url", "--prompts", prompts]) == 0
+    assert "ranked 5 prompts, 5 with an order, 1 with one answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "no rows"), ("[1]\n", "--prompts"), ('{"prompt": "hi"}\n', "answers")],
+)
+def test_a_file_that_is_not_of_small_talk_is_refused(content, message, app, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    assert annotator.main(["rank", "url", "--prompts", str(path)]) == 2
+    assert message in capsys.readouterr().err and app.calls == []
+
+
+def test_the_queue_of_another_file_and_a_refusal_are_told(app, prompts, capsys):
+    whole = app.rank_add
+    app.rank_add = lambda **given: (whole(**given), app.queue.insert(0, "another"))
+    assert annotator.main(["rank", "url", "--prompts", prompts]) == 2
+    assert "new --feedback folder" in capsys.readouterr().err
+
+    def refuse(**given):
+        raise annotator.refusal()("the line is full")
+
+    app.rank_add = refuse
+    assert annotator.main(["rank", "url", "--prompts", prompts]) == 2
+    assert "the line is full" in capsys.readouterr().err

@@ -99,3 +99,9 @@ def test_a_file_of_a_gigabyte_keeps_the_memory_of_the_server_flat(tmp_path):
             rows.append(answer["rows"])
     assert rows[-1] > 0
     assert psutil.Process().memory_info().rss - before < 50e6
+
+
+def test_what_a_library_prints_is_no_answer():
+    code = "print('downloading'); print('[1]'); print(json.dumps({'report': {'good': 3}}))"
+    answers = list(look({"file": "rows.jsonl"}, command=fake(code)))
+    assert answers[-1] == {"report": {"good": 3}}

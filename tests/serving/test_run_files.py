@@ -188,3 +188,33 @@ def test_pictures_are_plots_of_this_run_and_no_links(tmp_path):
     secret.write_bytes(b"\x89PNG secret")
     (plots / "link.png").symlink_to(secret)
     assert [path.name for path in pictures(tmp_path)] == ["ranking.png"]
+
+
+def test_numbers_of_any_length_and_files_of_any_kind_break_no_page(tmp_path):
+    huge = 10**400
+    folder = make_run(tmp_path, "odd", steps=huge, seconds=huge, metrics={"loss": huge, "f1": 1})
+    assert [run.numbers for run in list_runs(tmp_path)] == [{"f1": 1}]
+    rows = [{"step": huge, "loss": 1}, {"step": 1, "loss": huge}, {"step": True, "loss": 1}]
+    add_rows(folder, [1, 2, 3])
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    assert [step for step, _ in RowsOfRuns().curves(folder)["loss"]["training"]] == [1, 2, 3]
+    other = make_run(tmp_path, "other")
+    (other / "metrics.jsonl").mkdir()
+    assert RowsOfRuns().curves(other) == {}
+    os.mkfifo(make_run(tmp_path, "pipe") / "metrics.jsonl")
+    assert RowsOfRuns().curves(tmp_path / "pipe") == {}
+
+
+def test_a_name_that_is_no_text_is_passed_over(tmp_path):
+    make_run(tmp_path, "good")
+    make_run(tmp_path, os.fsdecode(b"bad\xff"))
+    assert [run.name for run in list_runs(tmp_path)] == ["good"]
+
+
+def test_of_too_many_runs_the_newest_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_files, "MOST_RUNS", 2)
+    for i in range(4):
+        record = make_run(tmp_path, f"run{i}", started=f"2026-01-0{i + 1}") / "run.json"
+        os.utime(record, (i, i))
+    assert [run.name for run in list_runs(tmp_path)] == ["run3", "run2"]

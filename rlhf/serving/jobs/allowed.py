@@ -12,6 +12,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 
 NAME_LENGTH = 64  # characters of a part of a name
+NAME_BYTES = 192  # of a part; a file system takes 255, and a run adds endings
 NAME_PARTS = 4
 PART = re.compile(r"\w[\w.-]*")  # \w of any alphabet
 OWN_FILES = re.compile(
@@ -82,14 +83,17 @@ class Allowed:
 
     def check_input(self, name: str, key: str = "file") -> Path:
         """The path of a file or folder to read. UserError where it is not open to all, whether it exists or not."""
-        if "\0" in name or len(name) > 4096:
+        if "\0" in name or len(name) > 4096 or not is_text(name):
             raise UserError(f"{key}: not a path")
-        path = Path(name).expanduser()
+        try:
+            path = Path(name).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise UserError(f"{key}={name}: {error}") from error
         # An id that is on the list needs no folder.
         if self.anything or name in self.hub_ids:
             return path
         # Links are followed: what counts is where the file really is.
-        real = path.resolve()
+        real = real_path(path)
         if any(real.is_relative_to(root.resolve()) for root in self.roots):
             return path
         folders = ", ".join(str(root) for root in self.roots) or "none"
@@ -115,6 +119,8 @@ def check_name(name: str) -> str:
                 f"name {name[:80]!r}: use letters, digits, _, - and . (first a letter or digit), and {NAME_LENGTH} "
                 "characters at most"
             )
+        if len(part.encode()) > NAME_BYTES:
+            raise UserError(f"name {name[:80]!r}: too long for a file system: use fewer characters")
         # `checkpoint-8` would hide the run from every list.
         if OWN_FILES.fullmatch(part) or RESERVED.fullmatch(part):
             raise UserError(f"name {name!r}: {part} has another meaning in a folder of runs")
@@ -124,19 +130,43 @@ def check_name(name: str) -> str:
 def folder_of(runs: Path, name: str) -> Path:
     """The folder of a new run with this name, inside the folder of the runs, also after all links are followed."""
     folder = runs / check_name(name)
-    if not folder.resolve().is_relative_to(runs.resolve()):
+    if not real_path(folder).is_relative_to(runs.resolve()):
         raise UserError(f"name {name!r}: a link leads out of {runs}")
+    # Else the run would fail late, when it makes its folder.
+    parent = next(path for path in folder.parents if path.exists())
+    if not parent.is_dir():
+        raise UserError(f"name {name!r}: {parent} is a file")
     return folder
+
+
+def is_text(name: str) -> bool:
+    """False for half a surrogate pair, which JSON can hold and no path can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def real_path(path: Path) -> Path:
+    """The path after all links are followed. UserError for links that lead to each other."""
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{str(path)[:80]}: cannot be followed: {error!s:.80}") from error
 
 
 def existing_run(runs: Path, name: str) -> Path:
     """The folder of a run that is there, by its path below the folder of the runs."""
     name = str(name)
     parts = Path(name).parts
-    is_plain = bool(parts) and not Path(name).is_absolute() and "\0" not in name
+    is_plain = bool(parts) and not Path(name).is_absolute() and "\0" not in name and is_text(name)
     if is_plain and ".." not in parts and not any(part.startswith(".") for part in parts):
         folder = runs / name
-        inside = folder.resolve().is_relative_to(runs.resolve())
-        if inside and (folder / "run.json").is_file():
-            return folder
+        try:
+            inside = real_path(folder).is_relative_to(runs.resolve())
+            if inside and (folder / "run.json").is_file():
+                return folder
+        except (UserError, OSError):  # links in a ring, or a name that is too long
+            pass
     raise UserError(f"no run {name[:80]!r} in {runs}")

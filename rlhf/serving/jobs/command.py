@@ -9,6 +9,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.runs.folders import recipes_folder, short_path
 from rlhf.runs.settings import check_key
+from rlhf.serving.jobs.allowed import is_text
 
 NOT_SETTINGS = {
     "output_dir": "the name of the run decides its folder",
@@ -66,7 +67,7 @@ def flag(key: dict, value) -> list[str]:
     if isinstance(value, dict):
         text = _map(key, value)
     elif isinstance(value, str | int | float):
-        text = str(value)
+        text = _text(name, value)
     else:
         raise UserError(f"{name}: a {type(value).__name__} is not a value")
     _check_text(name, text)
@@ -90,12 +91,19 @@ def _items(name: str, value) -> list[str]:
         except ValueError as error:
             raise UserError(f"{name}: {error} in {value!r}") from error
     items = value if isinstance(value, list) else [value]
-    texts = [str(item) for item in items]
+    texts = [_text(name, item) for item in items]
     for text in texts:
         _check_text(name, text)
         if text.startswith("-") and not _is_number(text):
             raise UserError(f"{name}: {text!r} would be read as a flag")
     return texts
+
+
+def _text(name: str, value) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UserError(f"{name}: not a value") from error
 
 
 def _is_number(text: str) -> bool:
@@ -107,7 +115,7 @@ def _is_number(text: str) -> bool:
 
 
 def _check_text(name: str, text: str) -> None:
-    if "\0" in text or len(text) > LONGEST_VALUE:
+    if "\0" in text or len(text) > LONGEST_VALUE or not is_text(text):
         raise UserError(f"{name}: not a value")
 
 

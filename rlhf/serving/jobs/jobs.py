@@ -16,13 +16,13 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.runs.folders import short_path
-from rlhf.runs.lock import locked
+from rlhf.runs.lock import LOCK, locked
 from rlhf.runs.record import DONE as RUN_IS_DONE
 from rlhf.runs.record import RECORD, read_object
 from rlhf.runs.verified_save import checkpoints_of
 from rlhf.serving.jobs.allowed import Allowed, folder_of
 from rlhf.serving.jobs.command import program, shell_text, words
-from rlhf.serving.jobs.process import Held, exit_code
+from rlhf.serving.jobs.process import Held, exit_code, has_begun
 from rlhf.serving.jobs.recipe_forms import RecipeForms
 from rlhf.serving.jobs.records import (
     DONE,
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 RESUME = "resume_from_checkpoint"
 POLL = 0.5  # seconds between two looks at the line
+GRACE = 120  # seconds that the rest of a job has to save a checkpoint, after its first process was killed
 LONGEST_LINE = 50  # jobs
 ENDED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 KILLED = 128 + signal.SIGKILL
@@ -61,15 +62,20 @@ class Jobs:
         command: list[str] | None = None,
         on_finished: Callable[[Job], None] | None = None,
     ):
-        self.runs = Path(runs)
+        # Another server may have started in another folder.
+        self.runs = Path(runs).absolute()
         self.allowed = allowed or Allowed(anything=True)
         self.on_finished = on_finished
         self._forms = forms or RecipeForms()
         self._command = command
         self._records = JobRecords(self.runs)
         self._lock = ExitStack()  # holds the line's lock while this server owns it
+        self._lock_file: tuple | None = None
         self._owns = False
         self._children: dict[str, Held] = {}
+        self._ending: dict[
+            str, float
+        ] = {}  # job whose first process is gone, and others are not -> since when
         self._seen_ended = {job.id for job in self._records.all() if job.has_ended}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="jobs")
@@ -138,7 +144,9 @@ class Jobs:
         self.check(recipe, command)
         folder = folder_of(self.runs, name)
         resumes = str(arguments.get(RESUME) or "false").lower() != "false"
-        if not resumes and folder.exists() and any(folder.iterdir()):
+        # A file of that name, too.
+        is_taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+        if is_taken and not resumes:
             raise UserError(f"name {name!r}: {folder} is there already, choose another name")
         if after:  # must exist
             self._records.load(after)
@@ -240,12 +248,18 @@ class Jobs:
     # ---- the line --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        problem = ""
         while not self._closing.is_set():
             try:
                 self._look()
+                problem = ""
             except (UserError, OSError) as error:
                 # A full disk, or a folder that is gone for a moment: the next look tries again.
-                logger.warning("jobs: %s", error)
+                if str(error) != problem:  # said once
+                    problem = str(error)
+                    logger.warning("jobs: %s", problem)
+            except Exception:  # one job must not end the line of all others
+                logger.exception("jobs")
             self._closing.wait(POLL)
 
     def _look(self) -> None:
@@ -258,22 +272,44 @@ class Jobs:
             running = [job for job in jobs if job.state == RUNNING]
             for job in running:
                 self._forget_child(job)
-                if not job.process.is_alive():
+                if not job.process.is_alive() and not self._others_run(job):
                     self._records.change(job.id, self._note_end)
             jobs = self._records.all()
             if not any(job.state == RUNNING for job in jobs):
                 self._start_next(jobs)
         self._tell()
 
+    def _others_run(self, job: Job) -> bool:
+        """True while the group of a job has processes, though its first one was killed. They are asked to end.
+
+        A run that lost its launcher would train on next to the following job.
+        """
+        if not job.process.has_others():
+            self._ending.pop(job.id, None)
+            return False
+        since = self._ending.get(job.id)
+        # A run saves a checkpoint on SIGTERM, and a second one would lose it.
+        if since is None:
+            self._ending[job.id] = time.monotonic()
+            job.process.terminate()
+        elif time.monotonic() - since > GRACE:
+            job.process.kill()
+        return True
+
     def _own(self) -> None:
+        folder = self._records.folder
+        if self._owns and file_id(folder / LOCK) != self._lock_file:
+            # The folder was removed, or another is in its stead.
+            self._lock.close()
+            self._owns = False
         if self._owns or self._closing.is_set():
             return
-        folder = self._records.folder
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.enter_context(locked(folder))
         except UserError:  # another server's
             return
+        self._lock_file = file_id(folder / LOCK)
         self._owns = True
 
     def _start_next(self, jobs: Sequence[Job]) -> None:
@@ -296,7 +332,7 @@ class Jobs:
             return
         log, exits = Path(job.log), self._records.path(job.id, "exit")
         try:
-            log.write_text(f"$ {self.shown_command(job)}\n", encoding="utf-8")
+            log.write_text(self._head_of_log(job), encoding="utf-8")
             child = Held(job.command, log=log, exits=exits, cwd=job.cwd)
         except OSError as error:
             job.state, job.ended, job.reason = JOB_FAILED, now(), f"cannot start: {error}"
@@ -312,6 +348,9 @@ class Jobs:
         self._children[job.id] = child
         child.let_go()
 
+    def _head_of_log(self, job: Job) -> str:
+        return f"$ {self.shown_command(job)}\n"
+
     def _forget_child(self, job: Job) -> None:
         child = self._children.get(job.id)
         if child is not None:
@@ -320,23 +359,29 @@ class Jobs:
     def _note_end(self, job: Job) -> None:
         """Note how a job ended whose process is gone."""
         self._children.pop(job.id, None)
-        code = exit_code(self._records.path(job.id, "exit"))
+        exits = self._records.path(job.id, "exit")
+        code = exit_code(exits)
+        if code is None and not has_begun(exits) and not job.stopping:
+            # The server was killed before it let the job go.
+            job.state, job.started, job.pid, job.pid_started = WAITING, "", 0, ""
+            return
         job.ended = now()
         if code is None and _is_done_since(job):
             code = 0  # killed after its work, as by a shutdown of the machine
         if code == 0:
             job.state = DONE
             return
-        lines = last_lines(Path(job.log))
+        # A setting of the command may hold lines of its own.
+        lines = last_lines(Path(job.log), start=len(self._head_of_log(job).encode()))
         # Also one that was stopped before it listened to signals.
         if code in ENDED_BY_SIGNAL or job.stopping:
             job.state, job.reason = STOPPED, lines or "stopped"
             return
         job.state = JOB_FAILED
         if code is None or code == KILLED:
-            job.reason = (
-                "its process was killed (out of memory, or by hand), or the machine was restarted"
-            )
+            job.reason = "its process was killed (out of memory, or by hand), the disk is full, or the machine was restarted"
+            if lines:
+                job.reason += f"; the end of its log: {lines}"
             return
         job.reason = lines or f"it ended with exit code {code}"
 
@@ -381,22 +426,31 @@ def _is_done_since(job: Job) -> bool:
     return changed >= job.started
 
 
+def file_id(path: Path) -> tuple | None:
+    """Device and inode, by which a file is told from one that took its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_tail(path: Path, size: int = TAIL) -> str:
-    """The last bytes of a text file, from the beginning of a line; of a progress bar the last state."""
+def read_tail(path: Path, size: int = TAIL, start: int = 0) -> str:
+    """The last bytes of a text file after `start`, from the beginning of a line; of a progress bar the last state."""
     try:
         with open(path, "rb") as file:
             length = file.seek(0, os.SEEK_END)
-            file.seek(max(length - size, 0))
+            file.seek(max(length - size, start))
             content = file.read(size)
     except OSError:
         return ""
     text = content.decode("utf-8", errors="replace")
-    if length > size:
+    if length - size > start:
         text = text.partition("\n")[2]
     lines = []
     for line in text.replace("\r\n", "\n").split("\n"):
@@ -405,14 +459,13 @@ def read_tail(path: Path, size: int = TAIL) -> str:
     return "\n".join(lines)
 
 
-def last_lines(path: Path) -> str:
-    """The reason that a run printed at its end: from its last line with `error`, else its last line; "" for none."""
+def last_lines(path: Path, start: int = 0) -> str:
+    """The reason that a run printed at its end: from its last line with `error`, else its last line; "" for none.
+
+    start: bytes of the command, which is first in the log.
+    """
     # A progress bar and blank lines say no reason.
-    lines = [line for line in read_tail(path).splitlines() if line.strip()]
-    if lines and lines[0].startswith("$ "):  # the command, over several lines
-        while lines and lines[0].endswith("\\"):
-            lines.pop(0)
-        lines.pop(0)
+    lines = [line for line in read_tail(path, start=start).splitlines() if line.strip()]
     if not lines:
         return ""
     for line in reversed(lines[-20:]):

@@ -9,12 +9,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# It waits for a line, so that nothing runs which is not recorded: the pipe ends if the server dies before. SIGTERM, which
-# goes to the whole group, must not end it before the command has. The exit code is renamed into place, never half of it.
+# It waits for a line, so that nothing runs which is not recorded: the pipe ends if the server dies before. An empty file
+# tells that the line came. SIGTERM, which goes to the whole group, must not end it before the command has. The exit code is
+# renamed into place, never half of it.
 SCRIPT = """
-read -r go || exit 125
-trap : TERM INT
 exits=$1; shift
+read -r go && : >"$exits.begun" || exit 125
+trap : TERM INT
 "$@" </dev/null
 code=$?
 echo $code >"$exits.tmp" && mv "$exits.tmp" "$exits"
@@ -35,9 +36,13 @@ class Process:
         """True while this very process runs. A zombie has ended."""
         return self.started != "" and start_time(self.pid) == self.started
 
+    def has_others(self) -> bool:
+        """True while another process of its group runs, as the training of a launcher that was killed."""
+        return self.started != "" and others_of_group(self.pid, self.started)
+
     def signal(self, number: int) -> bool:
-        """Send a signal to its whole group. False where it has ended."""
-        if not self.is_alive():
+        """Send a signal to its whole group. False where all of it has ended."""
+        if not self.is_alive() and not self.has_others():
             return False
         try:
             os.killpg(self.pid, number)
@@ -100,19 +105,38 @@ def environment() -> dict[str, str]:
 
 def start_time(pid: int) -> str:
     """The time at which a process started, in a form that only serves to compare; "" where it has ended."""
-    stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
-        try:
-            # After the name, which may hold spaces and brackets: the state, then 18 fields, then the ticks since the boot.
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return ""
-        # Ended, and its parent has not asked how.
-        if fields[0] in ("Z", "X"):
-            return ""
-        return f"{_boot()}/{fields[19]}"
+        fields = _fields(Path(f"/proc/{pid}/stat"))
+        return f"{_boot()}/{fields[19]}" if fields else ""
     done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def _fields(stat: Path) -> list[str]:
+    """The facts of the system about a process: state, parent, group, session, ...; [] for one that has ended."""
+    try:
+        # After the name, which may hold spaces and brackets. The 20th is the time of its start, in ticks since the boot.
+        fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    # Ended, and its parent has not asked how.
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return []
+    return fields
+
+
+def others_of_group(pid: int, started: str) -> bool:
+    """True if a process of the group and session `pid` runs that is not older than its first one. Only on Linux."""
+    boot, _, ticks = started.rpartition("/")
+    # After a restart of the machine the same number is another group.
+    if boot != _boot():
+        return False
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        fields = _fields(stat)
+        # Its own session: a job begins one, and its children stay in it.
+        if fields and fields[2:4] == [str(pid)] * 2 and int(fields[19]) >= int(ticks):
+            return True
+    return False
 
 
 def _boot() -> str:
@@ -120,6 +144,11 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return "boot"
+
+
+def has_begun(exits: Path) -> bool:
+    """True if the job was let go: its server lived long enough to say so."""
+    return exits.with_name(f"{exits.name}.begun").exists()
 
 
 def exit_code(path: Path) -> int | None:

@@ -85,7 +85,16 @@ class JobRecords:
         # Microseconds, so that the ids of one server sort as they were made.
         seconds, rest = divmod(time.time_ns(), 10**9)
         day = time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
-        return f"{day}-{rest // 1000:06d}{secrets.token_hex(1)}"
+        new = f"{day}-{rest // 1000:06d}"
+        # A clock that was set back must not put a job in front of those that wait.
+        newest = max((path.stem[:-2] for path in self._paths()), default="")
+        if new <= newest:
+            new = newest[:-6] + f"{int(newest[-6:]) + 1:06d}"[-6:]
+        return f"{new}{secrets.token_hex(1)}"
+
+    def _paths(self) -> list[Path]:
+        """The records in the order of their ids."""
+        return sorted(path for path in self.folder.glob("*.json") if ID.fullmatch(path.stem))
 
     def path(self, job_id: str, ending: str = "json") -> Path:
         """A file of a job. UserError for what does not look like an id."""
@@ -104,16 +113,18 @@ class JobRecords:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = {f.name for f in fields(Job)}
-            return Job(**{key: value for key, value in content.items() if key in known})
+            job = Job(**{key: value for key, value in content.items() if key in known})
+            _check(job, job_id)
+            # The folder may have been moved, or be known under another path to the server that wrote the record.
+            job.log = str(self.path(job_id, "log"))
+            return job
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"no job {job_id!r}") from error
 
     def all(self) -> list[Job]:
         """Every job, the oldest first. Files that are no records are passed over."""
         jobs = []
-        for path in sorted(self.folder.glob("*.json")):
-            if not ID.fullmatch(path.stem):
-                continue
+        for path in self._paths():
             job = self._ended.get(path.stem)
             if job is None:
                 try:
@@ -145,3 +156,15 @@ class JobRecords:
             yield
         finally:
             os.close(descriptor)  # frees the lock
+
+
+def _check(job: Job, job_id: str) -> None:
+    """ValueError for a record that another tool or hand has damaged."""
+    for item in fields(Job):
+        kind = {"command": list, "arguments": dict, "pid": int}.get(item.name, str)
+        if type(getattr(job, item.name)) is not kind:
+            raise ValueError(f"{item.name} is no {kind.__name__}")
+    states = (WAITING, RUNNING, *ENDED)
+    is_command = job.command and all(isinstance(word, str) for word in job.command)
+    if job.id != job_id or job.state not in states or not is_command:
+        raise ValueError("not the record of a job")

@@ -166,7 +166,16 @@ class RankingTab:
         return Ranked(asked, shown, event)
 
     def skip(self, name: str, annotator: str) -> None:
-        """Drop a question. A prompt of the queue does not come back to this annotator."""
+        """Drop a question. A prompt of the queue does not come back to this annotator.
+
+        name: "" for a prompt of the queue to which the models gave too few different answers.
+        """
+        if not name:
+            item = self.queue.open_for(annotator)
+            if item is None:
+                raise UserError("no prompt of the queue is open for you: ask for the next one")
+            self.queue.skip(item, annotator)
+            return
         asked = self.blind.claim(name)
         # A typed prompt is only dropped.
         if asked.item:
@@ -522,8 +531,8 @@ def endpoints(tab: RankingTab) -> None:
         ranked = tab.submit(ranking, tiers, written, own, "api")
         return {"id": ranked.event.id, "ranks": ranked.event.ranks, "models": ranked.shown}
 
-    def rank_skip(ranking: str, annotator: str = "", request: gr.Request = None) -> dict:
-        """Skip a prompt. It does not come back to this annotator."""
+    def rank_skip(ranking: str = "", annotator: str = "", request: gr.Request = None) -> dict:
+        """Skip a prompt. It does not come back to this annotator. Without `ranking`, the one that rank_next refused."""
         tab.skip(ranking, annotator_of(service, request, annotator))
         return {"skipped": True}
 

@@ -57,8 +57,14 @@ class RunsView:
 
     def show(self, run: str) -> dict:
         """One run: its facts, curves, samples, alarms and the end of its log."""
-        folder = existing_run(self.root, run)
         job = self.job_of(run)
+        try:
+            folder = existing_run(self.root, run)
+        except UserError as error:
+            if job is None or not job.reason:
+                raise
+            # It ended before it made a folder.
+            raise UserError(f"{error}: its job {job.state}: {job.reason}") from error
         return details(self.root, folder) | {
             "curves": self.rows.curves(folder),
             "samples": samples(folder),
@@ -126,12 +132,12 @@ class RunsView:
 
     def texts_html(self, run: str, language: str) -> tuple[str, str, str, str, str]:
         """Samples, card, report, log and settings of a run; all empty where there is none."""
+        job = self.job_of(run)
+        log = read_tail(Path(job.log), LOG_SHOWN) if job else ""
         try:
             folder = existing_run(self.root, run)
         except UserError:
-            return ("",) * 5
-        job = self.job_of(run)
-        log = read_tail(Path(job.log), LOG_SHOWN) if job else ""
+            return ("", "", "", run_view.log_html(log, language) if log else "", "")
         plots = run_view.pictures_html(pictures(folder), language)
         return (
             run_view.samples_html(samples(folder), language),

@@ -1,6 +1,8 @@
 """The line of jobs: order, ends, stops, restarts of the server, two servers, and names that lead nowhere."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,11 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, ROLES
 from rlhf.serving.jobs import jobs as jobs_module
+from rlhf.serving.jobs import process as process_module
 from rlhf.serving.jobs.allowed import PATH_KEYS, WORDS, Allowed, check_name, existing_run, folder_of
 from rlhf.serving.jobs.command import flag, shell_text, words
 from rlhf.serving.jobs.jobs import Jobs, last_lines, read_tail
-from rlhf.serving.jobs.process import Process, start_time
+from rlhf.serving.jobs.process import Held, Process, start_time
 from tests.serving.jobs.fake_forms import FORMS, FakeForms
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_recipe.py"))]
@@ -154,6 +157,34 @@ def test_a_killed_job_has_failed_and_the_line_goes_on(server):
     assert ended(jobs, after).state == "done"
 
 
+def test_what_a_killed_launcher_leaves_saves_and_ends_before_the_next_job(server, runs):
+    jobs = server()
+    job = running(jobs, jobs.start("sft", {"seconds": 60}, "orphan"))
+    after = jobs.start("sft", {}, "after")
+    os.kill(job.pid, signal.SIGKILL)  # the first process alone; the recipe trains on
+    job = ended(jobs, job)
+    assert (runs / "orphan" / "checkpoint-3").is_dir() and not job.process.has_others()
+    assert job.state == "failed" and "killed" in job.reason and "at step 3" in job.reason
+    assert ended(jobs, after).state == "done"
+
+
+def test_what_ignores_the_end_of_its_launcher_is_killed(server, monkeypatch):
+    monkeypatch.setattr(jobs_module, "GRACE", 0.2)
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('working', flush=True); time.sleep(60)"
+    jobs = server(command=[sys.executable, "-c", deaf])
+    job = running(jobs, jobs.start("sft", {}, "deaf"))
+    os.kill(job.pid, signal.SIGKILL)
+    assert ended(jobs, job).state == "failed" and not job.process.has_others()
+
+
+def test_the_group_of_another_boot_or_of_a_later_process_is_not_the_jobs(monkeypatch):
+    here = os.getpgid(0)
+    monkeypatch.setattr(process_module.os, "getpid", lambda: 0)
+    started = process_module.start_time(os.getppid()).rpartition("/")[0]
+    assert not process_module.others_of_group(here, "another boot/0")
+    assert not process_module.others_of_group(here, f"{started}/{10**15}")
+
+
 def test_a_job_that_needs_another_waits_for_it_and_is_dropped_if_it_fails(server, runs):
     jobs = server()
     bad = jobs.start("reward", {"ends": 1}, "reward")
@@ -205,6 +236,17 @@ time.sleep(60)
         jobs.close()
 
 
+def test_a_job_whose_server_died_before_it_was_let_go_is_started_by_the_next(server, monkeypatch):
+    jobs = server()
+    monkeypatch.setattr(Held, "let_go", Held.drop)  # the pipe ends with the server
+    job = jobs.start("sft", {}, "run")
+    until(lambda: jobs.get(job.id).state == "running" or jobs.get(job.id).has_ended)
+    jobs.close()
+    monkeypatch.undo()
+    assert not jobs.get(job.id).has_ended
+    assert ended(server(), job).state == "done"
+
+
 def test_a_reused_pid_is_not_taken_for_the_job(server, runs):
     jobs = server()
     job = running(jobs, jobs.start("sft", {"seconds": 60}, "old"))
@@ -253,6 +295,93 @@ def test_the_other_server_takes_over_and_hears_of_every_end(server):
     until(lambda: two._owns)
     ended(two, two.start("sft", {}, "second"))
     until(lambda: seen == ["first", "second"])
+
+
+def test_a_folder_of_runs_that_is_replaced_has_one_owner_again(server, runs):
+    one = server()
+    until(lambda: one._owns)
+    shutil.rmtree(runs)
+    runs.mkdir()
+    two = server()
+    job = two.start("sft", {"seconds": 0.1}, "run")
+    assert ended(two, job).state == "done"
+    until(lambda: [one._owns, two._owns].count(True) == 1)
+    one.close()
+    until(lambda: two._owns)
+    assert (runs / ".jobs" / ".lock").exists()  # that of two was not removed by one
+
+
+def test_servers_in_different_folders_share_a_line(server, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    owner = server()
+    until(lambda: owner._owns)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other = Jobs(Path("../runs"), forms=FakeForms(), command=FAKE)
+    try:
+        job = ended(other, other.start("sft", {"ends": 3}, "run"))
+        assert job.reason == "error: the rows are bad: fix row 3"
+        assert other.get(job.id).log == str(Path.cwd() / "../runs/.jobs" / f"{job.id}.log")
+    finally:
+        other.close()
+
+
+def test_a_clock_that_is_set_back_puts_no_job_in_front(server, monkeypatch):
+    jobs = server()
+    first = running(jobs, jobs.start("sft", {"seconds": 60}, "first"))
+    clock = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: clock)
+    line = [jobs.start("sft", {}, f"run{i}") for i in range(3)]
+    ids = [job.id for job in jobs.list()]
+    assert ids == sorted([first.id, *(job.id for job in line)])
+    assert [job.name for job in jobs.list()] == ["first", "run0", "run1", "run2"]
+
+
+def test_records_that_somebody_edited_stop_nobodys_line(server, runs):
+    jobs = server()
+    job = ended(jobs, jobs.start("sft", {}, "one"))
+    jobs.close()
+    path = runs / ".jobs" / f"{job.id}.json"
+    record = json.loads(path.read_text()) | {"state": "running"}
+    changes = [
+        {"pid": "1"},
+        {"command": "rm -rf ~"},
+        {"command": [1]},
+        {"command": []},
+        {"id": "20260101-000000-00000000"},
+        {"state": "paused"},
+        {"state": []},
+        {"arguments": None},
+        {"folder": None},
+        {"started": 5},
+    ]
+    path.unlink()
+    for i, change in enumerate(changes):
+        name = f"20260101-000000-0000000{i}"
+        edited = record | {"id": name} | change
+        path.with_name(f"{name}.json").write_text(json.dumps(edited))
+    path.with_name("20260101-000000-00000000.json").write_text(json.dumps(record))
+    again = server()
+    assert ended(again, again.start("sft", {}, "two")).state == "done"
+    assert [job.name for job in again.list()] == ["two"]
+
+
+def test_an_unforeseen_failure_does_not_end_the_line(server, monkeypatch):
+    jobs = server()
+    whole = Jobs._start_next
+
+    def fail(self, line):
+        monkeypatch.setattr(Jobs, "_start_next", whole)
+        raise ValueError("boom")
+
+    monkeypatch.setattr(Jobs, "_start_next", fail)
+    assert ended(jobs, jobs.start("sft", {}, "run")).state == "done"
+
+
+def test_the_reason_is_not_taken_from_the_command(server):
+    jobs = server(command=["false", "x\nerror: not this one\r\n"])
+    job = ended(jobs, jobs.start("sft", {}, "run"))
+    assert (job.state, job.reason) == ("failed", "it ended with exit code 1")
 
 
 def test_a_file_that_is_no_record_is_passed_over(server, runs):
@@ -482,3 +611,51 @@ def test_a_real_recipe_is_started_from_its_form_and_ends_as_a_run(runs, tmp_path
         assert '"done"' in (runs / "new" / "run.json").read_text()
     finally:
         jobs.close()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "\ud800x", "ring", "ring/x"])
+def test_a_name_that_no_file_system_knows_is_no_run(name, runs):
+    (runs / "ring").symlink_to(runs / "ring")
+    with pytest.raises(UserError, match="no run"):
+        existing_run(runs, name)
+    with pytest.raises(UserError):
+        folder_of(runs, name)
+    if name != "a" * 300:  # a path that the reader of the file refuses
+        with pytest.raises(UserError):
+            Allowed(roots=(runs,)).check_input(str(runs / name))
+
+
+def test_a_name_is_counted_in_bytes_and_a_file_is_no_folder_of_runs(runs, server):
+    assert folder_of(runs, "\ud55c" * 64)
+    with pytest.raises(UserError, match="too long"):
+        folder_of(runs, "\U00020000" * 64)
+    (runs / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        folder_of(runs, "file/x")
+    with pytest.raises(UserError, match="is there already"):
+        server().start("sft", {}, "file")
+
+
+@pytest.mark.parametrize(
+    "value", ["\ud800", 10**5000, ["a", "\udc80"]], ids=["half", "huge", "item"]
+)
+def test_a_value_that_no_command_line_can_hold_is_refused(value):
+    kind = "list" if isinstance(value, list) else "text"
+    with pytest.raises(UserError, match="not a value"):
+        flag({"name": "x", "kind": kind}, value)
+
+
+def test_nothing_of_a_command_is_read_by_a_shell(server, tmp_path):
+    """What runs is what is shown: quotes, line ends and $(...) reach the recipe as they are."""
+    show = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    nasty = "--a \n$(touch OWNED) `id` \"'\\ ; rm x & %s * ~"
+    jobs = server(command=[sys.executable, "-c", show])
+    job = jobs.start("sft", {"dataset_name": nasty, "columns": "$HOME"}, "run")
+    ended(jobs, job)
+    printed = [line for line in read_tail(Path(job.log)).splitlines() if line.startswith('["')]
+    assert json.loads(printed[-1]) == job.command[3:] and f"--dataset_name={nasty}" in job.command
+    pasted = subprocess.run(
+        ["sh", "-c", jobs.shown_command(job)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(pasted.stdout) == job.command[3:]
+    assert not Path("OWNED").exists()

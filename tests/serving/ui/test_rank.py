@@ -252,3 +252,18 @@ def test_tiers_from_the_browser():
     assert rank.read_tiers("[1, null]") == [1, None] and rank.read_tiers("") == []
     with pytest.raises(UserError, match="not a list"):
         rank.read_tiers("{")
+
+
+def test_a_prompt_to_which_a_model_has_one_answer_can_be_skipped(make_tab):
+    tab = make_tab(period=1)
+    tab.queue.set_overlap(Overlap(0.0))
+    tab.queue.add([prompt("a"), prompt("b")])
+    with pytest.raises(UserError, match="no prompt of the queue is open"):
+        tab.skip("", ANN)
+    with pytest.raises(UserError, match="different ones"):
+        next_of(tab, ANN)
+    first = tab.queue.open_for(ANN)
+    tab.skip("", ANN)
+    with pytest.raises(UserError, match="different ones"):
+        next_of(tab, ANN)
+    assert tab.queue.open_for(ANN) not in (None, first)

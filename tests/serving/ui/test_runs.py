@@ -434,3 +434,13 @@ def test_the_tab_fits_every_width_and_every_control_has_a_name(address, browser,
         .filter(item => !(item.labels?.length || item.getAttribute('aria-label') || item.textContent.trim())).length"""
     )
     assert nameless == 0
+
+
+def test_a_client_hears_why_a_job_left_no_run_and_the_page_shows_its_log(view, service):
+    service.jobs._command = [sys.executable, "-c", "import sys; sys.exit('error: row 3 is bad')"]
+    job = service.jobs.start("sft", {}, "early")
+    ended(view, service.jobs.get(job.id))
+    with pytest.raises(UserError, match="its job failed: error: row 3 is bad"):
+        view.show("early")
+    assert "row 3 is bad" in view.texts_html("early", "en")[3]
+    assert "row 3 is bad" in view.head_html("early", "en")
