@@ -244,6 +244,7 @@ class Access:
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
         # Passwords that matched, as keyed hashes: a client that sends one with each request would cost 50 ms each time.
         self._matched: set[bytes] = set()
+        self._trying: set[bytes] = set()  # that are being hashed now
         self._secret = secrets.token_bytes(32)
         self._nobody = hash_password(secrets.token_urlsafe())
         self._hashing = threading.Semaphore(HASHES_AT_ONCE)
@@ -290,18 +291,24 @@ class Access:
             if proof in self._matched:
                 return name
             self.throttle.check(address)
-            # Counted before it is known to be wrong, or a hundred guesses at once would all be compared.
-            self.throttle.count(address)
+            # Counted before it is known to be wrong, or a hundred guesses at once would all be compared. The same guess
+            # counts once: a client may send its right password with many requests at once.
+            first = proof not in self._trying
+            if first:
+                self._trying.add(proof)
+                self.throttle.count(address)
         # Outside the lock: others may be recognized meanwhile.
         stored = self.accounts.get(name, self._nobody)  # as slow for a name that does not exist
         with self._hashing:
-            matches = password_matches(password, stored)
-        if not matches or name not in self.accounts:
-            return None
+            matches = password_matches(password, stored) and name in self.accounts
         with self._lock:
-            self.throttle.forgive(address)
-            self._matched.add(proof)
-        return name
+            if first:
+                self._trying.discard(proof)
+            if matches:
+                self._matched.add(proof)
+                if first:
+                    self.throttle.forgive(address)
+        return name if matches else None
 
     def _failed(self, address: str) -> None:
         with self._lock:

@@ -178,4 +178,8 @@ def _streamed(index: int, delta: dict, *, logprobs=None, finish_reason=None) -> 
 
 
 def _token(text: str, logprob: float) -> dict:
-    return {"token": text, "logprob": max(logprob, IMPOSSIBLE), "bytes": list(text.encode(errors="replace"))}
+    return {
+        "token": text,
+        "logprob": max(logprob, IMPOSSIBLE),
+        "bytes": list(text.encode(errors="replace")),
+    }
