@@ -30,6 +30,10 @@ STEP_TOKENS = 512  # of prompts that are read between two steps of the other ans
 ENOUGH_TOKENS = 256  # that fill a processor
 PADDING = 1.15  # most padded tokens per token, where there are enough
 CACHE_BYTES = 4e9  # most memory for the keys and values of a batch
+LENGTHENING = (
+    "longrope",
+    "dynamic",
+)  # rotary embeddings whose frequencies depend on the length of the batch
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
@@ -211,9 +215,18 @@ def can_batch(model) -> bool:
         layers = DynamicCache(config=model.config).layers
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return False  # sliding windows, or the states of a recurrent layer
+        if _rotates_by_length(model.config.get_text_config()):
+            return False
         return _rows_agree(model)
     except Exception:  # noqa: BLE001
         return False
+
+
+def _rotates_by_length(config) -> bool:
+    """True if the positions of all rows change with the longest row: a short text would sense what others ask."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *parameters.values()]  # of all layers, or of each type of layer
+    return any(isinstance(kind, dict) and kind.get("rope_type") in LENGTHENING for kind in kinds)
 
 
 def _rows_agree(model) -> bool:

@@ -209,7 +209,7 @@ class Asker:
         self.engine.cancel(self.id)
 
     async def _stop_for_good(self, work: asyncio.Future) -> None:
-        """Stop what runs in a thread. The engine does not know a request whose prompt is still read, so that it is told again."""
+        """Stop what runs in a thread. The engine does not know a request whose prompt is still read, so it is told again."""
         while not work.done():
             self.stop()
             await asyncio.wait({work}, timeout=0.1)

@@ -72,9 +72,16 @@ class Server(uvicorn.Server):
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """False for the connections that a stopping server cuts off: every open page has some."""
-    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+    """False for what says nothing about this server.
+
+    A stopping server cuts off connections, of which every open page has some. And a page that asks Gradio for a session from
+    before a restart is answered well, but then Gradio fails.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, asyncio.CancelledError):
         return False
+    if isinstance(error, RuntimeError) and "response already started" in str(error):
+        return getattr(error.__cause__, "status_code", 500) >= 500
     return not record.getMessage().startswith("Cancel ")
 
 

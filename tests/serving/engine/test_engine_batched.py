@@ -16,6 +16,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
 )
 
@@ -67,6 +68,16 @@ CONFIGS = {
 }
 UNFIT = {
     "sliding window": MistralConfig(sliding_window=8, **LLAMA),
+    "positions by length": Phi3Config(
+        original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+        },
+        **LLAMA,
+    ),
     "recurrent": MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4),
 }
 

@@ -286,6 +286,14 @@ def test_the_login_page_sets_a_cookie_that_scripts_cannot_read(client):
     assert client.get("/v1/models").status_code == 401
 
 
+@pytest.mark.parametrize(
+    "body", [b"a=1&" * 50, b"username=%ff%fe&password=%ed%a0%80", b"\xff", b"{}"]
+)
+def test_what_is_no_form_is_a_wrong_login(client, body):
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert client.post("/login", content=body, headers=headers).status_code == 401
+
+
 def test_a_session_that_was_closed_cannot_be_used_again(client):
     client.post("/login", data={"username": "mina", "password": PASSWORD})
     [cookie] = [f"{name}={value}" for name, value in client.cookies.items()]
