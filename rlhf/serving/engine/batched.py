@@ -26,7 +26,7 @@ from rlhf.serving.engine.sampling import choose_tokens
 
 ROOM = 64  # columns that a cache grows by
 PREFILL_TOKENS = 4096  # most tokens of prompts that are read together, padding included
-STEP_TOKENS = 512  # of prompts that are read between two steps of the other answers
+STEP_TOKENS = 256  # of prompts that are read between two steps of the other answers
 ENOUGH_TOKENS = 256  # that fill a processor
 PADDING = 1.15  # most padded tokens per token, where there are enough
 CACHE_BYTES = 4e9  # most memory for the keys and values of a batch
@@ -277,6 +277,7 @@ class BatchedGenerator:
         self.answers: list[Answer] = []  # the rows of the batch, in order
         self.joining: list[Answer] = []  # whose prompts are not read yet, in their order
         self.rows: Rows | None = None
+        self._has_read = False  # since the last step
         self.parts: dict[Request, Rows] = {}  # long prompts of which only the beginning is read
 
         shape = shape_of(served.model)
@@ -306,11 +307,14 @@ class BatchedGenerator:
         """Let answers join. Their prompts are read, and their first tokens drawn, now or in the next steps."""
         self.joining += answers
         self._read_some()
+        self._has_read = True
 
     @torch.inference_mode()
     def step(self) -> None:
         """Read some of the prompts that wait, and draw the next token of each answer."""
-        self._read_some()
+        if not self._has_read:  # the others have waited once already
+            self._read_some()
+        self._has_read = False
         self._drop_finished()
         if not self.answers:
             return
