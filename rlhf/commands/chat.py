@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +202,7 @@ def find_first(args: argparse.Namespace, prog: str) -> dict[str, dict[str, str]]
 
 def run(args: argparse.Namespace, prog: str) -> int:
     """Serve until a signal; returns the exit code."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their callers
     # In the order of what is cheap to check and likely to be wrong.
     models = find_first(args, prog)
     access = make_access(args)
@@ -284,6 +286,9 @@ def make_service(args: argparse.Namespace, models: dict[str, dict[str, str]], *,
     encoder_runs = {kind: runs for kind, runs in models.items() if kind not in (CHAT, REWARD)}
 
     def make_engine(runs: dict[str, str], reward_runs: dict[str, str]):
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # the log of a server has no use for them
         from rlhf.serving.engine.engine import Engine
 
         return Engine(

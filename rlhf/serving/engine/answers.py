@@ -13,7 +13,6 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from rlhf.completions.sample import uniform_numbers
-from rlhf.data.chat import completion_text
 from rlhf.serving.engine.prompts import Prompt
 from rlhf.serving.engine.requests import (
     Completion,
@@ -120,8 +119,9 @@ class Answer:
             self.uniforms = uniform_numbers(1, self.room, seed=request.seed, stream=index)[0]
         self.tokens: list[int] = []
         self.finish: str | None = None
-        # The prompt's last tokens decide if the first word begins with a space.
-        self._decoder = DecodeStream(ids=self.prompt_ids[-4:], skip_special_tokens=True)
+        # Where a text goes on, its last tokens decide if the first word begins with a space. An answer begins without one.
+        before = self.prompt_ids[-4:] if request.prompt.continued else []
+        self._decoder = DecodeStream(ids=before, skip_special_tokens=True)
         self._stops = StopStrings(self.settings.stop)
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -195,16 +195,17 @@ class Answer:
         )
 
     def completion(self) -> Completion:
-        if self._stops.hit:
-            text = "".join(self._shown)
-        else:
-            ended = bool(self.tokens) and self.tokens[-1] in self.stop_tokens
-            text = completion_text(self.tokenizer, self.tokens, ended=ended)
+        """The answer as a whole: its text is what `stream` gives, to the letter."""
         logprobs = None
         if self.settings.logprobs is not None:
             logprobs = tuple(self._logprobs)
         return Completion(
-            text, len(self.tokens), self.finish, len(self.prompt_ids), self.request.seed, logprobs
+            text="".join(self._shown),
+            tokens=len(self.tokens),
+            finish=self.finish,
+            prompt_tokens=len(self.prompt_ids),
+            seed=self.request.seed,
+            logprobs=logprobs,
         )
 
 

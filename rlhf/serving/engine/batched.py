@@ -1,15 +1,16 @@
 """Many requests to one model at once: a request joins the running batch when it comes and leaves it when it ends.
 
 Each step reads the weights once for all answers, which is most of the work of a step. Prompts are read on their own, several
-short ones together; then their keys and values join those of the batch, aligned to the right.
+short ones together, a long one in parts between the steps of the others; then their keys and values join those of the batch,
+aligned to the right.
 
 transformers' continuous batching was measured against this loop (benchmarks/serving). It serves one user slower than
 `generate`, an exception ends all of its requests, and it has neither stop strings nor the log-probs of other tokens, so it
 is not used. What follows is built on transformers' caches.
-
-Omitted: reading a long prompt in parts, so that the other answers wait while it is read.
 """
 
+import functools
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,14 @@ from rlhf.serving.engine.sampling import choose_tokens
 
 ROOM = 64  # columns that a cache grows by
 PREFILL_TOKENS = 4096  # most tokens of prompts that are read together, padding included
+STEP_TOKENS = 256  # of prompts that are read between two steps of the other answers
 ENOUGH_TOKENS = 256  # that fill a processor
 PADDING = 1.15  # most padded tokens per token, where there are enough
 CACHE_BYTES = 4e9  # most memory for the keys and values of a batch
+LENGTHENING = (
+    "longrope",
+    "dynamic",
+)  # rotary embeddings whose frequencies depend on the length of the batch
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
@@ -179,12 +185,19 @@ def _forward(model, rows: Rows, ids: Tensor, positions: Tensor) -> Tensor:
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": positions,
-        "past_key_values": rows.cache,
+        _cache_name(type(base_of(model))): rows.cache,
         "use_cache": True,
         "logits_to_keep": 1,
     }
     output = model(**accepted_inputs(base_of(model), inputs))
     return output.logits[:, -1].float()
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    """The argument of a model that takes the cache. transformers warns of the older name where it has a newer one."""
+    named = inspect.signature(kind.forward).parameters
+    return "cache" if "cache" in named else "past_key_values"
 
 
 def _empty_cache(model) -> Cache:
@@ -202,9 +215,18 @@ def can_batch(model) -> bool:
         layers = DynamicCache(config=model.config).layers
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return False  # sliding windows, or the states of a recurrent layer
+        if _rotates_by_length(model.config.get_text_config()):
+            return False
         return _rows_agree(model)
     except Exception:  # noqa: BLE001
         return False
+
+
+def _rotates_by_length(config) -> bool:
+    """True if the positions of all rows change with the longest row: a short text would sense what others ask."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *parameters.values()]  # of all layers, or of each type of layer
+    return any(isinstance(kind, dict) and kind.get("rope_type") in LENGTHENING for kind in kinds)
 
 
 def _rows_agree(model) -> bool:
@@ -213,7 +235,8 @@ def _rows_agree(model) -> bool:
     texts = [[token % vocabulary for token in text] for text in texts]
     # Two rows of different length, a third one that joins them, the first one that leaves: then what two are left?
     _, rows = read_prompts(model, texts[:2])
-    _, late = read_prompts(model, texts[2:])
+    _, part = read_prompts(model, [texts[2][:1]])
+    _, late = read_prompts(model, texts[2:], part)
     rows.join(late)
     read_tokens(model, rows, [1, 2, 3])
     rows.keep([1, 2])
@@ -252,18 +275,25 @@ class BatchedGenerator:
         self.served, self.capacity = served, capacity
         self.prefixes = Prefixes() if reuse else None
         self.answers: list[Answer] = []  # the rows of the batch, in order
+        self.joining: list[Answer] = []  # whose prompts are not read yet, in their order
         self.rows: Rows | None = None
+        self._has_read = False  # since the last step
+        self.parts: dict[Request, Rows] = {}  # long prompts of which only the beginning is read
 
         shape = shape_of(served.model)
         numbers = 2 * shape.layers * shape.kv_heads * shape.head_width  # keys and values
         self.bytes_per_token = numbers * served.model.dtype.itemsize
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.answers or self.joining)
 
     def has_room(self, request: Request, joining: list[Answer]) -> bool:
         """True if the answers to a request fit into the batch. joining: those that are admitted with it.
 
         Every row has as many columns as the longest one.
         """
-        answers = [*self.answers, *joining]
+        answers = [*self.answers, *self.joining, *joining]
         if not answers:
             return True
         rows = len(answers) + request.n
@@ -274,27 +304,17 @@ class BatchedGenerator:
 
     @torch.inference_mode()
     def add(self, answers: list[Answer]) -> None:
-        """Read the prompts of new answers and draw their first tokens."""
-        answers = [answer for answer in answers if not answer.stop_if_asked()]
-        together = []
-        for answer in answers:
-            if self._knows(answer):
-                self._begin([answer])
-            else:
-                together.append(answer)
-        together.sort(key=lambda answer: len(answer.prompt_ids))  # little padding
-        while together:
-            count = count_to_read([len(answer.prompt_ids) for answer in together])
-            self._begin(together[:count])
-            together = together[count:]
-
-    def _knows(self, answer: Answer) -> bool:
-        """True if a kept conversation begins like the prompt of an answer."""
-        return self.prefixes is not None and self.prefixes.find(answer.prompt_ids)[1] > 0
+        """Let answers join. Their prompts are read, and their first tokens drawn, now or in the next steps."""
+        self.joining += answers
+        self._read_some()
+        self._has_read = True
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Draw the next token of each answer."""
+        """Read some of the prompts that wait, and draw the next token of each answer."""
+        if not self._has_read:  # the others have waited once already
+            self._read_some()
+        self._has_read = False
         self._drop_finished()
         if not self.answers:
             return
@@ -307,13 +327,84 @@ class BatchedGenerator:
         _take(self.answers, logits)
         self._drop_finished()
 
-    def _begin(self, answers: list[Answer]) -> None:
-        """Answers that share a prefill and join the batch."""
-        texts = [answer.prompt_ids + answer.tokens for answer in answers]
+    def _read_some(self) -> None:
+        """Read about STEP_TOKENS tokens of the prompts in line, or one short prompt at least."""
+        left = STEP_TOKENS
+        while left > 0:
+            self.joining = [answer for answer in self.joining if not answer.stop_if_asked()]
+            waiting = {answer.request for answer in self.joining}
+            self.parts = {one: rows for one, rows in self.parts.items() if one in waiting}
+            if not self.joining:
+                return
+            left -= self._read_next()
+
+    def _read_next(self) -> int:
+        """Read the first prompt in line, with others of like length, or a part of it. Returns the number of tokens."""
+        first = self.joining[0]
+        known = self._known_rows(first)
+        start = 0 if known is None else int(known.lengths[0])
+        if len(first.prompt_ids) - start > STEP_TOKENS:
+            self._read_part(first, known, start)
+            return STEP_TOKENS
+        group = self._with(first) if known is not None else self._like(first)
+        joined = set(group)
+        self.joining = [answer for answer in self.joining if answer not in joined]
+        self._begin(group, known)
+        lengths = {answer.request: len(answer.prompt_ids) - start for answer in group}
+        return sum(lengths.values())
+
+    def _read_part(self, first: Answer, known: Rows | None, start: int) -> None:
+        ids = first.prompt_ids[: start + STEP_TOKENS]
         try:
-            logits, rows = self._read(texts)
+            _, self.parts[first.request] = read_prompts(self.served.model, [ids], known)
         except Exception as error:  # noqa: BLE001
-            if len(answers) == 1:
+            first.request.fail(error)
+        # The others have their turn before the next part.
+        own = self._with(first)
+        self.joining = [answer for answer in self.joining if answer not in own] + own
+
+    def _with(self, first: Answer) -> list[Answer]:
+        """The answers in line that belong to the same request."""
+        return [answer for answer in self.joining if answer.request is first.request]
+
+    def _known(self, answer: Answer) -> tuple[Prefix | None, int]:
+        """The kept conversation that begins like the prompt of an answer, and how many tokens of it."""
+        if self.prefixes is None:
+            return None, 0
+        return self.prefixes.find(answer.prompt_ids)
+
+    def _known_rows(self, answer: Answer) -> Rows | None:
+        """A row that holds the beginning of a prompt: the part that is read, or a kept conversation."""
+        if answer.request in self.parts:
+            return self.parts[answer.request]
+        prefix, count = self._known(answer)
+        return None if prefix is None else rows_of(prefix, count)
+
+    def _like(self, first: Answer) -> list[Answer]:
+        """The first answer, and those in line that may be read with it: unknown prompts of like length."""
+
+        def distance(answer: Answer) -> int:
+            return abs(len(answer.prompt_ids) - len(first.prompt_ids))
+
+        requests = [first.request]  # each prompt is read once
+        group = []
+        for answer in sorted(self.joining, key=distance):
+            if answer.request not in requests:
+                lengths = sorted(len(one.prompt.ids) for one in [*requests, answer.request])
+                if lengths[-1] > STEP_TOKENS or count_to_read(lengths) < len(lengths):
+                    continue
+                if answer.request in self.parts or self._known(answer)[1] > 0:
+                    continue
+                requests.append(answer.request)
+            group.append(answer)
+        return group
+
+    def _begin(self, answers: list[Answer], known: Rows | None = None) -> None:
+        """Answers that share a prefill and join the batch. known: a row with the beginning of the prompt of all."""
+        try:
+            logits, rows = self._read(answers, known)
+        except Exception as error:  # noqa: BLE001
+            if all(answer.request is answers[0].request for answer in answers):
                 answers[0].request.fail(error)
                 return
             # One of them may be the cause: each is tried alone.
@@ -332,13 +423,19 @@ class BatchedGenerator:
             self.rows.join(rows)
         self.answers += [answers[i] for i in growing]
 
-    def _read(self, texts: list[list[int]]) -> tuple[Tensor, Rows]:
-        past = None
-        if len(texts) == 1 and self.prefixes is not None:
-            prefix, count = self.prefixes.find(texts[0])
-            if prefix is not None:
-                past = rows_of(prefix, count)
-        return read_prompts(self.served.model, texts, past)
+    def _read(self, answers: list[Answer], known: Rows | None) -> tuple[Tensor, Rows]:
+        """The logits and rows of answers. Several answers to one prompt share its reading."""
+        texts = [answer.prompt_ids + answer.tokens for answer in answers]
+        distinct: list[list[int]] = []
+        for text in texts:
+            if text not in distinct:
+                distinct.append(text)
+        logits, rows = read_prompts(self.served.model, distinct, known)
+        if len(distinct) < len(texts):
+            index = [distinct.index(text) for text in texts]
+            rows.keep(index)
+            logits = logits[index]
+        return logits, rows
 
     def _start_again(self, error: Exception) -> None:
         """After an exception, which may have left half a column in the cache: read every row again, alone.

@@ -17,6 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
@@ -78,6 +79,8 @@ class Engine:
         self.precision, self.device, self.limits = precision, device, limits
         self.runs = dict(runs)
         self.reward_runs = dict(reward_runs or {})
+        self._folders: set[str] = set()  # paths that are no Hub ids
+        self._note_folders()
         self._shared = Shared(
             self._load_policy, limits, batching, Memory(keep), Running(limits.running)
         )
@@ -148,7 +151,8 @@ class Engine:
         """Generate n answers and score them with a reward model. Returns (answer, score), the best first."""
         check_served(reward_run, self.reward_runs, "reward model")
         completions = self.sample(model, messages, settings, n, request=request, client=client)
-        texts = [completion.text for completion in completions]
+        # As in training, where the spaces around a completion are no part of it.
+        texts = [completion.text.strip() for completion in completions]
         scored = list(zip(completions, self.score(reward_run, messages, texts), strict=True))
         return sorted(scored, key=lambda pair: pair[1], reverse=True)
 
@@ -165,6 +169,7 @@ class Engine:
         batch = ScoringBatch(prompts=[messages] * len(completions), completions=list(completions))
         with self._scoring, self._shared.turns.turn(batch):
             self._scorers.drop_unused(IDLE_SECONDS)
+            self._drop_old_scorer(reward_run)
             return self._scorers[reward_run](batch).tolist()
 
     def cancel(self, request: str) -> bool:
@@ -191,6 +196,7 @@ class Engine:
         gone = []
         with self._lock:
             self.runs, self.reward_runs = dict(runs), dict(reward_runs)
+            self._note_folders()
             for name, worker in list(self._workers.items()):
                 if name not in self.runs or stamp_of(self.runs[name]) != worker.stamp:
                     gone.append(self._workers.pop(name))
@@ -198,9 +204,9 @@ class Engine:
             worker.retire()
         with self._scoring:
             for name in list(self._scorers.values):
-                known = self._scorer_stamps.get(name)
-                if name not in self.reward_runs or stamp_of(self.reward_runs[name]) != known:
+                if name not in self.reward_runs:
                     self._scorers.drop(name)
+                self._drop_old_scorer(name)
 
     def load_report(self) -> dict[str, int]:
         """Numbers of now (loaded, loading, running, waiting) and since the start (the others)."""
@@ -239,6 +245,8 @@ class Engine:
     def _start(self, model, messages, settings, n, request, client, *, streamed: bool) -> Request:
         """Check a request and put it into the line of its model."""
         check_served(model, self.runs, "model")
+        with self._lock:
+            self._check_room(client)  # before the prompt costs anything
         if settings.max_new_tokens > self.limits.new_tokens:
             raise UserError(
                 f"max_new_tokens={settings.max_new_tokens}: at most {self.limits.new_tokens} are allowed"
@@ -278,30 +286,34 @@ class Engine:
     def _enter(self, asked: Request) -> None:
         """Count a request, or refuse it as Busy."""
         with self._lock:
-            if self._closed:
-                raise Busy("the service is closing: ask again when it is back", retry_after=10)
-            in_flight = len(self._requests)
-            most = self.limits.running + self.limits.waiting
-            own = 0
-            if asked.client is not None:
-                clients = [request.client for request in self._requests.values()]
-                own = clients.count(asked.client)
-            if in_flight >= most or own >= self.limits.per_client:
-                self._counts["refused"] += 1
-                wait = self._retry_after(in_flight)
-            if in_flight >= most:
-                raise Busy(
-                    f"{in_flight} requests are running or in line, the most that are taken: ask again in {wait} s",
-                    retry_after=wait,
-                )
-            if own >= self.limits.per_client:
-                raise Busy(
-                    f"you have {own} requests running or in line, the most for one client: wait for one of them, or "
-                    "cancel it",
-                    retry_after=wait,
-                )
+            self._check_room(asked.client)
             self._counts["requests"] += 1
             self._requests[asked.name] = asked
+
+    def _check_room(self, client: str | None) -> None:
+        """Raise Busy if no further request of a client is taken now. The lock is held."""
+        if self._closed:
+            raise Busy("the service is closing: ask again when it is back", retry_after=10)
+        in_flight = len(self._requests)
+        most = self.limits.running + self.limits.waiting
+        own = 0
+        if client is not None:
+            clients = [request.client for request in self._requests.values()]
+            own = clients.count(client)
+        if in_flight >= most or own >= self.limits.per_client:
+            self._counts["refused"] += 1
+            wait = self._retry_after(in_flight)
+        if in_flight >= most:
+            raise Busy(
+                f"{in_flight} requests are running or in line, the most that are taken: ask again in {wait} s",
+                retry_after=wait,
+            )
+        if own >= self.limits.per_client:
+            raise Busy(
+                f"you have {own} requests running or in line, the most for one client: wait for one of them, or "
+                "cancel it",
+                retry_after=wait,
+            )
 
     def _retry_after(self, in_flight: int) -> int:
         """Seconds until the line is shorter, from the time that recent requests took."""
@@ -375,11 +387,15 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise Busy("the service is closing: ask again when it is back", retry_after=10)
+            stamp = stamp_of(self._path(model, self.runs))
             worker = self._workers.get(model)
             if worker is not None and worker.died:
                 self._counts["rebuilt"] += 1
+            if worker is not None and worker.stamp != stamp:
+                worker.retire()  # the folder holds another model by now, and another tokenizer perhaps
+                worker = None
             if worker is None or worker.dead or worker.ending:
-                worker = Worker(model, self._shared, stamp_of(self.runs[model]))
+                worker = Worker(model, self._shared, stamp)
                 self._workers[model] = worker
             return worker
 
@@ -391,16 +407,36 @@ class Engine:
         worker.abandon()
 
     def _load_policy(self, name: str) -> ServedModel:
-        return load_for_answers(str(self.runs[name]), self.precision, self.device)
+        return load_for_answers(self._path(name, self.runs), self.precision, self.device)
 
     def _load_scorer(self, name: str) -> RewardModelScorer:
-        self._scorer_stamps[name] = stamp_of(self.reward_runs[name])
-        scorer = RewardModelScorer.load(str(self.reward_runs[name]))
+        path = self._path(name, self.reward_runs)
+        self._scorer_stamps[name] = stamp_of(path)
+        scorer = RewardModelScorer.load(path)
         scorer.model.to(self.device)
         return scorer
 
+    def _drop_old_scorer(self, name: str) -> None:
+        """Forget a reward model whose files have changed."""
+        path = self.reward_runs.get(name)
+        if path is None or stamp_of(str(path)) != self._scorer_stamps.get(name):
+            self._scorers.drop(name)
+
+    def _note_folders(self) -> None:
+        for path in (*self.runs.values(), *self.reward_runs.values()):
+            if Path(path).is_dir():
+                self._folders.add(str(path))
+
+    def _path(self, name: str, served: dict[str, str]) -> str:
+        """The folder or Hub id of a served model. UserError for a folder that is gone: it must not become a Hub id."""
+        check_served(name, served, "model")  # others may have replaced the served models meanwhile
+        path = str(served.get(name))
+        if path in self._folders and not Path(path).is_dir():
+            raise UserError(f"the folder of {name!r} is gone: choose another model")
+        return path
+
     def _read_known(self, model: str) -> Known:
-        path = str(self.runs[model])
+        path = self._path(model, self.runs)
         stamp = stamp_of(path)
         with self._reading:
             if model not in self._known or self._known[model][0] != stamp:

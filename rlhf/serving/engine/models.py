@@ -1,7 +1,7 @@
 """The served models: loading them, keeping a few in memory, and what is known of one without its weights."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,16 @@ from rlhf.serving.engine.prompts import PromptReader
 from rlhf.serving.engine.requests import ModelFacts
 
 METRICS_SHOWN = 8
+# Files that a model is read from. They are not written in one moment, so that each of them counts.
+STAMPED = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 OTHER_SCRIPTS = 0.002  # share of the tokens from which a tokenizer knows more than ASCII
 
 
@@ -60,11 +70,13 @@ def load_for_answers(path: str, precision: str, device: str) -> ServedModel:
 
 
 def stamp_of(path: str) -> tuple:
-    """A key that changes with the files of a model: the path, and the time of its config."""
-    config = Path(path) / "config.json"
-    if not config.is_file():  # a Hub id
-        return str(path), 0
-    return str(path), config.stat().st_mtime_ns
+    """A key that changes with the files of a model: the path, and the sizes and times of those that are read."""
+    states = []
+    for name in STAMPED:
+        with suppress(OSError):  # missing, as all of them for a Hub id
+            state = (Path(path) / name).stat()
+            states.append((name, state.st_size, state.st_mtime_ns))
+    return str(path), *states
 
 
 # ---- without its weights -----------------------------------------------------------------------------------------

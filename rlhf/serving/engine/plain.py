@@ -26,6 +26,10 @@ class PlainGenerator:
         self.served, self.between_tokens = served, between_tokens
         self.answers: list[Answer] = []
 
+    @property
+    def busy(self) -> bool:
+        return bool(self.answers)
+
     def has_room(self, request: Request, joining: list[Answer]) -> bool:
         return not self.answers and not joining
 

@@ -9,11 +9,15 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: of the prompt. cut: number of the oldest messages that did not fit. room: tokens left for the answer."""
+    """ids: of the prompt. cut: number of the oldest messages that did not fit. room: tokens left for the answer.
+
+    continued: the prompt ends inside the text that is to go on: raw text, or a begun answer.
+    """
 
     ids: list[int]
     cut: int
     room: int
+    continued: bool = False
 
 
 class PromptReader:
@@ -33,10 +37,11 @@ class PromptReader:
         """UserError if the last message is too long for the model."""
         with self.lock:
             if isinstance(messages, str):
-                ids, cut = self._text(messages, max_new_tokens), 0
+                ids, cut, continued = self._text(messages, max_new_tokens), 0, True
             else:
                 ids, cut = self._fit(messages, max_new_tokens)
-        return Prompt(ids, cut, min(max_new_tokens, self.context - len(ids)))
+                continued = messages[-1]["role"] == "assistant"
+        return Prompt(ids, cut, min(max_new_tokens, self.context - len(ids)), continued)
 
     def _fit(self, messages: list[dict], max_new_tokens: int) -> tuple[list[int], int]:
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.completions.sample import sample_tokens
 
+COLDEST = 1e-4  # a temperature at which the likeliest token is as good as sure
 CANDIDATES = 512  # tokens that are sorted at first
 
 
@@ -61,7 +62,8 @@ def _draw(logits: Tensor, answers: list) -> list[int]:
     temperatures, top_k, top_p, uniforms = [], [], [], []
     for answer in answers:
         settings = answer.settings
-        temperatures.append(float(settings.temperature))
+        # A smaller number would divide the scores to infinity.
+        temperatures.append(max(float(settings.temperature), COLDEST))
         top_k.append(settings.top_k)
         top_p.append(float(settings.top_p))
         uniforms.append(float(answer.uniforms[len(answer.tokens)]))

@@ -215,7 +215,7 @@ class Worker:
         for request in self.active:
             request.stop.set()
         # What still grows at the end closes its answers, so that their readers know.
-        if generator.answers and not self.dead:
+        while generator.busy and not self.dead:
             generator.step()
             self._collect()
 
@@ -234,12 +234,12 @@ class Worker:
     def _serve_once(self, generator) -> bool:
         """A step, or a wait for something to do. False when the model is to be unloaded."""
         new = self._admit(generator)
-        if new or generator.answers or self.active:
+        if new or generator.busy or self.active:
             with self.shared.turns.turn(self):
                 self._step_began = time.monotonic()
                 if new:
                     generator.add(new)
-                if generator.answers:
+                if generator.busy:
                     generator.step()
                 self._step_began = None
             self._collect()

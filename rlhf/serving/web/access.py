@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import secrets
@@ -184,12 +185,20 @@ class Throttle:
 
     def check(self, address: str) -> None:
         """Raise TooManyFailures while the address has to wait."""
+        address = network_of(address)
         times = self._recent(address)
         if len(times) >= FAILURES:
             seconds = times[0] + FAILURE_SECONDS - self.clock()
             raise TooManyFailures(max(1, round(seconds)))
 
+    def forgive(self, address: str) -> None:
+        """Take back the latest count: it was no failure."""
+        times = self.failures.get(network_of(address))
+        if times:
+            times.pop()
+
     def count(self, address: str) -> None:
+        address = network_of(address)
         times = self._recent(address)
         times.append(self.clock())
         self.failures[address] = times
@@ -200,6 +209,19 @@ class Throttle:
     def _recent(self, address: str) -> list[float]:
         oldest = self.clock() - FAILURE_SECONDS
         return [moment for moment in self.failures.get(address, []) if moment > oldest]
+
+
+def network_of(address: str) -> str:
+    """The address, or of IPv6 the /64 network of it: one customer has all 2**64 addresses of that."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))
 
 
 class Access:
@@ -222,6 +244,7 @@ class Access:
         self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
         # Passwords that matched, as keyed hashes: a client that sends one with each request would cost 50 ms each time.
         self._matched: set[bytes] = set()
+        self._trying: set[bytes] = set()  # that are being hashed now
         self._secret = secrets.token_bytes(32)
         self._nobody = hash_password(secrets.token_urlsafe())
         self._hashing = threading.Semaphore(HASHES_AT_ONCE)
@@ -268,16 +291,24 @@ class Access:
             if proof in self._matched:
                 return name
             self.throttle.check(address)
+            # Counted before it is known to be wrong, or a hundred guesses at once would all be compared. The same guess
+            # counts once: a client may send its right password with many requests at once.
+            first = proof not in self._trying
+            if first:
+                self._trying.add(proof)
+                self.throttle.count(address)
         # Outside the lock: others may be recognized meanwhile.
         stored = self.accounts.get(name, self._nobody)  # as slow for a name that does not exist
         with self._hashing:
-            matches = password_matches(password, stored)
-        if not matches or name not in self.accounts:
-            self._failed(address)
-            return None
+            matches = password_matches(password, stored) and name in self.accounts
         with self._lock:
-            self._matched.add(proof)
-        return name
+            if first:
+                self._trying.discard(proof)
+            if matches:
+                self._matched.add(proof)
+                if first:
+                    self.throttle.forgive(address)
+        return name if matches else None
 
     def _failed(self, address: str) -> None:
         with self._lock:

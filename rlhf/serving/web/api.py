@@ -4,6 +4,7 @@ A request runs in a thread of its own (see threads.py). Its status is known when
 request or a full line raises before that. After it, an error is an event of the stream.
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import contextmanager
@@ -173,7 +174,11 @@ async def streamed_samples(
         for chunk in form.opening(i):
             yield server_sent(chunk)
         yield server_sent(form.text(i, completion))
-        yield server_sent(form.last(i, completion))
+        try:
+            yield server_sent(form.last(i, completion))
+        except ApiError as error:  # the server is closing
+            yield server_sent(error.body())
+            return
     if used is not None:
         yield server_sent(form.usage_chunk(used))
     yield DONE
@@ -203,13 +208,25 @@ class Asker:
         self.stopped = True
         self.engine.cancel(self.id)
 
+    async def _stop_for_good(self, work: asyncio.Future) -> None:
+        """Stop what runs in a thread. The engine does not know a request whose prompt is still read, so it is told again."""
+        while not work.done():
+            self.stop()
+            await asyncio.wait({work}, timeout=0.1)
+        work.exception()  # nobody else asks for it
+
     async def respond(self, form: Form) -> Response:
         options = self.body.stream_options
         include_usage = bool(options is not None and options.include_usage)
         try:
             if self.body.stream and self.samples == len(self.prompts) == 1:
                 return await self._stream(form, include_usage)
-            answers = await unless_gone(self.request.receive, in_thread(self._sample))
+            work = in_thread(self._sample)
+            try:
+                answers = await unless_gone(self.request.receive, asyncio.shield(work))
+            except ClientGone:
+                await self._stop_for_good(work)
+                raise
         except ClientGone:
             self.stop()
             return gone(self.request)

@@ -224,7 +224,10 @@ def check_origin(rules: Rules, scope, headers: Headers) -> None:
 
 def is_own_origin(origin: str, scope, headers: Headers) -> bool:
     """True for a page of this service. A proxy that ends TLS may hide the scheme, so it is not compared."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # such as http://[
+        return False
     if parts.scheme not in ("http", "https"):  # "null" is a sandboxed page or a file
         return False
     return parts.netloc.lower() == headers.get("host", "").lower()

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rlhf.errors import UserError
 
 # Open at once; more are answered with a 503. An open page holds two or three.
 CONNECTIONS = 2000
+HEAD_SECONDS = 15  # to send the head of a request; an idle connection is closed before
 # For answers under way. Open pages keep their connections, so they are not waited for.
 SHUTDOWN_SECONDS = 3
 
@@ -42,6 +44,31 @@ def bind_problem(host: str, port: int, error: OSError) -> str:
     return (
         f"--port {port} is in use by another program: give another one, or --port 0 for a free one"
     )
+
+
+class Protocol(H11Protocol):
+    """Closes a connection that does not send a whole request head. Two thousand of them would keep everybody else out.
+
+    h11 also bounds the size of a head, to 64 kB.
+    """
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._last = self.cycle
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Close if nothing was asked since the last look, and nothing is being answered."""
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.cycle is self._last:
+            self.transport.close()
+            return
+        self._last = self.cycle
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._look)
+
+    def connection_lost(self, exc) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
 
 
 class Server(uvicorn.Server):
@@ -72,9 +99,16 @@ class Server(uvicorn.Server):
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """False for the connections that a stopping server cuts off: every open page has some."""
-    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+    """False for what says nothing about this server.
+
+    A stopping server cuts off connections, of which every open page has some. And a page that asks Gradio for a session from
+    before a restart is answered well, but then Gradio fails.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, asyncio.CancelledError):
         return False
+    if isinstance(error, RuntimeError) and "response already started" in str(error):
+        return getattr(error.__cause__, "status_code", 500) >= 500
     return not record.getMessage().startswith("Cancel ")
 
 
@@ -85,6 +119,7 @@ def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
         log_level="warning",
         access_log=False,  # ours has no queries
         server_header=False,
+        http=Protocol,
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rlhf.serving.engine.requests import Completion, StreamEnd, TextChunk
 from rlhf.serving.web.errors import ApiError
 
+IMPOSSIBLE = -9999.0  # OpenAI's log-prob of a token that cannot be: JSON has no infinity
 DONE = "data: [DONE]\n\n"
 # The engine's reasons to end an answer -> OpenAI's
 FINISH = {"stop": "stop", "length": "length", "time": "length"}
@@ -160,8 +161,8 @@ def text_logprobs(part: TextChunk | Completion) -> dict | None:
     offset = 0  # characters of the answer before the token
     for token in part.logprobs:
         tokens.append(token.token)
-        values.append(token.logprob)
-        top.append(dict(token.top))
+        values.append(max(token.logprob, IMPOSSIBLE))
+        top.append({text: max(logprob, IMPOSSIBLE) for text, logprob in token.top})
         offsets.append(offset)
         offset += len(token.token)
     return {
@@ -177,4 +178,8 @@ def _streamed(index: int, delta: dict, *, logprobs=None, finish_reason=None) -> 
 
 
 def _token(text: str, logprob: float) -> dict:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode(errors="replace"))}
+    return {
+        "token": text,
+        "logprob": max(logprob, IMPOSSIBLE),
+        "bytes": list(text.encode(errors="replace")),
+    }

@@ -10,13 +10,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.serving.engine.answers import Request
 from rlhf.serving.engine.engine import Engine
-from rlhf.serving.engine.prompts import fit_prompt
+from rlhf.serving.engine.prompts import Prompt, fit_prompt
 from rlhf.serving.engine.requests import (
     Limits,
     NotANumber,
@@ -166,8 +169,37 @@ def test_raw_text_is_continued(engine, runs):
     ids = tokenizer("hi there")["input_ids"]
     row = policy.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8)[0, len(ids) :]
     [whole] = engine.sample("ppo", "hi there", replace(GREEDY, max_new_tokens=8), 1)
-    assert whole.text == tokenizer.decode(row, skip_special_tokens=True)
+    decoded = tokenizer.decode(row, skip_special_tokens=True)
+    assert whole.text == decoded.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character is none
     assert whole.prompt_tokens == len(ids)
+
+
+@pytest.mark.parametrize("messages", [HI, "hi there"])
+def test_whole_and_streamed_texts_are_the_same_to_the_letter(engine, messages):
+    """Spaces at the ends stay, and the half of a character at the limit is in neither."""
+    texts = []
+    for count in range(5, 11):
+        settings = replace(GREEDY, max_new_tokens=count)
+        text, _ = drain(engine.stream("ppo", messages, settings))
+        [whole] = engine.sample("ppo", messages, settings, 1)
+        texts.append(text)
+        assert whole.text == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(texts)
+    assert any(text != text.strip() for text in texts)
+
+
+def test_an_answer_begins_without_the_space_of_its_first_token_and_a_continued_text_with_it():
+    """As in SentencePiece tokenizers, where a space is part of the token."""
+    words = {"\N{LOWER ONE EIGHTH BLOCK}yes": 0, ":": 1, "[U]": 2}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[U]"))
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    for continued, text in ((False, "yes"), (True, " yes")):
+        prompt = Prompt([1], 0, 1, continued)
+        request = Request("r", "m", prompt, GREEDY, streamed=False, seconds=60)
+        [answer] = request.begin(tokenizer, [])
+        answer.take(0, torch.zeros(3))
+        assert answer.completion().text == text
 
 
 @pytest.mark.parametrize("stop", [("fri",), ("no", " \N{GRINNING FACE} f")])

@@ -1,6 +1,7 @@
 """The batch itself: rows that join and leave get the tokens that they get alone, for several architectures."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
 )
 
@@ -32,7 +34,7 @@ from rlhf.serving.engine.plain import PlainGenerator
 from rlhf.serving.engine.prompts import Prompt
 from rlhf.serving.engine.requests import SamplingSettings
 
-from .conftest import make_tokenizer
+from ..conftest import make_tokenizer
 
 LLAMA = dict(
     hidden_size=32,
@@ -66,6 +68,16 @@ CONFIGS = {
 }
 UNFIT = {
     "sliding window": MistralConfig(sliding_window=8, **LLAMA),
+    "positions by length": Phi3Config(
+        original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+        },
+        **LLAMA,
+    ),
     "recurrent": MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4),
 }
 
@@ -89,9 +101,9 @@ def tokenizer():
     return make_tokenizer()
 
 
-def ask(ids, room, **settings):
+def ask(ids, room, n=1, **settings):
     settings = SamplingSettings(**{"temperature": 0, "max_new_tokens": room} | settings)
-    return Request("r", "m", Prompt(ids, 0, room), settings, streamed=False, seconds=60)
+    return Request("r", "m", Prompt(ids, 0, room), settings, n, streamed=False, seconds=60)
 
 
 def tokens_of(request):
@@ -256,7 +268,7 @@ def test_prompts_share_a_prefill_without_too_much_padding(tokenizer, monkeypatch
     monkeypatch.setattr("rlhf.serving.engine.batched.PREFILL_TOKENS", 40)
     requests = [ask([7] * length, 3) for length in (30, 5, 6, 21, 7)]
     generator.add([answer for one in requests for answer in one.begin(tokenizer, [])])
-    assert sizes == [[5, 6, 7], [21], [30]]
+    assert sizes == [[30], [5, 6, 7], [21]]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +283,75 @@ def test_prompts_share_a_prefill_without_too_much_padding(tokenizer, monkeypatch
 )
 def test_prompts_of_like_length_are_read_together(lengths, count):
     assert count_to_read(lengths) == count
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_long_prompt_is_read_in_parts_while_others_write(name, tokenizer, monkeypatch):
+    model = make_model(CONFIGS[name], tokenizer)
+    served = ServedModel(model, tokenizer)
+    prompts = [[7, 8, 9], [5 + i for i in range(60)], [4, 6], [9 + i for i in range(40)]]
+    expected = [ask(ids, 12) for ids in prompts]
+    for request in expected:
+        run(BatchedGenerator(served, 8), [request])
+    monkeypatch.setattr("rlhf.serving.engine.batched.STEP_TOKENS", 10)
+    lengths = lengths_read(model, monkeypatch)
+    generator = BatchedGenerator(served, 8)
+    first, long, short, late = [ask(ids, 12) for ids in prompts]
+    generator.add(first.begin(tokenizer, []))
+    generator.step()
+    generator.add(long.begin(tokenizer, []) + short.begin(tokenizer, []))
+    generator.add(late.begin(tokenizer, []))
+    generator.step()
+    assert len(tokens_of(first)) == 3 and not tokens_of(long)
+    assert tokens_of(short)  # it does not wait for all of the long one
+    while generator.busy:
+        generator.step()
+    assert list(map(tokens_of, (first, long, short, late))) == list(map(tokens_of, expected))
+    assert max(lengths) == 10 and not generator.parts
+
+
+@pytest.mark.parametrize("how", ["cancel", "failure"])
+def test_a_long_prompt_that_ends_early_leaves_nothing(how, tokenizer, monkeypatch):
+    served = ServedModel(make_model(CONFIGS["gpt2"], tokenizer), tokenizer)
+    monkeypatch.setattr("rlhf.serving.engine.batched.STEP_TOKENS", 10)
+    generator = BatchedGenerator(served, 8)
+    request = ask([5 + i for i in range(60)], 12)
+    generator.add(request.begin(tokenizer, []))
+    assert generator.busy and generator.parts
+    if how == "cancel":
+        request.stop.set()
+    else:
+        monkeypatch.setattr(served.model, "forward", lambda **inputs: 1 / 0)
+    for _ in range(3):
+        generator.step()
+    assert request.done and not generator.busy and not generator.parts
+
+
+def test_several_answers_to_one_prompt_read_it_once(tokenizer, monkeypatch):
+    served = ServedModel(make_model(CONFIGS["llama"], tokenizer), tokenizer)
+    expected = [ask([7, 8, 9, 10], 6, temperature=1.0, seed=3, n=n) for n in (1, 4)]
+    for request in expected:
+        run(PlainGenerator(served), [request])
+    rows = []
+
+    def recorded(model, prompts, *rest):
+        rows.append(len(prompts))
+        return read_prompts(model, prompts, *rest)
+
+    monkeypatch.setattr("rlhf.serving.engine.batched.read_prompts", recorded)
+    requests = [ask([7, 8, 9, 10], 6, temperature=1.0, seed=3, n=n) for n in (1, 4)]
+    run(BatchedGenerator(served, 8), requests)
+    assert rows == [1]
+    for request, wanted in zip(requests, expected, strict=True):
+        texts = [answer.tokens for answer in wanted.answers]
+        assert [answer.tokens for answer in request.answers] == texts
+
+
+def test_no_warning_of_an_old_name_at_each_step(tokenizer):
+    served = ServedModel(make_model(CONFIGS["gpt2"], tokenizer), tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(BatchedGenerator(served, 8), [ask([7, 8, 9], 4)])
 
 
 def test_a_cancelled_row_leaves_and_the_others_stay(tokenizer):

@@ -1,12 +1,15 @@
 """Many requests at once: the line, its limits, cancelling in it, models that come and go, threads that die."""
 
 import gc
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rlhf.errors import UserError
 from rlhf.serving.engine import worker as worker_module
@@ -369,6 +372,59 @@ def test_refresh_lets_a_model_finish_its_line(make):
     engine.refresh({"ppo": engine.runs["ppo"]}, {})
     gate.open()
     assert all(drain(stream)[1].finish in ("stop", "length") for stream in streams)
+
+
+def test_a_folder_that_changes_is_served_anew_and_one_that_is_gone_is_no_hub_id(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "demo" / "pretrain", "policy")
+    shutil.copytree(runs / "demo" / "reward", "judge")
+    with closing(Engine({"policy": "policy"}, reward_runs={"judge": "judge"})) as engine:
+        assert drain(engine.stream("policy", HI, GREEDY))[0] != ANSWER
+        first = engine.score("judge", HI, ["yes"])
+        shutil.rmtree("policy")
+        shutil.copytree(runs / "demo" / "ppo", "policy")
+        assert drain(engine.stream("policy", HI, GREEDY))[0] == ANSWER
+        weights = Path("judge/model.safetensors")
+        tensors = load_file(weights)
+        save_file(
+            {name: tensor + 0.1 for name, tensor in tensors.items()}, weights, {"format": "pt"}
+        )
+        assert engine.score("judge", HI, ["yes"]) != first
+        shutil.rmtree("policy")
+        shutil.rmtree("judge")
+        for ask in (
+            lambda: engine.stream("policy", HI, GREEDY),
+            lambda: engine.facts("policy"),
+            lambda: engine.score("judge", HI, ["yes"]),
+        ):
+            with pytest.raises(UserError, match="is gone"):
+                ask()
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_says_so(make):
+    engine = make()
+    load = engine._shared.load
+
+    def late(name):
+        engine.refresh({}, {})
+        return load(name)
+
+    engine._shared.load = late
+    with pytest.raises(UserError, match="no model 'ppo'"):
+        drain(engine.stream("ppo", HI, GREEDY))
+
+
+def test_a_full_line_refuses_before_it_reads_the_prompt(make, monkeypatch):
+    engine = make(limits=Limits(running=1, waiting=0))
+    gate = Gate(engine)
+    stream = engine.stream("base", HI, FREE)
+    monkeypatch.setattr(engine, "_read_known", lambda model: 1 / 0)
+    with pytest.raises(Busy):
+        engine.stream("base", HI, FREE)
+    stream.close()
+    gate.open()
 
 
 def test_batching_has_two_values(runs):

@@ -95,6 +95,13 @@ def test_a_row_that_holds_no_numbers_spoils_no_other(broken):
     assert tokens == [good[0], None, good[2]]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-39, 1e-5])
+def test_the_smallest_temperatures_are_greedy(temperature):
+    logits = logits_of(6, 50)
+    answers = [answer(i / 6, temperature=temperature) for i in range(6)]
+    assert choose_tokens(logits, answers) == logits.argmax(-1).tolist()
+
+
 def test_logprobs_by_hand():
     logits = torch.tensor([1.0, 2.0, 4.0]).log()
     value, top = token_logprobs(logits, 0, 2)

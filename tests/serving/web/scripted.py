@@ -140,8 +140,8 @@ class ScriptedEngine:
 
 
 @contextmanager
-def serving(app):
-    """The address of a real server."""
+def serving(app, **options):
+    """The address of a real server. options: of uvicorn."""
     import socket
 
     import uvicorn
@@ -150,7 +150,12 @@ def serving(app):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        timeout_graceful_shutdown=1,
+        **options,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

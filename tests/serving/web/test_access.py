@@ -4,6 +4,9 @@ import base64
 import logging
 import resource
 import runpy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -22,6 +25,7 @@ from rlhf.serving.web.access import (
     add_key,
     hash_password,
     keys_of_environment,
+    network_of,
     password_matches,
     read_accounts,
     read_keys,
@@ -166,6 +170,42 @@ def test_wrong_passwords_are_slowed_down_per_address(access, clock):
     assert access.user_of_password("mina", PASSWORD, "1.1.1.1") == "mina"
 
 
+def test_guesses_at_once_are_not_all_compared(access, monkeypatch):
+    compared = []
+
+    def slow(password, stored):
+        compared.append(password)
+        time.sleep(0.05)
+        return password == "a right password"
+
+    monkeypatch.setattr("rlhf.serving.web.access.password_matches", slow)
+
+    def guess(number):
+        with suppress(TooManyFailures):
+            access.user_of_password("mina", f"wrong {number}", "1.2.3.4")
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(guess, range(20)))
+    assert len(compared) == FAILURES
+    # The right password, sent with many requests at once, is no guess.
+    with ThreadPoolExecutor(20) as pool:
+        answers = [
+            pool.submit(access.user_of_password, "mina", "a right password", "5.6.7.8")
+            for _ in range(20)
+        ]
+    assert {answer.result() for answer in answers} == {"mina"}
+
+
+def test_the_addresses_of_one_ipv6_customer_count_together():
+    assert (
+        network_of("2001:db8::1")
+        == network_of("2001:db8::ffff:1%eth0")
+        != network_of("2001:db9::1")
+    )
+    assert network_of("::ffff:1.2.3.4") == network_of("1.2.3.4") == "1.2.3.4"
+    assert network_of("no address") == "no address"
+
+
 def test_a_right_key_passes_while_an_address_is_slowed_down(access):
     for _ in range(FAILURES):
         assert access.user_of_header("Bearer wrong", "1.1.1.1") is None
@@ -246,6 +286,14 @@ def test_the_login_page_sets_a_cookie_that_scripts_cannot_read(client):
     assert client.get("/v1/models").status_code == 401
 
 
+@pytest.mark.parametrize(
+    "body", [b"a=1&" * 50, b"username=%ff%fe&password=%ed%a0%80", b"\xff", b"{}"]
+)
+def test_what_is_no_form_is_a_wrong_login(client, body):
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert client.post("/login", content=body, headers=headers).status_code == 401
+
+
 def test_a_session_that_was_closed_cannot_be_used_again(client):
     client.post("/login", data={"username": "mina", "password": PASSWORD})
     [cookie] = [f"{name}={value}" for name, value in client.cookies.items()]
@@ -260,6 +308,13 @@ def test_a_foreign_host_is_refused(open_url, host):
     for method in ("GET", "POST"):
         answer = httpx.request(method, f"{open_url}/health", headers={"host": host})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "//", "http://", "\xff"])
+def test_an_odd_origin_is_a_foreign_one(open_url, origin):
+    headers = {"origin": origin.encode("latin-1"), "content-type": "application/json"}
+    answer = httpx.post(f"{open_url}/v1/completions", headers=headers, content=b"{}")
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "wrong_origin"
 
 
 def test_hosts_that_are_served():

@@ -54,7 +54,7 @@ def client(app):
 def real_app(tmp_path_factory):
     """Over models instead of a script."""
     root = tmp_path_factory.mktemp("served")
-    runpy.run_path(str(Path(__file__).with_name("conftest.py")))["make_runs"](root)
+    runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))["make_runs"](root)
     models = find_models(root)
     engine = Engine(models["causal"], reward_runs=models["reward"])
     yield build_api(Service(engine, Encoders({}), root), Rules(hosts=("testserver",)), Access())

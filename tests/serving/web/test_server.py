@@ -32,6 +32,7 @@ from rlhf.serving.engine.engine import Engine
 from rlhf.serving.engine.requests import Limits, SamplingSettings
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.service import Service
+from rlhf.serving.web import listen
 from rlhf.serving.web.access import Access, hash_password
 from rlhf.serving.web.guard import UPLOAD, Rules
 from rlhf.serving.web.server import build_api, build_app, is_upload, mount_page
@@ -410,6 +411,25 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(runs, app_exit, flags, message
     given = ["--runs", runs, *flags] if not isinstance(flags[0], Path) else flags
     code, error = app_exit(*given)
     assert code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_half_a_request_is_not_waited_for(monkeypatch):
+    """Two thousand of them would keep everybody else out. An answer under way is no such thing."""
+    monkeypatch.setattr(listen, "HEAD_SECONDS", 0.3)
+    engine = SCRIPTED["ScriptedEngine"]()
+    app = build_api(Service(engine, Encoders({}), Path("runs")), Rules(), Access())
+    slow = {"model": "demo/ppo", "messages": [{"role": "user", "content": "slow"}], "stream": True}
+    with SCRIPTED["serving"](app, http=listen.Protocol) as url:
+        port = int(url.rpartition(":")[2])
+        with (
+            httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=5) as answer,
+            socket.create_connection(("127.0.0.1", port), timeout=5) as half,
+        ):
+            half.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            assert half.recv(100) == b""
+            lines = answer.iter_lines()
+            for _ in range(40):  # 0.05 s and two lines each
+                next(lines)
 
 
 def test_a_busy_port_is_one_line_and_exit_code_2(runs, app_exit):
