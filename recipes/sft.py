@@ -18,6 +18,7 @@ from typing import ClassVar
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
+from trl.trainer import utils as trl_utils
 
 from rlhf.data.answers import check_answers, template_checks
 from rlhf.data.chat import (
@@ -175,6 +176,8 @@ def prepare(settings: SFTSettings, args: SFTConfig, run: Run) -> PreparedSFT:
     if not (args.packing or args.eval_packing or args.shuffle_dataset):
         # The examples are as TRL wants them, and it would copy them all to see that.
         args.dataset_kwargs = {"skip_prepare_dataset": True}
+    if args.device.type == "cpu":
+        score_learned_tokens_only()
     trainer = DemonstrationTrainer(
         model=settings.with_lora(model, task="CAUSAL_LM"),
         args=args,
@@ -210,6 +213,15 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run: Run):
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(model, tokenizer)
     return model
+
+
+def score_learned_tokens_only() -> None:
+    """Let trl compute logits where there is a loss, as it does on GPUs; on others it would at every token of the prompt.
+
+    The losses are the same. With the demo's small model most of the time goes into logits.
+    """
+    if hasattr(trl_utils, "_use_triton"):
+        trl_utils._use_triton = lambda device: True
 
 
 def check_keys(args: SFTConfig) -> None:

@@ -38,6 +38,7 @@ HELD_OUT = 12  # and as many to tune on
 RANKED = 28
 PER_LINE = 5  # prompts with answers in a line of text.txt
 BEYOND_PROMPTS = 6000  # wordings made of the templates in beyond.json
+ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)
 FOLLOW_UPS = 0.5
@@ -120,6 +121,7 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     files["topics_heldout"] = [labelled(question) for question in (*dev, *test)]
     for rows in files.values():
         rng.shuffle(rows)
+    files["prompts"] = files["prompts"][:ASKED]
     return files
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/demo/run.py [--voice caring] [--voices plain friendly witty enthusiastic]
 
-Runs recipes/demo.sh as `make demo APP=no` does and writes results/<date>.json: seconds and peak memory per stage, the
+Runs recipes/demo.sh as `make demo APP=no` does and writes results/<date>.json: seconds, CPU seconds and peak memory, the
 report's numbers for base, SFT and PPO on held-out wordings, and the rates of right answers in scope, beyond it and in
 dialogues. For each of --voices a reward model and a policy are trained too, from the same SFT model, which does not depend
 on the voice.
@@ -11,6 +11,7 @@ on the voice.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,10 @@ def main() -> None:
         environment = os.environ | {"VOICE": arguments.voice, "RUN": str(folder)}
         subprocess.run(["bash", "recipes/demo.sh"], check=True, cwd=ROOT, env=environment)
     content = contents(folder, arguments.voice)
+    if not arguments.folder:
+        # Other programs on the machine add to the seconds, and not to these.
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        content["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     voices = {arguments.voice: small_talk(folder)}
     for voice in arguments.voices:
         voices[voice] = small_talk(train_voice(folder, voice))

@@ -7,13 +7,16 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 import trl
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl.trainer import utils as trl_utils
 
 from rlhf.data.padding import IGNORED
 from rlhf.models.load import save
 from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.run import start
+from tests.conftest import tiny_policy
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 QUICK = (
@@ -243,3 +246,24 @@ def test_the_longest_conversation_and_system_messages_are_known_to_the_chat(sft)
     assert sft.longest_and_system([single, talk]) == (2, False)
     with_system = {"prompt": [SYSTEM, TALK[0]], "completion": "yes"}
     assert sft.longest_and_system([with_system, single]) == (1, True)
+
+
+def test_scoring_the_learned_tokens_only_changes_no_loss(sft, tokenizer, monkeypatch):
+    model = tiny_policy(tokenizer)
+    trl_utils.add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(tokenizer), (3, 12), generator=generator)
+    labels = ids.clone()
+    labels[:, :7] = IGNORED
+    scored = []
+    for score_all in (True, False):
+        monkeypatch.setattr(trl_utils, "_use_triton", lambda device: False)
+        if not score_all:
+            sft.score_learned_tokens_only()
+        model.zero_grad()
+        outputs = model(input_ids=ids, labels=labels, fused_lm_head=True)
+        outputs.loss.backward()
+        grad = model.get_input_embeddings().weight.grad.clone()
+        scored.append((outputs.log_probs.detach(), outputs.is_top1, grad))
+    for whole, learned in zip(*scored, strict=True):
+        torch.testing.assert_close(whole, learned)
