@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+# The app counts feedback before torch is there: torch is imported where tensors come in.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Z = 1.96  # 97.5 % quantile of the normal distribution: a 95 % interval has two such tails
 
@@ -26,8 +28,10 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return low, high
 
 
-def correlation(first: Tensor | Sequence[float], second: Tensor | Sequence[float]) -> float:
+def correlation(first: "Tensor | Sequence[float]", second: "Tensor | Sequence[float]") -> float:
     """Pearson's correlation of two (N,) tensors or arrays, -1 to 1; 0.0 where either is constant."""
+    import torch
+
     first, second = torch.as_tensor(first), torch.as_tensor(second)
     first = first - first.mean()
     second = second - second.mean()
@@ -37,8 +41,10 @@ def correlation(first: Tensor | Sequence[float], second: Tensor | Sequence[float
     return (first.dot(second) / scale).item()
 
 
-def ranks(values: Tensor | Sequence[float]) -> Tensor:
+def ranks(values: "Tensor | Sequence[float]") -> "Tensor":
     """Ranks (N,) from 1, fp64; equal values share the mean of theirs. Pearson's correlation of ranks is Spearman's."""
+    import torch
+
     _, index, counts = torch.unique(
         torch.as_tensor(values), return_inverse=True, return_counts=True
     )

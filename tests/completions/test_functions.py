@@ -124,7 +124,7 @@ def test_a_reward_model_that_gives_nan_names_the_rows(make_reward_model, tokeniz
 
 def test_a_sum_that_overflows_is_refused(refused):
     rewards = WeightedSum({"mine": returning([1e38, 0])}, [100.0])
-    assert "the weighted sum of the rewards: 1 scores" in refused(rewards, TWO)
+    assert "the weighted sum of the rewards: 1 score is" in refused(rewards, TWO)
 
 
 def test_rows_have_the_numbers_they_have_in_the_data():
@@ -271,7 +271,7 @@ def test_the_last_failure_tells_all_reasons(no_waiting, refused):
 
 
 def test_a_bad_result_is_not_tried_again(no_waiting, refused):
-    assert "not finite" in refused(returning([float("nan"), 0], retries=3), TWO)
+    assert "not a finite number" in refused(returning([float("nan"), 0], retries=3), TWO)
     assert no_waiting == []
 
 
