@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def sections() -> dict[int, str]:
     return {int(number): text for number, text in zip(parts[::2], parts[1::2])}
 
 
+@cache
 def files_by_number() -> dict[int, set[str]]:
     """The files with a test of each number. `test_invariant_20_26_x` is a test of 20 and of 26."""
     files = defaultdict(set)

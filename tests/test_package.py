@@ -241,7 +241,10 @@ def test_an_unknown_name_is_one_line_with_the_nearest_one_and_exit_code_2(argv, 
     assert code == 2 and len(lines) == 1 and lines[0].startswith(f"error: {error}")
 
 
-@pytest.mark.parametrize("argv", [[], ["configs"], ["sft", "--help"]], ids=str)
+SFT_HELP = pytest.param(["sft", "--help"], marks=pytest.mark.slow)  # imports torch
+
+
+@pytest.mark.parametrize("argv", [[], ["configs"], SFT_HELP], ids=str)
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_reader_that_leaves_early_gets_no_traceback(argv, buffered):
     """As in `rlhf | head -0`: nobody reads what is printed, now or while Python exits."""

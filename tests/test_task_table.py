@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from string import Formatter
@@ -70,6 +71,7 @@ def test_tasks_with_one_column_have_one_form_of_it():
     assert all(len(found) == 1 for found in forms.values()), forms
 
 
+@cache
 def strings(path: Path) -> list[str]:
     """The string constants of a file that are not docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -92,7 +92,13 @@ def test_the_kl_of_a_step_is_what_is_logged_and_never_above_the_bound(make_train
         assert 0 < row["step_fraction"] <= 1 and row["step_gain"] > 0
 
 
-@pytest.mark.parametrize("model_type", ["phi", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "gemma2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("phi", "cohere", "granite")),
+    ],
+)
 def test_the_kl_is_that_of_the_models_own_logits(make_trainer, make_architecture, model_type):
     """Phi's output layer has a bias, which the step moves. The others change the logits after it."""
     trainer = make_trainer(**ONE, policy=make_architecture(model_type))

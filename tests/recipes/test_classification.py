@@ -431,8 +431,15 @@ def assert_equal(first, second, **tolerance) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("bert", False),
+        ("gpt2", True),
+        pytest.param("bert", True, marks=pytest.mark.slow),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_in_mid_epoch_is_uninterrupted(train, write, kind, lora):
     data = [
         "--dataset_name",
@@ -550,7 +557,9 @@ def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
     assert_equal(folder, folder / f"checkpoint-{best}")
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+@pytest.mark.parametrize(
+    "strategy", ["group_by_length", pytest.param("random", marks=pytest.mark.slow)]
+)
 def test_eight_rows_are_eight_times_one_row(train, write, strategy):
     """With weights: a mean of PyTorch's own would lose them in batches of one row."""
     rare = [row for i, row in enumerate(LONG) if row["label"] != "RED" or i % 4 == 0]

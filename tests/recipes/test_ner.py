@@ -176,7 +176,7 @@ def test_early_stopping_stops(train, write):
     )  # the first, and two that are no better
 
 
-@pytest.mark.parametrize("stop", ["4", "7"])
+@pytest.mark.parametrize("stop", ["4", pytest.param("7", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_weights(train, write, tmp_path, stop):
     """Stopped in the middle of the first epoch (6 steps) or of the second; dropout and the order by length are on."""
     flags = [

@@ -96,7 +96,7 @@ def mean_score(folder, rows, completion) -> float:
     ("kind", "lora"),
     [
         ("llama", False),
-        ("bert", True),
+        pytest.param("bert", True, marks=pytest.mark.slow),
         pytest.param("gpt2", False, marks=pytest.mark.slow),
         pytest.param("gpt2", True, marks=pytest.mark.slow),
         pytest.param("llama", True, marks=pytest.mark.slow),
