@@ -14,6 +14,7 @@ const words = props.words[language()];
 let removed = null; // the conversation that was deleted last
 let renaming = null; // id of the conversation whose title is being edited
 const titles = {}; // id -> title given by hand
+const copies = {}; // id -> id of its copy, see save
 const seen = {}; // id -> `updated` of the conversation as this page has it
 let atEnd = true; // the newest message is in sight
 let refocus = null; // finds the button that had the focus, in the transcript that is drawn anew
@@ -112,8 +113,10 @@ function save(conversation) {
   if (!conversation || !conversation.nodes || !conversation.nodes.length) return conversation;
   const stored = load(conversation.id);
   if (stored && seen[conversation.id] && stored.updated !== seen[conversation.id]) {
-    const id = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
-    conversation = {...conversation, id};
+    const digits = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, '0'));
+    // The answer that grows will come under the old id once more.
+    copies[conversation.id] ??= digits.join('');
+    conversation = {...conversation, id: copies[conversation.id]};
   }
   seen[conversation.id] = conversation.updated;
   if (!put(kept, STORE + conversation.id, JSON.stringify(conversation))) say(words.full);
@@ -134,7 +137,10 @@ function all() {
 const currentId = () => session.getItem(CURRENT);
 
 function show(conversation) {
-  if (conversation) seen[conversation.id] = conversation.updated;
+  if (conversation) {
+    seen[conversation.id] = conversation.updated;
+    delete copies[conversation.id];
+  }
   props.value = conversation;
   if (conversation) put(session, CURRENT, conversation.id);
   else session.removeItem(CURRENT);
