@@ -94,6 +94,7 @@ def run_forked(argv: list[str]) -> int:
             with suppress(ProcessLookupError):
                 os.kill(child, number)
 
+    # Before the fork, so that no signal is lost between the two.
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     parent = os.getpid()
     child = os.fork()

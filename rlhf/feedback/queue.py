@@ -133,6 +133,7 @@ class Queue:
         except OSError as error:
             raise UserError(f"{path}: not saved ({error.strerror}): check the folder") from error
         finally:
+            # Half written on a full disk.
             temporary.unlink(missing_ok=True)
 
     @property
@@ -221,6 +222,7 @@ class Queue:
             return self._answers[item]
         # One person was enough when it was ranked, and more are needed now.
         event = self._ranked_first.get(item)
+        # Nobody has ranked it.
         if event is None:
             return None
         drafts = []
@@ -262,6 +264,7 @@ class Queue:
     def _read(self) -> None:
         try:
             self._read_on()
+        # Another process may have emptied it too.
         except Replaced:  # the folder was emptied or replaced while the app ran
             self._forget()
             self._read_on()

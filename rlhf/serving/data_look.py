@@ -84,6 +84,7 @@ def answer_of(line: bytes) -> dict:
         answer = json.loads(line)
     except ValueError:
         return {}
+    # A number or a list is not ours either.
     return answer if isinstance(answer, dict) else {}
 
 

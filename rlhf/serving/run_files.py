@@ -166,6 +166,7 @@ def number(value) -> float:
 def is_finite(value) -> bool:
     """True for a number that a float can hold. JSON may have whole numbers of any length."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # False for NaN too.
     return is_number and abs(value) <= sys.float_info.max
 
 

@@ -284,6 +284,7 @@ class Jobs:
 
         A run that lost its launcher would train on next to the following job.
         """
+        # The usual end: the first process waits for its command.
         if not job.process.has_others():
             self._ending.pop(job.id, None)
             return False
@@ -309,6 +310,7 @@ class Jobs:
             self._lock.enter_context(locked(folder))
         except UserError:  # another server's
             return
+        # To notice when the folder is replaced.
         self._lock_file = file_id(folder / LOCK)
         self._owns = True
 

@@ -161,6 +161,7 @@ class JobRecords:
 def _check(job: Job, job_id: str) -> None:
     """ValueError for a record that another tool or hand has damaged."""
     for item in fields(Job):
+        # All others are texts.
         kind = {"command": list, "arguments": dict, "pid": int}.get(item.name, str)
         if type(getattr(job, item.name)) is not kind:
             raise ValueError(f"{item.name} is no {kind.__name__}")

@@ -70,7 +70,7 @@ def ended(jobs, job):
 
 def running(jobs, job):
     """The job once its recipe has begun to work."""
-    until(lambda: "working" in read_tail(Path(job.log)))
+    until(lambda: jobs.get(job.id).pid and "working" in read_tail(Path(job.log)))
     return jobs.get(job.id)
 
 
@@ -170,7 +170,7 @@ def test_what_a_killed_launcher_leaves_saves_and_ends_before_the_next_job(server
 
 def test_what_ignores_the_end_of_its_launcher_is_killed(server, monkeypatch):
     monkeypatch.setattr(jobs_module, "GRACE", 0.2)
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('working', flush=True); time.sleep(60)"
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('work' + 'ing', flush=True); time.sleep(60)"
     jobs = server(command=[sys.executable, "-c", deaf])
     job = running(jobs, jobs.start("sft", {}, "deaf"))
     os.kill(job.pid, signal.SIGKILL)
