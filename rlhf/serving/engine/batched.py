@@ -196,6 +196,7 @@ def _forward(model, rows: Rows, ids: Tensor, positions: Tensor) -> Tensor:
 @functools.cache
 def _cache_name(kind: type) -> str:
     """The argument of a model that takes the cache. transformers warns of the older name where it has a newer one."""
+    # Looked up once per architecture: a signature takes longer than a small layer.
     named = inspect.signature(kind.forward).parameters
     return "cache" if "cache" in named else "past_key_values"
 
@@ -225,6 +226,7 @@ def can_batch(model) -> bool:
 def _rotates_by_length(config) -> bool:
     """True if the positions of all rows change with the longest row: a short text would sense what others ask."""
     parameters = getattr(config, "rope_parameters", None) or {}
+    # transformers holds them flat, or by the type of layer.
     kinds = [parameters, *parameters.values()]  # of all layers, or of each type of layer
     return any(isinstance(kind, dict) and kind.get("rope_type") in LENGTHENING for kind in kinds)
 
@@ -329,9 +331,11 @@ class BatchedGenerator:
 
     def _read_some(self) -> None:
         """Read about STEP_TOKENS tokens of the prompts in line, or one short prompt at least."""
+        # A budget, so that nobody who writes waits for all who come.
         left = STEP_TOKENS
         while left > 0:
             self.joining = [answer for answer in self.joining if not answer.stop_if_asked()]
+            # The part of a request that has ended is memory that nobody uses.
             waiting = {answer.request for answer in self.joining}
             self.parts = {one: rows for one, rows in self.parts.items() if one in waiting}
             if not self.joining:
@@ -346,14 +350,17 @@ class BatchedGenerator:
         if len(first.prompt_ids) - start > STEP_TOKENS:
             self._read_part(first, known, start)
             return STEP_TOKENS
+        # A known beginning belongs to one prompt, so that no other can share the pass.
         group = self._with(first) if known is not None else self._like(first)
         joined = set(group)
         self.joining = [answer for answer in self.joining if answer not in joined]
         self._begin(group, known)
+        # Answers to one request cost its prompt once.
         lengths = {answer.request: len(answer.prompt_ids) - start for answer in group}
         return sum(lengths.values())
 
     def _read_part(self, first: Answer, known: Rows | None, start: int) -> None:
+        # The logits behind a part are of no use: only its keys and values stay.
         ids = first.prompt_ids[: start + STEP_TOKENS]
         try:
             _, self.parts[first.request] = read_prompts(self.served.model, [ids], known)
@@ -386,13 +393,16 @@ class BatchedGenerator:
         def distance(answer: Answer) -> int:
             return abs(len(answer.prompt_ids) - len(first.prompt_ids))
 
+        # The nearest in length come first, so that padding stays small.
         requests = [first.request]  # each prompt is read once
         group = []
         for answer in sorted(self.joining, key=distance):
             if answer.request not in requests:
                 lengths = sorted(len(one.prompt.ids) for one in [*requests, answer.request])
+                # A long prompt would make the others wait for it.
                 if lengths[-1] > STEP_TOKENS or count_to_read(lengths) < len(lengths):
                     continue
+                # What is known needs a pass of its own, and a shorter one.
                 if answer.request in self.parts or self._known(answer)[1] > 0:
                     continue
                 requests.append(answer.request)
@@ -404,6 +414,7 @@ class BatchedGenerator:
         try:
             logits, rows = self._read(answers, known)
         except Exception as error:  # noqa: BLE001
+            # Nobody else can be the cause.
             if all(answer.request is answers[0].request for answer in answers):
                 answers[0].request.fail(error)
                 return
@@ -426,6 +437,7 @@ class BatchedGenerator:
     def _read(self, answers: list[Answer], known: Rows | None) -> tuple[Tensor, Rows]:
         """The logits and rows of answers. Several answers to one prompt share its reading."""
         texts = [answer.prompt_ids + answer.tokens for answer in answers]
+        # Best-of-n and rankings ask for many answers to one prompt.
         distinct: list[list[int]] = []
         for text in texts:
             if text not in distinct:
@@ -433,6 +445,7 @@ class BatchedGenerator:
         logits, rows = read_prompts(self.served.model, distinct, known)
         if len(distinct) < len(texts):
             index = [distinct.index(text) for text in texts]
+            # Rows may be named more than once.
             rows.keep(index)
             logits = logits[index]
         return logits, rows

@@ -286,6 +286,7 @@ class Engine:
     def _enter(self, asked: Request) -> None:
         """Count a request, or refuse it as Busy."""
         with self._lock:
+            # Again: others came while the prompt was read.
             self._check_room(asked.client)
             self._counts["requests"] += 1
             self._requests[asked.name] = asked
@@ -423,12 +424,14 @@ class Engine:
             self._scorers.drop(name)
 
     def _note_folders(self) -> None:
+        # Remembered for good: a folder that comes back is served again.
         for path in (*self.runs.values(), *self.reward_runs.values()):
             if Path(path).is_dir():
                 self._folders.add(str(path))
 
     def _path(self, name: str, served: dict[str, str]) -> str:
         """The folder or Hub id of a served model. UserError for a folder that is gone: it must not become a Hub id."""
+        # Read once more under the name: a refresh may come between any two lines.
         check_served(name, served, "model")  # others may have replaced the served models meanwhile
         path = str(served.get(name))
         if path in self._folders and not Path(path).is_dir():

@@ -73,6 +73,7 @@ def stamp_of(path: str) -> tuple:
     """A key that changes with the files of a model: the path, and the sizes and times of those that are read."""
     states = []
     for name in STAMPED:
+        # One that disappears in this moment is missing, too.
         with suppress(OSError):  # missing, as all of them for a Hub id
             state = (Path(path) / name).stat()
             states.append((name, state.st_size, state.st_mtime_ns))

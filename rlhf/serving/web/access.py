@@ -219,6 +219,7 @@ def network_of(address: str) -> str:
         return address
     if parsed.version == 4:
         return address
+    # A socket for both kinds shows 1.2.3.4 as ::ffff:1.2.3.4.
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((int(parsed), 64), strict=False))
@@ -302,6 +303,7 @@ class Access:
         with self._hashing:
             matches = password_matches(password, stored) and name in self.accounts
         with self._lock:
+            # Only the one that was counted may take the count back.
             if first:
                 self._trying.discard(proof)
             if matches:

@@ -212,6 +212,7 @@ class Asker:
         """Stop what runs in a thread. The engine does not know a request whose prompt is still read, so it is told again."""
         while not work.done():
             self.stop()
+            # Often enough for a client that leaves early, rarely enough to cost nothing.
             await asyncio.wait({work}, timeout=0.1)
         work.exception()  # nobody else asks for it
 
@@ -223,6 +224,7 @@ class Asker:
                 return await self._stream(form, include_usage)
             work = in_thread(self._sample)
             try:
+                # Shielded: the thread goes on, and its end must be seen.
                 answers = await unless_gone(self.request.receive, asyncio.shield(work))
             except ClientGone:
                 await self._stop_for_good(work)

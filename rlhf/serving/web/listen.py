@@ -59,6 +59,7 @@ class Protocol(H11Protocol):
 
     def _look(self) -> None:
         """Close if nothing was asked since the last look, and nothing is being answered."""
+        # uvicorn has a cycle from the end of a head on.
         waits = self.cycle is None or self.cycle.response_complete
         if waits and self.cycle is self._last:
             self.transport.close()
@@ -67,6 +68,7 @@ class Protocol(H11Protocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self._look)
 
     def connection_lost(self, exc) -> None:
+        # Or the timer would hold the connection in memory.
         self._timer.cancel()
         super().connection_lost(exc)
 
@@ -107,6 +109,7 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, asyncio.CancelledError):
         return False
+    # Gradio's 404 comes after its 200.
     if isinstance(error, RuntimeError) and "response already started" in str(error):
         return getattr(error.__cause__, "status_code", 500) >= 500
     return not record.getMessage().startswith("Cancel ")

@@ -103,7 +103,7 @@ def make_router(access: Access) -> APIRouter:
 
 
 def form_fields(body: bytes) -> dict[str, list[str]]:
-    """name -> values of a form. Nothing for what is no form of ours."""
+    """name -> values of a form. Nothing for another body."""
     try:
         return parse_qs(body.decode(errors="replace"), max_num_fields=20)
     except ValueError:  # more fields

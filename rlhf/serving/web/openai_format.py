@@ -161,6 +161,7 @@ def text_logprobs(part: TextChunk | Completion) -> dict | None:
     offset = 0  # characters of the answer before the token
     for token in part.logprobs:
         tokens.append(token.token)
+        # A model may rule tokens out, with -inf.
         values.append(max(token.logprob, IMPOSSIBLE))
         top.append({text: max(logprob, IMPOSSIBLE) for text, logprob in token.top})
         offsets.append(offset)
