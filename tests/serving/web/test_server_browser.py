@@ -35,7 +35,7 @@ def browser():
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
-    runpy.run_path(str(Path(__file__).with_name("conftest.py")))["make_runs"](root)
+    runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))["make_runs"](root)
     models = find_models(root)
     engine = Engine(models["causal"], reward_runs=models["reward"])
     access = Access({}, {"mina": hash_password("correct horse")})
