@@ -93,7 +93,7 @@ def file_name(name: str) -> str:
 
 
 def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
-    """Rows by file name. The voice changes the rankings and the columns `voice` alone."""
+    """Rows by file name. The voice changes rankings, answers before a prompt, and columns `voice`."""
     rng = random.Random(seed)
     files: dict[str, list[dict]] = {name: [] for name in NAMES}
     topics = read_topics()
@@ -282,12 +282,14 @@ class Dialogues:
             rows.append({"messages": messages(turns, voice)})
         return rows
 
-    def prompts(self, questions: list[Question], side: str = "known") -> list[Question]:
-        """Each question with a follow-up or, one in three, as a follow-up to another question: the last turn is asked."""
+    def prompts(self, questions: list[Question], voice: str, side: str = "known") -> list[Question]:
+        """Each question with a follow-up or, one in three, as a follow-up to another question: the last turn is asked.
+
+        voice: of the answers before it. A chat's own answers are in the preferred voice after PPO.
+        """
         rows = []
         for i, question in enumerate(questions):
             before = questions[i - 1]
-            voice = self.rng.choice(VOICES)
             if i % 3 == 2:
                 turns = [before, question]
             else:
@@ -302,7 +304,7 @@ class Dialogues:
         chosen = questions[::3]
         self.rng.shuffle(chosen)
         rows = []
-        for i, question in enumerate(self.prompts(chosen, side)):
+        for i, question in enumerate(self.prompts(chosen, voice, side)):
             rows.append(evaluated(question, voice, i))
         return rows
 
@@ -354,7 +356,7 @@ def add_prompts(files: dict, in_scope: list, out_of_scope: list, dialogues: Dial
     asked = [*in_scope, *out_of_scope[: len(in_scope) // 4]]
     shuffled = list(asked)
     dialogues.rng.shuffle(shuffled)
-    asked += dialogues.prompts(shuffled[: len(asked) // 3])
+    asked += dialogues.prompts(shuffled[: len(asked) // 3], voice)
     for question in asked:
         row = {"prompt": question.prompt, "voice": voice, "answers": question.answers}
         files["prompts"].append(row)
@@ -367,7 +369,7 @@ def add_rankings(
     ranked = [question for questions in known.values() for question in questions[:RANKED]]
     single = [*ranked, *out_of_scope[: len(ranked) // 4]]
     rng.shuffle(single)
-    asked = [*single, *dialogues.prompts(single[: len(single) // 3])]
+    asked = [*single, *dialogues.prompts(single[: len(single) // 3], voice)]
     for question in asked:
         files["rankings"].append(ranking(question, out_of_scope[0].answers, ranked, voice, rng))
 

@@ -116,14 +116,29 @@ def test_a_conversation_has_one_to_three_turns_in_one_voice(files, refusals):
         assert len(voices) <= 1
 
 
-def test_the_voice_changes_the_rankings_alone(files):
+def test_the_voice_changes_no_question_and_nothing_that_sft_learns(files):
     witty = make("witty")
     for name in ("text", "sft", "topics", "topics_heldout"):
         assert witty[name] == files[name]
     assert witty["rankings"] != files["rankings"]
-    assert [row["prompt"] for row in witty["prompts"]] == [
-        row["prompt"] for row in files["prompts"]
-    ]
+    for name in ("prompts", "dev", "heldout_dialogues"):
+        assert list(map(asked, witty[name])) == list(map(asked, files[name]))
+
+
+def asked(row) -> list[str]:
+    """The user's messages of a prompt."""
+    if isinstance(row["prompt"], str):
+        return [row["prompt"]]
+    return [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
+
+
+def test_the_answers_before_a_prompt_are_in_the_preferred_voice(files, refusals):
+    answers = [topic["answers"] for topic in read_topics()] + [refusals]
+    spoken = {text: voice for by_voice in answers for voice, text in by_voice.items()}
+    rows = [row for name in ("prompts", "rankings") for row in files[name]]
+    history = [turn for row in rows if isinstance(row["prompt"], list) for turn in row["prompt"]]
+    said = [turn["content"] for turn in history if turn["role"] == "assistant"]
+    assert said and {spoken[text] for text in said if text in spoken} == {"caring"}
 
 
 def test_honest_counts_refusals_in_any_voice_and_nothing_else(refusals):
