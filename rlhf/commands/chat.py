@@ -234,7 +234,7 @@ def run(args: argparse.Namespace, prog: str) -> int:
         print(f"{address(args.host, port)}  (stop with Ctrl+C)", flush=True)
         service.engine.start()
 
-    return serve(app, listener, on_start)
+    return serve(app, listener, on_start, service.engine.close)
 
 
 def address(host: str, port: int) -> str:

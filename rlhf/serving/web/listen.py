@@ -74,16 +74,31 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Calls `on_start` when it really serves. Ends with exit code 0 after SIGTERM and Ctrl+C, the usual ways to stop it."""
+    """Calls `on_start` when it really serves. Ends with exit code 0 after SIGTERM and Ctrl+C, the usual ways to stop it.
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]):
+    on_stop: ends the answers under way, a second before their connections are cut off.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]
+    ):
         super().__init__(config)
-        self.on_start = on_start
+        self.on_start, self.on_stop = on_start, on_stop
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
             self.on_start()
+
+    async def shutdown(self, sockets=None) -> None:
+        ending = asyncio.create_task(self._end_answers())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_answers(self) -> None:
+        """A reader then gets the words so far and the reason, instead of half an answer or a 500."""
+        await asyncio.sleep(SHUTDOWN_SECONDS - 1)
+        await asyncio.to_thread(self.on_stop)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -115,7 +130,9 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Cancel ")
 
 
-def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
+def serve(
+    app, listener: socket.socket, on_start: Callable[[], None], on_stop: Callable[[], None]
+) -> int:
     """Serve until SIGTERM or Ctrl+C; returns the exit code. A second signal ends it at once."""
     config = uvicorn.Config(
         app,
@@ -127,7 +144,7 @@ def serve(app, listener: socket.socket, on_start: Callable[[], None]) -> int:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     logging.getLogger("uvicorn.error").addFilter(is_worth_a_line)
-    server = Server(config, on_start)
+    server = Server(config, on_start, on_stop)
     server.run(sockets=[listener])
     if not server.started:
         print("the server could not start: see above", file=sys.stderr)
