@@ -123,6 +123,17 @@ watch('value', () => {
 """
 
 
+# The box is emptied as the question leaves it: later, it may hold the next one.
+EMPTY_BOX = """
+(...values) => {
+  const box = document.querySelector('#chat-box textarea');
+  box.value = '';
+  box.dispatchEvent(new Event('input', {bubbles: true}));
+  return values;
+}
+"""
+
+
 class Wiring:
     """Connects the components to the actions.
 
@@ -163,7 +174,9 @@ class Wiring:
             "concurrency_limit": 32,
             "concurrency_id": "chat",
         }
-        gr.on([box.submit, send.click], on_send, [keeper, box, *controls], **streaming)
+        gr.on(
+            [box.submit, send.click], on_send, [keeper, box, *controls], js=EMPTY_BOX, **streaming
+        )
         inputs = [keeper, *controls]
         keeper.example(on_example, inputs, **streaming)
         keeper.edit(on_edit, inputs, **streaming)
@@ -352,8 +365,8 @@ def model_title(name: str, facts) -> str:
     if facts.created:
         parts.append(str(facts.created)[:10])
     for metric, value in facts.metrics.items():
-        # Other numbers, such as counts of rows, tell nobody how good a model is.
-        if any(word in metric for word in SCORES):
+        # Other numbers, such as counts of rows or the scores before the training, tell nobody how good a model is.
+        if any(word in metric for word in SCORES) and not metric.endswith("_before"):
             parts.append(f"{metric.replace('_', ' ')} {value:.3g}")
             break
     return " · ".join(parts)

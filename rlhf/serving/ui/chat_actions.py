@@ -148,9 +148,7 @@ def answer(
             service.engine, messages(conversation, last, controls.system), controls, asking.caller
         )
         live = live_html(controls.model, progress, language, begun)
-        # Only what was sent from the box leaves it: after a retry it may hold another text.
-        cleared = None if question is None else ""
-        yield Screen(conversation, index, live, notice="", box=cleared, busy=True)
+        yield Screen(conversation, index, live, notice="", busy=True)
         with closing(events):
             for event in answers.paced(events):
                 if isinstance(event, Done):

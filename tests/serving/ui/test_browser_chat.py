@@ -186,6 +186,19 @@ def test_a_phone_has_room_for_all_of_it(open_page, width, height):
 
 
 @pytest.mark.slow
+def test_what_is_typed_while_an_answer_is_awaited_stays(open_page):
+    page = open_page()
+    box = page.locator("#chat-box textarea")
+    box.fill("slow")
+    box.press("Enter")
+    box.fill("the next one")  # before the server has said a word
+    page.wait_for_selector(".turn.user .bubble >> text=slow")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("#chat-send", state="visible")
+    assert box.input_value() == "the next one"
+
+
+@pytest.mark.slow
 def test_korean_dark_and_stop(open_page):
     page = open_page(locale="ko-KR", color_scheme="dark")
     assert page.get_by_role("tab", name="채팅").is_visible()

@@ -57,7 +57,7 @@ def shown(conversation):
 def test_an_answer_grows_in_its_own_part_and_ends_in_the_conversation(service, engine):
     conversation, screens = asked(service, " hi ", system="be kind")
     first, *middle, last = screens
-    assert shown(first.conversation) == ["hi"] and first.busy and first.box == ""
+    assert shown(first.conversation) == ["hi"] and first.busy and first.box is None
     # while it grows, the conversation is not sent again
     assert middle and all(screen.conversation is None and screen.live for screen in middle)
     assert shown(conversation) == ["hi", "Hello **friend**"]
