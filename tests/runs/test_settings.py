@@ -143,7 +143,7 @@ def test_the_essentials_of_each_algorithms_yaml(recipe_module, name, expected):
         max_completion_length=32,
         missing_eos_penalty=1.0,
         learning_rate=5e-4,
-        kl_coef=0.3,
+        kl_coef=0.2,
         eval_every=5,
         seed=0,
     )

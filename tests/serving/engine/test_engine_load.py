@@ -103,6 +103,7 @@ def test_a_full_line_is_busy_and_says_when_to_come_back(make):
     engine = make(limits=ONE)
     gate = Gate(engine)
     streams = [engine.stream("base", HI, FREE) for _ in range(3)]  # one runs, two wait
+    wait_for(lambda: engine.load_report()["running"] == 1)
     with pytest.raises(Busy, match="3 requests are running or in line") as refusal:
         engine.stream("base", HI, FREE)
     assert 1 <= refusal.value.retry_after <= 60
