@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def modules() -> dict[str, Path]:
     return names
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every import of a file, those inside functions too; `from a.b import c` as a.b.c."""
     found = set()

@@ -435,7 +435,7 @@ def assert_equal(first, second, **tolerance) -> None:
     ("kind", "lora"),
     [
         ("bert", False),
-        ("gpt2", True),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
         pytest.param("bert", True, marks=pytest.mark.slow),
         pytest.param("gpt2", False, marks=pytest.mark.slow),
     ],

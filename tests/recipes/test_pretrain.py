@@ -142,7 +142,9 @@ def test_a_checkpoint_without_the_head_is_continued_and_that_is_said(
     )
 
 
-@pytest.mark.parametrize("objective", ["masked", "masked_nsp", "causal"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param("masked", marks=pytest.mark.slow), "masked_nsp", "causal"]
+)
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(train, stories, objective):
     kind = "gpt2" if objective == "causal" else "bert"
     flags = [

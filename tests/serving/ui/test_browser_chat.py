@@ -40,6 +40,7 @@ def check_inert(page):
     assert page.locator("#chat-box textarea").is_visible()
 
 
+@pytest.mark.slow
 def test_nothing_that_is_typed_or_answered_runs_or_asks_another_host(open_page):
     page = open_page()
     send(page, "say " + HOSTILE)  # also the title in the list
