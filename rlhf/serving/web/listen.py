@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
         ending.cancel()
 
     async def _end_answers(self) -> None:
-        """Who waits for one then gets its end or the reason, instead of half an answer or a 500."""
+        """Give each of them an end with its reason, instead of half an answer or a 500."""
         await asyncio.sleep(SHUTDOWN_SECONDS - 1)
         await asyncio.to_thread(self.on_stop)
 
