@@ -58,7 +58,7 @@ def refusal() -> type[Exception]:
 
 
 def read_rows(path: Path, count: int) -> dict[str, dict]:
-    """prompt -> its row, of the first `count` different prompts."""
+    """prompt -> its row, of the first `count` different questions. Dialogues are passed over: Compare asks single questions."""
     rows: dict[str, dict] = {}
     try:
         with open(path, encoding="utf-8") as file:
@@ -66,6 +66,8 @@ def read_rows(path: Path, count: int) -> dict[str, dict]:
                 row = json.loads(line)
                 # Needed by the rule.
                 row = {name: row[name] for name in ("prompt", "answers", "voice")}
+                if isinstance(row["prompt"], list):
+                    continue
                 # The queue holds each prompt once.
                 rows.setdefault(row["prompt"], row)
                 if len(rows) == count:

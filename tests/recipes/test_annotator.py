@@ -162,3 +162,11 @@ def test_the_queue_of_another_file_and_a_refusal_are_told(app, prompts, capsys):
     app.rank_add = refuse
     assert annotator.main(["rank", "url", "--prompts", prompts]) == 2
     assert "the line is full" in capsys.readouterr().err
+
+
+def test_dialogues_are_passed_over(tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}]
+    dialogue = ROW | {"prompt": [*turns, {"role": "user", "content": "why?"}]}
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in (dialogue, ROW)))
+    assert list(annotator.read_rows(path, 5)) == ["I am tired"]
