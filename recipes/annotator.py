@@ -58,7 +58,7 @@ def refusal() -> type[Exception]:
 
 
 def read_rows(path: Path, count: int) -> dict[str, dict]:
-    """prompt -> its row, of the first `count` different questions. Dialogues are passed over: Compare asks single questions."""
+    """prompt -> its row, of the first `count` different ones. Not dialogues: Compare asks single questions."""
     rows: dict[str, dict] = {}
     try:
         with open(path, encoding="utf-8") as file:
