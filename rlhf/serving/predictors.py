@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
-from rlhf.serving.engine.model_cache import ModelCache, check_served
+from rlhf.serving.engine.model_cache import LOADING, ModelCache, check_served
 from rlhf.task_table import TASKS
 
 LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
@@ -90,7 +90,8 @@ class Encoders:
 
     def _open(self, kind: str, name: str):
         device = self.device() if callable(self.device) else self.device
-        return open_encoder(kind, self.runs[kind][name], device)
+        with LOADING:
+            return open_encoder(kind, self.runs[kind][name], device)
 
     def _folder(self, kind: str, name: str) -> Path:
         """The folder of a model; UserError where there is none of this name."""

@@ -24,7 +24,7 @@ from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.errors import UserError
 from rlhf.serving.engine.answers import Request
 from rlhf.serving.engine.checks import check_messages, check_sizes, check_text
-from rlhf.serving.engine.model_cache import ModelCache, check_served
+from rlhf.serving.engine.model_cache import LOADING, ModelCache, check_served
 from rlhf.serving.engine.models import (
     Known,
     Memory,
@@ -413,7 +413,8 @@ class Engine:
     def _load_scorer(self, name: str) -> RewardModelScorer:
         path = self._path(name, self.reward_runs)
         self._scorer_stamps[name] = stamp_of(path)
-        scorer = RewardModelScorer.load(path)
+        with LOADING:
+            scorer = RewardModelScorer.load(path)
         scorer.model.to(self.device)
         return scorer
 

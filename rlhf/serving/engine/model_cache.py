@@ -1,9 +1,13 @@
 """Models in memory by name, and the error for a name that is not served. Nothing here needs torch."""
 
+import threading
 import time
 from collections.abc import Callable
 
 from rlhf.errors import UserError
+
+# Held while a model is loaded: of two `from_pretrained` at the same time, one may lose its tied weights.
+LOADING = threading.Lock()
 
 
 def check_served(name: str, served: dict, kind: str) -> None:

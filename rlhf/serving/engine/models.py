@@ -13,6 +13,7 @@ from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
 from rlhf.runs.record import RECORD, RunRecord
+from rlhf.serving.engine.model_cache import LOADING
 from rlhf.serving.engine.prompts import PromptReader
 from rlhf.serving.engine.requests import ModelFacts
 
@@ -56,8 +57,9 @@ class ServedModel:
 
 def load_for_answers(path: str, precision: str, device: str) -> ServedModel:
     """A policy and its tokenizer, ready to generate. precision: as in `convert_for_answers`."""
-    tokenizer = load_tokenizer(path)
-    model = freeze(load_policy(path))
+    with LOADING:
+        tokenizer = load_tokenizer(path)
+        model = freeze(load_policy(path))
     model = convert_for_answers(model, precision, torch.device(device))
     pad = tokenizer.pad_token_id
     if pad is None:

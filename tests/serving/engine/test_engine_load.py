@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from rlhf.errors import UserError
 from rlhf.serving.engine import worker as worker_module
 from rlhf.serving.engine.engine import Engine
+from rlhf.serving.engine.models import load_for_answers
 from rlhf.serving.engine.requests import (
     Busy,
     Completion,
@@ -470,3 +471,11 @@ def test_a_thousand_conversations_leave_nothing_behind(make):
         after = objects()
     assert after[0] <= before[0] + 20 and after[1] <= before[1] + 200
     assert threading.active_count() <= threads
+
+
+def test_models_can_be_loaded_at_the_same_time(runs):
+    """transformers' own loading cannot: one of two loses its tied weights."""
+    folders = [str(runs / "demo" / name) for name in ("ppo", "pretrain")] * 4
+    with ThreadPoolExecutor(2) as pool:
+        loaded = list(pool.map(lambda folder: load_for_answers(folder, "fp32", "cpu"), folders))
+    assert all(served.model.lm_head.weight.isfinite().all() for served in loaded)
