@@ -47,10 +47,8 @@ from rlhf.serving.engine.requests import (
 from rlhf.serving.engine.worker import IDLE_SECONDS, Running, Shared, Worker
 
 BATCHING = ("auto", "off")
-FIRST_LOOK, LOOK = (
-    0.05,
-    0.25,
-)  # seconds: a reader without news looks after its place in line and its worker
+# Seconds after which a reader without news looks after its place in line and its worker: at first, and then.
+FIRST_LOOK, LOOK = 0.05, 0.25
 SAY_AGAIN = 1.0  # seconds after which a reader in line hears of its place again, so that it can notice that it left
 
 

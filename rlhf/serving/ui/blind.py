@@ -23,6 +23,7 @@ from rlhf.feedback.events import Answer
 from rlhf.feedback.models import model_used
 from rlhf.serving.engine.requests import Busy, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.service import Service
+from rlhf.serving.ui.settings_panel import DEFAULTS
 from rlhf.serving.ui.texts import label, language_among, text, told
 
 logger = logging.getLogger(__name__)
@@ -357,6 +358,35 @@ def name_box(page: gr.Blocks) -> gr.Textbox:
     page.load(lambda name: str(name or "")[:100], kept, box, **quiet)
     box.blur(lambda name: name or "", box, kept, **quiet)
     return box
+
+
+def message_box(service: Service, elem_id: str) -> gr.Textbox:
+    """The box for the message that the models answer."""
+    return gr.Textbox(
+        label=label("judge.message"),
+        placeholder=label("judge.write"),
+        lines=2,
+        max_lines=8,
+        elem_id=elem_id,
+        max_length=service.engine.limits.characters,
+    )
+
+
+def sampling(service: Service) -> list:
+    """Temperature, top-p, most tokens and seed."""
+    with gr.Accordion(label("judge.sampling"), open=False):
+        temperature = gr.Slider(
+            0, 2, DEFAULTS.temperature, step=0.05, label=label("judge.temperature")
+        )
+        top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label=label("judge.top_p"))
+        most = service.engine.limits.new_tokens
+        tokens = gr.Slider(
+            1, most, min(DEFAULTS.max_new_tokens, most), step=1, label=label("judge.max_tokens")
+        )
+        seed = gr.Textbox(
+            label=label("judge.seed_label"), placeholder=label("judge.seed_placeholder")
+        )
+    return [temperature, top_p, tokens, seed]
 
 
 def session_of(request: gr.Request | None) -> str:

@@ -27,11 +27,13 @@ from rlhf.serving.ui.blind import (
     check_models,
     check_not_empty,
     check_prompt,
+    message_box,
     name_box,
     prompt_html,
     refusals,
     reveal_line,
     revealed,
+    sampling,
     session_of,
     settings_of,
     shuffled,
@@ -39,9 +41,9 @@ from rlhf.serving.ui.blind import (
     stream_all,
     words,
 )
+from rlhf.serving.ui.settings_panel import DEFAULTS
 from rlhf.serving.ui.texts import label, language_of, tab_line, text
 
-DEFAULTS = SamplingSettings()
 MOST = 3  # models side by side
 UNDECIDED = ("tie", "both bad")
 
@@ -223,14 +225,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     tab_line("compare.line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=300):
-            prompt = gr.Textbox(
-                label=label("judge.message"),
-                placeholder=label("judge.write"),
-                lines=2,
-                max_lines=8,
-                elem_id="compare-prompt",
-                max_length=service.engine.limits.characters,
-            )
+            prompt = message_box(service, "compare-prompt")
             ask = gr.Button(label("compare.ask"), variant="primary", elem_id="compare-ask")
             answers = gr.HTML(elem_id="compare-answers")
             buttons = verdict_buttons()
@@ -316,23 +311,6 @@ def panel(service: Service) -> list:
     rewards = list(service.engine.reward_runs)
     reward = gr.Dropdown(rewards, value=None, label=label("judge.reward"), visible=bool(rewards))
     return [models, reward, *sampling(service)]
-
-
-def sampling(service: Service) -> list:
-    """Temperature, top-p, most tokens and seed."""
-    with gr.Accordion(label("judge.sampling"), open=False):
-        temperature = gr.Slider(
-            0, 2, DEFAULTS.temperature, step=0.05, label=label("judge.temperature")
-        )
-        top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.01, label=label("judge.top_p"))
-        most = service.engine.limits.new_tokens
-        tokens = gr.Slider(
-            1, most, min(DEFAULTS.max_new_tokens, most), step=1, label=label("judge.max_tokens")
-        )
-        seed = gr.Textbox(
-            label=label("judge.seed_label"), placeholder=label("judge.seed_placeholder")
-        )
-    return [temperature, top_p, tokens, seed]
 
 
 def verdict_buttons() -> dict[str, gr.Button]:

@@ -26,20 +26,22 @@ from rlhf.serving.ui.blind import (
     answers_of,
     check_models,
     check_prompt,
+    message_box,
     name_box,
     prompt_html,
     refusals,
     reveal_line,
     revealed,
     sample_different,
+    sampling,
     session_of,
     settings_of,
     shuffled,
     stored_settings,
     words,
 )
-from rlhf.serving.ui.compare import DEFAULTS, sampling
 from rlhf.serving.ui.rank_look import CSS, FOCUS, NEXT, SCRIPT, TEXTS
+from rlhf.serving.ui.settings_panel import DEFAULTS
 from rlhf.serving.ui.texts import label, language_of, tab_line, text
 
 __all__ = ["CSS", "TEXTS", "build"]
@@ -319,14 +321,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     tab_line("rank.line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=300):
-            prompt = gr.Textbox(
-                label=label("judge.message"),
-                placeholder=label("judge.write"),
-                lines=2,
-                max_lines=8,
-                elem_id="rank-prompt",
-                max_length=service.engine.limits.characters,
-            )
+            prompt = message_box(service, "rank-prompt")
             with gr.Row():
                 ask = gr.Button(label("rank.ask"), variant="primary", elem_id="rank-ask")
                 following = gr.Button(label("rank.next"), elem_id="rank-next")
