@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(folder: Path, millions: int, repeats: int) -> dict:
-    """Median seconds of each way to save, their ratios, and the size of the checkpoint."""
+    """Seconds of each way to save (median, least and most), ratios of medians, and the size of the checkpoint."""
     plain = trained(Trainer, folder / "plain", millions)
     verified = trained(VerifiedTrainer, folder / "verified", millions)
     seconds: dict[str, list[float]] = {
@@ -93,6 +93,10 @@ def measure(folder: Path, millions: int, repeats: int) -> dict:
         "megabytes": round(size / MILLION, 1),
         "repeats": repeats,
         "seconds": {name: round(value, 3) for name, value in medians.items()},
+        "least and most": {
+            name: [round(min(values[1:]), 3), round(max(values[1:]), 3)]
+            for name, values in seconds.items()
+        },
         "verified / plain": round(medians["verified"] / medians["plain"], 3),
         "verified / plain, on the disk": round(
             medians["verified"] / medians["plain, on the disk"], 3
