@@ -326,6 +326,20 @@ def bert_fine_tuning(record: dict) -> str:
     return lines_of(["fine-tuned from", "random weights", "this model"], rows)
 
 
+def serving(record: dict) -> str:
+    """Tokens per second of each way to serve, by the number of users at once."""
+    ways = {name: way for name, way in record["ways"].items() if name != "prefill"}
+    users = list(ways["generate"])
+    header = ["tokens per second, all users together", *[plural(int(n), "user") for n in users]]
+    header += ["first text with 16 users, median", "memory"]
+    rows = []
+    for name, way in ways.items():
+        rates = [f"{way[count]['tokens_per_second']:.0f}" for count in users]
+        first_text, memory = way["16"]["first_text_p50"], way["16"]["memory_mb"] / 1000
+        rows.append([name, *rates, f"{first_text:.2f} s", f"{memory:.1f} GB"])
+    return lines_of(header, rows)
+
+
 # A table's name is its record's, and after a colon the part of the record it shows.
 TABLES: dict[str, Callable[[dict], str]] = {
     "demo": demo,
@@ -341,6 +355,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "bert/pretraining-stories:fine_tuning": bert_fine_tuning,
     "bert/pretraining-reviews": bert_pretraining,
     "bert/pretraining-reviews:fine_tuning": bert_fine_tuning,
+    "serving/small": serving,
+    "serving/medium": serving,
 }
 
 
