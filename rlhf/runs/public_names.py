@@ -14,7 +14,9 @@ from rlhf.runs.ancestry import Node, lineage_of
 from rlhf.runs.durable import write_text
 from rlhf.runs.record import RECORD, RunRecord, read_object
 
-SHARED = "shared.json"  # in the folder of a run that was pushed: {"repo": its Hub id, "commit": sha}
+SHARED = (
+    "shared.json"  # in the folder of a run that was pushed: {"repo": its Hub id, "commit": sha}
+)
 # An absolute path in the middle of a text.
 PATH_IN_TEXT = re.compile(r"(?<![\w./~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@-]+[/\\])+([\w.+@-]+)")
 
