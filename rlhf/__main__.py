@@ -39,6 +39,11 @@ COMMANDS = {
         LOOK,
     ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
+    "lineage": (
+        "rlhf.commands.lineage",
+        "everything that a run came from, with hashes; --verify computes them again",
+        LOOK,
+    ),
     "chat": ("rlhf.commands.chat", "try finished runs in the browser", LOOK),
     "configs": ("rlhf.commands.configs", "list the settings files, or print one", FIND),
     "layouts": (

@@ -37,6 +37,7 @@ LAYERS = {
     "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
+    "rlhf.hub": (4, "huggingface_hub transformers torch safetensors yaml rich"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
     "rlhf.serving": (
         5,

@@ -14,6 +14,7 @@ from rlhf.errors import UserError
 from rlhf.runs.parents import (
     entry_key,
     history,
+    is_in_cache,
     load_record,
     model_digests,
     parent_folder,
@@ -58,7 +59,9 @@ class Node:
     @property
     def is_on_hub(self) -> bool:
         """True for a model that was loaded from the Hub."""
-        return self.stage != THIS_RUN and came_from_hub(self.entry)
+        if self.stage == THIS_RUN or not came_from_hub(self.entry):
+            return False
+        return self.folder is None or is_in_cache(self.folder)
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, "Node"]]:
         """(depth, node) of this node and all that it came from, depth first."""
@@ -90,6 +93,7 @@ def lineage_of(record: RunRecord, folder: Path) -> Node:
         recipe=record.recipe,
         code=record.versions.get("code", ""),
         data=record.data,
+        entry={} if record.weights else {"hashed_now": True},
     )
     root.parents = _parents(record.parents, folder, histories, frozenset())
     return root
@@ -125,6 +129,54 @@ def _parents(parents: dict, child: Path, histories: dict, seen: frozenset[str]) 
 
 def _names_something(entry) -> bool:
     return isinstance(entry, dict) and bool(entry.get("name"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a lineage as a table or a tree.
+
+    depth: steps from the run. made_by: the recipe, or the number of events or rows. is_data: True for a source of rows.
+    again: True for a model that is above already, with all that it came from.
+    """
+
+    depth: int
+    stage: str
+    name: str
+    made_by: str
+    code: str = ""
+    revision: str = ""
+    sha256: str = ""
+    is_data: bool = False
+    again: bool = False
+
+
+def lines(root: Node) -> list[Line]:
+    """Every model, feedback store and source of rows of a lineage, depth first, and what two models share only once."""
+    listed: set[tuple] = set()
+    return list(_lines(root, 0, listed))
+
+
+def _lines(node: Node, depth: int, listed: set[tuple]) -> Iterator[Line]:
+    key = (node.name, node.revision, node.sha256)
+    made_by = f"{node.entry['events']} events" if node.is_feedback else node.recipe
+    facts = (made_by, node.code, node.revision, node.sha256)
+    again = key in listed and bool(node.parents or node.data)
+    yield Line(depth, node.stage, node.name, *facts, again=again)
+    if again:
+        return
+    listed.add(key)
+    for entry in node.data:
+        yield Line(
+            depth + 1,
+            "data",
+            str(entry.get("name", "")),
+            f"{entry.get('rows', '?')} rows",
+            revision=str(entry.get("revision") or ""),
+            sha256=str(entry.get("sha256") or ""),
+            is_data=True,
+        )
+    for parent in node.parents:
+        yield from _lines(parent, depth + 1, listed)
 
 
 # ---- the base model ----------------------------------------------------------------------------------------------

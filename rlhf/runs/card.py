@@ -10,6 +10,7 @@ comes from `rlhf.task_table.TASKS`.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -39,7 +40,7 @@ from rlhf.runs.card_tables import (
     stages,
 )
 from rlhf.runs.durable import write_text
-from rlhf.runs.parents import load_record
+from rlhf.runs.parents import load_record, model_digests
 from rlhf.runs.public_names import PublicNames, without_token
 from rlhf.runs.record import (
     DONE,
@@ -64,7 +65,7 @@ SUMMARIES = {
     "ppo": "A chat model trained by {algorithm} to raise the score of its answers.",
 }
 MASKED_SUMMARY = "A language model trained on plain text by filling in masked words."
-VALUE_SUMMARY = "The value function of a policy trained by {algorithm}: after each token it estimates the reward that is still to come."
+VALUE_SUMMARY = "The value function of a {algorithm} policy: the reward that is still to come, after each token."
 # Kind of model -> (intended use, limits). Tasks that are not listed share the last entry.
 USES = {
     "causal": (
@@ -166,6 +167,8 @@ def _card(
             f"{folder}: no readable {RECORD}: a card needs the folder of a recipe's run"
         )
     root = lineage_of(record, home)
+    if home != folder:
+        root = replace(root, name=str(folder), folder=folder, **_own_digests(folder))
     names = PublicNames(root, hub_ids)
     own = shown_path(folder, record) if home == folder else folder.name
     model_id = model_id or record.config.get("hub_model_id") or own
@@ -173,6 +176,12 @@ def _card(
     if adapter is None:
         adapter = is_adapter(folder)
     return Card(folder, record, root, names, kind_of(folder, record), title, model_id, adapter)
+
+
+def _own_digests(folder: Path) -> dict:
+    """The digests of a part of a run, which its record does not hold."""
+    digests = model_digests(folder)
+    return {"sha256": digests.get("sha256", ""), "files": digests.get("files", {})}
 
 
 def _incomplete(folder: Path, record: RunRecord) -> str:

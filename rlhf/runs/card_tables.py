@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from rlhf.markdown import _flat, fenced, markdown_table
-from rlhf.runs.ancestry import Node, mermaid
+from rlhf.runs.ancestry import Node, lines, mermaid
 from rlhf.runs.public_names import PublicNames
 from rlhf.runs.record import RunRecord, read_jsonl, read_object
 from rlhf.task_table import TASKS, RowList
@@ -201,11 +201,11 @@ def lineage_section(root: Node, names: PublicNames, title: str) -> str:
         return title if name == root.name else names(name)
 
     rows = []
-    for depth, node in root.walk():
-        role = "↳ " * depth + node.stage
-        made_by = f"{node.entry['events']} events" if node.is_feedback else node.recipe
-        rows.append((role, shown(node.name), made_by, node.code, node.revision, node.sha256))
-    columns = ["role", "model", "recipe", "code", "revision", "sha256 of all weights"]
+    for line in lines(root):
+        role = "↳ " * line.depth + line.stage
+        made_by = f"{line.made_by}, as above" if line.again else line.made_by
+        rows.append((role, shown(line.name), made_by, line.code, line.revision, line.sha256))
+    columns = ["role", "name", "made by", "code", "revision", "sha256 of all weights or rows"]
     if not any(row[4] for row in rows):
         columns.pop(4)
         rows = [(*row[:4], row[5]) for row in rows]

@@ -128,12 +128,17 @@ def parent_folder(name: str, child: Path, revision: str | None = None) -> Path |
     """The folder of a parent: where it was, moved together with its child, or in the cache of the Hub."""
     if not name:
         return None
+    if revision and not Path(name).is_dir():
+        return hub_snapshot(name, revision)
     for folder in (Path(name), child.parent / Path(name).name):
         if folder.is_dir() and folder.resolve() != child.resolve():
             return folder
-    if not is_local(name):
-        return hub_snapshot(name, revision or "main")
-    return None
+    return None if is_local(name) else hub_snapshot(name)
+
+
+def is_in_cache(folder: Path) -> bool:
+    """True for a folder of the Hub's cache."""
+    return folder.parent.name == "snapshots"
 
 
 def history(parents: dict[str, dict], child: Path, known: dict[str, dict] | None = None) -> dict:

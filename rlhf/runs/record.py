@@ -59,6 +59,7 @@ class RunRecord:
     steps: optimiser steps made by the last checkpoint, or by the end.
     seconds: wall time; of a resumed run the sum over its parts.
     parts: of a resumed run, each part with its start, seconds, command, and the step that it began from.
+    machine: `cpu`, its name, `cores`, and `gpu`, the name of the GPU that was used.
     precision: what it computed in, the reason, and the measured rates (`runs.precision.Precision`).
     peak_memory_gb: most memory of the main process, in GB of 2^30 bytes; of a resumed run the largest of its parts.
     peak_gpu_memory_gb: most memory of its tensors on the GPU; None without a CUDA device.
@@ -99,7 +100,7 @@ class RunRecord:
             config=config,
             seed=seed,
             versions=package_versions(),
-            machine={"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            machine={"cpu": cpu_name(), "cores": os.cpu_count()},
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),  # UTC
         )
 
@@ -149,6 +150,18 @@ class RunRecord:
         content = json.loads(text)
         known = cls.__dataclass_fields__
         return cls(**{key: value for key, value in content.items() if key in known})
+
+
+def cpu_name() -> str:
+    """The name of the processor as its maker gives it, else the architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # Linux
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    if match:
+        return match[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def command_line() -> str:

@@ -60,6 +60,7 @@ from rlhf.runs.parents import data_entry, feedback_entry, history, model_digests
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
+    gpu_name,
     is_launched,
     keep_freed_memory,
     launcher,
@@ -459,6 +460,7 @@ class Run:
         record.peak_memory_gb = max(record.peak_memory_gb, round(peak_memory_gb(), 3))
         on_gpu = peak_gpu_memory_gb(self.args.device)
         if on_gpu is not None:
+            record.machine["gpu"] = gpu_name(self.args.device)
             record.peak_gpu_memory_gb = max(record.peak_gpu_memory_gb or 0.0, round(on_gpu, 3))
 
     def show(self) -> None:
