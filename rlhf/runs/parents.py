@@ -16,7 +16,6 @@ from rlhf.data.files import READERS, suffix
 from rlhf.data.judgements import is_event
 from rlhf.data.load import is_local
 from rlhf.digests import file_sha256, files_sha256, joined_sha256, weight_files
-from rlhf.feedback.models import hub_snapshot
 from rlhf.feedback.store import NAME as EVENTS
 from rlhf.runs.record import RECORD, RunRecord, read_object
 
@@ -60,7 +59,7 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
     if not folder.is_dir():
         name, revision = split_revision(path, revision)
         entry["name"] = name
-        folder = hub_snapshot(name, revision or "main")
+        folder = hub_folder(name, revision)
         commit = folder.name if folder else revision
         if commit:
             entry["revision"] = commit
@@ -129,11 +128,25 @@ def parent_folder(name: str, child: Path, revision: str | None = None) -> Path |
     if not name:
         return None
     if revision and not Path(name).is_dir():
-        return hub_snapshot(name, revision)
+        return hub_folder(name, revision)
     for folder in (Path(name), child.parent / Path(name).name):
         if folder.is_dir() and folder.resolve() != child.resolve():
             return folder
-    return None if is_local(name) else hub_snapshot(name)
+    return None if is_local(name) else hub_folder(name)
+
+
+def hub_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a Hub model in the local cache, named after its commit; None if it was not downloaded.
+
+    revision: a branch, a tag or a commit; None: main, which from_pretrained takes.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    reference = cache / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = cache / "snapshots" / (commit or "")
+    return folder if commit and folder.is_dir() else None
 
 
 def is_in_cache(folder: Path) -> bool:
