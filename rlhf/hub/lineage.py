@@ -126,17 +126,23 @@ def verify(run: str | Path) -> list[Check]:
 
     run: a folder, or a Hub id.
     """
-    folder = run_folder(str(run))
-    root = lineage(folder)
-    checks: dict[Check, None] = {}  # a set that keeps its order
+    root = lineage(run_folder(str(run)))
+    checks: list[Check] = []
+    seen: set[tuple] = set()
     for _, node in root.walk():
+        if (node.name, node.sha256) in seen:
+            continue
+        seen.add((node.name, node.sha256))
         if node.is_feedback:
-            checks |= dict.fromkeys(_check_feedback(node))
+            checks += _check_feedback(node)
         else:
-            checks |= dict.fromkeys(_check_model(node, root, str(run)))
+            checks += _check_model(node, root, str(run))
         for entry in node.data:
-            checks |= dict.fromkeys(_check_data(entry, node, root))
-    return list(checks)
+            key = (entry.get("name"), entry.get("sha256"))
+            if key not in seen:
+                seen.add(key)
+                checks += _check_data(entry, node, root)
+    return checks
 
 
 def _check_model(node: Node, root: Node, given: str) -> Iterator[Check]:

@@ -265,8 +265,10 @@ class _Chart:
         if node.sha256:
             lines.append(f"sha256 {node.sha256[:SHORT]}")
         own = self._box(key, lines, opening, closing)
+        stores = {parent.name for parent in node.parents if parent.is_feedback}
         for entry in node.data:
-            self._arrow(self._data(entry), own, "data")
+            if entry.get("name") not in stores:
+                self._arrow(self._data(entry), own, "data")
         for parent in node.parents:
             self._arrow(self.add(parent), own, parent.stage)
         return own

@@ -205,5 +205,5 @@ def test_mermaid_draws_each_model_once_and_escapes_names(stages):
     assert len([box for box in boxes if "sft #quot;x#quot;" in box]) == 1
     assert '"x"' not in chart
     arrows = [line for line in chart.splitlines() if "-->" in line]
-    # text twice, sft data, prompts, feedback as data and as a parent, tokenizer, base, policy, base of reward, reward
-    assert len(arrows) == len(set(arrows)) == 11
+    # text twice, sft data, prompts, feedback, tokenizer, base, policy, base of reward, reward
+    assert len(arrows) == len(set(arrows)) == 10
