@@ -76,7 +76,9 @@ def explain(error: BaseException, name: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name}: the repository has no such branch, tag or commit: check the revision"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{name}: no such repository on the Hub, or a private one: check the name, or {LOGIN}"
+        return (
+            f"{name}: no such repository on the Hub, or a private one: check the name, or {LOGIN}"
+        )
     if status == 401:
         return f"{name}: the Hub does not know this token (401): make one at {TOKENS}, then {LOGIN}"
     if status == 403:

@@ -138,7 +138,9 @@ class HubDouble:
     def fail(self, pattern: str, what: int | str, times: int = 1, **options) -> None:
         self.faults.append(Fault(pattern, what, times, **options))
 
-    def put(self, name: str, files: dict[str, bytes], *, kind: str = "models", private=False) -> str:
+    def put(
+        self, name: str, files: dict[str, bytes], *, kind: str = "models", private=False
+    ) -> str:
         """Make a repository with files, or a commit that adds them, and return the commit."""
         repo = self.repos.setdefault((kind, name), Repo(kind, name, private))
         kept = dict(repo.files()) if repo.refs else {}
@@ -303,7 +305,11 @@ class HubDouble:
             raise Refused(400, message="a Space needs an sdk")
         is_private = bool(asked.get("private")) or asked.get("visibility") == "private"
         repo = Repo(kind, name, is_private)
-        repo.add("main", {".gitattributes": self.store(".gitattributes", GIT_ATTRIBUTES.encode())}, "initial commit")
+        repo.add(
+            "main",
+            {".gitattributes": self.store(".gitattributes", GIT_ATTRIBUTES.encode())},
+            "initial commit",
+        )
         self.repos[kind, name] = repo
         return JSONResponse({"url": url, "name": name, "id": name})
 
@@ -344,10 +350,17 @@ class HubDouble:
             parts = path[len(prefix) :].split("/")
             for depth in range(1, len(parts)):
                 above = prefix + "/".join(parts[:depth])
-                entries[above] = {"type": "directory", "oid": git_sha1(above.encode()), "size": 0, "path": above}
+                entries[above] = {
+                    "type": "directory",
+                    "oid": git_sha1(above.encode()),
+                    "size": 0,
+                    "path": above,
+                }
             entries[path] = file_entry(path, file)
         if call.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
-            entries = {path: entry for path, entry in entries.items() if "/" not in path[len(prefix) :]}
+            entries = {
+                path: entry for path, entry in entries.items() if "/" not in path[len(prefix) :]
+            }
         return JSONResponse(list(entries.values()))
 
     def paths_info(self, call: "Call") -> Response:
@@ -360,7 +373,9 @@ class HubDouble:
             if path in files:
                 entries.append(file_entry(path, files[path]))
             elif any(name.startswith(f"{path}/") for name in files):
-                entries.append({"type": "directory", "oid": git_sha1(path.encode()), "size": 0, "path": path})
+                entries.append(
+                    {"type": "directory", "oid": git_sha1(path.encode()), "size": 0, "path": path}
+                )
         return JSONResponse(entries)
 
     def refs(self, call: "Call") -> Response:
@@ -368,8 +383,12 @@ class HubDouble:
         branches, pulls = [], []
         for name, sha in repo.refs.items():
             ref = name if name.startswith("refs/") else f"refs/heads/{name}"
-            (pulls if "/pr/" in ref else branches).append({"name": name, "ref": ref, "targetCommit": sha})
-        return JSONResponse({"branches": branches, "tags": [], "converts": [], "pullRequests": pulls})
+            (pulls if "/pr/" in ref else branches).append(
+                {"name": name, "ref": ref, "targetCommit": sha}
+            )
+        return JSONResponse(
+            {"branches": branches, "tags": [], "converts": [], "pullRequests": pulls}
+        )
 
     def branch(self, call: "Call") -> Response:
         repo = self.writable(call)
@@ -404,7 +423,9 @@ class HubDouble:
                 signature = secrets.token_hex(8)
                 self.uploads[signature] = asked["oid"]
                 answer["actions"] = {
-                    "upload": {"href": f"{self.url}/lfs-storage/{asked['oid']}?signature={signature}"},
+                    "upload": {
+                        "href": f"{self.url}/lfs-storage/{asked['oid']}?signature={signature}"
+                    },
                     "verify": {"href": f"{self.url}/lfs-verify"},
                 }
             objects.append(answer)
@@ -445,7 +466,9 @@ class HubDouble:
             number = 1 + sum("/pr/" in name for name in repo.refs)
             target = f"refs/pr/{number}"
             repo.refs[target] = repo.refs[branch]
-            answer["pullRequestUrl"] = f"{self.url}/{KINDS[repo.kind]}{repo.name}/discussions/{number}"
+            answer["pullRequestUrl"] = (
+                f"{self.url}/{KINDS[repo.kind]}{repo.name}/discussions/{number}"
+            )
             branch = target
         sha = repo.add(branch, files, header["summary"])
         answer |= {
@@ -484,9 +507,9 @@ class HubDouble:
             refused.response.headers["X-Repo-Commit"] = commit
             raise refused
         if file.lfs:
-            # The client takes size and ETag from here, and follows.
+            # The client takes size and ETag from here, and follows to another host without its token.
             headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.lfs}"'}
-            headers["Location"] = f"{self.url}/cdn/{file.lfs}"
+            headers["Location"] = f"{self.url.replace('127.0.0.1', 'localhost')}/cdn/{file.lfs}"
             return Response(b"", 302, headers)
         headers["ETag"] = f'"{file.oid}"'
         return ranged(self.blobs[file.oid], call, headers)
@@ -551,6 +574,10 @@ def card_problems(text: str) -> list[str]:
         return [f"not YAML: {error}"]
     if not isinstance(content, dict):
         return ["the metadata must be a map"]
+    return [*name_problems(content), *result_problems(content)]
+
+
+def name_problems(content: dict) -> list[str]:
     problems = []
     licence = content.get("license")
     if licence is not None and licence not in LICENCES:
@@ -565,6 +592,11 @@ def card_problems(text: str) -> list[str]:
         for value in [values] if isinstance(values, str) else values:
             if not isinstance(value, str):
                 problems.append(f'"{key}" must be a string')
+    return problems
+
+
+def result_problems(content: dict) -> list[str]:
+    problems = []
     for entry in content.get("model-index") or []:
         for result in entry.get("results", []):
             if not {"task", "dataset", "metrics"} <= result.keys():

@@ -95,7 +95,12 @@ def push_folder(
 
 
 def check_target(
-    repo: str, *, kind: str = "model", private: bool = False, pr: bool = False, token: str | None = None
+    repo: str,
+    *,
+    kind: str = "model",
+    private: bool = False,
+    pr: bool = False,
+    token: str | None = None,
 ) -> Target:
     """UserError where a push would fail: the token, the name, the permission. Nothing is made on the Hub."""
     from huggingface_hub import HfApi, get_token
@@ -144,8 +149,8 @@ def _check_owner(repo: str, user: dict, pr: bool) -> None:
     owner = repo.split("/")[0]
     if owner not in owners and not pr:
         raise UserError(
-            f"{repo}: no permission: {user['name']} is not a member of {owner}; use one of {', '.join(owners)} as the owner, "
-            "or --pr for a pull request"
+            f"{repo}: no permission: {user['name']} is not a member of {owner}; use one of {', '.join(owners)} as the "
+            "owner, or --pr for a pull request"
         )
 
 
@@ -157,8 +162,8 @@ def check_secrets(folder: Path, token: str) -> None:
         text = path.read_text(encoding="utf-8", errors="replace")
         if SECRET.search(text) or (token and token in text):
             raise UserError(
-                f"{path.relative_to(folder)} holds a token of the Hub: remove it before you share the folder, and make a new "
-                "token"
+                f"{path.relative_to(folder)} holds a token of the Hub: remove it before you share the folder, and make a "
+                "new token"
             )
 
 
@@ -190,7 +195,9 @@ def _push(folder: Path, target: Target, *, private: bool, pr: bool, message: str
         try:
             commit = _commit(api, where, operations, head, (message, branch, pr))
         except Exception as error:
-            if status_of(error) == 412:  # compare with what is there now, which may be this very commit
+            if (
+                status_of(error) == 412
+            ):  # compare with what is there now, which may be this very commit
                 continue
             raise
         revision = commit.pr_revision if pr else commit.oid

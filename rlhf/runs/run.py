@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 
 from rlhf.data.templates import fixed_date
 from rlhf.errors import Interrupted, UserError
+from rlhf.models.snapshots import hub_commit, split_revision
 from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
 from rlhf.runs.checkpoints import check_best_checkpoint, checkpoint_to_resume, stop_if_finished
 from rlhf.runs.disk import check_free_disk
@@ -209,9 +210,13 @@ class Run:
             self.say(warning)
 
     def parent(self, role: str, path: str | None, *, revision: str | None = None) -> None:
-        """Record a model that the run starts from; revision: of the Hub."""
-        if path:
-            self.record.parents[role] = parent_entry(path, revision=revision)
+        """Record a model that the run starts from. revision: of the Hub, where the commit that was loaded is recorded."""
+        if not path:
+            return
+        commit = hub_commit(path, revision)
+        if commit:
+            path, revision = split_revision(path)[0], commit
+        self.record.parents[role] = parent_entry(path, revision=revision)
 
     def facts(self) -> dict:
         """The facts by which a checkpoint knows its run, so that no other run resumes from it."""

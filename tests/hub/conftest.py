@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from rlhf import online
+from rlhf.models.snapshots import forget_commits
 from tests.hub_double import running_hub
 
 TOKEN = "hf_alice_of_the_tests"
@@ -44,7 +45,9 @@ def hub(hub_server, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     monkeypatch.setattr(online, "WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    forget_commits()
     yield hub_server
+    forget_commits()
 
 
 @pytest.fixture

@@ -89,7 +89,9 @@ def test_a_commit_that_fails_once_is_made_once(hub, folder, what):
     assert commits(hub) == ["one"]
 
 
-@pytest.mark.parametrize("where", ["whoami", "repos/create", "preupload", "lfs/objects", "PUT /lfs", "tree"])
+@pytest.mark.parametrize(
+    "where", ["whoami", "repos/create", "preupload", "lfs/objects", "PUT /lfs", "tree"]
+)
 @pytest.mark.parametrize("what", [503, "slow"])
 def test_every_request_may_fail_once(hub, folder, where, what, no_pauses):
     hub.fail(where, what, seconds=0.05)
