@@ -16,11 +16,15 @@ def model_used(name: str, path: str | Path) -> ModelUsed:
 
 
 def hub_commit(name: str) -> str:
-    """The commit of a Hub model in the local cache, "" if it is not there."""
+    """The commit of a Hub model, `id` or `id@revision`, in the local cache; "" if it is not there."""
+    name, _, revision = name.partition("@")
     home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
-    reference = cache / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    storage = cache / f"models--{name.replace('/', '--')}"
     # The branch that from_pretrained takes without a revision.
+    reference = storage / "refs" / (revision or "main")
     if reference.is_file():
         return reference.read_text().strip()
+    if revision and (storage / "snapshots" / revision).is_dir():
+        return revision
     return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from rlhf.digests import file_sha256, known_sha256, weights_sha256
 from rlhf.errors import UserError
 from rlhf.feedback.store import NAME as EVENTS
+from rlhf.models.snapshots import split_revision
 from rlhf.runs.ancestry import (
     THIS_RUN,
     Line,
@@ -20,7 +21,6 @@ from rlhf.runs.ancestry import (
     lines,
     mermaid,
 )
-from rlhf.runs.parents import split_revision
 from rlhf.runs.record import RECORD
 
 __all__ = ["Check", "lineage", "mermaid", "run_folder", "tree", "verify"]
@@ -71,7 +71,7 @@ def run_folder(name: str) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    repo, revision = split_revision(name, None)
+    repo, revision = split_revision(name)
     if not is_hub_id(repo):
         raise UserError(f"{name}: no such folder, and not a Hub id: give the output_dir of a run")
     from huggingface_hub import hf_hub_download

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlhf.data.load import is_local
 from rlhf.errors import UserError
+from rlhf.models.snapshots import split_revision
 from rlhf.runs.parents import (
     entry_key,
     history,
@@ -18,7 +19,6 @@ from rlhf.runs.parents import (
     load_record,
     model_digests,
     parent_folder,
-    split_revision,
 )
 from rlhf.runs.record import RECORD, RunRecord
 
@@ -226,7 +226,7 @@ def base_of(node: Node) -> str | None:
     """The nearest Hub model whose weights a run goes back to; None where there is none."""
     for origin in origins(node):
         if origin.is_on_hub:
-            return split_revision(origin.name, None)[0]
+            return split_revision(origin.name)[0]
     return None
 
 

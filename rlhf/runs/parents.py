@@ -17,6 +17,7 @@ from rlhf.data.judgements import is_event
 from rlhf.data.load import is_local
 from rlhf.digests import file_sha256, files_sha256, joined_sha256, weight_files
 from rlhf.feedback.store import NAME as EVENTS
+from rlhf.models.snapshots import split_revision
 from rlhf.runs.record import RECORD, RunRecord, read_object
 
 # Files next to the weights that decide how a model computes. Those of the tokenizer are the model of a tokenizer run.
@@ -65,7 +66,6 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
             entry["revision"] = commit
         if folder is None:
             return entry
-        fetch_small_files(name, folder.name)
     entry |= model_digests(folder)
     record = read_object(folder / RECORD)
     made_by = {"recipe": record.get("recipe"), "seed": record.get("seed")}
@@ -74,25 +74,6 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
         made_by["code"] = versions.get("code")
     entry |= {name: value for name, value in made_by.items() if value not in (None, "")}
     return entry | card_facts(folder)
-
-
-def split_revision(path: str, revision: str | None) -> tuple[str, str | None]:
-    """(Hub id, revision) of an id that may hold its revision, as in user/name@v1."""
-    name, separator, given = path.partition("@")
-    if separator and not revision:
-        return name, given
-    return name, revision
-
-
-def fetch_small_files(name: str, commit: str) -> None:
-    """Put the record and the card of a Hub model next to its weights in the cache, if it has them and we are online."""
-    from huggingface_hub import hf_hub_download
-
-    for file in (RECORD, "README.md"):
-        try:
-            hf_hub_download(name, file, revision=commit)
-        except Exception:  # noqa: BLE001  the lineage is shorter without them, and the run is the same
-            continue
 
 
 def card_facts(folder: Path) -> dict:

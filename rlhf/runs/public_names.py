@@ -4,14 +4,12 @@ A record keeps paths as they were given. In a card and in a shared record a fold
 other absolute path by its last part.
 """
 
-import json
 import re
 import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 from rlhf.runs.ancestry import Node, lineage_of
-from rlhf.runs.durable import write_text
 from rlhf.runs.record import RECORD, RunRecord, read_object
 
 SHARED = (
@@ -25,19 +23,11 @@ def hub_id_of(folder: str | Path | None) -> str:
     """The Hub id that a run folder was pushed to; "" where none is known."""
     if folder is None:
         return ""
-    repo = read_object(Path(folder) / SHARED).get("repo")
-    if isinstance(repo, str):
-        return repo
-    config = read_object(Path(folder) / RECORD).get("config")
-    if isinstance(config, dict) and config.get("push_to_hub") and config.get("hub_model_id"):
-        return str(config["hub_model_id"])
-    return ""
-
-
-def note_shared(folder: str | Path, repo: str, commit: str) -> None:
-    """Remember in a run folder where it was pushed to, so that the cards of later runs name it."""
-    text = json.dumps({"repo": repo, "commit": commit})
-    write_text(Path(folder) / SHARED, f"{text}\n")
+    shared, record = read_object(Path(folder) / SHARED), read_object(Path(folder) / RECORD)
+    # The folder may hold another run since.
+    if shared.get("started") != record.get("started"):
+        return ""
+    return str(shared.get("repo") or "")
 
 
 class PublicNames:

@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 
 from rlhf.data.templates import fixed_date
 from rlhf.errors import Interrupted, UserError
+from rlhf.models.snapshots import hub_commit, split_revision
 from rlhf.runs.checkpoint_clock import CheckpointClock, minutes_between_checkpoints
 from rlhf.runs.checkpoints import check_best_checkpoint, checkpoint_to_resume, stop_if_finished
 from rlhf.runs.disk import check_free_disk
@@ -222,9 +223,15 @@ class Run:
             parents[f"feedback_{count + 1}" if count else "feedback"] = entry
 
     def parent(self, role: str, path: str | None, *, revision: str | None = None) -> None:
-        """Record a model that the run starts from, and what that came from; revision: of the Hub."""
+        """Record a model that the run starts from, and what that came from.
+
+        revision: of the Hub, where the commit that was loaded is recorded.
+        """
         if not path or not self.main:
             return
+        commit = hub_commit(path, revision)
+        if commit:
+            path, revision = split_revision(path)[0], commit
         entry = parent_entry(path, revision=revision)
         self.record.parents[role] = entry
         self.record.ancestors |= history({role: entry}, self.folder)

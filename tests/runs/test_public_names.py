@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.runs.ancestry import lineage
 from rlhf.runs.card import card_text
-from rlhf.runs.public_names import PublicNames, hub_id_of, note_shared, public_record
+from rlhf.runs.public_names import PublicNames, hub_id_of, public_record
 from rlhf.runs.record import RunRecord
 from tests.runs.lineage_runs import make_stages
 
@@ -35,12 +35,19 @@ def test_absolute_paths_are_shown_by_their_last_part(stages, name, shown):
 
 
 def test_a_parent_that_was_pushed_goes_by_its_hub_id(stages):
-    note_shared(stages.sft, "me/sft", "c" * 40)
+    note = {"repo": "me/sft", "started": RunRecord.load(stages.sft).started}
+    (stages.sft / "hub.json").write_text(json.dumps(note))
     assert hub_id_of(stages.sft) == "me/sft"
     names = PublicNames(lineage(stages.ppo), {str(stages.reward): "me/reward"})
     assert names(str(stages.sft)) == "me/sft" and names(str(stages.reward)) == "me/reward"
     command = shlex.join(["rlhf", "ppo", "--model_name_or_path", str(stages.sft), "--x=/a/b c/d"])
     assert names.command(command) == "rlhf ppo --model_name_or_path me/sft --x=d"
+
+
+def test_a_folder_that_holds_another_run_since_is_not_on_the_hub(stages):
+    note = {"repo": "me/sft", "started": "2020-01-01T00:00:00Z"}
+    (stages.sft / "hub.json").write_text(json.dumps(note))
+    assert hub_id_of(stages.sft) == ""
 
 
 def test_a_command_with_an_open_quote_shows_no_path(stages):
