@@ -148,8 +148,9 @@ def licence_of(root: Node) -> Licence:
     """The licence that the nearest model with one states on its card; `other` where none does."""
     for origin in origins(root):
         stated = origin.entry.get("license")
-        name = base_of(root) or origin.name
         if isinstance(stated, str):
+            # A local run has it from its own base.
+            name = origin.name if origin.is_on_hub else base_of(root) or Path(origin.name).name
             facts = {key: origin.entry.get(key) for key in ("license_name", "license_link")}
             return Licence(stated, **facts, source=name)
         if origin.is_on_hub and origin.name in LICENCES:

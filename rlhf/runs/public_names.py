@@ -12,9 +12,8 @@ from pathlib import Path
 from rlhf.runs.ancestry import Node, lineage_of
 from rlhf.runs.record import RECORD, RunRecord, read_object
 
-SHARED = (
-    "shared.json"  # in the folder of a run that was pushed: {"repo": its Hub id, "commit": sha}
-)
+# In the folder of a run that was shared (`hub.share`): repo, commit, and when that run had started.
+SHARED = "hub.json"
 # An absolute path in the middle of a text.
 PATH_IN_TEXT = re.compile(r"(?<![\w./~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@-]+[/\\])+([\w.+@-]+)")
 
