@@ -72,7 +72,6 @@ def main(settings: PPOSettings, args: PolicyGradientConfig) -> None:
             after = trainer.evaluate()
             # The run's numbers are those of the evaluation at its end.
             run.metrics({name.removeprefix("eval_"): value for name, value in after.items()})
-            run.metrics({"eval_prompts": len(trainer.rollouts.eval_prompts.ids)})
             show_samples(run, trainer.state.global_step)
 
 

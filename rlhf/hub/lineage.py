@@ -94,6 +94,7 @@ def tree(root: Node):
     from rich.text import Text
     from rich.tree import Tree
 
+    # The last branch of each depth: the next line is attached to the one above it.
     branches: dict[int, Tree] = {}
     for line in lines(root):
         text = Text(_label(line))  # names may hold the marks of rich
@@ -201,6 +202,7 @@ def _find_weights(node: Node, root: Node) -> Path | None:
         return None
     home = root.folder.resolve().parent
     for _ in range(NEARBY):
+        # Folders of runs only: others would have to be hashed for nothing.
         for record in sorted(home.glob(f"*/{RECORD}")):
             if record.parent != node.folder and _digest_of(record.parent) == node.sha256:
                 return record.parent
@@ -217,6 +219,7 @@ def _check_hub(node: Node, name: str) -> Iterator[Check]:
         if path is not None and path.is_file():
             yield Check(node.stage, name, file, _state(path, recorded), "in the cache")
             continue
+        # Asked once, and only if a file is not here.
         if large is None:
             large = _hub_hashes(repo, revision)
         if isinstance(large, str):  # the reason why there is no answer
@@ -238,6 +241,7 @@ def _hub_hashes(repo: str, revision: str | None) -> dict[str, str] | str:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except Exception as error:  # noqa: BLE001  no network, no permission, no repository: nothing was checked
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Small files have a sha1 of git alone.
     hashes = {}
     for file in info.siblings or []:
         hashes[file.rfilename] = file.lfs.sha256 if file.lfs else ""
@@ -297,6 +301,7 @@ def _relocated(name: str, node: Node, root: Node) -> Path | None:
         home = near.resolve() if near is not None else None
         for _ in range(NEARBY if home else 0):
             home = home.parent
+            # The longest ending first, such as data/sft.jsonl before sft.jsonl.
             for start in range(max(1, len(parts) - 3), len(parts)):
                 candidate = home.joinpath(*parts[start:])
                 if candidate.exists():

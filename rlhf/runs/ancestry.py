@@ -81,6 +81,7 @@ def lineage(folder: str | Path) -> Node:
 
 def lineage_of(record: RunRecord, folder: Path) -> Node:
     """The tree of a record. folder: of its run."""
+    # Only what the record lacks is read from the folders.
     histories = history(record.parents, folder, record.ancestors)
     # Records of older versions do not hold the digests of their own weights.
     weights = record.weights or model_digests(folder)
@@ -120,6 +121,7 @@ def _parents(parents: dict, child: Path, histories: dict, seen: frozenset[str]) 
             data=past.get("data", []),
             entry=entry,
         )
+        # Where a parent was, its own parents were probably near.
         if key not in seen:
             home = folder or child.parent / Path(entry["name"]).name
             node.parents = _parents(past.get("parents", {}), home, histories, seen | {key})
@@ -164,6 +166,7 @@ def _lines(node: Node, depth: int, listed: set[tuple]) -> Iterator[Line]:
     yield Line(depth, node.stage, node.name, *facts, again=again)
     if again:
         return
+    # Before its parents: a record may lead back to it.
     listed.add(key)
     for entry in node.data:
         yield Line(
@@ -208,7 +211,7 @@ def origins(node: Node) -> list[Node]:
         started_from = [parent for parent in node.parents if is_origin(parent.stage)]
         if not started_from:
             return nodes
-        node = started_from[0]
+        node = started_from[0]  # others would be models to compare with
         nodes.append(node)
 
 
@@ -253,9 +256,10 @@ class _Chart:
     def add(self, node: Node) -> str:
         """Draw a node with everything before it, unless that has been done. Returns its id."""
         key = ("model", node.sha256 or node.revision or node.name, self.shown(node.name))
+        # The SFT model of a policy and of its reward model is one box.
         if key in self.ids:
             return self.ids[key]
-        opening, closing = "[", "]"
+        opening, closing = "[", "]"  # a box; data are a cylinder
         lines = [self.shown(node.name), node.recipe]
         if node.is_feedback:
             opening, closing = "[(", ")]"
@@ -265,6 +269,7 @@ class _Chart:
         if node.sha256:
             lines.append(f"sha256 {node.sha256[:SHORT]}")
         own = self._box(key, lines, opening, closing)
+        # A feedback store is both data and a parent. Its box as a parent says more.
         stores = {parent.name for parent in node.parents if parent.is_feedback}
         for entry in node.data:
             if entry.get("name") not in stores:

@@ -134,6 +134,7 @@ def card_text(
     if status:
         card.record.status = status
     record, names = card.record, card.names
+    # The use comes first: it is what most readers look for.
     sections = [
         f"# {markdown_cell(card.title)}",
         _summary(card),
@@ -148,6 +149,7 @@ def card_text(
         section("How it was made", making(record, names)),
         section("Licence", _licence_note(card.root)),
     ]
+    # The Hub reads the order as it is: the same run gives the same bytes.
     front = yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True)
     # A token that was given as a flag is in the command.
     return without_token(f"---\n{front}---\n\n{joined(sections)}\n")
@@ -172,6 +174,7 @@ def _card(
     names = PublicNames(root, hub_ids)
     own = shown_path(folder, record) if home == folder else folder.name
     model_id = model_id or record.config.get("hub_model_id") or own
+    # Without the owner, who is in the address.
     title = model_id.rstrip("/").split("/")[-1]
     if adapter is None:
         adapter = is_adapter(folder)
@@ -212,6 +215,7 @@ def _summary(card: Card) -> str:
     if card.adapter:
         text += " This repository holds LoRA matrices alone, to be put on their base model."
     base = base_model_of(card)
+    # A model from scratch has none.
     if base:
         text += f" It goes back to [{base}](https://huggingface.co/{base})."
     return text
@@ -251,6 +255,7 @@ def _limits(card: Card) -> str:
     use, limits = USES.get(card.kind, USES[""])
     parts = [f"For: {use}", f"Limits: {limits}"]
     config = read_object(card.folder / "config.json")
+    # GPT-2's name of it, and that of the others.
     context = config.get("n_positions") or config.get("max_position_embeddings")
     if context:
         parts.append(f"It reads at most {context} tokens.")

@@ -59,7 +59,7 @@ VALUE_MODEL = "value_model"  # the folder of a policy's value function
 
 @dataclass
 class Card:
-    """What the sections of a card are made from.
+    """All that the sections of a card are made from.
 
     folder: of the model. record: of its run. kind: a key of SNIPPETS. title: the model's name without its owner.
     model_id: the name that the snippet loads. adapter: True for LoRA matrices alone.
@@ -179,7 +179,7 @@ def evaluations(card: Card) -> list[EvalResult]:
     else:
         listed = HUB_METRICS.get(record.recipe, {})
     arguments = {"seed": record.seed}
-    n = number_of_examples(record)
+    n = number_of_examples(card.folder, record)
     if n is not None:
         arguments["n"] = n
     # The last data set is the one that was evaluated on.

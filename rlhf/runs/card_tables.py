@@ -18,7 +18,7 @@ COUNTED = {
     "pretrain": ("eval_rows", "held-out texts"),
     "sft": ("eval_rows", "held-out demonstrations"),
     "reward": ("pairs", "pairs of ranked answers to held-out prompts"),
-    "ppo": ("eval_prompts", "held-out prompts"),
+    "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
     "tokenizer": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}
 
@@ -39,7 +39,7 @@ def results(folder: Path, record: RunRecord, kind: str, names: PublicNames) -> s
     if numbers:
         parts.append(origin + markdown_table(["metric", "value"], numbers, right=1))
     if record.metrics:
-        parts.append(counted(record))
+        parts.append(counted(folder, record))
     parts.append(_report_table(folder, kind))
     # The curves come first, then the other pictures by name.
     plots = sorted((folder / "plots").glob("*.png"))
@@ -50,7 +50,7 @@ def results(folder: Path, record: RunRecord, kind: str, names: PublicNames) -> s
 
 def _numbers(metrics: dict) -> list[tuple[str, str]]:
     """(name, value) of each metric. An interval is behind its number, and not in lines of its own."""
-    flat = dict(_flat(metrics))
+    flat = dict(_flat(metrics))  # nested ones by name.inner
     rows = []
     for name, value in flat.items():
         owner = re.sub(r"_(low|high)$", "", name)
@@ -64,17 +64,24 @@ def _numbers(metrics: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def number_of_examples(record: RunRecord) -> int | None:
-    """The number of held-out examples that the final numbers are a mean of; None where the record does not say."""
+def number_of_examples(folder: Path, record: RunRecord) -> int | None:
+    """The number of held-out examples that the final numbers are a mean of; None where the run does not say."""
     name, _ = COUNTED.get(record.recipe, ("", ""))
     value = record.metrics.get(name)
-    return value if isinstance(value, int) else None
+    if isinstance(value, int):
+        return value
+    if record.recipe != "ppo":
+        return None
+    # Each evaluation of a policy leaves one sample for each prompt. The last one may be there twice.
+    samples = read_jsonl(folder / "samples.jsonl")
+    steps = [sample.get("step") for sample in samples]
+    return steps.count(steps[0]) if steps else None
 
 
-def counted(record: RunRecord) -> str:
+def counted(folder: Path, record: RunRecord) -> str:
     """A sentence with n and the seed of the final numbers."""
     sentences = []
-    n = number_of_examples(record)
+    n = number_of_examples(folder, record)
     if n is not None:
         sentences.append(f"Measured on {n} {COUNTED[record.recipe][1]}.")
     if any(name.endswith("_low") for name in record.metrics):
@@ -171,6 +178,7 @@ def _of_steps(samples: list[dict], names: PublicNames) -> str:
     first_step, last_step = samples[0].get("step"), samples[-1].get("step")
     last = [sample for sample in samples if sample.get("step") == last_step][:SAMPLES]
     columns = [name for name in last[0] if name != "step"]
+    # The same prompts are evaluated each time.
     before: dict[str, str] = {}
     if first_step != last_step and "completion" in columns:
         for sample in samples:
@@ -212,6 +220,7 @@ def lineage_section(root: Node, names: PublicNames, title: str) -> str:
     parts = [markdown_table(columns, rows)]
     has_history = root.parents or root.data
     if has_history:
+        # The Hub draws it.
         parts.insert(0, fenced(mermaid(root, shown), "mermaid"))
     return joined(parts)
 
@@ -274,6 +283,7 @@ def _facts(record: RunRecord) -> list[str]:
     machine = record.machine
     if record.seconds:
         facts.append(f"{record.seconds:.0f} s")
+    # None without a GPU.
     if record.peak_gpu_memory_gb is not None:
         gpu = machine.get("gpu") or "the GPU"
         facts.append(f"{record.peak_gpu_memory_gb:.2f} GB of memory of {gpu} at most")

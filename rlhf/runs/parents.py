@@ -68,6 +68,7 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
             return entry
     entry |= model_digests(folder)
     record = read_object(folder / RECORD)
+    # Of a folder that a recipe has made.
     made_by = {"recipe": record.get("recipe"), "seed": record.get("seed")}
     versions = record.get("versions")
     if isinstance(versions, dict):
@@ -85,6 +86,7 @@ def card_facts(folder: Path) -> dict:
         content = None
     if not isinstance(content, dict):
         content = {}
+    # Few configs have one.
     licence = read_object(folder / "config.json").get("license")
     if "license" not in content and isinstance(licence, str):
         content["license"] = licence
@@ -108,6 +110,7 @@ def parent_folder(name: str, child: Path, revision: str | None = None) -> Path |
     """The folder of a parent: where it was, moved together with its child, or in the cache of the Hub."""
     if not name:
         return None
+    # A folder next to the run may have the name of a Hub model.
     if revision and not Path(name).is_dir():
         return hub_folder(name, revision)
     for folder in (Path(name), child.parent / Path(name).name):
@@ -157,6 +160,7 @@ def history(parents: dict[str, dict], child: Path, known: dict[str, dict] | None
             "data": record.data,
             "parents": record.parents,
         }
+        # What this parent's own record knows needs no folder.
         histories = record.ancestors | histories
         waiting += [(folder, parent) for parent in record.parents.values()]
     return histories
@@ -211,12 +215,14 @@ def feedback_entry(name: str) -> dict:
         path = path / EVENTS
     if path.suffix != ".jsonl" or not path.is_file():
         return {}
+    # Before it is read: events that come meanwhile are not of this run.
     size = path.stat().st_size
     kinds: Counter[str] = Counter()
     models: dict[str, str] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file):
             event = _event(line)
+            # A store begins with an event. Other rows are not feedback.
             if event is None and number == 0:
                 return {}
             if event is None:

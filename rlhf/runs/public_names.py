@@ -70,6 +70,7 @@ class PublicNames:
 
     def text(self, text: str) -> str:
         """A text with every path in it as readers may see it."""
+        # A longer path may begin with a shorter one.
         for name in sorted(self.hub_ids, key=len, reverse=True):
             text = text.replace(name, self.hub_ids[name])
         return PATH_IN_TEXT.sub(lambda match: match[1], text)
