@@ -120,7 +120,9 @@ def test_pickles_are_not_downloaded(hub):
 def test_a_pickle_next_to_safetensors_is_passed_over(tiny, hub):
     hub.put(tiny, {"pytorch_model.bin": b"\x80", "modeling.py": b"raise SystemExit"})
     folder = model_folder(tiny)
-    assert not list(snapshots.Path(folder).glob("*.bin")) + list(snapshots.Path(folder).glob("*.py"))
+    assert not list(snapshots.Path(folder).glob("*.bin")) + list(
+        snapshots.Path(folder).glob("*.py")
+    )
 
 
 def test_code_of_the_hub_is_not_run(hub):
@@ -131,7 +133,9 @@ def test_code_of_the_hub_is_not_run(hub):
     )
     with pytest.raises(UserError, match="needs Python code of its own repository"):
         load_policy("bob/code")
-    assert not [line for line in hub.requests if line.startswith("GET /bob/code/resolve/") and ".py" in line]
+    assert not [
+        line for line in hub.requests if line.startswith("GET /bob/code/resolve/") and ".py" in line
+    ]
 
 
 def test_code_of_a_folder_is_not_run(tmp_path):
@@ -159,7 +163,9 @@ def test_what_is_not_there(tiny, hub, name, said):
 
 
 @pytest.mark.parametrize("what", [429, 500, 503, "cut", "etag", "slow", "drop"])
-@pytest.mark.parametrize("where", ["GET /api/models", "GET .*config.json", "(HEAD|GET) .*model.safetensors", "GET /cdn"])
+@pytest.mark.parametrize(
+    "where", ["GET /api/models", "GET .*config.json", "(HEAD|GET) .*model.safetensors", "GET /cdn"]
+)
 def test_a_fault_ends_in_the_right_bytes(tiny, hub, what, where, no_pauses):
     if "/api/" in where and what in ("cut", "etag"):
         pytest.skip("only of files")
