@@ -44,6 +44,7 @@ EVERYWHERE = {
     "accelerate's DistributedDataParallel": "ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_static_graph "
     "ddp_find_unused_parameters ddp_timeout",
     "with use_liger_kernel only": "liger_kernel_config",
+    "the push of the finished run (hub/test_recording.py)": " ".join(keys.PUSH),
 }
 LOADER = (
     "accelerator_config data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context "
@@ -62,7 +63,7 @@ OF_A_RECIPE = {
     "reward": f"{LOADER} {LOGS} neftune_noise_alpha length_column_name",
     "sft": f"{LOADER} {LOGS} {FORWARD} length_column_name prediction_loss_only",
 } | dict.fromkeys(ENCODERS, f"{LOADER} {LOGS} {FORWARD}")
-OF_THE_TOKENIZER = "output_dir seed use_cpu local_rank"
+OF_THE_TOKENIZER = " ".join(["output_dir seed use_cpu local_rank", *keys.PUSH])
 
 
 def classes_of(module):
