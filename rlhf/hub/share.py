@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.hub.push import Pushed, push_folder
+from rlhf.hub.push import Pushed, files_of, push_folder
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
@@ -91,11 +91,15 @@ def preview(run: str | os.PathLike, repo: str, *, merge: bool = False) -> Previe
     run = Path(run)
     check_run(run)
     with staged(run, repo, merge=merge) as folder:
-        files = []
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                files.append((path.relative_to(folder).as_posix(), path.stat().st_size))
-        return Preview(files, (folder / CARD).read_text(encoding="utf-8"))
+        return Preview(sizes_of(folder), (folder / CARD).read_text(encoding="utf-8"))
+
+
+def sizes_of(folder: Path) -> list[tuple[str, int]]:
+    """(path, bytes) of every file below a folder, in order."""
+    sizes = []
+    for path in files_of(folder):
+        sizes.append((path.relative_to(folder).as_posix(), path.stat().st_size))
+    return sizes
 
 
 def check_run(run: Path) -> None:
@@ -208,13 +212,17 @@ def note_shared(run: Path, pushed: Pushed) -> None:
     """Remember where a run was shared."""
     repo = pushed.url.rstrip("/").split("/")[-2:]
     content = {"repo": "/".join(repo), "commit": pushed.commit, "url": pushed.url}
+    content["started"] = read_object(run / RECORD).get("started", "")
     with suppress(OSError):  # a folder that is read only: its children's cards have no link
         write_text(run / SHARED, json.dumps(content, indent=1) + "\n")
 
 
 def shared_as(run: Path) -> str:
-    """The repository to which a run was shared; "" for none."""
-    return str(read_object(run / SHARED).get("repo") or "")
+    """The repository to which a run was shared; "" for none, and where the folder holds another run since."""
+    shared, record = read_object(run / SHARED), read_object(run / RECORD)
+    if shared.get("started") != record.get("started"):
+        return ""
+    return str(shared.get("repo") or "")
 
 
 def with_parents(card: str, run: Path) -> str:

@@ -5,6 +5,7 @@ all else), and remote code is never run. An error names the folder, what it hold
 """
 
 import copy
+import json
 import os
 import pickle
 import re
@@ -88,9 +89,11 @@ def load_policy(
     config = _config_of(path, revision)
     if config is not None:
         check_policy(config, path)
-    if os.path.isfile(os.path.join(model_folder(path, revision), "adapter_config.json")):
+    folder = model_folder(path, revision)
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
+        check_base_of_adapter(folder)
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
         check_policy(adapted.get_base_model().config, path)
         drop_unused_settings(adapted.get_base_model())
@@ -104,6 +107,21 @@ def load_policy(
     drop_unused_settings(model)
     freeze_other_parts(model)
     return set_causal_loss(model)
+
+
+def check_base_of_adapter(folder: str) -> None:
+    """Refuse an adapter whose base model would be refused. Afterwards the base is in the cache.
+
+    folder: with adapter_config.json.
+    """
+    text = Path(folder, "adapter_config.json").read_text(encoding="utf-8")
+    try:
+        config = json.loads(text)
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (ValueError, AttributeError):
+        return  # loading it says what is wrong
+    if base:
+        model_folder(base, revision)
 
 
 def drop_unused_settings(model: PreTrainedModel) -> None:

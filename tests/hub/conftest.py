@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from rlhf import online
+from rlhf.data.hub import forget_commits as forget_data_sets
 from rlhf.models.snapshots import forget_commits
 from tests.hub_double import running_hub
 
@@ -45,9 +46,11 @@ def hub(hub_server, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     monkeypatch.setattr(online, "WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    forget_commits()
+    for forget in (forget_commits, forget_data_sets):
+        forget()
     yield hub_server
-    forget_commits()
+    for forget in (forget_commits, forget_data_sets):
+        forget()
 
 
 @pytest.fixture
