@@ -30,6 +30,8 @@ DECIDING = (
     "chat_template.jinja",
 )
 TOKENIZER = "tokenizer.json"
+# In the folder of a run that was shared (`hub.share`): repo, commit, and when that run had started.
+SHARED = "hub.json"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 # What a card takes over from the card of the model that the weights come from.
 FROM_THE_CARD = ("license", "license_name", "license_link", "language")
@@ -52,6 +54,7 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
 
     name: its path or Hub id. revision: the commit of a Hub model, and none of a folder. sha256: of all its weights.
     files: name -> sha256. recipe, code, seed: of the run that made it. license and language: of its card.
+    hub_id: that it was shared as.
     """
     if not path:
         return {}
@@ -73,6 +76,7 @@ def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
     versions = record.get("versions")
     if isinstance(versions, dict):
         made_by["code"] = versions.get("code")
+    made_by["hub_id"] = hub_id_of(folder)
     entry |= {name: value for name, value in made_by.items() if value not in (None, "")}
     return entry | card_facts(folder)
 
@@ -95,6 +99,21 @@ def card_facts(folder: Path) -> dict:
     if facts.get("license") == "other" and "license_name" not in facts:
         facts.pop("license")
     return facts
+
+
+def hub_id_of(folder: str | Path | None, sha256: str = "") -> str:
+    """The Hub id that a run folder was shared as; "" where none is known, and where the folder holds another run since.
+
+    sha256: of the weights that are meant; "" for those that are there.
+    """
+    if folder is None:
+        return ""
+    shared, record = read_object(Path(folder) / SHARED), read_object(Path(folder) / RECORD)
+    now = (record.get("weights") or {}).get("sha256", "")
+    is_other = bool(sha256 and now) and sha256 != now
+    if is_other or shared.get("started") != record.get("started"):
+        return ""
+    return str(shared.get("repo") or "")
 
 
 # ---- history -----------------------------------------------------------------------------------------------------

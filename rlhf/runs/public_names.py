@@ -4,29 +4,20 @@ A record keeps paths as they were given. In a card and in a shared record a fold
 other absolute path by its last part.
 """
 
+import json
 import re
 import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from rlhf.runs.ancestry import Node, lineage_of
-from rlhf.runs.record import RECORD, RunRecord, read_object
+from rlhf.runs.ancestry import THIS_RUN, Node, lineage, lineage_of
+from rlhf.runs.durable import write_text
+from rlhf.runs.parents import hub_id_of
+from rlhf.runs.record import RECORD, RunRecord, read_jsonl
 
-# In the folder of a run that was shared (`hub.share`): repo, commit, and when that run had started.
-SHARED = "hub.json"
+SAMPLES = "samples.jsonl"
 # An absolute path in the middle of a text.
 PATH_IN_TEXT = re.compile(r"(?<![\w./~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@-]+[/\\])+([\w.+@-]+)")
-
-
-def hub_id_of(folder: str | Path | None) -> str:
-    """The Hub id that a run folder was pushed to; "" where none is known."""
-    if folder is None:
-        return ""
-    shared, record = read_object(Path(folder) / SHARED), read_object(Path(folder) / RECORD)
-    # The folder may hold another run since.
-    if shared.get("started") != record.get("started"):
-        return ""
-    return str(shared.get("repo") or "")
 
 
 class PublicNames:
@@ -38,8 +29,11 @@ class PublicNames:
     def __init__(self, root: Node, hub_ids: dict[str, str] | None = None):
         self.hub_ids: dict[str, str] = {}
         for _, node in root.walk():
-            hub_id = node.entry.get("hub_id") or hub_id_of(node.folder)
-            if hub_id and not node.is_on_hub:
+            # The run's own name does not change with its first push, or the second would differ.
+            if node.is_on_hub or node.stage == THIS_RUN:
+                continue
+            hub_id = node.entry.get("hub_id") or hub_id_of(node.folder, node.sha256)
+            if hub_id:
                 self.hub_ids[node.name] = hub_id
         self.hub_ids |= hub_ids or {}
 
@@ -107,6 +101,24 @@ def public_record(folder: str | Path, hub_ids: dict[str, str] | None = None) -> 
         part["command"] = without_token(names.command(str(recorded.get("command", ""))))
     content["config"].pop("hub_token", None)
     return content
+
+
+def public_rows(path: Path, names: PublicNames) -> str:
+    """A file of JSON lines with the names that readers may see."""
+    rows = [json.dumps(names.value(row), ensure_ascii=False) for row in read_jsonl(path)]
+    return "".join(f"{row}\n" for row in rows)
+
+
+def write_public(
+    run: str | Path, target: str | Path, hub_ids: dict[str, str] | None = None
+) -> None:
+    """Write the files of a run in which private folders may be named, as they are shared, into another folder."""
+    run, target = Path(run), Path(target)
+    text = json.dumps(public_record(run, hub_ids), indent=2, ensure_ascii=False, default=str)
+    write_text(target / RECORD, f"{text}\n")
+    if (run / SAMPLES).is_file():
+        names = PublicNames(lineage(run), hub_ids)
+        write_text(target / SAMPLES, public_rows(run / SAMPLES, names))
 
 
 def without_token(text: str) -> str:

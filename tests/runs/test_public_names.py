@@ -7,7 +7,8 @@ import pytest
 
 from rlhf.runs.ancestry import lineage
 from rlhf.runs.card import card_text
-from rlhf.runs.public_names import PublicNames, hub_id_of, public_record
+from rlhf.runs.parents import hub_id_of
+from rlhf.runs.public_names import PublicNames, public_record, write_public
 from rlhf.runs.record import RunRecord
 from tests.runs.lineage_runs import make_stages
 
@@ -48,6 +49,9 @@ def test_a_folder_that_holds_another_run_since_is_not_on_the_hub(stages):
     note = {"repo": "me/sft", "started": "2020-01-01T00:00:00Z"}
     (stages.sft / "hub.json").write_text(json.dumps(note))
     assert hub_id_of(stages.sft) == ""
+    note["started"] = RunRecord.load(stages.sft).started
+    (stages.sft / "hub.json").write_text(json.dumps(note))
+    assert hub_id_of(stages.sft) == "me/sft" and hub_id_of(stages.sft, "0" * 64) == ""
 
 
 def test_a_command_with_an_open_quote_shows_no_path(stages):
@@ -87,6 +91,20 @@ def test_a_shared_record_gives_the_same_lineage(stages, tmp_path):
     expected = [(depth, node.stage, node.sha256) for depth, node in lineage(stages.ppo).walk()]
     pulled = [(depth, node.stage, node.sha256) for depth, node in lineage(folder).walk()]
     assert pulled == expected
+
+
+def test_what_is_shared_is_byte_for_byte_the_same_where_nothing_is_private(stages, tmp_path):
+    record = RunRecord("sft", command="rlhf sft", config={"output_dir": "runs/sft"}, status="done")
+    record.save(tmp_path / "sft")
+    (tmp_path / "sft" / "samples.jsonl").write_text('{"step": 1, "prompt": "가"}\n')
+    (tmp_path / "shared").mkdir()
+    write_public(tmp_path / "sft", tmp_path / "shared")
+    for name in ("run.json", "samples.jsonl"):
+        original = (tmp_path / "sft" / name).read_bytes()
+        assert (tmp_path / "shared" / name).read_bytes() == original
+    (stages.ppo / "samples.jsonl").write_text(json.dumps({"tokenizer": str(stages.tokenizer)}))
+    write_public(stages.ppo, tmp_path / "shared")
+    assert "secret-customer" not in (tmp_path / "shared" / "samples.jsonl").read_text()
 
 
 def test_the_same_run_gives_the_same_record_and_card(stages):
