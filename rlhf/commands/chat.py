@@ -20,7 +20,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio whe
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")  # with its revision
 KEYS_VARIABLE = "RLHF_API_KEYS"
 
 
@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None, prog: str = "app.py") -> int:
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition("\n\n")[0])
-    parser.add_argument("run", nargs="*", help="run folders to serve; the first is the default")
+    parser.add_argument(
+        "run", nargs="*", help="run folders or Hub ids to serve; the first is the default"
+    )
     parser.add_argument(
         "--runs",
         default="runs",
@@ -147,7 +149,8 @@ def check(args: argparse.Namespace) -> None:
     if args.device and not DEVICE.fullmatch(args.device):
         raise UserError(f"--device {args.device}: use cpu, cuda, cuda:0, mps or xpu")
     for folder in args.run or [args.runs]:
-        if not Path(folder).is_dir():
+        is_id = folder in args.run and not Path(folder).exists() and HUB_ID.fullmatch(folder)
+        if not Path(folder).is_dir() and not is_id:
             raise UserError(no_folder(folder))
     for folder in args.data:
         if not Path(folder).is_dir():
