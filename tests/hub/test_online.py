@@ -266,7 +266,7 @@ def test_from_sft_to_ppo_through_the_hub(train, shelf, base, tmp_path, monkeypat
     facts = engine.facts("ppo")
     assert facts.stage == "ppo" and facts.path == "alice/ppo"
     [answer] = engine.sample(
-        "ppo", [{"role": "user", "content": "a"}], SamplingSettings(max_new_tokens=2)
+        "ppo", [{"role": "user", "content": "a"}], SamplingSettings(max_new_tokens=2), 1
     )
     assert answer.tokens <= 2
     engine.close()
