@@ -53,7 +53,8 @@ def test_an_empty_store_has_no_events_and_no_files(store):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "schema: 2 given, this version reads 1"),
+        ({"schema": 3}, "schema: 3 given, this version reads 1 and 2"),
+        ({"consent": 1}, "consent: a bool is expected"),
         ({"schema": True}, "schema: True given"),
         ({"event": "like"}, "event: one of rating, comparison, ranking"),
         ({"ranks": [0]}, "ranks: 2 whole numbers"),

@@ -10,7 +10,18 @@ from types import ModuleType
 import gradio as gr
 
 from rlhf.serving.service import Service
-from rlhf.serving.ui import blind, chat, compare, data, rank, runs, tasks, texts, theme
+from rlhf.serving.ui import (
+    blind,
+    chat,
+    compare,
+    consent,
+    data,
+    rank,
+    runs,
+    tasks,
+    texts,
+    theme,
+)
 
 TITLE = "RLHF"
 TEXTS = {
@@ -71,6 +82,7 @@ def build_page(service: Service) -> gr.Blocks:
     texts.add_texts(TEXTS)
     texts.add_texts(tasks.TEXTS)
     texts.add_texts(blind.TEXTS)
+    texts.add_texts(consent.TEXTS)
     encoders = service.encoders
     with theme.titled_page(TITLE) as page:
         # Who serves encoders only came for these.
