@@ -83,6 +83,17 @@ def test_a_bad_event_is_named_with_its_line_and_field(store, make, change, messa
     assert problem.startswith(f"{store.path}:2: {message}"), problem
 
 
+def test_events_of_schema_1_are_read_and_have_no_consent(store, make):
+    event = make.ranking([0, 1], consent=True)
+    old = {name: value for name, value in to_row(event).items() if name != "consent"}
+    assert from_row(old | {"schema": 1}) == replace(event, consent=False)
+    assert from_row(to_row(event)) == event
+    with pytest.raises(UserError, match="consent: unknown in schema 1"):
+        from_row(to_row(event) | {"schema": 1})
+    with pytest.raises(UserError, match="consent: missing"):
+        from_row(old)
+
+
 def test_a_bad_event_is_not_written(store, make):
     with pytest.raises(UserError, match="value: one of up, down"):
         store.append(make.rating(value="left"))

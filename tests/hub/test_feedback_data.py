@@ -180,3 +180,25 @@ def test_the_card_says_numbers_models_and_where_scripts_took_part(filled, tmp_pa
     assert (
         "1 came from clients of the API" in card and "| user/model | 2222222222222222 | 2 |" in card
     )
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_trained_on_the_folder(store, tmp_path, recipe_module, tokenizer):
+    from rlhf.models.load import save
+    from rlhf.models.scratch import new_policy
+    from rlhf.runs.record import RunRecord
+    from rlhf.runs.run import start
+
+    for i in range(12):
+        store.append(ranking(f"question {i}"))
+    feedback_folder(store.folder, tmp_path / "out")
+    sizes = dict(hidden_size=16, layers=1, heads=2, context=24, dropout=0.0)
+    save(new_policy(tokenizer, model_type="gpt2", **sizes), tokenizer, tmp_path / "policy")
+    reward = recipe_module("reward")
+    files = f"--dataset_name {tmp_path}/out --model_name_or_path {tmp_path}/policy"
+    flags = (
+        f"--output_dir {tmp_path}/run --use_cpu --report_to none --max_steps 2 --eval_fraction 0.25"
+    )
+    start(reward.main, reward.__doc__, f"{files} {flags}".split())
+    record = RunRecord.load(tmp_path / "run")
+    assert record.status == "done" and record.metrics["train_rankings"] == 9
