@@ -141,8 +141,11 @@ def write_rows(path: Path, rows: list[dict]) -> int:
 def hasher(secret: str, repo: str) -> Callable[[str, str], str]:
     """A function (kind, name) -> hexadecimal digits, which only the owner of the secret can repeat."""
 
+    # With or without its owner, a repository is the same.
+    short = repo.rpartition("/")[2]
+
     def hashed(kind: str, name: str) -> str:
-        message = json.dumps([repo, kind, name]).encode()
+        message = json.dumps([short, kind, name]).encode()
         return hmac.new(secret.encode(), message, "sha256").hexdigest()
 
     return hashed

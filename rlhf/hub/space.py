@@ -40,7 +40,7 @@ MODEL_FILES = (
 )  # fmt: skip
 CODE = ("*.py", "*.css", "*.js")
 NOT_COPIED = ("recipes", "__pycache__")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # and a revision
 TITLE = "Chat"
 APP = '''"""Chat with the models in models/. Hugging Face Spaces starts this file."""
 
@@ -64,11 +64,12 @@ class SpaceFolder:
 
 
 def space_folder(
-    runs: Sequence[str | Path], target: str | Path, *, title: str = TITLE
+    runs: Sequence[str | Path], target: str | Path, *, title: str = TITLE, link: bool = False
 ) -> SpaceFolder:
     """Write a Space into a folder, which is made. The same models give the same bytes.
 
     runs: folders of finished runs, or ids of chat models on the Hub. The first is the default of the chat.
+    link: make links to the weights, for a folder that is pushed and removed.
     UserError for a run that cannot be tried, and for a folder that is there already.
     """
     target = Path(target)
@@ -89,7 +90,7 @@ def space_folder(
     models: dict[str, str] = {}
     for run, kind in zip(local, kinds):
         name = free_name(run, models)
-        copy_model(run, target / name)
+        copy_model(run, target / name, link)
         models[name] = kind
     for name in ids:
         models[name] = "causal, from the Hub"
@@ -136,7 +137,7 @@ def free_name(run: Path, taken: dict[str, str]) -> str:
     return name
 
 
-def copy_model(run: Path, target: Path) -> None:
+def copy_model(run: Path, target: Path, link: bool) -> None:
     """Copy the files that a model is loaded from. A LoRA adapter is merged, because its base is not in the Space."""
     target.mkdir(parents=True)
     if (run / "adapter_config.json").is_file():
@@ -146,7 +147,10 @@ def copy_model(run: Path, target: Path) -> None:
     else:
         for pattern in MODEL_FILES:
             for path in sorted(run.glob(pattern)):
-                shutil.copyfile(path, target / path.name)
+                if link and path.suffix == ".safetensors":
+                    (target / path.name).symlink_to(path.resolve())
+                else:
+                    shutil.copyfile(path, target / path.name)
     if not any(target.glob("*.safetensors")):
         raise UserError(f"{run}: no weights as safetensors: save the model with save_pretrained")
     if (run / RECORD).is_file():
@@ -206,8 +210,9 @@ def readme(title: str, models: dict[str, str], ids: list[str]) -> str:
         "pinned": False,
     }
     if ids:
+        repos = [name.partition("@")[0] for name in ids]
         # Loaded when the Space is built, so that the first visitor does not wait for it.
-        header |= {"models": ids, "preload_from_hub": ids}
+        header |= {"models": repos, "preload_from_hub": repos}
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     rows = [(name.removeprefix("models/"), kind) for name, kind in models.items()]
     table = markdown_table(("model", "kind"), rows)

@@ -18,6 +18,7 @@ from rlhf.serving.ui import (
     data,
     rank,
     runs,
+    share,
     tasks,
     texts,
     theme,
@@ -30,6 +31,7 @@ TEXTS = {
     "page.rank": ("Rank", "순위"),
     "page.runs": ("Runs", "학습"),
     "page.data": ("Data", "데이터"),
+    "page.share": ("Share", "공유"),
 }
 
 
@@ -61,12 +63,17 @@ def has_data(service: Service) -> bool:
     return service.jobs is not None or service.feedback is not None
 
 
+def may_push(service: Service) -> bool:
+    return service.jobs is not None and service.jobs.allowed.may_push
+
+
 TABS = (
     Tab(chat, can_chat),
     Tab(compare, takes_feedback),
     Tab(rank, takes_feedback),
     Tab(runs, starts_runs),
     Tab(data, has_data),
+    Tab(share, may_push),
 )
 # Gradio takes one style sheet per page.
 CSS = theme.CSS + tasks.CSS + blind.CSS + "".join(tab.module.CSS for tab in TABS)
