@@ -161,7 +161,7 @@ def use(name: str, rankings: int, ratings: int) -> str:
 
 
 def origin(events: Sequence[Event]) -> str:
-    """When, by whom and in which way the judgements were made."""
+    """The paragraph about the time, the people and the way in which the judgements were made."""
     days = sorted(event.time for event in events)
     sources = Counter(event.source for event in events)
     lines = [

@@ -17,7 +17,7 @@ KINDS = (RUN, FEEDBACK, SPACE)
 
 @dataclass(frozen=True)
 class Push:
-    """What to share, and where.
+    """A push: the things to share, and the repository.
 
     kind: of KINDS. sources: names of runs below the folder of the runs; none for the feedback.
     repo: "name" or "owner/name". private: of a new repository. merge: a LoRA adapter into its base.
@@ -42,7 +42,7 @@ class Push:
 
 
 def read_push(asked: dict) -> Push:
-    """What a page or a client asks for. UserError for anything that is not a push."""
+    """The push that a page or a client asks for. UserError for anything that is not a push."""
     kind, sources = asked.get("kind"), asked.get("sources") or []
     if kind not in KINDS:
         raise UserError(f"kind={kind!r:.40}: one of {', '.join(KINDS)}")

@@ -310,7 +310,7 @@ def build(service: Service, page: gr.Blocks) -> None:
 
 
 def asked_for(kind, run, models, repo, private, merge, pr) -> dict:
-    """What the components hold, as `read_push` takes it."""
+    """The values of the components, as `read_push` takes it."""
     sources = models if kind == SPACE else [run] if run else []
     return {
         "kind": kind,
