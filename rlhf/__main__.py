@@ -39,6 +39,11 @@ COMMANDS = {
         LOOK,
     ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
+    "export": (
+        "rlhf.commands.export",
+        "write a trained encoder as ONNX, and compare its logits",
+        LOOK,
+    ),
     "chat": ("rlhf.commands.chat", "try finished runs in the browser", LOOK),
     "configs": ("rlhf.commands.configs", "list the settings files, or print one", FIND),
     "layouts": (
