@@ -18,10 +18,11 @@ from typing import ClassVar
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from rlhf.data.splits import Splits
+from rlhf.hub.recording import recording
 from rlhf.models.load import save
 from rlhf.runs.progress import sample_table
 from rlhf.runs.ranges import at_least
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.classification.encode import LabelForm, LabelTask, find_task, rare_labels
 from rlhf.tasks.classification.metrics import METRICS, errors, evaluate, plot_evaluation

@@ -14,8 +14,9 @@ from functools import partial
 
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
+from rlhf.hub.recording import recording
 from rlhf.runs.progress import sample_table
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.ner.encode import (

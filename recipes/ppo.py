@@ -19,6 +19,7 @@ from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template, text_pieces
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
+from rlhf.hub.recording import recording
 from rlhf.models.load import load_policy
 from rlhf.models.logits import describe_logits
 from rlhf.models.parts import context_length, fit_embeddings
@@ -36,7 +37,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.ranges import at_least
 from rlhf.runs.record import read_jsonl
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 TEXT_LENGTH = 512  # tokens of a piece of plain text at most

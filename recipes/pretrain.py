@@ -21,13 +21,14 @@ from rlhf.data.chat import add_chat_template
 from rlhf.data.fingerprints import encoding_key, module_fingerprint
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
+from rlhf.hub.recording import recording
 from rlhf.models.load import load_encoder, load_policy
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scratch import new_encoder, new_policy
 from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.runs.sharding import GatheringTrainer
 from rlhf.task_table import PRETRAINING_HEADS

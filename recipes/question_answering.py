@@ -19,10 +19,11 @@ from typing import ClassVar
 
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
+from rlhf.hub.recording import recording
 from rlhf.runs.durable import write_text
 from rlhf.runs.progress import sample_table
 from rlhf.runs.ranges import at_least
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.question_answering.encode import (

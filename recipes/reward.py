@@ -19,6 +19,7 @@ from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
+from rlhf.hub.recording import recording
 from rlhf.models.load import load_reward_model, reward_model_outline, save
 from rlhf.models.one_trunk import save_adapter
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
@@ -30,7 +31,7 @@ from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import sample_table, use_run_progress
 from rlhf.runs.replacement import replacement
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 

@@ -33,6 +33,7 @@ from rlhf.data.fingerprints import encoding_key
 from rlhf.data.load import load_rows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
+from rlhf.hub.recording import recording
 from rlhf.models.load import load_policy
 from rlhf.models.packed_rows import check_packing
 from rlhf.models.parts import context_length, fit_embeddings
@@ -41,7 +42,7 @@ from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.runs.sharding import GatheringTrainer
 
@@ -194,7 +195,8 @@ def evaluate_sft(run: Run, prepared: PreparedSFT) -> None:
     run.metrics({"train_rows": prepared.train_rows, "rows_too_long": prepared.too_long})
     if prepared.trainer.eval_dataset is None:
         return
-    run.metrics({"eval_rows_too_long": prepared.eval_too_long})
+    rows = len(prepared.trainer.eval_dataset)
+    run.metrics({"eval_rows": rows, "eval_rows_too_long": prepared.eval_too_long})
     metrics = prepared.trainer.evaluate()
     accuracy = metrics["eval_mean_token_accuracy"]
     run.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": accuracy})

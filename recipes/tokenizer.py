@@ -16,18 +16,19 @@ from transformers import TrainingArguments
 from rlhf.data.chat import ROLE_TOKENS, add_chat_template, as_text
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
+from rlhf.hub.recording import recording
 from rlhf.models.load import load_tokenizer
-from rlhf.runs.keys import Unused
+from rlhf.runs.keys import PUSH, Unused
 from rlhf.runs.progress import append_jsonl, sample_table
 from rlhf.runs.ranges import at_least
 from rlhf.runs.replacement import replacement
-from rlhf.runs.run import Run, recording, start
+from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
 from rlhf.tokenizers.train import KINDS, train_tokenizer
 
 # of TrainingArguments
-READ = ("output_dir", "seed", "use_cpu", "local_rank")
+READ = ("output_dir", "seed", "use_cpu", "local_rank", *PUSH)
 EXAMPLES = 3  # held-out texts whose tokens are shown
 EXAMPLE_LENGTH = 48  # characters of each
 HEADINGS = {

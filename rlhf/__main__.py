@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 
 TRAIN = "Train. --config takes a name of `rlhf configs`, or a path; --help lists the keys"
 PREPARE = "Prepare data"
-LOOK = "Look at data and runs"
+LOOK = "Look at data and runs, and share them"
 FIND = "Find the files that the recipes come with"
 # name: (module, summary, group). The recipes are not listed here: see commands/recipes.py.
 COMMANDS = {
@@ -44,7 +44,17 @@ COMMANDS = {
         "write a trained encoder as ONNX, and compare its logits",
         LOOK,
     ),
+    "lineage": (
+        "rlhf.commands.lineage",
+        "everything that a run came from, with hashes; --verify computes them again",
+        LOOK,
+    ),
     "chat": ("rlhf.commands.chat", "try finished runs in the browser", LOOK),
+    "share": (
+        "rlhf.commands.share",
+        "push a run, a feedback folder or a Space to the Hugging Face Hub",
+        LOOK,
+    ),
     "configs": ("rlhf.commands.configs", "list the settings files, or print one", FIND),
     "layouts": (
         "rlhf.commands.layouts",

@@ -22,12 +22,16 @@ LAYERS = {
     "rlhf.statistics": (0, "torch"),
     "rlhf.markdown": (0, ""),
     "rlhf.digests": (0, ""),
+    "rlhf.online": (0, "huggingface_hub"),
     "rlhf.algorithms": (0, "torch"),
     "rlhf.task_table": (0, ""),  # pure data, which every layer may read
-    "rlhf.data": (1, "datasets pyarrow transformers numpy torch"),
+    "rlhf.data": (1, "datasets pyarrow transformers numpy torch huggingface_hub"),
     "rlhf.feedback": (2, "numpy krippendorff choix"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
-    "rlhf.models": (2, "numpy torch transformers tokenizers peft safetensors psutil"),
+    "rlhf.models": (
+        2,
+        "numpy torch transformers tokenizers peft safetensors psutil huggingface_hub",
+    ),
     "rlhf.completions": (3, "numpy torch transformers"),
     "rlhf.runs": (
         3,
@@ -40,7 +44,7 @@ LAYERS = {
     "rlhf.comparison": (4, "torch matplotlib rich"),
     "rlhf.hub": (
         4,
-        "huggingface_hub transformers torch safetensors yaml onnx onnxscript onnxruntime",
+        "huggingface_hub transformers torch safetensors yaml rich onnx onnxscript onnxruntime",
     ),
     "rlhf.serving": (
         5,

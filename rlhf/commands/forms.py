@@ -29,7 +29,7 @@ from rlhf.commands.configs import find_configs
 from rlhf.commands.recipes import find_scripts, with_config_path
 from rlhf.errors import UserError
 from rlhf.runs.inputs import MODEL_KEYS, check_inputs
-from rlhf.runs.keys import default_values, never_read, rules_of
+from rlhf.runs.keys import PUSH, default_values, never_read, rules_of
 from rlhf.runs.ranges import ranges_of
 from rlhf.runs.settings import (
     DTYPES,
@@ -166,7 +166,7 @@ def describe_keys(classes: list[type]) -> list[dict]:
 def keys_never_read(cls: type) -> set[str]:
     """The keys that no run reads: a form does not offer them."""
     given = dict.fromkeys(default_values(cls), "not a default")
-    names = set(never_read([cls], given))
+    names = set(never_read([cls], given)) | set(PUSH)  # a push is asked for in the Share tab
     # Of these one value is allowed, which runs have anyway.
     for rule in rules_of([cls]):
         if rule.fixed is not None and rule.used.__name__ == "never":

@@ -16,6 +16,7 @@ from pathlib import Path
 from rlhf.data.load import CheckedRows, bad_rows_message
 from rlhf.data.rows import CHECKS, KINDS
 from rlhf.errors import UserError
+from rlhf.models.snapshots import model_folder
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, model_kind, read_object
 from rlhf.serving.predictors import columns_of, open_encoder, resolve
@@ -105,7 +106,9 @@ def predict_rows(
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("run", help=f"folder of a finished run of one of: {', '.join(TASKS)}")
+    parser.add_argument(
+        "run", help=f"folder or Hub id of a finished run of one of: {', '.join(TASKS)}"
+    )
     parser.add_argument(
         "file",
         help="rows as the recipe reads them, with or without the answers; .txt: one text per line",
@@ -129,6 +132,7 @@ def add_arguments(parser) -> None:
 
 def main(args) -> int:
     """Write the predictions and print the metrics; errors are UserErrors."""
+    args.run = model_folder(args.run)
     kind = kind_of_run(args.run)
     check_arguments(args, kind)
     kinds = kinds_of_rows(kind, args.run)

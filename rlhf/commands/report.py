@@ -15,6 +15,7 @@ from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
+from rlhf.models.snapshots import is_local_model, model_folder, split_revision
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 
@@ -22,7 +23,7 @@ DEFAULTS = ReportSettings()
 
 
 def main(args: argparse.Namespace) -> int:
-    last_run = Path(args.runs[-1])
+    last_run = Path(model_folder(args.runs[-1]))
     record = None
     if (last_run / RECORD).is_file():
         record = RunRecord.load(last_run)
@@ -43,11 +44,18 @@ def main(args: argparse.Namespace) -> int:
         precision=args.precision,
     )
     report = build_report(args.runs, rows, settings=settings, rewards=rewards, text_rows=text_rows)
-    folder = Path(args.output or last_run / "report")
+    folder = Path(args.output or report_folder(args.runs[-1]))
     files = write_report(report, folder)
     print(to_table(report))
     print(f"{folder}: {', '.join(files)}")
     return 0
+
+
+def report_folder(run: str) -> Path:
+    """The default folder of a report: in the run, or for one of the Hub here, under its name."""
+    if is_local_model(run):
+        return Path(run) / "report"
+    return Path("report") / split_revision(run)[0].replace("/", "--")
 
 
 def read_file(

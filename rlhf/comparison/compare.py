@@ -26,6 +26,7 @@ from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
+from rlhf.models.snapshots import model_folder
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
@@ -207,8 +208,9 @@ def load_runs(paths: Sequence[str], precision: str = "fp32") -> list[ChatRun]:
     runs: list[ChatRun] = []
     for path in paths:
         record = None
-        if Path(path, RECORD).is_file():
-            record = RunRecord.load(path)
+        folder = model_folder(path)
+        if Path(folder, RECORD).is_file():
+            record = RunRecord.load(folder)
         label = run_label(path, record)
         # A label that is taken gets a number: sft, sft 2, sft 3.
         same_label = sum(run.label.split(" ")[0] == label for run in runs)

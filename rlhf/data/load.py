@@ -22,6 +22,7 @@ from rlhf.data.fingerprints import (
     fingerprint,
 )
 from rlhf.data.folders import read_folder
+from rlhf.data.hub import dataset_commit, dataset_id, hub_rows
 from rlhf.data.importers import FEEDBACK, Layout, conversation_columns
 from rlhf.data.judgements import BROKEN
 from rlhf.data.labels import LabelTypes
@@ -129,6 +130,7 @@ class CheckedRows:
         self.config = config
         self.checks = checks or {}
         self.separator = separator
+        self.streaming = False  # read a Hub data set over the network, and keep nothing of it
         self.columns = parse_columns(columns)
         self.kind = ""
         self.source_kind = ""
@@ -180,7 +182,7 @@ class CheckedRows:
     def _source_rows(self) -> Iterator[tuple[str, dict | BrokenLine]]:
         """Yields (location for messages, row as it is in the source)."""
         if not is_local(self.name):
-            return _hub_rows(self.name, self.config, self.split)
+            return hub_rows(self.name, self.config, self.split, streaming=self.streaming)
         rows = self._local_rows()
         if Path(self.name).is_dir() and "event" not in self.columns.values():
             return self._without_events(rows)
@@ -406,51 +408,6 @@ class CheckedRows:
         self.problems += [f"{location}: {reason}" for reason in reasons]
 
 
-# ---- the Hub --------------------------------------------------------------------------------------------------------
-
-
-def load_hub_splits(name: str, config: str | None) -> dict:
-    """{split name: data set} of a Hub data set."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, config)
-    except Exception as error:  # noqa: BLE001
-        # No network, an unknown id, a gated data set, a bad config: all are for the user to fix.
-        reason = (str(error).splitlines() or [""])[0]  # the rest is a trace for developers
-        raise UserError(
-            f"{name!r} is neither a local file or folder nor a data set reachable on the Hub "
-            f"({type(error).__name__}: {reason}): check the spelling, dataset_config, your connection and login"
-        ) from error
-
-
-def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, dict]]:
-    splits = load_hub_splits(name, config)
-    split = split or "train"  # the Hub's usual name
-    if split not in splits:
-        raise UserError(
-            f"{name}: no split {split!r}; it has {', '.join(splits)}: set dataset_train_split or dataset_test_split"
-        )
-    class_names = {}  # of the columns that hold numbers of classes
-    for column, feature in splits[split].features.items():
-        item = getattr(feature, "feature", feature)  # the feature of a list's items
-        if hasattr(item, "names"):
-            class_names[column] = item.names
-    for index, row in enumerate(splits[split]):
-        for column, names in class_names.items():
-            row[column] = _class_name(row[column], names)
-        yield f"{name}[{split}]:{index}", row
-
-
-def _class_name(value, names: list[str]):
-    """The name of a class, which says more than its number. None for -1, which means unlabelled."""
-    if isinstance(value, list):
-        return [_class_name(item, names) for item in value]
-    if value in (None, -1):
-        return None
-    return names[value]
-
-
 # ---- all rows of a source at once -----------------------------------------------------------------------------------
 
 
@@ -464,6 +421,7 @@ class Loaded:
     counts: total, kept, bad, duplicates; dropped, where something that holds nothing to learn was dropped.
     layout: the foreign layout from which the rows were converted, or "".
     source_kind: the kind of the source, which may have been converted to `kind`.
+    revision: the commit of a Hub data set.
     """
 
     rows: Sequence[dict]
@@ -474,11 +432,14 @@ class Loaded:
     layout: str = ""
     warnings: list[str] = field(default_factory=list)
     source_kind: str = ""
+    revision: str = ""
 
     @property
     def sources(self) -> list[dict]:
         """The entry of a run's record about these rows, with counts of those that were dropped, if any were."""
         entry = {"name": self.name, "rows": len(self.rows), "sha256": self.sha256}
+        if self.revision:
+            entry["revision"] = self.revision
         for count in ("bad", "dropped"):
             if self.counts.get(count):
                 entry[count] = self.counts[count]
@@ -516,6 +477,7 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         raise UserError(
             f"dataset_limit={limit} must be at least 1; without the key all rows are used"
         )
+    checked.streaming = limit is not None  # the other rows need not be downloaded
     collected = _Collected(checked, limit, skip_bad)
     key = _cache_key(checked, limit, skip_bad)
     content = stored(key, SCHEMA, collected.fill, f"reading {checked.name}")
@@ -597,15 +559,19 @@ class _Collected:
         if self.others:
             identity = None
         rows = StoredRows(column, identity, decoded=self.decoded, others=self.others)
+        name, revision = self.checked.name, ""
+        if not is_local(name):
+            name, revision = dataset_id(name), dataset_commit(name)
         return Loaded(
             rows,
             note["kind"],
-            self.checked.name,
+            name,
             note["sha256"],
             note["counts"],
             note["layout"],
             note["warnings"],
             note["source_kind"],
+            revision,
         )
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from rlhf.data.chat import as_messages
 from rlhf.data.files import READERS
 from rlhf.data.folders import has_split
+from rlhf.data.hub import load_hub_splits
 from rlhf.data.load import (
     CheckedRows,
     Loaded,
     Ratings,
     collect_rows,
     is_local,
-    load_hub_splits,
 )
 from rlhf.data.rows import CHECKS, KINDS, RATED, shorten
 from rlhf.data.stored_rows import take
@@ -310,12 +310,13 @@ def _eval_name(settings) -> str | None:
     if settings.eval_dataset_name:
         return settings.eval_dataset_name
     name, split = settings.dataset_name, settings.dataset_test_split
-    if split and _has_split(name, settings.dataset_config, split):
+    streaming = settings.dataset_limit is not None
+    if split and _has_split(name, settings.dataset_config, split, streaming=streaming):
         return name
     return None
 
 
-def _has_split(name: str, config: str | None, split: str) -> bool:
+def _has_split(name: str, config: str | None, split: str, *, streaming: bool) -> bool:
     if is_local(name):
         return has_split(Path(name), split, tuple(READERS))
-    return split in load_hub_splits(name, config)
+    return split in load_hub_splits(name, config, streaming=streaming)

@@ -1,0 +1,1 @@
+"""Sharing on the Hub: lineage, push, and what is pushed."""

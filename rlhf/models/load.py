@@ -5,6 +5,7 @@ all else), and remote code is never run. An error names the folder, what it hold
 """
 
 import copy
+import json
 import os
 import pickle
 import re
@@ -27,6 +28,7 @@ from rlhf.errors import UserError
 from rlhf.models.architectures import check_has_scores, check_policy, check_usable
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
 from rlhf.models.scores import HEADS, forget_centre, reads_pairs, score_head
+from rlhf.models.snapshots import is_hub_name, model_folder
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -87,9 +89,11 @@ def load_policy(
     config = _config_of(path, revision)
     if config is not None:
         check_policy(config, path)
-    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+    folder = model_folder(path, revision)
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
+        check_base_of_adapter(folder)
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
         check_policy(adapted.get_base_model().config, path)
         drop_unused_settings(adapted.get_base_model())
@@ -103,6 +107,21 @@ def load_policy(
     drop_unused_settings(model)
     freeze_other_parts(model)
     return set_causal_loss(model)
+
+
+def check_base_of_adapter(folder: str) -> None:
+    """Refuse an adapter whose base model would be refused. Afterwards the base is in the cache.
+
+    folder: with adapter_config.json.
+    """
+    text = Path(folder, "adapter_config.json").read_text(encoding="utf-8")
+    try:
+        config = json.loads(text)
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (ValueError, AttributeError):
+        return  # loading it says what is wrong
+    if base:
+        model_folder(base, revision)
 
 
 def drop_unused_settings(model: PreTrainedModel) -> None:
@@ -254,7 +273,8 @@ def _labels_of(config) -> list[str]:
 def _config_of(path: str, revision: str | None):
     """The config of a folder or Hub id. None if there is none: loading the model then says what is wrong."""
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        folder = model_folder(path, revision, weights=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS:
         return None
 
@@ -275,9 +295,13 @@ def _from_pretrained(
     *,
     dtype: str | None = None,
     attn_implementation: str | None = None,
+    revision: str | None = None,
     **options,
 ):
-    """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError."""
+    """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError.
+
+    path: a folder, or a name of the Hub, as `models.snapshots` reads it.
+    """
     if dtype is not None:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
@@ -286,13 +310,17 @@ def _from_pretrained(
         check_attention(attn_implementation)
         options["attn_implementation"] = attn_implementation
     check_folder(path)
+    has_weights = auto_class not in (AutoConfig, AutoTokenizer)
+    folder = model_folder(path, revision, weights=has_weights)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
-        loaded = auto_class.from_pretrained(path, trust_remote_code=False, **options)
+        loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
         if attn_implementation is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
             base_of(model).attention_is_chosen = True  # `kernels` leaves it alone
+        if folder != path:
+            _name_after(loaded, path)
         return loaded
     except LOADING_ERRORS as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -301,6 +329,11 @@ def _from_pretrained(
             raise UserError(
                 f"{path}: attn_implementation={attn_implementation} does not work here: {reason}; drop the key, or use "
                 "eager or sdpa"
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{path}: it needs Python code that comes with it, and such code is never run here: take a model of an "
+                "architecture that transformers has"
             ) from error
         if reason.startswith("Unrecognized configuration class"):
             raise UserError(
@@ -314,12 +347,21 @@ def _from_pretrained(
         logging.set_verbosity(verbosity)
 
 
+def _name_after(loaded, name: str) -> None:
+    """Let a model or tokenizer of the Hub bear its name there, not the path of the cache."""
+    if isinstance(loaded, tuple):  # with its loading info
+        loaded = loaded[0]
+    if isinstance(loaded, PreTrainedModel):
+        loaded.name_or_path = loaded.config._name_or_path = name
+    elif hasattr(loaded, "name_or_path"):  # a tokenizer
+        loaded.name_or_path = name
+
+
 def check_folder(path: str) -> None:
     """Refuse a folder that is missing. What may be a Hub id is not looked up."""
     # One slash may be a Hub id (owner/name), unless the owner is a folder here; more can only be a folder.
-    parent = os.path.dirname(path)
-    is_hub_id = path.count("/") == 1 and not os.path.isdir(parent)
-    if os.path.sep in path and not os.path.isdir(path) and not is_hub_id:
+    if os.path.sep in path and not os.path.isdir(path) and not is_hub_name(path):
+        parent = os.path.dirname(path)
         raise UserError(
             f"{path}: no such model folder; give a run folder of a recipe or a Hub id such as gpt2; {_what_is_there(parent)}"
         )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rlhf.errors import UserError
 from rlhf.models.parts import accepted_inputs, trunk_of
+from rlhf.models.snapshots import model_folder
 
 FOLDER, NOTE = "adapter", "trunk.json"
 
@@ -170,6 +171,7 @@ class AdapterModel(nn.Module):
 
 def add_adapter_model(policy, run_folder: str, name: str, *, trainable: bool) -> AdapterModel:
     """Attach a reward run's adapter to the base model of a LoRA policy. It must have been trained on the very same base."""
+    run_folder = model_folder(run_folder)
     folder = Path(run_folder) / FOLDER
     note = _checked_note(policy, run_folder)
     weights = load_file(folder / "adapter_model.safetensors")

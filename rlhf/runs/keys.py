@@ -160,20 +160,20 @@ def reads_optim_args(run) -> bool:
     return run.optim not in ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 
+# Keys of the push of a finished run (`rlhf.hub.recording`). They change nothing in the run itself.
+PUSH = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
+
 # Of transformers.TrainingArguments, in every recipe.
 ARGUMENTS = (
     Unused(
-        (
-            "push_to_hub",
-            "hub_model_id",
-            "hub_strategy",
-            "hub_token",
-            "hub_private_repo",
-            "hub_always_push",
-            "hub_revision",
-        ),
-        "recipes do not push, and would leave an empty repository; push the finished folder with `hf upload`",
+        ("hub_strategy", "hub_always_push"),
+        "a finished run is pushed once, as one commit; drop it",
     ),
+    Unused(
+        ("hub_token",),
+        "a token among the settings can be read by others on this machine; set HF_TOKEN, or log in with `hf auth login`",
+    ),
+    Unused(PUSH[1:], "set push_to_hub: true too", lambda run: run.push_to_hub),
     Unused(
         ("do_train", "do_eval", "do_predict"),
         "a recipe trains, and evaluates where there are evaluation rows; drop it",

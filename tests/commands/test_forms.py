@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rlhf.commands.forms import describe_recipes, problem, recipes_with_classes
-from rlhf.runs.keys import rules_of
+from rlhf.runs.keys import PUSH, rules_of
 from rlhf.serving.ui.run_form import FIRST_KEYS, form_html
 from rlhf.serving.ui.runs import TEXTS
 from rlhf.serving.ui.texts import add_texts
@@ -33,7 +33,7 @@ def test_a_form_reaches_every_key_that_a_run_reads(forms, recipe):
     classes = recipes_with_classes()[recipe]
     offered = {key["name"] for key in forms[recipe]["keys"]}
     html = form_html(recipe, forms[recipe])
-    refused = set()
+    refused = set(PUSH)
     for rule in rules_of(classes):
         if rule.used.__name__ == "never":
             refused |= set(rule.keys)

@@ -421,7 +421,7 @@ def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch
         assert not output.exists()
         return message
 
-    assert "runs/none: no such run folder" in error("runs/none", good)
+    assert "runs/none: neither a local folder" in error("runs/none", good)
     assert (
         f"{bad}:2: text: empty" in (message := error(run, bad))
         and "drop them with --skip_bad" in message

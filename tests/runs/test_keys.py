@@ -44,6 +44,7 @@ EVERYWHERE = {
     "accelerate's DistributedDataParallel": "ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_static_graph "
     "ddp_find_unused_parameters ddp_timeout",
     "with use_liger_kernel only": "liger_kernel_config",
+    "the push of the finished run (hub/test_recording.py)": " ".join(keys.PUSH),
 }
 LOADER = (
     "accelerator_config data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context "
@@ -62,7 +63,7 @@ OF_A_RECIPE = {
     "reward": f"{LOADER} {LOGS} neftune_noise_alpha length_column_name",
     "sft": f"{LOADER} {LOGS} {FORWARD} length_column_name prediction_loss_only",
 } | dict.fromkeys(ENCODERS, f"{LOADER} {LOGS} {FORWARD}")
-OF_THE_TOKENIZER = "output_dir seed use_cpu local_rank"
+OF_THE_TOKENIZER = " ".join(["output_dir seed use_cpu local_rank", *keys.PUSH])
 
 
 def classes_of(module):
@@ -126,7 +127,10 @@ def test_every_field_of_the_trainer_works_or_is_refused(recipe_module, recipe):
         ("ppo", "--reward_retries 2", ["reward_retries=2", "set reward_functions"]),
         ("reward", "--label_smoothing_factor 0.1", ["label_smoothing_factor=0.1", "same rank"]),
         ("reward", "--train_sampling_strategy group_by_length", ["several texts"]),
-        ("reward", "--push_to_hub", ["push_to_hub=True", "hf upload"]),
+        ("reward", "--hub_model_id me/a", ["hub_model_id=me/a", "push_to_hub: true"]),
+        ("tokenizer", "--hub_private_repo true", ["hub_private_repo=true", "push_to_hub: true"]),
+        ("sft", "--push_to_hub --hub_token hf_a", ["hub_token=hf_a", "HF_TOKEN"]),
+        ("sft", "--push_to_hub --hub_strategy end", ["hub_strategy=end", "pushed once"]),
         ("reward", "--eval_steps 5", ["eval_steps=5", "eval_strategy: steps"]),
         ("reward", "--eval_delay 5", ["eval_delay=5", "eval_strategy is no"]),
         ("reward", "--save_strategy no --save_total_limit 2", ["saves no checkpoints"]),
@@ -160,6 +164,8 @@ def test_a_key_that_the_run_would_pass_over_is_refused(given, refused, recipe, f
     ("recipe", "flags"),
     [
         ("ppo", "--num_train_epochs 3.0 --push_to_hub false --report_to none --gamma 1"),
+        ("ppo", "--push_to_hub --hub_model_id me/a --hub_private_repo true --hub_revision b"),
+        ("tokenizer", "--push_to_hub"),
         ("ppo", "--max_kl 0.02 --algorithm trpo"),
         ("ppo", "--reward_functions a:b --reward_timeout 9.5 --reward_retries 2"),
         ("ppo", "--kl_horizon 5 --kl_target 6 --ptx_dataset_name a.txt --ptx_coef 1"),

@@ -12,6 +12,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
+from rlhf.models.snapshots import model_folder
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.serving.engine.model_cache import LOADING
 from rlhf.serving.engine.prompts import PromptReader
@@ -96,9 +97,9 @@ class Known:
 def read_known(path: str, most_new_tokens: int) -> Known:
     """The tokenizer and the facts of a run folder or Hub id."""
     tokenizer = load_tokenizer(path)
-    context, config = _context_and_config(path)
+    folder = Path(model_folder(path, weights=False))
+    context, config = _context_and_config(str(folder))
     characters = known_characters(tokenizer)
-    folder = Path(path)
     record = None
     if (folder / RECORD).is_file():
         record = RunRecord.load(folder)
@@ -110,7 +111,7 @@ def read_known(path: str, most_new_tokens: int) -> Known:
         characters=characters,
         path=path,
         kind="causal",
-        stage=_stage(folder, record),
+        stage=_stage(path, record),
         created=record.started[:10] if record else "",
         metrics=_few_metrics(record),
     )
@@ -131,11 +132,11 @@ def _context_and_config(path: str):
     return context_length(model), model.config
 
 
-def _stage(folder: Path, record: RunRecord | None) -> str:
+def _stage(path: str, record: RunRecord | None) -> str:
     if record is not None:
         recipe = "base" if record.recipe == "pretrain" else record.recipe
         return record.config.get("algorithm") or recipe
-    return "base" if folder.is_dir() else "hub"
+    return "base" if Path(path).is_dir() else "hub"
 
 
 def _few_metrics(record: RunRecord | None) -> dict[str, float]:

@@ -88,6 +88,8 @@ class Allowed:
                 self._check_argument(key, str(item))
 
     def _check_argument(self, key: str, value: str) -> None:
+        if key == "push_to_hub" or key.startswith("hub_"):
+            raise UserError(f"{key}: a run is not pushed from here: share it when it is finished")
         if key == "reward_functions":
             for function in value.split():
                 if not function.startswith(OUR_FUNCTIONS):

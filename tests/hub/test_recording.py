@@ -1,0 +1,117 @@
+"""push_to_hub in a recipe: checked before the first step, pushed when all is on the disk, and worth no run if it fails."""
+
+import json
+import shlex
+from argparse import ArgumentParser
+
+import pytest
+
+from rlhf.commands import share as command
+from rlhf.runs.public_names import public_record
+from rlhf.runs.run import start
+from tests.hub.conftest import TOKEN
+
+COMMIT = "POST /api/models/alice/words/commit/main"
+
+
+@pytest.fixture
+def train(recipe_module, tmp_path):
+    """f(*flags, name): train a tokenizer and push it; its folder."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"the {animal} sat" for animal in ("cat", "dog", "hen")) + "\n")
+
+    def train(*flags, name="words"):
+        flags = [*flags, "--tokenizer_type", "wordpiece", "--vocab_size", "24"]
+        flags += ["--report_to", "none", "--use_cpu", "true", "--eval_fraction", "0"]
+        folder = tmp_path / name
+        argv = ["--dataset_name", str(text), "--output_dir", str(folder), *flags]
+        start(recipe_module("tokenizer").main, "", argv)
+        return folder
+
+    return train
+
+
+@pytest.fixture
+def failing(train, capsys):
+    """What the recipe says as it leaves with exit code 2."""
+
+    def failing(*flags) -> str:
+        with pytest.raises(SystemExit) as left:
+            train(*flags)
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return failing
+
+
+def record_of(folder) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_finished_run_is_pushed_once(hub, train, capsys):
+    folder = train("--push_to_hub", "--hub_model_id", "alice/words", "--hub_private_repo", "true")
+    assert f"tokenizer: pushed to {hub.url}/alice/words" in capsys.readouterr().out
+    contents = hub.contents("alice/words")
+    assert hub.repo("alice/words").private and len(hub.repo("alice/words").commits) == 2
+    assert contents["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
+    # Folders of this machine stay here.
+    assert json.loads(contents["run.json"]) == public_record(folder)
+    assert str(folder.parent).encode() not in contents["run.json"] + contents["samples.jsonl"]
+    assert json.loads(contents["run.json"])["status"] == "done"
+    assert not {"push_to_hub", "hub_model_id"} & record_of(folder)["config"].keys()
+    assert TOKEN not in b"".join(contents.values()).decode(errors="replace")
+
+
+def test_the_name_is_that_of_the_folder_and_the_branch_is_made(hub, train):
+    train("--push_to_hub", "--hub_revision", "trial")
+    assert "tokenizer.json" in hub.contents("alice/words", revision="trial")
+    assert "tokenizer.json" not in hub.contents("alice/words")
+
+
+def test_a_run_is_the_same_pushed_or_not(hub, train):
+    pushed, kept = record_of(train("--push_to_hub")), record_of(train(name="kept"))
+    for record in (pushed, kept):
+        record["config"].pop("output_dir")
+    assert pushed["config"] == kept["config"] and pushed["metrics"] == kept["metrics"]
+    assert {name for _, name in hub.repos} == {"alice/words"}
+
+
+@pytest.mark.parametrize("fault", [500, 403, 401])
+def test_a_push_that_fails_costs_nothing_but_itself(hub, failing, tmp_path, fault, capsys):
+    hub.fail(COMMIT, fault, times=99)
+    said = failing("--push_to_hub", "--hub_private_repo", "true")
+    assert f"the run is finished and kept in {tmp_path / 'words'}, and was not pushed" in said
+    assert (
+        record_of(tmp_path / "words")["status"] == "done"
+        and not record_of(tmp_path / "words")["error"]
+    )
+    assert TOKEN not in said
+    # The line that the user is told to paste.
+    hub.faults.clear()
+    words = shlex.split(said.splitlines()[-1].partition("push it with: ")[2])
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    assert words[:2] == ["rlhf", "share"] and command.main(parser.parse_args(words[2:])) == 0
+    assert "tokenizer.json" in hub.contents("alice/words") and hub.repo("alice/words").private
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--hub_model_id", "bob/words"], "no permission: alice is not a member of bob"),
+        (["--hub_model_id", "a/b/c"], "not a name that the Hub allows"),
+    ],
+)
+def test_a_repository_is_checked_before_the_first_step(hub, failing, tmp_path, flags, said):
+    assert said in failing("--push_to_hub", *flags)
+    assert not (tmp_path / "words").exists() and not hub.repos
+
+
+def test_a_token_is_asked_for_before_the_first_step(hub, failing, tmp_path, log_out):
+    assert "there is no token to push with" in failing("--push_to_hub")
+    assert not (tmp_path / "words").exists()
+
+
+def test_a_run_that_fails_leaves_no_repository(hub, failing):
+    failing("--push_to_hub", "--dataset_limit", "0")
+    assert not hub.repos
