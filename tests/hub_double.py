@@ -608,17 +608,17 @@ ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
 API = rf"/api/(?P<kind>models|datasets|spaces)/{ID}"
 REPO = rf"/(?:(?P<kind>datasets|spaces)/)?{ID}"
 ROUTES = (
-    (("GET",), r"/api/whoami-v2", HubDouble.whoami),
+    (("GET", "HEAD"), r"/api/whoami-v2", HubDouble.whoami),
     (("POST",), r"/api/repos/create", HubDouble.create),
     (("POST",), r"/api/validate-yaml", HubDouble.validate_yaml),
     (("POST",), rf"{API}/preupload/(?P<rev>[^/]+)", HubDouble.preupload),
     (("POST",), rf"{API}/commit/(?P<rev>[^/]+)", HubDouble.commit),
     (("POST",), rf"{API}/branch/(?P<rev>[^/]+)", HubDouble.branch),
     (("POST",), rf"{API}/paths-info/(?P<rev>[^/]+)", HubDouble.paths_info),
-    (("GET",), rf"{API}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", HubDouble.tree),
-    (("GET",), rf"{API}/refs", HubDouble.refs),
-    (("GET",), rf"{API}/revision/(?P<rev>[^/]+)", HubDouble.info),
-    (("GET",), API, HubDouble.info),
+    (("GET", "HEAD"), rf"{API}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", HubDouble.tree),
+    (("GET", "HEAD"), rf"{API}/refs", HubDouble.refs),
+    (("GET", "HEAD"), rf"{API}/revision/(?P<rev>[^/]+)", HubDouble.info),
+    (("GET", "HEAD"), API, HubDouble.info),
     (("POST",), rf"{REPO}\.git/info/lfs/objects/batch", HubDouble.lfs_batch),
     (("PUT",), r"/lfs-storage/(?P<oid>[0-9a-f]{64})", HubDouble.lfs_put),
     (("POST",), r"/lfs-verify", HubDouble.lfs_verify),
