@@ -6,6 +6,7 @@ The folder holds model.onnx, config.json and the tokenizer. Batch and length may
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -112,15 +113,9 @@ def load_for_export(run: str | Path):
 
 
 def input_names(model, tokenizer) -> list[str]:
-    """The inputs of the exported model: those of the tokenizer. Others have defaults that depend on their shape."""
-    return [name for name in tokenizer.model_input_names if name in known_inputs(model)]
-
-
-def known_inputs(model) -> set[str]:
-    """Names of the arguments of a model's forward."""
-    code = type(model).forward
-    code = getattr(code, "__wrapped__", code)
-    return set(code.__code__.co_varnames[: code.__code__.co_argcount])
+    """The inputs of the exported model: those of the tokenizer that the model reads."""
+    known = inspect.signature(model.forward).parameters
+    return [name for name in tokenizer.model_input_names if name in known]
 
 
 def longest_input(model) -> int:
