@@ -195,7 +195,8 @@ def evaluate_sft(run: Run, prepared: PreparedSFT) -> None:
     run.metrics({"train_rows": prepared.train_rows, "rows_too_long": prepared.too_long})
     if prepared.trainer.eval_dataset is None:
         return
-    run.metrics({"eval_rows_too_long": prepared.eval_too_long})
+    rows = len(prepared.trainer.eval_dataset)
+    run.metrics({"eval_rows": rows, "eval_rows_too_long": prepared.eval_too_long})
     metrics = prepared.trainer.evaluate()
     accuracy = metrics["eval_mean_token_accuracy"]
     run.metrics({"eval_loss": metrics["eval_loss"], "token_accuracy": accuracy})

@@ -37,7 +37,8 @@ from rlhf.data.chat import encode_prompt  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
 from rlhf.models.load import load_tokenizer  # noqa: E402
 from rlhf.policy_gradient.rollouts import choose_rows  # noqa: E402
-from rlhf.runs.record import command_line, package_versions, parent_entry  # noqa: E402
+from rlhf.runs.parents import parent_entry  # noqa: E402
+from rlhf.runs.record import command_line, package_versions  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 EPISODES, MINI_BATCH, PROMPT, COMPLETION = 64, 32, 120, 64

@@ -66,6 +66,13 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         help="also serve this chat model of the Hub; may be given several times",
     )
     parser.add_argument(
+        "--allow-push",
+        metavar="OWNER",
+        action="append",
+        default=[],
+        help="where others use the app too: open the tab Share for repositories of this user or organisation",
+    )
+    parser.add_argument(
         "--data",
         metavar="FOLDER",
         action="append",
@@ -345,6 +352,7 @@ def open_jobs(args: argparse.Namespace, service, *, is_shared: bool):
     allowed = Allowed(
         roots=tuple(Path(root) for root in roots if root),
         hub_ids=tuple(args.allow_hub),
+        push_to=tuple(args.allow_push),
         anything=not is_shared,
     )
     return Jobs(Path(args.runs), allowed=allowed, on_finished=lambda job: service.refresh())

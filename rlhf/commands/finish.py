@@ -77,8 +77,10 @@ def last_checkpoint(folder: Path, record: RunRecord) -> Path:
 def check_paths(record: RunRecord) -> None:
     """UserError where a file or a model that the run has read is missing: a record keeps paths as they were given."""
     names = [entry["name"] for entry in record.data if Path(entry["name"]).suffix in DATA_FILES]
-    # Only what was a folder has a digest of its weights. Others are of the Hub.
-    names += [entry["name"] for entry in record.parents.values() if "sha256" in entry]
+    # What was a folder has a digest and no commit. Others are of the Hub.
+    for entry in record.parents.values():
+        if "sha256" in entry and "revision" not in entry:
+            names.append(entry["name"])
     for name in names:
         if not Path(name).exists():
             raise UserError(

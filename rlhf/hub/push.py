@@ -32,6 +32,12 @@ REPLACED = (
     "plots/*",
     "value_model/*",
 )
+# The same of the other kinds: what somebody took back must not stay, and a Space runs the code and models that it is given.
+REPLACED_OF = {
+    "model": REPLACED,
+    "dataset": ("train.jsonl", "ratings.jsonl"),
+    "space": ("rlhf/*", "models/*"),
+}
 RACES = 3  # commits of others in between, after which a push gives up
 TEXT = (".md", ".json", ".jsonl", ".txt", ".py", ".yaml", ".yml", ".csv", ".tsv", ".jinja")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
@@ -245,7 +251,7 @@ def changes(api, folder: Path, target: Target, revision: str | None) -> tuple[li
         if name not in remote or not is_same(path, remote[name]):
             operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path))
     for name in remote:
-        if name not in names and target.kind == "model" and _is_replaced(name):
+        if name not in names and _is_replaced(name, target.kind):
             operations.append(CommitOperationDelete(path_in_repo=name))
     return operations, head
 
@@ -268,5 +274,5 @@ def git_sha1(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_replaced(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in REPLACED)
+def _is_replaced(name: str, kind: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in REPLACED_OF[kind])

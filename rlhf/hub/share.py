@@ -19,6 +19,7 @@ from rlhf.errors import UserError
 from rlhf.hub.push import Pushed, files_of, push_folder
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
+from rlhf.runs.public_names import write_public
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
 
 CARD = "README.md"
@@ -158,7 +159,10 @@ def staged(run: Path, repo: str, *, merge: bool = False) -> Iterator[Path]:
             (folder / path).symlink_to((run / path).resolve())
         if is_adapter and not merge:
             name_base(run, folder)
-        card = card_text(run, model_id=repo)
+        for name in (RECORD, "samples.jsonl"):
+            (folder / name).unlink(missing_ok=True)  # a link to the file with private folders in it
+        write_public(run, folder)
+        card = card_text(run, model_id=repo, adapter=is_adapter and not merge)
         write_text(folder / CARD, with_parents(card, run))
         yield folder
 
@@ -226,28 +230,12 @@ def shared_as(run: Path) -> str:
 
 
 def with_parents(card: str, run: Path) -> str:
-    """The card, with links to the repositories of its parents, and the nearest one as base_model."""
-    links, base = [], ""
+    """The card, with links to the repositories of its parents."""
+    links = []
     for role, folder in local_parents(run).items():
         repo = shared_as(folder)
         if repo:
             links.append(f"- {role}: [{repo}](https://huggingface.co/{repo})")
-            if role in ("base", "policy"):
-                base = repo
     if not links:
         return card
-    if base:
-        card = with_base(card, base, run)
     return card.rstrip("\n") + "\n\n## Parents on the Hub\n\n" + "\n".join(links) + "\n"
-
-
-def with_base(card: str, base: str, run: Path) -> str:
-    """The card with another base_model in its metadata."""
-    import yaml
-
-    _, front, text = card.split("---\n", 2)
-    content = yaml.safe_load(front)
-    relation = "adapter" if (run / ADAPTER).is_file() else "finetune"
-    content |= {"base_model": base, "base_model_relation": relation}
-    front = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n{text}"

@@ -180,6 +180,13 @@ def peak_gpu_memory_gb(device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / GB
 
 
+def gpu_name(device) -> str:
+    """The name of a CUDA device as its maker gives it."""
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
 def keep_freed_memory() -> None:
     """Let glibc take all tensors from one heap that it never gives back, in pages of 2 MB where the kernel has them.
 

@@ -4,7 +4,6 @@ A run folder is a plain `from_pretrained` folder that also holds `run.json` (thi
 `plots/*.png` and `README.md` (the model card). Nothing here needs torch.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -17,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rlhf.digests import file_sha256
 from rlhf.runs.durable import write_text
 from rlhf.task_table import TASKS
 
@@ -53,12 +51,15 @@ class RunRecord:
     recipe: name of the recipe ("sft").
     command: the command line.
     config: every setting that differs from its default.
-    data: name, rows and sha256 of each file or data set that was read.
-    parents: role -> run folder or Hub id, with the sha256 of its weights.
+    data: name, rows and sha256 of each file or data set that was read, with the sha256 of each local file as `files`.
+    parents: role -> run folder or Hub id with the sha256 of its weights, or a feedback store (`runs.parents`).
+    ancestors: the history of each parent, key -> its own data and parents, so that a lineage needs no other folder.
+    weights: the sha256 of all weights of this run, and of each file as `files`; {} until it is done.
     metrics: final numbers, each with n where it is a mean.
     steps: optimiser steps made by the last checkpoint, or by the end.
     seconds: wall time; of a resumed run the sum over its parts.
     parts: of a resumed run, each part with its start, seconds, command, and the step that it began from.
+    machine: `cpu`, its name, `cores`, and `gpu`, the name of the GPU that was used.
     precision: what it computed in, the reason, and the measured rates (`runs.precision.Precision`).
     peak_memory_gb: most memory of the main process, in GB of 2^30 bytes; of a resumed run the largest of its parts.
     peak_gpu_memory_gb: most memory of its tensors on the GPU; None without a CUDA device.
@@ -74,6 +75,8 @@ class RunRecord:
     seed: int = 0
     data: list[dict] = field(default_factory=list)
     parents: dict[str, dict] = field(default_factory=dict)
+    ancestors: dict[str, dict] = field(default_factory=dict)
+    weights: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict = field(default_factory=dict)
@@ -97,7 +100,7 @@ class RunRecord:
             config=config,
             seed=seed,
             versions=package_versions(),
-            machine={"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            machine={"cpu": cpu_name(), "cores": os.cpu_count()},
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),  # UTC
         )
 
@@ -147,6 +150,18 @@ class RunRecord:
         content = json.loads(text)
         known = cls.__dataclass_fields__
         return cls(**{key: value for key, value in content.items() if key in known})
+
+
+def cpu_name() -> str:
+    """The name of the processor as its maker gives it, else the architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # Linux
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    if match:
+        return match[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def command_line() -> str:
@@ -208,33 +223,6 @@ def _git(*args: str) -> str:
     command = ["git", "-C", str(ROOT), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def weights_sha256(files: list[Path]) -> str:
-    """sha256 of one file of weights. Of several parts: of their digests, in the order of their names."""
-    if len(files) == 1:
-        return file_sha256(files[0])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()
-
-
-def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
-    """A parent model in a record: its path or Hub id and revision, the sha256 of local weights, the recipe that made it."""
-    if not path:
-        return {}
-    entry = {"name": path}
-    if revision:
-        entry["revision"] = revision
-    if os.path.isdir(path):
-        weights = sorted(Path(path).glob("*.safetensors"))
-        if weights:
-            entry["sha256"] = weights_sha256(weights)
-    recipe = read_object(os.path.join(path, RECORD)).get("recipe")
-    if recipe:
-        entry["recipe"] = recipe
-    return entry
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict]:

@@ -57,9 +57,11 @@ from rlhf.runs.output_folder import (
     remove_early_files,
 )
 from rlhf.runs.packages import check_packages
+from rlhf.runs.parents import data_entry, feedback_entry, history, model_digests, parent_entry
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
+    gpu_name,
     is_launched,
     keep_freed_memory,
     launcher,
@@ -77,7 +79,6 @@ from rlhf.runs.record import (
     RECORD,
     TRAINED,
     RunRecord,
-    parent_entry,
     read_object,
 )
 from rlhf.runs.same_run import check_same_data, check_same_run
@@ -205,18 +206,35 @@ class Run:
         UserError where the processes have read different rows.
         """
         check_same_rows(splits.sources)
-        self.record.data += splits.sources
+        for source in splits.sources:
+            self.record.data.append(data_entry(source) if self.main else source)
+            if self.main:
+                self._feedback(source["name"])
         for warning in splits.warnings:
             self.say(warning)
 
+    def _feedback(self, name: str) -> None:
+        """Record the feedback store behind a source of rows, if there is one, as a parent."""
+        parents = self.record.parents
+        entry = feedback_entry(name)
+        # The evaluation rows may come from the same store.
+        if entry and entry not in parents.values():
+            count = sum(role.startswith("feedback") for role in parents)
+            parents[f"feedback_{count + 1}" if count else "feedback"] = entry
+
     def parent(self, role: str, path: str | None, *, revision: str | None = None) -> None:
-        """Record a model that the run starts from. revision: of the Hub, where the commit that was loaded is recorded."""
-        if not path:
+        """Record a model that the run starts from, and what that came from.
+
+        revision: of the Hub, where the commit that was loaded is recorded.
+        """
+        if not path or not self.main:
             return
         commit = hub_commit(path, revision)
         if commit:
             path, revision = split_revision(path)[0], commit
-        self.record.parents[role] = parent_entry(path, revision=revision)
+        entry = parent_entry(path, revision=revision)
+        self.record.parents[role] = entry
+        self.record.ancestors |= history({role: entry}, self.folder)
 
     def facts(self) -> dict:
         """The facts by which a checkpoint knows its run, so that no other run resumes from it."""
@@ -276,6 +294,8 @@ class Run:
         if self.main:
             plot_curves(self.folder)  # first: nothing is added to a run that is done
         wait_for_all()  # another process may still fail
+        if self.main:
+            self.record.weights = model_digests(self.folder)
         self.measure()
         self.save()
         with SIGNALS.held_back():
@@ -447,6 +467,7 @@ class Run:
         record.peak_memory_gb = max(record.peak_memory_gb, round(peak_memory_gb(), 3))
         on_gpu = peak_gpu_memory_gb(self.args.device)
         if on_gpu is not None:
+            record.machine["gpu"] = gpu_name(self.args.device)
             record.peak_gpu_memory_gb = max(record.peak_gpu_memory_gb or 0.0, round(on_gpu, 3))
 
     def show(self) -> None:

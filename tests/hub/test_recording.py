@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 import pytest
 
 from rlhf.commands import share as command
+from rlhf.runs.public_names import public_record
 from rlhf.runs.run import start
 from tests.hub.conftest import TOKEN
 
@@ -52,8 +53,10 @@ def test_a_finished_run_is_pushed_once(hub, train, capsys):
     assert f"tokenizer: pushed to {hub.url}/alice/words" in capsys.readouterr().out
     contents = hub.contents("alice/words")
     assert hub.repo("alice/words").private and len(hub.repo("alice/words").commits) == 2
-    for name in ("tokenizer.json", "run.json", "samples.jsonl"):
-        assert contents[name] == (folder / name).read_bytes()
+    assert contents["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
+    # Folders of this machine stay here.
+    assert json.loads(contents["run.json"]) == public_record(folder)
+    assert str(folder.parent).encode() not in contents["run.json"] + contents["samples.jsonl"]
     assert json.loads(contents["run.json"])["status"] == "done"
     assert not {"push_to_hub", "hub_model_id"} & record_of(folder)["config"].keys()
     assert TOKEN not in b"".join(contents.values()).decode(errors="replace")

@@ -14,7 +14,9 @@ from rlhf.errors import UserError
 from rlhf.hub.share import CARD, SHARED, is_shared, preview, share_run
 from rlhf.models.load import load_policy, save
 from rlhf.models.snapshots import model_folder
-from rlhf.runs.record import RunRecord, parent_entry
+from rlhf.runs.parents import parent_entry
+from rlhf.runs.public_names import public_record
+from rlhf.runs.record import RunRecord
 from tests.conftest import tiny_policy, word_tokenizer
 from tests.hub.conftest import TOKEN
 
@@ -85,8 +87,10 @@ def test_what_is_shared_comes_back_byte_for_byte(hub, run):
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     # The pictures are for the card, and are not downloaded.
     assert names | {"plots/curves.png", ".gitattributes"} == hub.contents("alice/sft").keys()
-    for name in names - {CARD}:
+    for name in names - {CARD, "run.json"}:
         assert (folder / name).read_bytes() == (run / name).read_bytes(), name
+    # The record goes without the folders of this machine.
+    assert json.loads((folder / "run.json").read_text()) == public_record(run)
     assert "value_model/model.safetensors" in names
     kept = b"".join(hub.contents("alice/sft").values())
     assert b"stays here" not in kept and TOKEN.encode() not in kept

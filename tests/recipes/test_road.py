@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.__main__ import main as command
+from rlhf.digests import weights_sha256
+from rlhf.hub.lineage import verify
+from rlhf.runs.ancestry import lineage, lines
 from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.settings import parse
 
@@ -163,6 +166,16 @@ def test_every_run_folder_is_plain_and_complete(runs):
     assert {"prompt", "completion", "score", "kl"} <= set(
         read_jsonl(runs / "ppo" / "samples.jsonl")[0]
     )
+
+
+def test_the_lineage_of_ppo_names_every_stage_and_its_data(runs):
+    listed = lines(lineage(runs / "ppo"))
+    names = {name: weights_sha256(runs / name) for name in ("ppo", "sft", "base", "reward")}
+    for name, sha256 in names.items():
+        assert (str(runs / name), sha256) in {(line.name, line.sha256) for line in listed}, name
+    assert all(line.sha256 for line in listed)
+    assert {line.stage for line in listed} >= {"policy", "reward", "base", "tokenizer", "data"}
+    assert {check.state for check in verify(runs / "ppo")} == {"same"}
 
 
 def test_the_report_reads_the_runs(runs, data, capsys):

@@ -27,8 +27,10 @@ from rlhf.errors import UserError
 from rlhf.markdown import markdown_cell
 from rlhf.models.load import save
 from rlhf.models.scratch import new_policy
-from rlhf.runs.card import base_model, card_text, lineage, write_card
-from rlhf.runs.record import RunRecord, parent_entry
+from rlhf.runs.ancestry import base_model, lineage, lines
+from rlhf.runs.card import card_text, write_card
+from rlhf.runs.parents import parent_entry
+from rlhf.runs.record import RunRecord
 from rlhf.tasks.classification.predictor import ClassificationPredictor
 from rlhf.tasks.multiple_choice.predictor import MultipleChoicePredictor
 from rlhf.tasks.ner.predictor import NerPredictor
@@ -164,16 +166,19 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
         "| eval\\_score | 1.235 |" in card and "| by.gap | 0.5 |" in card and "margins" not in card
     )
     assert "![curves](plots/curves.png)" in card
-    assert "| Hi \\| &lt;b&gt; | no 2 | 0.5 |" in section(card, "Samples") and "no 1" not in card
-    rows = section(card, "Lineage").splitlines()[2:]
-    assert [row.split(" | ")[0] for row in rows if row] == [
+    assert "| prompt | step 1 | step 2 | score |" in section(card, "Samples")
+    assert "| Hi \\| &lt;b&gt; | no 1 | no 2 | 0.5 |" in section(card, "Samples")
+    rows = [row for row in section(card, "Lineage").splitlines() if row.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == [
         "| this run",
+        "| ↳ data",
+        "| ↳ data",
         "| ↳ policy",
         "| ↳ ↳ model",
         "| ↳ ↳ ↳ model",
         "| ↳ reward\\_model",
     ]
-    assert file_sha256(base / "model.safetensors") in rows[2] and "cd" * 32 in rows[4]
+    assert file_sha256(base / "model.safetensors") in rows[4] and "cd" * 32 in rows[6]
     assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, flags=re.S)[1]) == {
         "algorithm": "ppo",
         "kl_coef": 0.05,
@@ -237,7 +242,7 @@ def test_lineage_in_a_circle_ends(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     record("sft", parents={"model": {"name": str(second)}}).save(first)
     record("sft", parents={"model": {"name": str(first)}}).save(second)
-    assert [row["depth"] for row in lineage(first, RunRecord.load(first))] == [0, 1, 2]
+    assert [line.depth for line in lines(lineage(first))] == [0, 1, 2]
     assert base_model(first, RunRecord.load(first)) is None
 
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from rlhf.models import load
 from rlhf.runs.checkpoints import check_best_checkpoint
-from rlhf.runs.record import parent_entry
+from rlhf.runs.parents import parent_entry
 from rlhf.runs.run import Run
 from rlhf.runs.settings import ModelSettings
 

@@ -23,8 +23,9 @@ from rlhf.runs import processes
 from rlhf.runs.checkpoints import checkpoint_to_resume
 from rlhf.runs.ending import LAUNCHER_STOPS
 from rlhf.runs.output_folder import check_output_dir
+from rlhf.runs.parents import parent_entry
 from rlhf.runs.progress import use_run_progress
-from rlhf.runs.record import RunRecord, find_runs, parent_entry
+from rlhf.runs.record import RunRecord, find_runs
 from rlhf.runs.run import start
 from rlhf.runs.settings import DataSettings, changed_settings, parse
 

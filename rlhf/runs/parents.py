@@ -1,0 +1,281 @@
+"""The entries of a run's record about what it came from: models, feedback and data, each with its hashes.
+
+The record also keeps the history of each parent (`RunRecord.ancestors`), so that a lineage needs no other folder: a parent
+may be moved, removed, or only be on the Hub. `runs.ancestry` joins the entries to a tree.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from rlhf.data.files import READERS, suffix
+from rlhf.data.judgements import is_event
+from rlhf.data.load import is_local
+from rlhf.digests import file_sha256, files_sha256, joined_sha256, weight_files
+from rlhf.feedback.store import NAME as EVENTS
+from rlhf.models.snapshots import split_revision
+from rlhf.runs.record import RECORD, RunRecord, read_object
+
+# Files next to the weights that decide how a model computes. Those of the tokenizer are the model of a tokenizer run.
+DECIDING = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+TOKENIZER = "tokenizer.json"
+# In the folder of a run that was shared (`hub.share`): repo, commit, and when that run had started.
+SHARED = "hub.json"
+FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+# What a card takes over from the card of the model that the weights come from.
+FROM_THE_CARD = ("license", "license_name", "license_link", "language")
+
+
+def model_digests(folder: str | os.PathLike) -> dict:
+    """`sha256` of all weights of a folder, or of its tokenizer where it has none, and `files`: name -> sha256."""
+    folder = Path(folder)
+    weights = files_sha256(weight_files(folder))
+    others = files_sha256([folder / name for name in DECIDING if (folder / name).is_file()])
+    sha256 = joined_sha256(weights) or others.get(TOKENIZER, "")
+    if not weights and not others:
+        return {}
+    entry = {"sha256": sha256, "files": weights | others}
+    return {name: value for name, value in entry.items() if value}
+
+
+def parent_entry(path: str | None, *, revision: str | None = None) -> dict:
+    """A parent model in a record; {} without a path.
+
+    name: its path or Hub id. revision: the commit of a Hub model, and none of a folder. sha256: of all its weights.
+    files: name -> sha256. recipe, code, seed: of the run that made it. license and language: of its card.
+    hub_id: that it was shared as.
+    """
+    if not path:
+        return {}
+    entry = {"name": path}
+    folder = Path(path)
+    if not folder.is_dir():
+        name, revision = split_revision(path, revision)
+        entry["name"] = name
+        folder = hub_folder(name, revision)
+        commit = folder.name if folder else revision
+        if commit:
+            entry["revision"] = commit
+        if folder is None:
+            return entry
+    entry |= model_digests(folder)
+    record = read_object(folder / RECORD)
+    # Of a folder that a recipe has made.
+    made_by = {"recipe": record.get("recipe"), "seed": record.get("seed")}
+    versions = record.get("versions")
+    if isinstance(versions, dict):
+        made_by["code"] = versions.get("code")
+    made_by["hub_id"] = hub_id_of(folder)
+    entry |= {name: value for name, value in made_by.items() if value not in (None, "")}
+    return entry | card_facts(folder)
+
+
+def card_facts(folder: Path) -> dict:
+    """The licence and the languages that a model's card or config states; {} where it states none."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        content = yaml.safe_load(FRONT_MATTER.match(text)[1])
+    except (OSError, TypeError, ValueError, yaml.YAMLError):  # no card, or a torn one
+        content = None
+    if not isinstance(content, dict):
+        content = {}
+    # Few configs have one.
+    licence = read_object(folder / "config.json").get("license")
+    if "license" not in content and isinstance(licence, str):
+        content["license"] = licence
+    facts = {name: content[name] for name in FROM_THE_CARD if content.get(name)}
+    # `other` alone says nothing. With a name it does.
+    if facts.get("license") == "other" and "license_name" not in facts:
+        facts.pop("license")
+    return facts
+
+
+def hub_id_of(folder: str | Path | None, sha256: str = "") -> str:
+    """The Hub id that a run folder was shared as; "" where none is known, and where the folder holds another run since.
+
+    sha256: of the weights that are meant; "" for those that are there.
+    """
+    if folder is None:
+        return ""
+    shared, record = read_object(Path(folder) / SHARED), read_object(Path(folder) / RECORD)
+    now = (record.get("weights") or {}).get("sha256", "")
+    is_other = bool(sha256 and now) and sha256 != now
+    if is_other or shared.get("started") != record.get("started"):
+        return ""
+    return str(shared.get("repo") or "")
+
+
+# ---- history -----------------------------------------------------------------------------------------------------
+
+
+def entry_key(entry: dict) -> str:
+    """The key of a parent in `RunRecord.ancestors`: its name, with the digest or commit that says which state of it."""
+    state = entry.get("sha256") or entry.get("revision") or ""
+    return f"{entry.get('name', '')}@{state}"
+
+
+def parent_folder(name: str, child: Path, revision: str | None = None) -> Path | None:
+    """The folder of a parent: where it was, moved together with its child, or in the cache of the Hub."""
+    if not name:
+        return None
+    # A folder next to the run may have the name of a Hub model.
+    if revision and not Path(name).is_dir():
+        return hub_folder(name, revision)
+    for folder in (Path(name), child.parent / Path(name).name):
+        if folder.is_dir() and folder.resolve() != child.resolve():
+            return folder
+    return None if is_local(name) else hub_folder(name)
+
+
+def hub_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a Hub model in the local cache, named after its commit; None if it was not downloaded.
+
+    revision: a branch, a tag or a commit; None: main, which from_pretrained takes.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    reference = cache / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = cache / "snapshots" / (commit or "")
+    return folder if commit and folder.is_dir() else None
+
+
+def is_in_cache(folder: Path) -> bool:
+    """True for a folder of the Hub's cache."""
+    return folder.parent.name == "snapshots"
+
+
+def history(parents: dict[str, dict], child: Path, known: dict[str, dict] | None = None) -> dict:
+    """key of a parent -> its own data and parents, for everything that `parents` came from.
+
+    child: the folder of the run that names these parents. known: histories that its record holds already.
+    Records of older versions hold none: there the folders of the parents are read.
+    """
+    histories = dict(known or {})
+    waiting = [(child, entry) for entry in parents.values()]
+    while waiting:
+        child, entry = waiting.pop()
+        if not isinstance(entry, dict) or not entry.get("name") or entry_key(entry) in histories:
+            continue
+        folder = parent_folder(entry["name"], child, entry.get("revision"))
+        record = load_record(folder) if folder else None
+        if record is None or _was_replaced(entry, record):
+            continue
+        histories[entry_key(entry)] = {
+            "recipe": record.recipe,
+            "code": record.versions.get("code", ""),
+            "data": record.data,
+            "parents": record.parents,
+        }
+        # What this parent's own record knows needs no folder.
+        histories = record.ancestors | histories
+        waiting += [(folder, parent) for parent in record.parents.values()]
+    return histories
+
+
+def _was_replaced(entry: dict, record: RunRecord) -> bool:
+    """True where the folder of a parent now holds the model of another run."""
+    now = record.weights.get("sha256")
+    return bool(now and entry.get("sha256")) and now != entry["sha256"]
+
+
+def load_record(folder: Path) -> RunRecord | None:
+    """The record of a folder; None where there is none that can be read."""
+    try:
+        return RunRecord.load(folder)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+# ---- data and feedback -------------------------------------------------------------------------------------------
+
+
+def data_entry(source: dict) -> dict:
+    """The entry of a source of rows with the sha256 of each of its local files, as `files`."""
+    files = local_files(str(source.get("name", "")))
+    return source | {"files": files_sha256(files)} if files else dict(source)
+
+
+def local_files(name: str) -> list[Path]:
+    """The files of a local source of rows; [] for a data set of the Hub."""
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    files = []
+    # Held-out files too: a split may be named.
+    for file in sorted(path.iterdir()):
+        if file.is_file() and suffix(file) in READERS and not file.name.startswith("."):
+            files.append(file)
+    return files
+
+
+def feedback_entry(name: str) -> dict:
+    """The feedback store behind a source of rows, as a parent of the run; {} for other sources.
+
+    sha256, bytes: of its file, which only grows: what was added later changes neither of the first `bytes`.
+    events: their number. kinds: number by kind. models: those that wrote the answers, label -> revision.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / EVENTS
+    if path.suffix != ".jsonl" or not path.is_file():
+        return {}
+    # Before it is read: events that come meanwhile are not of this run.
+    size = path.stat().st_size
+    kinds: Counter[str] = Counter()
+    models: dict[str, str] = {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file):
+            event = _event(line)
+            # A store begins with an event. Other rows are not feedback.
+            if event is None and number == 0:
+                return {}
+            if event is None:
+                continue
+            kinds[event["event"]] += 1
+            models |= _models_of(event)
+    return {
+        "name": name,
+        "sha256": file_sha256(path, 0, size),
+        "bytes": size,
+        "events": kinds.total(),
+        "kinds": dict(sorted(kinds.items())),
+        "models": dict(sorted(models.items())),
+    }
+
+
+def _event(line: bytes) -> dict | None:
+    """The event of a line of a store; None for a torn line and for other rows."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    is_whole = isinstance(row, dict) and "schema" in row and "event" in row
+    return row if is_whole and is_event(row) else None
+
+
+def _models_of(event: dict) -> dict[str, str]:
+    """label -> revision of the models that wrote the answers of an event."""
+    used = [event.get("model")]
+    for answer in event.get("answers") or []:
+        if isinstance(answer, dict):
+            used.append(answer.get("model"))
+    models = {}
+    for model in used:
+        if isinstance(model, dict) and model.get("name"):
+            models[str(model["name"])] = str(model.get("revision", ""))
+    return models
