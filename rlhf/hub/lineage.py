@@ -4,7 +4,7 @@ The tree itself comes from the record alone, see `runs.ancestry`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlhf.digests import file_sha256, known_sha256, weights_sha256
@@ -135,15 +135,28 @@ def verify(run: str | Path) -> list[Check]:
             continue
         seen.add((node.name, node.sha256))
         if node.is_feedback:
-            checks += _check_feedback(node)
+            own = list(_check_feedback(node, root))
         else:
-            checks += _check_model(node, root, str(run))
+            own = list(_check_model(node, root, str(run)))
+        of_data = []
         for entry in node.data:
             key = (entry.get("name"), entry.get("sha256"))
             if key not in seen:
                 seen.add(key)
-                checks += _check_data(entry, node, root)
+                of_data += _check_data(entry, node, root)
+        if not Path(run).is_dir():  # the folders are of another machine
+            of_data = [_not_shared(check) for check in of_data]
+            if node.stage != THIS_RUN and not node.is_on_hub:
+                own = [_not_shared(check) for check in own]
+        checks += own + of_data
     return checks
+
+
+def _not_shared(check: Check) -> Check:
+    """The check of a folder that another machine has. One of the same name here says nothing about it."""
+    if check.state == SAME:
+        return check
+    return replace(check, state=UNKNOWN, note="not shared with the run")
 
 
 def _check_model(node: Node, root: Node, given: str) -> Iterator[Check]:
@@ -251,11 +264,13 @@ def _hub_hashes(repo: str, revision: str | None) -> dict[str, str] | str:
 # ---- data and feedback -------------------------------------------------------------------------------------------
 
 
-def _check_feedback(node: Node) -> Iterator[Check]:
+def _check_feedback(node: Node, root: Node) -> Iterator[Check]:
     """The events of a store, which only grows: those that the run has read must be the same still."""
     path = Path(node.name)
-    if node.folder is not None:
-        path = node.folder
+    if not path.exists():
+        path = node.folder or _relocated(node.name, node, root) or path
+        if path.exists():
+            yield Check(node.stage, node.name, "", MOVED, f"now {path}")
     if path.is_dir():
         path = path / EVENTS
     if not path.is_file():

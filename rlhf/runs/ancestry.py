@@ -188,7 +188,8 @@ def _lines(node: Node, depth: int, listed: set[tuple]) -> Iterator[Line]:
 def came_from_hub(entry: dict) -> bool:
     """True for a parent that was a Hub id. A folder that is gone looks like one, but has a digest without a commit."""
     name = entry.get("name", "")
-    if entry.get("revision"):
+    # The second: of a record that was shared, in which the folder goes by its Hub id.
+    if entry.get("revision") or entry.get("hub_id") == name:
         return is_hub_id(name)
     was_local = entry.get("sha256") or entry.get("recipe")
     return not was_local and is_hub_id(name) and not Path(name).exists()

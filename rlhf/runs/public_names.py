@@ -72,7 +72,11 @@ class PublicNames:
     def value(self, value):
         """Any value of a record. Texts that are a path, and keys, are replaced. Other texts stay."""
         if isinstance(value, dict):
-            return {self._key(name): self.value(inner) for name, inner in value.items()}
+            shown = {self._key(name): self.value(inner) for name, inner in value.items()}
+            # The entry of a parent, which is then known to be on the Hub.
+            if value.get("name") in self.hub_ids:
+                shown["hub_id"] = shown["name"]
+            return shown
         if isinstance(value, list | tuple):
             return [self.value(inner) for inner in value]
         if isinstance(value, str) and (value in self.hub_ids or _is_path(value)):

@@ -199,7 +199,7 @@ def test_the_answers_of_each_stage_are_those_of_the_report(tmp_path):
     assert "seed 5 at temperature 0.5" in text
 
 
-def test_a_pushed_chain_keeps_its_lineage_and_verifies_against_the_hub(hub, tmp_path):
+def test_a_pushed_chain_keeps_its_lineage_and_verifies_against_the_hub(hub, tmp_path, monkeypatch):
     """SFT is pushed and pulled; PPO starts from the pulled one; everything behind it is still named to the hash."""
     stages = make_stages(tmp_path / "private" / "runs")
     expected = {line.sha256 for line in lines(lineage(stages.sft))}
@@ -222,6 +222,9 @@ def test_a_pushed_chain_keeps_its_lineage_and_verifies_against_the_hub(hub, tmp_
     assert ModelCard(card_text(ppo)).data.base_model == "alice/sft"
     checks = [check for check in verify(ppo) if check.stage == "policy"]
     assert {check.state for check in checks} == {"same"}
-    assert [line.sha256 for line in lines(lineage(run_folder("alice/sft")))] == [
-        line.sha256 for line in lines(policy)
-    ]
+    pulled = lineage(run_folder("alice/sft"))
+    assert [line.sha256 for line in lines(pulled)] == [line.sha256 for line in lines(policy)]
+    # A folder of the same name here has nothing to do with the parents of a run from elsewhere.
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "base", "pretrain", content="others")
+    assert {check.state for check in verify("alice/sft")} == {"same", "not checked"}

@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 from rlhf.feedback.store import Store
 from rlhf.hub.lineage import run_folder, verify
 from rlhf.runs.record import RunRecord
-from tests.runs.lineage_runs import add_event, make_stages
+from tests.runs.lineage_runs import add_event, make_feedback, make_run, make_stages
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,15 @@ def test_a_renamed_folder_is_known_by_its_weights(stages):
 def test_a_project_that_was_moved_as_a_whole_is_moved_and_not_missing(stages):
     moved = stages.home.rename(stages.home.with_name("moved"))
     assert {state for _, _, state in not_same(verify(moved / "ppo"))} == {"moved"}
+
+
+def test_a_store_that_moved_with_the_project_is_moved(tmp_path):
+    """The store was next to the folder of the runs, and not in it."""
+    store = make_feedback(tmp_path / "old" / "feedback")
+    make_run(tmp_path / "old" / "runs" / "reward", "reward", data=[store])
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    states = not_same(verify(moved / "runs" / "reward"))
+    assert sorted(states) == [("data", "", "moved"), ("feedback", "", "moved")]
 
 
 def test_added_events_are_not_a_change_but_removed_ones_are(stages):

@@ -14,6 +14,7 @@ from rlhf.__main__ import main as command
 from rlhf.digests import weights_sha256
 from rlhf.hub.lineage import verify
 from rlhf.runs.ancestry import lineage, lines
+from rlhf.runs.card import card_text
 from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.settings import parse
 
@@ -161,7 +162,8 @@ def test_every_run_folder_is_plain_and_complete(runs):
         record = RunRecord.load(runs / name)
         assert record.status == "done" and record.data and record.seconds > 0, name
         assert read_jsonl(runs / name / "metrics.jsonl"), name
-        assert (runs / name / "README.md").is_file(), name
+        # The same run gives the same card.
+        assert (runs / name / "README.md").read_text(encoding="utf-8") == card_text(runs / name)
     assert RunRecord.load(runs / "ppo").parents["reward"]["name"] == str(runs / "reward")
     assert {"prompt", "completion", "score", "kl"} <= set(
         read_jsonl(runs / "ppo" / "samples.jsonl")[0]

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from rlhf.runs.ancestry import lineage
+from rlhf.runs.ancestry import base_model, lineage
 from rlhf.runs.card import card_text
 from rlhf.runs.parents import hub_id_of
 from rlhf.runs.public_names import PublicNames, public_record, write_public
@@ -91,6 +91,12 @@ def test_a_shared_record_gives_the_same_lineage(stages, tmp_path):
     expected = [(depth, node.stage, node.sha256) for depth, node in lineage(stages.ppo).walk()]
     pulled = [(depth, node.stage, node.sha256) for depth, node in lineage(folder).walk()]
     assert pulled == expected
+    content = public_record(stages.ppo, {str(stages.sft): "me/sft"})
+    (folder / "run.json").write_text(json.dumps(content))
+    nodes = {node.stage: node for _, node in lineage(folder).walk()}
+    assert nodes["policy"].is_on_hub and nodes["policy"].name == "me/sft"
+    assert not nodes["reward"].is_on_hub
+    assert base_model(folder, RunRecord.load(folder)) == "me/sft"
 
 
 def test_what_is_shared_is_byte_for_byte_the_same_where_nothing_is_private(stages, tmp_path):
