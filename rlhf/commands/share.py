@@ -4,7 +4,7 @@
     rlhf share feedback/ --repo me/feedback --type dataset
     rlhf share runs/ppo runs/reward --repo me/chat --space
 
-The token is that of HF_TOKEN or `hf auth login`. It is no flag: others on this machine can read those.
+The token is that of HF_TOKEN or `hf auth login`. A flag could be read by others on this machine.
 """
 
 import argparse
