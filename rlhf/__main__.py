@@ -39,6 +39,11 @@ COMMANDS = {
         LOOK,
     ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
+    "export": (
+        "rlhf.commands.export",
+        "write a trained encoder as ONNX, and compare its logits",
+        LOOK,
+    ),
     "lineage": (
         "rlhf.commands.lineage",
         "everything that a run came from, with hashes; --verify computes them again",

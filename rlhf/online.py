@@ -21,6 +21,7 @@ TOKENS = "https://huggingface.co/settings/tokens"
 def retrying(call: Callable[[], T], waits: tuple[float, ...] | None = None) -> T:
     """Call a function, again after each wait in seconds where the network or a busy Hub has failed it."""
     limit_silence()
+    # The last try is outside of the loop, so that its error is raised as it is.
     for wait in WAITS if waits is None else waits:
         try:
             return call()
@@ -79,6 +80,7 @@ def explain(error: BaseException, name: str) -> str:
         return (
             f"{name}: no such repository on the Hub, or a private one: check the name, or {LOGIN}"
         )
+    # Of a repository that is not there for strangers, 401 is "not found", above.
     if status == 401:
         return f"{name}: the Hub does not know this token (401): make one at {TOKENS}, then {LOGIN}"
     if status == 403:

@@ -313,6 +313,14 @@ class HubDouble:
         self.repos[kind, name] = repo
         return JSONResponse({"url": url, "name": name, "id": name})
 
+    def delete(self, call: "Call") -> Response:
+        asked = call.json
+        call.parts |= {"kind": (asked.get("type") or "model") + "s"}
+        call.parts["id"] = f"{asked.get('organization') or call.user['name']}/{asked['name']}"
+        repo = self.writable(call)
+        del self.repos[repo.kind, repo.name]
+        return Response(status_code=200)
+
     def validate_yaml(self, call: "Call") -> Response:
         problems = card_problems(call.json.get("content", ""))
         answer = {"errors": [{"message": problem} for problem in problems], "warnings": []}
@@ -610,6 +618,7 @@ REPO = rf"/(?:(?P<kind>datasets|spaces)/)?{ID}"
 ROUTES = (
     (("GET", "HEAD"), r"/api/whoami-v2", HubDouble.whoami),
     (("POST",), r"/api/repos/create", HubDouble.create),
+    (("DELETE",), r"/api/repos/delete", HubDouble.delete),
     (("POST",), r"/api/validate-yaml", HubDouble.validate_yaml),
     (("POST",), rf"{API}/preupload/(?P<rev>[^/]+)", HubDouble.preupload),
     (("POST",), rf"{API}/commit/(?P<rev>[^/]+)", HubDouble.commit),

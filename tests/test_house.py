@@ -41,8 +41,11 @@ LAYERS = {
     "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
-    "rlhf.hub": (4, "huggingface_hub transformers torch safetensors yaml rich"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
+    "rlhf.hub": (
+        4,
+        "huggingface_hub transformers torch safetensors yaml rich onnx onnxscript onnxruntime",
+    ),
     "rlhf.serving": (
         5,
         "numpy torch transformers tokenizers fastapi starlette gradio uvicorn pydantic prometheus_client markdown_it",

@@ -20,7 +20,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio whe
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")  # with its revision
 KEYS_VARIABLE = "RLHF_API_KEYS"
 
 
@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None, prog: str = "app.py") -> int:
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition("\n\n")[0])
-    parser.add_argument("run", nargs="*", help="run folders to serve; the first is the default")
+    parser.add_argument(
+        "run", nargs="*", help="run folders or Hub ids to serve; the first is the default"
+    )
     parser.add_argument(
         "--runs",
         default="runs",
@@ -62,6 +64,13 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="also serve this chat model of the Hub; may be given several times",
+    )
+    parser.add_argument(
+        "--allow-push",
+        metavar="OWNER",
+        action="append",
+        default=[],
+        help="where others use the app too: open the tab Share for repositories of this user or organisation",
     )
     parser.add_argument(
         "--data",
@@ -147,7 +156,8 @@ def check(args: argparse.Namespace) -> None:
     if args.device and not DEVICE.fullmatch(args.device):
         raise UserError(f"--device {args.device}: use cpu, cuda, cuda:0, mps or xpu")
     for folder in args.run or [args.runs]:
-        if not Path(folder).is_dir():
+        is_id = folder in args.run and not Path(folder).exists() and HUB_ID.fullmatch(folder)
+        if not Path(folder).is_dir() and not is_id:
             raise UserError(no_folder(folder))
     for folder in args.data:
         if not Path(folder).is_dir():
@@ -342,6 +352,7 @@ def open_jobs(args: argparse.Namespace, service, *, is_shared: bool):
     allowed = Allowed(
         roots=tuple(Path(root) for root in roots if root),
         hub_ids=tuple(args.allow_hub),
+        push_to=tuple(args.allow_push),
         anything=not is_shared,
     )
     return Jobs(Path(args.runs), allowed=allowed, on_finished=lambda job: service.refresh())

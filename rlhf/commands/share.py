@@ -4,7 +4,7 @@
     rlhf share feedback/ --repo me/feedback --type dataset
     rlhf share runs/ppo runs/reward --repo me/chat --space
 
-The token is that of HF_TOKEN or `hf auth login`. It is no flag: others on this machine can read those.
+The token is that of HF_TOKEN or `hf auth login`. A flag could be read by others on this machine.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.hub.push import Pushed, push_folder
 from rlhf.hub.share import CARD, PARENTS, preview, share_run, sizes_of
+from rlhf.hub.space import HUB_ID
 
 TYPES = ("model", "dataset", "space")
 
@@ -60,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
 def check_arguments(args: argparse.Namespace, kind: str) -> None:
     """UserError for folders that are not there, and for flags that do not fit each other."""
     for folder in args.folder:
-        if not os.path.isdir(folder):
+        # A Space may load models of the Hub.
+        if not os.path.isdir(folder) and not (kind == "space" and HUB_ID.fullmatch(folder)):
             raise UserError(f"{folder}: no such folder: give that of a run, or of a feedback store")
     if kind != "space" and len(args.folder) > 1:
         raise UserError(
@@ -97,11 +99,13 @@ def built(args: argparse.Namespace, kind: str) -> Iterator[Path]:
         if kind == "dataset":
             from rlhf.hub.feedback_data import feedback_folder
 
-            feedback_folder(Path(args.folder[0]), target)
+            shared = feedback_folder(Path(args.folder[0]), target, repo=args.repo)
+            for note in shared.notes():
+                print(note)
         else:
             from rlhf.hub.space import space_folder
 
-            space_folder([Path(folder) for folder in args.folder], target)
+            space_folder(args.folder, target, link=True)
         yield target
 
 

@@ -30,7 +30,7 @@ def dataset_commit(name: str) -> str:
 
 
 def forget_commits() -> None:
-    """Look names up anew."""
+    """Look names up again."""
     _commits.clear()
 
 
@@ -44,6 +44,7 @@ def _look_up(name: str) -> str:
         commit = retrying(lambda: HfApi().dataset_info(repo, revision=revision or None)).sha
     except Exception as error:
         is_off = isinstance(error, OfflineModeIsEnabled) or is_connection_error(error)
+        # An answer, such as "no such repository", counts more than what the cache holds.
         if not is_off and (status_of(error) or 0) < 429:
             raise unreachable(name, explain(error, repo)) from error
         return reference.read_text().strip() if reference.is_file() else revision
@@ -75,6 +76,7 @@ def load_hub_splits(name: str, config: str | None, *, streaming: bool = False) -
 
     options: dict = {}
     commit = dataset_commit(name)
+    # Unknown without the network: then the last download is read.
     if commit:
         options["revision"] = commit
     if streaming:

@@ -8,7 +8,8 @@ A rating of one answer ranks nothing, so it is counted and dropped. Equal texts 
 from rlhf.data.conversations import Dropped
 from rlhf.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2  # of new events: it added `consent`
+READABLE = (1, 2)
 EVENTS = ("ranking", "comparison", "rating")
 SIDES = ("left", "right")  # verdicts on two answers; on three, the index on the screen
 UNDECIDED = ("tie", "both bad")
@@ -24,10 +25,7 @@ def is_event(row: dict) -> bool:
 
 def from_event(row: dict) -> list[dict]:
     """{event, messages, answers: [{text}], ranks, or shown and verdict} as a ranking, where it ranks answers."""
-    if row["schema"] != SCHEMA or isinstance(row["schema"], bool):
-        raise UserError(
-            f"schema: {row['schema']!r:.60} given, this version reads {SCHEMA}: use the version that wrote it"
-        )
+    check_schema(row["schema"])
     if row["event"] == "rating":
         return [Dropped(RATING)]
     for column in ("messages", "answers"):
@@ -52,6 +50,16 @@ def from_event(row: dict) -> list[dict]:
     ours = {"prompt": row["messages"], "completions": completions, "ranks": ranks}
     # Which event it was, so that a row can be traced back.
     return [{**ours, "id": row.get("id"), "annotator": row.get("annotator")}]
+
+
+def check_schema(schema) -> None:
+    """UserError for an event of a version that this one does not know."""
+    # True equals 1 in Python.
+    if schema not in READABLE or isinstance(schema, bool):
+        versions = " and ".join(map(str, READABLE))
+        raise UserError(
+            f"schema: {schema!r:.60} given, this version reads {versions}: use the version that wrote it"
+        )
 
 
 def check_ranks(ranks, count: int) -> None:

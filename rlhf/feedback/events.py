@@ -1,7 +1,8 @@
 """The events of a feedback store: what people said about answers, and all that is needed to repeat what they saw.
 
-Schema 1. An event is one JSON object: `event` (rating, comparison or ranking), `schema`, `id`, `time`, and the fields of its
-class. Events are never edited. Training rows are derived from them, see export.py.
+Schema 2. An event is one JSON object: `event` (rating, comparison or ranking), `schema`, `id`, `time`, and the fields of its
+class. Events are never edited. Training rows are derived from them, see export.py. Events of schema 1 are read too: nobody
+was asked for `consent` then, so they have none.
 """
 
 import json
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import ClassVar
 
-from rlhf.data.judgements import SCHEMA, check_ranks, comparison_ranks
+from rlhf.data.judgements import SCHEMA, check_ranks, check_schema, comparison_ranks
 from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 
@@ -58,7 +59,10 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Rating:
-    """A thumb for one answer. messages: the conversation before it. value: "up" or "down"."""
+    """A thumb for one answer. messages: the conversation before it. value: "up" or "down".
+
+    consent: True where the annotator agreed that it may be published.
+    """
 
     messages: list[dict]
     completion: str
@@ -69,6 +73,7 @@ class Rating:
     reason: str = ""
     annotator: str = ""  # a hash, see Store.annotator; "" is somebody without a name
     source: str = "app"
+    consent: bool = False
     id: str = field(default_factory=new_id)
     time: str = field(default_factory=now)
     kind: ClassVar[str] = "rating"
@@ -80,6 +85,7 @@ class Comparison:
 
     shown: indices of the answers in their order on the screen.
     verdict: "left", "right", "tie" or "both bad". Of three answers, the index on the screen, "tie" or "both bad".
+    consent: as of a Rating.
     """
 
     messages: list[dict]
@@ -89,6 +95,7 @@ class Comparison:
     verdict: str | int
     annotator: str = ""
     source: str = "app"
+    consent: bool = False
     id: str = field(default_factory=new_id)
     time: str = field(default_factory=now)
     kind: ClassVar[str] = "comparison"
@@ -103,7 +110,7 @@ class Comparison:
 class Ranking:
     """2 to 9 answers in an order, and maybe one that the annotator wrote.
 
-    ranks: 0 is the best, ties share a rank. item: the prompt's id in the queue, or "".
+    ranks: 0 is the best, ties share a rank. item: the prompt's id in the queue, or "". consent: as of a Rating.
     """
 
     messages: list[dict]
@@ -114,6 +121,7 @@ class Ranking:
     annotator: str = ""
     source: str = "app"
     item: str = ""
+    consent: bool = False
     id: str = field(default_factory=new_id)
     time: str = field(default_factory=now)
     kind: ClassVar[str] = "ranking"
@@ -135,16 +143,18 @@ def from_row(row) -> Event:
     """The event of a JSON object. UserError("field: reason") for one that is not exactly an event of this schema."""
     if not isinstance(row, dict):
         raise UserError(f"event: an object is expected, {row!r:.60} given")
-    if row.get("schema") != SCHEMA or isinstance(row["schema"], bool):
-        raise UserError(
-            f"schema: {row.get('schema')!r:.60} given, this version reads {SCHEMA}: use the version that wrote it"
-        )
+    schema = row.get("schema")
+    check_schema(schema)
     kind = row.get("event")
     if not isinstance(kind, str) or kind not in CLASSES:
         raise UserError(f"event: one of {', '.join(CLASSES)} is expected, {kind!r:.60} given")
     cls = CLASSES[kind]
     # These two are in every event, and are no fields of a class.
     values = {name: value for name, value in row.items() if name not in ("event", "schema")}
+    if schema == 1:
+        if "consent" in values:
+            raise UserError("consent: unknown in schema 1, which did not ask for it")
+        values["consent"] = False
     _check_names(values, cls, "")
     if cls is Rating:
         values["model"] = _model(values["model"], "model")
@@ -202,6 +212,7 @@ def check(event: Event) -> None:
     if event.annotator and not ANNOTATOR.fullmatch(event.annotator):
         raise UserError("annotator: a hash of 16 hexadecimal digits is expected, never a name")
     _one_of("source", event.source, SOURCES)
+    _expect("consent", event.consent, bool)
     _expect("settings", event.settings, dict)
     _check_json("settings", event.settings)
     reason = CHECKS["prompt"](event.messages) if isinstance(event.messages, list) else "not a list"

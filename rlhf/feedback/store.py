@@ -127,11 +127,21 @@ class Store:
         return digest.hexdigest()[:16]
 
     def _salt(self) -> str:
-        """The secret of this folder, made once and readable by its owner only."""
+        """The secret with which the names of this folder are hashed."""
         path = self.folder / ".salt"
+        if not path.exists() and any(event.annotator for event in self.all()):
+            logger.warning(
+                "%s is gone: people of earlier events count as others from now on; restore it from a copy",
+                path,
+            )
+        return self.secret(path.name)
+
+    def secret(self, name: str) -> str:
+        """A secret of this folder in a file of this name, made once and readable by its owner only."""
+        path = self.folder / name
         try:
             if not path.exists():
-                self._make_salt(path)
+                self._make_secret(path)
             salt = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
@@ -145,14 +155,9 @@ class Store:
             )
         return salt
 
-    def _make_salt(self, path: Path) -> None:
-        if any(event.annotator for event in self.all()):
-            logger.warning(
-                "%s is gone: people of earlier events count as others from now on; restore it from a copy",
-                path,
-            )
+    def _make_secret(self, path: Path) -> None:
         make_folder(self.folder)
-        temporary = self.folder / f".salt.{secrets.token_hex(8)}"
+        temporary = self.folder / f"{path.name}.{secrets.token_hex(8)}"
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 # Written whole under another name, so that no process reads half of it.

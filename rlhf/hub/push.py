@@ -32,6 +32,12 @@ REPLACED = (
     "plots/*",
     "value_model/*",
 )
+# The same of the other kinds: what somebody took back must not stay, and a Space runs the code and models that it is given.
+REPLACED_OF = {
+    "model": REPLACED,
+    "dataset": ("train.jsonl", "ratings.jsonl"),
+    "space": ("rlhf/*", "models/*"),
+}
 RACES = 3  # commits of others in between, after which a push gives up
 TEXT = (".md", ".json", ".jsonl", ".txt", ".py", ".yaml", ".yml", ".csv", ".tsv", ".jinja")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
@@ -40,7 +46,7 @@ PATHS = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did.
+    """Result of a push.
 
     url: of the repository, or of the pull request. commit: that holds the files now.
     changed: False where the repository had the same files already.
@@ -84,6 +90,7 @@ def push_folder(
     UserError: no or an unknown token, no permission, a name that others have, no network, or a token in a file.
     """
     folder = Path(folder)
+    # All that can be known before anything is sent.
     target = check_target(repo, kind=kind, private=private, pr=pr, token=token)
     check_secrets(folder, target.token)
     try:
@@ -116,6 +123,7 @@ def check_target(
     try:
         validate_repo_id(repo)
         user = retrying(lambda: api.whoami())
+        # The Hub takes a name without an owner for one of its oldest models, such as gpt2.
         if "/" not in repo:
             repo = f"{user['name']}/{repo}"
         _check_owner(repo, user, pr)
@@ -140,6 +148,7 @@ def check_target(
 def _check_owner(repo: str, user: dict, pr: bool) -> None:
     """UserError where the user of a token may not write to repositories of this owner."""
     owners = [user["name"], *(org["name"] for org in user.get("orgs") or [])]
+    # "read", "write", or "fineGrained", whose rights only the push itself shows.
     role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
         raise UserError(
@@ -160,6 +169,7 @@ def check_secrets(folder: Path, token: str) -> None:
         if path.suffix not in TEXT:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
+        # A token of another form, such as that of a private Hub, is known only if it is the one in use.
         if SECRET.search(text) or (token and token in text):
             raise UserError(
                 f"{path.relative_to(folder)} holds a token of the Hub: remove it before you share the folder, and make a "
@@ -186,7 +196,7 @@ def _push(folder: Path, target: Target, *, private: bool, pr: bool, message: str
     if branch not in (None, "main"):
         retrying(lambda: api.create_branch(**where, branch=branch, exist_ok=True))
     url = f"{api.endpoint}/{PATHS[target.kind]}{target.repo}"
-    tried = False
+    tried = False  # a commit may have been made although its answer was an error
     for _ in range(RACES):
         operations, head = changes(api, folder, target, branch)
         if not operations:
@@ -201,6 +211,7 @@ def _push(folder: Path, target: Target, *, private: bool, pr: bool, message: str
                 continue
             raise
         revision = commit.pr_revision if pr else commit.oid
+        # Read back: nothing may be left to send.
         left, _ = changes(api, folder, target, revision)
         if left:
             raise UserError(f"{target.repo}: the commit {commit.oid[:8]} lacks files: push again")
@@ -245,7 +256,7 @@ def changes(api, folder: Path, target: Target, revision: str | None) -> tuple[li
         if name not in remote or not is_same(path, remote[name]):
             operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path))
     for name in remote:
-        if name not in names and target.kind == "model" and _is_replaced(name):
+        if name not in names and _is_replaced(name, target.kind):
             operations.append(CommitOperationDelete(path_in_repo=name))
     return operations, head
 
@@ -268,5 +279,5 @@ def git_sha1(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_replaced(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in REPLACED)
+def _is_replaced(name: str, kind: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in REPLACED_OF[kind])

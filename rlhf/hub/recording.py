@@ -19,7 +19,7 @@ from rlhf.runs.keys import PUSH, default_values
 
 @dataclass(frozen=True)
 class PushSettings:
-    """Where a finished run is pushed to. branch: None is main."""
+    """Repository that a finished run is pushed to. branch: None is main."""
 
     repo: str
     private: bool
@@ -31,6 +31,7 @@ def recording(recipe: str, settings, args) -> Iterator[runs.Run]:
     """Open the run folder and keep its record, and push the run at its end if push_to_hub is set."""
     push = take_push_settings(args)
     is_main = args.process_index == 0
+    # A wrong name or token is met now, and not after hours of training.
     if push is not None and is_main:
         check_target(push.repo, private=push.private)
     with runs.recording(recipe, settings, args) as run:
@@ -48,6 +49,7 @@ def take_push_settings(args) -> PushSettings | None:
     if args.push_to_hub:
         repo = args.hub_model_id or Path(args.output_dir).resolve().name
         push = PushSettings(repo, bool(args.hub_private_repo), args.hub_revision)
+    # Also where there is no push, so that both kinds of run have the same record.
     defaults = default_values(args)
     for key in PUSH:
         setattr(args, key, defaults[key])

@@ -44,7 +44,7 @@ NOT_SHARED = (SHARED, "trainer_state.json")
 
 @dataclass(frozen=True)
 class Preview:
-    """What a push of a run would bring. files: (path, bytes), in order. card: README.md."""
+    """Files and card that a push of a run would bring. files: (path, bytes), in order. card: README.md."""
 
     files: list[tuple[str, int]]
     card: str
@@ -82,6 +82,7 @@ def share_run(
         pushed = push_folder(
             folder, repo, private=private, pr=pr, message=message, token=token, revision=revision
         )
+    # A pull request may never be merged.
     if not pr:
         note_shared(run, pushed)
     return pushed
@@ -118,7 +119,7 @@ def check_run(run: Path) -> None:
 
 
 def shared_files(run: Path) -> list[Path]:
-    """The files of a run that are shared, as paths below its folder, in order. The card is written anew."""
+    """The files of a run that are shared, as paths below its folder, in order. The card is written again."""
     files = []
     for path in run.rglob("*"):
         name = path.relative_to(run).as_posix()

@@ -348,7 +348,7 @@ def _from_pretrained(
 
 
 def _name_after(loaded, name: str) -> None:
-    """Let a model or tokenizer of the Hub bear its name there, not the path of the cache."""
+    """Give a model or tokenizer of the Hub its name there, not the path of the cache."""
     if isinstance(loaded, tuple):  # with its loading info
         loaded = loaded[0]
     if isinstance(loaded, PreTrainedModel):

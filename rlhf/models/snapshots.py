@@ -75,6 +75,7 @@ def model_folder(
     repo, revision = split_revision(name, revision)
     try:
         commit = _commit_of(repo, revision)
+        # A folder that was removed meanwhile is downloaded again.
         if os.path.isdir(_folders.get((commit, weights), "")):
             return _folders[commit, weights]
         if commit.files is not None and weights:
@@ -86,6 +87,7 @@ def model_folder(
         raise
     except Exception as error:
         raise UserError(_reason(error, name)) from error
+    # Without the network the files of the repository are not known before.
     if weights and not list(Path(folder).glob("*.safetensors")):
         raise UserError(f"{name}: the repository holds no weights as safetensors")
     _note_reference(commit, revision or "main", replace=weights)
@@ -102,7 +104,7 @@ def hub_commit(name: str | os.PathLike, revision: str | None = None) -> str:
 
 
 def forget_commits() -> None:
-    """Look names up anew."""
+    """Look names up again."""
     _commits.clear()
     _folders.clear()
 
@@ -186,6 +188,7 @@ def _reason(error: Exception, name: str) -> str:
 
 def _check_formats(name: str, files: tuple[str, ...]) -> None:
     """UserError where the only weights of a repository are pickles, or of another library."""
+    # Files of subfolders are other models, or other forms of this one.
     if any(file.endswith(".safetensors") and "/" not in file for file in files):
         return
     pickles = [file for file in files if file.endswith(PICKLES) and "/" not in file]
@@ -217,6 +220,7 @@ def _check_code(name: str, commit: Commit) -> None:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
         return  # loading it says what is wrong
+    # Many repositories name code for older versions of transformers, which has the architecture by now.
     needs_code = isinstance(config, dict) and config.get("auto_map")
     if needs_code and config.get("model_type") not in CONFIG_MAPPING:
         raise UserError(
@@ -271,6 +275,7 @@ def _damaged(commit: Commit, folder: str, before: set[Path]) -> str:
     hashes = {entry.path: entry.lfs.sha256 for entry in entries if entry.lfs}
     for path, name in zip(new, names, strict=True):
         if name in hashes and file_sha256(path) != hashes[name]:
+            # Both: the link would make the file look complete.
             blob = path.resolve()
             path.unlink()
             blob.unlink(missing_ok=True)

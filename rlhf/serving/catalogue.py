@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.models.snapshots import is_local_model, model_folder
 from rlhf.runs.record import RECORD, RunRecord, find_runs, model_kind
 from rlhf.task_table import TASKS
 
@@ -30,17 +31,23 @@ def find_models(root: str | os.PathLike) -> Models:
 def label_models(
     folders: Sequence[str | os.PathLike], root: str | os.PathLike | None = None
 ) -> Models:
-    """The label of root/demo/ppo is `ppo · demo`; the order stays. A folder that cannot be tried is an error."""
+    """The label of root/demo/ppo is `ppo · demo`; the order stays. A folder that cannot be tried is an error.
+
+    folders: or names of the Hub, which are downloaded.
+    """
     models: Models = {kind: {} for kind in SERVED}
-    for folder in map(Path, folders):
+    for name in map(str, folders):
+        folder = Path(model_folder(name))
         kind = model_kind(folder)
         if kind not in SERVED:
             recipes = ", ".join(["pretrain (causal)", "sft", "ppo", REWARD, *TASKS])
             raise UserError(
-                f"{folder} holds {NOT_SERVED.get(kind, 'no model')}, which cannot be tried here: "
+                f"{name} holds {NOT_SERVED.get(kind, 'no model')}, which cannot be tried here: "
                 f"give the folder of a run of one of these recipes: {recipes}"
             )
-        label = _label(folder, root)
+        label = f"{stage(folder)} · {name}"
+        if is_local_model(name):
+            label = _label(folder, root)
         # Two folders of one name, given from different places, are told apart by their paths.
         if label in models[kind]:
             label = f"{stage(folder)} · {folder}"

@@ -189,6 +189,6 @@ def test_the_reward_recipe_holds_out_whole_prompts(store, make):
 def test_an_event_of_a_later_version_stops_a_run_and_is_not_taken_for_this_one(store, make):
     store.append(make.ranking([0, 1]))
     line = store.path.read_text()
-    store.path.write_text(line + line.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(UserError, match="schema: 2 given, this version reads 1"):
+    store.path.write_text(line + line.replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(UserError, match="schema: 3 given, this version reads 1 and 2"):
         load_rows(str(store.folder), kinds=("ranking",))

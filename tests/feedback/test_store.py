@@ -53,7 +53,8 @@ def test_an_empty_store_has_no_events_and_no_files(store):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "schema: 2 given, this version reads 1"),
+        ({"schema": 3}, "schema: 3 given, this version reads 1 and 2"),
+        ({"consent": 1}, "consent: a bool is expected"),
         ({"schema": True}, "schema: True given"),
         ({"event": "like"}, "event: one of rating, comparison, ranking"),
         ({"ranks": [0]}, "ranks: 2 whole numbers"),
@@ -80,6 +81,17 @@ def test_a_bad_event_is_named_with_its_line_and_field(store, make, change, messa
     assert [event.ranks for event in store.events()] == [[0, 1], [1, 0]]
     [problem] = store.problems
     assert problem.startswith(f"{store.path}:2: {message}"), problem
+
+
+def test_events_of_schema_1_are_read_and_have_no_consent(store, make):
+    event = make.ranking([0, 1], consent=True)
+    old = {name: value for name, value in to_row(event).items() if name != "consent"}
+    assert from_row(old | {"schema": 1}) == replace(event, consent=False)
+    assert from_row(to_row(event)) == event
+    with pytest.raises(UserError, match="consent: unknown in schema 1"):
+        from_row(to_row(event) | {"schema": 1})
+    with pytest.raises(UserError, match="consent: missing"):
+        from_row(old)
 
 
 def test_a_bad_event_is_not_written(store, make):

@@ -262,11 +262,11 @@ def test_from_sft_to_ppo_through_the_hub(train, shelf, base, tmp_path, monkeypat
     given = ["alice/sft", "alice/ppo", "--prompts", str(prompts), "--reward_model", "alice/reward"]
     assert report.main(parser.parse_args([*given, "--output", str(output), "--samples", "1"])) == 0
     assert (output / "report.json").is_file()
-    engine = Engine({"ppo": "alice/ppo"}, {"reward": "alice/reward"})
+    engine = Engine({"ppo": "alice/ppo"}, reward_runs={"reward": "alice/reward"})
     facts = engine.facts("ppo")
     assert facts.stage == "ppo" and facts.path == "alice/ppo"
     [answer] = engine.sample(
-        "ppo", [{"role": "user", "content": "a"}], SamplingSettings(max_new_tokens=2)
+        "ppo", [{"role": "user", "content": "a"}], SamplingSettings(max_new_tokens=2), 1
     )
     assert answer.tokens <= 2
     engine.close()

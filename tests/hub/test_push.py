@@ -92,7 +92,7 @@ def test_a_commit_that_fails_once_is_made_once(hub, folder, what):
 @pytest.mark.parametrize(
     "where", ["whoami", "repos/create", "preupload", "lfs/objects", "PUT /lfs", "tree"]
 )
-@pytest.mark.parametrize("what", [503, "slow"])
+@pytest.mark.parametrize("what", [503, pytest.param("slow", marks=pytest.mark.slow)])
 def test_every_request_may_fail_once(hub, folder, where, what, no_pauses):
     hub.fail(where, what, seconds=0.05)
     push_folder(folder, "m", message="one")

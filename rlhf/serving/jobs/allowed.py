@@ -14,6 +14,8 @@ from rlhf.errors import UserError
 NAME_LENGTH = 64  # characters of a part of a name
 NAME_BYTES = 192  # of a part; a file system takes 255, and a run adds endings
 NAME_PARTS = 4
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # of the Hub
+REPO_LENGTH = 96
 PART = re.compile(r"\w[\w.-]*")  # \w of any alphabet
 OWN_FILES = re.compile(
     r"(checkpoint-\d+|plots|value_model|runs)"
@@ -48,12 +50,33 @@ class Allowed:
     """The files that the app reads for people.
 
     roots: folders with files that anybody may name. hub_ids: models and data sets of the Hub that anybody may name.
-    anything: any file and any id may be named, as in a terminal.
+    push_to: users and organisations of the Hub to whose repositories anybody may push.
+    anything: any file, any id and any repository may be named, as in a terminal.
     """
 
     roots: tuple[Path, ...] = ()
     hub_ids: tuple[str, ...] = ()
+    push_to: tuple[str, ...] = ()
     anything: bool = False
+
+    @property
+    def may_push(self) -> bool:
+        """True if people may share what is on this server."""
+        return self.anything or bool(self.push_to)
+
+    def check_repo(self, repo: str) -> str:
+        """The name of a repository to push to. UserError for what is not a name, or not open to all."""
+        repo = str(repo).strip()
+        if not is_repo(repo):
+            raise UserError(
+                f"repo={repo[:80]!r}: give a name such as ann/my-model, of letters, digits, -, _ and ., at most "
+                f"{REPO_LENGTH} characters"
+            )
+        owner = repo.rpartition("/")[0]
+        if not self.anything and owner not in self.push_to:
+            owners = ", ".join(f"{name}/..." for name in self.push_to) or "none"
+            raise UserError(f"repo={repo}: is not open here: repositories may be {owners}")
+        return repo
 
     def check_arguments(self, arguments: dict) -> None:
         """UserError for a setting that names a file, an id or a function which is not open to all."""
@@ -100,6 +123,16 @@ class Allowed:
             return path
         folders = ", ".join(str(root) for root in self.roots) or "none"
         raise UserError(f"{key}={name} is not open here: files may be in {folders}")
+
+
+def is_repo(repo: str) -> bool:
+    """True for what may be the name of a repository on the Hub: "name" or "owner/name"."""
+    return (
+        len(repo) <= REPO_LENGTH
+        and REPO.fullmatch(repo) is not None
+        and not any(part in repo for part in ("--", ".."))
+        and not repo.endswith((".git", ".", "-"))
+    )
 
 
 def check_name(name: str) -> str:

@@ -37,6 +37,7 @@ from rlhf.serving.jobs.records import (
 logger = logging.getLogger(__name__)
 
 RESUME = "resume_from_checkpoint"
+SHARE = "share"  # the command that pushes to the Hub, and the recipe of such a job
 POLL = 0.5  # seconds between two looks at the line
 GRACE = 120  # seconds that the rest of a job has to save a checkpoint, after its first process was killed
 LONGEST_LINE = 50  # jobs
@@ -156,9 +157,25 @@ class Jobs:
         self._add(job)
         return job
 
+    def share(self, arguments: Sequence[str], name: str, settings: dict) -> Job:
+        """Put a push to the Hub in line. It does not wait for runs: it hardly needs the processor.
+
+        arguments: of `rlhf share`. name: what is shared, for the list. settings: they are kept with the job.
+        """
+        job = self._new(SHARE, "", self.share_command(arguments))
+        job.name, job.arguments = name, dict(settings)
+        # It makes no run, and has no folder that another job could want.
+        job.folder = str(self._records.path(job.id, "share"))
+        self._add(job)
+        return job
+
+    def share_command(self, arguments: Sequence[str]) -> list[str]:
+        """The words of the command that `share` would run."""
+        return [*(self._command or program()), SHARE, *arguments]
+
     def _new(self, recipe: str, name: str, command: Sequence[str]) -> Job:
-        """The record of a job that is not in line yet."""
-        folder = folder_of(self.runs, name)
+        """The record of a job that is not in line yet. name: of its run; "" for none."""
+        folder = folder_of(self.runs, name) if name else self.runs
         job_id = self._records.new_id()
         return Job(
             id=job_id,
@@ -189,6 +206,8 @@ class Jobs:
             raise UserError(f"{job.name} has not ended")
         if job.state == DONE:
             raise UserError(f"{job.name} is done")
+        if job.recipe == SHARE:
+            raise UserError(f"{job.name} is a push: share it again in the tab Share")
         value = "true" if checkpoints_of(Path(job.folder)) else "auto"
         # The settings were checked when it began, and a second check would take seconds.
         again = self._new(job.recipe, job.name, resuming(job.command, value))
@@ -275,8 +294,11 @@ class Jobs:
                 if not job.process.is_alive() and not self._others_run(job):
                     self._records.change(job.id, self._note_end)
             jobs = self._records.all()
-            if not any(job.state == RUNNING for job in jobs):
-                self._start_next(jobs)
+            # One run and one push at a time.
+            for is_push in (False, True):
+                line = [job for job in jobs if (job.recipe == SHARE) == is_push]
+                if not any(job.state == RUNNING for job in line):
+                    self._start_next(line)
         self._tell()
 
     def _others_run(self, job: Job) -> bool:

@@ -22,7 +22,8 @@ echo $code >"$exits.tmp" && mv "$exits.tmp" "$exits"
 exit $code
 """
 SECRETS = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # variables that a run has no use for
-NOT_SECRET = ("HF_TOKEN",)  # private models of the Hub
+# Private models of the Hub, and pushes. The last two are paths.
+NOT_SECRET = ("HF_TOKEN", "HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH")
 
 
 @dataclass(frozen=True)

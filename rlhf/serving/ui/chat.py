@@ -24,6 +24,7 @@ from rlhf.serving.ui.answers import Caller
 from rlhf.serving.ui.chat_actions import Asking, Screen, opened
 from rlhf.serving.ui.chat_api import Requests, add_endpoints, exported, stop_all
 from rlhf.serving.ui.chat_texts import TEXTS, script_texts
+from rlhf.serving.ui.consent import consent_box, is_given
 from rlhf.serving.ui.conversation import choose, from_json
 from rlhf.serving.ui.settings_panel import model_picker, panel, read_controls
 from rlhf.serving.ui.texts import label, language_of, told
@@ -97,10 +98,13 @@ def build(service: Service, page: gr.Blocks) -> None:
                 )
         with gr.Column(elem_id="chat-settings", scale=0, min_width=270):
             controls = [model, *panel(service.engine)]
+            consent = None
+            if service.feedback is not None:
+                consent = consent_box(page, "chat-consent")
         download = gr.HTML(
             None, html_template="", js_on_load=DOWNLOAD, elem_id="chat-download", padding=False
         )
-    wiring = Wiring(service, requests)
+    wiring = Wiring(service, requests, consent)
     wiring.connect_answers(
         keeper, box, send, controls, [keeper, talk, live, notice, box, send, stop]
     )
@@ -139,11 +143,13 @@ class Wiring:
 
     Gradio passes gr.Request and gr.EventData by their annotations; the other arguments are the values of the inputs. A
     browser gets no gr.Error, whose notices would pile up over the page: the line above the box has the last one.
+    consent: the box that allows to publish ratings, None where nothing is rated.
     """
 
-    def __init__(self, service: Service, requests: Requests):
+    def __init__(self, service: Service, requests: Requests, consent: gr.Checkbox | None = None):
         self.service = service
         self.requests = requests
+        self.consent = consent
 
     # ---- answers -------------------------------------------------------------------------------------------------
 
@@ -232,10 +238,10 @@ class Wiring:
             conversation = choose(conversation, event.node)
             return conversation, self.drawn(request, conversation, model), ""
 
-        def on_rate(request: gr.Request, event: gr.EventData, kept, model):
-            who = request.username or ""
+        def on_rate(request: gr.Request, event: gr.EventData, kept, model, agreed=False):
+            who, reason = request.username or "", str(event.reason)
             conversation = chat_actions.rate(
-                self.service, opened(kept), event.node, event.value, str(event.reason), who
+                self.service, opened(kept), event.node, event.value, reason, who, is_given(agreed)
             )
             thanks = html.escape(texts.text("chat.thanks", language_of(request)))
             return conversation, self.drawn(request, conversation, model), thanks
@@ -264,7 +270,8 @@ class Wiring:
         inputs, outputs = [keeper, model], [keeper, talk, notice]
         keeper.open(refusing(on_open, 2), inputs, outputs[1:], **at_once)
         keeper.pick(refusing(on_pick, 3), inputs, outputs, **at_once)
-        keeper.rate(refusing(on_rate, 3), inputs, outputs, **at_once)
+        boxes = [self.consent] if self.consent is not None else []
+        keeper.rate(refusing(on_rate, 3), [*inputs, *boxes], outputs, **at_once)
         keeper.bring(refusing(on_bring, 3), inputs, outputs, **at_once)
         keeper.export(on_export, [keeper], [download], **at_once)
         keeper.halt(on_stop, None, None, **at_once)

@@ -224,16 +224,23 @@ def last_question(conversation: dict) -> int:
 
 
 def rate(
-    service: Service, conversation: dict, index: int, value: str, reason: str, who: str
+    service: Service,
+    conversation: dict,
+    index: int,
+    value: str,
+    reason: str,
+    who: str,
+    consent: bool = False,
 ) -> dict:
     """Keep what somebody thinks of an answer. Returns the conversation with the thumb.
 
-    who: name of the person, of which the store keeps a hash; "" for nobody.
+    who: name of the person, of which the store keeps a hash; "" for nobody. consent: it may be published.
     """
     node = node_of(conversation, index, "assistant")
     details = node["details"]
     prompt = messages(conversation, before(conversation, index)[-2], details.get("system") or "")
-    store_rating(service, prompt, node["text"], details, value, reason, who)
+    rated = details | {"consent": consent}
+    store_rating(service, prompt, node["text"], rated, value, reason, who)
     return replace(conversation, index, rating=value, reason=reason)
 
 
@@ -247,7 +254,7 @@ def store_rating(
     who: str,
     source: str = "app",
 ) -> None:  # noqa: PLR0913
-    """Append a Rating to the feedback store. details: {"model", "settings", "seed"} of the answer."""
+    """Append a Rating to the feedback store. details: {"model", "settings", "seed"} of the answer, and {"consent"}."""
     if service.feedback is None:
         raise Refusal("chat.error.no_feedback")
     if value not in ("up", "down"):
@@ -272,5 +279,6 @@ def store_rating(
             reason=(reason or "").strip()[:1000],
             annotator=service.feedback.annotator(who) if who else "",
             source=source,
+            consent=details.get("consent") is True,
         )
     )

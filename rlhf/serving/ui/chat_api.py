@@ -86,12 +86,12 @@ def add_endpoints(service: Service, requests: Requests) -> None:
         """Stop the answers of this session. Returns whether there was one."""
         return stop_all(service, requests, request.session_hash)
 
-    def rate(request: gr.Request, history, value, reason, model, seed) -> bool:
-        """Keep what you think of the answer at the end of the history: value is up or down."""
+    def rate(request: gr.Request, history, value, reason, model, seed, consent) -> bool:
+        """Keep what you think of the answer at the end of the history: value is up or down. consent: to publish it."""
         prompt = from_history(history)[1]
         if len(prompt) < 2 or prompt[-1]["role"] != "assistant":
             raise Refusal("chat.error.no_question")
-        details = {"model": model, "seed": seed}
+        details = {"model": model, "seed": seed, "consent": consent}
         # The last message is what is rated, the others are its prompt.
         *prompt, answer = prompt
         answer = answer["content"]
@@ -118,12 +118,13 @@ def add_endpoints(service: Service, requests: Requests) -> None:
     content = {"content": (str, REQUIRED)}
     history = {"history": (list, REQUIRED)}
     seed = {"seed": (int | None, None)}
+    consent = {"consent": (bool, False)}
     expose(send, question | HISTORY | controls, dict, **streaming)
     expose(retry, history | controls, dict, **streaming)
     expose(edit, index | question | history | controls, dict, **streaming)
     expose(proceed, history | controls, dict, api_name="continue", **streaming)
     expose(stop, {}, bool, queue=False)
-    expose(rate, history | rating | model | seed, bool)
+    expose(rate, history | rating | model | seed | consent, bool)
     expose(model_facts, model, dict)
     expose(export_conversation, history | form, str)
     expose(import_conversation, content, list)

@@ -41,6 +41,7 @@ from rlhf.serving.ui.blind import (
     stream_all,
     words,
 )
+from rlhf.serving.ui.consent import consent_box, is_given
 from rlhf.serving.ui.settings_panel import DEFAULTS
 from rlhf.serving.ui.texts import label, language_of, tab_line, text
 
@@ -89,10 +90,13 @@ class Comparing:
         check_not_empty(asked.drafts)
         yield asked, self.blind.add(asked)
 
-    def vote(self, name: str, verdict: str, annotator: str, source: str) -> tuple[Asked, dict]:
+    def vote(
+        self, name: str, verdict: str, annotator: str, source: str, consent: bool = False
+    ) -> tuple[Asked, dict]:
         """Store a verdict; returns what was hidden, by letter.
 
         verdict: "left", "right", "tie" or "both bad"; of three answers a letter. A letter is understood for two as well.
+        consent: the annotator agreed that it may be published.
         """
         asked = self.blind.claim(name)
         try:
@@ -107,6 +111,7 @@ class Comparing:
                 stored,
                 annotator=annotator,
                 source=source,
+                consent=consent,
             )
             self.service.feedback.append(event)
         except BaseException:
@@ -234,6 +239,7 @@ def build(service: Service, page: gr.Blocks) -> None:
         with gr.Column(scale=3, min_width=260):
             controls = panel(service)
             annotator = name_box(page)
+            consent = consent_box(page, "compare-consent")
     # Stays on the server: the browser never has it.
     name = gr.State("")
     outputs = [answers, status, name, *buttons.values()]
@@ -260,10 +266,10 @@ def build(service: Service, page: gr.Blocks) -> None:
     asking.then(None, None, None, js=FOCUS)
 
     def on_vote(verdict: str):
-        def vote(key, who, request: gr.Request):
+        def vote(key, who, agreed, request: gr.Request):
             language = language_of(request)
             own = annotator_of(service, request, who)
-            asked, shown = comparing.vote(key, verdict, own, "app")
+            asked, shown = comparing.vote(key, verdict, own, "app", is_given(agreed))
             return (
                 cards(asked, language, shown=shown, verdict=verdict),
                 f"<p class='judge-hint' role='status'>{text('compare.saved', language)}</p>",
@@ -275,7 +281,8 @@ def build(service: Service, page: gr.Blocks) -> None:
         return refusals(vote, escape=True)
 
     for verdict, button in buttons.items():
-        voted = button.click(on_vote(verdict), [name, annotator], [*outputs, table], **options)
+        given = [name, annotator, consent]
+        voted = button.click(on_vote(verdict), given, [*outputs, table], **options)
         voted.success(None, None, None, js=NEXT)
 
     def on_load(request: gr.Request):
@@ -378,11 +385,18 @@ def endpoints(comparing: Comparing) -> None:
         return {"comparison": name, "answers": asked.letters()}
 
     def compare_vote(
-        comparison: str, verdict: str, annotator: str = "", request: gr.Request = None
+        comparison: str,
+        verdict: str,
+        annotator: str = "",
+        consent: bool = False,
+        request: gr.Request = None,
     ) -> dict:
-        """Decide: A or left, B or right, C, tie, both bad. Returns the models, seeds and scores by letter."""
+        """Decide: A or left, B or right, C, tie, both bad. Returns the models, seeds and scores by letter.
+
+        consent: true if the annotator agreed that it may be published.
+        """
         own = annotator_of(service, request, annotator)
-        _, shown = comparing.vote(comparison, verdict, own, "api")
+        _, shown = comparing.vote(comparison, verdict, own, "api", is_given(consent))
         return {"models": shown}
 
     def compare_strengths() -> list[dict]:

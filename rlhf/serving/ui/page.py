@@ -10,7 +10,19 @@ from types import ModuleType
 import gradio as gr
 
 from rlhf.serving.service import Service
-from rlhf.serving.ui import blind, chat, compare, data, rank, runs, tasks, texts, theme
+from rlhf.serving.ui import (
+    blind,
+    chat,
+    compare,
+    consent,
+    data,
+    rank,
+    runs,
+    share,
+    tasks,
+    texts,
+    theme,
+)
 
 TITLE = "RLHF"
 TEXTS = {
@@ -19,6 +31,7 @@ TEXTS = {
     "page.rank": ("Rank", "순위"),
     "page.runs": ("Runs", "학습"),
     "page.data": ("Data", "데이터"),
+    "page.share": ("Share", "공유"),
 }
 
 
@@ -50,12 +63,17 @@ def has_data(service: Service) -> bool:
     return service.jobs is not None or service.feedback is not None
 
 
+def may_push(service: Service) -> bool:
+    return service.jobs is not None and service.jobs.allowed.may_push
+
+
 TABS = (
     Tab(chat, can_chat),
     Tab(compare, takes_feedback),
     Tab(rank, takes_feedback),
     Tab(runs, starts_runs),
     Tab(data, has_data),
+    Tab(share, may_push),
 )
 # Gradio takes one style sheet per page.
 CSS = theme.CSS + tasks.CSS + blind.CSS + "".join(tab.module.CSS for tab in TABS)
@@ -71,6 +89,7 @@ def build_page(service: Service) -> gr.Blocks:
     texts.add_texts(TEXTS)
     texts.add_texts(tasks.TEXTS)
     texts.add_texts(blind.TEXTS)
+    texts.add_texts(consent.TEXTS)
     encoders = service.encoders
     with theme.titled_page(TITLE) as page:
         # Who serves encoders only came for these.

@@ -40,6 +40,7 @@ from rlhf.serving.ui.blind import (
     stored_settings,
     words,
 )
+from rlhf.serving.ui.consent import consent_box, is_given
 from rlhf.serving.ui.rank_look import CSS, FOCUS, NEXT, SCRIPT, TEXTS
 from rlhf.serving.ui.settings_panel import DEFAULTS
 from rlhf.serving.ui.texts import label, language_of, tab_line, text
@@ -135,11 +136,18 @@ class RankingTab:
         )
 
     def submit(
-        self, name: str, tiers: list[int], written: str, annotator: str, source: str
+        self,
+        name: str,
+        tiers: list[int],
+        written: str,
+        annotator: str,
+        source: str,
+        consent: bool = False,
     ) -> Ranked:
         """Store a ranking. tiers: of the answers in their order on the screen, 1 is the best.
 
         written: an answer that the annotator would have given, which is above all others; "" for none.
+        consent: the annotator agreed that it may be published.
         """
         asked = self.blind.claim(name)
         try:
@@ -159,6 +167,7 @@ class RankingTab:
                 annotator=annotator,
                 source=source,
                 item=asked.item,
+                consent=consent,
             )
             self.service.feedback.append(event)
         except BaseException:
@@ -344,6 +353,7 @@ def build(service: Service, page: gr.Blocks) -> None:
                 skip = gr.Button(label("rank.skip"), visible=False, elem_id="rank-skip")
         with gr.Column(scale=3, min_width=260):
             annotator = name_box(page)
+            consent = consent_box(page, "rank-consent")
             models, number, *controls = panel(service)
             status = gr.HTML(elem_id="rank-status")
             add, share = queue_panel(tab)
@@ -379,10 +389,11 @@ def build(service: Service, page: gr.Blocks) -> None:
         steps = tab.next(own, labels, total, settings, session_of(request))
         yield from show(steps, total, language_of(request))
 
-    def on_submit(chosen, own_answer, who, key, request: gr.Request):
+    def on_submit(chosen, own_answer, who, agreed, key, request: gr.Request):
         language = language_of(request)
         own = annotator_of(service, request, who)
-        ranked = tab.submit(key, read_tiers(chosen), own_answer, own, "app")
+        tiers = read_tiers(chosen)
+        ranked = tab.submit(key, tiers, own_answer, own, "app", is_given(agreed))
         frame = (ranked_html(ranked, language), "", "", gr.update(visible=False, value=""))
         return (*frame, *idle(), status_html(tab.status(own), language))
 
@@ -416,7 +427,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     wire(following.click, on_next, asking, outputs).then(None, None, None, js=FOCUS)
     # The browser replaces the first value by the tiers that were chosen.
     collect = "(tiers, ...rest) => [window.rlhfTiers ? window.rlhfTiers() : '', ...rest]"
-    given = [tiers, written, annotator, name]
+    given = [tiers, written, annotator, consent, name]
     saved = wire(submit.click, on_submit, given, [*outputs, status], js=collect)
     skipped = wire(skip.click, on_skip, [annotator, name], [*outputs, status])
     saved.success(None, None, None, js=NEXT)
@@ -519,11 +530,15 @@ def endpoints(tab: RankingTab) -> None:
         tiers: list[int],
         written: str = "",
         annotator: str = "",
+        consent: bool = False,
         request: gr.Request = None,
     ) -> dict:
-        """Store a ranking: a tier for each letter in turn, 1 is the best. Returns the models and seeds by letter."""
+        """Store a ranking: a tier for each letter in turn, 1 is the best. Returns the models and seeds by letter.
+
+        consent: true if the annotator agreed that it may be published.
+        """
         own = annotator_of(service, request, annotator)
-        ranked = tab.submit(ranking, tiers, written, own, "api")
+        ranked = tab.submit(ranking, tiers, written, own, "api", is_given(consent))
         return {"id": ranked.event.id, "ranks": ranked.event.ranks, "models": ranked.shown}
 
     def rank_skip(ranking: str = "", annotator: str = "", request: gr.Request = None) -> dict:

@@ -143,6 +143,22 @@ TABLE = (
         "이름 {a}: 글자, 숫자, _, -, .만 쓸 수 있고(첫 글자는 글자나 숫자) {b}자까지 가능합니다",
     ),
     ("name {a}: {b} has another meaning in a folder of runs", "이름 {a}: {b}은(는) 쓸 수 없는 이름입니다"),
+    (
+        "repo={a}: give a name such as ann/my-model, of letters, digits, -, _ and ., at most {b} characters",
+        "저장소 {a}: ann/my-model처럼 영문자, 숫자, -, _, .으로 된 이름을 {b}자 이내로 넣으세요",
+    ),
+    (
+        "repo={a}: is not open here: repositories may be {b}",
+        "저장소 {a}: 이 서버에서는 다음 저장소에만 올릴 수 있습니다: {b}",
+    ),
+    ("sources: choose a run to share", "공유할 학습을 고르세요"),
+    ("{a} is a push: share it again in the tab Share", "{a}: 공유 탭에서 다시 올리세요"),
+    ("{a} events without consent were left behind", "공개 동의가 없는 평가 {a}개는 제외했습니다"),
+    (
+        '{a}: none of its {b} events may be published. People agree in the app, with the box "My feedback may be published" '
+        "in Rank, Compare or the settings of Chat",
+        "{a}: 평가 {b}개 중 공개에 동의한 것이 없습니다. 순위, 비교, 채팅 설정의 '내 피드백을 공개해도 됩니다'를 선택하세요",
+    ),
     ("{a} jobs are in line: wait until some are done", "{a}개가 대기 중입니다. 몇 개가 끝날 때까지 기다리세요"),
     ("no run {a} in {b}", "{b}에 {a} 학습이 없습니다"),
     ("{a} is done", "{a}: 이미 끝났습니다"),

@@ -7,7 +7,7 @@ from rlhf.errors import UserError
 from rlhf.runs.record import RECORD, read_object
 from rlhf.serving.jobs.allowed import existing_run
 from rlhf.serving.jobs.command import layouts, shell_text
-from rlhf.serving.jobs.jobs import Jobs, read_tail
+from rlhf.serving.jobs.jobs import SHARE, Jobs, read_tail
 from rlhf.serving.jobs.records import JOB_FAILED, Job
 from rlhf.serving.run_files import (
     RowsOfRuns,
@@ -95,7 +95,8 @@ class RunsView:
         jobs = self.jobs.list() if self.jobs else []
         failures = []
         for job in reversed(jobs):
-            if job.state == JOB_FAILED and not (Path(job.folder) / RECORD).exists():
+            is_run = job.recipe != SHARE  # pushes are in a tab of their own
+            if is_run and job.state == JOB_FAILED and not (Path(job.folder) / RECORD).exists():
                 failures.append(job)
         return run_view.line_html(jobs, failures[:FAILURES_SHOWN], language)
 

@@ -55,13 +55,14 @@ class Rules:
 
     hosts: names that the Host header may hold. any_address: and any IP address, which no foreign name can be.
     origins: other sites whose pages may call the service. uploads: whether Gradio's route for files is open.
-    body_bytes: the largest body.
+    frames: sites whose pages may show the service in a frame. body_bytes: the largest body.
     """
 
     hosts: tuple[str, ...] = LOOPBACK
     any_address: bool = False
     origins: tuple[str, ...] = ()
     uploads: bool = False
+    frames: tuple[str, ...] = ()
     body_bytes: int = BODY_BYTES
 
     def with_uploads(self) -> "Rules":
@@ -85,6 +86,7 @@ class Guard:
 
     def __init__(self, app: Callable, rules: Rules, access: Access):
         self.app, self.rules, self.access = app, rules, access
+        self.headers = security_headers(rules)
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -93,7 +95,7 @@ class Guard:
         if scope["type"] != "http":  # the service has no WebSockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        send = with_security_headers(send)
+        send = with_security_headers(send, self.headers)
         headers = Headers(scope=scope)
         try:
             check_host(self.rules, headers)
@@ -305,11 +307,23 @@ def int_or(text: str | None, default: int) -> int:
 # ---- headers -------------------------------------------------------------------------------------------------------
 
 
-def with_security_headers(send: Callable) -> Callable:
+def security_headers(rules: Rules) -> dict[str, str]:
+    """The headers of every answer."""
+    if not rules.frames:
+        return SECURITY_HEADERS
+    allowed = f"frame-ancestors 'self' {' '.join(rules.frames)}"
+    headers = dict(SECURITY_HEADERS)
+    headers["Content-Security-Policy"] = POLICY.replace("frame-ancestors 'none'", allowed)
+    # It knows no list of sites; browsers read the policy above.
+    del headers["X-Frame-Options"]
+    return headers
+
+
+def with_security_headers(send: Callable, values: dict[str, str]) -> Callable:
     async def send_with_headers(message: dict) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in SECURITY_HEADERS.items():
+            for name, value in values.items():
                 headers.setdefault(name, value)
         await send(message)
 

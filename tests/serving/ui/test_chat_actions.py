@@ -231,7 +231,9 @@ def test_a_thumb_is_kept_with_all_that_repeats_the_answer(with_feedback, rated):
     assert event.messages == messages(conversation, 0, "be kind")
     assert event.completion == "Hello **friend**" and event.model == ("ppo · demo", "nowhere")
     assert (event.value, event.reason, event.seed, event.annotator) == ("down", "dull", 7, "a" * 16)
-    assert conversation["nodes"][1]["rating"] == "down"
+    assert conversation["nodes"][1]["rating"] == "down" and event.consent is False
+    chat_actions.rate(with_feedback, conversation, 1, "up", "", "", True)
+    assert with_feedback.feedback.events[1].consent is True
 
 
 @pytest.mark.parametrize(("index", "value"), [(0, "up"), (1, "great"), (9, "up"), ("1", "up")])

@@ -30,7 +30,7 @@ def test_every_action_is_an_endpoint_with_named_parameters(client):
         "/edit": ["index", "message", "history", *SETTINGS],
         "/continue": ["history", *SETTINGS],
         "/stop": [],
-        "/rate": ["history", "value", "reason", "model", "seed"],
+        "/rate": ["history", "value", "reason", "model", "seed", "consent"],
         "/model_facts": ["model"],
         "/export_conversation": ["history", "form"],
         "/import_conversation": ["content"],

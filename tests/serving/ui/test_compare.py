@@ -100,8 +100,9 @@ def test_before_the_verdict_no_frame_names_a_model_a_seed_or_a_score(tmp_path):
     assert "words 0" in frames[-1][0]
     key = frames[-1][2]
     vote = [f.fn for f in page.fns.values() if f.name == "vote"]
-    shown = vote[list(compare.VERDICTS).index("tie")](key, None, None)
+    shown = vote[list(compare.VERDICTS).index("tie")](key, None, True, None)
     assert "secret-ppo" in shown[0] and "4242" in shown[0] and "7.00" in shown[0]
+    assert [event.consent for event in service.feedback.events()] == [True]  # of the ticked box
 
 
 def test_the_endpoint_tells_texts_only_until_the_vote(tmp_path):
@@ -122,6 +123,7 @@ def test_the_endpoint_tells_texts_only_until_the_vote(tmp_path):
     assert {shown["model"] for shown in told["models"].values()} == set(MODELS)
     [event] = service.feedback.events()
     assert event.source == "api" and event.annotator == service.feedback.annotator("ann")
+    assert event.consent is False  # nobody said so
     with pytest.raises(gr.Error, match="decided already"):
         named["compare_vote"].fn(comparison=asked["comparison"], verdict="A")
 

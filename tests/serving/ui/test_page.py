@@ -1,8 +1,11 @@
 """The page: which tabs there are, in which order, and their texts."""
 
+from types import SimpleNamespace
+
 import gradio as gr
 
 from rlhf.feedback.store import Store
+from rlhf.serving.jobs.allowed import Allowed
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.ui import page, texts
 
@@ -15,8 +18,12 @@ def test_tabs_come_in_order_and_only_with_what_they_need(service):
     assert names(service) == ["chat"]
     service.feedback = object()
     assert names(service) == ["chat", "compare", "rank", "data"]
-    service.jobs = object()
+    service.jobs = SimpleNamespace(allowed=Allowed())
     assert names(service) == ["chat", "compare", "rank", "runs", "data"]
+    # Who serves this machine alone may push.
+    service.jobs = SimpleNamespace(allowed=Allowed(anything=True))
+    assert names(service) == ["chat", "compare", "rank", "runs", "data", "share"]
+    service.jobs = SimpleNamespace(allowed=Allowed())
     service.engine.runs = {}
     assert names(service) == ["runs", "data"]
 

@@ -217,6 +217,9 @@ def test_endpoints_hide_the_models_until_the_ranking_is_stored(tab):
     assert "secret" not in json.dumps(asked) and "77" not in json.dumps(asked["ranking"])
     told = named["rank_submit"](ranking=asked["ranking"], tiers=[1, 2], annotator="Ann")
     assert {shown["model"] for shown in told["models"].values()} == {"secret-ppo"}
+    asked = named["rank_ask"](prompt="hi", models=["secret-ppo"], count=2, seed=78)
+    named["rank_submit"](ranking=asked["ranking"], tiers=[1, 2], consent=True)
+    assert [event.consent for event in tab.service.feedback.events()] == [False, True]
     assert named["rank_status"](annotator="Ann")["queue"]["mine"] == 1
     with pytest.raises(gr.Error, match="give a .txt file"):
         named["rank_add"](content="x", name="p.exe")

@@ -13,7 +13,8 @@ from rlhf.serving.engine.checks import check_messages
 from rlhf.serving.engine.model_cache import check_served
 from rlhf.serving.engine.prompts import too_long
 from rlhf.serving.engine.requests import Limits, SamplingSettings
-from rlhf.serving.jobs.allowed import check_name
+from rlhf.serving.jobs.allowed import Allowed, check_name
+from rlhf.serving.jobs.sharing import read_push
 from rlhf.serving.ui import blind, page, rank, refusals, texts
 from rlhf.serving.ui.refusal_texts import TABLE, in_korean
 
@@ -52,6 +53,9 @@ def raise_too_long():
         lambda: check_messages(QUESTION * 300, Limits()),
         raise_too_long,
         lambda: check_name("../up"),
+        lambda: Allowed().check_repo("--private"),
+        lambda: Allowed(push_to=("lab",)).check_repo("ann/model"),
+        lambda: read_push({"kind": "run"}),
     ],
 )
 def test_a_common_refusal_is_told_in_korean(call):
