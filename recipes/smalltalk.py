@@ -11,7 +11,7 @@ was written for this project.
     sft.jsonl        messages: conversations of one to three turns, the voices mixed evenly; each phrasing twice, once
                      carelessly typed, with or without all of its words
     sft_dev.jsonl    messages: the prompts of dev.jsonl with an answer, for the loss
-    rankings.jsonl   prompt, completions, ranks: the preferred voice, another voice, then an honest "beyond me", and last
+    rankings.jsonl   prompt, completions, ranks: the preferred voice, two others, then an honest "beyond me", and last
                      answers to other topics, one of them in the preferred voice, so that the voice alone never wins
     prompts.jsonl    prompts for PPO
     dev.jsonl        prompts to tune on, whose wording no file above holds, with the closed list of right answers
@@ -151,8 +151,9 @@ def split(topics: list[dict], rng: random.Random) -> tuple[dict, list[Question],
         phrasings.sort(key=lambda text: plain(text) in follow_ups)  # stable: these come last
         questions = [Question(text, topic["topic"], topic["answers"]) for text in phrasings]
         dev += questions[:HELD_OUT]
-        test += questions[HELD_OUT : 2 * HELD_OUT]
-        known[topic["topic"]] = questions[2 * HELD_OUT :]
+        test += questions[2 * HELD_OUT : 3 * HELD_OUT]
+        # Those between were the test of earlier versions: settings were chosen with their numbers in view.
+        known[topic["topic"]] = questions[HELD_OUT : 2 * HELD_OUT] + questions[3 * HELD_OUT :]
     return known, dev, test
 
 
@@ -375,17 +376,25 @@ def add_rankings(
 
 
 def ranking(question: Question, beyond: dict, others: list, voice: str, rng) -> dict:
-    """Four answers: in the preferred voice, in another voice, and two that rank below.
+    """Five answers: in the preferred voice, in two other voices, and two that rank below.
 
     Of a question in scope these are an honest "beyond me" and an answer to another topic, or two answers to other topics.
-    One of them is in the preferred voice, so that the voice alone never wins.
+    One of them is in the preferred voice, so that the voice alone never wins. In a dialogue it is the answer before, so
+    that nothing is gained by saying it again.
     """
     wrong = [other.answers for other in rng.sample(others, 8)]
     wrong = [answers for answers in wrong if answers != question.answers]
+    first, second = rng.sample([name for name in VOICES if name != voice], 2)
+    repeated = wrong[0][voice]
+    if not isinstance(question.prompt, str):
+        before = question.prompt[-2]["content"]
+        if before not in (*question.answers.values(), *beyond.values()):
+            repeated = before
     candidates = [
         (question.answers[voice], 0),
-        (question.answers[rng.choice([name for name in VOICES if name != voice])], 1),
-        (wrong[0][voice], 3),
+        (question.answers[first], 1),
+        (question.answers[second], 1),
+        (repeated, 3),
     ]
     if question.answers == beyond or rng.random() < 0.5:
         candidates.append((wrong[1][rng.choice(VOICES)], 3))

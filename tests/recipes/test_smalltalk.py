@@ -71,7 +71,7 @@ def test_an_honest_refusal_ranks_above_answers_to_other_topics(files, refusals):
             beyond += 1
         else:
             assert refused[0] < max(row["ranks"])
-            assert sum(rank < refused[0] for rank in row["ranks"]) == 2
+            assert sum(rank < refused[0] for rank in row["ranks"]) == 3
             in_scope += 1
     assert beyond > 300 and in_scope > 300
     assert BEYOND not in topics
@@ -175,3 +175,14 @@ def test_only_questions_answered_right_nearly_always_become_examples(tmp_path, m
     said = examples.try_first(results, tmp_path, "witty")
     assert len(said.strip().splitlines()) == 3 and "VOICE=caring make demo" in said
     assert asked[1]["prompt"] in said and asked[0]["prompt"] not in said
+
+
+def test_the_answer_before_is_never_worth_saying_again(files):
+    repeated = 0
+    for row in files["rankings"]:
+        ranks = dict(zip(row["completions"], row["ranks"], strict=True))
+        if isinstance(row["prompt"], str) or row["prompt"][-2]["content"] not in ranks:
+            continue
+        if ranks[row["prompt"][-2]["content"]] == max(row["ranks"]):
+            repeated += 1
+    assert repeated > 300
