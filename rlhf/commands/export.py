@@ -18,6 +18,7 @@ def main(args: argparse.Namespace) -> int:
     run = Path(args.run)
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder: give the output_dir of a finished run")
+    # Next to the model, where the card and the record say what it is.
     exported = export_onnx(run, args.output or run / args.format)
     print(
         f"{exported.folder / 'model.onnx'}: {exported.size / 1e6:.1f} MB, inputs {', '.join(exported.inputs)}, outputs "

@@ -80,6 +80,7 @@ def export_onnx(run: str | Path, target: str | Path) -> Exported:
         raise
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    # The weights of a large model are in a file of their own.
     files = [file for file in (path, target / (MODEL + EXTERNAL)) if file.exists()]
     size = sum(file.stat().st_size for file in files)
     return Exported(target, list(wrapped.names), outputs, difference, tried, size)
@@ -106,6 +107,7 @@ def load_for_export(run: str | Path):
             f"{run}: only encoders and reward models can be exported to ONNX: give a run of {names} or {REWARD}"
         )
     head = REWARD_HEAD if kind == REWARD else TASKS[kind].head
+    # No dropout: two passes must agree.
     model = freeze(load_encoder(str(run), head))
     # The plain form of attention, which the exporter knows for every architecture.
     model.set_attn_implementation("eager")
@@ -150,6 +152,7 @@ def write_onnx(wrapped: Logits, path: Path, dimensions: int, longest: int) -> li
     sizes = {0: batch, dimensions - 1: length}
     if dimensions == 3:
         sizes[1] = torch.export.Dim("choices", min=2, max=LARGEST_BATCH)
+    # All inputs have the same sizes, and the wrapped model takes them as *values.
     shapes = (tuple(dict(sizes) for _ in values),)
     try:
         with quiet():
@@ -201,6 +204,7 @@ def compare(wrapped: Logits, path: Path, dimensions: int, longest: int) -> tuple
     """
     import onnxruntime
 
+    # On the CPU, as the model: another device rounds in another way.
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst, tried = 0.0, 0
     for batch in BATCHES:
@@ -220,6 +224,7 @@ def difference(wrapped: Logits, session, values: tuple[torch.Tensor, ...]) -> fl
     worst = 0.0
     for ours, theirs in zip(wanted, session.run(None, inputs)):
         theirs = torch.from_numpy(theirs)
+        # A size of the example that was written into the file.
         if ours.shape != theirs.shape:
             return float("inf")
         gap = (ours - theirs).abs()

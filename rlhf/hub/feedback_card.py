@@ -108,6 +108,7 @@ def size_of(rows: int) -> str:
 def numbers_table(numbers: Counts, agreed: Agreement, counts: tuple[int, int]) -> str:
     """Counts of rows, people and prompts, ties, the bias of position and the agreement."""
     rankings, ratings = counts
+    # Without a name two people look like one.
     people = len([name for name in numbers.annotators if name])
     rows = [("rows of rankings", rankings), ("rows of ratings", ratings)]
     for kind, total in sorted(numbers.kinds.items()):
@@ -133,6 +134,7 @@ def numbers_table(numbers: Counts, agreed: Agreement, counts: tuple[int, int]) -
 def models_table(events: Sequence[Event]) -> str:
     """The models whose answers were shown, with the number of their answers."""
     answers: Counter[tuple[str, str, str]] = Counter()
+    # A rating has one answer, the others have several.
     for event in events:
         shown = [event.model] if isinstance(event, Rating) else [a.model for a in event.answers]
         for model in shown:
@@ -140,6 +142,7 @@ def models_table(events: Sequence[Event]) -> str:
             answers[model.name, model.path, model.revision] += 1
     rows = []
     for (name, path, revision), total in sorted(answers.items()):
+        # Models of the Hub have a path, which is their id.
         rows.append((path or name, revision[:16] or "-", total))
     return markdown_table(("model", "revision", "answers"), rows, right=2)
 
@@ -162,6 +165,7 @@ def use(name: str, rankings: int, ratings: int) -> str:
 
 def origin(events: Sequence[Event]) -> str:
     """The paragraph about the time, the people and the way in which the judgements were made."""
+    # Days are all that is left of the times.
     days = sorted(event.time for event in events)
     sources = Counter(event.source for event in events)
     lines = [

@@ -81,12 +81,14 @@ def feedback_folder(store_folder: str | Path, target: str | Path, *, repo: str =
         raise UserError(f"{store.folder}: no {NAME} in it: give the folder of a feedback store")
     every = list(store.events())
     unreadable = len(store.problems)
+    # Consent comes first: a count of keys must not tell about the others.
     agreed = [event for event in every if event.consent]
     events = [event for event in agreed if not holds_key(event)]
     if not events:
         raise UserError(nothing_to_share(store, len(every), len(agreed)))
     hashed = hasher(store.secret(SECRET), repo)
     events = [with_other_names(event, hashed) for event in events]
+    # From the events under their new names, so that no row can hold an old one.
     rankings, ratings = list(ranking_rows(events)), list(rating_rows(events))
     if not rankings and not ratings:
         raise UserError(
@@ -106,6 +108,7 @@ def feedback_folder(store_folder: str | Path, target: str | Path, *, repo: str =
         unreadable=unreadable,
         with_email=emails,
     )
+    # A row as an example, which was agreed to like all others.
     first = (rankings or ratings)[0]
     text = feedback_card(events, repo=repo, counts=(len(rankings), len(ratings)), first=first)
     (target / CARD).write_text(text, encoding="utf-8")

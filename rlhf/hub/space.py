@@ -75,6 +75,7 @@ def space_folder(
     target = Path(target)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: give another folder")
+    # A folder comes first: `runs/ppo` could be an id of the Hub, too.
     local, ids = [], []
     for run in map(str, runs):
         if Path(run).is_dir():
@@ -83,6 +84,7 @@ def space_folder(
             ids.append(run)
         else:
             raise UserError(f"{run}: no such run: give the folder of a run, or an id of the Hub")
+    # Everything that can be refused comes before a file is written.
     kinds = [check_run(run) for run in local]
     if "causal" not in kinds and not ids and not any(is_task(kind) for kind in kinds):
         raise UserError("a Space needs a model that answers: give one of SFT or PPO, too")
@@ -159,6 +161,7 @@ def copy_model(run: Path, target: Path, link: bool) -> None:
 
 def write_record(record: RunRecord, target: Path) -> None:
     """Write the few facts that the chat shows. Commands and settings hold paths of this machine."""
+    # The chat shows the algorithm as the stage of the model.
     algorithm = record.config.get("algorithm")
     content = {
         "recipe": record.recipe,
@@ -189,6 +192,7 @@ def copy_code(target: Path) -> None:
 
 def requirements() -> str:
     """The packages of the chat with the versions that are installed here."""
+    # pip reads options and packages from one file.
     lines = [f"--extra-index-url {CPU_WHEELS}"]
     for name in NEEDED:
         # "+cpu" is the build of this machine.

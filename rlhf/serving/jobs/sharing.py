@@ -46,10 +46,12 @@ def read_push(asked: dict) -> Push:
     kind, sources = asked.get("kind"), asked.get("sources") or []
     if kind not in KINDS:
         raise UserError(f"kind={kind!r:.40}: one of {', '.join(KINDS)}")
+    # One run is what most people share.
     if isinstance(sources, str):
         sources = [sources]
     if not isinstance(sources, list) or not all(isinstance(name, str) for name in sources):
         raise UserError("sources: a list of names of runs is expected")
+    # A client may send any value: only true is a yes.
     flags = {name: asked.get(name) is True for name in ("private", "merge", "pr")}
     if kind == FEEDBACK:
         sources = []
@@ -63,6 +65,7 @@ def read_push(asked: dict) -> Push:
 def share_words(push: Push, folders: Sequence[Path]) -> list[str]:
     """The arguments of `rlhf share`. folders: of the sources."""
     words = [short_path(folder.absolute()) for folder in folders]
+    # A checked name, so that it cannot be a flag.
     words += ["--repo", push.repo]
     if push.kind == FEEDBACK:
         words += ["--type", "dataset"]

@@ -95,14 +95,17 @@ class ShareView:
 
     def read(self, asked: dict) -> tuple[Push, list[Path]]:
         """(what is asked for, the folders to share). UserError for what is not here, or not open."""
+        # The page hides the tab, and a client may still call.
         if not self.jobs.allowed.may_push:
             raise Refusal("share.error.closed")
         push = read_push(asked)
         if push.kind not in self.kinds():
             raise Refusal("share.error.kind")
+        # Before the runs: their names are nobody's business who may not push.
         self.jobs.allowed.check_repo(push.repo)
         if push.kind == FEEDBACK:
             return push, [Path(self.store.folder)]
+        # A name that leads out of the folder of the runs is refused.
         return push, [existing_run(self.root, name) for name in push.sources]
 
     def preview(self, asked: dict) -> dict:
@@ -115,6 +118,7 @@ class ShareView:
             content = preview_run(folders[0], push)
         else:
             content = preview_folder(folders, push)
+        # The very command of the push, so that it can be repeated in a terminal.
         words = self.jobs.share_command(share_words(push, folders))
         return content | {"repo": push.repo, "command": shell_text(words, str(Path.cwd()))}
 
@@ -144,6 +148,7 @@ def preview_run(folder: Path, push: Push) -> dict:
 
 def preview_folder(folders: Sequence[Path], push: Push) -> dict:
     """The files and the card of a data set or of a Space, which are made in a temporary folder."""
+    # Links to the weights: a preview copies nothing large.
     with tempfile.TemporaryDirectory(prefix="rlhf-share-") as temporary:
         target = Path(temporary) / "folder"
         notes = []
@@ -164,6 +169,7 @@ def preview_folder(folders: Sequence[Path], push: Push) -> dict:
 
 def facts_of(job: Job) -> dict:
     """A push as the page shows it."""
+    # A push does not print its token. Should another tool do so, it stays on the server.
     log = TOKEN.sub("hf_...", read_tail(Path(job.log), LOG_SHOWN))
     urls = URL.findall(log)
     return {
@@ -214,6 +220,7 @@ def preview_html(shown: dict, is_merged: bool, language: str) -> str:
 
 def files_html(files: list, language: str) -> str:
     """The files as a table. The code of a Space is one line of it."""
+    # Two hundred files of no interest.
     code = [size for name, size in files if name.startswith(CODE)]
     rows = [(name, size) for name, size in files if not name.startswith(CODE)]
     more = len(rows) - FILES_SHOWN
@@ -264,6 +271,7 @@ def build(service: Service, page: gr.Blocks) -> None:
     """Build the tab in the open block."""
     view = ShareView(service)
     tab_line("share.line")
+    # A server without feedback does not offer it.
     choices = [(label(f"share.kind.{kind}"), kind) for kind in view.kinds()]
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
@@ -311,6 +319,7 @@ def build(service: Service, page: gr.Blocks) -> None:
 
 def asked_for(kind, run, models, repo, private, merge, pr) -> dict:
     """The values of the components, as `read_push` takes it."""
+    # The component of the other kind may still hold a choice.
     sources = models if kind == SPACE else [run] if run else []
     return {
         "kind": kind,
@@ -341,6 +350,7 @@ def wire(view: ShareView, page: gr.Blocks, inputs: list, parts: dict) -> None:
         ]
 
     def changed_kind(chosen: str, name: str | None):
+        # Only an adapter can be merged.
         is_run = chosen == RUN
         adapter = is_run and view.is_adapter(name or "")
         return [
@@ -366,6 +376,7 @@ def wire(view: ShareView, page: gr.Blocks, inputs: list, parts: dict) -> None:
         is_live = view.is_live()
         return pushes_html(view.pushes(), language_of(request)), gr.Timer(active=is_live)
 
+    # Where a preview is stale, nobody may push.
     shown, push, pushes, timer = (parts[name] for name in ("shown", "push", "pushes", "timer"))
     page.load(told(opened), None, [run, models, merge, shown, pushes, timer], **QUIET)
     kind.change(told(changed_kind), [kind, run], [run, models, merge], **QUIET)
