@@ -180,7 +180,7 @@ def _reason(error: Exception, name: str) -> str:
             f"{name}: neither a local folder nor downloaded before, and the Hub is not reachable: check the name, the "
             "network, and HF_HUB_OFFLINE"
         )
-    return f"{explain(error, name)}; it is no local folder either"
+    return f"{explain(error, name)}, and no local folder has this name"
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
