@@ -57,6 +57,7 @@ class Repo:
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    authors: dict[str, str] = field(default_factory=dict)  # of pull requests
 
     @property
     def owner(self) -> str:
@@ -398,6 +399,26 @@ class HubDouble:
             {"branches": branches, "tags": [], "converts": [], "pullRequests": pulls}
         )
 
+    def discussions(self, call: "Call") -> Response:
+        """The open pull requests of a user."""
+        repo = self.readable(call)
+        author = call.query["author"][0]
+        requests = []
+        for ref, name in repo.authors.items():
+            if name == author:
+                requests.append(
+                    {
+                        "title": "",
+                        "num": int(ref.removeprefix("refs/pr/")),
+                        "author": {"name": name},
+                        "createdAt": "2026-01-01T00:00:00.000Z",
+                        "status": "open",
+                        "isPullRequest": True,
+                        "repo": {"name": repo.name, "type": repo.kind.removesuffix("s")},
+                    }
+                )
+        return JSONResponse({"count": len(requests), "start": 0, "discussions": requests})
+
     def branch(self, call: "Call") -> Response:
         repo = self.writable(call)
         name = call.parts["rev"]
@@ -474,6 +495,7 @@ class HubDouble:
             number = 1 + sum("/pr/" in name for name in repo.refs)
             target = f"refs/pr/{number}"
             repo.refs[target] = repo.refs[branch]
+            repo.authors[target] = call.user["name"]
             answer["pullRequestUrl"] = (
                 f"{self.url}/{KINDS[repo.kind]}{repo.name}/discussions/{number}"
             )
@@ -626,6 +648,7 @@ ROUTES = (
     (("POST",), rf"{API}/paths-info/(?P<rev>[^/]+)", HubDouble.paths_info),
     (("GET", "HEAD"), rf"{API}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", HubDouble.tree),
     (("GET", "HEAD"), rf"{API}/refs", HubDouble.refs),
+    (("GET", "HEAD"), rf"{API}/discussions", HubDouble.discussions),
     (("GET", "HEAD"), rf"{API}/revision/(?P<rev>[^/]+)", HubDouble.info),
     (("GET", "HEAD"), API, HubDouble.info),
     (("POST",), rf"{REPO}\.git/info/lfs/objects/batch", HubDouble.lfs_batch),

@@ -85,7 +85,9 @@ def load_hub_splits(name: str, config: str | None, *, streaming: bool = False) -
         return datasets.load_dataset(dataset_id(name), config, **options)
     except Exception as error:  # noqa: BLE001
         # No network, an unknown id, a gated data set, a bad config: all are for the user to fix.
-        reason = (str(error).splitlines() or [""])[0]  # the rest is a trace for developers
+        # The rest is a trace for developers. The second line may name the configs to choose from.
+        lines = str(error).splitlines()
+        reason = " ".join(lines[: 2 if "Config name is missing" in str(error) else 1])
         raise unreachable(name, f"{type(error).__name__}: {reason}") from error
 
 

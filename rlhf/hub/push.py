@@ -17,12 +17,18 @@ from rlhf.online import LOGIN, explain, retrying, status_of
 
 KINDS = ("model", "dataset", "space")
 # Files of a repository that go with a push, where the folder has none of the name. An old shard would be read with the
-# new weights, or instead of them. Other files are the user's own and stay.
+# new weights, or instead of them, and old samples would be taken for those of the new model. Other files are the user's
+# own and stay.
 REPLACED = (
     "*.safetensors",
     "*.safetensors.index.json",
     "pytorch_model*",
     "adapter_*",
+    "adapter/*",
+    "config.json",
+    "generation_config.json",
+    "metrics.jsonl",
+    "samples.jsonl",
     "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer*",
@@ -196,6 +202,10 @@ def _push(folder: Path, target: Target, *, private: bool, pr: bool, message: str
     if branch not in (None, "main"):
         retrying(lambda: api.create_branch(**where, branch=branch, exist_ok=True))
     url = f"{api.endpoint}/{PATHS[target.kind]}{target.repo}"
+    if pr and branch in (None, "main"):
+        waiting = _same_request(api, folder, target, url)
+        if waiting is not None:
+            return waiting
     tried = False  # a commit may have been made although its answer was an error
     for _ in range(RACES):
         operations, head = changes(api, folder, target, branch)
@@ -217,6 +227,22 @@ def _push(folder: Path, target: Target, *, private: bool, pr: bool, message: str
             raise UserError(f"{target.repo}: the commit {commit.oid[:8]} lacks files: push again")
         return Pushed(commit.pr_url or url, commit.oid, changed=True)
     raise UserError(f"{target.repo}: others commit all the time (412): try again later")
+
+
+def _same_request(api, folder: Path, target: Target, url: str) -> Pushed | None:
+    """The user's own open pull request with the same files; None where there is none."""
+    filters = {"discussion_type": "pull_request", "discussion_status": "open"}
+
+    def requests():
+        author = api.whoami()["name"]
+        where = {"repo_id": target.repo, "repo_type": target.kind}
+        return list(api.get_repo_discussions(**where, author=author, **filters))
+
+    for request in retrying(requests):
+        operations, head = changes(api, folder, target, request.git_reference)
+        if not operations:
+            return Pushed(f"{url}/discussions/{request.num}", head, changed=False)
+    return None
 
 
 def _commit(api, where: dict, operations: list, head: str, how: tuple):

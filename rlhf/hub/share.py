@@ -17,8 +17,11 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.hub.push import Pushed, files_of, push_folder
+from rlhf.models.snapshots import split_revision
+from rlhf.online import explain, retrying
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
+from rlhf.runs.parents import hub_id_of, is_replaced, load_record
 from rlhf.runs.public_names import write_public
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
 
@@ -73,11 +76,13 @@ def share_run(
     if parents not in PARENTS:
         raise UserError(f"parents={parents!r}: use {' or '.join(PARENTS)}")
     if parents == "push":
-        for role, folder in local_parents(run).items():
-            if not shared_as(folder):
-                # Parents of parents, too. A run never comes from itself: its weights were read before it was written.
-                share_run(folder, f"{repo}-{role}", private=private, parents=parents, token=token)
+        share_parents(run, repo, private=private, token=token)
     with staged(run, repo, merge=merge) as folder:
+        base = read_object(folder / ADAPTER).get(BASE)
+        if base and not is_on_hub(base, token):
+            raise UserError(
+                f"{run}: the base of its adapter, {base}, is not on the Hub: share that first, or use --merge"
+            )
         message = f"Share a run of {RunRecord.load(run).recipe}"
         pushed = push_folder(
             folder, repo, private=private, pr=pr, message=message, token=token, revision=revision
@@ -172,35 +177,70 @@ def merge_adapter(run: Path, folder: Path) -> None:
     """Write the model of a LoRA adapter, merged into its base, with its tokenizer."""
     from rlhf.models.load import load_policy, load_tokenizer, save
 
+    check_base(run, str(read_object(run / ADAPTER).get(BASE) or ""))
     save(load_policy(str(run)), load_tokenizer(str(run)), folder)
 
 
 def name_base(run: Path, folder: Path) -> None:
-    """Write the adapter's config with the Hub id of its base. UserError where the base is only here."""
+    """Write the adapter's config with the Hub id and commit of its base. UserError where the base is only here."""
     config = read_object(run / ADAPTER)
-    base = str(config.get(BASE) or "")
+    base, revision = str(config.get(BASE) or ""), config.get("revision")
     if os.path.isdir(base):
-        base = shared_as(Path(base))
-        if not base:
+        check_base(run, base)
+        repo = hub_id_of(Path(base))
+        if not repo:
             raise UserError(
-                f"{run}: the base of its adapter, {config[BASE]}, is not on the Hub: share that first, or use --merge"
+                f"{run}: the base of its adapter, {base}, is not on the Hub: share that first, or use --merge"
             )
+        # The matrices fit these weights only, whatever the repository holds later.
+        base, revision = repo, read_object(Path(base) / SHARED).get("commit")
+    else:
+        base, revision = split_revision(base, revision)
     (folder / ADAPTER).unlink()
-    config[BASE] = base
+    config |= {BASE: base, "revision": revision}
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / ADAPTER).write_text(f"{text}\n", encoding="utf-8")
+
+
+def check_base(run: Path, base: str) -> None:
+    """UserError where the folder of an adapter's base now holds another model than the adapter was trained on."""
+    record = load_record(Path(base)) if os.path.isdir(base) else None
+    for entry in RunRecord.load(run).parents.values():
+        if record is not None and entry.get("name") == base and is_replaced(entry, record):
+            raise UserError(
+                f"{run}: the base of its adapter, {base}, was trained again since, and the matrices fit the weights of "
+                "before only: put those back, or train the adapter again"
+            )
 
 
 # ---- parents -----------------------------------------------------------------------------------------------------
 
 
+def share_parents(
+    run: Path, repo: str, *, private: bool, token: str | None, children: tuple[Path, ...] = ()
+) -> None:
+    """Share the parents of a run that are not on the Hub, and theirs before them.
+
+    children: the runs that this is done for. Folders that were trained from each other in turn could go on for ever.
+    """
+    children = (*children, run.resolve())
+    for role, folder in local_parents(run).items():
+        if folder.resolve() in children or is_on_hub(hub_id_of(folder), token):
+            continue
+        name = f"{repo}-{role}"
+        share_parents(folder, name, private=private, token=token, children=children)
+        share_run(folder, name, private=private, token=token)
+
+
 def local_parents(run: Path) -> dict[str, Path]:
-    """role -> folder, of the parents of a run that are finished runs in folders here."""
+    """role -> folder, of the parents of a run that are finished runs in folders here, with the weights it has read."""
     folders = {}
     for role, entry in RunRecord.load(run).parents.items():
         folder = home_of(entry.get("name", ""), run)
-        is_run = folder is not None and read_object(folder / RECORD).get("recipe")
-        if is_run and folder.resolve() != run.resolve():
+        if folder is None or folder.resolve() == run.resolve():
+            continue
+        record = load_record(folder)
+        if record is not None and record.recipe and not is_replaced(entry, record):
             folders[role] = folder
     return folders
 
@@ -222,19 +262,21 @@ def note_shared(run: Path, pushed: Pushed) -> None:
         write_text(run / SHARED, json.dumps(content, indent=1) + "\n")
 
 
-def shared_as(run: Path) -> str:
-    """The repository to which a run was shared; "" for none, and where the folder holds another run since."""
-    shared, record = read_object(run / SHARED), read_object(run / RECORD)
-    if shared.get("started") != record.get("started"):
-        return ""
-    return str(shared.get("repo") or "")
+def is_on_hub(repo: str, token: str | None = None) -> bool:
+    """True for a repository that is there. One that a folder was shared as may be removed by now. "" is none."""
+    from huggingface_hub import HfApi
+
+    try:
+        return bool(repo) and retrying(lambda: HfApi(token=token).repo_exists(repo))
+    except Exception as error:
+        raise UserError(explain(error, repo)) from error
 
 
 def with_parents(card: str, run: Path) -> str:
     """The card, with links to the repositories of its parents."""
     links = []
     for role, folder in local_parents(run).items():
-        repo = shared_as(folder)
+        repo = hub_id_of(folder)
         if repo:
             links.append(f"- {role}: [{repo}](https://huggingface.co/{repo})")
     if not links:

@@ -45,13 +45,23 @@ LOADING_ERRORS = (
 # How transformers begins a line about a setting of a generation config that has no effect.
 UNUSED_SETTING = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 RENAMED = 0.05  # of the ids of a tokenizer: BERT reserves 3 %
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model")  # names of the files of one, in any form
 FILES_SHOWN = 12  # names of a folder that an error lists
 REASON_CHARACTERS = 300  # of transformers' messages, which run over pages
 
 
 def load_tokenizer(path: str, *, revision: str | None = None):
-    """Load the tokenizer of a run folder or Hub id."""
-    return _from_pretrained(AutoTokenizer, path, revision=revision)
+    """Load the tokenizer of a run folder or Hub id. UserError where there is none."""
+    tokenizer = _from_pretrained(AutoTokenizer, path, revision=revision)
+    folder = Path(model_folder(path, revision, weights=False))
+    has_files = any(list(folder.glob(pattern)) for pattern in TOKENIZERS)
+    # transformers makes an empty one for a model without a tokenizer, and every text would have no tokens.
+    if not has_files or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise UserError(
+            f"{path}: it holds no tokenizer (such as tokenizer.json): give one with tokenizer_name_or_path, or put its "
+            "files next to the model"
+        )
+    return tokenizer
 
 
 def check_same_ids(tokenizer, own, path: str) -> None:
@@ -320,7 +330,7 @@ def _from_pretrained(
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
             base_of(model).attention_is_chosen = True  # `kernels` leaves it alone
         if folder != path:
-            _name_after(loaded, path)
+            _name_after(loaded, path, commit=Path(folder).name)
         return loaded
     except LOADING_ERRORS as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -341,18 +351,19 @@ def _from_pretrained(
                 f"{type_of_config(reason)} models; start from another architecture, such as bert-base-uncased"
             ) from error
         raise UserError(
-            f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n  {_what_is_there(path)}"
+            f"{path}: cannot be loaded as {auto_class.__name__}: {reason}\n  {_what_is_there(folder)}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _name_after(loaded, name: str) -> None:
-    """Give a model or tokenizer of the Hub its name there, not the path of the cache."""
+def _name_after(loaded, name: str, commit: str) -> None:
+    """Give a model or tokenizer of the Hub its name there, not the path of the cache. A model knows its commit, too."""
     if isinstance(loaded, tuple):  # with its loading info
         loaded = loaded[0]
     if isinstance(loaded, PreTrainedModel):
         loaded.name_or_path = loaded.config._name_or_path = name
+        loaded.hub_commit = commit  # for adapters of it
     elif hasattr(loaded, "name_or_path"):  # a tokenizer
         loaded.name_or_path = name
 

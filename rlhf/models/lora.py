@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
 from rlhf.models.parts import learns_from_text
+from rlhf.models.snapshots import split_revision
 from rlhf.task_table import TASKS
 
 # Layers between the encoder and the head that a checkpoint may lack -> their linear layers.
@@ -78,6 +79,14 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
         raise UserError(
             f"use_peft adds LoRA matrices to linear layers, and the layers of {model.config.model_type} models are of "
             "another sort: set use_peft to false"
+        )
+    commit = getattr(model, "hub_commit", "")
+    if commit:
+        # The name may hold a revision behind an @, which no other program knows.
+        saved = adapted.peft_config["default"]
+        saved.base_model_name_or_path, saved.revision = (
+            split_revision(model.name_or_path)[0],
+            commit,
         )
     return adapted
 

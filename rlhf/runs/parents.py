@@ -171,7 +171,7 @@ def history(parents: dict[str, dict], child: Path, known: dict[str, dict] | None
             continue
         folder = parent_folder(entry["name"], child, entry.get("revision"))
         record = load_record(folder) if folder else None
-        if record is None or _was_replaced(entry, record):
+        if record is None or is_replaced(entry, record):
             continue
         histories[entry_key(entry)] = {
             "recipe": record.recipe,
@@ -185,7 +185,7 @@ def history(parents: dict[str, dict], child: Path, known: dict[str, dict] | None
     return histories
 
 
-def _was_replaced(entry: dict, record: RunRecord) -> bool:
+def is_replaced(entry: dict, record: RunRecord) -> bool:
     """True where the folder of a parent now holds the model of another run."""
     now = record.weights.get("sha256")
     return bool(now and entry.get("sha256")) and now != entry["sha256"]

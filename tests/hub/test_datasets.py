@@ -85,3 +85,12 @@ def test_a_private_data_set_is_for_its_owner(films, hub, monkeypatch):
     hub.repo(films, "datasets").private = True
     with pytest.raises(UserError, match="or a private one"):
         load_rows(films, kinds=KINDS)
+
+
+def test_configs_to_choose_from_are_named(hub):
+    card = b"---\nconfigs:\n- {config_name: old, data_files: a.jsonl}\n- {config_name: new, data_files: b.jsonl}\n---\n"
+    row = b'{"text": "a"}\n'
+    hub.put("bob/both", {"README.md": card, "a.jsonl": row, "b.jsonl": row + row}, kind="datasets")
+    with pytest.raises(UserError, match=r"pick one among the available configs: \['old', 'new'\]"):
+        list(data_hub.hub_rows("bob/both", None, None))
+    assert len(list(data_hub.hub_rows("bob/both", "new", None))) == 2

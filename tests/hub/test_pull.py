@@ -197,3 +197,11 @@ def test_a_file_that_arrives_damaged_is_named(tiny, hub, folder):
         model_folder(tiny)
     hub.large[sha] = (folder / "model.safetensors").read_bytes()
     assert same_bytes(hub, tiny, model_folder(tiny))
+
+
+def test_a_model_without_a_tokenizer_says_so(tiny, hub, tmp_path):
+    files = hub.repo(tiny).files()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        del files[name]
+    with pytest.raises(UserError, match="bob/tiny: it holds no tokenizer"):
+        load_tokenizer(tiny)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
 
 from rlhf.commands import share as command
 from rlhf.errors import UserError
-from rlhf.hub.share import CARD, SHARED, is_shared, preview, share_run
+from rlhf.hub.share import ADAPTER, BASE, CARD, SHARED, is_shared, preview, share_run
 from rlhf.models.load import load_policy, save
+from rlhf.models.lora import add_lora
 from rlhf.models.snapshots import model_folder
-from rlhf.runs.parents import parent_entry
+from rlhf.runs.parents import model_digests, parent_entry
 from rlhf.runs.public_names import public_record
 from rlhf.runs.record import RunRecord
 from tests.conftest import tiny_policy, word_tokenizer
@@ -237,3 +238,105 @@ def test_a_merged_adapter_has_the_same_logits(hub, adapter):
 def test_a_whole_model_cannot_be_merged(hub, run):
     with pytest.raises(UserError, match="drop --merge"):
         share_run(run, "sft", merge=True)
+
+
+# ---- runs that were trained again, repositories that were removed ----
+
+
+def train_again(folder: Path) -> None:
+    """Let the folder of a run hold the finished run of another day, with other weights."""
+    model = load_policy(str(folder))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    model.save_pretrained(folder)
+    record = RunRecord.load(folder)
+    record.started, record.weights = "2026-01-02T00:00:00Z", model_digests(folder)
+    record.save(folder)
+
+
+def test_nothing_of_an_earlier_run_stays(hub, run, adapter):
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"\0")
+    (run / "samples.jsonl").write_text('{"prompt": "a"}\n')
+    share_run(run, "sft")
+    share_run(run, "x")
+    share_run(adapter, "x")
+    stale = {"adapter/adapter_model.safetensors", "samples.jsonl", "metrics.jsonl", "config.json"}
+    assert stale <= hub.contents("alice/sft").keys() and not stale & hub.contents("alice/x").keys()
+
+
+@pytest.mark.parametrize("parents", ["link", "push"])
+def test_a_parent_that_holds_other_weights_by_now_is_none(hub, run, tmp_path, parents):
+    ppo = make_run(tmp_path / "runs" / "ppo", "ppo", policy=run)
+    train_again(run)
+    share_run(run, "sft")
+    if parents == "push":  # and was not shared from this machine
+        (run / SHARED).unlink()
+    share_run(ppo, "ppo", parents=parents)
+    assert {name for _, name in hub.repos} == {"alice/ppo", "alice/sft"}
+    assert b"alice/sft" not in hub.contents("alice/ppo")[CARD]
+
+
+def test_runs_that_came_from_each_other_in_turn_are_shared_once(hub, run, tmp_path):
+    ppo = make_run(tmp_path / "runs" / "ppo", "ppo", policy=run)
+    record = RunRecord.load(run)
+    record.parents = {"base": parent_entry(str(ppo))}
+    record.save(run)
+    share_run(ppo, "ppo", parents="push")
+    assert {name for _, name in hub.repos} == {"alice/ppo", "alice/ppo-policy"}
+
+
+def test_a_parent_whose_repository_was_removed_is_shared_again(hub, run, tmp_path):
+    share_run(run, "sft")
+    HfApi().delete_repo("alice/sft")
+    share_run(make_run(tmp_path / "runs" / "ppo", "ppo", policy=run), "ppo", parents="push")
+    assert {name for _, name in hub.repos} == {"alice/ppo", "alice/ppo-policy"}
+
+
+def test_an_adapter_keeps_the_commit_of_its_base(hub, adapter, run):
+    expected = logits(load_policy(str(adapter)))
+    # On a branch, and overwritten later.
+    commit = share_run(run, "sft", revision="trial").commit
+    share_run(adapter, "lora")
+    assert json.loads(hub.contents("alice/lora")["adapter_config.json"])["revision"] == commit
+    assert torch.equal(logits(load_policy("alice/lora")), expected)
+
+
+def test_an_adapter_whose_base_was_trained_again_is_not_shared(hub, adapter, run):
+    train_again(run)
+    share_run(run, "sft")
+    for merge in (False, True):
+        with pytest.raises(UserError, match="was trained again since"):
+            share_run(adapter, "lora", merge=merge)
+
+
+def test_an_adapter_whose_base_was_removed_is_not_shared(hub, adapter, run):
+    share_run(run, "sft")
+    HfApi().delete_repo("alice/sft")
+    with pytest.raises(UserError, match="alice/sft, is not on the Hub: share that first"):
+        share_run(adapter, "lora")
+
+
+def test_an_adapter_of_a_base_with_a_revision(hub, run, adapter):
+    commit = hub.put_folder("bob/base", run)
+    hub.repo("bob/base").refs["v/1"] = commit
+    hub.put("bob/base", {"config.json": b"broken"})
+    model = add_lora(load_policy("bob/base@v/1"), task="CAUSAL_LM", rank=2, alpha=4)
+    model.save_pretrained(adapter)
+    share_run(adapter, "lora")
+    for config in ((adapter / ADAPTER).read_bytes(), hub.contents("alice/lora")[ADAPTER]):
+        config = json.loads(config)
+        assert (config[BASE], config["revision"]) == ("bob/base", commit)
+    assert torch.equal(logits(load_policy("alice/lora")), logits(load_policy(str(adapter))))
+
+
+def test_the_same_pull_request_is_opened_once(hub, run):
+    share_run(run, "sft")
+    assert not share_run(run, "sft", pr=True).changed  # it would be empty
+    train_again(run)
+    first, second = share_run(run, "sft", pr=True), share_run(run, "sft", pr=True)
+    assert first.changed and not second.changed
+    assert (first.url, first.commit) == (second.url, second.commit)
+    train_again(run)
+    assert share_run(run, "sft", pr=True).url.endswith("/discussions/2")
