@@ -127,7 +127,7 @@ def write_public(
 
 def without_token(text: str) -> str:
     """A text in which tokens of the Hub are replaced by hf_***."""
-    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
+    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text)
 
 
 def _is_absolute(name: str) -> bool:
