@@ -4,7 +4,6 @@ It is built from the run's record alone. Only for records of older versions, whi
 folders of the parents are read as well. `hub.lineage` draws the tree in the terminal and recomputes the hashes.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from rlhf.models.snapshots import split_revision
 from rlhf.runs.parents import (
     entry_key,
     history,
+    hub_id_in,
     is_in_cache,
     load_record,
     model_digests,
@@ -210,7 +210,7 @@ def came_from_hub(entry: dict) -> bool:
 
 def is_hub_id(name: str) -> bool:
     """True for a text in the form of a Hub id: name or user/name."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name or "") is not None
+    return bool(hub_id_in(name))
 
 
 def is_on_hub(name: str) -> bool:
