@@ -222,7 +222,7 @@ def _summary(card: Card) -> str:
         text = _task_summary(card.folder, kind)
     else:
         text = SUMMARIES.get(record.recipe, "A model made by the recipe {recipe}.")
-    algorithm = markdown_cell(record.config.get("algorithm", "ppo")).upper()
+    algorithm = markdown_cell(str(record.config.get("algorithm", "ppo")).upper())
     text = text.format(algorithm=algorithm, recipe=inline_code(record.recipe))
     if card.adapter:
         text += " This repository holds LoRA matrices alone, to be put on their base model."

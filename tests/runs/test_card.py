@@ -513,7 +513,7 @@ EVIL = "`<img src=x onerror=alert(1)>` [a](javascript:b) ![c](http://d/e.png)\n-
 )
 def test_names_from_anywhere_are_shown_and_do_nothing(tmp_path, change):
     """The record and the card of a model of the Hub are somebody else's, and so is the label of a model in the feedback."""
-    record("ppo", **change).save(tmp_path)
+    RunRecord(**({"recipe": "ppo"} | change)).save(tmp_path)
     samples = [{"prompt": EVIL, "completion": EVIL, EVIL: 1}]
     (tmp_path / "samples.jsonl").write_text(json.dumps(samples[0]) + "\n")
     card = ModelCard(card_text(tmp_path))
