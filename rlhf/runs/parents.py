@@ -113,7 +113,7 @@ def card_facts(folder: Path) -> dict:
 
 
 def licence_in(value) -> str:
-    """The licence of a card's metadata; of several `other`, and "" for what is no name of one."""
+    """The licence of a card's metadata; of several `other`, and "" for other types."""
     if isinstance(value, list) and len(value) > 1:
         return "other"
     if isinstance(value, list) and value:
