@@ -44,6 +44,17 @@ def _printable(match: re.Match) -> str:
     return REPLACEMENT
 
 
+def inline_code(text) -> str:
+    """Any text as code in the middle of a line. Its fence is longer than any run of backticks in it."""
+    text = re.sub(".", _printable, " ".join(str(text).split()))
+    runs = re.findall("`+", text)
+    fence = "`" * (max(map(len, runs), default=0) + 1)
+    # Of spaces around backticks Markdown drops one.
+    if text.startswith("`") or text.endswith("`"):
+        text = f" {text} "
+    return f"{fence}{text}{fence}"
+
+
 def fenced(text: str, language: str) -> str:
     """A code block whose fence is longer than any run of backticks in it."""
     runs = re.findall("`+", text)

@@ -26,9 +26,10 @@ from rlhf.hub.feedback_card import feedback_card
 RANKINGS, RATINGS, CARD = "train.jsonl", "ratings.jsonl", "README.md"
 SECRET = ".salt.share"  # in the store, never in what is published
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a model of the Hub; weights on the disk have a sha256
-# Keys that let somebody act in another's name. An event that holds one is not published.
+# Keys that let somebody act in another's name. An event that holds one is not published. Korean words end with a particle
+# and no space, so a letter of another alphabet may be next to a key.
 KEYS = re.compile(
-    r"\bhf_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
+    r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}(?![A-Za-z0-9]))"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
@@ -181,7 +182,19 @@ def public_model(model: ModelUsed | None) -> ModelUsed | None:
 
 def holds_key(event: Event) -> bool:
     """True if a text of the event looks like a key or token."""
-    return KEYS.search(json.dumps(to_row(event), ensure_ascii=False)) is not None
+    # The texts as they are: in JSON, a line break before a key is a letter.
+    return any(KEYS.search(text) for text in texts_of(to_row(event)))
+
+
+def texts_of(value) -> Iterator[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from texts_of(list(value.values()))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts_of(inner)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ REPLACED_OF = {
 }
 RACES = 3  # commits of others in between, after which a push gives up
 TEXT = (".md", ".json", ".jsonl", ".txt", ".py", ".yaml", ".yml", ".csv", ".tsv", ".jinja")
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+SECRET = re.compile(r"hf_[A-Za-z0-9]{30,}")  # in JSON and YAML a line break before it is a letter
 PATHS = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 

@@ -4,7 +4,6 @@ It is built from the run's record alone. Only for records of older versions, whi
 folders of the parents are read as well. `hub.lineage` draws the tree in the terminal and recomputes the hashes.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from rlhf.models.snapshots import split_revision
 from rlhf.runs.parents import (
     entry_key,
     history,
+    hub_id_in,
     is_in_cache,
     load_record,
     model_digests,
@@ -48,7 +48,7 @@ class Node:
     recipe: str = ""
     code: str = ""
     data: list[dict] = field(default_factory=list)
-    parents: list["Node"] = field(default_factory=list)
+    parents: list["Node"] = field(default_factory=list, repr=False)
     entry: dict = field(default_factory=dict)
 
     @property
@@ -63,11 +63,16 @@ class Node:
             return False
         return self.folder is None or is_in_cache(self.folder)
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, "Node"]]:
-        """(depth, node) of this node and all that it came from, depth first."""
-        yield depth, self
-        for parent in self.parents:
-            yield from parent.walk(depth + 1)
+    def walk(self) -> Iterator[tuple[int, "Node"]]:
+        """(depth, node) of this node and all that it came from, depth first; the past of two children only once."""
+        walked: set[int] = set()
+        waiting = [(0, self)]
+        while waiting:
+            depth, node = waiting.pop()
+            yield depth, node
+            if id(node.parents) not in walked:
+                walked.add(id(node.parents))
+                waiting += [(depth + 1, parent) for parent in reversed(node.parents)]
 
 
 def lineage(folder: str | Path) -> Node:
@@ -96,12 +101,17 @@ def lineage_of(record: RunRecord, folder: Path) -> Node:
         data=record.data,
         entry={} if record.weights else {"hashed_now": True},
     )
-    root.parents = _parents(record.parents, folder, histories, frozenset())
+    root.parents = _parents(record.parents, folder, histories, {}, frozenset())
     return root
 
 
-def _parents(parents: dict, child: Path, histories: dict, seen: frozenset[str]) -> list[Node]:
-    """seen: keys on the way here, because a record may name a run that came from this one."""
+def _parents(
+    parents: dict, child: Path, histories: dict, made: dict, seen: frozenset[str]
+) -> list[Node]:
+    """made: (key, folder) -> parents, which children share: in a loop of RLHF their number doubles with each round.
+
+    seen: keys on the way here, because a record may name a run that came from this one.
+    """
     nodes = []
     for role, entry in parents.items():
         if not _names_something(entry):
@@ -124,7 +134,10 @@ def _parents(parents: dict, child: Path, histories: dict, seen: frozenset[str]) 
         # Where a parent was, its own parents were probably near.
         if key not in seen:
             home = folder or child.parent / Path(entry["name"]).name
-            node.parents = _parents(past.get("parents", {}), home, histories, seen | {key})
+            if (key, home) not in made:
+                past_parents = past.get("parents", {})
+                made[key, home] = _parents(past_parents, home, histories, made, seen | {key})
+            node.parents = made[key, home]
         nodes.append(node)
     return nodes
 
@@ -197,7 +210,7 @@ def came_from_hub(entry: dict) -> bool:
 
 def is_hub_id(name: str) -> bool:
     """True for a text in the form of a Hub id: name or user/name."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name or "") is not None
+    return bool(hub_id_in(name))
 
 
 def is_on_hub(name: str) -> bool:

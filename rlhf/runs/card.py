@@ -9,14 +9,17 @@ card_metadata: the YAML for the Hub. card_tables: the tables. card_snippets: the
 comes from `rlhf.task_table.TASKS`.
 """
 
+import json
 import os
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from rlhf.errors import UserError
-from rlhf.markdown import fenced, markdown_cell
+from rlhf.markdown import fenced, inline_code, markdown_cell
 from rlhf.runs.ancestry import Node, base_model, lineage_of
 from rlhf.runs.card_metadata import (
     VALUE_MODEL,
@@ -101,6 +104,10 @@ USES = {
     ),
 }
 
+WEB_PAGE = re.compile(
+    r"https?://[^\s()<>\[\]\\`\"']+"
+)  # whose address is the target of a link as it is
+
 
 def write_card(
     folder: str | os.PathLike, *, model_id: str | None = None, status: str | None = None
@@ -152,7 +159,9 @@ def card_text(
     # The Hub reads the order as it is: the same run gives the same bytes.
     front = yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True)
     # A token that was given as a flag is in the command.
-    return without_token(f"---\n{front}---\n\n{joined(sections)}\n")
+    text = without_token(f"---\n{front}---\n\n{joined(sections)}\n")
+    # The name of a file may be no text: half a pair of UTF-16, which nothing can write.
+    return text.encode(errors="replace").decode()
 
 
 def _card(
@@ -173,7 +182,7 @@ def _card(
         root = replace(root, name=str(folder), folder=folder, **_own_digests(folder))
     names = PublicNames(root, hub_ids)
     own = shown_path(folder, record) if home == folder else folder.name
-    model_id = model_id or record.config.get("hub_model_id") or own
+    model_id = model_id or str(record.config.get("hub_model_id") or own)
     # Without the owner, who is in the address.
     title = model_id.rstrip("/").split("/")[-1]
     if adapter is None:
@@ -193,7 +202,9 @@ def _incomplete(folder: Path, record: RunRecord) -> str:
     if record.status in (TRAINED, EVALUATION_FAILED):
         sentences.append("**The model is trained, and not evaluated: `rlhf finish` does that.**")
     elif record.status != DONE:
-        sentences.append(f"**This run is not complete: its status is `{record.status}`.**")
+        sentences.append(
+            f"**This run is not complete: its status is {inline_code(record.status)}.**"
+        )
     _, torn = read_rows(folder / "metrics.jsonl")
     if torn:
         sentences.append(f"Lines of metrics.jsonl that could not be read: {torn}.")
@@ -210,8 +221,9 @@ def _summary(card: Card) -> str:
     elif kind in TASKS:
         text = _task_summary(card.folder, kind)
     else:
-        text = SUMMARIES.get(record.recipe, f"A model made by the recipe `{record.recipe}`.")
-    text = text.format(algorithm=str(record.config.get("algorithm", "ppo")).upper())
+        text = SUMMARIES.get(record.recipe, "A model made by the recipe {recipe}.")
+    algorithm = markdown_cell(str(record.config.get("algorithm", "ppo")).upper())
+    text = text.format(algorithm=algorithm, recipe=inline_code(record.recipe))
     if card.adapter:
         text += " This repository holds LoRA matrices alone, to be put on their base model."
     base = base_model_of(card)
@@ -235,17 +247,18 @@ def _use(card: Card) -> str:
     use = Use(card.kind, card.folder, card.record, card.model_id, card.adapter)
     parts = [fenced(snippet(use, samples), "python")]
     if card.kind in TASKS:
+        model = shlex.quote(card.model_id)
         parts += [
             "On a file of rows, and in the browser, from a checkout of the project that made it:",
-            fenced(
-                f"python -m rlhf predict {card.model_id} FILE\npython app.py {card.model_id}",
-                "bash",
-            ),
+            fenced(f"python -m rlhf predict {model} FILE\npython app.py {model}", "bash"),
         ]
     if (card.folder / VALUE_MODEL / "config.json").is_file():
+        name = json.dumps(card.model_id, ensure_ascii=False)
+        code = (
+            f'AutoModelForSequenceClassification.from_pretrained({name}, subfolder="{VALUE_MODEL}")'
+        )
         parts.append(
-            f"`{VALUE_MODEL}/` holds the value function, from which a training can go on: "
-            f'`AutoModelForSequenceClassification.from_pretrained("{card.model_id}", subfolder="{VALUE_MODEL}")`.'
+            f"`{VALUE_MODEL}/` holds the value function, from which a training can go on: {inline_code(code)}."
         )
     return joined(parts)
 
@@ -269,7 +282,10 @@ def _licence_note(root: Node) -> str:
             "**`other`: the licence is not known.** No model that this one comes from states one. Before sharing, set the "
             "licence that the base model and the training data allow."
         )
-    name = f"`{licence.license_name or licence.license}`"
-    if licence.license_link:
+    # Texts of the card of a model that anybody may have made.
+    name = inline_code(licence.license_name or licence.license)
+    if WEB_PAGE.fullmatch(licence.license_link or ""):
         name = f"[{name}]({licence.license_link})"
-    return f"{name}, copied from {licence.source}. The training data may ask for more."
+    return (
+        f"{name}, copied from {markdown_cell(licence.source)}. The training data may ask for more."
+    )

@@ -3,6 +3,7 @@
 Nothing is invented: the licence and the languages are copied from the base model's card, and an unknown licence is `other`.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def evaluations(card: Card) -> list[EvalResult]:
     for ours, (theirs, title) in listed.items():
         value = record.metrics.get(ours)
         # A run that failed has no numbers, and one of numbers has no accuracy.
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             continue
         result = EvalResult(
             task_type=PIPELINES[kind],

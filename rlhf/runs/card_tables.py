@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from rlhf.markdown import _flat, fenced, markdown_table
+from rlhf.markdown import _flat, fenced, inline_code, markdown_cell, markdown_table
 from rlhf.runs.ancestry import Node, lines, mermaid
 from rlhf.runs.public_names import PublicNames
 from rlhf.runs.record import RunRecord, read_jsonl, read_object
@@ -248,12 +248,14 @@ def _feedback_lines(record: RunRecord, names: PublicNames) -> list[str]:
         if not isinstance(entry, dict) or "events" not in entry:
             continue
         kinds = [f"{count} {kind}s" for kind, count in entry.get("kinds", {}).items()]
-        text = f"`{names(entry['name'])}` holds {entry['events']} events of human feedback"
+        text = (
+            f"{inline_code(names(entry['name']))} holds {entry['events']} events of human feedback"
+        )
         if kinds:
             text += f" ({', '.join(kinds)})"
         models = [names(model) for model in entry.get("models", {})]
         if models:
-            text += f", about answers of {', '.join(f'`{model}`' for model in models)}"
+            text += f", about answers of {', '.join(map(inline_code, models))}"
         lines.append(f"{text}.")
     return lines
 
@@ -266,7 +268,7 @@ def making(record: RunRecord, names: PublicNames) -> str:
     parts = []
     if record.command:
         parts.append(fenced(names.command(record.command), "bash"))
-    parts.append(", ".join(_facts(record)) + ".")
+    parts.append(", ".join(map(markdown_cell, _facts(record))) + ".")
     config = {name: value for name, value in sorted(record.config.items()) if name != "hub_token"}
     if config:
         # width: a prompt stays on one line.

@@ -33,6 +33,8 @@ TOKENIZER = "tokenizer.json"
 # In the folder of a run that was shared (`hub.share`): repo, commit, and when that run had started.
 SHARED = "hub.json"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+LONGEST_NAME = 4096  # characters of a path
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # name or user/name
 # What a card takes over from the card of the model that the weights come from.
 FROM_THE_CARD = ("license", "license_name", "license_link", "language")
 
@@ -94,11 +96,39 @@ def card_facts(folder: Path) -> dict:
     licence = read_object(folder / "config.json").get("license")
     if "license" not in content and isinstance(licence, str):
         content["license"] = licence
-    facts = {name: content[name] for name in FROM_THE_CARD if content.get(name)}
+    facts = {
+        "license": licence_in(content.get("license")),
+        "language": languages_in(content.get("language")),
+    }
+    for name in ("license_name", "license_link"):
+        if isinstance(content.get(name), str):
+            facts[name] = content[name]
+    if isinstance(content.get("license"), list) and facts["license"] == "other":
+        facts.setdefault("license_name", ", ".join(map(str, content["license"])))
+    facts = {name: facts[name] for name in FROM_THE_CARD if facts.get(name)}
     # `other` alone says nothing. With a name it does.
     if facts.get("license") == "other" and "license_name" not in facts:
         facts.pop("license")
     return facts
+
+
+def licence_in(value) -> str:
+    """The licence of a card's metadata; of several `other`, and "" for other types."""
+    if isinstance(value, list) and len(value) > 1:
+        return "other"
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else ""
+
+
+def languages_in(value) -> str | list[str]:
+    """The languages of a card's metadata. YAML reads the code of Norwegian, no, as False."""
+    if not isinstance(value, list):
+        value = [value]
+        [language] = languages_in(value) or [""]
+        return language
+    codes = ["no" if code is False else code for code in value]
+    return [code for code in codes if isinstance(code, str)]
 
 
 def hub_id_of(folder: str | Path | None, sha256: str = "") -> str:
@@ -113,7 +143,13 @@ def hub_id_of(folder: str | Path | None, sha256: str = "") -> str:
     is_other = bool(sha256 and now) and sha256 != now
     if is_other or shared.get("started") != record.get("started"):
         return ""
-    return str(shared.get("repo") or "")
+    return hub_id_in(shared.get("repo"))
+
+
+def hub_id_in(value) -> str:
+    """The value where it has the form of a Hub id, else "": a record from the Hub may hold anything."""
+    is_id = isinstance(value, str) and HUB_ID.fullmatch(value)
+    return value if is_id else ""
 
 
 # ---- history -----------------------------------------------------------------------------------------------------
@@ -192,11 +228,56 @@ def is_replaced(entry: dict, record: RunRecord) -> bool:
 
 
 def load_record(folder: Path) -> RunRecord | None:
-    """The record of a folder; None where there is none that can be read."""
+    """The record of a folder; None where there is none that can be read, or whose values are of other types."""
     try:
-        return RunRecord.load(folder)
-    except (OSError, ValueError, TypeError):
+        record = RunRecord.load(folder)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+    return record if is_well_formed(record) else None
+
+
+def is_well_formed(record: RunRecord) -> bool:
+    """False for a record that somebody edited, or that is of another tool: a lineage follows its texts and maps."""
+    maps = ("config", "parents", "ancestors", "weights", "metrics", "versions", "machine")
+    texts = ("recipe", "command", "started", "status", "error")
+    if not all(isinstance(getattr(record, name), dict) for name in maps):
+        return False
+    if not all(isinstance(getattr(record, name), str) for name in texts):
+        return False
+    numbers = (record.seconds, record.peak_memory_gb, record.peak_gpu_memory_gb or 0)
+    if not all(isinstance(value, int | float) for value in numbers):
+        return False
+    histories = [{"data": record.data, "parents": record.parents}, *record.ancestors.values()]
+    return _is_entry(record.weights) and all(map(_is_history, histories))
+
+
+def _is_history(history) -> bool:
+    """True for data and parents as `history` joins them."""
+    if not isinstance(history, dict):
+        return False
+    data, parents = history.get("data", []), history.get("parents", {})
+    if not isinstance(data, list) or not isinstance(parents, dict):
+        return False
+    return all(map(_is_entry, [*data, *parents.values()]))
+
+
+def _is_entry(entry) -> bool:
+    """True for the entry of a model or a source of rows: a map whose names and digests are texts."""
+    if not isinstance(entry, dict):
+        return False
+    for key in ("name", "sha256", "revision", "recipe", "code"):
+        value = entry.get(key)
+        # No file has a longer name, and a look at one would fail.
+        if value is not None and not (isinstance(value, str) and len(value) <= LONGEST_NAME):
+            return False
+    files = entry.get("files", {})
+    counts = [entry.get(key, 0) for key in ("events", "bytes")]
+    maps = [entry.get(key, {}) for key in ("files", "kinds", "models")]
+    return (
+        all(isinstance(item, dict) for item in maps)
+        and all(isinstance(digest, str) for digest in files.values())
+        and all(isinstance(item, int) for item in counts)
+    )
 
 
 # ---- data and feedback -------------------------------------------------------------------------------------------

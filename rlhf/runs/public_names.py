@@ -10,10 +10,11 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
+from rlhf.errors import UserError
 from rlhf.runs.ancestry import THIS_RUN, Node, lineage, lineage_of
 from rlhf.runs.durable import write_text
-from rlhf.runs.parents import hub_id_of
-from rlhf.runs.record import RECORD, RunRecord, read_jsonl
+from rlhf.runs.parents import hub_id_in, hub_id_of, load_record
+from rlhf.runs.record import RECORD, read_jsonl
 
 SAMPLES = "samples.jsonl"
 # An absolute path in the middle of a text.
@@ -32,7 +33,7 @@ class PublicNames:
             # The run's own name does not change with its first push, or the second would differ.
             if node.is_on_hub or node.stage == THIS_RUN:
                 continue
-            hub_id = node.entry.get("hub_id") or hub_id_of(node.folder, node.sha256)
+            hub_id = hub_id_in(node.entry.get("hub_id")) or hub_id_of(node.folder, node.sha256)
             if hub_id:
                 self.hub_ids[node.name] = hub_id
         self.hub_ids |= hub_ids or {}
@@ -96,7 +97,9 @@ class PublicNames:
 def public_record(folder: str | Path, hub_ids: dict[str, str] | None = None) -> dict:
     """The content of run.json to share: without private folders, tokens and errors' paths, and otherwise as it is."""
     folder = Path(folder)
-    record = RunRecord.load(folder)
+    record = load_record(folder)
+    if record is None:
+        raise UserError(f"{folder}: no readable {RECORD}: give the folder of a recipe's run")
     names = PublicNames(lineage_of(record, folder), hub_ids)
     content = names.value(asdict(record))
     content["command"] = without_token(names.command(record.command))
@@ -127,7 +130,7 @@ def write_public(
 
 def without_token(text: str) -> str:
     """A text in which tokens of the Hub are replaced by hf_***."""
-    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
+    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text)
 
 
 def _is_absolute(name: str) -> bool:

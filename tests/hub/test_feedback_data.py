@@ -202,3 +202,12 @@ def test_a_reward_model_is_trained_on_the_folder(store, tmp_path, recipe_module,
     start(reward.main, reward.__doc__, f"{files} {flags}".split())
     record = RunRecord.load(tmp_path / "run")
     assert record.status == "done" and record.metrics["train_rankings"] == 9
+
+
+@pytest.mark.parametrize("before", ["\n", "\t", "내 토큰은", "my_", "=", '"'])
+@pytest.mark.parametrize("key", ["hf_" + "a" * 34, "sk-proj-" + "b" * 30, "ghp_" + "c" * 36])
+def test_a_key_is_seen_whatever_is_before_it(store, tmp_path, before, key):
+    store.append(ranking(f"my key:{before}{key}"))
+    store.append(ranking("how does a task-oriented-dialogue-system work?"))
+    shared = feedback_folder(store.folder, tmp_path / "out")
+    assert (shared.rankings, shared.with_keys) == (1, 1)

@@ -9,7 +9,7 @@ import pytest
 from rlhf.__main__ import main
 from rlhf.errors import UserError
 from rlhf.feedback.store import Store
-from rlhf.hub.lineage import run_folder, verify
+from rlhf.hub.lineage import lineage, mermaid, run_folder, verify
 from rlhf.runs.record import RunRecord
 from tests.runs.lineage_runs import add_event, make_feedback, make_run, make_stages
 
@@ -161,3 +161,16 @@ def test_a_name_that_is_no_run_says_what_to_do(name, capsys):
 def test_a_folder_without_a_record_says_what_to_do(tmp_path, capsys):
     assert main(["lineage", str(tmp_path)]) == 2
     assert "run.json" in capsys.readouterr().err
+
+
+def test_a_loop_of_many_rounds_has_each_model_once(tmp_path):
+    """Each round has two parents that go back to the one before: paths double, models do not."""
+    ppo = make_run(tmp_path / "sft", "sft")
+    for i in range(50):
+        reward = make_run(tmp_path / f"reward{i}", "reward", parents=[("base", ppo)])
+        parents = [("policy", ppo), ("reward", reward)]
+        ppo = make_run(tmp_path / f"ppo{i}", "ppo", parents=parents)
+    nodes = len(list(lineage(ppo).walk()))
+    assert nodes == 1 + 3 * 50
+    assert len({check.name for check in verify(ppo)}) == 1 + 2 * 50
+    assert mermaid(lineage(ppo)).count("-->") == 3 * 50

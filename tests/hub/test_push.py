@@ -1,5 +1,7 @@
 """Pushing a folder: one commit or none, whatever goes wrong."""
 
+import json
+
 import pytest
 
 from rlhf.errors import UserError
@@ -191,6 +193,12 @@ def test_a_private_push_never_goes_to_a_public_repository(hub, folder):
 def test_no_network(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "no connection to http://127.0.0.1:9" in refusal(folder)
+
+
+def test_a_token_at_the_start_of_a_line_is_not_shared(hub, folder):
+    """In JSON the line break before it is a letter. It is of another user."""
+    (folder / "samples.jsonl").write_text(json.dumps({"prompt": "mine:\nhf_" + "b" * 34}) + "\n")
+    assert "samples.jsonl holds a token" in refusal(folder)
 
 
 def test_a_token_in_a_file_is_not_shared(hub, folder):

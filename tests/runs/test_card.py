@@ -6,7 +6,9 @@ import re
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
@@ -30,6 +32,7 @@ from rlhf.models.scratch import new_policy
 from rlhf.runs.ancestry import base_model, lineage, lines
 from rlhf.runs.card import card_text, write_card
 from rlhf.runs.parents import parent_entry
+from rlhf.runs.public_names import public_record
 from rlhf.runs.record import RunRecord
 from rlhf.tasks.classification.predictor import ClassificationPredictor
 from rlhf.tasks.multiple_choice.predictor import MultipleChoicePredictor
@@ -477,3 +480,83 @@ def test_a_reward_model_without_chat_template_gets_a_snippet_that_scores(tmp_pat
     save(reward_model(plain_tokenizer), plain_tokenizer, tmp_path)
     record("reward").save(tmp_path)
     run_snippet(tmp_path)
+
+
+EVIL = "`<img src=x onerror=alert(1)>` [a](javascript:b) ![c](http://d/e.png)\n---\n</b>"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": EVIL},
+        {"status": EVIL},
+        {"machine": {"cpu": EVIL, "cores": 2}, "started": EVIL},
+        {"config": {"hub_model_id": EVIL, "algorithm": EVIL, "note": EVIL}},
+        {"command": EVIL},
+        {"data": [{"name": EVIL, "rows": EVIL, "sha256": EVIL}]},
+        {"parents": {EVIL: {"name": EVIL, "recipe": EVIL, "sha256": EVIL}}},
+        {"parents": {"model": {"name": "runs/sft", "sha256": "ab", "hub_id": EVIL}}},
+        {"parents": {"model": {"name": "runs/sft", "sha256": "ab", "license": EVIL}}},
+        {
+            "parents": {
+                "model": {
+                    "name": "a/b",
+                    "license": "other",
+                    "license_name": EVIL,
+                    "license_link": EVIL,
+                }
+            }
+        },
+        {"parents": {"feedback": {"name": EVIL, "events": 2, "kinds": {}, "models": {EVIL: ""}}}},
+        {"metrics": {EVIL: EVIL}, "versions": {EVIL: EVIL}},
+    ],
+)
+def test_names_from_anywhere_are_shown_and_do_nothing(tmp_path, change):
+    """The record and the card of a model of the Hub are somebody else's, and so is the label of a model in the feedback."""
+    RunRecord(**({"recipe": "ppo"} | change)).save(tmp_path)
+    samples = [{"prompt": EVIL, "completion": EVIL, EVIL: 1}]
+    (tmp_path / "samples.jsonl").write_text(json.dumps(samples[0]) + "\n")
+    card = ModelCard(card_text(tmp_path))
+    # As a page that lets HTML through.
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text)
+    inner = [child for token in tokens for child in token.children or []]
+    kinds = {token.type for token in [*tokens, *inner]}
+    assert not kinds & {"html_block", "image"}
+    assert {token.content for token in inner if token.type == "html_inline"} <= {"<br>"}
+    links = [str(token.attrGet("href")) for token in inner if token.type == "link_open"]
+    assert not [link for link in links if not link.startswith("https://huggingface.co/")]
+    assert card.data.to_dict()["tags"][0] == "rlhf"
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path):
+    text = json.dumps({"recipe": "ppo", "data": [{"name": "\udc80.jsonl", "rows": 1}]})
+    (tmp_path / "run.json").write_text(text)
+    assert "?.jsonl" in write_card(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parents": []},
+        {"parents": {"model": {"name": 5}}},
+        {"data": [5]},
+        {"data": [{"name": "a" * 5000}]},
+        {"weights": {"files": []}},
+        {"ancestors": {"a@b": {"parents": [1]}}},
+        {"seconds": "long"},
+        {"metrics": [1]},
+        {"config": None},
+    ],
+)
+def test_a_record_of_another_form_says_so(tmp_path, change):
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": "ppo", "status": "done"} | change))
+    with pytest.raises(UserError, match="no readable run.json"):
+        card_text(tmp_path)
+    with pytest.raises(UserError, match="no readable run.json"):
+        public_record(tmp_path)
+
+
+def test_numbers_that_are_none_are_not_results(tmp_path):
+    metrics = {"token_accuracy": float("nan"), "eval_loss": float("inf")}
+    record("sft", data=[{"name": "a/b", "rows": 1}], metrics=metrics).save(tmp_path)
+    assert "model-index" not in ModelCard(card_text(tmp_path)).data.to_dict()

@@ -207,3 +207,22 @@ def test_mermaid_draws_each_model_once_and_escapes_names(stages):
     arrows = [line for line in chart.splitlines() if "-->" in line]
     # text twice, sft data, prompts, feedback, tokenizer, base, policy, base of reward, reward
     assert len(arrows) == len(set(arrows)) == 10
+
+
+@pytest.mark.parametrize(
+    "metadata, facts",
+    [
+        ("license: [mit]\nlanguage: no", {"license": "mit", "language": "no"}),
+        ("language: [en, no, 5]", {"language": ["en", "no"]}),
+        (
+            "license: [mit, apache-2.0]",
+            {"license": "other", "license_name": "mit, apache-2.0"},
+        ),
+        ("license: 2\nlicense_name: 3\nlanguage: {a: b}", {}),
+        ("license: other\nlicense_link: [x]", {}),
+    ],
+)
+def test_licence_and_languages_of_an_unusual_card(tmp_path, metadata, facts):
+    """YAML reads `no`, Norwegian, as False."""
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    assert card_facts(tmp_path) == facts

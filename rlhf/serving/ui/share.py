@@ -127,6 +127,12 @@ class ShareView:
         push, folders = self.read(asked)
         return self.jobs.share(share_words(push, folders), push.title, push.settings())
 
+    def push_previewed(self, asked: dict, previewed: dict | None) -> Job:
+        """The same for the page. UserError where the preview is of something else: it may be ready after a change."""
+        if asked != previewed:
+            raise Refusal("share.error.stale")
+        return self.push(asked)
+
     def pushes(self) -> list[dict]:
         """The newest pushes with their state, the end of their log and their address, without tokens."""
         jobs = [job for job in self.jobs.list() if job.recipe == SHARE]
@@ -363,10 +369,10 @@ def wire(view: ShareView, page: gr.Blocks, inputs: list, parts: dict) -> None:
         asked = asked_for(*values)
         language = language_of(request)
         report = preview_html(view.preview(asked), asked["merge"], language)
-        return report, gr.Button(visible=True)
+        return report, gr.Button(visible=True), asked
 
-    def on_push(request: gr.Request, *values):
-        job = view.push(asked_for(*values))
+    def on_push(request: gr.Request, previewed: dict | None, *values):
+        job = view.push_previewed(asked_for(*values), previewed)
         language = language_of(request)
         gr.Info(escape(text("share.pushing", language, name=job.name)))
         return hidden, pushes_html(view.pushes(), language), gr.Timer(active=True)
@@ -383,8 +389,10 @@ def wire(view: ShareView, page: gr.Blocks, inputs: list, parts: dict) -> None:
     run.change(told(changed_kind), [kind, run], [run, models, merge], **QUIET)
     for component in inputs:
         component.input(lambda: [hidden, ""], None, [push, shown], queue=False, **QUIET)
-    parts["look"].click(told(on_look), inputs, [shown, push], concurrency_limit=2, **QUIET)
-    push.click(told(on_push), inputs, [push, pushes, timer], **QUIET)
+    previewed = gr.State(None)
+    outputs = [shown, push, previewed]
+    parts["look"].click(told(on_look), inputs, outputs, concurrency_limit=2, **QUIET)
+    push.click(told(on_push), [previewed, *inputs], [push, pushes, timer], **QUIET)
     timer.tick(tick, None, [pushes, timer], **QUIET)
 
 

@@ -46,6 +46,10 @@ TEXTS = {
         "This server has no such thing to share.",
         "이 서버에는 공유할 대상이 없습니다.",
     ),
+    "share.error.stale": (
+        "This is not what the preview shows: preview it again, then push.",
+        "미리 보기와 다릅니다. 다시 미리 본 뒤에 올리세요.",
+    ),
     "share.error.closed": (
         "Sharing is off on this server: its owner starts it with --allow-push OWNER.",
         "이 서버에서는 공유가 꺼져 있습니다. 관리자가 --allow-push OWNER로 시작해야 합니다.",

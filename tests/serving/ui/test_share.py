@@ -20,6 +20,7 @@ from rlhf.serving.jobs.sharing import Push, read_push, share_words
 from rlhf.serving.ui import page as pages
 from rlhf.serving.ui import share, texts, theme
 from rlhf.serving.ui.share import ShareView, preview_html, pushes_html
+from rlhf.serving.ui.texts import Refusal
 from tests.serving.jobs.fake_forms import FakeForms
 
 texts.add_texts(share.TEXTS)
@@ -125,6 +126,16 @@ def test_a_push_is_a_job_that_has_the_token_and_nothing_else_does(view, service)
     assert TOKEN not in json.dumps(push) and TOKEN not in pushes_html(view.pushes(), "en")
     records = (service.runs / ".jobs").glob("*.json")
     assert not any(TOKEN in path.read_text() for path in records)
+
+
+def test_the_page_pushes_only_what_its_preview_shows(view):
+    """A slow preview ends after the repository was changed: its button would push what nobody has seen."""
+    for previewed in (None, asked("ann/other"), asked(private=False)):
+        with pytest.raises(Refusal, match="preview it again"):
+            view.push_previewed(asked(private=True), previewed)
+    assert view.pushes() == []
+    view.push_previewed(asked(private=True), asked(private=True))
+    assert ended(view)["state"] == "done"
 
 
 def test_the_server_never_asks_for_a_token(view, monkeypatch):
