@@ -29,7 +29,7 @@ PACKAGES = "onnx, onnxscript and onnxruntime"
 EXTERNAL = ".data"  # the end of the name of the file with weights of more than 2 GB
 REWARD = "reward"
 REWARD_HEAD = "AutoModelForSequenceClassification"
-CHOICES = "multiple_choice"  # whose inputs have a dimension more
+CHOICE_HEAD = "AutoModelForMultipleChoice"  # whose inputs have a dimension more
 BATCHES = (1, 3, 8)  # that the result is tried with
 LONGEST = 512  # tokens of a try
 LARGEST_BATCH = 65_536
@@ -111,7 +111,7 @@ def load_for_export(run: str | Path):
     model = freeze(load_encoder(str(run), head))
     # The plain form of attention, which the exporter knows for every architecture.
     model.set_attn_implementation("eager")
-    return model, load_tokenizer(str(run)), 3 if kind == CHOICES else 2
+    return model, load_tokenizer(str(run)), 3 if head == CHOICE_HEAD else 2
 
 
 def input_names(model, tokenizer) -> list[str]:

@@ -114,6 +114,7 @@ def test_a_parent_that_may_not_be_read_is_passed_over(monkeypatch):
 @pytest.mark.parametrize(("peak", "said"), [(None, False), (1.25, True)], ids=["cpu", "gpu"])
 def test_the_gpus_peak_is_recorded_and_printed(monkeypatch, tmp_path, capsys, peak, said):
     monkeypatch.setattr(run_module, "peak_gpu_memory_gb", lambda device: peak)
+    monkeypatch.setattr(run_module, "gpu_name", lambda device: "a GPU")
     args = TrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True)
     with run_module.recording("sft", DataSettings(dataset_name="rows"), args) as run:
         run.metrics({"eval_loss": 0.5, "rows": 3, "report": {}})

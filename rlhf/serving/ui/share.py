@@ -25,6 +25,7 @@ from rlhf.serving.ui.run_actions import made_by
 from rlhf.serving.ui.run_view import escape
 from rlhf.serving.ui.share_texts import TEXTS
 from rlhf.serving.ui.texts import Refusal, label, language_of, said, tab_line, text
+from rlhf.task_table import TASKS
 
 __all__ = ["CSS", "TEXTS", "build"]
 TICK = 2  # seconds between two looks at a push
@@ -33,16 +34,7 @@ LOG_SHOWN = 4_000  # bytes of the end of a log
 FILES_SHOWN = 60
 FINISHED = ("done", "trained", "evaluation failed")
 # Recipes whose runs a Space can serve; the algorithms are all of ppo.
-SERVED = (
-    "pretrain",
-    "sft",
-    "ppo",
-    "reward",
-    "classification",
-    "ner",
-    "question_answering",
-    "multiple_choice",
-)
+SERVED = ("pretrain", "sft", "ppo", "reward", *TASKS)
 CODE = "rlhf/"  # of a Space
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
 URL = re.compile(r"https://huggingface\.co/[\w./-]+")
