@@ -15,6 +15,7 @@ from rlhf.hub.push import check_target
 from rlhf.hub.share import share_run
 from rlhf.runs import run as runs
 from rlhf.runs.keys import PUSH, default_values
+from rlhf.runs.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,18 @@ def recording(recipe: str, settings, args) -> Iterator[runs.Run]:
     # A wrong name or token is met now, and not after hours of training.
     if push is not None and is_main:
         check_target(push.repo, private=push.private)
-    with runs.recording(recipe, settings, args) as run:
-        yield run
+    has_begun = False
+    try:
+        with runs.recording(recipe, settings, args) as run:
+            has_begun = True
+            yield run
+    except SystemExit as left:
+        # The run was finished before: its push may have failed, or was not asked for then.
+        if push is not None and is_main and not has_begun and not left.code:
+            push_finished(Path(args.output_dir), push)
+        raise
     if push is not None and is_main:
-        push_finished(run, push)
+        push_finished(run.folder, push)
 
 
 def take_push_settings(args) -> PushSettings | None:
@@ -56,9 +65,8 @@ def take_push_settings(args) -> PushSettings | None:
     return push
 
 
-def push_finished(run: runs.Run, push: PushSettings) -> None:
+def push_finished(folder: Path, push: PushSettings) -> None:
     """Push a finished run, and print where it is. UserError with the command to try again, where that fails."""
-    folder = run.folder
     try:
         pushed = share_run(folder, push.repo, private=push.private, revision=push.branch)
     except UserError as error:
@@ -71,4 +79,7 @@ def push_finished(run: runs.Run, push: PushSettings) -> None:
             f"the run is finished and kept in {folder}, and was not pushed: {error}\n  push it with: {shlex.join(command)}"
         ) from error
     state = "pushed to" if pushed.changed else "unchanged at"
-    run.say(f"{run.record.recipe}: {state} {pushed.url} (commit {pushed.commit[:8]})")
+    print(
+        f"{RunRecord.load(folder).recipe}: {state} {pushed.url} (commit {pushed.commit[:8]})",
+        flush=True,
+    )

@@ -185,6 +185,8 @@ def name_base(run: Path, folder: Path) -> None:
     """Write the adapter's config with the Hub id and commit of its base. UserError where the base is only here."""
     config = read_object(run / ADAPTER)
     base, revision = str(config.get(BASE) or ""), config.get("revision")
+    if not base:
+        raise UserError(f"{run}: {ADAPTER} names no base model: write it under {BASE}")
     if os.path.isdir(base):
         check_base(run, base)
         repo = hub_id_of(Path(base))
@@ -247,7 +249,7 @@ def local_parents(run: Path) -> dict[str, Path]:
 
 def home_of(name: str, run: Path) -> Path | None:
     """The folder of a parent: where it was, or moved together with its child."""
-    for folder in (Path(name), run.parent / Path(name).name):
+    for folder in (Path(name), run.resolve().parent / Path(name).name):
         if name and folder.is_dir():
             return folder
     return None

@@ -133,7 +133,7 @@ def _parents(
         )
         # Where a parent was, its own parents were probably near.
         if key not in seen:
-            home = folder or child.parent / Path(entry["name"]).name
+            home = folder or child.resolve().parent / Path(entry["name"]).name
             if (key, home) not in made:
                 past_parents = past.get("parents", {})
                 made[key, home] = _parents(past_parents, home, histories, made, seen | {key})

@@ -168,7 +168,7 @@ def parent_folder(name: str, child: Path, revision: str | None = None) -> Path |
     # A folder next to the run may have the name of a Hub model.
     if revision and not Path(name).is_dir():
         return hub_folder(name, revision)
-    for folder in (Path(name), child.parent / Path(name).name):
+    for folder in (Path(name), child.resolve().parent / Path(name).name):
         if folder.is_dir() and folder.resolve() != child.resolve():
             return folder
     return None if is_local(name) else hub_folder(name)

@@ -5,10 +5,15 @@ import shlex
 from argparse import ArgumentParser
 
 import pytest
+from transformers import TrainingArguments
 
 from rlhf.commands import share as command
+from rlhf.hub.recording import recording
+from rlhf.models.load import save
 from rlhf.runs.public_names import public_record
 from rlhf.runs.run import start
+from rlhf.runs.settings import DataSettings
+from tests.conftest import tiny_policy, word_tokenizer
 from tests.hub.conftest import TOKEN
 
 COMMIT = "POST /api/models/alice/words/commit/main"
@@ -115,3 +120,20 @@ def test_a_token_is_asked_for_before_the_first_step(hub, failing, tmp_path, log_
 def test_a_run_that_fails_leaves_no_repository(hub, failing):
     failing("--push_to_hub", "--dataset_limit", "0")
     assert not hub.repos
+
+
+def test_a_run_that_was_finished_before_is_pushed_by_the_same_command(hub, tmp_path, capsys):
+    folder = tmp_path / "words"
+    flags = dict(output_dir=str(folder), report_to="none", use_cpu=True)
+    settings = DataSettings(dataset_name="rows")
+    with recording("sft", settings, TrainingArguments(**flags)) as run:
+        tokenizer = word_tokenizer()
+        save(tiny_policy(tokenizer), tokenizer, run.folder)
+    again = TrainingArguments(**flags, push_to_hub=True, resume_from_checkpoint="auto")
+    with pytest.raises(SystemExit) as left, recording("sft", settings, again):
+        raise AssertionError("it began again")
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and "is finished: nothing to resume" in said
+    assert f"sft: pushed to {hub.url}/alice/words" in said
+    weights = (folder / "model.safetensors").read_bytes()
+    assert hub.contents("alice/words")["model.safetensors"] == weights

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from rlhf.commands import share as command
 from rlhf.errors import UserError
-from rlhf.hub.share import ADAPTER, BASE, CARD, SHARED, is_shared, preview, share_run
+from rlhf.hub.share import ADAPTER, BASE, CARD, SHARED, home_of, is_shared, preview, share_run
 from rlhf.models.load import load_policy, save
 from rlhf.models.lora import add_lora
 from rlhf.models.snapshots import model_folder
@@ -340,3 +340,11 @@ def test_the_same_pull_request_is_opened_once(hub, run):
     assert (first.url, first.commit) == (second.url, second.commit)
     train_again(run)
     assert share_run(run, "sft", pr=True).url.endswith("/discussions/2")
+
+
+def test_parents_of_a_run_are_seen_from_within_its_folder(tmp_path, monkeypatch):
+    child, parent = tmp_path / "ppo", tmp_path / "sft"
+    child.mkdir()
+    parent.mkdir()
+    monkeypatch.chdir(child)
+    assert home_of("runs/sft", Path(".")) == parent
