@@ -196,6 +196,7 @@ def test_a_parent_that_was_trained_again_is_not_linked(hub, run, tmp_path):
     assert "base_model" not in ModelCard.load("alice/ppo").data.to_dict()
 
 
+@pytest.mark.slow
 def test_parents_are_pushed_by_choice(hub, run, tmp_path):
     reward = make_run(tmp_path / "runs" / "reward", "reward", base=run)
     ppo = make_run(tmp_path / "runs" / "ppo", "ppo", policy=run, reward=reward)
@@ -331,6 +332,7 @@ def test_an_adapter_of_a_base_with_a_revision(hub, run, adapter):
     assert torch.equal(logits(load_policy("alice/lora")), logits(load_policy(str(adapter))))
 
 
+@pytest.mark.slow
 def test_the_same_pull_request_is_opened_once(hub, run):
     share_run(run, "sft")
     assert not share_run(run, "sft", pr=True).changed  # it would be empty

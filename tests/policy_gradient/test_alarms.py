@@ -279,6 +279,7 @@ def settled(trainer):
     ]
 
 
+@pytest.mark.slow
 def test_a_real_run_is_the_same_with_guards_and_stops_by_kl(make_trainer, tmp_path, capsys):
     settings = dict(total_episodes=64, learning_rate=3e-2, kl_coef=0.0)
     plain, guarded, stopped = (

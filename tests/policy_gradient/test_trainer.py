@@ -361,6 +361,7 @@ def test_invariant_28_reference_and_reward_model_never_change(
     }
 
 
+@pytest.mark.slow
 def test_a2c_is_ppo_without_standardising_in_one_update_per_rollout(make_trainer, monkeypatch):
     """With one epoch of one mini-batch the ratio is 1: nothing is clipped, and the surrogate has a2c's gradient."""
     runs = {}

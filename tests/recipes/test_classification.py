@@ -164,6 +164,7 @@ def number_rows(count: int, offset: int = 0) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_several_labels_balanced_and_predicted_as_reported(train, write):
     data, test = (
         write("train.jsonl", slot_rows(240)),
@@ -214,6 +215,7 @@ def test_several_labels_balanced_and_predicted_as_reported(train, write):
     assert len(wrong) == 80 - sum(right)
 
 
+@pytest.mark.slow
 def test_a_number_in_thousands_is_learned_and_saved_in_its_own_units(train, write):
     data, test = (
         write("train.jsonl", number_rows(240)),
@@ -284,6 +286,7 @@ def test_whole_numbers_are_a_regression_when_the_task_says_so(train, write):
     assert 500 < found["label"] < 3500 and found["probabilities"] == {}
 
 
+@pytest.mark.slow
 def test_years_survive_weights_of_half_precision(train, write):
     years = write(
         "years.jsonl", [{**row, "label": 2010.0 + row["label"] / 1000} for row in number_rows(60)]
@@ -313,6 +316,7 @@ def test_years_survive_weights_of_half_precision(train, write):
     assert found == pytest.approx(worst["predicted"], abs=0.05)  # in bf16 a year is right to 8
 
 
+@pytest.mark.slow
 def test_a_head_is_kept_where_it_has_the_labels_and_new_where_it_has_as_many_others(
     train, write, capsys
 ):
@@ -494,6 +498,7 @@ def test_resumed_in_mid_epoch_is_uninterrupted(train, write, kind, lora):
         assert changed == head
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_and_goes_on_counting_when_resumed(train, write):
     data = [
         "--dataset_name",
@@ -522,6 +527,7 @@ def test_early_stopping_keeps_the_best_and_goes_on_counting_when_resumed(train, 
     assert_equal(whole, resumed)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
     data, test = (
         write("train.jsonl", colour_rows(120)),

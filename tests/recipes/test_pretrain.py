@@ -53,6 +53,7 @@ def train(trainer_of):
 LEARN = "--learning_rate 3e-3 --num_train_epochs 2 --hidden_size 64 --heads 4 --dropout 0 --seed 3".split()
 
 
+@pytest.mark.slow
 def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(
     train, tmp_path, capsys
 ):
@@ -94,6 +95,7 @@ def test_masked_learns_that_a_text_repeats_one_letter_and_can_be_fine_tuned(
     assert "missing keys" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_masked_nsp_folder_loads_with_both_heads_and_goes_on(train, stories, capsys):
     flags = ["--objective", "masked_nsp", *stories, "--max_steps", "3", "--eval_fraction", "0.2"]
     folder = train(*flags)
@@ -145,6 +147,7 @@ def test_a_checkpoint_without_the_head_is_continued_and_that_is_said(
 @pytest.mark.parametrize(
     "objective", [pytest.param("masked", marks=pytest.mark.slow), "masked_nsp", "causal"]
 )
+@pytest.mark.slow
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(train, stories, objective):
     kind = "gpt2" if objective == "causal" else "bert"
     flags = [

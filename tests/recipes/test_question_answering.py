@@ -115,6 +115,7 @@ def test_learns_colours_and_leaves_official_predictions(train, write, capsys):
     assert not torch.equal(before["qa_outputs.weight"], after["qa_outputs.weight"])
 
 
+@pytest.mark.slow
 def test_learns_that_a_context_may_hold_no_answer(train, write):
     rows = colour_rows(400, without=4)
     folder = train("--dataset_name", write("train.jsonl", rows), "--eval_fraction", "0.2", *FAST)
@@ -140,6 +141,7 @@ def test_learns_that_a_context_may_hold_no_answer(train, write):
     assert {row["id"]: answer["answer"] for row, answer in zip(held_out, answers)} == predicted
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(train, write):
     data = write("train.jsonl", colour_rows(120, without=4))
     flags = [

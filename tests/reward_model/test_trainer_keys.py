@@ -100,6 +100,7 @@ def test_the_best_checkpoint_is_refused_where_weights_are_sliced(make, refused, 
     assert "does not work under FSDP" in refused(make, load_best_model_at_end=True, **steps)
 
 
+@pytest.mark.slow
 def test_noise_in_the_embeddings_and_another_optimizer(make):
     plain, noisy = make("plain", max_steps=2), make("noisy", max_steps=2, neftune_noise_alpha=5.0)
     for trainer in (plain, noisy):

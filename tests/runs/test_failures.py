@@ -117,6 +117,7 @@ def test_no_checkpoint_is_made_of_weights_that_were_changed_since(toy, tmp_path,
     assert "there is no checkpoint of its last step" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_failed_is_made_again_by_a_resume(toy, tmp_path):
     assert toy.run(tmp_path / "whole", *STEPS) == 0
     toy.evaluate = fail(UserError("no"))

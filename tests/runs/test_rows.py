@@ -125,6 +125,7 @@ def test_rows_are_cut_only_once_the_run_is_accepted(toy, tmp_path):
     assert (folder / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_record_of_a_resumed_run_keeps_what_the_first_part_knew(toy, tmp_path, terminate):
     folder = tmp_path / "run"
     toy.prepare = lambda run: run.metrics({"score_before": 1.5, "rows": 3})
