@@ -1,10 +1,11 @@
-"""Requests to the Hub: tried again where that can help, and explained where they fail.
+"""Requests to the Hub, tried again where that can help and explained where they fail, and the cache of what came from it.
 
 Nothing here prints or returns a token: an error of the Hub names its address and its reason only.
 """
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -112,3 +113,24 @@ def limit_silence() -> None:
     from huggingface_hub import get_session
 
     get_session().timeout = TIMEOUT
+
+
+def cache_of(repo: str) -> Path:
+    """The folder of a model's repository in the local cache, which need not be there."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def cached_commit(repo: str, revision: str | None) -> str:
+    """The commit that a branch or tag had at the last download, or the commit itself; "" without one.
+
+    revision: None is main, which from_pretrained takes.
+    """
+    storage = cache_of(repo)
+    reference = storage / "refs" / (revision or "main")
+    if reference.is_file():
+        return reference.read_text().strip()
+    if revision and (storage / "snapshots" / revision).is_dir():
+        return revision
+    return ""

@@ -21,7 +21,7 @@ from rlhf.models.snapshots import split_revision
 from rlhf.online import explain, retrying
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
-from rlhf.runs.parents import hub_id_of, is_replaced, load_record
+from rlhf.runs.parents import home_of, hub_id_of, is_replaced, load_record
 from rlhf.runs.public_names import write_public
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
 
@@ -239,20 +239,12 @@ def local_parents(run: Path) -> dict[str, Path]:
     folders = {}
     for role, entry in RunRecord.load(run).parents.items():
         folder = home_of(entry.get("name", ""), run)
-        if folder is None or folder.resolve() == run.resolve():
+        if folder is None:
             continue
         record = load_record(folder)
         if record is not None and record.recipe and not is_replaced(entry, record):
             folders[role] = folder
     return folders
-
-
-def home_of(name: str, run: Path) -> Path | None:
-    """The folder of a parent: where it was, or moved together with its child."""
-    for folder in (Path(name), run.resolve().parent / Path(name).name):
-        if name and folder.is_dir():
-            return folder
-    return None
 
 
 def note_shared(run: Path, pushed: Pushed) -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from rlhf.digests import file_sha256
 from rlhf.errors import UserError
-from rlhf.online import explain, is_connection_error, retrying, status_of
+from rlhf.online import (
+    cache_of,
+    cached_commit,
+    explain,
+    is_connection_error,
+    retrying,
+    status_of,
+)
 
 # What is downloaded: the files of a model in the Hub's own form, those of a run, and no code.
 SMALL_FILES = ["*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
@@ -123,7 +130,7 @@ def _commit_of(repo: str, revision: str | None) -> Commit:
             files = tuple(file.rfilename for file in info.siblings)
             _commits[key] = Commit(repo, info.sha, files)
         except Exception as error:
-            sha = _cached_commit(repo, revision)
+            sha = cached_commit(repo, revision)
             if not sha or not _is_unreachable(error):
                 raise
             _commits[key] = Commit(repo, sha, None)
@@ -132,7 +139,7 @@ def _commit_of(repo: str, revision: str | None) -> Commit:
 
 def _note_reference(commit: Commit, revision: str, *, replace: bool) -> None:
     """Remember which commit a branch is, where huggingface_hub looks for it without the network."""
-    reference = _storage(commit.repo) / "refs" / revision
+    reference = cache_of(commit.repo).resolve() / "refs" / revision
     if commit.files is None or revision == commit.sha or (reference.is_file() and not replace):
         return
     with suppress(OSError):  # a cache that is read only
@@ -148,23 +155,6 @@ def _is_unreachable(error: Exception) -> bool:
 
     is_off = isinstance(error, OfflineModeIsEnabled) or is_connection_error(error)
     return is_off or (status_of(error) or 0) >= 429
-
-
-def _cached_commit(repo: str, revision: str | None) -> str:
-    """The commit that a branch or tag had at the last download, or the commit itself; "" without one."""
-    storage = _storage(repo)
-    reference = storage / "refs" / (revision or "main")
-    if reference.is_file():
-        return reference.read_text().strip()
-    if revision and (storage / "snapshots" / revision).is_dir():
-        return revision
-    return ""
-
-
-def _storage(repo: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).resolve() / f"models--{repo.replace('/', '--')}"
 
 
 def _reason(error: Exception, name: str) -> str:
@@ -235,7 +225,7 @@ def _check_code(name: str, commit: Commit) -> None:
 def _download(commit: Commit, weights: bool) -> str:
     """The folder of the files in the cache. Those that are new are compared with their hashes on the Hub."""
     patterns = SMALL_FILES + WEIGHTS if weights else SMALL_FILES
-    before = set(_storage(commit.repo).rglob("*"))
+    before = set(cache_of(commit.repo).resolve().rglob("*"))
 
     def fetch() -> str:
         from huggingface_hub import snapshot_download

@@ -7,24 +7,8 @@ from rlhf.data.load import is_local
 from rlhf.data.splits import check_is_set
 from rlhf.errors import UserError
 from rlhf.models.load import check_folder
+from rlhf.runs.keys import DATA_KEYS, MODEL_KEYS, ROLES
 from rlhf.runs.processes import is_launched
-
-DATA_KEYS = (
-    "dataset_name",
-    "eval_dataset_name",
-    "pretraining_dataset",
-    "ptx_dataset_name",
-    "demonstrations",
-)
-MODEL_KEYS = (
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "reward_model_path",
-    "watch_reward_model_path",
-    "value_model",
-    "compare_tokenizers",
-)
-ROLES = ("reward_model", "shared")  # values of value_model that are not paths
 
 
 def check_inputs(settings) -> None:

@@ -12,6 +12,24 @@ from types import SimpleNamespace
 
 from rlhf.errors import UserError
 
+# Keys whose values are files, folders, or ids of the Hub.
+DATA_KEYS = (
+    "dataset_name",
+    "eval_dataset_name",
+    "pretraining_dataset",
+    "ptx_dataset_name",
+    "demonstrations",
+)
+MODEL_KEYS = (
+    "model_name_or_path",
+    "tokenizer_name_or_path",
+    "reward_model_path",
+    "watch_reward_model_path",
+    "value_model",
+    "compare_tokenizers",
+)
+ROLES = ("reward_model", "shared")  # values of value_model that are not paths
+
 COMMAND_LINE = "the command line"
 
 

@@ -18,6 +18,7 @@ from rlhf.data.load import is_local
 from rlhf.digests import file_sha256, files_sha256, joined_sha256, weight_files
 from rlhf.feedback.store import NAME as EVENTS
 from rlhf.models.snapshots import split_revision
+from rlhf.online import cache_of, cached_commit
 from rlhf.runs.record import RECORD, RunRecord, read_object
 
 # Files next to the weights that decide how a model computes. Those of the tokenizer are the model of a tokenizer run.
@@ -168,10 +169,18 @@ def parent_folder(name: str, child: Path, revision: str | None = None) -> Path |
     # A folder next to the run may have the name of a Hub model.
     if revision and not Path(name).is_dir():
         return hub_folder(name, revision)
+    here = home_of(name, child)
+    if here is not None or is_local(name):
+        return here
+    return hub_folder(name)
+
+
+def home_of(name: str, child: Path) -> Path | None:
+    """The folder of a parent on this machine: where it was, or moved together with its child."""
     for folder in (Path(name), child.resolve().parent / Path(name).name):
-        if folder.is_dir() and folder.resolve() != child.resolve():
+        if name and folder.is_dir() and folder.resolve() != child.resolve():
             return folder
-    return None if is_local(name) else hub_folder(name)
+    return None
 
 
 def hub_folder(name: str, revision: str | None = None) -> Path | None:
@@ -179,12 +188,8 @@ def hub_folder(name: str, revision: str | None = None) -> Path | None:
 
     revision: a branch, a tag or a commit; None: main, which from_pretrained takes.
     """
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
-    reference = cache / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    folder = cache / "snapshots" / (commit or "")
+    commit = cached_commit(name, revision)
+    folder = cache_of(name) / "snapshots" / commit
     return folder if commit and folder.is_dir() else None
 
 

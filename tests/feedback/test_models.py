@@ -2,6 +2,8 @@
 
 import hashlib
 
+from huggingface_hub import constants
+
 from rlhf.feedback.models import model_used
 
 
@@ -18,7 +20,7 @@ def test_the_revision_is_the_digest_of_the_weights(tmp_path):
 
 
 def test_the_revision_of_a_hub_model_is_its_cached_commit(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert model_used("tiny", "user/tiny").revision == ""
     reference = tmp_path / "models--user--tiny" / "refs" / "main"
     reference.parent.mkdir(parents=True)

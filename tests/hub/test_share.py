@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 
 from rlhf.commands import share as command
 from rlhf.errors import UserError
-from rlhf.hub.share import ADAPTER, BASE, CARD, SHARED, home_of, is_shared, preview, share_run
+from rlhf.hub.share import ADAPTER, BASE, CARD, SHARED, is_shared, preview, share_run
 from rlhf.models.load import load_policy, save
 from rlhf.models.lora import add_lora
 from rlhf.models.snapshots import model_folder
-from rlhf.runs.parents import model_digests, parent_entry
+from rlhf.runs.parents import home_of, model_digests, parent_entry
 from rlhf.runs.public_names import public_record
 from rlhf.runs.record import RunRecord
 from tests.conftest import tiny_policy, word_tokenizer

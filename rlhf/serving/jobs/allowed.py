@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.runs.keys import DATA_KEYS, MODEL_KEYS, ROLES
 
 NAME_LENGTH = 64  # characters of a part of a name
 NAME_BYTES = 192  # of a part; a file system takes 255, and a run adds endings
@@ -21,24 +22,10 @@ OWN_FILES = re.compile(
     r"(checkpoint-\d+|plots|value_model|runs)"
 )  # names that a run gives its own folders
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # of Windows
-# Keys whose values are files, folders, or ids of the Hub: those of `runs.inputs`, which imports torch.
-PATH_KEYS = {
-    "dataset_name",
-    "eval_dataset_name",
-    "pretraining_dataset",
-    "ptx_dataset_name",
-    "demonstrations",
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "reward_model_path",
-    "watch_reward_model_path",
-    "value_model",
-    "compare_tokenizers",
-    "resume_from_checkpoint",
-}
+PATH_KEYS = {*DATA_KEYS, *MODEL_KEYS, "resume_from_checkpoint"}
 LISTS = ("reward_model_path", "compare_tokenizers")  # of them, those with several values
 WORDS = {  # values of PATH_KEYS that are no paths
-    "value_model": ("reward_model", "shared"),
+    "value_model": ROLES,
     "resume_from_checkpoint": ("true", "false", "auto"),
 }
 NOT_PATHS = ("columns", "document_separator")  # texts that may hold a slash
