@@ -408,6 +408,7 @@ def test_other_models_are_named_with_what_they_are_for(run_of, tmp_path, refused
 
 
 def test_bad_input_is_met_before_any_work(run_of, tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the folder `runs` of a user is not
     monkeypatch.setattr(predict, "open_encoder", lambda *given: pytest.fail("a model was loaded"))
     run = run_of("classification")
     good = write(tmp_path / "good.jsonl", {"text": "a"})
