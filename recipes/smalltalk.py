@@ -420,7 +420,7 @@ def text_lines(groups: list[list[Question]], rng: random.Random) -> list[dict]:
             rng.shuffle(questions)
             spoken = []
             for question in map(written, questions):
-                spoken.append(f"{question.prompt} {question.answers[rng.choice(VOICES)]}")
+                spoken.append(f"{question.prompt.lower()} {question.answers[rng.choice(VOICES)]}")
             for i in range(0, len(spoken), PER_LINE):
                 lines.append({"text": " ".join(spoken[i : i + PER_LINE])})
             if group[0].topic == BEYOND:
