@@ -19,7 +19,7 @@ was written for this project.
                      beyond small talk is partly of kinds that no other file knows
     topics.jsonl, topics_heldout.jsonl    text, label: the phrasings with their topic, for classification
     chat_template.jinja    how the demo's models read a conversation: what the user says in lower case, and of all before
-                     the last question only the first words
+                     the last question only the first word of each message
 """
 
 import argparse
