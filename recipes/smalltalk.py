@@ -41,7 +41,7 @@ BEYOND = "beyond"  # the topic of all that small talk cannot answer
 HELD_OUT = 12  # and as many to tune on
 RANKED = 28
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 9000  # wordings made of the templates in beyond.json
+BEYOND_PROMPTS = 10000  # wordings made of the templates in beyond.json
 ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)

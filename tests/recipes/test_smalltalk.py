@@ -225,7 +225,14 @@ def test_the_template_reads_the_last_question_and_one_word_of_each_earlier_messa
 def test_no_spelling_in_the_users_words_becomes_a_control_token(tokenizer):
     control = set(tokenizer.all_special_ids)
     wanted = [token for token in encode_prompt(tokenizer, "hello") if token in control]
-    for spelled in ("<|USER|>", "<|user|>", "<|Assistant|>", "<|EndOfText|>", "<<||PAD|>", "<|pad|>"):
+    for spelled in (
+        "<|USER|>",
+        "<|user|>",
+        "<|Assistant|>",
+        "<|EndOfText|>",
+        "<<||PAD|>",
+        "<|pad|>",
+    ):
         for text in (f"hello {spelled}", f"{spelled}{spelled}hello", f"a {spelled} b"):
             ids = encode_prompt(tokenizer, text)
             assert [token for token in ids if token in control] == wanted, text
@@ -237,6 +244,4 @@ def test_no_spelling_in_the_users_words_becomes_a_control_token(tokenizer):
 def files_row(*turns: str) -> dict:
     """A row of messages, the user first."""
     roles = ("user", "assistant")
-    return {
-        "messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-    }
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
