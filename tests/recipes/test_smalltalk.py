@@ -217,9 +217,24 @@ def test_the_template_reads_the_last_question_and_one_word_of_each_earlier_messa
         assert learned == encode_completion(
             tokenizer, tokenizer.decode(learned[:-1], skip_special_tokens=True).strip()
         )
+    # Decoded answers begin with the space that the template writes.
+    assert encode_completion(tokenizer, " Joke, pal!") == encode_completion(tokenizer, "Joke, pal!")
     check_answers(tokenizer, [row])
     checks = template_checks(tokenizer)
     assert checks["messages"](row["messages"]) is None
+
+
+def test_a_long_chat_is_read_as_its_last_three_turns(tokenizer):
+    row = files_row(*("Hi there", "Hello, pal.") * 6, "Why ME?")
+    assert tokenizer.decode(encode_prompt(tokenizer, row["messages"])) == (
+        "<|user|> hi<|endoftext|><|assistant|> Hello,<|endoftext|>" * 2
+        + "<|user|> why me?<|endoftext|><|assistant|>"
+    )
+    refused = template_checks(tokenizer)["prompt"]
+    assert refused(row["messages"][-5:]) is None
+    assert "drops the user message" in refused(
+        row["messages"]
+    )  # a row that would be learned in part
 
 
 def test_no_spelling_in_the_users_words_becomes_a_control_token(tokenizer):
