@@ -21,6 +21,7 @@ from rlhf.models.snapshots import split_revision
 from rlhf.online import explain, retrying
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
+from rlhf.runs.output_folder import PUSH_PLAN
 from rlhf.runs.parents import home_of, hub_id_of, is_replaced, load_record
 from rlhf.runs.public_names import write_public
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
@@ -42,7 +43,7 @@ FILES = (
     "plots/*.png",
 )
 FOLDERS = ("value_model", "adapter")  # of further models, with the same endings
-NOT_SHARED = (SHARED, "trainer_state.json")
+NOT_SHARED = (SHARED, PUSH_PLAN, "trainer_state.json")
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ from rlhf.runs.card_tables import (
     stages,
 )
 from rlhf.runs.durable import write_text
-from rlhf.runs.parents import load_record, model_digests
 from rlhf.runs.known_secrets import without_secrets
+from rlhf.runs.parents import load_record, model_digests
 from rlhf.runs.public_names import PublicNames
 from rlhf.runs.record import (
     DONE,
