@@ -18,6 +18,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.hub.push import Pushed, files_of, push_folder
 from rlhf.models.snapshots import split_revision
+from rlhf.models.stale_weights import unread_weights
 from rlhf.online import explain, retrying
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
@@ -127,9 +128,12 @@ def check_run(run: Path) -> None:
 def shared_files(run: Path) -> list[Path]:
     """The files of a run that are shared, as paths below its folder, in order. The card is written again."""
     files = []
+    unread = {run / name for name in unread_weights(run)}
+    for folder in FOLDERS:
+        unread |= {run / folder / name for name in unread_weights(run / folder)}
     for path in run.rglob("*"):
         name = path.relative_to(run).as_posix()
-        if path.is_file() and is_shared(name):
+        if path.is_file() and is_shared(name) and path not in unread:
             files.append(path.relative_to(run))
     return sorted(files)
 
