@@ -421,7 +421,7 @@ class Loaded:
     counts: total, kept, bad, duplicates; dropped, where something that holds nothing to learn was dropped.
     layout: the foreign layout from which the rows were converted, or "".
     source_kind: the kind of the source, which may have been converted to `kind`.
-    revision: the commit of a Hub data set.
+    revision: the commit of a Hub data set, "" where it is not known; None for files here.
     """
 
     rows: Sequence[dict]
@@ -432,13 +432,14 @@ class Loaded:
     layout: str = ""
     warnings: list[str] = field(default_factory=list)
     source_kind: str = ""
-    revision: str = ""
+    revision: str | None = None
 
     @property
     def sources(self) -> list[dict]:
         """The entry of a run's record about these rows, with counts of those that were dropped, if any were."""
         entry = {"name": self.name, "rows": len(self.rows), "sha256": self.sha256}
-        if self.revision:
+        # By this key a record tells a data set of the Hub from a file.
+        if self.revision is not None:
             entry["revision"] = self.revision
         for count in ("bad", "dropped"):
             if self.counts.get(count):
@@ -559,7 +560,7 @@ class _Collected:
         if self.others:
             identity = None
         rows = StoredRows(column, identity, decoded=self.decoded, others=self.others)
-        name, revision = self.checked.name, ""
+        name, revision = self.checked.name, None
         if not is_local(name):
             name, revision = dataset_id(name), dataset_commit(name)
         return Loaded(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.models.snapshots import split_revision
 from rlhf.runs.parents import (
@@ -213,9 +212,9 @@ def is_hub_id(name: str) -> bool:
     return bool(hub_id_in(name))
 
 
-def is_on_hub(name: str) -> bool:
-    """True for a name of data that is a Hub id and not a file here."""
-    return is_hub_id(name) and not is_local(name)
+def is_hub_data(entry: dict) -> bool:
+    """True for the entry of a data set of the Hub. A folder of the same name may be anywhere, so only the record counts."""
+    return "revision" in entry and is_hub_id(str(entry.get("name", "")))
 
 
 def origins(node: Node) -> list[Node]:

@@ -207,9 +207,14 @@ class Run:
         """
         check_same_rows(splits.sources)
         for source in splits.sources:
-            self.record.data.append(data_entry(source) if self.main else source)
+            entry = data_entry(source) if self.main else source
+            self.record.data.append(entry)
             if self.main:
                 self._feedback(source["name"])
+            if entry.get("license") == "":
+                self.say(
+                    f"warning: {source['name']} states no licence on the Hub: look for its terms before you share"
+                )
         for warning in splits.warnings:
             self.say(warning)
 
