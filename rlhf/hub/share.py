@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.hub.push import Pushed, files_of, push_folder
+from rlhf.hub.push import Pushed, files_of, full_name, push_folder
 from rlhf.models.snapshots import split_revision
 from rlhf.models.stale_weights import unread_weights
 from rlhf.online import explain, retrying
@@ -32,6 +32,7 @@ ADAPTER = "adapter_config.json"
 BASE = "base_model_name_or_path"  # key of ADAPTER
 SHARED = "hub.json"  # where a run was shared, for the cards of its children; itself not shared
 PARENTS = ("link", "push")
+LONGEST_NAME = 96  # characters of a name on the Hub, without its owner
 # What a run shares, as paths below its folder.
 FILES = (
     "*.safetensors",
@@ -77,6 +78,7 @@ def share_run(
     check_run(run)
     if parents not in PARENTS:
         raise UserError(f"parents={parents!r}: use {' or '.join(PARENTS)}")
+    repo = full_name(repo, token)  # for the snippets of the card
     if parents == "push":
         share_parents(run, repo, private=private, token=token)
     with staged(run, repo, merge=merge) as folder:
@@ -99,7 +101,7 @@ def preview(run: str | os.PathLike, repo: str, *, merge: bool = False) -> Previe
     """The files and the card that `share_run` would push. Nothing is sent."""
     run = Path(run)
     check_run(run)
-    with staged(run, repo, merge=merge) as folder:
+    with staged(run, full_name(repo), merge=merge) as folder:
         return Preview(sizes_of(folder), (folder / CARD).read_text(encoding="utf-8"))
 
 
@@ -235,6 +237,11 @@ def share_parents(
         if folder.resolve() in children or is_on_hub(hub_id_of(folder), token):
             continue
         name = f"{repo}-{role}"
+        if len(name.rpartition("/")[2]) > LONGEST_NAME:
+            raise UserError(
+                f"{folder}: {name[:60]}... is too long a name for the Hub: share the oldest parents first, under names of "
+                "their own, and their children are linked to them"
+            )
         share_parents(folder, name, private=private, token=token, children=children)
         share_run(folder, name, private=private, token=token)
 

@@ -97,8 +97,10 @@ def test_what_is_shared_comes_back_byte_for_byte(hub, run):
     assert b"stays here" not in kept and TOKEN.encode() not in kept
 
 
-def test_the_card_names_the_repository_and_is_valid(hub, run):
-    share_run(run, "alice/sft")
+@pytest.mark.parametrize("name", ["alice/sft", "sft"])
+def test_the_card_names_the_repository_and_is_valid(hub, run, name):
+    assert '"alice/sft"' in preview(run, name).card
+    share_run(run, name)
     card = ModelCard.load("alice/sft")
     card.validate()
     assert '"alice/sft"' in card.text
