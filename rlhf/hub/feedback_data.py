@@ -138,7 +138,8 @@ def nothing_to_share(store: Store, total: int, agreed: int) -> str:
         return f"{store.folder}: all {agreed} events that may be published hold a key or token"
     return (
         f'{store.folder}: none of its {total} events may be published. People agree in the app, with the box "My feedback '
-        'may be published" in Rank, Compare or the settings of Chat'
+        'may be published" in Rank, Compare or the settings of Chat. What was published before stays on the Hub until its '
+        "repository is deleted there"
     )
 
 

@@ -1,6 +1,7 @@
 """Sharing where things go wrong around it: killed pushes, a Hub below a path, a cache without writes, other locales."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -146,3 +147,26 @@ def test_a_space_asks_for_the_versions_that_are_installed_here():
         name, _, pinned = line.partition("==")
         # PyPI has no local versions such as 2.13.0+cpu.
         assert pinned == version(name).partition("+")[0] and "+" not in pinned
+
+
+@pytest.mark.slow
+def test_two_processes_push_one_commit(hub, launch, make_tokenizer, tmp_path, monkeypatch):
+    for name, value in (("HF_ENDPOINT", hub.url), ("HF_TOKEN", TOKEN), ("HF_HUB_OFFLINE", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    words = ["red", "green", "blue"]
+    make_tokenizer(words, "bert").save_pretrained(tmp_path / "tokenizer")
+    rows = [json.dumps({"text": f"{word} {i}", "label": word}) for word in words for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    sizes = "--from_scratch true --hidden_size 16 --layers 1 --heads 2 --context 16 --max_length 16"
+    flags = f"--dataset_name {tmp_path}/rows.jsonl --tokenizer_name_or_path {tmp_path}/tokenizer {sizes} --max_steps 2"
+    flags += f" --output_dir {tmp_path}/words --use_cpu --report_to none --push_to_hub --hub_model_id alice/words"
+    launch(ROOT / "recipes" / "classification.py", *flags.split())
+    repo = hub.repo("alice/words")
+    # The one that makes the repository, and that of the push.
+    assert len(repo.commits) == 2 and "model.safetensors" in hub.contents("alice/words")
+    commits = [
+        line for line in hub.requests if line.startswith("POST /api/models/alice/words/commit")
+    ]
+    assert len(commits) == 1
