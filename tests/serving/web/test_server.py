@@ -30,12 +30,14 @@ from rlhf.runs.record import RunRecord
 from rlhf.serving.catalogue import find_models, model_ids
 from rlhf.serving.engine.deferred import DeferredEngine
 from rlhf.serving.engine.engine import Engine
-from rlhf.serving.engine.requests import Limits, SamplingSettings
+from rlhf.serving.engine.requests import Busy, Limits, SamplingSettings
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.service import Service
 from rlhf.serving.web import listen
 from rlhf.serving.web.access import Access, hash_password
+from rlhf.serving.web.errors import ApiError, as_api_error
 from rlhf.serving.web.guard import UPLOAD, Rules
+from rlhf.serving.web.openai_format import finish_reason
 from rlhf.serving.web.server import build_api, build_app, is_upload, mount_page
 from rlhf.tasks.classification.predictor import ClassificationPredictor
 
@@ -425,6 +427,40 @@ def test_half_a_request_is_not_waited_for(monkeypatch):
             lines = answer.iter_lines()
             for _ in range(40):  # 0.05 s and two lines each
                 next(lines)
+
+
+def test_too_many_connections_are_told_when_to_come_back(monkeypatch):
+    monkeypatch.setattr(listen, "CONNECTIONS", 1)
+    app = build_api(
+        Service(SCRIPTED["ScriptedEngine"](), Encoders({}), Path("runs")), Rules(), Access()
+    )
+    with SCRIPTED["serving"](app, http=listen.Protocol) as url, httpx.Client(base_url=url) as first:
+        assert first.get("/health").status_code == 200
+        answer = httpx.get(f"{url}/health")
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+        assert answer.headers["connection"] == "close"
+        assert first.get("/health").status_code == 200
+
+
+def test_who_watches_the_server_may_ask_for_the_head_alone():
+    service = Service(SCRIPTED["ScriptedEngine"](), Encoders({}), Path("runs"))
+    app = build_api(service, Rules(), Access())
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.head("/health")
+        assert answer.status_code == 200 and answer.content == b""
+        assert "head" not in client.get("/openapi.json").json()["paths"]["/health"]
+
+
+def test_a_closing_server_says_when_to_come_back():
+    engine = DeferredEngine(lambda runs, rewards: None, {"ppo": "runs/ppo"}, {}, limits=Limits())
+    engine.close()
+    with pytest.raises(Busy) as raised:
+        engine.get()
+    response = as_api_error(raised.value, "1").response()
+    assert response.status_code == 503 and response.headers["retry-after"] == "10"
+    with pytest.raises(ApiError) as raised:
+        finish_reason("cancelled")
+    assert raised.value.response().headers["retry-after"] == "10"
 
 
 def test_a_busy_port_is_one_line_and_exit_code_2(runs, app_exit):
