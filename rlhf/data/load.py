@@ -480,7 +480,7 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         )
     checked.streaming = limit is not None  # the other rows need not be downloaded
     collected = _Collected(checked, limit, skip_bad)
-    key = _cache_key(checked, limit, skip_bad)
+    key = cache_key(checked, limit, skip_bad)
     content = stored(key, SCHEMA, collected.fill, f"reading {checked.name}")
     return collected.loaded(content)
 
@@ -495,7 +495,7 @@ class _Collected:
         self.decoded: list[dict] | None = []
         self.others: dict[int, dict] = {}  # rows that JSON does not hold, by their index
         self.filled = False
-        self.changes = _changes(checked)
+        self.changes = file_changes(checked)
 
     def fill(self, writer: Writer) -> dict:
         """Writes the good rows, and returns the note about them. UserError for bad ones."""
@@ -543,7 +543,7 @@ class _Collected:
             "checks": states,
             "bytes": size,
             # What changed while it was read is not what the key names.
-            "keep": not self.others and self.changes == _changes(checked),
+            "keep": not self.others and self.changes == file_changes(checked),
         }
 
     def loaded(self, content: Stored) -> Loaded:
@@ -581,7 +581,7 @@ def repeats(numbers: array) -> int:
     return len(numbers) - len(np.unique(np.array(numbers)))
 
 
-def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
+def file_changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
     """Numbers of each file of a source that differ after it was written to or replaced; None for one that is gone."""
     changes = []
     for path in checked.local_files():
@@ -595,7 +595,7 @@ def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
     return changes
 
 
-def _cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
+def cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
     """A name for the rows of a source, from all that decides them; None where that cannot be told."""
     files = checked.local_files()
     checks = checks_fingerprint(checked.checks)
