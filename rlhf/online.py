@@ -79,7 +79,7 @@ def explain(error: BaseException, name: str) -> str:
 
 
 def _explain_kind(error: BaseException, name: str) -> str:
-    """What the class of an error says; "" where only the answer of the Hub says more."""
+    """The line for an error whose class says all; "" where only the answer of the Hub says more."""
     from huggingface_hub import errors
 
     if is_refused_write(error):
@@ -105,7 +105,7 @@ def _explain_kind(error: BaseException, name: str) -> str:
 
 
 def _explain_answer(error: BaseException, name: str) -> str:
-    """What the answer of the Hub says, or that none came."""
+    """The line for an answer of the Hub, or for none."""
     status = status_of(error)
     # Of a repository that is not there for strangers, 401 is "not found", above.
     if status == 401:

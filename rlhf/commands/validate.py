@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import ceil
 
-import pyarrow
-
 from rlhf.commands import learned
 from rlhf.commands.learned import learned_part, show_row
 from rlhf.data.answers import template_checks
@@ -29,13 +27,12 @@ from rlhf.data.load import (
 )
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_number
-from rlhf.data.stored_rows import row_digest
+from rlhf.data.stored_rows import SCHEMA, row_digest
 from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 
 PERCENTILES = (5, 50, 95, 100)
 ROWS_SHOWN = 3  # with their learned part
-NO_ROWS = pyarrow.schema([])  # a cached report has a note alone
 LABELS_SHOWN = 20  # a column of free text would fill the terminal
 
 # unit -> length of a text in it
@@ -146,7 +143,8 @@ def validate(
         # What changed while it was read is not what the key names.
         return {"report": to_json(report), "keep": changes == file_changes(scan)}
 
-    content = stored(report_key(scan, tokenizer), NO_ROWS, fill, f"reading {name}")
+    # A cached report has no rows, and is a note alone.
+    content = stored(report_key(scan, tokenizer), SCHEMA, fill, f"reading {name}")
     return from_json(content.note["report"])
 
 

@@ -121,7 +121,7 @@ class ShareView:
         return self.jobs.share(share_words(push, folders), push.title, push.settings())
 
     def as_asked(self, asked: dict) -> dict:
-        """What a preview shows: the push that was asked for, and the states in which its runs are."""
+        """The content of a preview in short: the push that was asked for, and the states in which its runs are."""
         push, folders = self.read(asked)
         # Feedback grows all the time, and every event of it was agreed to.
         states = [] if push.kind == FEEDBACK else [state_of(folder) for folder in folders]
