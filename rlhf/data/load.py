@@ -421,7 +421,7 @@ class Loaded:
     counts: total, kept, bad, duplicates; dropped, where something that holds nothing to learn was dropped.
     layout: the foreign layout from which the rows were converted, or "".
     source_kind: the kind of the source, which may have been converted to `kind`.
-    revision: the commit of a Hub data set.
+    revision: the commit of a Hub data set, "" where it is not known; None for files here.
     """
 
     rows: Sequence[dict]
@@ -432,13 +432,14 @@ class Loaded:
     layout: str = ""
     warnings: list[str] = field(default_factory=list)
     source_kind: str = ""
-    revision: str = ""
+    revision: str | None = None
 
     @property
     def sources(self) -> list[dict]:
         """The entry of a run's record about these rows, with counts of those that were dropped, if any were."""
         entry = {"name": self.name, "rows": len(self.rows), "sha256": self.sha256}
-        if self.revision:
+        # By this key a record tells a data set of the Hub from a file.
+        if self.revision is not None:
             entry["revision"] = self.revision
         for count in ("bad", "dropped"):
             if self.counts.get(count):
@@ -479,7 +480,7 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         )
     checked.streaming = limit is not None  # the other rows need not be downloaded
     collected = _Collected(checked, limit, skip_bad)
-    key = _cache_key(checked, limit, skip_bad)
+    key = cache_key(checked, limit, skip_bad)
     content = stored(key, SCHEMA, collected.fill, f"reading {checked.name}")
     return collected.loaded(content)
 
@@ -494,7 +495,7 @@ class _Collected:
         self.decoded: list[dict] | None = []
         self.others: dict[int, dict] = {}  # rows that JSON does not hold, by their index
         self.filled = False
-        self.changes = _changes(checked)
+        self.changes = file_changes(checked)
 
     def fill(self, writer: Writer) -> dict:
         """Writes the good rows, and returns the note about them. UserError for bad ones."""
@@ -542,7 +543,7 @@ class _Collected:
             "checks": states,
             "bytes": size,
             # What changed while it was read is not what the key names.
-            "keep": not self.others and self.changes == _changes(checked),
+            "keep": not self.others and self.changes == file_changes(checked),
         }
 
     def loaded(self, content: Stored) -> Loaded:
@@ -559,7 +560,7 @@ class _Collected:
         if self.others:
             identity = None
         rows = StoredRows(column, identity, decoded=self.decoded, others=self.others)
-        name, revision = self.checked.name, ""
+        name, revision = self.checked.name, None
         if not is_local(name):
             name, revision = dataset_id(name), dataset_commit(name)
         return Loaded(
@@ -580,7 +581,7 @@ def repeats(numbers: array) -> int:
     return len(numbers) - len(np.unique(np.array(numbers)))
 
 
-def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
+def file_changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
     """Numbers of each file of a source that differ after it was written to or replaced; None for one that is gone."""
     changes = []
     for path in checked.local_files():
@@ -594,7 +595,7 @@ def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
     return changes
 
 
-def _cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
+def cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
     """A name for the rows of a source, from all that decides them; None where that cannot be told."""
     files = checked.local_files()
     checks = checks_fingerprint(checked.checks)

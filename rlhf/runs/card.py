@@ -43,8 +43,9 @@ from rlhf.runs.card_tables import (
     stages,
 )
 from rlhf.runs.durable import write_text
+from rlhf.runs.known_secrets import without_secrets
 from rlhf.runs.parents import load_record, model_digests
-from rlhf.runs.public_names import PublicNames, without_token
+from rlhf.runs.public_names import PublicNames
 from rlhf.runs.record import (
     DONE,
     EVALUATION_FAILED,
@@ -159,7 +160,7 @@ def card_text(
     # The Hub reads the order as it is: the same run gives the same bytes.
     front = yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True)
     # A token that was given as a flag is in the command.
-    text = without_token(f"---\n{front}---\n\n{joined(sections)}\n")
+    text = without_secrets(f"---\n{front}---\n\n{joined(sections)}\n")
     # The name of a file may be no text: half a pair of UTF-16, which nothing can write.
     return text.encode(errors="replace").decode()
 

@@ -85,7 +85,7 @@ PREDICT, EVALUATE = "transformers.Trainer.predict", "transformers.Trainer.evalua
 SCORES = "rlhf.reward_model.trainer.RewardTrainer.scores"
 PPO_EVALUATE = "rlhf.policy_gradient.trainer.PolicyGradientTrainer.evaluate"
 WRITE, SAMPLES = "rlhf.runs.run.Run.write", "rlhf.runs.run.Run.samples"
-CURVES, CARD = "rlhf.runs.progress.plot_curves", "rlhf.runs.card.write_card"
+CURVES, CARD = "rlhf.runs.run.plot_curves", "rlhf.runs.card.write_card"
 STAGES = {
     "classification": [PREDICT, WRITE, SAMPLES, "plot_evaluation", CURVES, CARD],
     "regression": [PREDICT, WRITE, SAMPLES, "plot_evaluation", CURVES, CARD],

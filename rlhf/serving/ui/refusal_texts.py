@@ -15,6 +15,14 @@ TABLE = (
     ),
     ("{a} models: choose one model", "모델 {a}개를 골랐습니다. 하나만 고르세요"),
     ("no model {a}: choose from {b}", "{a} 모델이 없습니다. 다음에서 고르세요: {b}"),
+    (
+        "no model is here yet: train one, or start the server with one",
+        "아직 모델이 없습니다. 하나를 학습하거나, 모델을 지정해 서버를 시작하세요",
+    ),
+    (
+        "no reward model is here yet: train one, or start the server with one",
+        "아직 보상 모델이 없습니다. 하나를 학습하거나, 모델을 지정해 서버를 시작하세요",
+    ),
     ("no model {a}: choose one of {b}", "{a} 모델이 없습니다. 다음에서 고르세요: {b}"),
     ("no reward model {a}: choose one of {b}", "{a} 보상 모델이 없습니다. 다음에서 고르세요: {b}"),
     ("no reward model {a}", "{a} 보상 모델이 없습니다"),

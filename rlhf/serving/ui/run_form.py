@@ -7,6 +7,7 @@ import json
 import re
 
 from rlhf.serving.ui.run_view import escape
+from rlhf.serving.ui.setting_helps import help_of
 from rlhf.serving.ui.texts import text
 
 # The keys that people set most, per recipe. A recipe that is not listed has those of "".
@@ -252,7 +253,7 @@ def field_html(key: dict, preset: dict, values: dict, language: str) -> str:
     given = value_text(key, preset[name]) if name in preset else ""
     value = value_text(key, values[name]) if name in values else given
     default = value_text(key, key["default"])
-    note = key["help"]
+    note = help_of(key, language)
     if key["range"]:
         note += f" ({key['range']})"
     if key["kind"] == "list":
