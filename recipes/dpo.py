@@ -98,9 +98,7 @@ def read_rankings(run: Run, settings: DPOSettings, tokenizer, seed: int) -> Spli
     return splits
 
 
-def encode_splits(
-    run: Run, splits: Splits, tokenizer, limit: int
-) -> tuple[list[dict], list[dict]]:
+def encode_splits(run: Run, splits: Splits, tokenizer, limit: int) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows), encoded; what was dropped is said and recorded."""
     train, counts = encode_pairs_of_rankings(tokenizer, splits.train, max_length=limit)
     held_out, eval_counts = encode_pairs_of_rankings(tokenizer, splits.eval, max_length=limit)

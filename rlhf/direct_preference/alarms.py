@@ -51,8 +51,8 @@ ALARMS = (
         MARGIN,
         both_fall,
         FALL,
-        "the margin of the rewards is {margin:.3g}, while chosen answers fell from {ref_chosen:.1f} to {chosen:.1f} nats and "
-        "rejected ones from {ref_rejected:.1f} to {rejected:.1f}",
+        "the margin of the rewards is {margin:.3g}, while chosen answers fell from {ref_chosen:.1f} to {chosen:.1f} nats "
+        "and rejected ones from {ref_rejected:.1f} to {rejected:.1f}",
         "the policy learns to say something else than either: raise beta, lower learning_rate, train fewer epochs, or learn "
         "the chosen answers by sft first (read samples.jsonl)",
         "default: a tenth; on the demo with three times its learning rate it came before the answers broke",

@@ -78,10 +78,12 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
     set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * limit)
     named = None
     if settings.ref_model:
+        # The revision is the policy's.
         options = settings.load_options() | {"revision": None}
         named = load_policy(settings.ref_model, **options)
         run.parent("ref", settings.ref_model)
         fit_embeddings(named, tokenizer)
+    # LoRA goes over the fitted embeddings, and a copy is of the model without it.
     policy = settings.with_lora(policy, task="CAUSAL_LM")
     return DirectRoles(policy, make_reference(policy, named, args), limit)
 

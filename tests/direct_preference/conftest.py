@@ -51,7 +51,9 @@ def thumb_rows():
 def make(tokenizer, make_policy, tmp_path):
     """f(folder, kind, lora, rows, ref_model, policy, **settings) -> a trainer. kind: "dpo" or "kto"."""
 
-    def make(folder="run", kind="dpo", *, lora=False, rows=None, ref_model=None, policy=None, **settings):
+    def make(
+        folder="run", kind="dpo", *, lora=False, rows=None, ref_model=None, policy=None, **settings
+    ):
         policy = policy or make_policy(tokenizer, factor=2.0)
         if lora:
             torch.manual_seed(2)

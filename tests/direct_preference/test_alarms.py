@@ -33,7 +33,10 @@ def test_it_wants_both_to_fall_while_the_margin_grows(last, is_met):
 
 
 def test_answers_that_are_all_but_certain_do_not_count():
-    rows = [{**START, "logps/ref_chosen": -1.0}, {**row(-1.3, -40.0, 0.5), "logps/ref_chosen": -1.0}]
+    rows = [
+        {**START, "logps/ref_chosen": -1.0},
+        {**row(-1.3, -40.0, 0.5), "logps/ref_chosen": -1.0},
+    ]
     assert both_fall(rows, "rewards/margins", 0.1) is None
 
 

@@ -21,7 +21,9 @@ def test_the_report_by_hand():
 
 def test_weights_count_as_copies():
     values, good = torch.tensor([3.0, 2.0, 1.0, 1.0]), torch.tensor([True, False, True, False])
-    weighted = area_under_curve(values, good, torch.tensor([[1.0, 2.0, 3.0, 0.0], [1.0, 1.0, 0.0, 1.0]]))
+    weighted = area_under_curve(
+        values, good, torch.tensor([[1.0, 2.0, 3.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
+    )
     # Good 3 once and 1 three times against bad 2 twice; good 3 against bad 2 and 1.
     assert weighted.tolist() == pytest.approx([2 / 8, 1.0])
 

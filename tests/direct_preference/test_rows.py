@@ -38,7 +38,11 @@ def test_what_orders_nothing_is_dropped_and_counted(tokenizer):
     ]
     encoded, counts = encode_pairs_of_rankings(tokenizer, rows, max_length=20)
     assert [row["ranks"] for row in encoded] == [[0, 1], [0, 1]]
-    assert counts == {"completions_repeated": 2, "completions_too_long": 1, "rankings_without_order": 3}
+    assert counts == {
+        "completions_repeated": 2,
+        "completions_too_long": 1,
+        "rankings_without_order": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,11 @@ def test_nothing_to_learn_is_refused(tokenizer, refused, rows):
 def test_a_batch_by_hand(tokenizer):
     rows = [
         {"input_ids": [[5, 6, 0], [5, 0]], "ranks": [0, 1], "lengths": [2, 1]},
-        {"input_ids": [[5, 6, 7, 0], [5, 6, 0], [5, 6, 8, 0]], "ranks": [1, 0, 2], "lengths": [2, 1, 3]},
+        {
+            "input_ids": [[5, 6, 7, 0], [5, 6, 0], [5, 6, 8, 0]],
+            "ranks": [1, 0, 2],
+            "lengths": [2, 1, 3],
+        },
     ]
     batch = collate_pairs(list(rankings_dataset(rows)), 13)
     assert batch["completion_mask"].long().tolist() == [
@@ -67,7 +75,10 @@ def test_a_batch_by_hand(tokenizer):
     assert batch["lengths"].tolist() == [[2, 1, 1], [2, 1, 3]]
     assert "ref_log_probs" not in batch
     rows = [{**row, "ref_log_probs": [-1.5] * len(row["ranks"])} for row in rows]
-    assert collate_pairs(rows, 13)["ref_log_probs"].tolist() == [[-1.5, -1.5, 0.0], [-1.5, -1.5, -1.5]]
+    assert collate_pairs(rows, 13)["ref_log_probs"].tolist() == [
+        [-1.5, -1.5, 0.0],
+        [-1.5, -1.5, -1.5],
+    ]
 
 
 def test_the_last_tokens_count_also_where_padding_is_eos():
@@ -79,7 +90,12 @@ def test_the_last_tokens_count_also_where_padding_is_eos():
 
 
 def test_each_row_has_the_completion_of_another_prompt_that_fits(tokenizer):
-    rows = [thumb("a", "b", True), thumb("a", "c", False), thumb("d", "e e e", True), thumb("f", "g", False)]
+    rows = [
+        thumb("a", "b", True),
+        thumb("a", "c", False),
+        thumb("d", "e e e", True),
+        thumb("f", "g", False),
+    ]
     encoded, counts = encode_thumbs(tokenizer, rows, max_length=9, seed=3)
     assert counts == {"rows_too_long": 0} and len(encoded) == 4
     by_completion = {tuple(row["completion_ids"]): row["row"]["prompt"] for row in encoded}
@@ -97,7 +113,9 @@ def test_long_rows_are_counted_and_one_prompt_or_no_room_is_refused(tokenizer, r
     encoded, counts = encode_thumbs(tokenizer, rows, max_length=9, seed=0)
     assert len(encoded) == 2 and counts == {"rows_too_long": 1}
     same = [thumb("a", "b", True), thumb("a", "c", False)]
-    assert "all rows have one prompt" in refused(encode_thumbs, tokenizer, same, max_length=9, seed=0)
+    assert "all rows have one prompt" in refused(
+        encode_thumbs, tokenizer, same, max_length=9, seed=0
+    )
     tight = [thumb("a a a", "b", True), thumb("d", "c c c c", False)]
     message = refused(encode_thumbs, tokenizer, tight, max_length=9, seed=0)
     assert "no room for the completion of another prompt" in message
@@ -119,7 +137,9 @@ def test_the_advice_on_weights_is_that_of_the_paper():
     assert balance_advice(rows, desirable=2.6, undesirable=1.0) == ""
     assert "is 1.4" in balance_advice(rows, desirable=2.8, undesirable=1.0)
     flipped = [{"label": i >= 3} for i in range(9)]
-    assert "undesirable_weight from 1.5 to 2" in balance_advice(flipped, desirable=1.0, undesirable=1.0)
+    assert "undesirable_weight from 1.5 to 2" in balance_advice(
+        flipped, desirable=1.0, undesirable=1.0
+    )
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------

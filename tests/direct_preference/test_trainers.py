@@ -40,13 +40,17 @@ def weights(trainer):
 def test_every_trainable_parameter_changes_and_no_other(make, kind, lora):
     trainer = make(kind=kind, lora=lora)
     before = weights(trainer)
-    reference = trainer.ref_model and {n: p.clone() for n, p in trainer.ref_model.named_parameters()}
+    reference = trainer.ref_model and {
+        n: p.clone() for n, p in trainer.ref_model.named_parameters()
+    }
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         # No row is so long that it reads the last positions.
         if "wpe" in name or torch.equal(parameter, before[name]) != parameter.requires_grad:
             continue
-        pytest.fail(f"{name}: trainable {parameter.requires_grad}, changed {parameter.requires_grad is False}")
+        pytest.fail(
+            f"{name}: trainable {parameter.requires_grad}, changed {parameter.requires_grad is False}"
+        )
     assert any(parameter.requires_grad for parameter in trainer.model.parameters())
     assert (reference is None) == lora
     for name, parameter in trainer.ref_model.named_parameters() if reference else ():
@@ -56,7 +60,9 @@ def test_every_trainable_parameter_changes_and_no_other(make, kind, lora):
 @KINDS
 @LORA
 def test_resumed_equals_uninterrupted(make, tmp_path, kind, lora):
-    settings = dict(kind=kind, lora=lora, save_strategy="steps", save_steps=3, max_steps=6, logging_steps=2)
+    settings = dict(
+        kind=kind, lora=lora, save_strategy="steps", save_steps=3, max_steps=6, logging_steps=2
+    )
     whole, resumed = make("whole", **settings), make("resumed", **settings)
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
@@ -64,7 +70,9 @@ def test_resumed_equals_uninterrupted(make, tmp_path, kind, lora):
     # A log between two checkpoints holds steps of both parts.
     for name in ("rewards/margins", "num_tokens", "logps/chosen"):
         assert logged(whole, name)[1:] == logged(resumed, name)[-2:], name
-    for (name, first), second in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+    for (name, first), second in zip(
+        whole.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
         assert torch.equal(first, second), name
 
 
@@ -110,7 +118,9 @@ def test_the_reference_of_lora_is_the_policy_without_its_adapter(make, kind):
     lora.train()
     copy.train()
     assert losses(lora) == losses(copy)
-    for (name, first), second in zip(lora.model.named_parameters(), copy.model.parameters(), strict=True):
+    for (name, first), second in zip(
+        lora.model.named_parameters(), copy.model.parameters(), strict=True
+    ):
         assert torch.equal(first, second), name
     assert lora.evaluate()["eval_kl"] == pytest.approx(copy.evaluate()["eval_kl"], abs=1e-5)
 
@@ -147,7 +157,9 @@ def test_invariant_38_log_probs_are_those_of_ppo(make, tokenizer, kind, lora):
         assert answer.ids[-1] == tokenizer.eos_token_id  # EOS is a part of it
 
 
-def test_a_model_whose_logits_the_fused_layer_does_not_know_is_refused(make_policy, tokenizer, refused, make):
+def test_a_model_whose_logits_the_fused_layer_does_not_know_is_refused(
+    make_policy, tokenizer, refused, make
+):
     model = make().model
     answer = Answer([2, 3, 4, 0], 2)
     check_fused_layer(model, answer, tokenizer.pad_token_id)
@@ -209,15 +221,22 @@ def test_invariant_37_one_forward_per_answer(make):
 @pytest.mark.parametrize("cut", [(2, 4), (4, 2)], ids=["2x4", "4x2"])
 def test_the_gradient_of_a_step_does_not_depend_on_how_its_batch_is_cut(make, cut, ranking_rows):
     rows_per_batch, batches = cut
-    options = dict(rows=ranking_rows(8), max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
+    options = dict(
+        rows=ranking_rows(8), max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0
+    )
     whole = make("whole", per_device_train_batch_size=8, **options)
     parts = make(
-        "parts", per_device_train_batch_size=rows_per_batch, gradient_accumulation_steps=batches, **options
+        "parts",
+        per_device_train_batch_size=rows_per_batch,
+        gradient_accumulation_steps=batches,
+        **options,
     )
     whole.train()
     parts.train()
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
-    for (name, first), second in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+    for (name, first), second in zip(
+        whole.model.named_parameters(), parts.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(second, first, atol=1e-5, rtol=1e-4, msg=name)
 
 
@@ -226,7 +245,9 @@ SETTINGS = {"robust": {"label_smoothing": 0.2}, "exo_pair": {"label_smoothing": 
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_on_pairs_the_loss_and_the_logs_are_those_of_trl(make, ranking_rows, make_policy, tokenizer, name):
+def test_on_pairs_the_loss_and_the_logs_are_those_of_trl(
+    make, ranking_rows, make_policy, tokenizer, name
+):
     pairs = []
     for row in ranking_rows(6):
         pairs.append({**row, "completions": row["completions"][:2], "ranks": [0, 1]})
@@ -240,7 +261,13 @@ def test_on_pairs_the_loss_and_the_logs_are_those_of_trl(make, ranking_rows, mak
         theirs = DPOTrainer._compute_loss(trainer, trainer.model, batch, False).item()
     assert ours == pytest.approx(theirs, rel=1e-5)
     their_logs = trainer._metrics["eval"]
-    for key in ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"):
+    for key in (
+        "rewards/chosen",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    ):
         assert our_logs[key] == pytest.approx(their_logs[key][-1], rel=1e-4, abs=1e-6), key
 
 
@@ -253,7 +280,11 @@ def trl_batch(trainer, indices, pad_token_id):
         row = trainer.train_dataset[i]
         (first, second), (one, other) = row["input_ids"], row["lengths"]
         rows.append(
-            {"prompt_ids": first[:-one], "chosen_ids": first[-one:], "rejected_ids": second[-other:]}
+            {
+                "prompt_ids": first[:-one],
+                "chosen_ids": first[-one:],
+                "rejected_ids": second[-other:],
+            }
         )
     return DataCollatorForPreference(pad_token_id=pad_token_id)(rows)
 

@@ -32,7 +32,9 @@ def rankings() -> list[dict]:
     for first in "abdefgh":
         for second in "abc":
             prompt = f"{first} {second}"
-            rows.append({"prompt": prompt, "completions": ["c c c", "c d c", "d d"], "ranks": [0, 1, 2]})
+            rows.append(
+                {"prompt": prompt, "completions": ["c c c", "c d c", "d d"], "ranks": [0, 1, 2]}
+            )
     return rows
 
 
@@ -95,8 +97,17 @@ def test_a_run_is_a_chat_model_with_its_record_card_samples_and_curves(train, tm
     record = RunRecord.load(folder)
     metric = {"dpo": "accuracy", "kto": "auc"}[name]
     assert record.status == "done" and record.steps == 4
-    assert record.metrics[f"{metric}_low"] <= record.metrics[metric] <= record.metrics[f"{metric}_high"]
-    assert {"kl", "kl_before", "completion_length", "completion_length_before"} <= record.metrics.keys()
+    assert (
+        record.metrics[f"{metric}_low"]
+        <= record.metrics[metric]
+        <= record.metrics[f"{metric}_high"]
+    )
+    assert {
+        "kl",
+        "kl_before",
+        "completion_length",
+        "completion_length_before",
+    } <= record.metrics.keys()
     assert record.parents["policy"]["name"].endswith("base")
     samples = read_jsonl(folder / "samples.jsonl")
     assert {sample["step"] for sample in samples} == {0, 4}
@@ -109,7 +120,9 @@ def test_a_run_is_a_chat_model_with_its_record_card_samples_and_curves(train, tm
     assert models[f"{name} · run"] == str(folder)
     with closing(Engine(models, reward_runs={})) as engine:
         settings = SamplingSettings(temperature=0, max_new_tokens=4)
-        (answer,) = engine.sample(f"{name} · run", [{"role": "user", "content": "a b"}], settings, 1)
+        (answer,) = engine.sample(
+            f"{name} · run", [{"role": "user", "content": "a b"}], settings, 1
+        )
     assert isinstance(answer.text, str)
 
 
@@ -161,7 +174,9 @@ def test_dpo_reads_the_rankings_of_a_feedback_store_and_kto_its_thumbs(store):
     labels = [row["label"] for row in thumbs.rows]
     assert labels.count(True) == 3 and labels.count(False) == 4 + 2
     assert {"prompt", "completion", "label"} <= thumbs.rows[0].keys()
-    assert any("7 rankings and comparisons, which rate no answer" in text for text in thumbs.warnings)
+    assert any(
+        "7 rankings and comparisons, which rate no answer" in text for text in thumbs.warnings
+    )
     rows = [row["completion"] for row in thumbs.rows]
     assert rows[0] == "c a" and rows[-2:] == ["d d", "e e"]
 
