@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import Splits, load_splits
+from rlhf.direct_preference.alarms import PairAlarms
 from rlhf.direct_preference.config import ThumbConfig
 from rlhf.direct_preference.kto import ThumbKTOTrainer
 from rlhf.direct_preference.metrics import thumb_report
@@ -81,6 +82,7 @@ def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> PreparedKTO:
         sampling=sampling_of(settings, tokenizer, splits.eval, roles.policy, run),
     )
     use_run_progress(trainer, args.output_dir)
+    trainer.add_callback(PairAlarms())
     return PreparedKTO(trainer, tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""The alarm of DPO: the margin grows because both answers become unlikely, the chosen one more slowly.
+"""The alarm of DPO and KTO: the margin grows because all answers become unlikely, the chosen ones more slowly.
 
 The margin is all that DPO's loss sees. So the policy may give the mass of both answers to texts that nobody has ranked
 (Pal et al. 2024, arXiv 2402.13228; Razin et al. 2024, arXiv 2410.08847). The states and the file are those of PPO's alarms.

@@ -185,7 +185,11 @@ class ThumbConfig(KTOConfig):
         metadata={"help": "How much a nat of log-ratio is worth: more keeps nearer. KTO: 0.1."},
     )
     loss_type: str = field(
-        default="kto", metadata={"help": "kto, or apo_zero_unpaired, which needs no KL."}
+        default="kto",
+        metadata={
+            "help": "kto, or apo_zero_unpaired, which needs no KL.",
+            "choices": ["kto", "apo_zero_unpaired"],
+        },
     )
     desirable_weight: float = field(default=1.0, metadata={"help": "Weight of good answers."})
     undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of bad answers."})
