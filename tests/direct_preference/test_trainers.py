@@ -16,8 +16,11 @@ from rlhf.direct_preference.log_probs import (
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.logits import DECISION
 
-KINDS = pytest.mark.parametrize("kind", ["dpo", "kto"])
-LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+SLOW = pytest.mark.slow
+KINDS = pytest.mark.parametrize("kind", ["dpo", pytest.param("kto", marks=SLOW)])
+LORA = pytest.mark.parametrize(
+    "lora", [False, pytest.param(True, marks=SLOW)], ids=["full", "lora"]
+)
 
 
 def losses(trainer):
@@ -76,6 +79,7 @@ def test_resumed_equals_uninterrupted(make, tmp_path, kind, lora):
         assert torch.equal(first, second), name
 
 
+@SLOW
 @KINDS
 def test_it_learns_the_preference(make, kind):
     trainer = make(kind=kind, num_train_epochs=10)
@@ -89,6 +93,7 @@ def test_it_learns_the_preference(make, kind):
     assert sum(answer[:1] == ["c"] for answer in words) >= 2
 
 
+@SLOW
 @KINDS
 @LORA
 def test_reference_log_probs_computed_before_give_the_same_training(make, kind, lora):
@@ -107,6 +112,7 @@ def test_reference_log_probs_computed_before_give_the_same_training(make, kind, 
     assert ("eval_kl" in precomputed.evaluate()) == lora
 
 
+@SLOW
 @KINDS
 def test_the_reference_of_lora_is_the_policy_without_its_adapter(make, kind):
     """It equals a frozen copy: losses, log-probs and weights."""
@@ -183,6 +189,12 @@ def test_samples_of_each_evaluation_are_kept_with_their_step(make, tmp_path, kin
     assert all(1 <= row["completion_length"] <= 4 for row in rows)
 
 
+@KINDS
+def test_layouts_that_split_the_weights_are_refused(make, refused, monkeypatch, kind):
+    monkeypatch.setattr("rlhf.direct_preference.trainer.is_plain", lambda accelerator: False)
+    assert "do not run under DeepSpeed or FSDP yet" in refused(make, kind=kind)
+
+
 # ---- DPO ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +230,7 @@ def test_invariant_37_one_forward_per_answer(make):
     assert seen == [6]
 
 
+@SLOW
 @pytest.mark.parametrize("cut", [(2, 4), (4, 2)], ids=["2x4", "4x2"])
 def test_the_gradient_of_a_step_does_not_depend_on_how_its_batch_is_cut(make, cut, ranking_rows):
     rows_per_batch, batches = cut

@@ -81,6 +81,8 @@ FILES = {
     "masked": "pretrain",
     "best": "labels",
     "dpo": "reward",
+    "dpo-resumed": "reward",
+    "dpo-lora": "reward",
 }  # run -> the rows that it reads, where they have another name
 KINDS = {"ddp": "ddp_cpu", "zero2": "zero2_cpu", "zero3": "zero3_cpu", "fsdp2": "fsdp2"}
 # Not under layouts that split the weights: tests/direct_preference/test_trainers.py
