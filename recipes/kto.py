@@ -3,7 +3,7 @@
     accelerate launch recipes/kto.py --config recipes/configs/kto/demo.yaml
     accelerate launch recipes/kto.py --dataset_name thumbs.jsonl --model_name_or_path runs/sft --output_dir runs/kto
 
-Time: about a minute for the demo on two cores. Look at: auc, the share of good answers with a larger implicit reward than
+Time: minutes for the demo on two cores. Look at: auc, the share of good answers with a larger implicit reward than
 bad ones, on prompts that were not trained on, and the table of samples. Rows: prompt, completion and label (true or false),
 or a feedback store, whose thumbs are read. Equations and sources: docs/preferences.md.
 """

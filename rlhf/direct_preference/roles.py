@@ -83,6 +83,10 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
         named = load_policy(settings.ref_model, **options)
         run.parent("ref", settings.ref_model)
         fit_embeddings(named, tokenizer)
+    if args.precompute_ref_log_probs and not settings.use_peft and named is None:
+        run.say(
+            "precompute_ref_log_probs: no reference is kept, so the KL of samples is not measured"
+        )
     # LoRA goes over the fitted embeddings, and a copy is of the model without it.
     policy = settings.with_lora(policy, task="CAUSAL_LM")
     return DirectRoles(policy, make_reference(policy, named, args), limit)
