@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def ordered_pairs(ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pairs_of_ranks(ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs of answers to one prompt of which one is better. Ties are no pairs.
 
     ranks (B, K) ints, 0 = best; mask (B, K) bool, True where there is an answer.

@@ -13,7 +13,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from rlhf.algorithms import call
-from rlhf.algorithms.preference import PAIR_LOSSES, ordered_pairs, pair_weights
+from rlhf.algorithms.preference import PAIR_LOSSES, pair_weights, pairs_of_ranks
 from rlhf.direct_preference.config import PairConfig
 from rlhf.direct_preference.log_probs import Answer, summed_log_probs
 from rlhf.direct_preference.rows import collate_pairs, rankings_dataset
@@ -58,7 +58,7 @@ class RankingDPOTrainer(StepMean, DirectTrainer, DPOTrainer):
         if references is None:
             # (B, K), as the log-probs of the policy
             references = unflattened(self.reference_log_probs(inputs), valid)
-        prompts, chosen, rejected = ordered_pairs(ranks, valid)  # (P,)
+        prompts, chosen, rejected = pairs_of_ranks(ranks, valid)  # (P,)
         pairs = Pairs(prompts, chosen, rejected)
         weights = pair_weights(prompts)
         losses = self.pair_losses(pairs, log_probs - references, inputs["lengths"])

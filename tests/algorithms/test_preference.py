@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 
 from rlhf.algorithms import call
-from rlhf.algorithms.preference import PAIR_LOSSES, ordered_pairs, pair_weights, sigmoid_loss
+from rlhf.algorithms.preference import PAIR_LOSSES, pair_weights, pairs_of_ranks, sigmoid_loss
 
 CHOSEN, REJECTED = tensor([0.5, -1.0]), tensor([-0.5, 1.0])
 SETTINGS = dict(
@@ -87,7 +87,7 @@ def test_robust_loss_is_unbiased():
 def test_invariant_37_ties_are_no_pairs_and_each_prompt_counts_once():
     ranks = tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0]])
     mask = tensor([[True, True, True], [True, True, False], [True, True, True]])
-    prompts, chosen, rejected = ordered_pairs(ranks, mask)
+    prompts, chosen, rejected = pairs_of_ranks(ranks, mask)
     pairs = list(zip(prompts.tolist(), chosen.tolist(), rejected.tolist(), strict=True))
     assert pairs == [(0, 0, 1), (0, 0, 2), (1, 1, 0)]
     assert pair_weights(prompts).tolist() == [0.5, 0.5, 1.0]
