@@ -332,3 +332,30 @@ def test_the_loss_of_kto_by_hand(make, make_policy, tokenizer):
         gain = torch.sigmoid(value) if row["label"] else torch.sigmoid(-value)
         expected += (1.0 if row["label"] else 0.5) * (1 - gain.item()) / count
     assert loss_of(trainer, range(count)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_apo_needs_no_kl(make, make_policy, tokenizer):
+    other = make_policy(tokenizer, factor=2.0, seed=5)
+    trainer = make(kind="kto", ref_model=other, loss_type="apo_zero_unpaired")
+    expected = 0.0
+    for row, (reward,) in zip(trainer.eval_rows[:6], trainer.rewards()):
+        value = torch.tensor(reward).sigmoid().item()
+        expected += (1 - value if row["label"] else value) / 6
+    assert loss_of(trainer, range(6)) == pytest.approx(expected, rel=1e-5)
+
+
+@SLOW
+@KINDS
+@LORA
+def test_the_best_checkpoint_is_what_is_kept(make, tmp_path, kind, lora):
+    """Its metric is that of a new evaluation of the model that the training leaves."""
+    options = dict(
+        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, max_steps=6
+    )
+    metric = {"dpo": "accuracy", "kto": "auc"}[kind]
+    trainer = make(kind=kind, lora=lora, load_best_model_at_end=True, **options)
+    trainer.train()
+    best = trainer.state.best_metric
+    values = logged(trainer, f"eval_{metric}")
+    assert best == max(values) and trainer.state.best_model_checkpoint.startswith(str(tmp_path))
+    assert trainer.evaluate()[f"eval_{metric}"] == pytest.approx(best)
