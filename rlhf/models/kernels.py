@@ -59,6 +59,8 @@ def store_frozen_matrices_in_bf16(model: nn.Module, *, keep_originals: bool = Fa
             continue
         if module.weight.requires_grad or id(module.weight) in embeddings:
             continue
+        if not module.weight.is_floating_point():  # packed in 4 or 8 bits
+            continue
         originals = dict(module.named_parameters(recurse=False))
         for name, parameter in originals.items():
             in_bf16 = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)

@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
 from rlhf.models.parts import learns_from_text
+from rlhf.models.quantized import prepare_for_lora
 from rlhf.models.snapshots import split_revision
 from rlhf.task_table import TASKS
 
@@ -41,6 +42,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     from peft.utils.error import NoMatchingPeftModuleError
 
     draw_new_tokens(model)
+    model = prepare_for_lora(model)
     whole = []  # modules that are trained in full
     # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
     without: list[str] = []

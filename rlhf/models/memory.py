@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.models.parts import shape_of
+from rlhf.models.quantized import packing_bytes
 
 GB = 2**30
 # Linux's control groups, and which of them this process is in
@@ -250,7 +251,7 @@ def own_bytes(model: nn.Module, seen: set) -> int:
         key = (tensor.device, address)
         if key not in seen:
             seen.add(key)
-            total += tensor.nbytes
+            total += tensor.nbytes + packing_bytes(tensor)
     return total
 
 
@@ -301,8 +302,11 @@ def copied_bytes(model: nn.Module) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of one number in the model's matrices; with LoRA, in the frozen ones, which are larger."""
-    matrices: list[Tensor] = [p for p in model.parameters() if p.dim() > 1]
+    """Bytes of one number in the model's matrices; with LoRA, in the frozen ones, which are larger, as they are unpacked."""
+    matrices: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.is_floating_point():
+            matrices.append(parameter)
     largest = max(matrices, key=lambda p: p.numel())
     return largest.itemsize
 
