@@ -23,7 +23,7 @@ from rlhf.data.fingerprints import (
 )
 from rlhf.data.folders import read_folder
 from rlhf.data.hub import dataset_commit, dataset_id, hub_rows
-from rlhf.data.importers import FEEDBACK, Layout, conversation_columns
+from rlhf.data.importers import FEEDBACK, FEEDBACK_THUMBS, Layout, conversation_columns
 from rlhf.data.judgements import BROKEN
 from rlhf.data.labels import LabelTypes
 from rlhf.data.ratings import rank_thumbs, split_hh_prompt, thumb_column
@@ -208,12 +208,18 @@ class CheckedRows:
                 yield f"{path}:{line}", row
 
     def _without_events(self, rows):
-        """A folder may be a feedback store. Its rankings and comparisons are rows, other events are only counted."""
+        """A folder may be a feedback store. Its rankings and comparisons are rows, other events are only counted.
+
+        Where thumbs are read, its ratings are rows too.
+        """
+        events = [None, "ranking", "comparison"]
+        if self.form.reads_thumbs():
+            events.append("rating")
         for location, row in rows:
             event = None
             if not isinstance(row, BrokenLine):
                 event = row.get("event")
-            if event in (None, "ranking", "comparison"):
+            if event in events:
                 yield location, row
             else:
                 self.passed[str(event)] += 1
@@ -273,7 +279,7 @@ class CheckedRows:
     def _convert(self, location: str, row: dict | BrokenLine) -> Iterator[dict]:
         """Our rows of one row of the source: several for some layouts, none where it is bad."""
         if isinstance(row, BrokenLine):
-            if self.layout is FEEDBACK:
+            if self.layout in (FEEDBACK, FEEDBACK_THUMBS):
                 # A crash may cut off the line that is being written, and people cannot repeat their judgements.
                 self.dropped[BROKEN] += 1
             else:
@@ -646,8 +652,9 @@ def bad_rows_message(checked: CheckedRows) -> str:
     if not checked.bad:
         events = ""
         if checked.passed:
+            judgement = "thumb" if checked.form.reads_thumbs() else "ranking"
             events = (
-                f" ({checked.passed.total()} feedback events, none of them a ranking; if event means something else, rename "
+                f" ({checked.passed.total()} feedback events, none of them a {judgement}; if event means something else, rename "
                 "it, as in columns: {topic: event})"
             )
         for reason, count in checked.dropped.most_common():

@@ -65,6 +65,8 @@ SUMMARIES = {
     "pretrain": "A language model trained on plain text.",
     "sft": "A chat model, fine-tuned on demonstrations (SFT).",
     "reward": "A reward model: it gives an answer to a prompt one score, learned from human rankings.",
+    "dpo": "A chat model trained on rankings of answers, without a reward model (DPO).",
+    "kto": "A chat model trained on answers that people found good or bad (KTO).",
     "ppo": "A chat model trained by {algorithm} to raise the score of its answers.",
 }
 MASKED_SUMMARY = "A language model trained on plain text by filling in masked words."

@@ -22,6 +22,8 @@ KINDS = {
     "pretrain": "causal",
     "sft": "causal",
     "reward": "reward",
+    "dpo": "causal",
+    "kto": "causal",
     "ppo": "causal",
 }
 # Kind of model -> the Hub's name of its task.
@@ -53,6 +55,8 @@ HUB_METRICS = {
         "eval_loss": ("loss", "Loss on held-out answers"),
     },
     "reward": {"accuracy": ("accuracy", "Accuracy on pairs of ranked answers")},
+    "dpo": {"accuracy": ("accuracy", "Accuracy of the implicit reward on pairs of ranked answers")},
+    "kto": {"auc": ("roc_auc", "Area under the curve of the implicit reward")},
     "ppo": {"score": ("reward", "Mean score of the reward model")},
 }
 VALUE_MODEL = "value_model"  # the folder of a policy's value function

@@ -18,6 +18,8 @@ COUNTED = {
     "pretrain": ("eval_rows", "held-out texts"),
     "sft": ("eval_rows", "held-out demonstrations"),
     "reward": ("pairs", "pairs of ranked answers to held-out prompts"),
+    "dpo": ("pairs", "pairs of ranked answers to held-out prompts"),
+    "kto": ("answers", "rated answers to held-out prompts"),
     "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
     "tokenizer": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}

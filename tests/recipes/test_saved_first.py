@@ -85,6 +85,7 @@ PREDICT, EVALUATE = "transformers.Trainer.predict", "transformers.Trainer.evalua
 SCORES = "rlhf.reward_model.trainer.RewardTrainer.scores"
 PPO_EVALUATE = "rlhf.policy_gradient.trainer.PolicyGradientTrainer.evaluate"
 WRITE, SAMPLES = "rlhf.runs.run.Run.write", "rlhf.runs.run.Run.samples"
+RANKING_PLOT = "rlhf.reward_model.report.plot_ranking_report"
 CURVES, CARD = "rlhf.runs.progress.plot_curves", "rlhf.runs.card.write_card"
 STAGES = {
     "classification": [PREDICT, WRITE, SAMPLES, "plot_evaluation", CURVES, CARD],
@@ -94,7 +95,7 @@ STAGES = {
     "multiple_choice": [PREDICT, WRITE, SAMPLES, CURVES, CARD],
     "pretrain": [EVALUATE, CURVES, CARD],
     "sft": [EVALUATE, CURVES, CARD],
-    "reward": [SCORES, "shift_scores", WRITE, "plot_ranking_report", CURVES, CARD],
+    "reward": [SCORES, "shift_scores", WRITE, RANKING_PLOT, CURVES, CARD],
     "ppo": [PPO_EVALUATE, "sample_table", CURVES, CARD],
 }
 # Before these the scores of a reward model are centred.

@@ -173,10 +173,10 @@ TABLE = (
     ("{a}={b} is not open here: files may be in {c}", "{a}={b}: 여기서는 열 수 없습니다. 파일은 {c}에 있어야 합니다"),
     # what a recipe learns
     (
-        "reward: which of two answers is better, for each pair with different ranks",
-        "reward: 순위가 다른 두 답변 중 어느 것이 나은지",
+        "reward and dpo: which of two answers is better, for each pair with different ranks",
+        "reward와 dpo: 순위가 다른 두 답변 중 어느 것이 나은지",
     ),
-    ("reward: that chosen is better than rejected", "reward: chosen이 rejected보다 낫다는 것"),
+    ("reward and dpo: that chosen is better than rejected", "reward와 dpo: chosen이 rejected보다 낫다는 것"),
     ("sft: the completion; the prompt is only read", "sft: 답변(completion). 프롬프트는 읽기만 합니다"),
     (
         "sft: the assistant's turns; the others are only read",
