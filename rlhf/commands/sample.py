@@ -47,6 +47,7 @@ from rlhf.runs.parents import history, parent_entry
 from rlhf.runs.processes import is_launched, join_processes, on_main
 from rlhf.runs.record import command_line, cpu_name, package_versions
 from rlhf.runs.settings import DataSettings
+from rlhf.runs.sharding import disable_sharded_loading
 from rlhf.serving.engine.sampling import keep_likely
 
 # Flags that decide what is sampled. A command that goes on must have the same.
@@ -71,6 +72,7 @@ def main(args: argparse.Namespace) -> int:
     check_arguments(args)
     disable_progress_bar()  # of loading
     index, count = join_processes()
+    disable_sharded_loading()  # each process holds whole models
     if count > 1:
         patient_group()  # now, while none is waiting for another
     try:
@@ -100,9 +102,11 @@ def sample(args: argparse.Namespace, index: int, count: int) -> None:
             for warning in splits.warnings:
                 print(warning)
         stack.enter_context(fixed_date(date.fromisoformat(record["template_date"])))
+        # All processes leave the same prompts alone.
         done = on_main(lambda: {item.number for item in gather(folder)})
         if record["status"] != "done":
             try:
+                # A part of the answers is on the disk, however this ends.
                 too_long = sample_missing(args, splits, done, index, count)
                 record["prompts_too_long"] = too_long
                 wait_for_all()
@@ -116,7 +120,7 @@ def sample(args: argparse.Namespace, index: int, count: int) -> None:
 
 
 def begin(args: argparse.Namespace, splits: Splits, folder: Path) -> dict:
-    """The record of the command, or of the one that it goes on with."""
+    """The record of the command, or of the one that it continues."""
     models = {"policy": model_entry(args.run)}
     for number, path in enumerate(args.reward_model, start=1):
         models["reward" if number == 1 else f"reward_{number}"] = model_entry(path)
@@ -129,6 +133,7 @@ def begin(args: argparse.Namespace, splits: Splits, folder: Path) -> dict:
     before = check_same(folder, record)
     if before:
         return before
+    # Facts that do not decide what is sampled.
     record |= {
         "command": command_line(),
         "versions": package_versions(),
@@ -179,8 +184,10 @@ def sample_missing(
         warp=likely_tokens(args.temperature, args.top_k, args.top_p),
         columns=column_names(prompts.rows),
     )
+    # Whole prompts, as many as fill a batch.
     chunks = missing_chunks(prompts, done, max(1, args.per_device_batch_size // args.n))
     part = Path(args.output) / PART.format(index)
+    # In turn, so that each process gets short prompts and long ones.
     own = chunks[index::count]
     with shown_progress(sum(map(len, own)), shown=index == 0) as advance:
         for chunk in own:
@@ -212,6 +219,7 @@ def likely_tokens(temperature: float, top_k: int, top_p: float) -> Callable[[Ten
         scores = logits.float() / temperature
         if top_k == 0 and top_p == 1:
             return scores
+        # The engine has other settings for each row, and here they are all the same.
         rows, device = len(scores), scores.device
         return keep_likely(
             scores,

@@ -79,6 +79,7 @@ def gather(folder: Path) -> list[Answers]:
     for path in (folder / ANSWERS, *parts):
         for row in read_rows(path)[0]:
             rows[row["row"]] = row
+    # Processes end their chunks in any order.
     ordered = [rows[number] for number in sorted(rows)]
     if parts:
         write_rows(folder / ANSWERS, ordered)
@@ -97,10 +98,11 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def check_same(folder: Path, record: dict) -> dict:
-    """The record in the folder, which the new one goes on with; {} for a new folder. UserError where the two differ."""
+    """The record in the folder, which the new one continues; {} for a new folder. UserError where the two differ."""
     before = read_object(folder / SAMPLE_RECORD)
     if not before:
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        # A folder of something else is not written into.
         if others:
             raise UserError(
                 f"--output {folder} holds {', '.join(sorted(others)[:3])} and no {SAMPLE_RECORD}: give a new folder"
@@ -140,6 +142,7 @@ def write_results(folder: Path, record: dict, answers: list[Answers], *, rows: d
     scores = torch.tensor([[answer.score for answer in item.answers] for item in answers])  # (P, n)
     curve = best_of_curve(scores)
     plot(curve, folder / PLOT)
+    # A lineage knows by the digests that the rows are as they were written.
     files = {}
     for name, written in ((BEST, best), (RANKED, ranked)):
         if written:
@@ -167,6 +170,7 @@ def rows_to_train_on(
     """(demonstrations, rankings, counts of what was sampled and dropped)."""
     best, ranked, counts = [], [], Counter()
     for item in answers:
+        # Each count is of all answers: one may be cut off and repeated too.
         texts = [answer.completion for answer in item.answers]
         counts["answers"] += len(texts)
         counts["without end"] += sum(not answer.ended for answer in item.answers)
@@ -193,6 +197,7 @@ def best_of_curve(scores: torch.Tensor) -> list[dict]:
     for i, column in enumerate(means.T):
         mean = float(column.mean())
         point = {"n": i + 1, "score": mean, "kl_at_most": kl_bound(i + 1)}
+        # One prompt has no spread.
         if count > 1:
             half = Z * float(column.std()) / count**0.5
             point |= {"low": mean - half, "high": mean + half}

@@ -22,7 +22,7 @@ from rlhf.data.ratings import ranks
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What decides the answers to a prompt, besides the model, and how many are sampled at a time.
+    """Settings of the answers to a prompt, and how many are sampled at a time.
 
     n: answers to each prompt.
     max_completion_length: in tokens.
@@ -109,6 +109,7 @@ def sample_answers(
             row_names=copies.row_names(),
         )
     )
+    # Row i * n + j is answer j to prompt i.
     answers = []
     for i, (text, score, ended) in enumerate(zip(texts, scores.tolist(), sampled.ended.tolist())):
         of_each = {name: float(part[i]) for name, part in parts.items()}
@@ -181,6 +182,7 @@ def best_of_means(scores: Tensor) -> Tensor:
         draws = math.comb(n, k)
         for i in range(k, n + 1):
             weights[k - 1, i - 1] = math.comb(i - 1, k - 1) / draws
+    # Sums of n terms, some of them tiny: in fp64.
     ordered = scores.double().sort(dim=1).values  # (P, n)
     return ordered @ weights.T
 

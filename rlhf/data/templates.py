@@ -69,7 +69,7 @@ def day_in_template(tokenizer) -> str:
 
 # ---- variables ---------------------------------------------------------------------------------------------------
 
-# How our assignments stand in front of a template. The + keeps a line break behind them.
+# The form of our assignments, in front of a template. The + keeps a line break behind them.
 ASSIGNMENT = "{{% set {} = {} +%}}"
 ASSIGNED = re.compile(r"\{% set (\w+) = ([^\n]*?) \+%\}")
 NOT_VARIABLES = (
@@ -97,6 +97,7 @@ def set_variables(tokenizer, variables: dict | str) -> None:
             f"chat_template_kwargs: the tokenizer {tokenizer.name_or_path!r} has no chat template: drop the key"
         )
     template = template_of(tokenizer)
+    # A run that starts from another one may change what that one has set.
     assigned = {}
     while match := ASSIGNED.match(template):
         assigned[match[1]] = match[2]

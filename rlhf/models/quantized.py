@@ -79,7 +79,7 @@ def prepare_for_lora(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing 4-bit matrices anew for the bf16 instructions of a CPU, at the first answer of a model.
+    """Keep bitsandbytes from packing matrices again for the bf16 instructions of a CPU, at the first answer of a model.
 
     Such a matrix computes in bf16 whatever its compute dtype is, is unpacked wrongly, and passes no gradient back: training
     after a rollout would reach the last layers alone.
@@ -103,11 +103,13 @@ def merged(model: nn.Module) -> PreTrainedModel:
         return model.merge_and_unload()
     from peft.tuners.lora import LoraLayer
 
+    # Before the LoRA layers are taken out.
     changes = {}
     for name, layer in base_of(model).named_modules():
         if isinstance(layer, LoraLayer):
             deltas = [layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters]
             changes[name] = sum(deltas)  # (outputs, inputs)
+    # Heads that were trained in full are kept by `unload`.
     plain = model.unload().dequantize(dtype=torch.float32)
     with torch.no_grad():
         for name, change in changes.items():

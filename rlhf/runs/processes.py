@@ -227,14 +227,11 @@ def keep_freed_memory() -> None:
 def join_processes() -> tuple[int, int]:
     """(number of this process, number of all) of a command that `accelerate launch` may have started; (0, 1) without it.
 
-    It joins the group of the processes and takes its GPU. Models are then loaded whole, whatever the layout.
+    It joins the group of the processes and takes its GPU.
     """
     import torch
     from accelerate import PartialState
 
-    from rlhf.runs.sharding import disable_sharded_loading
-
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_world(state.num_processes)
-    disable_sharded_loading()
     return state.process_index, state.num_processes
