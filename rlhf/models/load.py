@@ -101,6 +101,7 @@ def load_policy(
     config = _config_of(path, revision)
     if config is not None:
         check_policy(config, path)
+    # Before the weights are read, which takes long.
     if quantization is not None:
         check_can_be_quantized(config, path, quantization)
         options["quantization"] = quantization
@@ -186,6 +187,7 @@ def load_reward_model(
         output_loading_info=True,
         ignore_mismatched_sizes=new_head,
     )
+    # Its pooler is trained in full, which packed weights cannot be.
     if quantization is not None and reads_pairs(model):
         raise UserError(
             f"{path}: load_in_{quantization} is for decoders, and an encoder such as this one is small: drop the key"

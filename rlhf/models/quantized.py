@@ -103,6 +103,8 @@ def merged(model: nn.Module) -> PreTrainedModel:
         return model.merge_and_unload()
     from peft.tuners.lora import LoraLayer
 
+    # In full precision it may not fit into the memory of the GPU that has trained it.
+    model = model.to("cpu")
     # Before the LoRA layers are taken out.
     changes = {}
     for name, layer in base_of(model).named_modules():

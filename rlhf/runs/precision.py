@@ -66,6 +66,7 @@ def set_precision(run, settings, model, *, tokens: int, default: str = "fp32") -
     chosen = from_first_process(chosen, args)
     check(chosen, launched or asked, args.device)
     apply(chosen, args)
+    # Packed matrices have a dtype of their own, to which autocast does not reach.
     if args.bf16 or args.fp16:
         compute_in(model, torch.bfloat16 if args.bf16 else torch.float16)
     run.record.precision = asdict(chosen)

@@ -179,6 +179,7 @@ class ModelSettings(RunSettings):
             )
         if self.load_in_4bit and self.load_in_8bit:
             raise UserError("load_in_4bit and load_in_8bit are both true: drop one")
+        # Nothing is read yet: a run that cannot begin ends here.
         if self.quantization:
             from rlhf.models.quantized import check_quantization
 
