@@ -264,6 +264,7 @@ def finish(args: argparse.Namespace, record: dict, folder: Path) -> None:
     print(", ".join(parts))
     for name, entry in record["files"].items():
         print(f"{folder / name}: {entry['rows']} rows")
+    # A recipe would only say that the file is missing.
     if not record["files"]:
         print(
             "no answer can be taught: raise --max_completion_length if they are cut off, or lower --min_score"

@@ -108,6 +108,7 @@ def check_same(folder: Path, record: dict) -> dict:
                 f"--output {folder} holds {', '.join(sorted(others)[:3])} and no {SAMPLE_RECORD}: give a new folder"
             )
         return {}
+    # As it comes back from the file: a tuple is a list there.
     for part in SAME:
         old, new = before.get(part), json.loads(json.dumps(record[part]))
         if old != new:
@@ -208,6 +209,7 @@ def best_of_curve(scores: torch.Tensor) -> list[dict]:
 def plot(curve: list[dict], path: Path) -> None:
     """Draw the mean best score against n, and against the bound of the KL."""
     means = [point["score"] for point in curve]
+    # Score against KL is how policies are compared.
     with saved_figure(path, columns=2, figsize=(9, 3.5), sharey=True) as (_, axes):
         labels = {"n": "n", "kl_at_most": "KL to the sampling policy, at most (nats per answer)"}
         for axis, (key, label) in zip(axes, labels.items()):

@@ -132,6 +132,7 @@ def usable(answers: Answers, *, keep_unended: bool) -> list[Answer]:
 
     A recipe closes what it learns with the end-of-text token, and so a text that was cut off would teach to stop there.
     """
+    # The first of equal texts is the best of them.
     kept: dict[str, Answer] = {}
     for answer in answers.answers:
         if answer.ended or keep_unended:

@@ -69,6 +69,14 @@ def store_frozen_matrices_in_bf16(model: nn.Module, *, keep_originals: bool = Fa
             module.__dict__[ORIGINALS] = originals
 
 
+def set_aside(model: nn.Module) -> list[nn.Parameter]:
+    """The original matrices that are kept next to those in bf16, for the memory that they take."""
+    originals = []
+    for module in model.modules():
+        originals += module.__dict__.get(ORIGINALS, {}).values()
+    return originals
+
+
 @contextmanager
 def original_matrices(model: nn.Module):
     """Within it, matrices stored in bf16 with `keep_originals` have their original precision again."""

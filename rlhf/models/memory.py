@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rlhf.models.kernels import set_aside
 from rlhf.models.parts import shape_of
 from rlhf.models.quantized import packing_bytes
 
@@ -244,9 +245,12 @@ def _kept_bytes(model: nn.Module, length: int, load: Load) -> int:
 
 
 def own_bytes(model: nn.Module, seen: set) -> int:
-    """Bytes of the parameters and buffers whose storage is not in `seen`. Their storages are added to it."""
+    """Bytes of the parameters and buffers whose storage is not in `seen`. Their storages are added to it.
+
+    Of frozen matrices in bf16 the originals count too, which are kept for saving.
+    """
     total = 0
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
+    for tensor in itertools.chain(model.parameters(), model.buffers(), set_aside(model)):
         address = tensor.untyped_storage().data_ptr() or id(tensor)  # meta tensors have no address
         key = (tensor.device, address)
         if key not in seen:

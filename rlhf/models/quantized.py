@@ -35,6 +35,7 @@ def check_quantization(bits: str, *, use_peft: bool) -> None:
         )
     if find_spec("bitsandbytes") is None:
         raise UserError(f"{key} needs bitsandbytes, which is not installed: {INSTALL}")
+    # Under DDP each process has its own packed copy.
     for variable, name in SPLITTING.items():
         if os.environ.get(variable, "").lower() == "true":
             raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.commands.recipes import with_config_path
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import stop_token_ids
@@ -91,6 +92,13 @@ def test_sft_keeps_template_and_stop_tokens(make_models, run, tmp_path, name, op
     assert tokenizer.decode(encode_prompt(tokenizer, "Hi")).endswith(opening)
     assert tokenizer.decode(encode_completion(tokenizer, "Yes")) == f"Yes{stops[0]}"
     assert tokenizer.convert_ids_to_tokens(stop_token_ids(model, tokenizer)) == stops
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_with_a_dot_is_a_yaml_of_the_recipe(name):
+    for given in (name, f"sft/{name}"):
+        [flag, path] = with_config_path("sft", ["--config", given])
+        assert flag == "--config" and Path(path).name == f"{name}.yaml" and Path(path).is_file()
 
 
 @pytest.mark.slow
