@@ -104,7 +104,7 @@ def sample(args: argparse.Namespace, index: int, count: int) -> None:
         stack.enter_context(fixed_date(date.fromisoformat(record["template_date"])))
         # All processes leave the same prompts alone.
         done = on_main(lambda: {item.number for item in gather(folder)})
-        if record["status"] != "done":
+        if record["status"] != "done" or not done:
             try:
                 # A part of the answers is on the disk, however this ends.
                 too_long = sample_missing(args, splits, done, index, count)

@@ -108,6 +108,9 @@ def check_same(folder: Path, record: dict) -> dict:
                 f"--output {folder} holds {', '.join(sorted(others)[:3])} and no {SAMPLE_RECORD}: give a new folder"
             )
         return {}
+    # A command that was refused, or killed before its first answer, binds nobody.
+    if not (folder / ANSWERS).exists() and not any(folder.glob(PART.format("*"))):
+        return {}
     # As it comes back from the file: a tuple is a list there.
     for part in SAME:
         old, new = before.get(part), json.loads(json.dumps(record[part]))

@@ -137,6 +137,9 @@ def test_other_settings_do_not_go_on_in_the_same_folder(sample, tmp_path):
     sample("out")
     with pytest.raises(UserError, match="other settings .temperature: 3.0, now 0.5"):
         sample("out", "--temperature", 0.5)
+    with pytest.raises(UserError, match="leaves no room"):
+        sample("new", "--max_completion_length", 48)
+    sample("new")  # nothing was sampled, so that another setting is no change
     with pytest.raises(UserError, match="other data"):
         sample("out", "--dataset_limit", 3)
     (tmp_path / "mine").mkdir()
