@@ -173,6 +173,18 @@ def test_packed_matrices_stay_packed_under_bf16(bitsandbytes, folder):
     assert torch.uint8 in stored
 
 
+def test_trl_does_not_round_the_lora_matrices(bitsandbytes, folder, tokenizer, tmp_path):
+    """Its trainers convert them to bf16 where the model says that it is packed."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = Dataset.from_list([{"input_ids": [2, 3, 4], "labels": [2, 3, 4]}])
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", bf16=False)
+    trainer = SFTTrainer(with_lora(folder), args, train_dataset=rows, processing_class=tokenizer)
+    learned = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert learned and {parameter.dtype for parameter in learned} == {torch.float32}
+
+
 def test_the_layout_is_kept_by_name():
     class Linear4bit(nn.Linear):
         support_avx512bf16_for_cpu = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlhf.commands.recipes import with_config_path
 from rlhf.data.chat import encode_completion, encode_prompt
@@ -126,3 +127,16 @@ def test_every_stage_runs_on_one_trunk(make_models, run, tmp_path, name, bits):
         if not torch.equal(weight, before.get_parameter(key))
     ]
     assert moved and all("proj" in key for key in moved)
+
+
+@pytest.mark.slow
+def test_a_run_with_packed_weights_resumes_bit_for_bit(make_models, run, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = make_models.make_model("qwen3_0.6b", tmp_path / "base", tiny=True)
+    flags = ["--load_in_4bit", "true", "--save_strategy", "steps", "--save_steps", 1]
+    whole = load_file(run("qwen3_0.6b", "sft", base, *flags) / "model.safetensors")
+    (tmp_path / "sft").rename(tmp_path / "whole")
+    flags += ["--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-1"]
+    resumed = run("qwen3_0.6b", "sft", base, *flags, "--resume_changed", "true")
+    for name, weight in load_file(resumed / "model.safetensors").items():
+        assert torch.equal(weight, whole[name]), name
