@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import psutil
+from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -74,7 +75,8 @@ def measure(name: str, folder: Path, bits: int | None, chosen: list[str]) -> dic
     stages = {
         stage: run_stage(stage, name, folder, base, bits) for stage in FLAGS if stage in chosen
     }
-    parameters = sum(file.stat().st_size for file in base.glob("*.safetensors")) // 2
+    # Two bytes each, and the tied output layer is not written.
+    parameters = sum(weight.numel() for weight in load_file(base / "model.safetensors").values())
     shutil.rmtree(folder)
     return {
         "model": name,
