@@ -3,7 +3,7 @@
     accelerate launch recipes/dpo.py --config recipes/configs/dpo/demo.yaml
     accelerate launch recipes/dpo.py --dataset_name rankings.jsonl --model_name_or_path runs/sft --output_dir runs/dpo
 
-Time: about a minute for the demo on two cores. Look at: accuracy of the implicit reward on prompts that were not trained on,
+Time: minutes for the demo on two cores. Look at: accuracy of the implicit reward on prompts that were not trained on,
 logps/chosen (it should not fall far), kl and the table of samples. The rows are those of recipes/reward.py, and each ranking
 counts once. Losses, equations and sources: docs/preferences.md.
 """
@@ -98,9 +98,7 @@ def read_rankings(run: Run, settings: DPOSettings, tokenizer, seed: int) -> Spli
     return splits
 
 
-def encode_splits(
-    run: Run, splits: Splits, tokenizer, limit: int
-) -> tuple[list[dict], list[dict]]:
+def encode_splits(run: Run, splits: Splits, tokenizer, limit: int) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows), encoded; what was dropped is said and recorded."""
     train, counts = encode_pairs_of_rankings(tokenizer, splits.train, max_length=limit)
     held_out, eval_counts = encode_pairs_of_rankings(tokenizer, splits.eval, max_length=limit)

@@ -3,7 +3,7 @@
     accelerate launch recipes/kto.py --config recipes/configs/kto/demo.yaml
     accelerate launch recipes/kto.py --dataset_name thumbs.jsonl --model_name_or_path runs/sft --output_dir runs/kto
 
-Time: about a minute for the demo on two cores. Look at: auc, the share of good answers that get a larger implicit reward than
+Time: minutes for the demo on two cores. Look at: auc, the share of good answers with a larger implicit reward than
 bad ones, on prompts that were not trained on, and the table of samples. Rows: prompt, completion and label (true or false),
 or a feedback store, whose thumbs are read. Equations and sources: docs/preferences.md.
 """
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import Splits, load_splits
+from rlhf.direct_preference.alarms import PairAlarms
 from rlhf.direct_preference.config import ThumbConfig
 from rlhf.direct_preference.kto import ThumbKTOTrainer
 from rlhf.direct_preference.metrics import thumb_report
@@ -81,6 +82,7 @@ def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> PreparedKTO:
         sampling=sampling_of(settings, tokenizer, splits.eval, roles.policy, run),
     )
     use_run_progress(trainer, args.output_dir)
+    trainer.add_callback(PairAlarms())
     return PreparedKTO(trainer, tokenizer)
 
 

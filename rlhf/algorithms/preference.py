@@ -1,7 +1,7 @@
 """Losses of direct preference optimisation: a policy learns from pairs of answers, without a reward model.
 
 Each formula takes the log-ratios of N pairs, log pi(y) - log pi_ref(y) summed over the tokens of the answer y (EOS counts),
-and gives the loss of each pair: (N,), (N,) -> (N,). beta times a log-ratio is the implicit reward of an answer.
+and gives the loss of each pair: shapes (N,), (N,) -> (N,). beta times a log-ratio is the implicit reward of an answer.
 
 Omitted: trl's `aot` and `aot_unpaired`, which sort the pairs of a batch, so that no pair has a loss of its own, and `sft`,
 which learns the chosen answer alone.
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def ordered_pairs(ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pairs_of_ranks(ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs of answers to one prompt of which one is better. Ties are no pairs.
 
     ranks (B, K) ints, 0 = best; mask (B, K) bool, True where there is an answer.
@@ -72,9 +72,7 @@ def sigmoid_norm_loss(
     return -logsigmoid(beta * (chosen / chosen_lengths - rejected / rejected_lengths))
 
 
-def robust_loss(
-    chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float
-) -> Tensor:
+def robust_loss(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
     """DPO without the bias of labels of which a share is swapped: label_smoothing in (0, 0.5).
 
     ((1 - e) l(h) - e l(-h)) / (1 - 2 e), l = -log sigmoid. Chowdhury et al. 2024 (arXiv 2403.00409), equation 12.

@@ -46,7 +46,7 @@ TEXTS = {
     "dtype": DTYPES,
     "precision": ("fp32", "bf16", "auto"),
     "overlap": ("error", "drop"),
-    "loss_type": (*PAIR_LOSSES, "kto", "apo_zero_unpaired"),
+    "loss_type": tuple(PAIR_LOSSES),
     "objective": ("causal", "masked", "masked_nsp"),
     "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
     "eval_strategy": ("no", "steps", "epoch"),

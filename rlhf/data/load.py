@@ -654,8 +654,8 @@ def bad_rows_message(checked: CheckedRows) -> str:
         if checked.passed:
             judgement = "thumb" if checked.form.reads_thumbs() else "ranking"
             events = (
-                f" ({checked.passed.total()} feedback events, none of them a {judgement}; if event means something else, rename "
-                "it, as in columns: {topic: event})"
+                f" ({checked.passed.total()} feedback events, none of them a {judgement}; if event means something else, "
+                "rename it, as in columns: {topic: event})"
             )
         for reason, count in checked.dropped.most_common():
             events += f" ({count} {reason})"

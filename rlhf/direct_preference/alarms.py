@@ -1,4 +1,4 @@
-"""The alarm of DPO: the margin grows because both answers become unlikely, the chosen one more slowly.
+"""The alarm of DPO and KTO: the margin grows because all answers become unlikely, the chosen ones more slowly.
 
 The margin is all that DPO's loss sees. So the policy may give the mass of both answers to texts that nobody has ranked
 (Pal et al. 2024, arXiv 2402.13228; Razin et al. 2024, arXiv 2410.08847). The states and the file are those of PPO's alarms.
@@ -18,22 +18,23 @@ from rlhf.policy_gradient.alarms import (
 from rlhf.runs.record import cut_rows
 
 CHOSEN, REJECTED, MARGIN = "logps/chosen", "logps/rejected", "rewards/margins"
-# Log-prob of an answer -> that under the reference, and the length of the answer in tokens.
 OF_REFERENCE = {CHOSEN: "logps/ref_chosen", REJECTED: "logps/ref_rejected"}
-LENGTHS = {CHOSEN: "lengths/chosen", REJECTED: "lengths/rejected"}
-FALL = 0.1  # nats per token: each token has lost a tenth of its probability
+FALL = 0.1  # of the log-prob under the reference
+SMALLEST_FALL = 0.5  # nats: a tenth of an answer that is all but certain is nothing
 
 
 def both_fall(rows: list[dict], metric: str, limit: float) -> dict | None:
     """Chosen and rejected answers are less likely than under the reference, and the margin has grown.
 
-    limit: the fall, in nats per token. Compared with the reference on the same answers, since other batches have others.
+    limit: the fall of a log-prob, as a share of its size under the reference on the same answers, which differ from batch to
+    batch.
     """
     row = rows[-1]
     falls = []
     for name, reference in OF_REFERENCE.items():
-        falls.append((row[reference] - row[name]) / row[LENGTHS[name]])
-    if min(falls) < limit or row[metric] <= rows[0][metric]:
+        needed = max(limit * abs(row[reference]), SMALLEST_FALL)
+        falls.append(row[reference] - row[name] > needed)
+    if not all(falls) or row[metric] <= rows[0][metric]:
         return None
     return {
         "chosen": row[CHOSEN],
@@ -50,11 +51,11 @@ ALARMS = (
         MARGIN,
         both_fall,
         FALL,
-        "the margin of the rewards is {margin:.3g}, while chosen answers fell from {ref_chosen:.1f} to {chosen:.1f} nats and "
-        "rejected ones from {ref_rejected:.1f} to {rejected:.1f}",
+        "the margin of the rewards is {margin:.3g}, while chosen answers fell from {ref_chosen:.1f} to {chosen:.1f} nats "
+        "and rejected ones from {ref_rejected:.1f} to {rejected:.1f}",
         "the policy learns to say something else than either: raise beta, lower learning_rate, train fewer epochs, or learn "
         "the chosen answers by sft first (read samples.jsonl)",
-        "default: on the demo, whose answers stay good, chosen ones lose 0.05 nats per token",
+        "default: a tenth; on the demo with three times its learning rate it came before the answers broke",
         hold=HOLD,
     ),
 )

@@ -40,9 +40,7 @@ UNUSED = (
     Unused(("use_liger_kernel",), "trl computes log-probs without it; drop it"),
     Unused(("pad_to_multiple_of",), "rows are padded to the longest of a batch; drop it"),
     Unused(("label_smoothing_factor",), "the rows have no labels of tokens; drop it"),
-    Unused(
-        ("average_tokens_across_devices",), "the loss is a mean over rows; drop it", fixed=True
-    ),
+    Unused(("average_tokens_across_devices",), "the loss is a mean over rows; drop it", fixed=True),
     Unused(("use_cache",), "training never caches; drop it"),
     Unused(("include_num_input_tokens_seen",), "num_tokens counts them; drop it"),
     EVALUATION_LOOP,
@@ -151,7 +149,7 @@ class PairConfig(DPOConfig):
     UNUSED: ClassVar[tuple] = UNUSED + PAIR_UNUSED
 
     def __post_init__(self):
-        self.remove_unused_columns = False
+        self.remove_unused_columns = False  # the collator needs all of them
         self.logging_nan_inf_filter = False  # a NaN must be seen
         set_best_metric(self, "accuracy")
         super().__post_init__()
@@ -187,7 +185,11 @@ class ThumbConfig(KTOConfig):
         metadata={"help": "How much a nat of log-ratio is worth: more keeps nearer. KTO: 0.1."},
     )
     loss_type: str = field(
-        default="kto", metadata={"help": "kto, or apo_zero_unpaired, which needs no KL."}
+        default="kto",
+        metadata={
+            "help": "kto, or apo_zero_unpaired, which needs no KL.",
+            "choices": ["kto", "apo_zero_unpaired"],
+        },
     )
     desirable_weight: float = field(default=1.0, metadata={"help": "Weight of good answers."})
     undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of bad answers."})
@@ -213,7 +215,7 @@ class ThumbConfig(KTOConfig):
     UNUSED: ClassVar[tuple] = UNUSED + THUMB_UNUSED
 
     def __post_init__(self):
-        self.remove_unused_columns = False
+        self.remove_unused_columns = False  # the collator needs all of them
         self.logging_nan_inf_filter = False  # a NaN must be seen
         set_best_metric(self, "auc")
         super().__post_init__()

@@ -2,8 +2,8 @@
 
 trl keeps the reference, LoRA, the fused output layer and the logs. Deviations from its loss:
 
-1. A batch counts rankings. The K answers to a prompt go through the model once, and their pairs weigh 1 / the number of ordered
-   pairs, so that each ranking counts once. Pairs are K = 2, whose loss is trl's (a test compares all losses).
+1. A batch counts rankings. The K answers to a prompt go through the model once, and their pairs weigh 1 / the number of
+   ordered pairs, so that each ranking counts once. Pairs are K = 2, whose loss is trl's (a test compares all losses).
 2. The mean is over the rankings of the whole optimiser step, also where its batches or processes hold different numbers.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from rlhf.algorithms import call
-from rlhf.algorithms.preference import PAIR_LOSSES, ordered_pairs, pair_weights
+from rlhf.algorithms.preference import PAIR_LOSSES, pair_weights, pairs_of_ranks
 from rlhf.direct_preference.config import PairConfig
 from rlhf.direct_preference.log_probs import Answer, summed_log_probs
 from rlhf.direct_preference.rows import collate_pairs, rankings_dataset
@@ -56,12 +56,14 @@ class RankingDPOTrainer(StepMean, DirectTrainer, DPOTrainer):
         log_probs = unflattened(summed_log_probs(model, inputs), valid)
         references = inputs.get("ref_log_probs")
         if references is None:
+            # (B, K), as the log-probs of the policy
             references = unflattened(self.reference_log_probs(inputs), valid)
-        prompts, chosen, rejected = ordered_pairs(ranks, valid)  # (P,)
+        prompts, chosen, rejected = pairs_of_ranks(ranks, valid)  # (P,)
         pairs = Pairs(prompts, chosen, rejected)
         weights = pair_weights(prompts)
         losses = self.pair_losses(pairs, log_probs - references, inputs["lengths"])
         count = self.count_for_mean(len(ranks), is_training=model.training)
+        # Of one ranking the weights sum to 1.
         loss = (weights * losses).sum() / count
         with torch.no_grad():
             self.note(pairs, weights, log_probs.detach(), references, inputs)
@@ -69,7 +71,7 @@ class RankingDPOTrainer(StepMean, DirectTrainer, DPOTrainer):
 
     def pair_losses(self, pairs: "Pairs", log_ratios: Tensor, lengths: Tensor) -> Tensor:
         """The losses of loss_type, weighted by loss_weights: (P,). log_ratios and lengths: (B, K)."""
-        chosen, rejected = pairs.of(log_ratios)
+        chosen, rejected = pairs.of(log_ratios)  # (P,)
         chosen_lengths, rejected_lengths = pairs.of(lengths)
         total = torch.zeros_like(chosen)
         for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
@@ -107,6 +109,7 @@ class RankingDPOTrainer(StepMean, DirectTrainer, DPOTrainer):
             "lengths/chosen": chosen_lengths,
             "lengths/rejected": rejected_lengths,
         }
+        # One message between the processes for all of them.
         sums = [(weights * column).sum() for column in columns.values()]
         counts = [torch.tensor(float(len(inputs["ranks"]))), inputs["mask"].sum()]
         numbers = torch.stack([number.float().to(weights.device) for number in (*sums, *counts)])

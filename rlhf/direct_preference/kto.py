@@ -22,6 +22,18 @@ class ThumbKTOTrainer(DirectTrainer, KTOTrainer):
     def answers_of(self, row: dict) -> list[Answer]:
         return [Answer(row["prompt_ids"] + row["completion_ids"], len(row["completion_ids"]))]
 
+    def _compute_loss(self, model, inputs, return_outputs):
+        """trl's loss. Also logs the log-probs under the reference, which the alarm compares."""
+        result = super()._compute_loss(model, inputs, return_outputs)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for side in ("chosen", "rejected"):
+            rewards = metrics.get(f"rewards/{side}", [])
+            # A batch may hold answers of one kind only.
+            if len(rewards) > len(metrics.get(f"logps/ref_{side}", [])):
+                reference = metrics[f"logps/{side}"][-1] - rewards[-1] / self.beta
+                metrics[f"logps/ref_{side}"].append(reference)
+        return result
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The rows with the log-probs of trl's trainer, and those of the evaluation's answers."""
         if name == "eval":

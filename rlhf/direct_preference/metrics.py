@@ -1,4 +1,4 @@
-"""How well implicit rewards tell good answers from bad ones."""
+"""Metrics of implicit rewards: do they tell good answers from bad ones?"""
 
 from collections.abc import Sequence
 
@@ -50,6 +50,7 @@ def area_under_curve(values: Tensor, good: Tensor, weights: Tensor) -> Tensor:
     values (N,); good (N,) bool; weights (R, N), of R resamples. Returns (R,).
     """
     _, order = torch.unique(values, return_inverse=True)  # equal values share a number
+    # Of each value: the weight of the bad answers that have it, and of those below it.
     bad_weights = torch.where(good, 0.0, weights)
     sums = torch.zeros(len(weights), int(order.max()) + 1, dtype=weights.dtype)
     at = sums.index_add(1, order, bad_weights)  # (R, distinct values)
@@ -64,6 +65,7 @@ def bootstrap_interval(values: Tensor, good: Tensor, prompts: Tensor) -> tuple[f
     generator = torch.Generator().manual_seed(0)
     count = int(prompts.max()) + 1
     draws = torch.randint(count, (RESAMPLES, count), generator=generator)
+    # How often each prompt is drawn weighs its answers.
     times = torch.zeros(RESAMPLES, count, dtype=torch.double)
     times = times.scatter_add(1, draws, torch.ones_like(draws, dtype=torch.double))
     areas = area_under_curve(values, good, times[:, prompts])

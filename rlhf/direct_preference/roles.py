@@ -78,10 +78,16 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
     set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * limit)
     named = None
     if settings.ref_model:
+        # The revision is the policy's.
         options = settings.load_options() | {"revision": None}
         named = load_policy(settings.ref_model, **options)
         run.parent("ref", settings.ref_model)
         fit_embeddings(named, tokenizer)
+    if args.precompute_ref_log_probs and not settings.use_peft and named is None:
+        run.say(
+            "precompute_ref_log_probs: no reference is kept, so the KL of samples is not measured"
+        )
+    # LoRA goes over the fitted embeddings, and a copy is of the model without it.
     policy = settings.with_lora(policy, task="CAUSAL_LM")
     return DirectRoles(policy, make_reference(policy, named, args), limit)
 

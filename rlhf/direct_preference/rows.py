@@ -109,6 +109,7 @@ def encode_thumbs(
         raise UserError(
             f"no row fits max_length={max_length} tokens: raise it (prompt + completion counts)"
         )
+    # trl's KTO reads its rows in their order.
     random.Random(seed).shuffle(encoded)
     add_other_completions(encoded, max_length)
     return encoded, {"rows_too_long": too_long}
@@ -126,6 +127,7 @@ def add_other_completions(encoded: list[dict], max_length: int) -> None:
         )
     for i, entry in enumerate(encoded):
         room = max_length - len(entry["prompt_ids"])
+        # From the first row on to the last ones: the order is a circle.
         for distance in range(1, len(encoded)):
             other = encoded[i - distance]
             if keys[i - distance] != keys[i] and len(other["completion_ids"]) <= room:

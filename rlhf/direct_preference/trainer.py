@@ -1,7 +1,7 @@
 """The part that the trainers of DPO and KTO share: policy and reference, evaluation, and samples of the policy.
 
-Implicit reward of an answer: beta (log pi(y) - log pi_ref(y)), summed over its tokens, EOS included. The reference is a model
-of its own, a frozen copy of the policy, or with LoRA the policy without its adapter.
+Implicit reward of an answer: beta (log pi(y) - log pi_ref(y)), summed over its tokens, EOS included. The reference is a
+model of its own, a frozen copy of the policy, or with LoRA the policy without its adapter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -97,8 +97,8 @@ class DirectTrainer(TrlTrainer):
         )
         if not is_plain(self.accelerator):
             raise UserError(
-                "DPO and KTO do not run under DeepSpeed or FSDP yet, where a process holds slices of the weights: start with "
-                "ddp.yaml, and with use_peft: true if the memory is short"
+                "DPO and KTO do not run under DeepSpeed or FSDP yet, where a process holds slices of the weights: start "
+                "with ddp.yaml, and with use_peft: true if the memory is short"
             )
         if "ref" in getattr(self.model, "peft_config", {}):
             # trl's copy of the LoRA matrices. The policy without its own is the reference.
@@ -161,6 +161,7 @@ class DirectTrainer(TrlTrainer):
 
         log_probs: `reference_log_probs` or `policy_log_probs`.
         """
+        # Flat, so that rows with many answers do not make batches larger.
         answers: list[Answer] = []
         for row in rows:
             answers += self.answers_of(row)
@@ -206,7 +207,7 @@ class DirectTrainer(TrlTrainer):
         self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Log and return what the subclass measures, and the length and KL of the policy's own answers."""
-        self.model.eval()
+        self.model.eval()  # trl's log tells training and evaluation apart by it
         samples = self.sample()
         self.samples, self.sampled = samples, sample_metrics(samples)
         metrics = self.measure(self.rewards()) | self.sampled
@@ -254,6 +255,7 @@ class DirectTrainer(TrlTrainer):
             "prompt_ids": prompt_ids.to(self.args.device),
             "prompt_mask": prompt_mask.to(self.args.device),
         }
+        # As in training: the trunk is called without the wrapper that has it.
         with self.accelerator.autocast():
             sampled = decode_in_batches(
                 model,
@@ -266,9 +268,7 @@ class DirectTrainer(TrlTrainer):
             )
             batch |= {"completion_ids": sampled.ids, "mask": sampled.mask}
             kl = self._log_ratios(model, batch)
-        texts = completion_texts(
-            self.tokenizer, unpadded(sampled.ids, sampled.mask), sampled.ended
-        )
+        texts = completion_texts(self.tokenizer, unpadded(sampled.ids, sampled.mask), sampled.ended)
         samples = []
         for i, text in enumerate(texts):
             sample = {
