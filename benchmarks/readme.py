@@ -341,7 +341,7 @@ def serving(record: dict) -> str:
 
 
 def instruct(record: dict) -> str:
-    """Seconds and memory of each stage of an instruct model, beside the estimate that PPO prints."""
+    """Seconds and memory of each stage of an instruct model, and the estimate that PPO prints."""
     rows = []
     for stage, entry in record["stages"].items():
         estimate = "-"
@@ -377,7 +377,6 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "bert/pretraining-reviews:fine_tuning": bert_fine_tuning,
     "instruct/smollm2_360m": instruct,
     "instruct/qwen3_0.6b": instruct,
-    "instruct/llama3.2_1b-4bit": instruct,
     "serving/small": serving,
     "serving/medium": serving,
 }
