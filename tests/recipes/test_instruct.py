@@ -73,16 +73,22 @@ def run(recipe_module, data, tmp_path):
 @pytest.mark.parametrize(
     ("name", "opening", "stops"),
     [
-        ("smollm2_360m", "<|im_start|>assistant\n", ["<|im_end|>"]),
+        pytest.param(
+            "smollm2_360m",
+            "<|im_start|>assistant\n",
+            ["<|im_end|>"],
+            marks=pytest.mark.slow,
+        ),
         (
             "qwen3_0.6b",
             "<|im_start|>assistant\n<think>\n\n</think>\n\n",
             ["<|im_end|>", "<|endoftext|>"],
         ),
-        (
+        pytest.param(
             "llama3.2_1b",
             "<|start_header_id|>assistant<|end_header_id|>\n\n",
             ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"],
+            marks=pytest.mark.slow,
         ),
     ],
 )
