@@ -106,17 +106,18 @@ def merged(model: nn.Module) -> PreTrainedModel:
 
     # In full precision it may not fit into the memory of the GPU that has trained it.
     model = model.to("cpu")
-    # Before the LoRA layers are taken out.
-    changes = {}
+    # Before they are taken out. One change at a time is computed below: all of them are as large as the model.
+    layers = {}
     for name, layer in base_of(model).named_modules():
         if isinstance(layer, LoraLayer):
-            deltas = [layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters]
-            changes[name] = sum(deltas)  # (outputs, inputs)
+            layers[name] = layer
     # Heads that were trained in full are kept by `unload`.
     plain = model.unload().dequantize(dtype=torch.float32)
     with torch.no_grad():
-        for name, change in changes.items():
-            plain.get_submodule(name).weight += change
+        for name, layer in layers.items():
+            weight = plain.get_submodule(name).weight  # (outputs, inputs)
+            for adapter in layer.active_adapters:
+                weight += layer.get_delta_weight(adapter).float()
     return plain
 
 
