@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from rlhf.errors import UserError
 from rlhf.runs import keys
@@ -359,6 +359,7 @@ def _make_settings(classes: list[type], content: dict, flags: list[str]) -> tupl
         # Without an accelerator, TrainingArguments refuses bf16 unless it is told to use the CPU.
         parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     values = {name: value for name, value in content.items() if name != "env"}
+    _replace_nulls(classes, values)
     parser.set_defaults_with_config(**values)  # flags are parsed later, so they win
 
     def fail(message):
@@ -376,6 +377,20 @@ def _make_settings(classes: list[type], content: dict, flags: list[str]) -> tupl
             if hasattr(instance, "bf16"):
                 instance.bf16 = None  # not given: trl would set it; `runs.precision` decides
     return instances
+
+
+def _replace_nulls(classes: list[type], values: dict) -> None:
+    """Let null be an empty list for a key with a list. UserError where a key needs a value."""
+    hints = {}
+    for cls in classes:
+        hints |= get_type_hints(cls)
+    for name, value in values.items():
+        kind = hints[name]
+        if value is not None or kind is Any or type(None) in get_args(kind):
+            continue
+        if get_origin(kind) is not list:
+            raise UserError(f"{name}: null, and this key needs a value: drop it for its default")
+        values[name] = []
 
 
 def parser_actions(classes: list[type]) -> dict:

@@ -1,6 +1,7 @@
 """The key `defaults` of a recipe's YAML, and the settings that load a model's parts."""
 
 import copy
+import dataclasses
 import os
 import typing
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ def test_keys_of_defaults_apply_first_and_flags_last(folder):
 def test_null_brings_back_the_default_of_an_optional_setting(folder):
     data, _ = parse(CLASSES, "", folder("defaults: demo.yaml\ndataset_limit: null\n"))
     assert data.dataset_limit is None
+
+
+def test_null_is_an_empty_list_and_refused_where_a_key_needs_a_value(folder, refused):
+    @dataclass
+    class Rewards:
+        reward_functions: list[str] = dataclasses.field(default_factory=lambda: ["a:b"])
+
+    [rewards, _] = parse([Rewards, TrainingArguments], "", folder("reward_functions: null\n"))
+    assert rewards.reward_functions == []
+    assert "seed: null" in refused(parse, CLASSES, "", folder("seed: null\n"))
 
 
 def test_the_record_has_settings_and_not_the_key(folder):
