@@ -258,6 +258,24 @@ def test_a_reference_that_is_missing_is_named(failing, tmp_path, name):
 
 
 @pytest.mark.slow
+def test_rows_are_as_long_as_the_reference_reads(train, tokenizer, tmp_path):
+    sizes = dict(hidden_size=16, layers=1, heads=2, context=12, dropout=0.1)
+    save(new_policy(tokenizer, model_type="gpt2", **sizes), tokenizer, tmp_path / "short")
+    rows = rankings()
+    rows[0]["completions"][0] = "c " * 13
+    folder = train("dpo", "--ref_model", tmp_path / "short", rows=rows)
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["completions_too_long"] + metrics["eval_completions_too_long"] == 1
+
+
+@pytest.mark.slow
+def test_one_held_out_prompt_with_both_thumbs_is_enough(train):
+    rows = [row for row in thumbs() if row["prompt"] in ("a a", "b a", "d a")]
+    metrics = RunRecord.load(train("kto", rows=rows)).metrics
+    assert metrics["prompts"] == 1 and metrics["answers"] == 2
+
+
+@pytest.mark.slow
 def test_what_is_dropped_is_said_and_counted(train, capsys):
     rows = rankings()
     rows[0]["completions"][1] = "c " * 40
