@@ -11,6 +11,7 @@ from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.padding import right_pad
 from rlhf.data.rows import thumb
+from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
 from rlhf.reward_model.rankings import collate_rankings, encode_rankings
 
@@ -103,12 +104,13 @@ def encode_thumbs(
             with estimates_kl
         label: true where the answer was good
         row: the row that was read
-    Returns the rows, and the number of rows that are too long. UserError where no row is left, or with estimates_kl where
+    Returns the rows, and counts of those that were dropped. UserError where no row is left, or with estimates_kl where
     all have one prompt.
     """
     check_answers(tokenizer, rows)
+    newest = newest_thumbs(rows)
     encoded, too_long = [], 0
-    for row in rows:
+    for row in newest:
         prompt = encode_prompt(tokenizer, row["prompt"])
         completion = encode_completion(tokenizer, row["completion"])
         if len(prompt) + len(completion) > max_length:
@@ -124,7 +126,16 @@ def encode_thumbs(
     random.Random(seed).shuffle(encoded)
     if estimates_kl:
         add_other_completions(encoded, max_length)
-    return encoded, {"rows_too_long": too_long}
+    return encoded, {"rows_too_long": too_long, "thumbs_changed_later": len(rows) - len(newest)}
+
+
+def newest_thumbs(rows: Sequence[dict]) -> list[dict]:
+    """The rows without thumbs that the same person changed later. Rows of a feedback store name their annotator."""
+    kept: dict[tuple, dict] = {}
+    for i, row in enumerate(rows):
+        person = row.get("annotator") or i  # nobody's thumbs all count
+        kept[prompt_key(row, "unpaired_preference"), row["completion"], person] = row
+    return list(kept.values())
 
 
 def add_other_completions(encoded: list[dict], max_length: int) -> None:
