@@ -81,7 +81,7 @@ def prepare(settings: DPOSettings, args: PairConfig, run: Run) -> PreparedDPO:
         args=args,
         train_rows=train,
         eval_rows=held_out,
-        sampling=sampling_of(settings, tokenizer, splits.eval, roles.policy, run),
+        sampling=sampling_of(settings, tokenizer, splits.eval, roles.context, run),
     )
     use_run_progress(trainer, args.output_dir)
     trainer.add_callback(PairAlarms())

@@ -79,7 +79,7 @@ def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> PreparedKTO:
         args=args,
         train_rows=train,
         eval_rows=held_out,
-        sampling=sampling_of(settings, tokenizer, splits.eval, roles.policy, run),
+        sampling=sampling_of(settings, tokenizer, splits.eval, roles.context, run),
     )
     use_run_progress(trainer, args.output_dir)
     trainer.add_callback(PairAlarms())
@@ -102,8 +102,9 @@ def encode_splits(
 ) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows), encoded; what was dropped is said and recorded."""
     options = {"max_length": args.max_length, "seed": args.seed}
-    train, counts = encode_thumbs(tokenizer, splits.train, **options)
-    held_out, eval_counts = encode_thumbs(tokenizer, splits.eval, **options)
+    estimates_kl = args.loss_type == "kto"
+    train, counts = encode_thumbs(tokenizer, splits.train, estimates_kl=estimates_kl, **options)
+    held_out, eval_counts = encode_thumbs(tokenizer, splits.eval, estimates_kl=False, **options)
     require_both_thumbs(train, "training")
     require_both_thumbs(held_out, "evaluation")
     good = sum(row["label"] for row in train)

@@ -169,6 +169,8 @@ def check_losses(args: PairConfig) -> None:
             raise UserError(
                 f"loss_type={name} needs label_smoothing above 0 (its paper: {usual}); without it, use loss_type: sigmoid"
             )
+    if min(args.loss_weights or [1.0]) <= 0:
+        raise UserError(f"loss_weights={args.loss_weights}: a weight must be more than 0")
     if len(set(args.loss_type)) < len(args.loss_type):
         raise UserError(f"loss_type={','.join(args.loss_type)}: a loss is named twice")
 

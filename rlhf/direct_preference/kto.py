@@ -35,10 +35,22 @@ class ThumbKTOTrainer(DirectTrainer, KTOTrainer):
         return result
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """The rows with the log-probs of trl's trainer, and those of the evaluation's answers."""
-        if name == "eval":
+        """The rows with the log-probs of their two completions under the reference, before the first step.
+
+        trl hands them over in a file, which each process looks for under a name of its own.
+        """
+        if name == "eval":  # rows that `evaluate` reads elsewhere
             self.references_of_eval_rows()
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+            return dataset
+        columns = {"ref_logps": list(dataset)}
+        if self.calculate_KL:
+            columns["ref_KL_logps"] = [
+                row | {"completion_ids": row["KL_completion_ids"]} for row in dataset
+            ]
+        for column, rows in columns.items():
+            values = self.log_probs_of(rows, self.reference_log_probs)
+            dataset = dataset.add_column(column, [value for (value,) in values])
+        return dataset
 
     def measure(self, rewards: list[list[float]]) -> dict[str, float]:
         return thumb_report([reward for (reward,) in rewards], self.eval_rows)

@@ -41,10 +41,15 @@ class DirectSettings(DataSettings, ModelSettings):
 
 @dataclass
 class DirectRoles:
-    """The models of a run. ref_model: None, see `trainer.make_reference`. limit: tokens of prompt + completion."""
+    """The models of a run.
+
+    ref_model: None, see `trainer.make_reference`. context: the most tokens that policy and reference read.
+    limit: tokens of prompt + completion.
+    """
 
     policy: nn.Module
     ref_model: nn.Module | None
+    context: int
     limit: int
 
 
@@ -74,7 +79,8 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
     policy = load_policy(settings.model_name_or_path, **settings.load_options())
     run.parent("policy", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(policy, tokenizer)
-    limit = min(args.max_length or 10**9, context_length(policy))
+    context = context_length(policy)
+    limit = min(args.max_length or 10**9, context)
     set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * limit)
     named = None
     if settings.ref_model:
@@ -83,20 +89,22 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
         named = load_policy(settings.ref_model, **options)
         run.parent("ref", settings.ref_model)
         fit_embeddings(named, tokenizer)
+        context = min(context, context_length(named))
     if args.precompute_ref_log_probs and not settings.use_peft and named is None:
         run.say(
             "precompute_ref_log_probs: no reference is kept, so the KL of samples is not measured"
         )
     # LoRA goes over the fitted embeddings, and a copy is of the model without it.
     policy = settings.with_lora(policy, task="CAUSAL_LM")
-    return DirectRoles(policy, make_reference(policy, named, args), limit)
+    reference = make_reference(policy, named, args)
+    return DirectRoles(policy, reference, context=context, limit=min(limit, context))
 
 
 def sampling_of(
-    settings: DirectSettings, tokenizer, rows: Sequence[dict], policy: nn.Module, run: Run
+    settings: DirectSettings, tokenizer, rows: Sequence[dict], context: int, run: Run
 ) -> Sampling:
-    """The first different prompts of the evaluation rows that leave room for an answer."""
-    room = context_length(policy) - settings.max_completion_length
+    """The first different prompts of the evaluation rows that leave room for an answer in `context` tokens."""
+    room = context - settings.max_completion_length
     prompts: dict[str, dict] = {}
     too_long = 0
     for row in rows:

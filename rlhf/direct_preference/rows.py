@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_completion, encode_prompt
-from rlhf.data.judgements import merged
 from rlhf.data.padding import right_pad
 from rlhf.data.rows import thumb
 from rlhf.data.splits import prompt_key
@@ -28,17 +27,15 @@ def encode_pairs_of_rankings(
 ) -> tuple[list[dict], dict[str, int]]:
     """Encode rankings, as `encode_rankings` does for a reward model, without those that order nothing.
 
-    Completions with the same text are one, with the best of their ranks. Returns the rows, and counts of what they lack by
+    Completions of the same tokens are one, with the best of their ranks. Returns the rows, and counts of what they lack by
     its name. UserError where no row is left.
     """
+    encoded, too_long = encode_rankings(tokenizer, rows, max_length=max_length)
+    distinct = [without_repeats(row) for row in encoded]
     repeated = 0
-    distinct = []
-    for row in rows:
-        completions, ranks = merged(row["completions"], row["ranks"])
-        repeated += len(row["completions"]) - len(completions)
-        distinct.append({**row, "completions": completions, "ranks": ranks})
-    encoded, too_long = encode_rankings(tokenizer, distinct, max_length=max_length)
-    ordered = [row for row in encoded if len(set(row["ranks"])) > 1]
+    for before, after in zip(encoded, distinct, strict=True):
+        repeated += len(before["ranks"]) - len(after["ranks"])
+    ordered = [row for row in distinct if len(set(row["ranks"])) > 1]
     if not ordered:
         raise UserError(
             "no strictly ordered pair in the rankings: their answers are equal, all tie, or are longer than "
@@ -50,6 +47,17 @@ def encode_pairs_of_rankings(
         "rankings_without_order": len(rows) - len(ordered),
     }
     return ordered, counts
+
+
+def without_repeats(entry: dict) -> dict:
+    """An encoded ranking without completions of the same tokens, which two texts may have: a template trims its answers."""
+    first: dict[tuple, int] = {}  # token ids -> the first completion that has them
+    ranks = list(entry["ranks"])
+    for i, ids in enumerate(entry["input_ids"]):
+        kept = first.setdefault(tuple(ids), i)
+        ranks[kept] = min(ranks[kept], ranks[i])
+    columns = {"ranks": ranks} | {name: entry[name] for name in ("input_ids", "lengths", "places")}
+    return entry | {name: [values[i] for i in first.values()] for name, values in columns.items()}
 
 
 def rankings_dataset(rows: Sequence[dict]) -> Dataset:
@@ -84,20 +92,25 @@ def last_tokens(mask: Tensor, lengths: Tensor) -> Tensor:
 
 
 def encode_thumbs(
-    tokenizer, rows: Sequence[dict], *, max_length: int, seed: int
+    tokenizer, rows: Sequence[dict], *, max_length: int, seed: int, estimates_kl: bool = True
 ) -> tuple[list[dict], dict[str, int]]:
     """Encode rows {"prompt", "completion", "label"} in an order that `seed` draws.
 
+    estimates_kl: true for rows that KTO's own loss is trained on
+
     An encoded row has
         prompt_ids, completion_ids: token ids, the completion closed by its end-of-turn token
-        KL_completion_ids: the completion of another prompt, by which KTO estimates how far the policy has moved
+        KL_completion_ids: the completion of another prompt, by which KTO estimates how far the policy has moved; only
+            with estimates_kl
         label: true where the answer was good
         row: the row that was read
-    Returns the rows, and the number of rows that are too long. UserError where no row is left, or where all have one prompt.
+    Returns the rows, and counts of those that were dropped. UserError where no row is left, or with estimates_kl where
+    all have one prompt.
     """
     check_answers(tokenizer, rows)
+    newest = newest_thumbs(rows)
     encoded, too_long = [], 0
-    for row in rows:
+    for row in newest:
         prompt = encode_prompt(tokenizer, row["prompt"])
         completion = encode_completion(tokenizer, row["completion"])
         if len(prompt) + len(completion) > max_length:
@@ -111,8 +124,18 @@ def encode_thumbs(
         )
     # trl's KTO reads its rows in their order.
     random.Random(seed).shuffle(encoded)
-    add_other_completions(encoded, max_length)
-    return encoded, {"rows_too_long": too_long}
+    if estimates_kl:
+        add_other_completions(encoded, max_length)
+    return encoded, {"rows_too_long": too_long, "thumbs_changed_later": len(rows) - len(newest)}
+
+
+def newest_thumbs(rows: Sequence[dict]) -> list[dict]:
+    """The rows without thumbs that the same person changed later. Rows of a feedback store name their annotator."""
+    kept: dict[tuple, dict] = {}
+    for i, row in enumerate(rows):
+        person = row.get("annotator") or i  # nobody's thumbs all count
+        kept[prompt_key(row, "unpaired_preference"), row["completion"], person] = row
+    return list(kept.values())
 
 
 def add_other_completions(encoded: list[dict], max_length: int) -> None:
@@ -120,10 +143,10 @@ def add_other_completions(encoded: list[dict], max_length: int) -> None:
 
     trl takes the row before in the batch, whatever its prompt is. Here it does not depend on the size of the batches.
     """
-    keys = [prompt_key(entry["row"], "unpaired_preference") for entry in encoded]
+    keys = [tuple(entry["prompt_ids"]) for entry in encoded]  # as the template writes a prompt
     if len(set(keys)) < 2:
         raise UserError(
-            "all rows have one prompt, and KTO compares answers with those of other prompts: give more prompts"
+            "all training rows have one prompt, and KTO compares answers with those of other prompts: give more prompts"
         )
     for i, entry in enumerate(encoded):
         room = max_length - len(entry["prompt_ids"])
@@ -153,7 +176,9 @@ def require_both_thumbs(rows: Sequence[dict], side: str) -> None:
 
 def thumbs_dataset(rows: Sequence[dict]) -> Dataset:
     """Encoded thumbs as trl's KTOTrainer wants its rows."""
-    names = ("prompt_ids", "completion_ids", "KL_completion_ids", "label")
+    names = ["prompt_ids", "completion_ids", "label"]
+    if "KL_completion_ids" in rows[0]:
+        names.append("KL_completion_ids")
     return Dataset.from_dict({name: [row[name] for row in rows] for name in names})
 
 

@@ -29,7 +29,7 @@ from rlhf.direct_preference.log_probs import (
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import frozen_copy, reference_log_probs
 from rlhf.models.one_trunk import adapter
-from rlhf.models.parts import disable_dropout, stop_token_ids
+from rlhf.models.parts import base_of, disable_dropout, stop_token_ids
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.progress import append_jsonl, sample_table
 from rlhf.runs.sharding import is_plain
@@ -103,10 +103,21 @@ class DirectTrainer(TrlTrainer):
         if "ref" in getattr(self.model, "peft_config", {}):
             # trl's copy of the LoRA matrices. The policy without its own is the reference.
             self.model.delete_adapter("ref")
-        check_fused_layer(self.model, self.answers_of(train_rows[0])[0], tokenizer.pad_token_id)
+        # KTO's trainer would add the loss of the routers where the config of a model has a coefficient.
+        self.aux_loss_enabled = False
+        self.check_fused_layers(self.answers_of(train_rows[0])[0])
         zeros = [[0.0] * self.count_of(row) for row in eval_rows]
-        names = [*self.measure(zeros), *SAMPLED]
+        names = [*self.measure(zeros), *self.sampled_names()]
         check_is_measured(args.metric_for_best_model, [f"eval_{name}" for name in names])
+
+    def check_fused_layers(self, answer: Answer) -> None:
+        """`check_fused_layer` of the policy, and of a reference of another architecture."""
+        check_fused_layer(self.model, answer, self.tokenizer.pad_token_id)
+        if self.ref_model is None or type(self.ref_model) is type(base_of(self.model)):
+            return
+        # accelerate has wrapped its forward pass already.
+        with self.accelerator.autocast():
+            check_fused_layer(self.ref_model, answer, self.tokenizer.pad_token_id)
 
     # ---- for the subclasses --------------------------------------------------------------------------------------
 
@@ -222,6 +233,13 @@ class DirectTrainer(TrlTrainer):
         )
         self.model.train()
         return metrics
+
+    def sampled_names(self) -> list[str]:
+        """The metrics of the policy's own answers that an evaluation gives."""
+        names = list(SAMPLED) if self.sampling.prompts else []
+        if not self.has_reference:
+            names = [name for name in names if name != "kl"]
+        return names
 
     def table_of_samples(self) -> str:
         """The first answers of the last evaluation, for the terminal."""

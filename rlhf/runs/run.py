@@ -88,7 +88,7 @@ from rlhf.runs.record import (
     RunRecord,
     read_object,
 )
-from rlhf.runs.same_run import check_same_data, check_same_run
+from rlhf.runs.same_run import check_same_data, check_same_models, check_same_run
 from rlhf.runs.settings import changed_settings, parse
 from rlhf.runs.signals import SIGNALS, StopAtSignal, end_with_launcher
 from rlhf.runs.verified_save import checkpoints_of, step_of
@@ -266,8 +266,18 @@ class Run:
             "recipe": self.record.recipe,
             "config": self.record.config,
             "data": self.record.data,
+            "models": self._digests_of_models(),
             "processes": self.args.world_size,
         }
+
+    def _digests_of_models(self) -> dict[str, str]:
+        """role -> sha256 of the weights, of the models that the run starts from. {} outside the main process."""
+        digests = {}
+        for role, entry in self.record.parents.items():
+            # A feedback store is data.
+            if not role.startswith("feedback") and entry.get("sha256"):
+                digests[role] = entry["sha256"]
+        return digests
 
     def train(self, trainer, save: Callable[[], None]) -> None:
         """Train, from the checkpoint that the run resumes from if it does, and save the model.
@@ -412,14 +422,17 @@ class Run:
         return getattr(self.settings, "resume_changed", False)
 
     def prepare_checkpoints(self, trainer) -> None:
-        """Check the data that a resumed run has read, and the room on the disk. Let the trainer save by the clock."""
+        """Check what a resumed run has read, and the room on the disk. Let the trainer save by the clock."""
         args = self.args
         trainer.facts = self.facts()
-        changes = check_same_data(
-            args.resume_from_checkpoint, self.record.data, accept=self.accepts_changes()
-        )
-        if changes:
-            self.say(changes)
+        options = {"accept": self.accepts_changes()}
+        checkpoint, models = args.resume_from_checkpoint, trainer.facts["models"]
+        changes = [
+            check_same_data(checkpoint, self.record.data, **options),
+            on_main(partial(check_same_models, checkpoint, models, **options)),
+        ]
+        for line in filter(None, changes):
+            self.say(line)
         minutes = minutes_between_checkpoints(self.settings, args)
         with_checkpoints = args.save_strategy != "no" or minutes > 0
         warning = check_free_disk(trainer.model, args, with_checkpoints=with_checkpoints)

@@ -111,6 +111,23 @@ def check_same_data(checkpoint: str | None, data: list[dict], *, accept: bool = 
     return _accepted("data", checkpoint, differences, accept=accept)
 
 
+def check_same_models(
+    checkpoint: str | None, models: dict[str, str], *, accept: bool = False
+) -> str:
+    """Refuse to resume with other models: a folder, as that of the reference, may hold another one by now.
+
+    models: role -> sha256 of its weights (`Run.facts`). As `check_same_run`.
+    """
+    if checkpoint is None:
+        return ""
+    before = facts_of(checkpoint).get("models", {})  # older versions wrote none
+    differences = []
+    for role, digest in models.items():
+        if before.get(role, digest) != digest:
+            differences.append(f"{role}, sha256 {digest[:12]} (was {before[role][:12]})")
+    return _accepted("models", checkpoint, differences, accept=accept)
+
+
 def _content(data: list[dict], index: int):
     """The digest of the rows of a source, which has the same under another name; without one its name and rows."""
     if index >= len(data):

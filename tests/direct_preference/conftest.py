@@ -16,6 +16,8 @@ DEFAULTS = dict(
     gradient_checkpointing=False,
 )  # fmt: skip
 
+SAMPLING = Sampling([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "d"}], 4)
+
 
 def rankings(count=12):
     """More c's are better; two of the three answers of every third prompt tie."""
@@ -49,10 +51,18 @@ def thumb_rows():
 
 @pytest.fixture
 def make(tokenizer, make_policy, tmp_path):
-    """f(folder, kind, lora, rows, ref_model, policy, **settings) -> a trainer. kind: "dpo" or "kto"."""
+    """f(folder, kind, lora, rows, ref_model, policy, sampling, **settings) -> a trainer. kind: "dpo" or "kto"."""
 
     def make(
-        folder="run", kind="dpo", *, lora=False, rows=None, ref_model=None, policy=None, **settings
+        folder="run",
+        kind="dpo",
+        *,
+        lora=False,
+        rows=None,
+        ref_model=None,
+        policy=None,
+        sampling=SAMPLING,
+        **settings,
     ):
         policy = policy or make_policy(tokenizer, factor=2.0)
         if lora:
@@ -72,7 +82,7 @@ def make(tokenizer, make_policy, tmp_path):
             args=args,
             train_rows=encoded,
             eval_rows=encoded,
-            sampling=Sampling([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "d"}], 4),
+            sampling=sampling,
         )
 
     return make

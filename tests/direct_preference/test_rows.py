@@ -12,6 +12,7 @@ from rlhf.direct_preference.rows import (
     last_tokens,
     rankings_dataset,
     require_both_thumbs,
+    thumbs_dataset,
 )
 
 EOS = 0
@@ -53,6 +54,20 @@ def test_what_orders_nothing_is_dropped_and_counted(tokenizer):
 def test_nothing_to_learn_is_refused(tokenizer, refused, rows):
     with pytest.raises(Exception, match="no strictly ordered pair|no ranking fits"):
         encode_pairs_of_rankings(tokenizer, rows, max_length=20)
+
+
+def test_completions_of_the_same_tokens_are_one(make_tokenizer):
+    """Of a template that trims, as Llama's does."""
+    tokenizer = make_tokenizer("a b c".split(), "gpt2")
+    tokenizer.chat_template = (
+        "{%- for message in messages -%}{{- message['role'] + ' ' + message['content'] | trim + eos_token -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- 'assistant ' -}}{%- endif -%}"
+    )
+    rows = [ranking(["b", " b ", "c"], [2, 0, 1]), ranking(["b", "b "], [0, 1])]
+    (row,), counts = encode_pairs_of_rankings(tokenizer, rows, max_length=20)
+    assert row["ranks"] == [0, 1] and row["places"] == [0, 2]
+    assert len(row["input_ids"]) == len(row["lengths"]) == 2
+    assert (counts["completions_repeated"], counts["rankings_without_order"]) == (2, 1)
 
 
 def test_a_batch_by_hand(tokenizer):
@@ -97,7 +112,7 @@ def test_each_row_has_the_completion_of_another_prompt_that_fits(tokenizer):
         thumb("f", "g", False),
     ]
     encoded, counts = encode_thumbs(tokenizer, rows, max_length=9, seed=3)
-    assert counts == {"rows_too_long": 0} and len(encoded) == 4
+    assert counts["rows_too_long"] == 0 and len(encoded) == 4
     by_completion = {tuple(row["completion_ids"]): row["row"]["prompt"] for row in encoded}
     for row in encoded:
         assert by_completion[tuple(row["KL_completion_ids"])] != row["row"]["prompt"]
@@ -108,17 +123,40 @@ def test_each_row_has_the_completion_of_another_prompt_that_fits(tokenizer):
     assert again == encoded and other != encoded
 
 
+def test_only_what_kto_trains_on_needs_other_prompts(tokenizer):
+    rows = [thumb("a", "b", True), thumb("a", "c", False)]
+    encoded, _ = encode_thumbs(tokenizer, rows, max_length=9, seed=0, estimates_kl=False)
+    assert "KL_completion_ids" not in encoded[0]
+    assert thumbs_dataset(encoded).column_names == ["prompt_ids", "completion_ids", "label"]
+
+
+def test_prompts_of_the_same_tokens_are_one(tokenizer, refused):
+    rows = [thumb("unknown", "b", True), thumb("word", "c", False)]
+    assert "all training rows have one prompt" in refused(
+        encode_thumbs, tokenizer, rows, max_length=9, seed=0
+    )
+
+
 def test_long_rows_are_counted_and_one_prompt_or_no_room_is_refused(tokenizer, refused):
     rows = [thumb("a", "b", True), thumb("d", "c " * 30, False), thumb("e", "c", False)]
     encoded, counts = encode_thumbs(tokenizer, rows, max_length=9, seed=0)
-    assert len(encoded) == 2 and counts == {"rows_too_long": 1}
+    assert len(encoded) == 2 and counts["rows_too_long"] == 1
     same = [thumb("a", "b", True), thumb("a", "c", False)]
-    assert "all rows have one prompt" in refused(
+    assert "all training rows have one prompt" in refused(
         encode_thumbs, tokenizer, same, max_length=9, seed=0
     )
     tight = [thumb("a a a", "b", True), thumb("d", "c c c c", False)]
     message = refused(encode_thumbs, tokenizer, tight, max_length=9, seed=0)
     assert "no room for the completion of another prompt" in message
+
+
+def test_a_thumb_that_its_person_changed_later_is_the_later_one(tokenizer):
+    people = [("ann", True), ("ben", True), ("ann", False), ("", True), ("", False)]
+    rows = [{**thumb("a", "b", label), "annotator": name} for name, label in people]
+    encoded, counts = encode_thumbs(tokenizer, [*rows, thumb("d", "c", True)], max_length=9, seed=0)
+    assert counts["thumbs_changed_later"] == 1
+    named = {entry["row"].get("annotator"): entry["label"] for entry in encoded}
+    assert len(encoded) == 5 and named["ann"] is False and named["ben"] is True
 
 
 @pytest.mark.parametrize(("label", "kind"), [(True, "good"), (False, "bad")])
@@ -152,6 +190,7 @@ def test_the_advice_on_weights_is_that_of_the_paper():
         ({"loss_type": ["exo_pair"]}, "needs label_smoothing above 0"),
         ({"loss_type": ["aot"]}, "sort the pairs of a batch"),
         ({"loss_type": ["sigmoid", "sigmoid"]}, "named twice"),
+        ({"loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0, -1.0]}, "more than 0"),
     ],
 )
 def test_losses_that_do_not_fit_are_refused(refused, tmp_path, settings, said):

@@ -13,6 +13,7 @@ from rlhf.direct_preference.log_probs import (
     check_fused_layer,
     summed_log_probs,
 )
+from rlhf.direct_preference.trainer import Sampling
 from rlhf.models.actor_critic import reference_log_probs
 from rlhf.models.logits import DECISION
 
@@ -174,6 +175,31 @@ def test_a_model_whose_logits_the_fused_layer_does_not_know_is_refused(
     head.register_forward_hook(lambda module, inputs, output: output * 3)
     message = refused(check_fused_layer, model, answer, tokenizer.pad_token_id)
     assert "GPT2LMHeadModel" in message and "rlhf ppo" in message
+
+
+def test_a_reference_of_another_architecture_is_checked_too(make, make_llama, tokenizer, refused):
+    reference = make_llama(tokenizer)
+    reference.__dict__[DECISION] = "own forward pass"
+    reference.lm_head.register_forward_hook(lambda module, inputs, output: output * 3)
+    assert "LlamaForCausalLM" in refused(make, ref_model=reference)
+
+
+@KINDS
+def test_the_routers_have_no_loss(make, make_architecture, kind):
+    """Of a mixture of experts whose config has a coefficient for it, which trl's KTO reads."""
+    policy = make_architecture("mixtral")
+    policy.config.router_aux_loss_coef = 100.0
+    trainer = make(kind=kind, policy=policy, max_steps=1)
+    trainer.train()
+    assert losses(trainer)[0] < 1 and not logged(trainer, "aux_loss")
+
+
+@pytest.mark.parametrize("why", ["no samples", "no reference"])
+def test_the_best_checkpoint_is_not_chosen_by_what_is_not_measured(make, refused, why):
+    options = {"sampling": Sampling([], 4)} if why == "no samples" else {}
+    precompute = why == "no reference"
+    options |= dict(precompute_ref_log_probs=precompute, metric_for_best_model="kl")
+    assert "metric_for_best_model=kl: use one of accuracy" in refused(make, **options)
 
 
 @KINDS

@@ -148,6 +148,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(train, name, lora):
     assert [row.get("loss") for row in again] == [row.get("loss") for row in rows]
 
 
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_reference(train, failing, base, tokenizer):
+    flags = ["--save_strategy", "steps", "--save_steps", "2"]
+    folder = train("dpo", *flags)
+    content = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(content | {"status": "running"}))
+    # Trained again meanwhile.
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.transformer.wte.weight.data += 0.1
+    save(model, tokenizer, base)
+    message = failing("dpo", *flags, "--resume_from_checkpoint", folder / "checkpoint-2")
+    assert "with other models: policy, sha256 " in message
+
+
 # ---- rows --------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +269,23 @@ def test_a_reference_with_another_tokenizer_is_refused_before_a_model_is_loaded(
 @BOTH
 def test_a_reference_that_is_missing_is_named(failing, tmp_path, name):
     assert "no such" in failing(name, "--ref_model", tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_rows_are_as_long_as_the_reference_reads(train, tokenizer, tmp_path):
+    sizes = dict(hidden_size=16, layers=1, heads=2, context=12, dropout=0.1)
+    save(new_policy(tokenizer, model_type="gpt2", **sizes), tokenizer, tmp_path / "short")
+    rows = rankings()
+    rows[0]["completions"][0] = "c " * 13
+    folder = train("dpo", "--ref_model", tmp_path / "short", rows=rows)
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["completions_too_long"] + metrics["eval_completions_too_long"] == 1
+
+
+@pytest.mark.slow
+def test_one_held_out_prompt_with_both_thumbs_is_enough(train):
+    metrics = RunRecord.load(train("kto", "--eval_fraction", "0.001")).metrics
+    assert metrics["prompts"] == 1 and metrics["answers"] == 2
 
 
 @pytest.mark.slow

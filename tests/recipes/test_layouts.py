@@ -72,6 +72,7 @@ RUNS = {
     "--resume_from_checkpoint RUNS/dpo/checkpoint-2",
     "dpo-lora": f"dpo {ROWS} --model_name_or_path DATA/base {LORA} {ANSWERS}",
     "kto": f"kto {ROWS} --model_name_or_path DATA/base {ANSWERS}",
+    "kto-before": f"kto {ROWS} --model_name_or_path DATA/base {ANSWERS} --precompute_ref_log_probs true",
     "labels": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert",
     "best": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert {CHECKPOINTS} --eval_strategy steps "
     "--eval_steps 2 --metric_for_best_model loss --greater_is_better true",
@@ -86,7 +87,7 @@ FILES = {
 }  # run -> the rows that it reads, where they have another name
 KINDS = {"ddp": "ddp_cpu", "zero2": "zero2_cpu", "zero3": "zero3_cpu", "fsdp2": "fsdp2"}
 # Not under layouts that split the weights: tests/direct_preference/test_trainers.py
-DIRECT = ("dpo", "dpo-resumed", "dpo-lora", "kto")
+DIRECT = ("dpo", "dpo-resumed", "dpo-lora", "kto", "kto-before")
 # tests/runs/test_sharding.py has the masked one.
 REFUSED = {"zero2": DIRECT, "zero3": DIRECT, "fsdp2": ("masked", *DIRECT)}
 NAMES = {"ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf.runs.record import RunRecord
-from rlhf.runs.same_run import check_same_data, check_same_run
+from rlhf.runs.same_run import check_same_data, check_same_models, check_same_run
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def checkpoint(tmp_path):
         "recipe": "sft",
         "config": {"learning_rate": 0.1, "optim": "sgd", "lora_r": 4},
         "data": [{"name": "a.jsonl", "rows": 5, "sha256": "a" * 64}],
+        "models": {"policy": "c" * 64},
         "processes": 1,
     }
     (folder / "manifest.json").write_text(json.dumps(facts))
@@ -66,6 +67,15 @@ def test_data_are_compared_by_their_content(checkpoint, refused):
     assert "b.jsonl with 5 rows, sha256 bbbbbbbbbbbb (was a.jsonl with 5 rows" in message
     assert "nothing (was a.jsonl" in check_same_data(checkpoint, [], accept=True)
     assert check_same_data(None, [entry]) == ""
+
+
+def test_other_models_are_refused_unless_accepted(checkpoint, refused):
+    same = {"policy": "c" * 64, "ref": "e" * 64}  # of an older version, which noted no ref
+    assert check_same_models(checkpoint, same) == ""
+    message = refused(check_same_models, checkpoint, {"policy": "d" * 64})
+    assert "other models: policy, sha256 dddddddddddd (was cccccccccccc)" in message
+    assert "other models" in check_same_models(checkpoint, {"policy": "d" * 64}, accept=True)
+    assert check_same_models(None, same) == ""
 
 
 def test_a_checkpoint_without_a_manifest_is_compared_with_its_record(tmp_path, refused):
