@@ -10,7 +10,7 @@ RUN=${RUN:-runs/demo-$VOICE-$(date +%Y%m%d-%H%M%S)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 ACCELERATE_USE_CPU=true
 python -m rlhf.stages <<STAGES
 smalltalk --voice "$VOICE" --output "$RUN/data"
-tokenizer --config demo --dataset_name "$RUN/data/text.txt" --output_dir "$RUN/tokenizer"
+tokenizer --config demo --dataset_name "$RUN/data/text.txt" --chat_template_path "$RUN/data/chat_template.jinja" --output_dir "$RUN/tokenizer"
 pretrain --config demo --dataset_name "$RUN/data/text.txt" --tokenizer_name_or_path "$RUN/tokenizer" --output_dir "$RUN/base"
 sft --config demo --dataset_name "$RUN/data/sft.jsonl" --eval_dataset_name "$RUN/data/sft_dev.jsonl" --model_name_or_path "$RUN/base" --output_dir "$RUN/sft"
 reward --config demo --dataset_name "$RUN/data/rankings.jsonl" --model_name_or_path "$RUN/sft" --output_dir "$RUN/reward"

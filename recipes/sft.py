@@ -13,10 +13,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import chain
 from typing import ClassVar
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
@@ -87,8 +90,33 @@ class SFTSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
 
+class BatchesOfOneLength(LengthGroupedSampler):
+    """Rows of about one length in a batch. The longest batch comes first, the others in random order.
+
+    transformers goes from long to short, 50 batches at a time. The demo's model then forgot its dialogues, which are long:
+    64 % of them were answered right instead of 76 %.
+    """
+
+    def __iter__(self):
+        indices = list(super().__iter__())
+        size = self.batch_size
+        batches = [indices[i : i + size] for i in range(0, len(indices), size)]
+        # The first one shows early if the memory is enough, and the last one may be smaller.
+        between = batches[1:-1]
+        order = torch.randperm(len(between), generator=self.generator).tolist()
+        mixed = batches[:1] + [between[i] for i in order] + batches[1:][-1:]
+        return iter(chain.from_iterable(mixed))
+
+
 class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        """The sampler of transformers, with batches of one length in random order."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler = BatchesOfOneLength(sampler.batch_size, lengths=sampler.lengths)
+        return sampler
 
     def compute_loss(self, model, *args, **kwargs):
         """The loss of trl, whose logs count the tokens of all processes.

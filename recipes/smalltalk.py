@@ -18,11 +18,14 @@ was written for this project.
     heldout.jsonl, heldout_beyond.jsonl, heldout_dialogues.jsonl    the same for the report, of other wordings; what is
                      beyond small talk is partly of kinds that no other file knows
     topics.jsonl, topics_heldout.jsonl    text, label: the phrasings with their topic, for classification
+    chat_template.jinja    how the demo's models read a conversation: what the user says in lower case, and of all before
+                     the last question only the first word of each message
 """
 
 import argparse
 import json
 import random
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +35,13 @@ from rlhf.runs.replacement import replacement
 VOICES = ("plain", "friendly", "witty", "caring", "enthusiastic")
 DATA = Path(__file__).parent / "data"
 SOURCE = DATA / "smalltalk.jsonl"
+TEMPLATE = "chat_template.jinja"
 BEYOND = "beyond"  # the topic of all that small talk cannot answer
 # Phrasings per topic:
 HELD_OUT = 12  # and as many to tune on
 RANKED = 28
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 6000  # wordings made of the templates in beyond.json
+BEYOND_PROMPTS = 10000  # wordings made of the templates in beyond.json
 ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)
@@ -75,6 +79,7 @@ def main() -> None:
     with replacement(folder) as temporary:
         for name, rows in files.items():
             write(temporary, name, rows)
+        shutil.copy(DATA / TEMPLATE, temporary / TEMPLATE)
     for name, rows in files.items():
         print(f"{folder / file_name(name)}: {len(rows)} rows")
 
@@ -151,9 +156,9 @@ def split(topics: list[dict], rng: random.Random) -> tuple[dict, list[Question],
         phrasings.sort(key=lambda text: plain(text) in follow_ups)  # stable: these come last
         questions = [Question(text, topic["topic"], topic["answers"]) for text in phrasings]
         dev += questions[:HELD_OUT]
-        test += questions[2 * HELD_OUT : 3 * HELD_OUT]
+        test += questions[3 * HELD_OUT : 4 * HELD_OUT]
         # Those between were the test of earlier versions: settings were chosen with their numbers in view.
-        known[topic["topic"]] = questions[HELD_OUT : 2 * HELD_OUT] + questions[3 * HELD_OUT :]
+        known[topic["topic"]] = questions[HELD_OUT : 3 * HELD_OUT] + questions[4 * HELD_OUT :]
     return known, dev, test
 
 
@@ -412,7 +417,10 @@ def ranking(question: Question, beyond: dict, others: list, voice: str, rng) -> 
 
 
 def text_lines(groups: list[list[Question]], rng: random.Random) -> list[dict]:
-    """Lines of several prompts of a topic with answers in any voice; those in scope also carelessly typed."""
+    """Lines of several prompts of a topic with answers in any voice; those in scope also carelessly typed.
+
+    The prompts are in lower case, as the chat template writes them.
+    """
     lines = []
     for group in groups:
         questions = list(group)
@@ -420,7 +428,8 @@ def text_lines(groups: list[list[Question]], rng: random.Random) -> list[dict]:
             rng.shuffle(questions)
             spoken = []
             for question in map(written, questions):
-                spoken.append(f"{question.prompt} {question.answers[rng.choice(VOICES)]}")
+                answer = question.answers[rng.choice(VOICES)]
+                spoken.append(f"{question.prompt.lower()} {answer}")
             for i in range(0, len(spoken), PER_LINE):
                 lines.append({"text": " ".join(spoken[i : i + PER_LINE])})
             if group[0].topic == BEYOND:

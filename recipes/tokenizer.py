@@ -9,12 +9,14 @@ tokenizers of compare_tokenizers. A vocabulary that the text cannot fill is refu
 """
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar
 
 from transformers import TrainingArguments
 
 from rlhf.data.chat import ROLE_TOKENS, add_chat_template, as_text
 from rlhf.data.splits import load_splits
+from rlhf.data.templates import check_text_template
 from rlhf.errors import UserError
 from rlhf.hub.recording import recording
 from rlhf.models.load import load_tokenizer
@@ -55,6 +57,10 @@ class TokenizerSettings(DataSettings):
     chat: bool = field(
         default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."}
     )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "A Jinja file whose text is the chat template; null: ours."},
+    )
     lowercase: bool = field(
         default=True,
         metadata={
@@ -79,6 +85,11 @@ class TokenizerSettings(DataSettings):
             "only byte_bpe gets the role tokens and the chat template; drop it",
             lambda run: run.tokenizer_type == "byte_bpe",
             fixed=False,
+        ),
+        Unused(
+            ("chat_template_path",),
+            "only a byte_bpe with chat: true gets a chat template; drop it",
+            lambda run: run.tokenizer_type == "byte_bpe" and run.chat,
         ),
         Unused(
             ("lowercase",),
@@ -156,6 +167,8 @@ def check(settings: TokenizerSettings) -> None:
         raise UserError(
             f"tokenizer_type={settings.tokenizer_type!r}: use one of {', '.join(KINDS)}"
         )
+    if settings.chat_template_path is not None:
+        read_template(settings.chat_template_path)
     if not 0.9 <= settings.character_coverage <= 1:
         raise UserError(
             f"character_coverage={settings.character_coverage}: use 0.9 to 1, as in 0.9995"
@@ -164,6 +177,16 @@ def check(settings: TokenizerSettings) -> None:
         raise UserError(
             "character_coverage is for wordpiece and unigram: byte_bpe knows every character; drop it"
         )
+
+
+def read_template(path: str) -> str:
+    """The text of a file with a chat template."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"chat_template_path={path}: no such text file; give a file with a Jinja template"
+        ) from error
 
 
 def row_text(row: dict) -> str:
@@ -191,6 +214,9 @@ def train(settings: TokenizerSettings, texts: list[str]):
     )
     if chat:
         add_chat_template(tokenizer)
+        if settings.chat_template_path is not None:
+            tokenizer.chat_template = read_template(settings.chat_template_path)
+            check_text_template(tokenizer)
     return tokenizer
 
 

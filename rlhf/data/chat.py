@@ -111,12 +111,19 @@ def encode_completion(tokenizer, completion: str) -> list[int]:
     if tokenizer.chat_template is None:
         # A model that was trained on plain text, as GPT-2 was.
         return [*_words(tokenizer, completion), tokenizer.eos_token_id]
+    form_keys = (template_of(tokenizer), tokenizer.eos_token_id)
+    return list(_cached_completion(tokenizer, form_keys, completion))
+
+
+@lru_cache(maxsize=4096)
+def _cached_completion(tokenizer, form_keys: tuple, completion: str) -> tuple[int, ...]:
+    """Ids of a completion, of which small data repeats many. form_keys: chat template and EOS, keys of the cache."""
     form = answer_form(tokenizer)
     ids = _with_answer(tokenizer, completion)
     answer = _behind(tokenizer, ids, form)
     if answer is None:
         raise UserError(_two_openings(tokenizer, completion))
-    return form.close(answer)
+    return tuple(form.close(answer))
 
 
 def end_of_turn_id(tokenizer) -> int:

@@ -71,7 +71,7 @@ def test_a_key_has_its_kind_range_choices_and_help(forms):
 
 def test_a_config_shows_its_purpose_and_its_values(forms):
     configs = {entry["name"]: entry for entry in forms["ppo"]["configs"]}
-    assert configs["demo"]["values"]["kl_coef"] == 0.3
+    assert configs["demo"]["values"]["kl_coef"] == 0.2
     assert configs["demo"]["purpose"].startswith("PPO moves")
     # `a2c` names demo.yaml in its key `defaults`.
     assert configs["a2c"]["values"]["algorithm"] == "a2c"

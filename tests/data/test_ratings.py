@@ -303,7 +303,7 @@ def test_no_value_ends_in_a_traceback(layout, write):
     columns = {*layout.columns, "label", "system", "history", "tools", "rank", "input"}
     generator = random.Random(0)
     kinds = (("ranking",), SFT, ("prompt",), tuple(KINDS))
-    for i in range(25):
+    for i in range(10):
         rows = []
         for _ in range(3):
             rows.append({column: generator.choice(JUNK) for column in columns})

@@ -163,6 +163,7 @@ def test_a_folder_without_a_record_says_what_to_do(tmp_path, capsys):
     assert "run.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_loop_of_many_rounds_has_each_model_once(tmp_path):
     """Each round has two parents that go back to the one before: paths double, models do not."""
     ppo = make_run(tmp_path / "sft", "sft")

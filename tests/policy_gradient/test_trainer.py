@@ -148,7 +148,10 @@ def test_invariant_08_later_updates_of_a_rollout_do_move(make_trainer):
     assert row["first_ratio_error"] < 1e-5 and row["approx_kl"] > 1e-4 and row["clip_fraction"] > 0
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "lora over a merged SFT adapter"])
+@pytest.mark.parametrize(
+    "kind",
+    ["full", pytest.param("lora", marks=pytest.mark.slow), "lora over a merged SFT adapter"],
+)
 def test_invariant_09_at_step_0_the_policy_is_the_reference(
     make_trainer, tokenizer, make_policy, tmp_path, kind
 ):
@@ -240,11 +243,11 @@ def test_a_reward_model_can_score_and_estimate_values(make_trainer, tokenizer, m
     "settings",
     [
         {},
-        {"algorithm": "grpo", "num_generations": 4},
-        {"algorithm": "dr_grpo", "num_generations": 4},
+        pytest.param({"algorithm": "grpo", "num_generations": 4}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "dr_grpo", "num_generations": 4}, marks=pytest.mark.slow),
         {"algorithm": "dapo", "num_generations": 4},
-        {"algorithm": "gspo", "num_generations": 4},
-        {"algorithm": "reinforce"},
+        pytest.param({"algorithm": "gspo", "num_generations": 4}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "reinforce"}, marks=pytest.mark.slow),
         {"ptx_coef": 0.5, "ptx_per_episode": 2, "models": {"texts": TEXTS}},
     ],
     ids=["ppo", "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo-ptx"],
@@ -511,7 +514,7 @@ def test_invariant_24_a_text_longer_than_the_context_is_refused(make_trainer, re
     assert "33" in refused(lambda: make_trainer(ptx_coef=0.5, models={"texts": [[2] * 33]}).train())
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_invariant_25_the_average_is_the_recursion_over_rollouts(
     make_trainer, tokenizer, make_policy, tmp_path, kind
 ):
@@ -709,7 +712,13 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+RESUMED_FAST = ("ppo-ptx, average", "lora, average")
+RESUMED_SLOW = [name for name in RESUMED if name not in RESUMED_FAST]
+
+
+@pytest.mark.parametrize(
+    "kind", [*RESUMED_FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in RESUMED_SLOW)]
+)
 def test_invariant_27_resumed_equals_uninterrupted(
     make_trainer, tokenizer, make_policy, tmp_path, monkeypatch, kind
 ):
@@ -889,6 +898,7 @@ def test_invariant_31_every_algorithm_learns_to_say_this_token(
     learns(make_trainer, tokenizer, algorithm, seed)
 
 
+@pytest.mark.slow
 def test_invariant_31_a_huge_kl_coef_keeps_the_policy_still(
     make_trainer, tokenizer, make_reward_model
 ):

@@ -563,9 +563,8 @@ def test_the_best_checkpoint_is_what_is_saved_and_reported(train, write):
     assert_equal(folder, folder / f"checkpoint-{best}")
 
 
-@pytest.mark.parametrize(
-    "strategy", ["group_by_length", pytest.param("random", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
 def test_eight_rows_are_eight_times_one_row(train, write, strategy):
     """With weights: a mean of PyTorch's own would lose them in batches of one row."""
     rare = [row for i, row in enumerate(LONG) if row["label"] != "RED" or i % 4 == 0]

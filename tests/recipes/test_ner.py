@@ -167,6 +167,7 @@ def test_the_best_checkpoint_is_what_is_saved(train, write):
     assert RunRecord.load(folder).metrics["eval_loss"] == pytest.approx(losses[0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(train, write):
     flags = ["--dataset_name", write("train.jsonl", sentences(120)), "--learning_rate", "0"]
     folder = train(*flags, "--num_train_epochs", "6", "--early_stopping_patience", "2")

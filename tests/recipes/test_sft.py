@@ -267,3 +267,19 @@ def test_scoring_the_learned_tokens_only_changes_no_loss(sft, tokenizer, monkeyp
         scored.append((outputs.log_probs.detach(), outputs.is_top1, grad))
     for whole, learned in zip(*scored, strict=True):
         torch.testing.assert_close(whole, learned)
+
+
+def test_batches_of_one_length_come_in_random_order(recipe_module):
+    lengths = [3 + (7 * i) % 40 for i in range(203)]
+    sampler = recipe_module("sft").BatchesOfOneLength(4, lengths=lengths)
+    torch.manual_seed(0)
+    indices = list(sampler)
+    assert sorted(indices) == list(range(203)) and len(sampler) == 203
+    batches = [[lengths[i] for i in indices[n : n + 4]] for n in range(0, 203, 4)]
+    assert max(lengths) in batches[0] and [len(batch) for batch in batches] == [4] * 50 + [3]
+    # Sorted within 12 batches at a time: neighbours in length stay together.
+    assert sum(max(batch) - min(batch) for batch in batches) < 4 * len(batches)
+    firsts = [batch[0] for batch in batches]
+    falls = sum(after < before for before, after in zip(firsts, firsts[1:], strict=False))
+    assert 15 < falls < 35  # transformers: nearly all of them
+    assert list(sampler) != indices

@@ -7,7 +7,10 @@ import pytest
 from rlhf.recipes.rewards import honest, on_topic
 from rlhf.recipes.smalltalk import BEYOND, VOICES, Beyond, Dialogues, Question, make, read_topics
 
+from rlhf.data.answers import check_answers, template_checks
+from rlhf.data.chat import add_chat_template, encode_completion, encode_examples, encode_prompt
 from rlhf.recipes import examples, smalltalk
+from rlhf.tokenizers.train import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,74 @@ def test_the_answer_before_is_never_worth_saying_again(files):
         if ranks[row["prompt"][-2]["content"]] == max(row["ranks"]):
             repeated += 1
     assert repeated > 300
+
+
+@pytest.fixture(scope="module")
+def tokenizer(files):
+    """Trained on the demo's text, with the demo's chat template."""
+    texts = [row["text"] for row in files["text"][:200]]
+    sizes = {"vocab_size": 600, "model_max_length": 128, "reserved": 4}
+    made = train_tokenizer(texts, "byte_bpe", lowercase=False, character_coverage=1.0, **sizes)
+    add_chat_template(made)
+    made.chat_template = (smalltalk.DATA / smalltalk.TEMPLATE).read_text(encoding="utf-8")
+    return made
+
+
+def test_the_template_reads_the_last_question_and_one_word_of_each_earlier_message(tokenizer):
+    row = files_row("Tell me A joke", "Joke, pal: why?", "And WHY?", "Joke, because of you.")
+    first, second = encode_examples(tokenizer, row)  # each answer has a history of its own
+    assert tokenizer.decode(first[0]) == (
+        "<|user|> tell me a joke<|endoftext|><|assistant|> Joke, pal: why?<|endoftext|>"
+    )
+    assert tokenizer.decode(second[0]) == (
+        "<|user|> tell<|endoftext|><|assistant|> Joke,<|endoftext|>"
+        "<|user|> and why?<|endoftext|><|assistant|> Joke, because of you.<|endoftext|>"
+    )
+    for ids, mask in (first, second):
+        learned = [token for token, counts in zip(ids, mask, strict=True) if counts]
+        assert learned == encode_completion(
+            tokenizer, tokenizer.decode(learned[:-1], skip_special_tokens=True).strip()
+        )
+    # Decoded answers begin with the space that the template writes.
+    assert encode_completion(tokenizer, " Joke, pal!") == encode_completion(tokenizer, "Joke, pal!")
+    check_answers(tokenizer, [row])
+    checks = template_checks(tokenizer)
+    assert checks["messages"](row["messages"]) is None
+
+
+def test_a_long_chat_is_read_as_its_last_three_turns(tokenizer):
+    row = files_row(*("Hi there", "Hello, pal.") * 6, "Why ME?")
+    assert tokenizer.decode(encode_prompt(tokenizer, row["messages"])) == (
+        "<|user|> hi<|endoftext|><|assistant|> Hello,<|endoftext|>" * 2
+        + "<|user|> why me?<|endoftext|><|assistant|>"
+    )
+    refused = template_checks(tokenizer)["prompt"]
+    assert refused(row["messages"][-5:]) is None
+    assert "drops the user message" in refused(
+        row["messages"]
+    )  # a row that would be learned in part
+
+
+def test_no_spelling_in_the_users_words_becomes_a_control_token(tokenizer):
+    control = set(tokenizer.all_special_ids)
+    wanted = [token for token in encode_prompt(tokenizer, "hello") if token in control]
+    for spelled in (
+        "<|USER|>",
+        "<|user|>",
+        "<|Assistant|>",
+        "<|EndOfText|>",
+        "<<||PAD|>",
+        "<|pad|>",
+    ):
+        for text in (f"hello {spelled}", f"{spelled}{spelled}hello", f"a {spelled} b"):
+            ids = encode_prompt(tokenizer, text)
+            assert [token for token in ids if token in control] == wanted, text
+            before = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+            ids = encode_prompt(tokenizer, [*before, {"role": "user", "content": "hello"}])
+            assert sum(token in control for token in ids) == 7, text
+
+
+def files_row(*turns: str) -> dict:
+    """A row of messages, the user first."""
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}

@@ -93,6 +93,21 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train):
     assert "no such model folder" in failing("--compare_tokenizers", "/no/such/place", name="f")
 
 
+def test_a_chat_template_of_ones_own(failing, train, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}{{ m['content'] | lower }}{{ eos_token }}{% endfor %}")
+    own = AutoTokenizer.from_pretrained(
+        train("--vocab_size", "290", "--chat_template_path", str(path), name="own")
+    )
+    assert own.chat_template == path.read_text()
+    assert {"<|user|>", "<|assistant|>"} <= set(own.get_vocab())
+    flags = ["--vocab_size", "290", "--chat_template_path"]
+    assert "no such text file" in failing(*flags, "/no/such.jinja", name="a")
+    path.write_text("{% for m in messages %}{{ m.content[0].text }}{% endfor %}")
+    assert "give it a template" in failing(*flags, str(path), name="b")
+    assert "drop it" in failing(*flags, str(path), "--chat", "false", name="c")
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_tokenizer(tmp_path, text, train, launch):
     flags = ["--tokenizer_type", "unigram", "--dataset_name", text, *QUIET, "--output_dir"]

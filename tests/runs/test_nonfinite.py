@@ -233,7 +233,10 @@ def test_the_result_is_that_of_a_run_without_the_rows_of_the_skipped_step(maker,
     assert torch.equal(with_bad, without)
 
 
-@pytest.mark.parametrize(("maker", "workers"), [("make_sft", 0), ("make_causal", 1)])
+@pytest.mark.parametrize(
+    ("maker", "workers"),
+    [("make_sft", 0), pytest.param("make_causal", 1, marks=pytest.mark.slow)],
+)
 def test_workers_and_a_resumed_epoch_keep_the_numbers_of_the_rows(
     maker, workers, request, tmp_path
 ):
@@ -343,7 +346,7 @@ def test_an_overflow_that_the_scaler_of_fp16_can_undo_is_no_error(make_causal, c
     assert trainer.nonfinite.in_a_row == 1 and "rows 3, 4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("restore", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_count_in_a_row_is_in_the_checkpoint(make_causal, refused, tmp_path, restore):
     settings = dict(
         save_strategy="steps", save_steps=6, restore_callback_states_from_checkpoint=restore
