@@ -25,11 +25,12 @@ from rlhf.models.one_trunk import save_adapter
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
 from rlhf.models.scores import reads_pairs, shift_scores
 from rlhf.reward_model.centre import best_completions, encode_demonstrations, read_demonstrations
-from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
+from rlhf.reward_model.metrics import ranking_report
 from rlhf.reward_model.rankings import encode_rankings, require_order
+from rlhf.reward_model.report import show_report
 from rlhf.reward_model.trainer import RewardConfig, RewardTrainer
 from rlhf.runs.precision import set_precision
-from rlhf.runs.progress import sample_table, use_run_progress
+from rlhf.runs.progress import use_run_progress
 from rlhf.runs.replacement import replacement
 from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings
@@ -190,20 +191,6 @@ def save_centred(run: Run, settings: RewardSettings, model, tokenizer, centred_o
         save(model, tokenizer, folder)
     run.say(f"scores shifted by {-centre:.3f}, in {stored_in}")
     run.metrics({"score_centre": centre, "score_centre_in": stored_in})
-
-
-def show_report(run: Run, report: dict) -> None:
-    """Record the numbers, write ranking.json and plots/ranking.png, and print the most misranked pairs."""
-    for name, value in report.items():
-        if isinstance(value, int | float):
-            run.metrics({name: value})
-    run.write("ranking.json", report)
-    (run.folder / "plots").mkdir(exist_ok=True)
-    plot_ranking_report(report, run.folder / "plots" / "ranking.png")
-    if report["worst"]:
-        run.say("The most misranked pairs that were held out:")
-        columns = ["prompt", "ranked higher", "scored higher", "margin"]
-        run.say(sample_table(report["worst"], columns=columns, limit=5))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
-from trl.trainer import utils as trl_utils
 
 from rlhf.data.answers import check_answers, template_checks
 from rlhf.data.chat import (
@@ -47,7 +46,7 @@ from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
-from rlhf.runs.sharding import GatheringTrainer
+from rlhf.runs.trl_trainer import TrlTrainer, score_learned_tokens_only
 
 KINDS = ("prompt_completion", "messages", "text")
 
@@ -108,7 +107,7 @@ class BatchesOfOneLength(LengthGroupedSampler):
         return iter(chain.from_iterable(mixed))
 
 
-class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
+class DemonstrationTrainer(TrlTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
 
     def _get_train_sampler(self, train_dataset=None):
@@ -117,31 +116,6 @@ class DemonstrationTrainer(GatheringTrainer, SFTTrainer):
         if isinstance(sampler, LengthGroupedSampler):
             sampler = BatchesOfOneLength(sampler.batch_size, lengths=sampler.lengths)
         return sampler
-
-    def compute_loss(self, model, *args, **kwargs):
-        """The loss of trl, whose logs count the tokens of all processes.
-
-        trl takes them for repeated rows in the last batch of an epoch, and drops them: other ones after a resume.
-        """
-        if not model.training:  # an evaluation does repeat rows
-            return super().compute_loss(model, *args, **kwargs)
-        accelerator = self.accelerator
-        accelerator.gather_for_metrics = accelerator.gather
-        try:
-            return super().compute_loss(model, *args, **kwargs)
-        finally:
-            del accelerator.gather_for_metrics  # the method of the class is back
-
-    def log_state(self) -> dict:
-        """The sums of the logs: also what trl averages, and the tokens that were learned so far."""
-        averaged = {name: list(values) for name, values in self._metrics["train"].items()}
-        return super().log_state() | {"averaged": averaged, "tokens": self._total_train_tokens}
-
-    def restore_log_state(self, state: dict) -> None:
-        """Go on from the sums of a checkpoint."""
-        super().restore_log_state(state)
-        self._metrics["train"].update(state["averaged"])
-        self._total_train_tokens = state["tokens"]
 
 
 @dataclass
@@ -243,15 +217,6 @@ def load_or_make_policy(settings: SFTSettings, tokenizer, run: Run):
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(model, tokenizer)
     return model
-
-
-def score_learned_tokens_only() -> None:
-    """Let trl compute logits where there is a loss, as it does on GPUs; on others it would at every token of the prompt.
-
-    The losses are the same. With the demo's small model most of the time goes into logits.
-    """
-    if hasattr(trl_utils, "_use_triton"):
-        trl_utils._use_triton = lambda device: True
 
 
 def check_keys(args: SFTConfig) -> None:

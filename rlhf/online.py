@@ -3,6 +3,7 @@
 Nothing here prints or returns a token: an error of the Hub names its address and its reason only.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ LONGEST_WAIT = 60.0  # seconds, whatever the Hub asks for
 TIMEOUT = 60.0  # seconds without a byte after which a request has failed
 BUSY = (408, 429, 500, 502, 503, 504)  # answers after which a later try may succeed
 REASON_CHARACTERS = 300
+# Errors of a folder that takes no writes. EDQUOT, which Windows lacks: the user's share of the disk is full.
+REFUSED_WRITES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR),
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+)
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -47,6 +53,11 @@ def is_connection_error(error: BaseException) -> bool:
     return isinstance(error, transport) and not isinstance(error, HfHubHTTPError)
 
 
+def is_refused_write(error: BaseException) -> bool:
+    """True for an error of the disk, which answers of the Hub are not, although they are errors of input and output too."""
+    return isinstance(error, OSError) and error.errno in REFUSED_WRITES
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status of an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
@@ -64,9 +75,18 @@ def _asked_wait(error: BaseException) -> float:
 
 def explain(error: BaseException, name: str) -> str:
     """One line on what failed with a repository, and the remedy. name: of the repository."""
+    return _explain_kind(error, name) or _explain_answer(error, name)
+
+
+def _explain_kind(error: BaseException, name: str) -> str:
+    """The line for an error whose class says all; "" where only the answer of the Hub says more."""
     from huggingface_hub import errors
 
-    status = status_of(error)
+    if is_refused_write(error):
+        return (
+            f"{name}: the cache of the Hub takes no writes ({error}): free some space, or name a folder that can be written "
+            "to in HF_HOME"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked: unset it"
     if isinstance(error, errors.LocalTokenNotFoundError):
@@ -81,6 +101,12 @@ def explain(error: BaseException, name: str) -> str:
         return (
             f"{name}: no such repository on the Hub, or a private one: check the name, or {LOGIN}"
         )
+    return ""
+
+
+def _explain_answer(error: BaseException, name: str) -> str:
+    """The line for an answer of the Hub, or for none."""
+    status = status_of(error)
     # Of a repository that is not there for strangers, 401 is "not found", above.
     if status == 401:
         return f"{name}: the Hub does not know this token (401): make one at {TOKENS}, then {LOGIN}"

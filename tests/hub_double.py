@@ -113,6 +113,7 @@ class HubDouble:
     def __init__(self):
         self.lock = threading.RLock()
         self.url = ""
+        self.prefix = ""  # path below which the Hub is, as behind a mirror of a company
         self.reset()
 
     def reset(self) -> None:
@@ -193,6 +194,9 @@ class HubDouble:
         request = Request(scope, receive)
         body = await request.body()
         path = scope["raw_path"].decode()
+        if not path.startswith(self.prefix):
+            path = f"/outside{path}"
+        path = path.removeprefix(self.prefix)
         line = f"{request.method} {path}"
         query = parse_qs(scope["query_string"].decode())
         authorization = request.headers.get("authorization", "")

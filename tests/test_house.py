@@ -40,6 +40,8 @@ LAYERS = {
     ),
     "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
+    # On the metrics of rlhf.reward_model and the alarms of rlhf.policy_gradient, hence above them.
+    "rlhf.direct_preference": (5, "torch transformers trl datasets accelerate"),
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
     "rlhf.hub": (
@@ -60,6 +62,7 @@ LAYERS = {
 TRAINERS = (
     "rlhf.policy_gradient",
     "rlhf.reward_model",
+    "rlhf.direct_preference",
     "rlhf.tasks.trainer",
 )  # not for what people see
 NOT_FOR = {
@@ -70,7 +73,7 @@ NOT_FOR = {
 }
 HOMES = {  # package: only these
     "gradio": ("rlhf.serving.ui", "rlhf.serving.web.server"),
-    "trl": ("recipes", "rlhf.runs"),
+    "trl": ("recipes", "rlhf.runs", "rlhf.direct_preference"),
     "deepspeed": ("rlhf.runs.sharding",),
 }
 

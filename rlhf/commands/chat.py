@@ -155,13 +155,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--port {args.port}: give a number from 0 to 65535")
     if args.device and not DEVICE.fullmatch(args.device):
         raise UserError(f"--device {args.device}: use cpu, cuda, cuda:0, mps or xpu")
-    for folder in args.run or [args.runs]:
-        is_id = folder in args.run and not Path(folder).exists() and HUB_ID.fullmatch(folder)
-        if not Path(folder).is_dir() and not is_id:
-            raise UserError(no_folder(folder))
-    for folder in args.data:
-        if not Path(folder).is_dir():
-            raise UserError(f"--data: no such folder: {folder}")
+    check_folders(args)
     for name in args.allow_hub:
         if not HUB_ID.fullmatch(name):
             raise UserError(f"--allow-hub {name}: give an id such as openai-community/gpt2")
@@ -176,12 +170,33 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
+def check_folders(args: argparse.Namespace) -> None:
+    """Raise UserError for a folder that is not there. That of the runs is made."""
+    if not args.run:
+        make_runs(args.runs)
+    for folder in args.run:
+        is_id = not Path(folder).exists() and HUB_ID.fullmatch(folder)
+        if not Path(folder).is_dir() and not is_id:
+            raise UserError(no_folder(folder))
+    for folder in args.data:
+        if not Path(folder).is_dir():
+            raise UserError(f"--data: no such folder: {folder}")
+
+
 def no_folder(folder: str) -> str:
     if Path(folder).exists():
         return f"{folder} is a file: give the folder of a run"
-    if folder == "runs":
-        return "no such folder: runs. Run `make demo`, or give the folder of a run"
     return f"no such folder: {folder}"
+
+
+def make_runs(folder: str) -> None:
+    """Make the folder of the runs, where the app may train the first one. UserError where that cannot be."""
+    if Path(folder).is_file():
+        raise UserError(no_folder(folder))
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs {folder}: cannot be made ({error.strerror})") from error
 
 
 def find(args: argparse.Namespace) -> dict[str, dict[str, str]]:
@@ -195,14 +210,13 @@ def find(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     return models
 
 
-def find_first(args: argparse.Namespace, prog: str) -> dict[str, dict[str, str]]:
-    """The models at the start; UserError if there are none that can be tried."""
+def find_first(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """The models at the start. UserError if single runs were given, and none of them can be tried.
+
+    A folder of runs may be empty: the app trains the first one.
+    """
     models = find(args)
-    if not models:
-        raise UserError(
-            f"no finished run in {args.runs}: run `make demo`, or give a folder: {prog} RUN"
-        )
-    if list(models) == ["reward"]:
+    if args.run and list(models) == ["reward"]:
         raise UserError("only reward models were given: give a model that answers, too")
     return models
 
@@ -214,7 +228,7 @@ def run(args: argparse.Namespace, prog: str) -> int:
     """Serve until a signal; returns the exit code."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their callers
     # In the order of what is cheap to check and likely to be wrong.
-    models = find_first(args, prog)
+    models = find_first(args)
     access = make_access(args)
     from rlhf.serving.web.listen import bind, serve
 
@@ -240,11 +254,15 @@ def run(args: argparse.Namespace, prog: str) -> int:
     named = [label for runs in models.values() for label in runs]
 
     def on_start() -> None:
-        print(f"models: {', '.join(named)}")
+        print(f"models: {', '.join(named)}" if named else none_yet(args.runs))
         print(f"{address(args.host, port)}  (stop with Ctrl+C)", flush=True)
         service.engine.start()
 
     return serve(app, listener, on_start, service.engine.close)
+
+
+def none_yet(runs: str) -> str:
+    return f"no finished run in {runs} yet: start one in the tab Runs, or run `make demo`"
 
 
 def address(host: str, port: int) -> str:

@@ -1,6 +1,7 @@
 """`rlhf finish RUN`: evaluate a run that is trained, and write its plots and card, where that has failed or was cut off.
 
-The recipe runs again with the settings of its record, resumed from the checkpoint of its last step. No step is made.
+The recipe runs again with the settings of its record, resumed from the checkpoint of its last step. No step is made. If the
+run was started with `push_to_hub: true`, it is pushed then, as it would have been.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rlhf.commands.recipes import find_scripts, run_script
 from rlhf.errors import UserError
+from rlhf.hub.recording import plan_of, push_finished, push_flags
 from rlhf.runs.manifest import TRAINER_STATE
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
 from rlhf.runs.verified_save import checkpoints_of, step_of
@@ -28,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     folder = Path(args.run)
     record = read_record(folder)
+    push = plan_of(folder)
+    if record.status == DONE and push is not None:
+        push_finished(folder, push)
+        return 0
     if record.status == DONE:
         print(f"{folder} is finished: nothing to do")
         return 0
@@ -38,6 +44,8 @@ def main(args: argparse.Namespace) -> int:
     check_paths(record)
     with settings_file(record.config) as path:
         flags = ["--output_dir", str(folder), "--resume_from_checkpoint", str(checkpoint)]
+        if push is not None:
+            flags += push_flags(push)
         return run_script(script, ["--config", str(path), *flags])
 
 

@@ -25,6 +25,7 @@ from importlib import import_module
 from transformers import SchedulerType
 
 from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms.preference import PAIR_LOSSES
 from rlhf.commands.configs import find_configs
 from rlhf.commands.recipes import find_scripts, with_config_path
 from rlhf.errors import UserError
@@ -45,6 +46,7 @@ TEXTS = {
     "dtype": DTYPES,
     "precision": ("fp32", "bf16", "auto"),
     "overlap": ("error", "drop"),
+    "loss_type": tuple(PAIR_LOSSES),
     "objective": ("causal", "masked", "masked_nsp"),
     "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
     "eval_strategy": ("no", "steps", "epoch"),

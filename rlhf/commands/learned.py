@@ -15,11 +15,11 @@ IDS_SHOWN = 300  # tokens of one row
 LEARNED_BY_SFT = ("prompt_completion", "messages", "text")
 
 SENTENCES = {
-    "ranking": "reward: which of two answers is better, for each pair with different ranks",
-    "preference": "reward: that chosen is better than rejected",
+    "ranking": "reward and dpo: which of two answers is better, for each pair with different ranks",
+    "preference": "reward and dpo: that chosen is better than rejected",
     "unpaired_preference": (
-        "nothing as it is; sft with good_answers: true learns the answers with the label true, and reward with rank_by: "
-        "label learns from prompts with good and bad ones"
+        "kto: to give more of the answers with the label true, and fewer of the others; sft with good_answers: true learns "
+        "the good ones, and reward or dpo with rank_by: label learns from prompts with good and bad ones"
     ),
     "prompt_completion": "sft: the completion; the prompt is only read",
     "messages": "sft: the assistant's turns; the others are only read",

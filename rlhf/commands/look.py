@@ -31,6 +31,8 @@ KINDS_READ = {
     "pretrain": ("text",),
     "sft": ("prompt_completion", "messages", "text"),
     "reward": ("ranking",),
+    "dpo": ("ranking",),
+    "kto": ("unpaired_preference",),
     "ppo": ("prompt",),
 }
 

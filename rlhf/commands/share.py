@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.hub.push import Pushed, push_folder
+from rlhf.hub.push import Pushed, full_name, push_folder
 from rlhf.hub.share import CARD, PARENTS, preview, share_run, sizes_of
 from rlhf.hub.space import HUB_ID
 
@@ -99,7 +99,7 @@ def built(args: argparse.Namespace, kind: str) -> Iterator[Path]:
         if kind == "dataset":
             from rlhf.hub.feedback_data import feedback_folder
 
-            shared = feedback_folder(Path(args.folder[0]), target, repo=args.repo)
+            shared = feedback_folder(Path(args.folder[0]), target, repo=full_name(args.repo))
             for note in shared.notes():
                 print(note)
         else:

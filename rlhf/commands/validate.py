@@ -8,16 +8,26 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 
+from rlhf.commands import learned
 from rlhf.commands.learned import learned_part, show_row
 from rlhf.data.answers import template_checks
+from rlhf.data.cache import stored
 from rlhf.data.chat import as_text, encode_text
-from rlhf.data.load import AS_THEY_ARE, CheckedRows, Ratings, repeats
+from rlhf.data.fingerprints import fingerprint, module_fingerprint, tokenizer_fingerprint
+from rlhf.data.load import (
+    AS_THEY_ARE,
+    CheckedRows,
+    Ratings,
+    cache_key,
+    file_changes,
+    repeats,
+)
 from rlhf.data.rows import KINDS
 from rlhf.data.splits import prompt_number
-from rlhf.data.stored_rows import row_digest
+from rlhf.data.stored_rows import SCHEMA, row_digest
 from rlhf.errors import UserError
 from rlhf.tasks.classification.encode import LabelForm, names_of
 
@@ -115,7 +125,7 @@ def validate(
 ) -> ValidationReport:
     """Read a file, folder or Hub data set once and count. A `tokenizer` adds lengths in tokens.
 
-    Of a folder, the rows are those that a recipe would train on.
+    Of a folder, the rows are those that a recipe would train on. The second time the report comes from the cache.
     progress: called with the unfinished report after each good row.
     """
     units: Units = {"characters": len, "words": lambda text: len(text.split())}
@@ -126,7 +136,50 @@ def validate(
     if tokenizer is not None:
         checks |= template_checks(tokenizer)
     scan = CheckedRows(name, kinds=tuple(KINDS), columns=columns, checks=checks, ratings=ratings)
-    report = ValidationReport(name)
+    changes = file_changes(scan)
+
+    def fill(writer) -> dict:
+        report = read_report(scan, units, tokenizer, progress)
+        # What changed while it was read is not what the key names.
+        return {"report": to_json(report), "keep": changes == file_changes(scan)}
+
+    # A cached report has no rows, and is a note alone.
+    content = stored(report_key(scan, tokenizer), SCHEMA, fill, f"reading {name}")
+    return from_json(content.note["report"])
+
+
+def report_key(scan: CheckedRows, tokenizer) -> str | None:
+    """A name for the report on a source, from all that decides it; None where that cannot be told."""
+    rows = cache_key(scan, None, False)
+    encoder = tokenizer_fingerprint(tokenizer) if tokenizer is not None else ""
+    code = [module_fingerprint(module) for module in (__name__, learned.__name__)]
+    if rows is None or encoder is None or None in code:
+        return None
+    return "report-" + fingerprint(rows, encoder, code)
+
+
+def to_json(report: ValidationReport) -> dict:
+    """The report as values of JSON, whose objects have no keys but texts."""
+    values = dict(vars(report))
+    for name, value in values.items():
+        if isinstance(value, Counter):
+            values[name] = list(value.items())
+    return values
+
+
+def from_json(values: dict) -> ValidationReport:
+    report = ValidationReport(**values)
+    for column in fields(ValidationReport):
+        if column.default_factory is Counter:
+            setattr(report, column.name, Counter(dict(values[column.name])))
+    return report
+
+
+def read_report(
+    scan: CheckedRows, units: Units, tokenizer, progress: Callable | None
+) -> ValidationReport:
+    """The counts of all rows of a source."""
+    report = ValidationReport(scan.name)
     # Hashes of eight bytes, because the rows themselves may not fit in memory.
     digests, prompts = array("Q"), array("Q")
     for row in scan:

@@ -181,6 +181,7 @@ def _words(tokenizer, text: str) -> list[int]:
 
 # Templates encode whole conversations, so a completion is encoded as the answer to an empty message.
 EMPTY_TURN = {"role": "user", "content": ""}
+MOST_READ = 100_000_000  # characters of one conversation, counted again for each answer behind them
 ANY_DAY = date(
     2024, 1, 1
 )  # a completion does not depend on it, and a cached prompt must not change at midnight
@@ -352,6 +353,7 @@ def encode_conversation(tokenizer, messages: Sequence[dict]) -> list[Example]:
     rewrites ends an example.
     """
     messages = as_messages(list(messages))
+    check_size(messages)
     examples: list[Example] = []
     ids: list[int] = []
     mask: list[bool] = []
@@ -368,6 +370,21 @@ def encode_conversation(tokenizer, messages: Sequence[dict]) -> list[Example]:
     if not ids:
         raise UserError("a conversation needs at least one assistant message to learn from")
     return [*examples, (ids, mask)]
+
+
+def check_size(messages: list[dict]) -> None:
+    """UserError for a conversation that would take hours: each of its answers is encoded with all that is before it."""
+    characters = read = 0
+    for message in messages:
+        characters += len(message["content"])
+        if message["role"] == "assistant":
+            read += characters
+    if read > MOST_READ:
+        first = messages[0]["content"]
+        raise UserError(
+            f"a conversation of {len(messages)} messages and {characters:,} characters, which begins with {first!r:.60}, is "
+            "too long for one row: split it, or remove it"
+        )
 
 
 def _encode_turn(tokenizer, history: list[dict], answer: str) -> tuple[list[int], list[int]]:

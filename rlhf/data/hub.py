@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.online import explain, is_connection_error, retrying, status_of
+from rlhf.online import explain, is_connection_error, is_refused_write, retrying, status_of
 
 FIRST_SPLIT = "train"  # the Hub's usual name
 
@@ -84,6 +84,8 @@ def load_hub_splits(name: str, config: str | None, *, streaming: bool = False) -
     try:
         return datasets.load_dataset(dataset_id(name), config, **options)
     except Exception as error:  # noqa: BLE001
+        if is_refused_write(error):
+            raise UserError(explain(error, name)) from error
         # No network, an unknown id, a gated data set, a bad config: all are for the user to fix.
         # The rest is a trace for developers. The second line may name the configs to choose from.
         lines = str(error).splitlines()

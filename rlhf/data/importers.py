@@ -27,7 +27,7 @@ from rlhf.data.instructions import (
     from_instances,
     from_question_answer,
 )
-from rlhf.data.judgements import from_event, is_event
+from rlhf.data.judgements import from_event, is_event, thumbs_of_event
 from rlhf.data.ratings import (
     OPENAI_PAIR,
     from_alpaca_pair,
@@ -314,6 +314,10 @@ LAYOUTS = (
 )
 # Not recognised by itself: rows of ours with a number that `rank_by` names.
 SCORED = _rankings("scored answers", ("prompt",), gather=rank_scored, is_scored=True)
+
+
+# The same events where only thumbs are read.
+FEEDBACK_THUMBS = _thumbs("feedback", FEEDBACK.columns, convert=thumbs_of_event, fits=is_event)
 
 
 def recognise_layout(row: dict) -> Layout | None:

@@ -3,6 +3,8 @@
 A ranking is one as it is. A comparison becomes a ranking: the better answer has rank 0 and the others share rank 1, and
 answers that tie share rank 0. Answers that are all bad are dropped, since rank 0 means good to who learns the best answers.
 A rating of one answer ranks nothing, so it is counted and dropped. Equal texts are one completion, with the best rank.
+
+For KTO the same events are thumbs: ratings of one answer, and answers that are all bad. Rankings have no thumbs there.
 """
 
 from rlhf.data.conversations import Dropped
@@ -16,7 +18,9 @@ UNDECIDED = ("tie", "both bad")
 RATING = "ratings of one answer, which rank nothing"
 ALL_BAD = "comparisons in which all answers are bad"
 EQUAL_ANSWERS = "judgements of answers with the same text"
+NO_THUMBS = "rankings and comparisons, which rate no answer by itself"
 BROKEN = "lines that are not whole events"
+THUMBS = {"up": True, "down": False}
 
 
 def is_event(row: dict) -> bool:
@@ -28,14 +32,7 @@ def from_event(row: dict) -> list[dict]:
     check_schema(row["schema"])
     if row["event"] == "rating":
         return [Dropped(RATING)]
-    for column in ("messages", "answers"):
-        if not isinstance(row.get(column), list):
-            raise UserError(f"{column}: a list is expected, {row.get(column)!r:.60} given")
-    completions = []
-    for i, answer in enumerate(row["answers"]):
-        if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
-            raise UserError(f"answers: answer {i}: an object with a text is expected")
-        completions.append(answer["text"])
+    completions = _texts_of_answers(row)
     if row["event"] == "comparison":
         ranks = comparison_ranks(row.get("verdict"), row.get("shown"), len(completions))
         if row["verdict"] == "both bad":
@@ -47,9 +44,41 @@ def from_event(row: dict) -> list[dict]:
     completions, ranks = merged(completions, ranks)
     if len(completions) < 2:
         return [Dropped(EQUAL_ANSWERS)]
-    ours = {"prompt": row["messages"], "completions": completions, "ranks": ranks}
-    # Which event it was, so that a row can be traced back.
-    return [{**ours, "id": row.get("id"), "annotator": row.get("annotator")}]
+    return [_with_event(row, {"completions": completions, "ranks": ranks})]
+
+
+def thumbs_of_event(row: dict) -> list[dict]:
+    """{event, messages, completion, value} as an answer with a label, and answers that are all bad as bad ones."""
+    check_schema(row["schema"])
+    if row["event"] == "rating":
+        if row.get("value") not in THUMBS:
+            raise UserError(f"value: up or down is expected, {row.get('value')!r:.60} given")
+        ours = {"completion": row.get("completion"), "label": THUMBS[row["value"]]}
+        return [_with_event(row, ours)]
+    if row["event"] != "comparison" or row.get("verdict") != "both bad":
+        return [Dropped(NO_THUMBS)]
+    return [
+        _with_event(row, {"completion": text, "label": False}) for text in _texts_of_answers(row)
+    ]
+
+
+def _with_event(row: dict, ours: dict) -> dict:
+    """A row of ours with its prompt, and which event it was, so that it can be traced back."""
+    ours = {"prompt": row.get("messages"), **ours}
+    return {**ours, "id": row.get("id"), "annotator": row.get("annotator")}
+
+
+def _texts_of_answers(row: dict) -> list[str]:
+    """The texts of the answers of an event. UserError for what has none."""
+    for column in ("messages", "answers"):
+        if not isinstance(row.get(column), list):
+            raise UserError(f"{column}: a list is expected, {row.get(column)!r:.60} given")
+    texts = []
+    for i, answer in enumerate(row["answers"]):
+        if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+            raise UserError(f"answers: answer {i}: an object with a text is expected")
+        texts.append(answer["text"])
+    return texts
 
 
 def check_schema(schema) -> None:

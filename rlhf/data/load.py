@@ -23,7 +23,7 @@ from rlhf.data.fingerprints import (
 )
 from rlhf.data.folders import read_folder
 from rlhf.data.hub import dataset_commit, dataset_id, hub_rows
-from rlhf.data.importers import FEEDBACK, Layout, conversation_columns
+from rlhf.data.importers import FEEDBACK, FEEDBACK_THUMBS, Layout, conversation_columns
 from rlhf.data.judgements import BROKEN
 from rlhf.data.labels import LabelTypes
 from rlhf.data.ratings import rank_thumbs, split_hh_prompt, thumb_column
@@ -208,12 +208,18 @@ class CheckedRows:
                 yield f"{path}:{line}", row
 
     def _without_events(self, rows):
-        """A folder may be a feedback store. Its rankings and comparisons are rows, other events are only counted."""
+        """A folder may be a feedback store. Its rankings and comparisons are rows, other events are only counted.
+
+        Where thumbs are read, its ratings are rows too.
+        """
+        events = [None, "ranking", "comparison"]
+        if self.form.reads_thumbs():
+            events.append("rating")
         for location, row in rows:
             event = None
             if not isinstance(row, BrokenLine):
                 event = row.get("event")
-            if event in (None, "ranking", "comparison"):
+            if event in events:
                 yield location, row
             else:
                 self.passed[str(event)] += 1
@@ -273,7 +279,7 @@ class CheckedRows:
     def _convert(self, location: str, row: dict | BrokenLine) -> Iterator[dict]:
         """Our rows of one row of the source: several for some layouts, none where it is bad."""
         if isinstance(row, BrokenLine):
-            if self.layout is FEEDBACK:
+            if self.layout in (FEEDBACK, FEEDBACK_THUMBS):
                 # A crash may cut off the line that is being written, and people cannot repeat their judgements.
                 self.dropped[BROKEN] += 1
             else:
@@ -421,7 +427,7 @@ class Loaded:
     counts: total, kept, bad, duplicates; dropped, where something that holds nothing to learn was dropped.
     layout: the foreign layout from which the rows were converted, or "".
     source_kind: the kind of the source, which may have been converted to `kind`.
-    revision: the commit of a Hub data set.
+    revision: the commit of a Hub data set, "" where it is not known; None for files here.
     """
 
     rows: Sequence[dict]
@@ -432,13 +438,14 @@ class Loaded:
     layout: str = ""
     warnings: list[str] = field(default_factory=list)
     source_kind: str = ""
-    revision: str = ""
+    revision: str | None = None
 
     @property
     def sources(self) -> list[dict]:
         """The entry of a run's record about these rows, with counts of those that were dropped, if any were."""
         entry = {"name": self.name, "rows": len(self.rows), "sha256": self.sha256}
-        if self.revision:
+        # By this key a record tells a data set of the Hub from a file.
+        if self.revision is not None:
             entry["revision"] = self.revision
         for count in ("bad", "dropped"):
             if self.counts.get(count):
@@ -479,7 +486,7 @@ def collect_rows(checked: CheckedRows, *, limit: int | None, skip_bad: bool) -> 
         )
     checked.streaming = limit is not None  # the other rows need not be downloaded
     collected = _Collected(checked, limit, skip_bad)
-    key = _cache_key(checked, limit, skip_bad)
+    key = cache_key(checked, limit, skip_bad)
     content = stored(key, SCHEMA, collected.fill, f"reading {checked.name}")
     return collected.loaded(content)
 
@@ -494,7 +501,7 @@ class _Collected:
         self.decoded: list[dict] | None = []
         self.others: dict[int, dict] = {}  # rows that JSON does not hold, by their index
         self.filled = False
-        self.changes = _changes(checked)
+        self.changes = file_changes(checked)
 
     def fill(self, writer: Writer) -> dict:
         """Writes the good rows, and returns the note about them. UserError for bad ones."""
@@ -542,7 +549,7 @@ class _Collected:
             "checks": states,
             "bytes": size,
             # What changed while it was read is not what the key names.
-            "keep": not self.others and self.changes == _changes(checked),
+            "keep": not self.others and self.changes == file_changes(checked),
         }
 
     def loaded(self, content: Stored) -> Loaded:
@@ -559,7 +566,7 @@ class _Collected:
         if self.others:
             identity = None
         rows = StoredRows(column, identity, decoded=self.decoded, others=self.others)
-        name, revision = self.checked.name, ""
+        name, revision = self.checked.name, None
         if not is_local(name):
             name, revision = dataset_id(name), dataset_commit(name)
         return Loaded(
@@ -580,7 +587,7 @@ def repeats(numbers: array) -> int:
     return len(numbers) - len(np.unique(np.array(numbers)))
 
 
-def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
+def file_changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
     """Numbers of each file of a source that differ after it was written to or replaced; None for one that is gone."""
     changes = []
     for path in checked.local_files():
@@ -594,7 +601,7 @@ def _changes(checked: CheckedRows) -> list[tuple[int, ...] | None]:
     return changes
 
 
-def _cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
+def cache_key(checked: CheckedRows, limit: int | None, skip_bad: bool) -> str | None:
     """A name for the rows of a source, from all that decides them; None where that cannot be told."""
     files = checked.local_files()
     checks = checks_fingerprint(checked.checks)
@@ -646,9 +653,10 @@ def bad_rows_message(checked: CheckedRows) -> str:
     if not checked.bad:
         events = ""
         if checked.passed:
+            judgement = "thumb" if checked.form.reads_thumbs() else "ranking"
             events = (
-                f" ({checked.passed.total()} feedback events, none of them a ranking; if event means something else, rename "
-                "it, as in columns: {topic: event})"
+                f" ({checked.passed.total()} feedback events, none of them a {judgement}; if event means something else, "
+                "rename it, as in columns: {topic: event})"
             )
         for reason, count in checked.dropped.most_common():
             events += f" ({count} {reason})"

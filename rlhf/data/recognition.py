@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 
-from rlhf.data.importers import SCORED, Layout, conversation_columns, recognise_layout
+from rlhf.data.importers import (
+    FEEDBACK,
+    FEEDBACK_THUMBS,
+    SCORED,
+    Layout,
+    conversation_columns,
+    recognise_layout,
+)
 from rlhf.data.ratings import THUMBS, answer_column, score_columns, thumb_column
 from rlhf.data.rows import (
     DEMONSTRATIONS,
@@ -200,6 +207,8 @@ class Form:
         """
         row = _present(row)
         layout = recognise_layout(row)
+        if layout is FEEDBACK and self.reads_thumbs():
+            layout = FEEDBACK_THUMBS
         if self._is_scored(row):
             layout = SCORED
         kind = recognise(row, self.kinds)
@@ -214,6 +223,10 @@ class Form:
         if is_kind_accepted and not is_wanted:
             return None, kind.name
         return layout, layout.kind
+
+    def reads_thumbs(self) -> bool:
+        """True where thumbs are read and no rankings: by kto."""
+        return "unpaired_preference" in self.kinds and "ranking" not in self.kinds
 
     def _is_scored(self, row: dict) -> bool:
         """True for an answer with a number in the column by which answers are ranked."""

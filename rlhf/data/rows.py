@@ -113,21 +113,21 @@ KINDS = {
         RowKind(
             "ranking",
             ("prompt", "completions", "ranks"),
-            ("reward",),
+            ("reward", "dpo"),
             {"prompt": "Hi!", "completions": ["Hello!", "What?", "Hey."], "ranks": [0, 1, 0]},
         ),
         # Two answers, of which one is better. The reward recipe reads it as a ranking of two.
         RowKind(
             "preference",
             ("prompt", "chosen", "rejected"),
-            ("reward",),
+            ("reward", "dpo"),
             {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
         ),
         # One answer with a thumb up (true) or down (false), as KTO learns from.
         RowKind(
             "unpaired_preference",
             ("prompt", "completion", "label"),
-            ("sft (good_answers)",),
+            ("kto", "sft (good_answers)"),
             {"prompt": "Hi!", "completion": "What?", "label": False},
             relation=("thumb", "label"),
             is_thumb="label",

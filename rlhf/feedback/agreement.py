@@ -9,7 +9,9 @@ alpha = 1 - observed / expected disagreement: 1 is full agreement, 0 is that of 
 Krippendorff, Content Analysis (2004), chapter 11, computed by the library `krippendorff`.
 """
 
+import hashlib
 import random
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,15 +19,17 @@ import krippendorff
 import numpy as np
 
 from rlhf.data.judgements import merged
-from rlhf.data.splits import prompt_key
+from rlhf.data.splits import prompt_number
 from rlhf.feedback.events import Event, Rating
 
 FIRST, TIE, SECOND = 0, 1, 2  # columns of the counts, in their order
 RESAMPLES = 200  # for the interval
 ENOUGH = 10  # prompts; with fewer an interval says nothing
 
-# pair of answers -> annotator -> value. A pair is named by its prompt and both texts.
-Pairs = dict[str, dict[tuple[str, str], dict[str, int]]]
+# The annotator, hashes of the different answers, and their ranks.
+Judgement = tuple[str, tuple[int, ...], tuple[int, ...]]
+# Of one prompt: pair of answers -> annotator -> value.
+Pairs = dict[tuple[int, int], dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -51,40 +55,69 @@ def agreement(events: Iterable[Event]) -> Agreement:
 
     People without a name are not counted, since two of them may be one.
     """
-    shared = _shared(_ordered_pairs(events))
+    tally = AgreementTally()
+    for event in events:
+        tally.add(event)
+    return tally.result()
+
+
+class AgreementTally:
+    """Takes events one by one and keeps of each only the hashes of its texts, with their ranks."""
+
+    def __init__(self):
+        self.prompts: dict[int, list[Judgement]] = {}
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Rating) or not event.annotator:
+            return
+        # Two wordings that differ in white space are one prompt.
+        prompt = prompt_number({"prompt": event.messages}, "ranking")
+        # Of equal texts the best rank counts, as in training.
+        texts, ranks = merged([answer.text for answer in event.answers], event.ranks)
+        answers = tuple(_digest(text) for text in texts)
+        judgement = (sys.intern(event.annotator), answers, tuple(ranks))
+        self.prompts.setdefault(prompt, []).append(judgement)
+
+    def result(self) -> Agreement:
+        return _agreement_on(self.prompts)
+
+
+def _digest(text: str) -> int:
+    """The hash of a text that stands for it, below 2^63."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _agreement_on(prompts: dict[int, list[Judgement]]) -> Agreement:
+    shared = _shared(prompts)
     if not shared:
         return Agreement(None, None, None, 0, 0, 0, None)
-    tables = [_counts(pairs) for pairs in shared.values()]  # one per prompt
+    tables = [_counts(pairs) for pairs in shared]  # one per prompt
     alpha = alpha_of(np.concatenate(tables))
     low = high = None
     if alpha is not None and len(tables) >= ENOUGH:
         low, high = _interval(tables)
     people = set()
-    for pairs in shared.values():
+    for pairs in shared:
         for values in pairs.values():
             people.update(values)
-    count = sum(len(pairs) for pairs in shared.values())
+    count = sum(len(pairs) for pairs in shared)
     return Agreement(
         alpha, low, high, len(tables), count, len(people), same_share(np.concatenate(tables))
     )
 
 
-def _ordered_pairs(events: Iterable[Event]) -> Pairs:
-    prompts: Pairs = {}
-    for event in events:
-        if isinstance(event, Rating) or not event.annotator:
-            continue
-        # Two wordings that differ in white space are one prompt.
-        pairs = prompts.setdefault(prompt_key({"prompt": event.messages}, "ranking"), {})
-        # Of equal texts the best rank counts, as in training.
-        texts, ranks = merged([answer.text for answer in event.answers], event.ranks)
-        for i, first in enumerate(texts):
-            for j, second in enumerate(texts):
-                # In the order of the texts, so that everybody's value is about the same direction.
+def _ordered_pairs(judgements: list[Judgement]) -> Pairs:
+    """The values of the pairs of one prompt."""
+    pairs: Pairs = {}
+    for annotator, answers, ranks in judgements:
+        for i, first in enumerate(answers):
+            for j, second in enumerate(answers):
+                # In the order of their hashes, so that everybody's value is about the same direction.
                 if first < second:
                     values = pairs.setdefault((first, second), {})
-                    values[event.annotator] = _value(ranks[i], ranks[j])
-    return prompts
+                    values[annotator] = _value(ranks[i], ranks[j])
+    return pairs
 
 
 def _value(first: int, second: int) -> int:
@@ -93,17 +126,18 @@ def _value(first: int, second: int) -> int:
     return FIRST if first < second else SECOND
 
 
-def _shared(prompts: Pairs) -> Pairs:
-    """The pairs with values of at least two people, and the prompts that have one."""
-    shared: Pairs = {}
-    for key, pairs in prompts.items():
+def _shared(prompts: dict[int, list[Judgement]]) -> list[Pairs]:
+    """The pairs with values of at least two people, of each prompt that has one."""
+    shared = []
+    for judgements in prompts.values():
+        pairs = _ordered_pairs(judgements)
         several = {pair: values for pair, values in pairs.items() if len(values) > 1}
         if several:
-            shared[key] = several
+            shared.append(several)
     return shared
 
 
-def _counts(pairs: dict[tuple[str, str], dict[str, int]]) -> np.ndarray:
+def _counts(pairs: Pairs) -> np.ndarray:
     """Counts of people by value, (2 * pairs, 3): each pair, then each pair in the other direction."""
     counts = np.zeros((len(pairs), 3), dtype=int)
     for i, values in enumerate(pairs.values()):

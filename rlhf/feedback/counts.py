@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rlhf.data.splits import prompt_key
+from rlhf.data.splits import prompt_number
 from rlhf.feedback.events import Comparison, Event, Rating
 from rlhf.statistics import wilson_interval
 
@@ -51,29 +51,41 @@ class Counts:
 
 def count(events: Iterable[Event]) -> Counts:
     """Count all events in one pass."""
-    kinds: Counter[str] = Counter()
-    people: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    prompts = set()
+    tally = CountTally()
     for event in events:
-        kinds[event.kind] += 1
-        people[event.annotator] += 1
+        tally.add(event)
+    return tally.result()
+
+
+class CountTally:
+    """Counts events one by one, so that they need not be in memory together."""
+
+    def __init__(self):
+        self.kinds: Counter[str] = Counter()
+        self.people: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()
+        self.prompts: set[int] = set()
+
+    def add(self, event: Event) -> None:
+        self.kinds[event.kind] += 1
+        self.people[event.annotator] += 1
         # The same prompt in other white space is the same prompt.
-        prompts.add(prompt_key({"prompt": event.messages}, "ranking"))
+        self.prompts.add(prompt_number({"prompt": event.messages}, "ranking"))
         if isinstance(event, Rating):
-            numbers[event.value] += 1
-            continue
+            self.numbers[event.value] += 1
+            return
         # A comparison has ranks too: 0 for the winner and 1 for the others.
-        numbers.update(_pairs(event.ranks))
+        self.numbers.update(_pairs(event.ranks))
         if isinstance(event, Comparison):
-            numbers["both_bad"] += event.verdict == "both bad"
+            self.numbers["both_bad"] += event.verdict == "both bad"
             # Of three answers none is left or right.
-            numbers["left"] += event.verdict == "left"
-            numbers["decided"] += event.verdict in ("left", "right")
-    names = ("up", "down", "pairs", "tied", "both_bad", "left", "decided")
-    return Counts(
-        dict(kinds), dict(people), len(prompts), **{name: numbers[name] for name in names}
-    )
+            self.numbers["left"] += event.verdict == "left"
+            self.numbers["decided"] += event.verdict in ("left", "right")
+
+    def result(self) -> Counts:
+        names = ("up", "down", "pairs", "tied", "both_bad", "left", "decided")
+        numbers = {name: self.numbers[name] for name in names}
+        return Counts(dict(self.kinds), dict(self.people), len(self.prompts), **numbers)
 
 
 def _pairs(ranks: list[int]) -> dict[str, int]:

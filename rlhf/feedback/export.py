@@ -80,7 +80,13 @@ EXPORTS: dict[str, tuple[Callable, str]] = {
 
 def jsonl(rows: Iterable[dict]) -> str:
     """Rows as JSON lines, which `rlhf validate` and the recipes read."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json_lines(rows))
+
+
+def json_lines(rows: Iterable[dict]) -> Iterator[str]:
+    """The lines of `jsonl`, one by one."""
+    for row in rows:
+        yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def split(rows: Sequence[dict], kind: str, fraction: float, seed: int = 0) -> tuple[list, list]:
@@ -94,13 +100,21 @@ def split(rows: Sequence[dict], kind: str, fraction: float, seed: int = 0) -> tu
 
 def table(events: Iterable[Event]) -> str:
     """All events as CSV with a header. No cell can become a formula of a spreadsheet."""
-    text = io.StringIO()
-    # Quotes around every cell keep line breaks and separators inside.
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-    writer.writerow(TABLE_COLUMNS)
+    return "".join(table_lines(events))
+
+
+def table_lines(events: Iterable[Event]) -> Iterator[str]:
+    """The header of the table, then its rows, one by one. A cell may have line breaks."""
+    yield _csv_row(TABLE_COLUMNS)
     for event in events:
         for line in _lines(event):
-            writer.writerow([cell(line.get(column)) for column in TABLE_COLUMNS])
+            yield _csv_row([cell(line.get(column)) for column in TABLE_COLUMNS])
+
+
+def _csv_row(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    # Quotes around every cell keep line breaks and separators inside.
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerow(cells)
     return text.getvalue()
 
 

@@ -27,6 +27,7 @@ except ImportError:  # Windows: one process may write
 
 NAME = "events.jsonl"
 MAX_LINE = 8 << 20  # bytes of one event
+BLOCK = 8 << 20  # bytes that are read at once
 HEAD = 256  # bytes by which a file is known again
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -72,9 +73,24 @@ class Store:
         return event
 
     def events(self) -> Iterator[Event]:
-        """Every good event, in the order of the file."""
+        """Every good event, in the order of the file, of which a block at a time is in memory.
+
+        UserError where the file is replaced meanwhile.
+        """
         self.problems = []
-        yield from self.read_from(Cursor(), self.problems, seen=set(), unfinished=True)[0]
+        cursor, seen = Cursor(), set()
+        is_last = False
+        while not is_last:
+            before = cursor
+            try:
+                events, cursor = self.read_from(before, self.problems, seen=seen, most=BLOCK)
+                # The rest has no line end: it was cut off, or somebody writes it.
+                is_last = cursor.offset == before.offset
+                if is_last:
+                    events, _ = self.read_from(before, self.problems, seen=seen, unfinished=True)
+            except Replaced:
+                raise UserError(f"{self.path} was replaced while it was read: try again") from None
+            yield from events
 
     def all(self) -> list[Event]:
         """Every good event as a list. Only what was appended since the last call is read, by whichever process."""
@@ -95,15 +111,16 @@ class Store:
         *,
         seen: set[str] | None = None,
         unfinished: bool = False,
+        most: int | None = None,
     ) -> tuple[list[Event], Cursor]:
         """(the events after a cursor, the cursor after them). Adds to `problems` what could not be read.
 
         seen: ids of earlier events; those of the new ones are added, and an event with one of them is passed over, as in a
         file that was put together from copies. unfinished: read a last line that lacks its end too. It is behind the
-        cursor, since it may be completed. Replaced if the cursor is of another file.
+        cursor, since it may be completed. most: bytes to read; None is all. Replaced if the cursor is of another file.
         """
         events = []
-        lines, end = read_lines(self.path, cursor, unfinished=unfinished)
+        lines, end = read_lines(self.path, cursor, unfinished=unfinished, most=most)
         for number, data in lines:
             try:
                 event = from_row(parse(data))
@@ -260,11 +277,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_lines(
-    path: Path, cursor: Cursor, *, unfinished: bool = False
+    path: Path, cursor: Cursor, *, unfinished: bool = False, most: int | None = None
 ) -> tuple[list[tuple[int, bytes]], Cursor]:
     """((line number, bytes) of the lines after a cursor without blank ones, the cursor after the last whole line).
 
-    unfinished: give a last line that lacks its end too. Replaced if the cursor is of another file.
+    unfinished: give a last line that lacks its end too. most: bytes to read, and more only to the end of a line; None is
+    all of the file. Replaced if the cursor is of another file.
     """
     try:
         with open(path, "rb") as file:
@@ -275,7 +293,9 @@ def read_lines(
                 if size < cursor.offset or not head.startswith(cursor.head):
                     raise Replaced
                 file.seek(cursor.offset)
-                data = file.read()
+                data = file.read(most)
+                if most is not None:
+                    data += file.readline()
     except FileNotFoundError:
         if cursor.offset:
             raise Replaced from None

@@ -8,6 +8,7 @@ Each pair of models that was compared gets one imagined tie: without it, a model
 Its weight is that of one comparison, so it matters only where there are few.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -68,20 +69,36 @@ def wins_of(events: Iterable[Event]) -> tuple[list[str], np.ndarray]:
 
     Answers that a person wrote, and two answers of one model, are not counted.
     """
-    comparisons = [event for event in events if isinstance(event, Comparison)]
-    used = []
-    for event in comparisons:
-        used += [answer.model for answer in event.answers if answer.model is not None]
-    names = model_names(used)
-    index = {key: i for i, key in enumerate(names)}
-    # (N, N)
-    wins = np.zeros((len(names), len(names)))
-    for event in comparisons:
+    tally = WinTally()
+    for event in events:
+        tally.add(event)
+    return tally.result()
+
+
+class WinTally:
+    """Counts wins event by event, so that the events need not be in memory together."""
+
+    def __init__(self):
+        self.models: dict[tuple[str, str], ModelUsed] = {}
+        self.wins: Counter[tuple] = Counter()
+
+    def add(self, event: Event) -> None:
+        if not isinstance(event, Comparison):
+            return
+        for answer in event.answers:
+            if answer.model is not None:
+                self.models.setdefault((answer.model.name, answer.model.revision), answer.model)
         for first, second, share in _duels(event):
-            i, j = index[first], index[second]
-            wins[i, j] += share
-            wins[j, i] += 1 - share
-    return list(names.values()), wins
+            self.wins[first, second] += share
+            self.wins[second, first] += 1 - share
+
+    def result(self) -> tuple[list[str], np.ndarray]:
+        names = model_names(self.models.values())
+        index = {key: i for i, key in enumerate(names)}
+        wins = np.zeros((len(names), len(names)))  # (N, N)
+        for (first, second), total in self.wins.items():
+            wins[index[first], index[second]] = total
+        return list(names.values()), wins
 
 
 def _duels(event: Comparison) -> list[tuple[tuple[str, str], tuple[str, str], float]]:
@@ -106,7 +123,11 @@ def _duels(event: Comparison) -> list[tuple[tuple[str, str], tuple[str, str], fl
 
 def strengths(events: Iterable[Event]) -> list[Strength]:
     """The strengths of all compared models, group by group, the strongest first. [] without a comparison."""
-    names, wins = wins_of(events)
+    return strengths_of(*wins_of(events))
+
+
+def strengths_of(names: list[str], wins: np.ndarray) -> list[Strength]:
+    """The same, from wins (N, N) that were counted."""
     result = []
     for group, members in enumerate(groups(wins)):
         # A model alone was compared with itself only.

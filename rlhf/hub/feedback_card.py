@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 
 from huggingface_hub import DatasetCardData
 
-from rlhf.feedback.agreement import Agreement, agreement
-from rlhf.feedback.counts import Counts, count
+from rlhf.feedback.agreement import Agreement, AgreementTally
+from rlhf.feedback.counts import Counts, CountTally
 from rlhf.feedback.events import Event, ModelUsed, Rating
 from rlhf.markdown import fenced, markdown_table
 
@@ -44,28 +43,51 @@ LIMITS = (
 )
 
 
-def feedback_card(
-    events: Sequence[Event], *, repo: str, counts: tuple[int, int], first: dict
-) -> str:
+class CardTally:
+    """Takes the events as they are published, one by one, and keeps the numbers of the card."""
+
+    def __init__(self):
+        self.events = 0
+        self.counts = CountTally()
+        self.agreement = AgreementTally()
+        self.answers: Counter[tuple[str, str, str]] = Counter()  # by model
+        self.sources: Counter[str] = Counter()
+        self.days: set[str] = set()
+
+    def add(self, event: Event) -> None:
+        self.events += 1
+        self.counts.add(event)
+        self.agreement.add(event)
+        self.sources[event.source] += 1
+        # Days are all that is left of the times.
+        self.days.add(event.time)
+        # A rating has one answer, the others have several.
+        shown = [event.model] if isinstance(event, Rating) else [a.model for a in event.answers]
+        for model in shown:
+            model = model or ModelUsed("(written by annotators)", "")
+            self.answers[model.name, model.path, model.revision] += 1
+
+
+def feedback_card(tally: CardTally, *, repo: str, counts: tuple[int, int], first: dict) -> str:
     """The README of the data set, with its metadata. The same events give the same text.
 
-    events: as they are published. counts: of rankings and of ratings. first: a row, shown as an example.
+    tally: of all events that are published. counts: of rankings and of ratings. first: a row, shown as an example.
     """
     rankings, ratings = counts
     name = repo or NO_REPO
-    numbers = count(events)
+    numbers = tally.counts.result()
     parts = [
         f"---\n{metadata(rankings, ratings)}\n---",
         f"# {name.rpartition('/')[2]}",
         "What people said about answers of chat models, collected in a chat app: "
         "thumbs, blind comparisons and rankings. "
         "All of them agreed that it is published.",
-        section("Numbers", numbers_table(numbers, agreement(events), counts)),
-        section("Models", models_table(events)),
+        section("Numbers", numbers_table(numbers, tally.agreement.result(), counts)),
+        section("Models", models_table(tally.answers)),
         section("Columns", markdown_table(("column", "meaning"), COLUMNS).replace("\\`", "`")),
         section("A row", fenced(json.dumps(first, ensure_ascii=False, indent=2), "json")),
         section("Use", use(name, rankings, ratings)),
-        section("How it was made", origin(events)),
+        section("How it was made", origin(tally)),
         section("Licence", LICENCE),
         section("Limits", LIMITS),
     ]
@@ -131,15 +153,8 @@ def numbers_table(numbers: Counts, agreed: Agreement, counts: tuple[int, int]) -
     return markdown_table(("", "number"), rows, right=1)
 
 
-def models_table(events: Sequence[Event]) -> str:
+def models_table(answers: Counter[tuple[str, str, str]]) -> str:
     """The models whose answers were shown, with the number of their answers."""
-    answers: Counter[tuple[str, str, str]] = Counter()
-    # A rating has one answer, the others have several.
-    for event in events:
-        shown = [event.model] if isinstance(event, Rating) else [a.model for a in event.answers]
-        for model in shown:
-            model = model or ModelUsed("(written by annotators)", "")
-            answers[model.name, model.path, model.revision] += 1
     rows = []
     for (name, path, revision), total in sorted(answers.items()):
         # Models of the Hub have a path, which is their id.
@@ -163,13 +178,11 @@ def use(name: str, rankings: int, ratings: int) -> str:
     return text
 
 
-def origin(events: Sequence[Event]) -> str:
+def origin(tally: CardTally) -> str:
     """The paragraph about the time, the people and the way in which the judgements were made."""
-    # Days are all that is left of the times.
-    days = sorted(event.time for event in events)
-    sources = Counter(event.source for event in events)
+    sources = tally.sources
     lines = [
-        f"From {days[0]} to {days[-1]}.",
+        f"From {min(tally.days)} to {max(tally.days)}.",
         f"{sources['app']} judgements were made by people in the browser.",
     ]
     if sources["api"]:

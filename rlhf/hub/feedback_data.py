@@ -12,8 +12,8 @@ README.md       the card
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlhf.data.conversations import Dropped
@@ -21,17 +21,12 @@ from rlhf.data.judgements import from_event
 from rlhf.errors import UserError
 from rlhf.feedback.events import Comparison, Event, ModelUsed, Rating, to_row
 from rlhf.feedback.store import NAME, Store
-from rlhf.hub.feedback_card import feedback_card
+from rlhf.hub.feedback_card import CardTally, feedback_card
+from rlhf.runs.known_secrets import has_secret
 
 RANKINGS, RATINGS, CARD = "train.jsonl", "ratings.jsonl", "README.md"
 SECRET = ".salt.share"  # in the store, never in what is published
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a model of the Hub; weights on the disk have a sha256
-# Keys that let somebody act in another's name. An event that holds one is not published. Korean words end with a particle
-# and no space, so a letter of another alphabet may be next to a key.
-KEYS = re.compile(
-    r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}(?![A-Za-z0-9]))"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 
@@ -39,7 +34,7 @@ EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
 class Shared:
     """A folder that is ready to be pushed, with its numbers.
 
-    rankings, ratings: rows of the two files. events: those that were taken.
+    rankings, ratings: rows of the two files. events: the number of those that were taken.
     without_consent, with_keys, unreadable: events that were left behind, by the reason.
     with_email: rows that hold what looks like an e-mail address. They are taken, so somebody should look at them.
     """
@@ -47,7 +42,7 @@ class Shared:
     folder: Path
     rankings: int
     ratings: int
-    events: list[Event] = field(repr=False)
+    events: int
     without_consent: int = 0
     with_keys: int = 0
     unreadable: int = 0
@@ -80,40 +75,59 @@ def feedback_folder(store_folder: str | Path, target: str | Path, *, repo: str =
     store, target = Store(store_folder), Path(target)
     if not store.path.is_file():
         raise UserError(f"{store.folder}: no {NAME} in it: give the folder of a feedback store")
-    every = list(store.events())
-    unreadable = len(store.problems)
-    # Consent comes first: a count of keys must not tell about the others.
-    agreed = [event for event in every if event.consent]
-    events = [event for event in agreed if not holds_key(event)]
-    if not events:
-        raise UserError(nothing_to_share(store, len(every), len(agreed)))
-    hashed = hasher(store.secret(SECRET), repo)
-    events = [with_other_names(event, hashed) for event in events]
-    # From the events under their new names, so that no row can hold an old one.
-    rankings, ratings = list(ranking_rows(events)), list(rating_rows(events))
-    if not rankings and not ratings:
+    rankings, ratings = RowFile(target / RANKINGS), RowFile(target / RATINGS)
+    with rankings, ratings:
+        tally, total, agreed = write_events(store, repo, rankings, ratings)
+    if not tally.events:
+        raise UserError(nothing_to_share(store, total, agreed))
+    if not rankings.rows and not ratings.rows:
         raise UserError(
             f"{store.folder}: the events that may be published rank nothing: all their answers are equal"
         )
-    target.mkdir(parents=True, exist_ok=True)
-    emails = 0
-    for name, rows in ((RANKINGS, rankings), (RATINGS, ratings)):
-        emails += write_rows(target / name, rows)
     shared = Shared(
         target,
-        len(rankings),
-        len(ratings),
-        events,
-        without_consent=len(every) - len(agreed),
-        with_keys=len(agreed) - len(events),
-        unreadable=unreadable,
-        with_email=emails,
+        rankings.rows,
+        ratings.rows,
+        tally.events,
+        without_consent=total - agreed,
+        with_keys=agreed - tally.events,
+        unreadable=len(store.problems),
+        with_email=rankings.with_email + ratings.with_email,
     )
     # A row as an example, which was agreed to like all others.
-    first = (rankings or ratings)[0]
-    text = feedback_card(events, repo=repo, counts=(len(rankings), len(ratings)), first=first)
+    first = rankings.first or ratings.first
+    text = feedback_card(tally, repo=repo, counts=(rankings.rows, ratings.rows), first=first)
     (target / CARD).write_text(text, encoding="utf-8")
     return shared
+
+
+def write_events(
+    store: Store, repo: str, rankings: "RowFile", ratings: "RowFile"
+) -> tuple[CardTally, int, int]:
+    """Write the rows of all events that may be published, of which one at a time is in memory.
+
+    Returns what the card needs, the number of all events, and of those that people agreed to publish.
+    """
+    tally, hashed = CardTally(), None
+    total = agreed = 0
+    for event in store.events():
+        total += 1
+        # Consent comes first: a count of keys must not tell about the others.
+        if not event.consent:
+            continue
+        agreed += 1
+        if holds_key(event):
+            continue
+        # The secret is made with the first event that needs it.
+        hashed = hashed or hasher(store.secret(SECRET), repo)
+        event = with_other_names(event, hashed)
+        # From the event under its new names, so that no row can hold an old one.
+        for row in ranking_rows(event):
+            rankings.add(row)
+        for row in rating_rows(event):
+            ratings.add(row)
+        tally.add(event)
+    return tally, total, agreed
 
 
 def nothing_to_share(store: Store, total: int, agreed: int) -> str:
@@ -124,19 +138,42 @@ def nothing_to_share(store: Store, total: int, agreed: int) -> str:
         return f"{store.folder}: all {agreed} events that may be published hold a key or token"
     return (
         f'{store.folder}: none of its {total} events may be published. People agree in the app, with the box "My feedback '
-        'may be published" in Rank, Compare or the settings of Chat'
+        'may be published" in Rank, Compare or the settings of Chat. What was published before stays on the Hub until its '
+        "repository is deleted there"
     )
 
 
-def write_rows(path: Path, rows: list[dict]) -> int:
-    """Write rows as JSON lines; a file without rows is removed. Returns how many hold an e-mail address."""
-    # Loaders refuse an empty file.
-    if not rows:
-        path.unlink(missing_ok=True)
-        return 0
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return sum(EMAIL.search(line) is not None for line in lines)
+class RowFile:
+    """A file of JSON lines, which is made with the first of them: loaders refuse an empty file.
+
+    rows, with_email: numbers of rows, and of those that hold an e-mail address. first: the first row.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = self.with_email = 0
+        self.first: dict = {}
+        self._file = None
+
+    def __enter__(self) -> "RowFile":
+        # Of an earlier data set.
+        self.path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, row: dict) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+            self.first = row
+        line = json.dumps(row, ensure_ascii=False)
+        self._file.write(f"{line}\n")
+        self.rows += 1
+        # To look for a character is much faster than for the pattern.
+        self.with_email += "@" in line and EMAIL.search(line) is not None
 
 
 # ---- names ------------------------------------------------------------------------------------------------------------
@@ -182,8 +219,8 @@ def public_model(model: ModelUsed | None) -> ModelUsed | None:
 
 def holds_key(event: Event) -> bool:
     """True if a text of the event looks like a key or token."""
-    # The texts as they are: in JSON, a line break before a key is a letter.
-    return any(KEYS.search(text) for text in texts_of(to_row(event)))
+    # The texts as they are, and all in one, which is faster.
+    return has_secret("\n".join(texts_of(to_row(event))))
 
 
 def texts_of(value) -> Iterator[str]:
@@ -200,22 +237,21 @@ def texts_of(value) -> Iterator[str]:
 # ---- rows -------------------------------------------------------------------------------------------------------------
 
 
-def ranking_rows(events: Iterable[Event]) -> Iterator[dict]:
-    """{prompt, completions, ranks} of the events that rank answers, with who, when and by which models."""
-    for event in events:
-        for row in from_event(to_row(event)):
-            # Ratings, and judgements of equal texts.
-            if isinstance(row, Dropped):
-                continue
-            models = models_of(event, row["completions"])
-            yield {
-                "prompt": plain(row["prompt"]),
-                "completions": row["completions"],
-                "ranks": row["ranks"],
-                "models": [model.name for model in models],
-                "revisions": [model.revision for model in models],
-                "judgement": event.kind,
-            } | who_and_when(event)
+def ranking_rows(event: Event) -> Iterator[dict]:
+    """{prompt, completions, ranks} of an event that ranks answers, with who, when and by which models."""
+    for row in from_event(to_row(event)):
+        # Ratings, and judgements of equal texts.
+        if isinstance(row, Dropped):
+            continue
+        models = models_of(event, row["completions"])
+        yield {
+            "prompt": plain(row["prompt"]),
+            "completions": row["completions"],
+            "ranks": row["ranks"],
+            "models": [model.name for model in models],
+            "revisions": [model.revision for model in models],
+            "judgement": event.kind,
+        } | who_and_when(event)
 
 
 def models_of(event: Event, completions: list[str]) -> list[ModelUsed]:
@@ -226,26 +262,24 @@ def models_of(event: Event, completions: list[str]) -> list[ModelUsed]:
     return [by_text[text] for text in completions]
 
 
-def rating_rows(events: Iterable[Event]) -> Iterator[dict]:
-    """{prompt, completion, label} of thumbs, and of the answers of comparisons that were all bad."""
-    for event in events:
-        if isinstance(event, Rating):
-            rated = [(event.completion, event.model, event.value == "up", event.reason)]
-        elif isinstance(event, Comparison) and event.verdict == "both bad":
-            rated = [(answer.text, answer.model, False, "") for answer in event.answers]
-        else:
-            continue
-        for completion, model, label, reason in rated:
-            model = model or ModelUsed("", "")
-            yield {
-                "prompt": plain(event.messages),
-                "completion": completion,
-                "label": label,
-                "reason": reason,
-                "model": model.name,
-                "revision": model.revision,
-                "judgement": event.kind,
-            } | who_and_when(event)
+def rating_rows(event: Event) -> Iterator[dict]:
+    """{prompt, completion, label} of a thumb, or of the answers of a comparison that were all bad."""
+    rated = []
+    if isinstance(event, Rating):
+        rated = [(event.completion, event.model, event.value == "up", event.reason)]
+    elif isinstance(event, Comparison) and event.verdict == "both bad":
+        rated = [(answer.text, answer.model, False, "") for answer in event.answers]
+    for completion, model, label, reason in rated:
+        model = model or ModelUsed("", "")
+        yield {
+            "prompt": plain(event.messages),
+            "completion": completion,
+            "label": label,
+            "reason": reason,
+            "model": model.name,
+            "revision": model.revision,
+            "judgement": event.kind,
+        } | who_and_when(event)
 
 
 def plain(messages: list[dict]) -> list[dict]:

@@ -15,8 +15,8 @@ from rlhf.runs.ancestry import (
     THIS_RUN,
     Line,
     Node,
+    is_hub_data,
     is_hub_id,
-    is_on_hub,
     lineage,
     lines,
     mermaid,
@@ -289,7 +289,7 @@ def _check_feedback(node: Node, root: Node) -> Iterator[Check]:
 def _check_data(entry: dict, node: Node, root: Node) -> Iterator[Check]:
     """The files of a source of rows."""
     name = str(entry.get("name", ""))
-    if is_on_hub(name):
+    if is_hub_data(entry):
         revision = entry.get("revision")
         note = f"of the Hub, revision {revision}" if revision else "of the Hub"
         yield Check("data", name, "", UNKNOWN, note)

@@ -151,6 +151,18 @@ def check_target(
     return Target(repo, kind, info is not None, token)
 
 
+def full_name(repo: str, token: str | None = None) -> str:
+    """A name with its owner, who is the user of the token where none is named. As it is where nobody is logged in."""
+    from huggingface_hub import HfApi, get_token
+
+    if "/" in repo or not (token or get_token()):
+        return repo
+    try:
+        return f"{retrying(lambda: HfApi(token=token).whoami())['name']}/{repo}"
+    except Exception:  # noqa: BLE001  the push itself says what is wrong, and a preview needs no network
+        return repo
+
+
 def _check_owner(repo: str, user: dict, pr: bool) -> None:
     """UserError where the user of a token may not write to repositories of this owner."""
     owners = [user["name"], *(org["name"] for org in user.get("orgs") or [])]

@@ -16,11 +16,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.hub.push import Pushed, files_of, push_folder
+from rlhf.hub.push import Pushed, files_of, full_name, push_folder
 from rlhf.models.snapshots import split_revision
+from rlhf.models.stale_weights import unread_weights
 from rlhf.online import explain, retrying
 from rlhf.runs.card import card_text
 from rlhf.runs.durable import write_text
+from rlhf.runs.output_folder import PUSH_PLAN
 from rlhf.runs.parents import home_of, hub_id_of, is_replaced, load_record
 from rlhf.runs.public_names import write_public
 from rlhf.runs.record import DONE, EVALUATION_FAILED, RECORD, TRAINED, RunRecord, read_object
@@ -30,6 +32,7 @@ ADAPTER = "adapter_config.json"
 BASE = "base_model_name_or_path"  # key of ADAPTER
 SHARED = "hub.json"  # where a run was shared, for the cards of its children; itself not shared
 PARENTS = ("link", "push")
+LONGEST_NAME = 96  # characters of a name on the Hub, without its owner
 # What a run shares, as paths below its folder.
 FILES = (
     "*.safetensors",
@@ -42,7 +45,7 @@ FILES = (
     "plots/*.png",
 )
 FOLDERS = ("value_model", "adapter")  # of further models, with the same endings
-NOT_SHARED = (SHARED, "trainer_state.json")
+NOT_SHARED = (SHARED, PUSH_PLAN, "trainer_state.json")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def share_run(
     check_run(run)
     if parents not in PARENTS:
         raise UserError(f"parents={parents!r}: use {' or '.join(PARENTS)}")
+    repo = full_name(repo, token)  # for the snippets of the card
     if parents == "push":
         share_parents(run, repo, private=private, token=token)
     with staged(run, repo, merge=merge) as folder:
@@ -97,7 +101,7 @@ def preview(run: str | os.PathLike, repo: str, *, merge: bool = False) -> Previe
     """The files and the card that `share_run` would push. Nothing is sent."""
     run = Path(run)
     check_run(run)
-    with staged(run, repo, merge=merge) as folder:
+    with staged(run, full_name(repo), merge=merge) as folder:
         return Preview(sizes_of(folder), (folder / CARD).read_text(encoding="utf-8"))
 
 
@@ -126,9 +130,12 @@ def check_run(run: Path) -> None:
 def shared_files(run: Path) -> list[Path]:
     """The files of a run that are shared, as paths below its folder, in order. The card is written again."""
     files = []
+    unread = {run / name for name in unread_weights(run)}
+    for folder in FOLDERS:
+        unread |= {run / folder / name for name in unread_weights(run / folder)}
     for path in run.rglob("*"):
         name = path.relative_to(run).as_posix()
-        if path.is_file() and is_shared(name):
+        if path.is_file() and is_shared(name) and path not in unread:
             files.append(path.relative_to(run))
     return sorted(files)
 
@@ -230,6 +237,11 @@ def share_parents(
         if folder.resolve() in children or is_on_hub(hub_id_of(folder), token):
             continue
         name = f"{repo}-{role}"
+        if len(name.rpartition("/")[2]) > LONGEST_NAME:
+            raise UserError(
+                f"{folder}: {name[:60]}... is too long a name for the Hub: share the oldest parents first, under names of "
+                "their own, and their children are linked to them"
+            )
         share_parents(folder, name, private=private, token=token, children=children)
         share_run(folder, name, private=private, token=token)
 

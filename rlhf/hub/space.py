@@ -22,6 +22,7 @@ import yaml
 import rlhf
 from rlhf.errors import UserError
 from rlhf.markdown import markdown_table
+from rlhf.models.stale_weights import unread_weights
 from rlhf.runs.record import RECORD, USABLE, RunRecord, model_kind, read_object
 
 # The packages that the server imports. The others are for training.
@@ -147,8 +148,11 @@ def copy_model(run: Path, target: Path, link: bool) -> None:
 
         save(load_policy(str(run)), load_tokenizer(str(run)), target)
     else:
+        unread = unread_weights(run)
         for pattern in MODEL_FILES:
             for path in sorted(run.glob(pattern)):
+                if path.name in unread:
+                    continue
                 if link and path.suffix == ".safetensors":
                     (target / path.name).symlink_to(path.resolve())
                 else:

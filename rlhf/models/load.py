@@ -29,6 +29,7 @@ from rlhf.models.architectures import check_has_scores, check_policy, check_usab
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
 from rlhf.models.scores import HEADS, forget_centre, reads_pairs, score_head
 from rlhf.models.snapshots import is_hub_name, model_folder
+from rlhf.models.stale_weights import replacing_weights
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -290,12 +291,16 @@ def _config_of(path: str, revision: str | None):
 
 
 def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
-    """Write a plain `from_pretrained` folder: LoRA merged, weights as safetensors, the tokenizer with its template."""
+    """Write a plain `from_pretrained` folder: LoRA merged, weights as safetensors, the tokenizer with its template.
+
+    Weights of an earlier model in the folder are removed, whatever their files are called.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         # Merge a copy: merging would remove the LoRA matrices that are in training.
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
+    with replacing_weights(folder):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

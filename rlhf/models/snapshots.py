@@ -18,6 +18,7 @@ from rlhf.online import (
     cached_commit,
     explain,
     is_connection_error,
+    is_refused_write,
     retrying,
     status_of,
 )
@@ -170,6 +171,8 @@ def _reason(error: Exception, name: str) -> str:
             f"{name}: neither a local folder nor downloaded before, and the Hub is not reachable: check the name, the "
             "network, and HF_HUB_OFFLINE"
         )
+    if is_refused_write(error):
+        return explain(error, name)
     return f"{explain(error, name)}, and no local folder has this name"
 
 

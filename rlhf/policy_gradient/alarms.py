@@ -296,8 +296,12 @@ class AlarmState:
     """The rollouts so far and the active alarms.
 
     An alarm begins when its condition was met on `hold` rollouts in a row, and ends when it was not met on as many.
+
+    table: the alarms. unit: the name of a row in messages.
     """
 
+    table: tuple[Alarm, ...] = ALARMS
+    unit: str = "rollout"
     rows: list[dict] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
     # Rollouts in a row on which the condition of an alarm disagreed with `active`.
@@ -308,15 +312,15 @@ class AlarmState:
         self.rows.append(row)
         messages = {}
         # A condition sees all rows, so an alarm does not depend on where a run was resumed.
-        for alarm in ALARMS:
+        for alarm in self.table:
             values = alarm.condition(self.rows, alarm.metric, alarm.limit)
             if not self._changes(alarm, values is not None):
                 continue
             self.active ^= {alarm.name}  # begins or ends
             if values is not None:
                 sentence = alarm.sentence.format(**values)
-                rollout = f"alarm at rollout {len(self.rows)}"
-                messages[alarm.name] = f"{rollout}: {sentence}: {alarm.remedy}"
+                start = f"alarm at {self.unit} {len(self.rows)}"
+                messages[alarm.name] = f"{start}: {sentence}: {alarm.remedy}"
         return messages
 
     def _changes(self, alarm: Alarm, is_met: bool) -> bool:
@@ -364,7 +368,7 @@ class AlarmCallback(TrainerCallback):
         if not is_rollout(logs or {}):
             return
         for name, message in self.alarms.observe(logs).items():
-            self.report(args, state, name, message)
+            report_alarm(args, state, name, message)
         if self.is_beyond_limit(logs):
             control.should_training_stop = True
             message = (
@@ -372,17 +376,18 @@ class AlarmCallback(TrainerCallback):
                 f"above max_kl_stop={self.max_kl_stop:g}: raise kl_coef or lower learning_rate, and use an earlier "
                 "checkpoint"
             )
-            self.report(args, state, "max_kl_stop", message)
+            report_alarm(args, state, "max_kl_stop", message)
 
     def is_beyond_limit(self, row: dict) -> bool:
         return self.max_kl_stop is not None and row["kl"] > self.max_kl_stop
 
-    def report(self, args, state, name: str, message: str) -> None:
-        """Prints a message and appends it to the file, on the main process only."""
-        if not state.is_world_process_zero:
-            return
-        from tqdm import tqdm
 
-        tqdm.write(message)  # above the progress bar, which `print` would break
-        row = {"step": state.global_step, "alarm": name, "message": message}
-        append_jsonl(Path(args.output_dir) / ALARMS_FILE, row)
+def report_alarm(args, state, name: str, message: str) -> None:
+    """Prints a message and appends it to the file, on the main process only."""
+    if not state.is_world_process_zero:
+        return
+    from tqdm import tqdm
+
+    tqdm.write(message)  # above the progress bar, which `print` would break
+    row = {"step": state.global_step, "alarm": name, "message": message}
+    append_jsonl(Path(args.output_dir) / ALARMS_FILE, row)

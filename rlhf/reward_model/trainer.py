@@ -5,7 +5,6 @@ forward pass each. Every prompt has the same weight, whatever its K; pairs are K
 batch is fixed, not the number of pairs.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +22,7 @@ from rlhf.models.load import save
 from rlhf.models.scores import sequence_scores
 from rlhf.reward_model.metrics import metric_names, ranking_report
 from rlhf.reward_model.rankings import collate_rankings
+from rlhf.reward_model.step_mean import StepMean
 from rlhf.runs import durable
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
@@ -119,15 +119,7 @@ class ScoreModel(torch.nn.Module):
         return sequence_scores(self.model, input_ids, mask, token_type_ids)
 
 
-def count_ordered(batch: dict[str, Tensor]) -> int:
-    """The number of prompts of a batch that have an ordered pair of completions."""
-    ranks = batch["ranks"].float()  # (B, K)
-    best = ranks.masked_fill(~batch["valid"], math.inf).amin(1)
-    worst = ranks.masked_fill(~batch["valid"], -math.inf).amax(1)
-    return int((best < worst).sum())
-
-
-class RewardTrainer(GatheringTrainer, Trainer):
+class RewardTrainer(StepMean, GatheringTrainer, Trainer):
     """model: one-label sequence classification model, LoRA or not; train and eval rows as from `encode_rankings`."""
 
     def __init__(
@@ -159,20 +151,6 @@ class RewardTrainer(GatheringTrainer, Trainer):
             check_is_measured(args.metric_for_best_model, names)
         # The loss is a mean over the batch: let the Trainer divide it by the accumulation steps.
         self.loss_is_scaled_for_ga = False
-        # prompts with an ordered pair in a batch, on average over all batches of this step and all processes
-        self.mean_ordered: float | None = None
-
-    def get_batch_samples(self, *args, **kwargs):
-        """The batches of the next step. Counts their prompts with an ordered pair, so that each weighs the same."""
-        batches, count = super().get_batch_samples(*args, **kwargs)
-        total = torch.zeros(2, device=self.args.device)  # prompts, batches
-        for batch in batches:
-            total += torch.tensor([count_ordered(batch), 1.0], device=self.args.device)
-        if self.args.world_size > 1:
-            total = self.accelerator.reduce(total, "sum")
-        prompts, number = total.tolist()
-        self.mean_ordered = prompts / max(number, 1.0)
-        return batches, count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean ranking loss of the prompts that have an ordered pair.
@@ -184,11 +162,9 @@ class RewardTrainer(GatheringTrainer, Trainer):
         flat = model(inputs["input_ids"], inputs["mask"], inputs.get("token_type_ids"))
         scores = torch.zeros(ranks.shape, device=ranks.device).masked_scatter(valid, flat)
         losses, pairs = kwise_ranking_loss(scores, ranks, valid)
-        ordered = (pairs > 0).sum()
-        if model.training and self.mean_ordered is not None:
-            ordered = torch.tensor(self.mean_ordered, device=losses.device)
+        ordered = self.count_for_mean(int((pairs > 0).sum()), is_training=model.training)
         # a step of ties alone gives a loss of 0
-        loss = losses.sum() / torch.where(ordered > 0, ordered, 1)
+        loss = losses.sum() / (ordered or 1.0)
         if return_outputs:
             return loss, {"scores": scores}
         return loss

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf.data.load import is_local
 from rlhf.errors import UserError
 from rlhf.models.snapshots import split_revision
 from rlhf.runs.parents import (
@@ -101,45 +100,56 @@ def lineage_of(record: RunRecord, folder: Path) -> Node:
         data=record.data,
         entry={} if record.weights else {"hashed_now": True},
     )
-    root.parents = _parents(record.parents, folder, histories, {}, frozenset())
+    root.parents = _parents(record.parents, folder, histories)
     return root
 
 
-def _parents(
-    parents: dict, child: Path, histories: dict, made: dict, seen: frozenset[str]
-) -> list[Node]:
-    """made: (key, folder) -> parents, which children share: in a loop of RLHF their number doubles with each round.
-
-    seen: keys on the way here, because a record may name a run that came from this one.
-    """
-    nodes = []
-    for role, entry in parents.items():
+def _parents(parents: dict, child: Path, histories: dict) -> list[Node]:
+    """The parents of a run, each with its own. A loop of RLHF may have thousands of rounds, so nothing here is recursive."""
+    # (key, folder) -> parents, which children share: their number doubles with each round.
+    made: dict[tuple, list[Node]] = {}
+    nodes: list[Node] = []
+    # Of each step on the way: entries that are left, the child's folder, its list of parents, and the keys on the way
+    # there, because a record may name a run that came from this one.
+    way = [(iter(parents.items()), child, nodes, frozenset())]
+    while way:
+        entries, child, siblings, seen = way[-1]
+        role, entry = next(entries, (None, None))
+        if role is None:
+            way.pop()
+            continue
         if not _names_something(entry):
             continue
         key = entry_key(entry)
         past = histories.get(key, {})
-        folder = parent_folder(entry["name"], child, entry.get("revision"))
-        node = Node(
-            stage=role,
-            name=entry["name"],
-            folder=folder,
-            revision=entry.get("revision", ""),
-            sha256=entry.get("sha256", ""),
-            files=entry.get("files", {}),
-            recipe=entry.get("recipe") or past.get("recipe", ""),
-            code=entry.get("code") or past.get("code", ""),
-            data=past.get("data", []),
-            entry=entry,
-        )
+        node = _node(role, entry, child, past)
+        siblings.append(node)
+        if key in seen:
+            continue
         # Where a parent was, its own parents were probably near.
-        if key not in seen:
-            home = folder or child.resolve().parent / Path(entry["name"]).name
-            if (key, home) not in made:
-                past_parents = past.get("parents", {})
-                made[key, home] = _parents(past_parents, home, histories, made, seen | {key})
-            node.parents = made[key, home]
-        nodes.append(node)
+        home = node.folder or child.resolve().parent / Path(node.name).name
+        if (key, home) not in made:
+            made[key, home] = []
+            past_parents = past.get("parents", {})
+            way.append((iter(past_parents.items()), home, made[key, home], seen | {key}))
+        node.parents = made[key, home]
     return nodes
+
+
+def _node(role: str, entry: dict, child: Path, past: dict) -> Node:
+    """A parent without its own. child: the folder of the run that names it. past: its history."""
+    return Node(
+        stage=role,
+        name=entry["name"],
+        folder=parent_folder(entry["name"], child, entry.get("revision")),
+        revision=entry.get("revision", ""),
+        sha256=entry.get("sha256", ""),
+        files=entry.get("files", {}),
+        recipe=entry.get("recipe") or past.get("recipe", ""),
+        code=entry.get("code") or past.get("code", ""),
+        data=past.get("data", []),
+        entry=entry,
+    )
 
 
 def _names_something(entry) -> bool:
@@ -168,31 +178,34 @@ class Line:
 def lines(root: Node) -> list[Line]:
     """Every model, feedback store and source of rows of a lineage, depth first, and what two models share only once."""
     listed: set[tuple] = set()
-    return list(_lines(root, 0, listed))
+    made: list[Line] = []
+    waiting = [(0, root)]
+    while waiting:
+        depth, node = waiting.pop()
+        key = (node.name, node.revision, node.sha256)
+        made_by = f"{node.entry['events']} events" if node.is_feedback else node.recipe
+        facts = (made_by, node.code, node.revision, node.sha256)
+        again = key in listed and bool(node.parents or node.data)
+        made.append(Line(depth, node.stage, node.name, *facts, again=again))
+        if again:
+            continue
+        # Before its parents: a record may lead back to it.
+        listed.add(key)
+        made += [_data_line(entry, depth + 1) for entry in node.data]
+        waiting += [(depth + 1, parent) for parent in reversed(node.parents)]
+    return made
 
 
-def _lines(node: Node, depth: int, listed: set[tuple]) -> Iterator[Line]:
-    key = (node.name, node.revision, node.sha256)
-    made_by = f"{node.entry['events']} events" if node.is_feedback else node.recipe
-    facts = (made_by, node.code, node.revision, node.sha256)
-    again = key in listed and bool(node.parents or node.data)
-    yield Line(depth, node.stage, node.name, *facts, again=again)
-    if again:
-        return
-    # Before its parents: a record may lead back to it.
-    listed.add(key)
-    for entry in node.data:
-        yield Line(
-            depth + 1,
-            "data",
-            str(entry.get("name", "")),
-            f"{entry.get('rows', '?')} rows",
-            revision=str(entry.get("revision") or ""),
-            sha256=str(entry.get("sha256") or ""),
-            is_data=True,
-        )
-    for parent in node.parents:
-        yield from _lines(parent, depth + 1, listed)
+def _data_line(entry: dict, depth: int) -> Line:
+    return Line(
+        depth,
+        "data",
+        str(entry.get("name", "")),
+        f"{entry.get('rows', '?')} rows",
+        revision=str(entry.get("revision") or ""),
+        sha256=str(entry.get("sha256") or ""),
+        is_data=True,
+    )
 
 
 # ---- the base model ----------------------------------------------------------------------------------------------
@@ -213,9 +226,9 @@ def is_hub_id(name: str) -> bool:
     return bool(hub_id_in(name))
 
 
-def is_on_hub(name: str) -> bool:
-    """True for a name of data that is a Hub id and not a file here."""
-    return is_hub_id(name) and not is_local(name)
+def is_hub_data(entry: dict) -> bool:
+    """True for the entry of a data set of the Hub. A folder of the same name may be anywhere, so only the record counts."""
+    return "revision" in entry and is_hub_id(str(entry.get("name", "")))
 
 
 def origins(node: Node) -> list[Node]:
@@ -267,12 +280,25 @@ class _Chart:
         self.boxes: list[str] = []
         self.arrows: list[str] = []
 
-    def add(self, node: Node) -> str:
-        """Draw a node with everything before it, unless that has been done. Returns its id."""
-        key = ("model", node.sha256 or node.revision or node.name, self.shown(node.name))
-        # The SFT model of a policy and of its reward model is one box.
-        if key in self.ids:
-            return self.ids[key]
+    def add(self, root: Node) -> None:
+        """Draw a node with everything before it."""
+        waiting: list[tuple[Node, Node | None]] = [(root, None)]
+        while waiting:
+            node, child = waiting.pop()
+            if child is not None:
+                # All before the node is drawn.
+                self._arrow(self.ids[self._key(node)], self.ids[self._key(child)], node.stage)
+            # The SFT model of a policy and of its reward model is one box.
+            elif self._key(node) not in self.ids:
+                self._draw(node)
+                for parent in reversed(node.parents):
+                    waiting += [(parent, node), (parent, None)]
+
+    def _key(self, node: Node) -> tuple:
+        return ("model", node.sha256 or node.revision or node.name, self.shown(node.name))
+
+    def _draw(self, node: Node) -> None:
+        """The box of a node, and its data."""
         opening, closing = "[", "]"  # a box; data are a cylinder
         lines = [self.shown(node.name), node.recipe]
         if node.is_feedback:
@@ -282,15 +308,12 @@ class _Chart:
             lines.append(f"revision {node.revision[:SHORT]}")
         if node.sha256:
             lines.append(f"sha256 {node.sha256[:SHORT]}")
-        own = self._box(key, lines, opening, closing)
+        own = self._box(self._key(node), lines, opening, closing)
         # A feedback store is both data and a parent. Its box as a parent says more.
         stores = {parent.name for parent in node.parents if parent.is_feedback}
         for entry in node.data:
             if entry.get("name") not in stores:
                 self._arrow(self._data(entry), own, "data")
-        for parent in node.parents:
-            self._arrow(self.add(parent), own, parent.stage)
-        return own
 
     def _data(self, entry: dict) -> str:
         name = self.shown(str(entry.get("name", "")))

@@ -43,8 +43,9 @@ from rlhf.runs.card_tables import (
     stages,
 )
 from rlhf.runs.durable import write_text
+from rlhf.runs.known_secrets import without_secrets
 from rlhf.runs.parents import load_record, model_digests
-from rlhf.runs.public_names import PublicNames, without_token
+from rlhf.runs.public_names import PublicNames
 from rlhf.runs.record import (
     DONE,
     EVALUATION_FAILED,
@@ -65,6 +66,8 @@ SUMMARIES = {
     "pretrain": "A language model trained on plain text.",
     "sft": "A chat model, fine-tuned on demonstrations (SFT).",
     "reward": "A reward model: it gives an answer to a prompt one score, learned from human rankings.",
+    "dpo": "A chat model trained on rankings of answers, without a reward model (DPO).",
+    "kto": "A chat model trained on answers that people found good or bad (KTO).",
     "ppo": "A chat model trained by {algorithm} to raise the score of its answers.",
 }
 MASKED_SUMMARY = "A language model trained on plain text by filling in masked words."
@@ -159,7 +162,7 @@ def card_text(
     # The Hub reads the order as it is: the same run gives the same bytes.
     front = yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True)
     # A token that was given as a flag is in the command.
-    text = without_token(f"---\n{front}---\n\n{joined(sections)}\n")
+    text = without_secrets(f"---\n{front}---\n\n{joined(sections)}\n")
     # The name of a file may be no text: half a pair of UTF-16, which nothing can write.
     return text.encode(errors="replace").decode()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from rlhf.runs.ancestry import Node, base_of, is_on_hub, lineage_of, origins
+from rlhf.runs.ancestry import Node, base_of, is_hub_data, lineage_of, origins
 from rlhf.runs.card_snippets import has_chat_template, is_adapter
 from rlhf.runs.card_tables import number_of_examples
 from rlhf.runs.public_names import PublicNames
@@ -22,6 +22,8 @@ KINDS = {
     "pretrain": "causal",
     "sft": "causal",
     "reward": "reward",
+    "dpo": "causal",
+    "kto": "causal",
     "ppo": "causal",
 }
 # Kind of model -> the Hub's name of its task.
@@ -53,6 +55,8 @@ HUB_METRICS = {
         "eval_loss": ("loss", "Loss on held-out answers"),
     },
     "reward": {"accuracy": ("accuracy", "Accuracy on pairs of ranked answers")},
+    "dpo": {"accuracy": ("accuracy", "Accuracy of the implicit reward on pairs of ranked answers")},
+    "kto": {"auc": ("roc_auc", "Area under the curve of the implicit reward")},
     "ppo": {"score": ("reward", "Mean score of the reward model")},
 }
 VALUE_MODEL = "value_model"  # the folder of a policy's value function
@@ -105,10 +109,11 @@ def metadata(card: Card) -> dict:
     if base:
         relation = "adapter" if card.adapter else "finetune"
     # Local files would be dead links.
-    sources = {str(entry.get("name", "")) for entry in record.data}
-    sources = {
-        card.names(name) for name in sources if is_on_hub(name) or name in card.names.hub_ids
-    }
+    sources = set()
+    for entry in record.data:
+        name = str(entry.get("name", ""))
+        if is_hub_data(entry) or name in card.names.hub_ids:
+            sources.add(card.names(name))
     tags = ["rlhf", record.recipe, record.config.get("algorithm")]
     if kind == "reward":
         tags.append("reward-model")
@@ -187,7 +192,7 @@ def evaluations(card: Card) -> list[EvalResult]:
     source = record.data[-1]
     name = str(source.get("name", ""))
     shown = card.names(name)
-    if shown == name and not is_on_hub(name):
+    if shown == name and not is_hub_data(source):
         shown = Path(name).name
     results = []
     for ours, (theirs, title) in listed.items():
@@ -199,7 +204,7 @@ def evaluations(card: Card) -> list[EvalResult]:
             task_type=PIPELINES[kind],
             dataset_type=shown,
             dataset_name=shown,
-            dataset_revision=source.get("revision"),
+            dataset_revision=source.get("revision") or None,
             metric_type=theirs,
             metric_name=title,
             metric_value=value,

@@ -18,6 +18,8 @@ COUNTED = {
     "pretrain": ("eval_rows", "held-out texts"),
     "sft": ("eval_rows", "held-out demonstrations"),
     "reward": ("pairs", "pairs of ranked answers to held-out prompts"),
+    "dpo": ("pairs", "pairs of ranked answers to held-out prompts"),
+    "kto": ("answers", "rated answers to held-out prompts"),
     "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
     "tokenizer": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}
@@ -229,16 +231,27 @@ def data_table(record: RunRecord, names: PublicNames) -> str:
     """The data that the run read, with counts and hashes; "" where it read none."""
     rows = []
     for entry in record.data:
-        name = names(str(entry.get("name", "")))
-        state = entry.get("sha256", "")
-        rows.append((name, number(entry.get("rows", "")), entry.get("revision", ""), state))
+        row = {"name": names(str(entry.get("name", ""))), "rows": number(entry.get("rows", ""))}
+        row["revision"] = entry.get("revision", "")
+        row["licence"] = _licence_of_data(entry)
+        row["sha256 of the rows"] = entry.get("sha256", "")
+        rows.append(row)
     if not rows:
         return ""
-    columns = ["name", "rows", "revision", "sha256 of the rows"]
-    if not any(row[2] for row in rows):
-        columns.pop(2)
-        rows = [(name, count, state) for name, count, _, state in rows]
-    return joined([markdown_table(columns, rows), *_feedback_lines(record, names)])
+    # Files here have neither a revision nor a stated licence.
+    columns = list(rows[0])
+    for column in ("revision", "licence"):
+        if not any(row[column] for row in rows):
+            columns.remove(column)
+    cells = [[row[column] for column in columns] for row in rows]
+    return joined([markdown_table(columns, cells), *_feedback_lines(record, names)])
+
+
+def _licence_of_data(entry: dict) -> str:
+    """The licence that the card of a data set states; "" where the record does not say."""
+    if "license" not in entry:
+        return ""
+    return str(entry.get("license_name") or entry["license"] or "not stated")
 
 
 def _feedback_lines(record: RunRecord, names: PublicNames) -> list[str]:

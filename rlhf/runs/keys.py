@@ -23,6 +23,7 @@ DATA_KEYS = (
 MODEL_KEYS = (
     "model_name_or_path",
     "tokenizer_name_or_path",
+    "ref_model",
     "reward_model_path",
     "watch_reward_model_path",
     "value_model",

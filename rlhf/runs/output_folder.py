@@ -13,6 +13,8 @@ from rlhf.runs.record import DONE, FAILED, INTERRUPTED, RECORD, RUNNING, read_ob
 from rlhf.runs.replacement import TEMPORARY
 from rlhf.runs.verified_save import SAVING, checkpoints_of
 
+# The repository that the run is to be pushed to (`hub.recording`), until it is.
+PUSH_PLAN = "push.json"
 # Files of a run before its first checkpoint. None holds weights.
 WRITTEN_EARLY = (
     RECORD,
@@ -24,6 +26,7 @@ WRITTEN_EARLY = (
     "samples.jsonl.tmp",
     "alarms.jsonl.tmp",
     "README.md",
+    PUSH_PLAN,
     SAVING,
     TEMPORARY,
 )

@@ -289,9 +289,30 @@ def _is_entry(entry) -> bool:
 
 
 def data_entry(source: dict) -> dict:
-    """The entry of a source of rows with the sha256 of each of its local files, as `files`."""
-    files = local_files(str(source.get("name", "")))
+    """The entry of a source of rows, with the sha256 of each of its local files, as `files`.
+
+    Of a data set of the Hub, with the licence that its card states: `license`, "" where there is none, `license_name` and
+    `license_link`.
+    """
+    name = str(source.get("name", ""))
+    if "revision" in source:
+        facts = dataset_facts(name, source["revision"])
+        facts.pop("language", None)
+        return source | {"license": ""} | facts
+    files = local_files(name)
     return source | {"files": files_sha256(files)} if files else dict(source)
+
+
+def dataset_facts(name: str, revision: str) -> dict:
+    """The licence and the languages on the card of a data set of the Hub; {} where none is stated or can be read."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        # Reading the rows has put it into the cache, where a start offline sees it too.
+        path = hf_hub_download(name, "README.md", repo_type="dataset", revision=revision or None)
+    except Exception:  # noqa: BLE001  no card, or no network: a licence is worth no run
+        return {}
+    return card_facts(Path(path).parent)
 
 
 def local_files(name: str) -> list[Path]:

@@ -21,6 +21,8 @@ HEADLINES = (
     "kl",
     "eval_loss",
     "eval_score",
+    "rewards/margins",
+    "rewards/accuracies",
     "eval_accuracy",
     "eval_f1",
     "eval_r2",

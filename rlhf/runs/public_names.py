@@ -13,6 +13,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.runs.ancestry import THIS_RUN, Node, lineage, lineage_of
 from rlhf.runs.durable import write_text
+from rlhf.runs.known_secrets import without_secrets
 from rlhf.runs.parents import hub_id_in, hub_id_of, load_record
 from rlhf.runs.record import RECORD, read_jsonl
 
@@ -71,7 +72,7 @@ class PublicNames:
         return PATH_IN_TEXT.sub(lambda match: match[1], text)
 
     def value(self, value):
-        """Any value of a record. Texts that are a path, and keys, are replaced. Other texts stay."""
+        """Any value of a record. Texts that are a path, and keys, are replaced, and secrets are hidden."""
         if isinstance(value, dict):
             shown = {self._key(name): self.value(inner) for name, inner in value.items()}
             # The entry of a parent, which is then known to be on the Hub.
@@ -81,8 +82,8 @@ class PublicNames:
         if isinstance(value, list | tuple):
             return [self.value(inner) for inner in value]
         if isinstance(value, str) and (value in self.hub_ids or _is_path(value)):
-            return self(value)
-        return value
+            value = self(value)
+        return without_secrets(value) if isinstance(value, str) else value
 
     def _key(self, key):
         """A key may be a path, or a path with the state of it behind an @ (`runs.parents.entry_key`)."""
@@ -102,10 +103,10 @@ def public_record(folder: str | Path, hub_ids: dict[str, str] | None = None) -> 
         raise UserError(f"{folder}: no readable {RECORD}: give the folder of a recipe's run")
     names = PublicNames(lineage_of(record, folder), hub_ids)
     content = names.value(asdict(record))
-    content["command"] = without_token(names.command(record.command))
-    content["error"] = without_token(names.text(record.error))
+    content["command"] = without_secrets(names.command(record.command))
+    content["error"] = without_secrets(names.text(record.error))
     for part, recorded in zip(content["parts"], record.parts, strict=True):
-        part["command"] = without_token(names.command(str(recorded.get("command", ""))))
+        part["command"] = without_secrets(names.command(str(recorded.get("command", ""))))
     content["config"].pop("hub_token", None)
     return content
 
@@ -126,11 +127,6 @@ def write_public(
     if (run / SAMPLES).is_file():
         names = PublicNames(lineage(run), hub_ids)
         write_text(target / SAMPLES, public_rows(run / SAMPLES, names))
-
-
-def without_token(text: str) -> str:
-    """A text in which tokens of the Hub are replaced by hf_***."""
-    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text)
 
 
 def _is_absolute(name: str) -> bool:

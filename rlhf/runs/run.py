@@ -206,10 +206,19 @@ class Run:
         UserError where the processes have read different rows.
         """
         check_same_rows(splits.sources)
+        without_licence = set()
         for source in splits.sources:
-            self.record.data.append(data_entry(source) if self.main else source)
+            entry = data_entry(source) if self.main else source
+            self.record.data.append(entry)
             if self.main:
                 self._feedback(source["name"])
+            if entry.get("license") == "":
+                without_licence.add(source["name"])
+        # Once, also where both splits are read from it.
+        for name in sorted(without_licence):
+            self.say(
+                f"warning: {name} states no licence on the Hub: look for its terms before you share"
+            )
         for warning in splits.warnings:
             self.say(warning)
 

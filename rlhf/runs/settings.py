@@ -136,7 +136,8 @@ class ModelSettings(RunSettings):
         default=None,
         metadata={
             "help": "Of the computation: fp32; bf16, with float32 weights; auto: what is faster here, timed at the start. "
-            "Default: what bf16 and fp16 say; where they are unset, fp32 for ppo and reward, else auto."
+            "Default: what bf16 and fp16 say; where they are unset, fp32 for ppo, reward, dpo and kto, else "
+            "auto."
         },
     )
     attn_implementation: str | None = field(

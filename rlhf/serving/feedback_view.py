@@ -1,7 +1,5 @@
 """Numbers and exports of a feedback store, as plain data for the app."""
 
-import csv
-import io
 from dataclasses import asdict
 
 from rlhf.errors import UserError
@@ -12,23 +10,26 @@ LARGEST_EXPORT = 50_000_000  # characters
 
 def numbers(store) -> dict:
     """Counts, tie rate, position bias, agreement and strengths of a store; lists of problems where there are some."""
-    from rlhf.feedback.agreement import agreement
-    from rlhf.feedback.counts import count
-    from rlhf.feedback.strengths import strengths
+    from rlhf.feedback.agreement import AgreementTally
+    from rlhf.feedback.counts import CountTally
+    from rlhf.feedback.strengths import WinTally, strengths_of
 
-    events = list(store.events())
-    counts = count(events)
+    counting, agreeing, winning = CountTally(), AgreementTally(), WinTally()
+    for event in store.events():
+        for tally in (counting, agreeing, winning):
+            tally.add(event)
+    counts = counting.result()
     facts = asdict(counts) | {
         "total": counts.total,
         "tie_rate": counts.tie_rate,
         "left_rate": counts.left_rate,
         "people": len([name for name in counts.annotators if name]),
-        "agreement": asdict(agreement(events)),
+        "agreement": asdict(agreeing.result()),
         "problems": list(store.problems),
     }
     facts.pop("annotators")
     try:
-        facts["strengths"] = [asdict(row) for row in strengths(events)]
+        facts["strengths"] = [asdict(row) for row in strengths_of(*winning.result())]
     except UserError as error:  # too few comparisons
         facts["strengths"], facts["strengths_problem"] = [], str(error)
     return facts
@@ -41,20 +42,24 @@ def export(store, form: str) -> tuple[str, str]:
     from rlhf.feedback import export as forms
     from rlhf.feedback.events import to_row
 
-    events = list(store.events())
+    events = store.events()
     if form == "table":
-        name, content = "feedback.csv", forms.table(events)
+        name, lines = "feedback.csv", forms.table_lines(events)
     elif form == "events":
-        name, content = "events.jsonl", forms.jsonl(to_row(event) for event in events)
+        name, lines = "events.jsonl", forms.json_lines(to_row(event) for event in events)
     else:
-        name, content = f"{form}.jsonl", forms.jsonl(getattr(forms, form)(events))
-    if not content.strip() or (form == "table" and is_only_a_header(content)):
+        name, lines = f"{form}.jsonl", forms.json_lines(getattr(forms, form)(events))
+    taken = []
+    characters = 0
+    for line in lines:
+        taken.append(line)
+        characters += len(line)
+        # Known before all of it is in memory.
+        if characters > LARGEST_EXPORT:
+            raise UserError(
+                f"the export has more than {LARGEST_EXPORT:,} characters: take {store.folder} itself, which the recipes read"
+            )
+    # The first line of a table is its header.
+    if len(taken) < (2 if form == "table" else 1):
         raise UserError(f"the feedback has no {form} yet")
-    if len(content) > LARGEST_EXPORT:
-        raise UserError(f"the export has {len(content):,} characters: take {store.folder} itself")
-    return name, content
-
-
-def is_only_a_header(table: str) -> bool:
-    """True for a CSV table without a row."""
-    return sum(1 for _ in csv.reader(io.StringIO(table))) < 2
+    return name, "".join(taken)

@@ -9,13 +9,14 @@ import pytest
 
 from rlhf.commands.forms import describe_recipes, problem, recipes_with_classes
 from rlhf.runs.keys import PUSH, rules_of
-from rlhf.serving.ui.run_form import FIRST_KEYS, form_html
+from rlhf.serving.ui.run_form import FIRST_KEYS, IN_THE_NAME, field_html, form_html
 from rlhf.serving.ui.runs import TEXTS
+from rlhf.serving.ui.setting_helps import KOREAN
 from rlhf.serving.ui.texts import add_texts
 
 add_texts(TEXTS)
 RECIPES = (
-    "tokenizer pretrain sft reward ppo classification ner question_answering multiple_choice"
+    "tokenizer pretrain sft reward dpo kto ppo classification ner question_answering multiple_choice"
 ).split()
 
 
@@ -134,3 +135,18 @@ def test_the_process_answers_each_line_and_keeps_no_environment(rows, tmp_path):
     assert set(answers[0]["forms"]) == set(RECIPES)
     assert answers[1] == {"error": None} == answers[3]
     assert answers[2]["error"]
+
+
+def test_what_a_form_shows_at_once_has_its_help_in_korean(forms):
+    """The rest, behind a search, may be in English."""
+    missing, known = set(), set()
+    for recipe, form in forms.items():
+        keys = {key["name"] for key in form["keys"]} - set(IN_THE_NAME)
+        known |= keys
+        shown = set(FIRST_KEYS.get(recipe, FIRST_KEYS[""]))
+        for config in form["configs"]:
+            shown |= config["values"].keys()
+        missing |= (shown & keys) - KOREAN.keys()
+    assert not missing and not KOREAN.keys() - known
+    key = next(key for key in forms["sft"]["keys"] if key["name"] == "seed")
+    assert "시드" in field_html(key, {}, {}, "ko") and "seed that" in field_html(key, {}, {}, "en")

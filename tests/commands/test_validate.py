@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 
+from rlhf.commands import validate as module
 from rlhf.commands.validate import (
     add_arguments,
     format_report,
@@ -128,7 +129,7 @@ def test_thumbs_are_named_with_what_can_be_learned(tmp_path, capsys):
     assert main(arguments(path)) == 0
     out = capsys.readouterr().out
     assert "kto.json: unpaired_preference rows, imported from messages KTO" in out
-    assert "learned     nothing as it is; sft with good_answers: true learns" in out
+    assert "learned     kto: to give more of the answers with the label true" in out
     assert "labels      2: True 1, False 1" in out
     assert "- user: Hi!\n  assistant (good): It is True.\n- user" in out and "[[It" not in out
     assert main(arguments(path, "--good_answers")) == 0
@@ -193,3 +194,25 @@ def test_a_row_that_the_chat_template_refuses_is_bad(write, bytes_tokenizer):
     report = validate(path, tokenizer=tokenizer)
     assert (report.exit_code, report.bad) == (2, 1)
     assert "a.jsonl:2: prompt: " in report.problems[0] and "no system" in report.problems[0]
+
+
+def test_the_second_report_of_a_file_comes_from_the_cache(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": f"text {i}", "label": ["a", "b"][i % 2]} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    first = validate(str(path))
+    read = module.read_report
+
+    def fail(*_):
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr(module, "read_report", fail)
+    again = validate(str(path))
+    assert again == first and format_report(again) == format_report(first)
+    assert again.labels == {"a": 3, "b": 3} and again.problems[0].startswith(f"{path}:7:")
+    with pytest.raises(AssertionError, match="read again"):
+        validate(str(path), columns="text=label,label=text")
+    # Another content, or the same one under another name, whose problems have another path.
+    monkeypatch.setattr(module, "read_report", read)
+    path.write_text(json.dumps(rows[0]) + "\n")
+    assert validate(str(path)).good == 1

@@ -222,3 +222,12 @@ def test_the_completions_of_a_ranking_are_checked_whatever_else_is_there(tokeniz
     ranking = {"prompt": "hi", "completions": ["yes", "no"], "ranks": [0, 1]}
     for extra in ({"messages": None}, {"completion": None}, {"messages": [{"role": "user"}]}):
         check_answers(tokenizer, [ranking | extra])
+
+
+def test_a_conversation_that_would_take_hours_is_refused_at_once(tokenizer, refused):
+    """Each of its ten thousand answers would be encoded with up to ten million characters before it."""
+    turns = [{"role": role, "content": "word " * 100} for role in ("user", "assistant")] * 10_000
+    message = refused(encode_conversation, tokenizer, turns)
+    assert "20000 messages and 10,000,000 characters, which begins with 'word word" in message
+    row = {"messages": turns}
+    assert "split it" in refused(check_answers, tokenizer, [row])

@@ -307,3 +307,24 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(store):
     store.path.mkdir(parents=True)
     with pytest.raises(UserError, match="cannot be read"):
         store.all()
+
+
+@pytest.mark.parametrize("block", [1, 700, 10**9])
+def test_blocks_of_any_size_give_the_same_events_and_problems(store, make, monkeypatch, block):
+    events = [store.append(make.ranking([0, 1], f"prompt {i}")) for i in range(5)]
+    with open(store.path, "a") as file:
+        file.write('{"event": "rating"\n\n' + json.dumps(to_row(make.rating()))[:-9])
+    monkeypatch.setattr(module, "BLOCK", block)
+    assert list(store.events()) == events
+    assert [problem.split(":")[1] for problem in store.problems] == ["6", "8"]
+
+
+def test_a_store_that_is_replaced_while_it_is_read_is_an_error(store, make, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 1)
+    for i in range(3):
+        store.append(make.ranking([0, 1], f"prompt {i}"))
+    reading = store.events()
+    next(reading)
+    store.path.write_text("")
+    with pytest.raises(UserError, match="was replaced while it was read: try again"):
+        list(reading)

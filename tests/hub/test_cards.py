@@ -34,7 +34,7 @@ ENCODERS = {
     "question_answering": BertForQuestionAnswering,
     "multiple_choice": BertForMultipleChoice,
 }
-DECODERS = ("sft", "ppo", "reward", "value_model")
+DECODERS = ("sft", "dpo", "kto", "ppo", "reward", "value_model")
 METRICS = {
     "accuracy": 0.75,
     "f1": 0.5,
@@ -44,6 +44,8 @@ METRICS = {
     "perplexity": 9.0,
     "eval_rows": 12,
     "pairs": 12,
+    "auc": 0.75,
+    "answers": 12,
 }
 
 

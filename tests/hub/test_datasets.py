@@ -3,11 +3,15 @@
 import datasets
 import pytest
 from huggingface_hub import constants
+from transformers import TrainingArguments
 
 from rlhf.data import hub as data_hub
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
+from rlhf.runs.parents import data_entry
+from rlhf.runs.run import recording
+from rlhf.runs.settings import DataSettings
 from tests.data.test_splits import settings
 
 KINDS = ("classification",)
@@ -94,3 +98,34 @@ def test_configs_to_choose_from_are_named(hub):
     with pytest.raises(UserError, match=r"pick one among the available configs: \['old', 'new'\]"):
         list(data_hub.hub_rows("bob/both", None, None))
     assert len(list(data_hub.hub_rows("bob/both", "new", None))) == 2
+
+
+@pytest.mark.parametrize(
+    ("card", "facts"),
+    [
+        ("---\nlicense: cc-by-4.0\nlanguage: en\n---\n", {"license": "cc-by-4.0"}),
+        (
+            "---\nlicense: other\nlicense_name: our-terms\n---\n",
+            {"license": "other", "license_name": "our-terms"},
+        ),
+        ("---\ntags: [x]\n---\n", {"license": ""}),
+        (None, {"license": ""}),
+    ],
+)
+def test_the_record_has_the_licence_of_the_card(films, hub, monkeypatch, card, facts):
+    if card:
+        hub.put(films, {"README.md": card.encode()}, kind="datasets")
+    source = load_rows(films, kinds=KINDS).sources[0]
+    assert data_entry(source) == source | facts
+    # Again without the network.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert data_entry(source) == source | facts
+
+
+def test_a_run_warns_of_data_without_a_licence(films, hub, tmp_path, capsys):
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True)
+    with recording("tokenizer", DataSettings(dataset_name=films), args) as run:
+        run.data(load_splits(settings(films, eval_fraction=0.0), KINDS, seed=0))
+    said = capsys.readouterr().out
+    assert said.count(f"warning: {films} states no licence on the Hub") == 1
+    assert run.record.data[0]["license"] == ""

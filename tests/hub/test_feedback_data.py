@@ -1,18 +1,25 @@
 """A feedback store as a data set: only what was agreed to, nobody who can be linked, and rows that load and train."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
-from rlhf.feedback.events import Answer, Comparison, ModelUsed, Ranking, Rating
+from rlhf.feedback import store as stores
+from rlhf.feedback.events import Answer, Comparison, ModelUsed, Ranking, Rating, to_row
 from rlhf.feedback.store import Store
 from rlhf.hub.feedback_data import feedback_folder
 
 MODEL = ModelUsed("ppo · demo", "/home/ann/secret-project/runs/ppo", "1" * 64)
 HUB = ModelUsed("user/model", "user/model", "2" * 40)
+OTHER_SECRETS = (
+    "Authorization: Bearer abcdef123456",
+    "https://ann:hunter2@example.org/data",
+    "AKIA" + "D" * 16,
+)
 
 
 def asked(text: str) -> list[dict]:
@@ -204,8 +211,28 @@ def test_a_reward_model_is_trained_on_the_folder(store, tmp_path, recipe_module,
     assert record.status == "done" and record.metrics["train_rankings"] == 9
 
 
+def test_a_large_store_is_read_a_block_at_a_time(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "BLOCK", 50_000)
+    store.append(ranking("first"))
+    feedback_folder(store.folder, tmp_path / "warm")  # imports and caches
+    rows = [to_row(ranking(f"question {i} " + "word " * 300)) for i in range(400)]
+    stores.append_lines(store.path, rows)
+    size = store.path.stat().st_size
+    del rows
+    tracemalloc.start()
+    try:
+        shared = feedback_folder(store.folder, tmp_path / "out")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A few blocks as text, JSON and events. All events at once took more than twice the file.
+    assert shared.rankings == 401 and size > 2_000_000 and peak < size / 2
+
+
 @pytest.mark.parametrize("before", ["\n", "\t", "내 토큰은", "my_", "=", '"'])
-@pytest.mark.parametrize("key", ["hf_" + "a" * 34, "sk-proj-" + "b" * 30, "ghp_" + "c" * 36])
+@pytest.mark.parametrize(
+    "key", ["hf_" + "a" * 34, "sk-proj-" + "b" * 30, "ghp_" + "c" * 36, *OTHER_SECRETS]
+)
 def test_a_key_is_seen_whatever_is_before_it(store, tmp_path, before, key):
     store.append(ranking(f"my key:{before}{key}"))
     store.append(ranking("how does a task-oriented-dialogue-system work?"))

@@ -7,10 +7,14 @@ from argparse import ArgumentParser
 import pytest
 from transformers import TrainingArguments
 
+from rlhf.__main__ import main
+from rlhf.commands import finish
 from rlhf.commands import share as command
+from rlhf.errors import UserError
 from rlhf.hub.recording import recording
 from rlhf.models.load import save
 from rlhf.runs.public_names import public_record
+from rlhf.runs.record import TRAINED
 from rlhf.runs.run import start
 from rlhf.runs.settings import DataSettings
 from tests.conftest import tiny_policy, word_tokenizer
@@ -137,3 +141,68 @@ def test_a_run_that_was_finished_before_is_pushed_by_the_same_command(hub, tmp_p
     assert f"sft: pushed to {hub.url}/alice/words" in said
     weights = (folder / "model.safetensors").read_bytes()
     assert hub.contents("alice/words")["model.safetensors"] == weights
+
+
+@pytest.fixture
+def record_run(hub, tmp_path):
+    """f(*, error, **keys): the folder of a tiny run that ends with this error, or as done."""
+
+    def record_run(*, error=None, **keys):
+        folder = tmp_path / "words"
+        args = TrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True, **keys)
+        with recording("sft", DataSettings(dataset_name="rows"), args) as run:
+            tokenizer = word_tokenizer()
+            save(tiny_policy(tokenizer), tokenizer, run.folder)
+            if error is not None:
+                run.record.status = TRAINED
+                raise error
+        return folder
+
+    return record_run
+
+
+def test_a_run_whose_evaluation_failed_says_how_it_is_pushed(hub, record_run, tmp_path):
+    keys = dict(push_to_hub=True, hub_private_repo=True, hub_revision="trial")
+    with pytest.raises(UserError) as raised:
+        record_run(error=UserError("no memory for the evaluation"), **keys)
+    assert not hub.repos
+    said = raised.value.notes[-1]
+    assert "it was not pushed to words: `rlhf finish` will do that too" in said
+    words = shlex.split(said.partition("as it is with: ")[2])
+    assert words[:2] == ["rlhf", "share"] and main(words[1:]) == 0
+    assert hub.repo("alice/words").private
+    assert "push.json" not in hub.contents("alice/words", revision="trial")
+    assert "model.safetensors" in hub.contents("alice/words", revision="trial")
+
+
+def test_finish_pushes_a_run_that_was_to_be_pushed(hub, record_run, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UserError):
+        record_run(error=UserError("no memory"), push_to_hub=True, hub_private_repo=True)
+    folder = tmp_path / "words"
+    # The recipe is asked to push, which the other tests look at.
+    seen = []
+    monkeypatch.setattr(finish, "run_script", lambda script, argv: seen.append(argv) or 0)
+    monkeypatch.setattr(finish, "last_checkpoint", lambda folder, record: folder / "checkpoint-1")
+    assert main(["finish", str(folder)]) == 0
+    asked = "--push_to_hub true --hub_model_id words --hub_private_repo true"
+    assert " ".join(seen[0]).endswith(asked)
+
+
+def test_finish_pushes_a_done_run_whose_push_failed(hub, record_run, tmp_path, capsys):
+    hub.fail(COMMIT, 403, times=99)
+    with pytest.raises(UserError, match="was not pushed"):
+        record_run(push_to_hub=True)
+    hub.faults.clear()
+    folder = tmp_path / "words"
+    assert record_of(folder)["status"] == "done"
+    assert main(["finish", str(folder)]) == 0
+    assert f"sft: pushed to {hub.url}/alice/words" in capsys.readouterr().out
+    assert not (folder / "push.json").exists()
+    assert main(["finish", str(folder)]) == 0
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    assert len(hub.repo("alice/words").commits) == 2
+
+
+def test_a_run_without_a_push_has_no_plan_of_one(hub, record_run):
+    folder = record_run()
+    assert not (folder / "push.json").exists() and not hub.repos

@@ -97,8 +97,10 @@ def test_what_is_shared_comes_back_byte_for_byte(hub, run):
     assert b"stays here" not in kept and TOKEN.encode() not in kept
 
 
-def test_the_card_names_the_repository_and_is_valid(hub, run):
-    share_run(run, "alice/sft")
+@pytest.mark.parametrize("name", ["alice/sft", "sft"])
+def test_the_card_names_the_repository_and_is_valid(hub, run, name):
+    assert '"alice/sft"' in preview(run, name).card
+    share_run(run, name)
     card = ModelCard.load("alice/sft")
     card.validate()
     assert '"alice/sft"' in card.text
@@ -125,6 +127,25 @@ def test_the_card_names_the_repository_and_is_valid(hub, run):
 )
 def test_only_what_a_run_writes_to_be_read_is_shared(name, expected):
     assert is_shared(name) == expected
+
+
+def test_shards_of_an_earlier_model_are_not_shared_and_go_from_the_hub(hub, run):
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    whole = run / "model.safetensors"
+    whole.rename(run / shards[0])
+    (run / shards[1]).write_bytes(b"more")
+    weight_map = dict(zip("ab", shards, strict=True))
+    (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    share_run(run, "sft")
+    sharded = {*shards, "model.safetensors.index.json"}
+    assert sharded <= hub.contents("alice/sft").keys()
+    # The same folder, trained again as one file by a version that left these.
+    whole.write_bytes((run / shards[0]).read_bytes())
+    (run / "value_model" / "model.safetensors.index.json").write_text("{}")
+    share_run(run, "sft")
+    names = hub.contents("alice/sft").keys()
+    assert not sharded & names and "model.safetensors" in names
+    assert "value_model/model.safetensors.index.json" not in names
 
 
 def test_a_preview_sends_nothing_and_shows_what_is_pushed(hub, run, capsys):

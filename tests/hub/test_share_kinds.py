@@ -60,6 +60,12 @@ def test_feedback_is_pushed_once_loaded_and_taken_back(hub, store, capsys):
     # The way of the reward recipe.
     assert len(load_rows("alice/feedback", kinds=("ranking",)).rows) == 8
 
+    # A name without its owner is the same repository, and its snippets load from everywhere.
+    rlhf_share(store.folder, "--repo", "feedback", "--type", "dataset")
+    assert "nothing was sent" in capsys.readouterr().out
+    card = hub.contents("alice/feedback", "datasets")["README.md"].decode()
+    assert 'load_dataset("alice/feedback", "rankings"' in card and '"feedback"' not in card
+
     # Somebody takes the thumb back.
     lines = store.path.read_text().splitlines(keepends=True)
     store.path.write_text("".join(line for line in lines if '"fine"' not in line))

@@ -281,6 +281,8 @@ def test_a_run_that_would_make_no_step_is_refused_before_it_trains(encoder):
 
 NAMES = {
     "classification": "--dataset_name",
+    "dpo": "--ref_model",
+    "kto": "--eval_dataset_name",
     "multiple_choice": "--eval_dataset_name",
     "ner": "--model_name_or_path",
     "ppo": "--ptx_dataset_name",

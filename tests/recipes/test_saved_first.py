@@ -28,6 +28,7 @@ PPO = (
     "--max_completion_length 4 --value_model shared --reward_functions recipes.rewards:slot_coverage "
     "--model_name_or_path BASE --eval_fraction 0.2"
 ).split()
+ANSWER = "--max_completion_length 4 --eval_limit 2".split()  # of the policy, at an evaluation
 PAIRS = [f"{first} {second}" for first in LETTERS for second in LETTERS]
 
 
@@ -64,6 +65,9 @@ CHOICES = [{"text": text, "choices": ["a", "b"], "label": i % 2} for i, text in 
 TEXTS = [{"text": f"{text} {text} {text} {text}"} for text in PAIRS]
 ANSWERS = [{"prompt": text, "completion": text[0]} for text in PAIRS]
 RANKINGS = [ranking(text) for text in PAIRS]
+THUMBS = [
+    {"prompt": text, "completion": text[0], "label": i % 2 == 0} for i, text in enumerate(PAIRS)
+]
 PROMPTS = [{"prompt": text} for text in PAIRS]
 TAGGER, READER = AutoModelForTokenClassification, AutoModelForQuestionAnswering
 CLASSIFIER, CAUSAL = AutoModelForSequenceClassification, AutoModelForCausalLM
@@ -78,14 +82,18 @@ CASES = {
     "pretrain": Case("pretrain", [*ENCODER, "--block_size", "8"], TEXTS, CAUSAL),
     "sft": Case("sft", DECODER, ANSWERS, CAUSAL),
     "reward": Case("reward", DECODER, RANKINGS, CLASSIFIER),
+    "dpo": Case("dpo", [*DECODER, *ANSWER], RANKINGS, CAUSAL),
+    "kto": Case("kto", [*DECODER, *ANSWER], THUMBS, CAUSAL),
     "ppo": Case("ppo", PPO, PROMPTS, CAUSAL),
 }
 # What breaks after the training: a name in the recipe's module, or the path of an attribute.
 PREDICT, EVALUATE = "transformers.Trainer.predict", "transformers.Trainer.evaluate"
 SCORES = "rlhf.reward_model.trainer.RewardTrainer.scores"
 PPO_EVALUATE = "rlhf.policy_gradient.trainer.PolicyGradientTrainer.evaluate"
+DIRECT_EVALUATE = "rlhf.direct_preference.trainer.DirectTrainer.evaluate"
 WRITE, SAMPLES = "rlhf.runs.run.Run.write", "rlhf.runs.run.Run.samples"
-CURVES, CARD = "rlhf.runs.progress.plot_curves", "rlhf.runs.card.write_card"
+RANKING_PLOT = "rlhf.reward_model.report.plot_ranking_report"
+CURVES, CARD = "rlhf.runs.run.plot_curves", "rlhf.runs.card.write_card"
 STAGES = {
     "classification": [PREDICT, WRITE, SAMPLES, "plot_evaluation", CURVES, CARD],
     "regression": [PREDICT, WRITE, SAMPLES, "plot_evaluation", CURVES, CARD],
@@ -94,7 +102,9 @@ STAGES = {
     "multiple_choice": [PREDICT, WRITE, SAMPLES, CURVES, CARD],
     "pretrain": [EVALUATE, CURVES, CARD],
     "sft": [EVALUATE, CURVES, CARD],
-    "reward": [SCORES, "shift_scores", WRITE, "plot_ranking_report", CURVES, CARD],
+    "reward": [SCORES, "shift_scores", WRITE, RANKING_PLOT, CURVES, CARD],
+    "dpo": [DIRECT_EVALUATE, WRITE, RANKING_PLOT, CURVES, CARD],
+    "kto": [DIRECT_EVALUATE, "thumb_report", CURVES, CARD],
     "ppo": [PPO_EVALUATE, "sample_table", CURVES, CARD],
 }
 # Before these the scores of a reward model are centred.

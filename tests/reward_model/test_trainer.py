@@ -10,7 +10,8 @@ from rlhf.models.lora import add_lora
 from rlhf.models.parts import disable_dropout
 from rlhf.reward_model.metrics import plot_ranking_report, ranking_report
 from rlhf.reward_model.rankings import collate_rankings, encode_rankings
-from rlhf.reward_model.trainer import RewardTrainer, count_ordered
+from rlhf.reward_model.step_mean import count_ordered
+from rlhf.reward_model.trainer import RewardTrainer
 from rlhf.statistics import correlation
 
 EOS = 0

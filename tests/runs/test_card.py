@@ -134,7 +134,13 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
             "max_completion_length": 16,
         },
         data=[
-            {"name": "someone/prompts", "rows": 20, "sha256": "ab" * 32},
+            {
+                "name": "someone/prompts",
+                "rows": 20,
+                "sha256": "ab" * 32,
+                "revision": "7" * 40,
+                "license": "mit",
+            },
             {"name": "recipes/a.jsonl", "rows": 3},
         ],
         parents={
@@ -188,7 +194,10 @@ def test_full_card(tmp_path, chat_tokenizer, capsys):
         "max_completion_length": 16,
     }
     assert "hf_a" not in card
-    assert "| someone/prompts | 20 | " + "ab" * 32 in card and "| torch | 2.9 |" in card
+    assert (
+        f"| someone/prompts | 20 | {'7' * 40} | mit | {'ab' * 32} |" in card
+        and "| torch | 2.9 |" in card
+    )
     assert "accelerate launch recipes/ppo.py" in card
     assert card == card_text(ppo)  # the same folder, the same card
     run_snippet(ppo)
@@ -458,9 +467,11 @@ def test_cards_of_ner_and_question_answering_have_their_tables(tmp_path):
     card = card_text(ner)
     assert "| per | 4 | 1 | 0.5 | 0.6667 |" in section(card, "Results")
     assert "| Ada left | missed: Ada (per) |" in section(card, "Errors")
-    record("question_answering", metrics={"exact": 0.5}, data=[{"name": "someone/squad"}]).save(
-        answers
-    )
+    record(
+        "question_answering",
+        metrics={"exact": 0.5},
+        data=[{"name": "someone/squad", "revision": "1" * 40}],
+    ).save(answers)
     kinds = [{"question": "who is", "exact": 0.5, "f1": 0.75, "rows": 4}]
     mistakes = [
         {"id": "q1", "question": "Who?", "gold": "Ada", "exact": 0.0, "f1": 0.0, "predicted": ""}
@@ -560,3 +571,16 @@ def test_numbers_that_are_none_are_not_results(tmp_path):
     metrics = {"token_accuracy": float("nan"), "eval_loss": float("inf")}
     record("sft", data=[{"name": "a/b", "rows": 1}], metrics=metrics).save(tmp_path)
     assert "model-index" not in ModelCard(card_text(tmp_path)).data.to_dict()
+
+
+def test_data_are_of_the_hub_by_the_record_alone(tmp_path, monkeypatch):
+    """A folder of the same name may be where the card is written, and may be gone where the run was."""
+    there = {"name": "a/b", "rows": 1, "revision": "1" * 40, "license": ""}
+    here = {"name": "c/d", "rows": 1, "files": {"rows.jsonl": "ab"}}
+    record("sft", data=[there, here]).save(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = card_text(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert card_text(tmp_path) == text
+    assert ModelCard(text).data.datasets == ["a/b"]
+    assert f"| a/b | 1 | {'1' * 40} | not stated |" in text

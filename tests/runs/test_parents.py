@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
 from huggingface_hub import constants
+from rich.console import Console
 
 from rlhf.digests import weights_sha256
 from rlhf.feedback.models import model_used
 from rlhf.feedback.store import Store
+from rlhf.hub.lineage import tree
 from rlhf.runs.ancestry import base_model, lineage, lines, mermaid
-from rlhf.runs.parents import card_facts, feedback_entry, model_digests, parent_entry
+from rlhf.runs.card import card_text
+from rlhf.runs.parents import card_facts, entry_key, feedback_entry, model_digests, parent_entry
+from rlhf.runs.public_names import public_record
 from rlhf.runs.record import RunRecord
 from tests.runs.lineage_runs import ROWS, add_event, make_feedback, make_run, make_stages
 
@@ -125,6 +130,31 @@ def test_a_loop_of_rounds_does_not_blow_up_the_record(tmp_path):
     steps = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
     assert len(set(steps)) == 1  # lines are added, and not doubled
     assert len(RunRecord.load(policy).ancestors) == 16
+
+
+def test_a_chain_of_many_rounds_is_drawn_and_written(tmp_path):
+    """Far more rounds than Python calls may be within each other."""
+    rounds = 1050
+    entries = []
+    for i in range(rounds + 1):
+        entries.append({"name": f"/gone/p{i}", "sha256": f"{i:064}", "recipe": "ppo"})
+    ancestors = {}
+    for before, entry in zip(entries, entries[1:], strict=False):
+        ancestors[entry_key(entry)] = {"recipe": "ppo", "parents": {"policy": before}}
+    record = RunRecord("ppo", parents={"policy": entries[-1]}, ancestors=ancestors)
+    record.status = "done"
+    record.save(tmp_path)
+    root = lineage(tmp_path)
+    drawn = lines(root)
+    assert len(drawn) == rounds + 2 and drawn[-1].name == "/gone/p0"
+    chart = mermaid(root)
+    assert chart.count("-->") == rounds + 1
+    # An arrow comes after all that led to it.
+    assert chart.splitlines()[-1].endswith("| n0")
+    with open(os.devnull, "w") as nowhere:
+        Console(file=nowhere).print(tree(root))
+    assert "/gone" not in card_text(tmp_path)
+    public_record(tmp_path)
 
 
 def test_a_feedback_store_is_a_parent_with_its_events_and_models(tmp_path):

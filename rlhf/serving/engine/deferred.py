@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rlhf.errors import UserError
-from rlhf.serving.engine.requests import Limits, SamplingSettings
+from rlhf.serving.engine.requests import Busy, Limits, SamplingSettings
 
 if TYPE_CHECKING:
     from rlhf.serving.engine.engine import Engine
@@ -41,7 +40,7 @@ class DeferredEngine:
         """The engine; waits until it is made, or makes it."""
         with self._lock:
             if self._closed:
-                raise UserError("the server is stopping")
+                raise Busy("the service is closing: ask again when it is back", retry_after=10)
             if self._engine is None:
                 self._engine = self._make(self._runs, self._reward_runs)
             return self._engine

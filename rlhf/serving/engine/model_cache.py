@@ -12,8 +12,10 @@ LOADING = threading.Lock()
 
 def check_served(name: str, served: dict, kind: str) -> None:
     """Raise UserError if `name` is not one of the served models. kind: for the message."""
+    if not served:
+        raise UserError(f"no {kind} is here yet: train one, or start the server with one")
     if name not in served:
-        names = ", ".join(map(repr, served)) or "(none are served)"
+        names = ", ".join(map(repr, served))
         raise UserError(f"no {kind} {name!r}: choose one of {names}")
 
 

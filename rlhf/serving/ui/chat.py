@@ -285,6 +285,9 @@ class Wiring:
         reward_model, best_of = controls[-2:]
 
         def on_model(request: gr.Request, model, max_tokens):
+            # None where no run has finished yet.
+            if model not in engine.runs:
+                return gr.skip(), gr.skip(), gr.skip()
             known = engine.facts(model)
             line = facts_html(known, language_of(request))
             return line, longest_answer(known, max_tokens), system_box(known)

@@ -3,6 +3,7 @@
 A tab is a module with `TEXTS`, `CSS` and `build(service, page)`. A tab whose parts the service lacks is not shown.
 """
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -32,6 +33,10 @@ TEXTS = {
     "page.runs": ("Runs", "학습"),
     "page.data": ("Data", "데이터"),
     "page.share": ("Share", "공유"),
+    "page.empty": (
+        "There is no finished model in {runs} yet. Train the first one in the tab Runs, then open this page again.",
+        "{runs}에 완료된 모델이 아직 없습니다. '학습' 탭에서 첫 모델을 학습한 뒤 이 페이지를 다시 여세요.",
+    ),
 }
 
 
@@ -47,12 +52,19 @@ class Tab:
         return self.module.__name__.rpartition(".")[2]
 
 
+def is_empty(service: Service) -> bool:
+    """True where no model can be tried yet, and one may come."""
+    has_models = bool(service.engine.runs or service.encoders.runs)
+    return not has_models and service.find is not None
+
+
 def can_chat(service: Service) -> bool:
-    return bool(service.engine.runs)
+    # An empty page has the tab too: a page stays as it was built until the server starts again.
+    return bool(service.engine.runs) or is_empty(service)
 
 
 def takes_feedback(service: Service) -> bool:
-    return bool(service.engine.runs) and service.feedback is not None
+    return can_chat(service) and service.feedback is not None
 
 
 def starts_runs(service: Service) -> bool:
@@ -84,6 +96,21 @@ def shown_tabs(service: Service) -> list[Tab]:
     return [tab for tab in TABS if tab.shown(service)]
 
 
+def notice_of_none(service: Service, page: gr.Blocks) -> None:
+    """The line above the tabs while there is no model, which goes when the page is opened with one."""
+    notice = gr.HTML("", elem_id="page-empty")
+
+    def on_load(request: gr.Request):
+        service.refresh()
+        if not is_empty(service):
+            return gr.HTML(visible=False)
+        line = texts.text("page.empty", texts.language_of(request), runs=service.runs)
+        return f"<p role='status'>{html.escape(line)}</p>"
+
+    options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    page.load(on_load, None, notice, **options)
+
+
 def build_page(service: Service) -> gr.Blocks:
     """Build the page: the tabs of the service, then one for each task of an encoder that is there."""
     texts.add_texts(TEXTS)
@@ -95,6 +122,9 @@ def build_page(service: Service) -> gr.Blocks:
         # Who serves encoders only came for these.
         kinds = [view.kind for view in tasks.VIEWS if encoders.runs.get(view.kind)]
         first = kinds[0] if kinds and not can_chat(service) else None
+        if is_empty(service):
+            first = "runs"
+            notice_of_none(service, page)
         with gr.Tabs(selected=first):
             for tab in shown_tabs(service):
                 texts.add_texts(tab.module.TEXTS)

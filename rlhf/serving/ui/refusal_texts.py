@@ -15,6 +15,14 @@ TABLE = (
     ),
     ("{a} models: choose one model", "모델 {a}개를 골랐습니다. 하나만 고르세요"),
     ("no model {a}: choose from {b}", "{a} 모델이 없습니다. 다음에서 고르세요: {b}"),
+    (
+        "no model is here yet: train one, or start the server with one",
+        "아직 모델이 없습니다. 하나를 학습하거나, 모델을 지정해 서버를 시작하세요",
+    ),
+    (
+        "no reward model is here yet: train one, or start the server with one",
+        "아직 보상 모델이 없습니다. 하나를 학습하거나, 모델을 지정해 서버를 시작하세요",
+    ),
     ("no model {a}: choose one of {b}", "{a} 모델이 없습니다. 다음에서 고르세요: {b}"),
     ("no reward model {a}: choose one of {b}", "{a} 보상 모델이 없습니다. 다음에서 고르세요: {b}"),
     ("no reward model {a}", "{a} 보상 모델이 없습니다"),
@@ -173,10 +181,10 @@ TABLE = (
     ("{a}={b} is not open here: files may be in {c}", "{a}={b}: 여기서는 열 수 없습니다. 파일은 {c}에 있어야 합니다"),
     # what a recipe learns
     (
-        "reward: which of two answers is better, for each pair with different ranks",
-        "reward: 순위가 다른 두 답변 중 어느 것이 나은지",
+        "reward and dpo: which of two answers is better, for each pair with different ranks",
+        "reward와 dpo: 순위가 다른 두 답변 중 어느 것이 나은지",
     ),
-    ("reward: that chosen is better than rejected", "reward: chosen이 rejected보다 낫다는 것"),
+    ("reward and dpo: that chosen is better than rejected", "reward와 dpo: chosen이 rejected보다 낫다는 것"),
     ("sft: the completion; the prompt is only read", "sft: 답변(completion). 프롬프트는 읽기만 합니다"),
     (
         "sft: the assistant's turns; the others are only read",

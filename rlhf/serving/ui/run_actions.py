@@ -35,6 +35,8 @@ NEXT = {
     "pretrain": ("sft", "model_name_or_path"),
     "sft": ("reward", "model_name_or_path"),
     "reward": ("ppo", "reward_model_path"),
+    "dpo": ("dpo", "model_name_or_path"),
+    "kto": ("kto", "model_name_or_path"),
     "ppo": ("ppo", "model_name_or_path"),
 }
 

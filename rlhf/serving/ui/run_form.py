@@ -7,6 +7,7 @@ import json
 import re
 
 from rlhf.serving.ui.run_view import escape
+from rlhf.serving.ui.setting_helps import help_of
 from rlhf.serving.ui.texts import text
 
 # The keys that people set most, per recipe. A recipe that is not listed has those of "".
@@ -36,6 +37,31 @@ FIRST_KEYS = {
         "per_device_train_batch_size",
         "seed",
     ),
+    "dpo": (
+        "model_name_or_path",
+        "dataset_name",
+        "loss_type",
+        "beta",
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "use_peft",
+        "max_completion_length",
+        "seed",
+    ),
+    "kto": (
+        "model_name_or_path",
+        "dataset_name",
+        "beta",
+        "desirable_weight",
+        "undesirable_weight",
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "use_peft",
+        "max_completion_length",
+        "seed",
+    ),
     "ppo": (
         "model_name_or_path",
         "reward_model_path",
@@ -55,6 +81,7 @@ IN_THE_NAME = ("output_dir",)  # the form's own field for the name
 MODEL_KEYS = (
     "model_name_or_path",
     "tokenizer_name_or_path",
+    "ref_model",
     "reward_model_path",
     "watch_reward_model_path",
     "value_model",
@@ -252,7 +279,7 @@ def field_html(key: dict, preset: dict, values: dict, language: str) -> str:
     given = value_text(key, preset[name]) if name in preset else ""
     value = value_text(key, values[name]) if name in values else given
     default = value_text(key, key["default"])
-    note = key["help"]
+    note = help_of(key, language)
     if key["range"]:
         note += f" ({key['range']})"
     if key["kind"] == "list":

@@ -34,8 +34,9 @@ LOG_SHOWN = 4_000  # bytes of the end of a log
 FILES_SHOWN = 60
 FINISHED = ("done", "trained", "evaluation failed")
 # Recipes whose runs a Space can serve; the algorithms are all of ppo.
-SERVED = ("pretrain", "sft", "ppo", "reward", *TASKS)
+SERVED = ("pretrain", "sft", "ppo", "dpo", "kto", "reward", *TASKS)
 CODE = "rlhf/"  # of a Space
+WRITTEN_BY_PUSHES = ("hub.json", "push.json")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
 URL = re.compile(r"https://huggingface\.co/[\w./-]+")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of events
@@ -119,9 +120,19 @@ class ShareView:
         push, folders = self.read(asked)
         return self.jobs.share(share_words(push, folders), push.title, push.settings())
 
+    def as_asked(self, asked: dict) -> dict:
+        """The content of a preview in short: the push that was asked for, and the states in which its runs are."""
+        push, folders = self.read(asked)
+        # Feedback grows all the time, and every event of it was agreed to.
+        states = [] if push.kind == FEEDBACK else [state_of(folder) for folder in folders]
+        return asked | {"states": states}
+
     def push_previewed(self, asked: dict, previewed: dict | None) -> Job:
-        """The same for the page. UserError where the preview is of something else: it may be ready after a change."""
-        if asked != previewed:
+        """The same for the page. UserError where the preview is of something else.
+
+        It may be ready after a change of the form, and a run may have been trained again since.
+        """
+        if previewed is None or self.as_asked(asked) != previewed:
             raise Refusal("share.error.stale")
         return self.push(asked)
 
@@ -133,6 +144,16 @@ class ShareView:
     def is_live(self) -> bool:
         """True while a push waits or runs."""
         return any(job.recipe == SHARE and not job.has_ended for job in self.jobs.list())
+
+
+def state_of(run: Path) -> list[str]:
+    """The name, the size and the time of each file of a run's folder, but for what a push itself writes."""
+    state = []
+    for path in sorted(run.iterdir()):
+        if path.is_file() and path.name not in WRITTEN_BY_PUSHES:
+            status = path.stat()
+            state.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return state
 
 
 def preview_run(folder: Path, push: Push) -> dict:
@@ -360,8 +381,10 @@ def wire(view: ShareView, page: gr.Blocks, inputs: list, parts: dict) -> None:
     def on_look(request: gr.Request, *values):
         asked = asked_for(*values)
         language = language_of(request)
+        # Before the files are read: a run that changes meanwhile is not what is shown.
+        previewed = view.as_asked(asked)
         report = preview_html(view.preview(asked), asked["merge"], language)
-        return report, gr.Button(visible=True), asked
+        return report, gr.Button(visible=True), previewed
 
     def on_push(request: gr.Request, previewed: dict | None, *values):
         job = view.push_previewed(asked_for(*values), previewed)

@@ -47,8 +47,8 @@ TEXTS = {
         "이 서버에는 공유할 대상이 없습니다.",
     ),
     "share.error.stale": (
-        "This is not what the preview shows: preview it again, then push.",
-        "미리 보기와 다릅니다. 다시 미리 본 뒤에 올리세요.",
+        "This is not what the preview shows. The form or the run has changed since: preview it again, then push.",
+        "미리 보기와 다릅니다. 그 뒤에 설정이나 학습 결과가 바뀌었습니다. 다시 미리 본 뒤에 올리세요.",
     ),
     "share.error.closed": (
         "Sharing is off on this server: its owner starts it with --allow-push OWNER.",

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.responses import PlainTextResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rlhf.errors import UserError
@@ -46,11 +47,29 @@ def bind_problem(host: str, port: int, error: OSError) -> str:
     )
 
 
+FULL = PlainTextResponse(
+    "too many connections are open: ask again later",
+    status_code=503,
+    headers={"Retry-After": "5", "Connection": "close"},
+)
+
+
 class Protocol(H11Protocol):
     """Closes a connection that does not send a whole request head. Two thousand of them would keep everybody else out.
 
-    h11 also bounds the size of a head, to 64 kB.
+    h11 also bounds the size of a head, to 64 kB. Where too many connections are open, it answers with a 503.
     """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        serve = self.app
+
+        async def within_limit(scope, receive, send) -> None:
+            # `connections` are those of the whole server.
+            is_full = len(self.connections) > CONNECTIONS
+            await (FULL if is_full else serve)(scope, receive, send)
+
+        self.app = within_limit
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -139,8 +158,7 @@ def serve(
         log_level="warning",
         access_log=False,  # ours has no queries
         server_header=False,
-        http=Protocol,
-        limit_concurrency=CONNECTIONS,
+        http=Protocol,  # uvicorn's own limit says nothing of Retry-After
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     logging.getLogger("uvicorn.error").addFilter(is_worth_a_line)

@@ -31,7 +31,8 @@ def comment(text: str) -> str:
 def finish_reason(finish: str) -> str:
     """OpenAI's name; an answer that the server cut off is an error."""
     if finish not in FINISH:
-        raise ApiError(503, f"the answer was {finish} by the server", code="cancelled")
+        message = f"the answer was {finish} by the server"
+        raise ApiError(503, message, code="cancelled", retry_after=10)
     return FINISH[finish]
 
 

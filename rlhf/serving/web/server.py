@@ -77,6 +77,9 @@ def build_api(service: Service, rules: Rules, access: Access) -> FastAPI:
         count = len(api.served_models(service))
         return {"status": "ok", "version": rlhf.__version__, "models": count}
 
+    # What watches a server often asks without wanting the body.
+    app.head("/health", include_in_schema=False)(health)
+
     @app.get("/metrics", include_in_schema=False)
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

@@ -133,6 +133,7 @@ def make_service(engine, feedback=None):
         runs=Path("runs"),
         feedback=feedback,
         jobs=None,
+        find=None,
         refresh=lambda: False,
     )
 

@@ -132,3 +132,17 @@ def test_numbers_and_exports_come_from_the_store(tmp_path):
     for form in ("rankings", "pairs", "demonstrations", "table", "events"):
         name, content = feedback_view.export(store, form)
         assert "good" in content and name.endswith((".csv", ".jsonl"))
+
+
+def test_an_export_that_is_too_large_is_refused_before_all_of_it_is_read(monkeypatch):
+    from rlhf.feedback.events import Rating
+
+    def endless():
+        while True:
+            yield Rating([{"role": "user", "content": "hi"}], "yes", None, {}, 1, "up")
+
+    store = SimpleNamespace(events=endless, folder="feedback")
+    monkeypatch.setattr(feedback_view, "LARGEST_EXPORT", 10_000)
+    for form in ("labels", "table"):
+        with pytest.raises(UserError, match="more than 10,000 characters: take feedback itself"):
+            feedback_view.export(store, form)

@@ -130,11 +130,29 @@ def test_a_push_is_a_job_that_has_the_token_and_nothing_else_does(view, service)
 
 def test_the_page_pushes_only_what_its_preview_shows(view):
     """A slow preview ends after the repository was changed: its button would push what nobody has seen."""
-    for previewed in (None, asked("ann/other"), asked(private=False)):
+    for other in (None, asked("ann/other"), asked(private=False)):
+        previewed = other and view.as_asked(other)
         with pytest.raises(Refusal, match="preview it again"):
             view.push_previewed(asked(private=True), previewed)
     assert view.pushes() == []
-    view.push_previewed(asked(private=True), asked(private=True))
+    view.push_previewed(asked(private=True), view.as_asked(asked(private=True)))
+    assert ended(view)["state"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["run", "space"])
+def test_a_run_that_was_trained_again_needs_another_preview(view, service, kind):
+    wanted = asked(kind=kind)
+    run = service.runs / "demo" / "sft"
+    (run / "model.safetensors").write_bytes(b"old")
+    previewed = view.as_asked(wanted)
+    (run / "hub.json").write_text("{}")  # of another push of the same
+    (run / "model.safetensors").write_bytes(b"new weights")
+    with pytest.raises(Refusal, match="the run has changed since"):
+        view.push_previewed(wanted, previewed)
+    assert view.pushes() == []
+    previewed = view.as_asked(wanted)
+    (run / "hub.json").write_text("{ }")
+    view.push_previewed(wanted, previewed)
     assert ended(view)["state"] == "done"
 
 

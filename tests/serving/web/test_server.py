@@ -3,6 +3,7 @@
 import ast
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,12 +30,14 @@ from rlhf.runs.record import RunRecord
 from rlhf.serving.catalogue import find_models, model_ids
 from rlhf.serving.engine.deferred import DeferredEngine
 from rlhf.serving.engine.engine import Engine
-from rlhf.serving.engine.requests import Limits, SamplingSettings
+from rlhf.serving.engine.requests import Busy, Limits, SamplingSettings
 from rlhf.serving.predictors import Encoders
 from rlhf.serving.service import Service
 from rlhf.serving.web import listen
 from rlhf.serving.web.access import Access, hash_password
+from rlhf.serving.web.errors import ApiError, as_api_error
 from rlhf.serving.web.guard import UPLOAD, Rules
+from rlhf.serving.web.openai_format import finish_reason
 from rlhf.serving.web.server import build_api, build_app, is_upload, mount_page
 from rlhf.tasks.classification.predictor import ClassificationPredictor
 
@@ -383,19 +386,13 @@ def app_exit(capsys):
     return run
 
 
-def test_app_without_runs_says_what_to_do(tmp_path, app_exit):
-    code, error = app_exit("--runs", tmp_path)
-    assert code == 2 and error.count("\n") == 1 and "make demo" in error
-    assert error.startswith(f"app.py: no finished run in {tmp_path}")
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--port", 99999], "--port 99999: give a number from 0 to 65535"),
         (["--port", -1], "--port -1: give a number"),
         (["--device", "tpu"], "--device tpu: use cpu, cuda, cuda:0, mps or xpu"),
-        (["--runs", "/nope"], "no such folder: /nope"),
+        (["--runs", "/proc/nope"], "--runs /proc/nope: cannot be made"),
         (["/nope"], "no such folder: /nope"),
         ([ROOT / "app.py"], "is a file: give the folder of a run"),
         (["--host", "0.0.0.0"], "so it needs --accounts FILE or --keys FILE"),
@@ -432,6 +429,40 @@ def test_half_a_request_is_not_waited_for(monkeypatch):
                 next(lines)
 
 
+def test_too_many_connections_are_told_when_to_come_back(monkeypatch):
+    monkeypatch.setattr(listen, "CONNECTIONS", 1)
+    app = build_api(
+        Service(SCRIPTED["ScriptedEngine"](), Encoders({}), Path("runs")), Rules(), Access()
+    )
+    with SCRIPTED["serving"](app, http=listen.Protocol) as url, httpx.Client(base_url=url) as first:
+        assert first.get("/health").status_code == 200
+        answer = httpx.get(f"{url}/health")
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+        assert answer.headers["connection"] == "close"
+        assert first.get("/health").status_code == 200
+
+
+def test_who_watches_the_server_may_ask_for_the_head_alone():
+    service = Service(SCRIPTED["ScriptedEngine"](), Encoders({}), Path("runs"))
+    app = build_api(service, Rules(), Access())
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.head("/health")
+        assert answer.status_code == 200 and answer.content == b""
+        assert "head" not in client.get("/openapi.json").json()["paths"]["/health"]
+
+
+def test_a_closing_server_says_when_to_come_back():
+    engine = DeferredEngine(lambda runs, rewards: None, {"ppo": "runs/ppo"}, {}, limits=Limits())
+    engine.close()
+    with pytest.raises(Busy) as raised:
+        engine.get()
+    response = as_api_error(raised.value, "1").response()
+    assert response.status_code == 503 and response.headers["retry-after"] == "10"
+    with pytest.raises(ApiError) as raised:
+        finish_reason("cancelled")
+    assert raised.value.response().headers["retry-after"] == "10"
+
+
 def test_a_busy_port_is_one_line_and_exit_code_2(runs, app_exit):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -446,7 +477,7 @@ def test_wrong_flags_are_refused_before_torch_is_imported(tmp_path):
     """In a process of its own: here torch is imported already."""
     code = (
         "import sys; from rlhf.commands.chat import main; "
-        f"code = main(['--runs', {str(tmp_path / 'none')!r}]); "
+        f"code = main([{str(tmp_path / 'none')!r}]); "
         "print(code, sorted({'torch', 'gradio', 'transformers'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -472,11 +503,53 @@ def test_an_account_and_a_key_are_added_from_the_command(tmp_path, app_exit, mon
 def test_an_error_names_the_command_that_was_run(tmp_path, capsys):
     from rlhf.__main__ import main as command
 
-    assert command(["chat", "--runs", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
+    assert command(["chat", str(tmp_path / "gone")]) == 2
+    assert capsys.readouterr().err.startswith("rlhf chat: no such folder")
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "only a reward model"])
+def test_a_folder_without_a_model_is_served_so_that_the_first_can_be_trained(
+    name, tmp_path, runs, monkeypatch, capsys
+):
+    from rlhf.commands import chat
+    from rlhf.serving.ui.page import is_empty, shown_tabs
+    from rlhf.serving.web import listen
+
+    root = tmp_path / "runs"
+    if name == "empty":
+        root.mkdir()
+    if name == "only a reward model":
+        shutil.copytree(runs / "demo" / "reward", root / "reward")
+    seen = []
+    make_service = chat.make_service
+
+    def keep(*args, **options):
+        seen.append(make_service(*args, **options))
+        return seen[-1]
+
+    def serve(app, listener, on_start, close):
+        listener.close()
+        print(chat.none_yet(str(root)))
+        return 0
+
+    monkeypatch.setattr(chat, "make_service", keep)
+    monkeypatch.setattr(listen, "serve", serve)
+    flags = ["--runs", str(root), "--port", "0", "--feedback", str(tmp_path / "feedback")]
+    assert chat.main(flags) == 0 and root.is_dir()
+    assert is_empty(seen[0])
+    assert [tab.name for tab in shown_tabs(seen[0])][:5] == [
+        "chat",
+        "compare",
+        "rank",
+        "runs",
+        "data",
+    ]
+    # The first model is served as soon as it is there.
+    shutil.copytree(runs / "demo" / "ppo", root / "demo" / "ppo")
     assert (
-        error.startswith("rlhf chat: no finished run") and "give a folder: rlhf chat RUN" in error
+        seen[0].refresh() and not is_empty(seen[0]) and list(seen[0].engine.runs) == ["ppo · demo"]
     )
+    seen[0].jobs.close()
 
 
 def start(*flags, **environment):

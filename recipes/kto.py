@@ -1,0 +1,135 @@
+"""KTO: answers with a thumb up or down -> a policy that gives more of the good kind. On trl.KTOTrainer.
+
+    accelerate launch recipes/kto.py --config recipes/configs/kto/demo.yaml
+    accelerate launch recipes/kto.py --dataset_name thumbs.jsonl --model_name_or_path runs/sft --output_dir runs/kto
+
+Time: minutes for the demo on two cores. Look at: auc, the share of good answers with a larger implicit reward than
+bad ones, on prompts that were not trained on, and the table of samples. Rows: prompt, completion and label (true or false),
+or a feedback store, whose thumbs are read. Equations and sources: docs/preferences.md.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from rlhf.data.answers import template_checks
+from rlhf.data.chat import add_chat_template
+from rlhf.data.splits import Splits, load_splits
+from rlhf.direct_preference.alarms import PairAlarms
+from rlhf.direct_preference.config import ThumbConfig
+from rlhf.direct_preference.kto import ThumbKTOTrainer
+from rlhf.direct_preference.metrics import thumb_report
+from rlhf.direct_preference.roles import (
+    DirectSettings,
+    check_is_held_out,
+    check_reference,
+    counts_line,
+    load_roles,
+    sampling_of,
+)
+from rlhf.direct_preference.rows import balance_advice, encode_thumbs, require_both_thumbs
+from rlhf.hub.recording import recording
+from rlhf.runs.progress import use_run_progress
+from rlhf.runs.run import Run, start
+from rlhf.runs.trl_trainer import score_learned_tokens_only
+
+
+@dataclass
+class KTOSettings(DirectSettings):
+    """The model that learns, the reference, and the rated answers."""
+
+
+@dataclass
+class PreparedKTO:
+    """The trainer of a run, and its tokenizer."""
+
+    trainer: ThumbKTOTrainer
+    tokenizer: PreTrainedTokenizerBase
+
+
+def main(settings: KTOSettings, args: ThumbConfig) -> None:
+    with recording("kto", settings, args) as run:
+        prepared = prepare(settings, args, run)
+        trainer = prepared.trainer
+        if not args.resume_from_checkpoint:  # whose record has it
+            before = trainer.evaluate()
+            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in trainer.sampled})
+        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        run.best_checkpoint(trainer)
+        evaluate_kto(run, trainer)
+
+
+def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> PreparedKTO:
+    """Read and check all that the run needs, without a step of training. All rows are read before a model is loaded."""
+    set_seed(args.seed)
+    tokenizer = settings.load_tokenizer()
+    add_chat_template(tokenizer)
+    splits = read_thumbs(run, settings, tokenizer, args.seed)
+    check_reference(settings, tokenizer)
+    roles = load_roles(settings, args, tokenizer, run)
+    args.max_length = roles.limit
+    train, held_out = encode_splits(run, splits, tokenizer, args)
+    if args.device.type == "cpu":
+        score_learned_tokens_only()
+    trainer = ThumbKTOTrainer(
+        model=roles.policy,
+        ref_model=roles.ref_model,
+        tokenizer=tokenizer,
+        args=args,
+        train_rows=train,
+        eval_rows=held_out,
+        sampling=sampling_of(settings, tokenizer, splits.eval, roles.policy, run),
+    )
+    use_run_progress(trainer, args.output_dir)
+    trainer.add_callback(PairAlarms())
+    return PreparedKTO(trainer, tokenizer)
+
+
+def read_thumbs(run: Run, settings: KTOSettings, tokenizer, seed: int) -> Splits:
+    """The rated answers, good and bad ones on both sides."""
+    checks = template_checks(tokenizer)
+    splits = load_splits(settings, ("unpaired_preference",), seed=seed, checks=checks)
+    run.data(splits)
+    check_is_held_out(splits, "KTO")
+    require_both_thumbs(splits.train, "training")
+    require_both_thumbs(splits.eval, "evaluation")
+    return splits
+
+
+def encode_splits(
+    run: Run, splits: Splits, tokenizer, args: ThumbConfig
+) -> tuple[list[dict], list[dict]]:
+    """(training rows, held-out rows), encoded; what was dropped is said and recorded."""
+    options = {"max_length": args.max_length, "seed": args.seed}
+    train, counts = encode_thumbs(tokenizer, splits.train, **options)
+    held_out, eval_counts = encode_thumbs(tokenizer, splits.eval, **options)
+    require_both_thumbs(train, "training")
+    require_both_thumbs(held_out, "evaluation")
+    good = sum(row["label"] for row in train)
+    run.say(
+        f"{len(train)} answers, {good} of them good; {len(held_out)} held out; at most {args.max_length} tokens"
+    )
+    lines = [counts_line(counts, "train"), counts_line(eval_counts, "eval")]
+    lines.append(
+        balance_advice(train, desirable=args.desirable_weight, undesirable=args.undesirable_weight)
+    )
+    for line in filter(None, lines):
+        run.say(line)
+    run.metrics({"train_answers": len(train), "train_good_answers": good, **counts})
+    run.metrics({f"eval_{name}": count for name, count in eval_counts.items()})
+    return train, held_out
+
+
+def evaluate_kto(run: Run, trainer: ThumbKTOTrainer) -> None:
+    """Measure the policy on the held-out answers, and let it answer their prompts."""
+    trainer.evaluate()
+    rewards = [reward for (reward,) in trainer.rewards()]
+    run.metrics(trainer.sampled)
+    run.metrics(thumb_report(rewards, trainer.eval_rows))
+    if run.main:
+        run.say(trainer.table_of_samples())
+
+
+if __name__ == "__main__":
+    start(main, __doc__)

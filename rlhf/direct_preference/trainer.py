@@ -1,0 +1,318 @@
+"""The part that the trainers of DPO and KTO share: policy and reference, evaluation, and samples of the policy.
+
+Implicit reward of an answer: beta (log pi(y) - log pi_ref(y)), summed over its tokens, EOS included. The reference is a
+model of its own, a frozen copy of the policy, or with LoRA the policy without its adapter.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor, nn
+
+from rlhf.algorithms.masking import masked_sum
+from rlhf.completions.batches import decode_in_batches
+from rlhf.completions.rollout import completion_texts, unpadded
+from rlhf.completions.sample import uniform_numbers
+from rlhf.data.chat import as_text, encode_prompt
+from rlhf.data.padding import left_pad
+from rlhf.direct_preference.log_probs import (
+    Answer,
+    answer_batch,
+    check_fused_layer,
+    summed_log_probs,
+)
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import frozen_copy, reference_log_probs
+from rlhf.models.one_trunk import adapter
+from rlhf.models.parts import disable_dropout, stop_token_ids
+from rlhf.runs.checkpoints import check_is_measured
+from rlhf.runs.progress import append_jsonl, sample_table
+from rlhf.runs.sharding import is_plain
+from rlhf.runs.trl_trainer import TrlTrainer
+
+# Metric of the policy's own answers -> the column of the samples whose mean it is.
+SAMPLED = {"completion_length": "completion_length", "eos_rate": "ended", "kl": "kl"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Prompts that the policy answers at each evaluation, and the most tokens of an answer."""
+
+    prompts: list[dict]  # rows with a "prompt"
+    max_completion_length: int
+
+
+def make_reference(model: nn.Module, ref_model: nn.Module | None, args) -> nn.Module | None:
+    """The reference of a run, or None where the policy without its adapter is it, or where it runs before the training.
+
+    ref_model: the model that the user named, or None.
+    """
+    if ref_model is None and (hasattr(model, "peft_config") or args.precompute_ref_log_probs):
+        return None
+    if ref_model is None:
+        return frozen_copy(model)
+    return disable_dropout(ref_model).eval().requires_grad_(False)
+
+
+class DirectTrainer(TrlTrainer):
+    """Mixin for trl's DPOTrainer and KTOTrainer, named first.
+
+    A subclass says what the answers of a row are (`answers_of`) and what an evaluation measures (`measure`).
+    """
+
+    eval_references: list[list[float]] | None = None  # log-probs, see `references_of_eval_rows`
+    samples: list[dict] = []  # of the last evaluation
+    sampled: dict[str, float] = {}  # their means
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        ref_model: nn.Module | None,
+        tokenizer,
+        args,
+        train_rows: list[dict],
+        eval_rows: list[dict],
+        sampling: Sampling,
+        collator=None,
+    ):
+        """Model: LoRA or not. ref_model: as of `make_reference`. Rows: encoded. collator: None: trl's own."""
+        disable_dropout(model)
+        self.tokenizer, self.sampling = tokenizer, sampling
+        self.eval_rows = eval_rows
+        self.has_reference = ref_model is not None or hasattr(model, "peft_config")
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=collator,
+            train_dataset=self.dataset_of(train_rows),
+            eval_dataset=self.dataset_of(eval_rows),
+            processing_class=tokenizer,
+        )
+        if not is_plain(self.accelerator):
+            raise UserError(
+                "DPO and KTO do not run under DeepSpeed or FSDP yet, where a process holds slices of the weights: start "
+                "with ddp.yaml, and with use_peft: true if the memory is short"
+            )
+        if "ref" in getattr(self.model, "peft_config", {}):
+            # trl's copy of the LoRA matrices. The policy without its own is the reference.
+            self.model.delete_adapter("ref")
+        check_fused_layer(self.model, self.answers_of(train_rows[0])[0], tokenizer.pad_token_id)
+        zeros = [[0.0] * self.count_of(row) for row in eval_rows]
+        names = [*self.measure(zeros), *SAMPLED]
+        check_is_measured(args.metric_for_best_model, [f"eval_{name}" for name in names])
+
+    # ---- for the subclasses --------------------------------------------------------------------------------------
+
+    def dataset_of(self, rows: list[dict]) -> Dataset:
+        """Encoded rows as trl wants them."""
+        raise NotImplementedError
+
+    def answers_of(self, row: dict) -> list[Answer]:
+        """The answers of an encoded row."""
+        raise NotImplementedError
+
+    def measure(self, rewards: list[list[float]]) -> dict[str, float]:
+        """The numbers of an evaluation. rewards: implicit ones of each answer of each evaluation row."""
+        raise NotImplementedError
+
+    # ---- hooks of trl --------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        """The rows as they are: they are encoded already, by what SFT, PPO and the chat use."""
+        return dataset
+
+    # ---- log-probs -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """A context with the reference. Before the training it may be the policy itself (precompute_ref_log_probs)."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "peft_config"):
+            yield model
+            return
+        with adapter(model, None):
+            yield model
+
+    @torch.no_grad()
+    def reference_log_probs(self, batch: dict[str, Tensor]) -> Tensor:
+        """`summed_log_probs` (N,) of a batch under the reference."""
+        with self.reference() as model, self.accelerator.autocast():
+            return summed_log_probs(model, batch)
+
+    @torch.no_grad()
+    def policy_log_probs(self, batch: dict[str, Tensor]) -> Tensor:
+        """`summed_log_probs` (N,) of a batch under the policy, without gradients."""
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            return summed_log_probs(model, batch)
+
+    def log_probs_of(self, rows: Sequence[dict], log_probs) -> list[list[float]]:
+        """Log-probs of the answers of all rows, split over processes.
+
+        log_probs: `reference_log_probs` or `policy_log_probs`.
+        """
+        # Flat, so that rows with many answers do not make batches larger.
+        answers: list[Answer] = []
+        for row in rows:
+            answers += self.answers_of(row)
+        rank, world = self.args.process_index, self.args.world_size
+        mine, values = answers[rank::world], []
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(mine), size):
+            batch = answer_batch(
+                mine[start : start + size], self.tokenizer.pad_token_id, self.args.device
+            )
+            values += log_probs(batch).tolist()
+        values = in_order(values, len(answers), world)
+        grouped = []
+        for row in rows:
+            count = self.count_of(row)
+            grouped.append(values[:count])
+            values = values[count:]
+        return grouped
+
+    def count_of(self, row: dict) -> int:
+        """The number of answers of a row."""
+        return len(self.answers_of(row))
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def rewards(self) -> list[list[float]]:
+        """Implicit rewards of the answers of the evaluation rows."""
+        log_probs = self.log_probs_of(self.eval_rows, self.policy_log_probs)
+        references = self.references_of_eval_rows()
+        rewards = []
+        for ours, theirs in zip(log_probs, references, strict=True):
+            pairs = zip(ours, theirs, strict=True)
+            rewards.append([self.beta * (ours_now - then) for ours_now, then in pairs])
+        return rewards
+
+    def references_of_eval_rows(self) -> list[list[float]]:
+        """Log-probs of the evaluation answers under the reference, which does not move: computed once."""
+        if self.eval_references is None:
+            self.eval_references = self.log_probs_of(self.eval_rows, self.reference_log_probs)
+        return self.eval_references
+
+    def evaluate(
+        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Log and return what the subclass measures, and the length and KL of the policy's own answers."""
+        self.model.eval()  # trl's log tells training and evaluation apart by it
+        samples = self.sample()
+        self.samples, self.sampled = samples, sample_metrics(samples)
+        metrics = self.measure(self.rewards()) | self.sampled
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "samples.jsonl"
+            for sample in samples:
+                append_jsonl(path, {"step": self.state.global_step, **sample})
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        self.model.train()
+        return metrics
+
+    def table_of_samples(self) -> str:
+        """The first answers of the last evaluation, for the terminal."""
+        columns = ["prompt", "completion", "completion_length"]
+        if self.has_reference:
+            columns.append("kl")
+        return sample_table(self.samples, columns=columns, limit=8)
+
+    @torch.no_grad()
+    def sample(self) -> list[dict]:
+        """The policy's answers to the prompts of `sampling`, split over processes.
+
+        Each has prompt, completion, completion_length in tokens, ended, and kl: the log-ratio to the reference, an unbiased
+        estimate of the KL in nats per completion. Without kl where no reference is kept.
+        """
+        rank, world = self.args.process_index, self.args.world_size
+        prompts = self.sampling.prompts
+        length = self.sampling.max_completion_length
+        # The same numbers at each evaluation, so that two of them differ by the policy alone.
+        uniforms = uniform_numbers(len(prompts), length, seed=self.args.seed, stream=0)
+        samples = []
+        if prompts[rank::world]:
+            samples = self._sample(prompts[rank::world], uniforms[rank::world])
+        return in_order(samples, len(prompts), world)
+
+    def _sample(self, prompts: list[dict], uniforms: Tensor) -> list[dict]:
+        model = self.accelerator.unwrap_model(self.model)
+        ids = [encode_prompt(self.tokenizer, row["prompt"]) for row in prompts]
+        prompt_ids, prompt_mask = left_pad(ids, self.tokenizer.pad_token_id)
+        batch = {
+            "prompt_ids": prompt_ids.to(self.args.device),
+            "prompt_mask": prompt_mask.to(self.args.device),
+        }
+        # As in training: the trunk is called without the wrapper that has it.
+        with self.accelerator.autocast():
+            sampled = decode_in_batches(
+                model,
+                *batch.values(),
+                batch_size=self.args.per_device_eval_batch_size,
+                stop_token_ids=stop_token_ids(model, self.tokenizer),
+                max_completion_length=uniforms.shape[1],
+                temperature=1.0,
+                uniforms=uniforms,
+            )
+            batch |= {"completion_ids": sampled.ids, "mask": sampled.mask}
+            kl = self._log_ratios(model, batch)
+        texts = completion_texts(self.tokenizer, unpadded(sampled.ids, sampled.mask), sampled.ended)
+        samples = []
+        for i, text in enumerate(texts):
+            sample = {
+                "prompt": as_text(prompts[i]["prompt"]),
+                "completion": text,
+                "completion_length": int(sampled.mask[i].sum()),
+                "ended": bool(sampled.ended[i]),
+            }
+            if kl is not None:
+                sample["kl"] = float(kl[i])
+            samples.append(sample)
+        return samples
+
+    def _log_ratios(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor | None:
+        """log pi - log pi_ref (B,) of sampled completions; None where no reference is kept."""
+        if not self.has_reference:
+            return None
+        ratios = []
+        for start in range(0, len(batch["mask"]), self.args.per_device_eval_batch_size):
+            part = {
+                name: tensor[start : start + self.args.per_device_eval_batch_size]
+                for name, tensor in batch.items()
+            }
+            log_probs = reference_log_probs(model, part, temperature=1.0)
+            with self.reference() as reference:
+                log_probs = log_probs - reference_log_probs(reference, part, temperature=1.0)
+            ratios.append(masked_sum(log_probs, part["mask"], 1))
+        return torch.cat(ratios)
+
+
+def sample_metrics(samples: list[dict]) -> dict[str, float]:
+    """Means over the policy's answers: length in tokens, share that ends by itself, and KL in nats per answer."""
+    if not samples:
+        return {}
+    metrics = {}
+    for name, column in SAMPLED.items():
+        if column in samples[0]:
+            metrics[name] = sum(float(sample[column]) for sample in samples) / len(samples)
+    return metrics
+
+
+def in_order(values: list, count: int, world: int) -> list:
+    """All processes' values in the order of the items: item i is of process i % world, as its value i // world."""
+    if world == 1:
+        return values
+    by_process = gather_object([values])
+    return [by_process[i % world][i // world] for i in range(count)]
