@@ -192,6 +192,8 @@ def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, float, d
     keys = {"dataset_name": file, "model_name_or_path": runs / "sft", "seed": seed}
     if recipe == "ppo":
         keys["reward_model_path"] = runs / "reward"
+    if recipe == "dpo":
+        keys["eval_dataset_name"] = runs / "data" / "quality_heldout.jsonl"
     record = run_recipe(recipe, folder, config=f"benchmarks/alignment/{config}.yaml", **keys)
     return folder, record.seconds + sampling, record.versions
 
