@@ -340,6 +340,26 @@ def serving(record: dict) -> str:
     return lines_of(header, rows)
 
 
+def instruct(record: dict) -> str:
+    """Seconds and memory of each stage of an instruct model, and the estimate that PPO prints."""
+    rows = []
+    for stage, entry in record["stages"].items():
+        estimate = "-"
+        if "estimate_gb" in entry:
+            estimate = f"{entry['estimate_gb']:.1f} GB"
+        memory = [f"{entry[f'peak_memory{part}_gb']:.1f} GB" for part in ("_in_training", "")]
+        rows.append([stage, entry["precision"], f"{entry['seconds']:.0f}", *memory, estimate])
+    header = [
+        "stage",
+        "precision",
+        "seconds",
+        "memory up to the last update",
+        "with saving",
+        "estimate",
+    ]
+    return lines_of(header, rows)
+
+
 # A table's name is its record's, and after a colon the part of the record it shows.
 TABLES: dict[str, Callable[[dict], str]] = {
     "demo": demo,
@@ -355,6 +375,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "bert/pretraining-stories:fine_tuning": bert_fine_tuning,
     "bert/pretraining-reviews": bert_pretraining,
     "bert/pretraining-reviews:fine_tuning": bert_fine_tuning,
+    "instruct/smollm2_360m": instruct,
+    "instruct/qwen3_0.6b": instruct,
     "serving/small": serving,
     "serving/medium": serving,
 }

@@ -246,13 +246,12 @@ def new_model(settings: PretrainSettings, tokenizer):
 def load_checkpoint(settings: PretrainSettings, tokenizer, run: Run):
     """The model of a run folder or of the Hub; weights that it lacks are random."""
     path = settings.model_name_or_path
-    options = settings.load_options()
     if settings.objective == "causal":
-        model = load_policy(path, **options)
+        model = load_policy(path, **settings.load_options())
         add_chat_template(tokenizer)
         return model
     head = PRETRAINING_HEADS[settings.objective]
-    model = load_encoder(path, head, new_head=True, **options)
+    model = load_encoder(path, head, new_head=True, **settings.encoder_options())
     if model.new_weights:
         run.say(f"not in {path}, so random at first: {', '.join(model.new_weights)}")
     return model

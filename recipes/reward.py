@@ -23,6 +23,7 @@ from rlhf.hub.recording import recording
 from rlhf.models.load import load_reward_model, reward_model_outline, save
 from rlhf.models.one_trunk import save_adapter
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
+from rlhf.models.quantized import merged
 from rlhf.models.scores import reads_pairs, shift_scores
 from rlhf.reward_model.centre import best_completions, encode_demonstrations, read_demonstrations
 from rlhf.reward_model.metrics import ranking_report
@@ -186,7 +187,7 @@ def save_centred(run: Run, settings: RewardSettings, model, tokenizer, centred_o
         if settings.use_peft:
             # For PPO with share_trunk: the LoRA matrices by themselves.
             save_adapter(model, str(folder), centre=-centre)
-            model = model.merge_and_unload()
+            model = merged(model)
         stored_in = shift_scores(model, -centre)
         save(model, tokenizer, folder)
     run.say(f"scores shifted by {-centre:.3f}, in {stored_in}")

@@ -38,6 +38,11 @@ COMMANDS = {
         "predictions of a trained encoder for each row of a file",
         LOOK,
     ),
+    "sample": (
+        "rlhf.commands.sample",
+        "n scored answers to each prompt, best first: rows for SFT, reward models and DPO",
+        PREPARE,
+    ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
     "export": (
         "rlhf.commands.export",

@@ -78,7 +78,7 @@ def with_config_path(recipe: str, argv: list[str]) -> list[str]:
         return argv
     path, others = split_config(argv)
     # A path, a name with an ending, or a file of the working folder: not one of ours.
-    if path is None or Path(path).suffix or Path(path).is_file():
+    if path is None or Path(path).suffix in (".yaml", ".yml") or Path(path).is_file():
         return argv
     configs = find_configs(recipe)
     name = path if path in configs else f"{recipe}/{path}"

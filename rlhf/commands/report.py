@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 from rlhf.comparison.compare import Report, ReportSettings, build_report
 from rlhf.comparison.report import plot, to_json, to_markdown, to_table
+from rlhf.completions.functions import CallLimits
 from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
 from rlhf.data.load import load_rows
 from rlhf.data.splits import load_splits
@@ -92,9 +93,9 @@ def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[di
     return rows
 
 
-def load_rewards(args: argparse.Namespace) -> WeightedSum | None:
-    """The rewards named by the flags, on the fastest device; None if there are none."""
-    scorers = load_scorers(args.reward_model, args.reward_functions)
+def load_rewards(args: argparse.Namespace, limits: CallLimits | None = None) -> WeightedSum | None:
+    """The rewards named by the flags, on the fastest device; None if there are none. limits: of calls of functions."""
+    scorers = load_scorers(args.reward_model, args.reward_functions, limits=limits)
     if not scorers:
         return None
     for scorer in scorers.values():

@@ -1,12 +1,12 @@
 """Prompts -> completions, for rollouts, evaluation and reports.
 
-Omitted on purpose: top-k, top-p and beams. Training must sample the very distribution it computes log-probs of; the chat
-engine has them. A token is drawn by inverting the cumulative distribution at one uniform number per row and step. These
-numbers are passed in, not drawn here, so a completion depends on its own row only: not on its batch, on rows that have
-finished, or on how rows are spread over processes.
+Omitted on purpose: top-k, top-p and beams. Training must sample the very distribution it computes log-probs of. The
+chat engine has them, and `rlhf sample` passes them as `warp`. A token is drawn by inverting the cumulative distribution
+at one uniform number per row and step. These numbers are passed in, not drawn here, so a completion depends on its own
+row only: not on its batch, on rows that have finished, or on how rows are spread over processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,12 +74,14 @@ def decode(
     max_completion_length: int,
     temperature: float,
     uniforms: Tensor | None,
+    warp: Callable[[Tensor], Tensor] | None = None,
 ) -> SampledTokens:
     """Continue each prompt to its stop token or `max_completion_length`; finished rows leave the batch.
 
     prompt_ids, prompt_mask (B, P): left-padded
     stop_token_ids: any of them ends a completion
     uniforms (B, max_completion_length): or None, to take the most probable token each time
+    warp: logits (B, V) -> those to sample from, before the temperature
     """
     rows, device = len(prompt_ids), prompt_ids.device
     stop_tokens = torch.tensor(stop_token_ids, device=device)
@@ -93,6 +95,8 @@ def decode(
 
     for step in range(max_completion_length):
         logits = decoder.next_logits()  # (batch, V)
+        if warp is not None:
+            logits = warp(logits)
         if uniforms is None:
             chosen = logits.argmax(-1)
         else:

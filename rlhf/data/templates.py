@@ -6,6 +6,8 @@ What such a program does to a conversation is theirs to decide, and three of its
 - It may write today's date (Llama 3.2, gpt-oss). `fixed_date` keeps the date of a run.
 """
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -63,6 +65,73 @@ def day_in_template(tokenizer) -> str:
     if "strftime_now" not in str(tokenizer.chat_template):
         return ""
     return str(_run_date or date.today())
+
+
+# ---- variables ---------------------------------------------------------------------------------------------------
+
+# The form of our assignments, in front of a template. The + keeps a line break behind them.
+ASSIGNMENT = "{{% set {} = {} +%}}"
+ASSIGNED = re.compile(r"\{% set (\w+) = ([^\n]*?) \+%\}")
+NOT_VARIABLES = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "strftime_now",
+)
+
+
+def set_variables(tokenizer, variables: dict | str) -> None:
+    """Set variables of a tokenizer's chat template, as enable_thinking of Qwen 3, for all that use the tokenizer.
+
+    They are written in front of the template, and so they are saved with it. Values that were set before are replaced.
+
+    variables: name -> true, false, a number or a string, or null; or a JSON object of these.
+    UserError where the template has no such variable, so that setting it would do nothing.
+    """
+    variables = _read_variables(variables)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"chat_template_kwargs: the tokenizer {tokenizer.name_or_path!r} has no chat template: drop the key"
+        )
+    template = template_of(tokenizer)
+    # A run that starts from another one may change what that one has set.
+    assigned = {}
+    while match := ASSIGNED.match(template):
+        assigned[match[1]] = match[2]
+        template = template[match.end() :]
+    for name, value in variables.items():
+        if name in NOT_VARIABLES or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise UserError(
+                f"chat_template_kwargs: the chat template of {tokenizer.name_or_path!r} has no variable {name!r}: drop "
+                f"it, or check its spelling in the template ({FILE})"
+            )
+        assigned[name] = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    head = "".join(ASSIGNMENT.format(name, value) for name, value in assigned.items())
+    if isinstance(tokenizer.chat_template, dict):  # templates for several uses
+        tokenizer.chat_template = tokenizer.chat_template | {"default": head + template}
+    else:
+        tokenizer.chat_template = head + template
+
+
+def _read_variables(variables: dict | str) -> dict:
+    """The variables as a dict, whose values have the same form in JSON and in a template."""
+    given = variables
+    if isinstance(variables, str):
+        try:
+            variables = json.loads(variables)
+        except ValueError:
+            variables = None
+    is_map = isinstance(variables, dict)
+    simple = (bool, int, float, str, type(None))
+    if not is_map or not all(isinstance(value, simple) for value in variables.values()):
+        raise UserError(
+            f"chat_template_kwargs: {given!r} is not a map of names to true, false, numbers or strings, as in "
+            '{"enable_thinking": false}'
+        )
+    return variables
 
 
 # ---- applying ----------------------------------------------------------------------------------------------------

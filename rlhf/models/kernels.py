@@ -59,12 +59,22 @@ def store_frozen_matrices_in_bf16(model: nn.Module, *, keep_originals: bool = Fa
             continue
         if module.weight.requires_grad or id(module.weight) in embeddings:
             continue
+        if not module.weight.is_floating_point():  # packed in 4 or 8 bits
+            continue
         originals = dict(module.named_parameters(recurse=False))
         for name, parameter in originals.items():
             in_bf16 = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
             setattr(module, name, in_bf16)
         if keep_originals:
             module.__dict__[ORIGINALS] = originals
+
+
+def set_aside(model: nn.Module) -> list[nn.Parameter]:
+    """The original matrices that are kept next to those in bf16, for the memory that they take."""
+    originals = []
+    for module in model.modules():
+        originals += module.__dict__.get(ORIGINALS, {}).values()
+    return originals
 
 
 @contextmanager

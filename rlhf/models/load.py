@@ -4,7 +4,6 @@ Weights are read from safetensors, or from a pickle that holds nothing but tenso
 all else), and remote code is never run. An error names the folder, what it holds and the remedy.
 """
 
-import copy
 import json
 import os
 import pickle
@@ -27,6 +26,7 @@ from transformers.utils import logging
 from rlhf.errors import UserError
 from rlhf.models.architectures import check_has_scores, check_policy, check_usable
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
+from rlhf.models.quantized import check_can_be_quantized, keep_layout, merged, quantization_config
 from rlhf.models.scores import HEADS, forget_centre, reads_pairs, score_head
 from rlhf.models.snapshots import is_hub_name, model_folder
 from rlhf.models.stale_weights import replacing_weights
@@ -91,19 +91,30 @@ def load_policy(
     revision: str | None = None,
     dtype: str = "float32",
     attn_implementation: str | None = None,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model. A LoRA folder is merged into the base model that it names.
 
     attn_implementation: one of ATTENTIONS; None: transformers' own choice.
+    quantization: "4bit" or "8bit" stores the matrices so, for LoRA (`models.quantized`).
     """
     options = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
     config = _config_of(path, revision)
     if config is not None:
         check_policy(config, path)
+    # Before the weights are read, which takes long.
+    if quantization is not None:
+        check_can_be_quantized(config, path, quantization)
+        options["quantization"] = quantization
     folder = model_folder(path, revision)
     if os.path.isfile(os.path.join(folder, "adapter_config.json")):
         from peft import AutoPeftModelForCausalLM
 
+        if quantization is not None:
+            raise UserError(
+                f"{path} holds LoRA matrices, which cannot be merged into {quantization[0]} bits without losing most of "
+                f"them: drop load_in_{quantization}, or give a run folder of a recipe, whose model is merged"
+            )
         check_base_of_adapter(folder)
         adapted = _from_pretrained(AutoPeftModelForCausalLM, path, **options)
         check_policy(adapted.get_base_model().config, path)
@@ -157,22 +168,31 @@ def load_reward_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     new_head: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a sequence classification model with one output. A head that is missing from the weights is an error.
 
     new_head=True is for training one: the head may be new, and starts at 0 so that every first score is 0.
     """
     check_reward_model(path, revision=revision, new_head=new_head)
+    if quantization is not None:
+        check_can_be_quantized(_config_of(path, revision), path, quantization)
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         path,
         revision=revision,
         dtype=dtype,
         attn_implementation=attn_implementation,
+        quantization=quantization,
         num_labels=1,
         output_loading_info=True,
         ignore_mismatched_sizes=new_head,
     )
+    # Its pooler is trained in full, which packed weights cannot be.
+    if quantization is not None and reads_pairs(model):
+        raise UserError(
+            f"{path}: load_in_{quantization} is for decoders, and an encoder such as this one is small: drop the key"
+        )
     if new_head:
         head = score_head(model)
         forget_centre(model)
@@ -297,8 +317,8 @@ def save(model: PreTrainedModel, tokenizer, folder: str | os.PathLike) -> None:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        # Merge a copy: merging would remove the LoRA matrices that are in training.
-        model = copy.deepcopy(model).merge_and_unload()
+        # A copy: merging would remove the LoRA matrices that are in training.
+        model = merged(model)
     with replacing_weights(folder):
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -311,6 +331,7 @@ def _from_pretrained(
     dtype: str | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    quantization: str | None = None,
     **options,
 ):
     """Call `auto_class.from_pretrained` without remote code. What cannot be loaded is a UserError.
@@ -324,6 +345,8 @@ def _from_pretrained(
     if attn_implementation is not None:
         check_attention(attn_implementation)
         options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, options["dtype"])
     check_folder(path)
     has_weights = auto_class not in (AutoConfig, AutoTokenizer)
     folder = model_folder(path, revision, weights=has_weights)
@@ -331,6 +354,8 @@ def _from_pretrained(
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:
         loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
+        if quantization is not None:
+            keep_layout(loaded[0])  # with its loading info
         if attn_implementation is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
             base_of(model).attention_is_chosen = True  # `kernels` leaves it alone

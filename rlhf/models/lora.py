@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
 from rlhf.models.parts import learns_from_text
+from rlhf.models.quantized import is_quantized, prepare_for_lora
 from rlhf.models.snapshots import split_revision
 from rlhf.task_table import TASKS
 
@@ -41,6 +42,7 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
     from peft.utils.error import NoMatchingPeftModuleError
 
     draw_new_tokens(model)
+    model = prepare_for_lora(model)
     whole = []  # modules that are trained in full
     # PEFT itself trains these heads in full, and LoRA on a module that is trained in full would make it fail.
     without: list[str] = []
@@ -80,6 +82,9 @@ def add_lora(model: PreTrainedModel, *, task: str, rank: int, alpha: int, dropou
             f"use_peft adds LoRA matrices to linear layers, and the layers of {model.config.model_type} models are of "
             "another sort: set use_peft to false"
         )
+    if is_quantized(model):
+        # By these marks trl knows packed models, whose LoRA matrices it rounds to bf16. AdamW needs them in full.
+        adapted.is_loaded_in_4bit = adapted.is_loaded_in_8bit = False
     commit = getattr(model, "hub_commit", "")
     if commit:
         # The name may hold a revision behind an @, which no other program knows.

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rlhf.models.kernels import set_aside
 from rlhf.models.parts import shape_of
+from rlhf.models.quantized import packing_bytes
 
 GB = 2**30
 # Linux's control groups, and which of them this process is in
@@ -243,14 +245,17 @@ def _kept_bytes(model: nn.Module, length: int, load: Load) -> int:
 
 
 def own_bytes(model: nn.Module, seen: set) -> int:
-    """Bytes of the parameters and buffers whose storage is not in `seen`. Their storages are added to it."""
+    """Bytes of the parameters and buffers whose storage is not in `seen`. Their storages are added to it.
+
+    Of frozen matrices in bf16 the originals count too, which are kept for saving.
+    """
     total = 0
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
+    for tensor in itertools.chain(model.parameters(), model.buffers(), set_aside(model)):
         address = tensor.untyped_storage().data_ptr() or id(tensor)  # meta tensors have no address
         key = (tensor.device, address)
         if key not in seen:
             seen.add(key)
-            total += tensor.nbytes
+            total += tensor.nbytes + packing_bytes(tensor)
     return total
 
 
@@ -301,8 +306,11 @@ def copied_bytes(model: nn.Module) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of one number in the model's matrices; with LoRA, in the frozen ones, which are larger."""
-    matrices: list[Tensor] = [p for p in model.parameters() if p.dim() > 1]
+    """Bytes of one number in the model's matrices; with LoRA, in the frozen ones, which are larger, as they are unpacked."""
+    matrices: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.is_floating_point():
+            matrices.append(parameter)
     largest = max(matrices, key=lambda p: p.numel())
     return largest.itemsize
 

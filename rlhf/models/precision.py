@@ -53,8 +53,11 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def weights_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's largest matrix; with LoRA, of the frozen weights."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    """The dtype of the model's largest matrix; with LoRA, of the frozen weights. Packed ones do not count."""
+    matrices = []
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.is_floating_point():
+            matrices.append(parameter)
     largest = max(matrices, key=lambda parameter: parameter.numel())
     return largest.dtype
 

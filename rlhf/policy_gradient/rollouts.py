@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.kl import adapt_kl_coef
+from rlhf.completions.prompts import fitting_prompts
 from rlhf.completions.rollout import (
     CollectSettings,
     Prompts,
@@ -26,7 +27,6 @@ from rlhf.completions.rollout import (
 )
 from rlhf.completions.sample import uniform_numbers
 from rlhf.completions.score import column_names
-from rlhf.data.chat import encode_prompt
 from rlhf.data.padding import right_pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, reference_log_probs
@@ -44,28 +44,20 @@ def encode_prompts(
     rows: list[dict], tokenizer, args: PolicyGradientConfig, *, limit: int, name: str
 ) -> Prompts:
     """Encode the prompts. Those longer than `limit` tokens are dropped or cut, and counted. name: for messages."""
-    kept, ids, numbers, long = [], [], [], 0
-    for number, row in enumerate(rows):
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        if len(prompt) > limit:
-            long += 1
-            if args.long_prompts == "drop":
-                continue
-            prompt = prompt[-limit:]  # its end, where the question is
-        kept.append(row)
-        ids.append(prompt)
-        numbers.append(number)
+    prompts, long = fitting_prompts(
+        rows, tokenizer, limit=limit, long_prompts=args.long_prompts, name=name
+    )
     if long and args.process_index == 0:
         done = {"drop": "dropped", "cut": "cut to their end"}[args.long_prompts]
         print(
             f"{long} of {len(rows)} {name} prompts are longer than {limit} tokens and were {done}"
         )
-    if not kept:
+    if not prompts.rows:
         raise UserError(
             f"every {name} prompt is longer than {limit} tokens (max_prompt_length "
             f"{args.max_prompt_length}, context minus completion): raise max_prompt_length or set long_prompts: cut"
         )
-    return Prompts(kept, ids, numbers, name)
+    return prompts
 
 
 def check_texts(

@@ -36,6 +36,7 @@ SHARED = "hub.json"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 LONGEST_NAME = 4096  # characters of a path
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # name or user/name
+SAMPLE_RECORD = "sample.json"  # next to the rows that `rlhf sample` has made
 # What a card takes over from the card of the model that the weights come from.
 FROM_THE_CARD = ("license", "license_name", "license_link", "language")
 
@@ -328,6 +329,22 @@ def local_files(name: str) -> list[Path]:
         if file.is_file() and suffix(file) in READERS and not file.name.startswith("."):
             files.append(file)
     return files
+
+
+def sampling_record(name: str) -> dict:
+    """The record of the `rlhf sample` that made a file of rows; {} for other files, and for one that was changed since."""
+    path = Path(name)
+    if not path.is_file():
+        return {}
+    record = read_object(path.parent / SAMPLE_RECORD)
+    files = record.get("files")
+    entry = files.get(path.name) if isinstance(files, dict) else None
+    is_history = isinstance(record.get("models"), dict) and isinstance(
+        record.get("ancestors"), dict
+    )
+    if not isinstance(entry, dict) or not is_history:
+        return {}
+    return record if entry.get("sha256") == file_sha256(path) else {}
 
 
 def feedback_entry(name: str) -> dict:

@@ -19,6 +19,7 @@ from rlhf.models.precision import (
     training_rates,
     weights_dtype,
 )
+from rlhf.models.quantized import compute_in
 from rlhf.runs.record import RECORD, read_object
 
 AS_SET = "as set"
@@ -65,6 +66,9 @@ def set_precision(run, settings, model, *, tokens: int, default: str = "fp32") -
     chosen = from_first_process(chosen, args)
     check(chosen, launched or asked, args.device)
     apply(chosen, args)
+    # Packed matrices have a dtype of their own, to which autocast does not reach.
+    if args.bf16 or args.fp16:
+        compute_in(model, torch.bfloat16 if args.bf16 else torch.float16)
     run.record.precision = asdict(chosen)
     if asked in (None, "auto") and chosen.reason != AS_SET:
         run.say(str(chosen))

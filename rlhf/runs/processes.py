@@ -222,3 +222,16 @@ def keep_freed_memory() -> None:
     whole_pages = (start + size - first_page) // HUGE_PAGE * HUGE_PAGE
     madvise(first_page, whole_pages, MADV_HUGEPAGE)
     free(start)  # what is freed at once stays in the heap
+
+
+def join_processes() -> tuple[int, int]:
+    """(number of this process, number of all) of a command that `accelerate launch` may have started; (0, 1) without it.
+
+    It joins the group of the processes and takes its GPU.
+    """
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    check_world(state.num_processes)
+    return state.process_index, state.num_processes

@@ -57,7 +57,14 @@ from rlhf.runs.output_folder import (
     remove_early_files,
 )
 from rlhf.runs.packages import check_packages
-from rlhf.runs.parents import data_entry, feedback_entry, history, model_digests, parent_entry
+from rlhf.runs.parents import (
+    data_entry,
+    feedback_entry,
+    history,
+    model_digests,
+    parent_entry,
+    sampling_record,
+)
 from rlhf.runs.precision import precision_of_resumed
 from rlhf.runs.processes import (
     check_world,
@@ -212,6 +219,7 @@ class Run:
             self.record.data.append(entry)
             if self.main:
                 self._feedback(source["name"])
+                self._sampled(source["name"])
             if entry.get("license") == "":
                 without_licence.add(source["name"])
         # Once, also where both splits are read from it.
@@ -230,6 +238,13 @@ class Run:
         if entry and entry not in parents.values():
             count = sum(role.startswith("feedback") for role in parents)
             parents[f"feedback_{count + 1}" if count else "feedback"] = entry
+
+    def _sampled(self, name: str) -> None:
+        """Record the models that wrote and scored the rows of a file, where `rlhf sample` has made it, as parents."""
+        made_by = sampling_record(name)
+        for role, entry in made_by.get("models", {}).items():
+            self.record.parents[f"sampled_{role}"] = entry
+        self.record.ancestors |= made_by.get("ancestors", {})
 
     def parent(self, role: str, path: str | None, *, revision: str | None = None) -> None:
         """Record a model that the run starts from, and what that came from.

@@ -146,6 +146,21 @@ class ModelSettings(RunSettings):
             "help": "Attention: eager, sdpa, flash_attention_2, flash_attention_3, flex_attention. Default: the fastest."
         },
     )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={
+            "help": "With use_peft: store the frozen matrices in 4 bits (NF4). Needs pip install 'rlhf[quant]'."
+        },
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "With use_peft: store the frozen matrices in 8 bits."}
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Variables of the chat template, as {"enable_thinking": false} for Qwen 3. Saved with the tokenizer.'
+        },
+    )
     use_peft: bool = field(
         default=False,
         metadata={"help": "Train LoRA matrices instead of all weights; merged when saved."},
@@ -163,9 +178,32 @@ class ModelSettings(RunSettings):
             raise UserError(
                 f"dtype={self.dtype!r}: use {' or '.join(DTYPES)}; bf16: true computes in bf16 and keeps float32 weights"
             )
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UserError("load_in_4bit and load_in_8bit are both true: drop one")
+        # Nothing is read yet: a run that cannot begin ends here.
+        if self.quantization:
+            from rlhf.models.quantized import check_quantization
+
+            check_quantization(self.quantization, use_peft=self.use_peft)
+
+    @property
+    def quantization(self) -> str | None:
+        """ "4bit", "8bit", or None where the matrices are not packed."""
+        if self.load_in_4bit:
+            return "4bit"
+        return "8bit" if self.load_in_8bit else None
 
     def load_tokenizer(self):
-        """Load the tokenizer that the settings name: the model's own, of its revision, unless they name another."""
+        """Load the tokenizer that the settings name, with the variables of its chat template."""
+        from rlhf.data.templates import set_variables
+
+        tokenizer = self._load_tokenizer()
+        if self.chat_template_kwargs:
+            set_variables(tokenizer, self.chat_template_kwargs)
+        return tokenizer
+
+    def _load_tokenizer(self):
+        """The model's own tokenizer, of its revision, unless the settings name another."""
         from rlhf.models.load import check_same_ids, load_tokenizer
 
         path = self.model_name_or_path
@@ -182,11 +220,23 @@ class ModelSettings(RunSettings):
 
     def load_options(self) -> dict:
         """The options of `models.load` that the settings name."""
-        return {
+        options = {
             "revision": self.model_revision,
             "dtype": self.dtype,
             "attn_implementation": self.attn_implementation,
         }
+        if self.quantization:
+            options["quantization"] = self.quantization
+        return options
+
+    def encoder_options(self) -> dict:
+        """The same for `load_encoder`, which packs no matrices."""
+        if self.quantization:
+            raise UserError(
+                f"load_in_{self.quantization} is for language models and their reward models, and this is an encoder: "
+                "drop the key"
+            )
+        return self.load_options()
 
     def with_lora(self, model, *, task: str):
         """Add LoRA matrices to a model if use_peft is set; task as in `models.lora.add_lora`."""
@@ -235,7 +285,7 @@ class ScratchSettings:
             lambda run: not run.from_scratch or not run.tokenizer_name_or_path,
         ),
         keys.Unused(
-            ("dtype",),
+            ("dtype", "load_in_4bit", "load_in_8bit"),
             "a model from scratch has float32 weights; bf16: true computes in bf16",
             lambda run: not run.from_scratch,
         ),

@@ -42,7 +42,7 @@ def start_encoder(run: Run, settings, tokenizer, task: str, *, pairs: bool, **op
         model = new_encoder(tokenizer, head, **settings.sizes(), **options)
     else:
         # The head may be random: the recipe trains it.
-        options |= settings.load_options()
+        options |= settings.encoder_options()
         model = load_encoder(settings.model_name_or_path, head, new_head=True, **options)
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
     # GPT-2 class tokenizers lack a pad token and a separator; BERT class models need token types.

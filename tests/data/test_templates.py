@@ -27,7 +27,7 @@ from rlhf.data.chat import (
     same_encoding,
 )
 from rlhf.data.splits import load_splits
-from rlhf.data.templates import TemplateRefusal, fixed_date, refusal_of
+from rlhf.data.templates import TemplateRefusal, fixed_date, refusal_of, set_variables
 from rlhf.errors import UserError
 from rlhf.runs.settings import DataSettings
 
@@ -471,3 +471,58 @@ def test_refused_prompts_are_bad_rows(kind, row, write, refused):
     settings.skip_bad = True
     splits = load_splits(settings, (kind,), seed=0, checks=checks)
     assert len(splits.train) == 1 and "1 of 2 rows are bad" in splits.warnings[0]
+
+
+# ---- variables ----
+
+
+def opened(tokenizer):
+    return tokenizer.decode(encode_prompt(tokenizer, "hi")).split("assistant\n")[1]
+
+
+def test_a_variable_is_set_for_all_that_use_the_tokenizer_and_saved_with_it(tmp_path):
+    tokenizer = shipped_tokenizer.__wrapped__("qwen3")
+    assert opened(tokenizer) == ""
+    set_variables(tokenizer, {"enable_thinking": False})
+    thought = "<think>\n\n</think>\n\n"
+    assert opened(tokenizer) == thought
+    # The thought is in the prompt, so the answer is its words alone, in every turn.
+    assert tokenizer.decode(encode_completion(tokenizer, "yes")) == "yes<|im_end|>"
+    assert learned(tokenizer, ONE) == [["yes<|im_end|>"]]
+    check_answers(tokenizer, [{"messages": THREE}, {"prompt": "hi", "completion": "yes"}])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert opened(loaded) == thought and same_encoding(loaded, tokenizer)
+    # Once more, as from a run that has it; and another value, as JSON from the command line.
+    before = loaded.chat_template
+    set_variables(loaded, {"enable_thinking": False})
+    assert loaded.chat_template == before
+    set_variables(loaded, '{"enable_thinking": true}')
+    assert opened(loaded) == ""
+
+
+@pytest.mark.parametrize("value", [True, None, 3, 0.5, 'it\'s "so"', "\n"])
+def test_values_mean_in_a_template_what_they_mean_in_a_yaml(value):
+    tokenizer = shipped_tokenizer.__wrapped__("qwen3")
+    tokenizer.chat_template = "\n{{ messages[0].content }}[{{ custom }}]"
+    set_variables(tokenizer, {"custom": value})
+    text = tokenizer.apply_chat_template([user("hi")], tokenize=False)
+    assert text == f"\nhi[{value}]"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"enable_thinkin": False}, "has no variable 'enable_thinkin'"),
+        ({"messages": "x"}, "has no variable 'messages'"),
+        ({"enable_thinking": [1]}, "is not a map of names"),
+        ("enable_thinking=false", "is not a map of names"),
+        ("[1]", "is not a map of names"),
+    ],
+)
+def test_a_variable_that_would_do_nothing_is_refused(variables, reason, refused):
+    assert reason in refused(set_variables, shipped_tokenizer.__wrapped__("qwen3"), variables)
+
+
+def test_a_tokenizer_without_a_template_has_no_variables(plain_tokenizer, refused):
+    assert "has no chat template" in refused(set_variables, plain_tokenizer, {"a": True})

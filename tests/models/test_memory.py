@@ -20,6 +20,7 @@ from rlhf.models.memory import (
     estimate_memory,
     free_memory,
     layer_bytes,
+    own_bytes,
 )
 from rlhf.models.parts import disable_dropout
 from rlhf.runs.settings import read_config
@@ -156,6 +157,15 @@ def test_sixteen_bits():
         and halved.optimizer == fp32.optimizer / 2
     )
     assert halved.update["activations"] == fp32.update["activations"] / 2
+
+
+def test_matrices_in_bf16_count_with_the_originals_that_are_kept():
+    model = gpt2().requires_grad_(False)
+    linear = L * 12 * H * H  # without biases and embeddings
+    biases = L * 9 * H  # of these layers: 3 h, h, 4 h and h
+    store_frozen_matrices_in_bf16(model, keep_originals=True)
+    weights = own_bytes(model, set())
+    assert weights == 4 * PARAMETERS + 2 * (linear + biases)
 
 
 def test_grouped_heads_cache_less(make_llama, tokenizer):
