@@ -300,7 +300,7 @@ class AlarmState:
     table: the alarms. unit: the name of a row in messages.
     """
 
-    table: tuple[Alarm, ...] = ALARMS
+    table: tuple[Alarm, ...] = field(default_factory=lambda: ALARMS)
     unit: str = "rollout"
     rows: list[dict] = field(default_factory=list)
     active: set[str] = field(default_factory=set)

@@ -227,6 +227,7 @@ def test_long_evaluation_rows_are_counted(byte_model, write, train):
 # ---- the date ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_date_of_its_templates(byte_model, write, train, tmp_path):
     data = write("rows.jsonl", [{"prompt": "hi", "completion": "yes"}] * 8)
     flags = ["--dataset_name", data, "--model_name_or_path", byte_model("lfm2")]

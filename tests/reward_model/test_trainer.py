@@ -150,7 +150,9 @@ def test_invariant_33_accumulating_equals_one_batch(make):
         )
 
 
-@pytest.mark.parametrize("cut", [(2, 4), (4, 2)], ids=["2x4", "4x2"])
+@pytest.mark.parametrize(
+    "cut", [(2, 4), pytest.param((4, 2), marks=pytest.mark.slow)], ids=["2x4", "4x2"]
+)
 def test_the_gradient_of_a_step_does_not_depend_on_how_its_batch_is_cut(make, cut):
     """Three of eight prompts have ties alone, and the parts have unequal numbers of them."""
     rows = rankings(8)
@@ -206,7 +208,9 @@ def test_it_learns_the_ranking(make):
     assert metrics["eval_accuracy"] > 0.95 and metrics["eval_loss"] < 0.5
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_resumed_equals_uninterrupted(make, tmp_path, lora):
     settings = dict(lora=lora, save_strategy="steps", save_steps=3, num_train_epochs=2)
     whole, resumed = make("whole", **settings), make("resumed", **settings)

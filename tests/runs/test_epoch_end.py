@@ -37,6 +37,7 @@ def test_a_checkpoint_of_the_last_step_of_an_epoch_follows_its_evaluation(tiny, 
     assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [EPOCH, 12]
 
 
+@pytest.mark.slow
 def test_the_last_step_is_saved_after_its_evaluation(tiny):
     """An evaluation that fails can be made again from there, and the one of the epoch is not lost."""
     folder = tiny("--eval_strategy", "epoch")

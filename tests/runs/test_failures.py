@@ -36,6 +36,7 @@ def fail(error: BaseException):
     return fail
 
 
+@pytest.mark.slow
 def test_the_advice_after_a_full_disk_without_a_checkpoint_works(
     toy, tmp_path, capsys, monkeypatch
 ):
@@ -68,7 +69,9 @@ def test_an_error_of_the_evaluation_leaves_a_trained_model(toy, tmp_path, capsys
     assert find_runs(tmp_path) == [tmp_path / "run"]
 
 
-@pytest.mark.parametrize("stage", ["plot_curves", "write_card"])
+@pytest.mark.parametrize(
+    "stage", ["plot_curves", pytest.param("write_card", marks=pytest.mark.slow)]
+)
 def test_an_error_of_the_card_is_one_of_the_evaluation(toy, tmp_path, monkeypatch, stage):
     from rlhf.runs import card
     from rlhf.runs import run as frame

@@ -223,7 +223,7 @@ def final_weights(trainer, spoiled=True):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-@pytest.mark.parametrize("maker", ["make_sft", "make_causal"])
+@pytest.mark.parametrize("maker", [pytest.param("make_sft", marks=pytest.mark.slow), "make_causal"])
 def test_the_result_is_that_of_a_run_without_the_rows_of_the_skipped_step(maker, request):
     make = request.getfixturevalue(maker)
     rows = token_rows(bad={5})

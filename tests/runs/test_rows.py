@@ -79,6 +79,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing of the run is told."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_goes_on_has_the_rows_of_the_uninterrupted_one(
     toy, tmp_path, monkeypatch, capsys
 ):

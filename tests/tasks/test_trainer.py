@@ -252,7 +252,7 @@ def test_the_best_checkpoint_is_kept_where_each_is_judged(tmp_path, settings, ke
     assert args.load_best_model_at_end is kept
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_has_ended_makes_no_other_step_when_it_is_resumed(tmp_path, accumulation):
     """The last checkpoint may be in the middle of an epoch; transformers' Trainer makes one step more from there."""
     settings = dict(max_steps=1, save_strategy="steps", save_steps=1, per_device_train_batch_size=2)

@@ -414,7 +414,7 @@ def test_a_model_that_is_replaced_while_it_is_loaded_says_so(make):
         return load(name)
 
     engine._shared.load = late
-    with pytest.raises(UserError, match="no model 'ppo'"):
+    with pytest.raises(UserError, match="no model is here yet"):
         drain(engine.stream("ppo", HI, GREEDY))
 
 
