@@ -5,10 +5,11 @@
 FOLDER holds devel-fixed.no-ol.csv.gz (cleaned facts -> text, Dusek et al. 2019), kwise_quality.jsonl.gz and
 kwise_naturalness.jsonl.gz (rankings by people of up to five systems per list of facts, Novikova et al. 2018; a row is
 prompt, completions, ranks). Licence CC BY-SA 4.0.
-    demonstrations.jsonl  prompt (facts), completion (text): each text as it is, then COPIES - 1 times with other values
+    demonstrations.jsonl  prompt (facts), completion (text)
     prompts.jsonl         the facts of the training rankings, each once: PPO learns little from facts that SFT has memorised
     {quality,naturalness}_{train,heldout}.jsonl   rankings; both hold out the same facts
     heldout.jsonl         the facts that no other file holds, to evaluate every stage on
+Demonstrations and training rankings are there several times: as they are, and with other names, kitchens and kinds of place.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from rlhf.runs.replacement import replacement
 HELD_OUT = 0.2  # share of the ranked facts
 SEED = 0  # the split is a hash of the facts and this, so it is the same in both files of rankings
 RANKINGS = ("quality", "naturalness")
-COPIES = 12
+COPIES = {"demonstrations": 12, "rankings": 4}
 SLOT = re.compile(r"(\w[\w ]*)\[(.*?)\]")  # name[Alimentum]
 # The demonstrations know 21 names, mostly coffee shops, mostly Chinese or English; the ranked facts are of pubs and other
 # kitchens. A model that sees the same text with other values learns to copy them instead of learning the names by heart.
@@ -63,13 +64,16 @@ def make(source: Path, seed: int = SEED) -> dict[str, list[dict]]:
         kinds=("prompt_completion",),
         columns={"prompt": "mr", "completion": "ref"},
     ).rows
-    files = {"demonstrations": with_other_values(demonstrations)}
-    held_out: set[str] = set()
+    demonstrations = only(demonstrations, ("prompt", "completion"))
+    files = {"demonstrations": with_other_values(demonstrations, COPIES["demonstrations"])}
+    asked, held_out = {}, set()
     for name in RANKINGS:
         rows = load_rows(str(source / f"kwise_{name}.jsonl.gz"), kinds=("ranking",)).rows
         rows = only(rows, ("prompt", "completions", "ranks"))
         train, heldout = split_rows(rows, HELD_OUT, seed=seed)
-        files[f"{name}_train"], files[f"{name}_heldout"] = train, heldout
+        files[f"{name}_train"] = with_other_values(train, COPIES["rankings"])
+        files[f"{name}_heldout"] = heldout
+        asked[name] = prompts(train)
         held_out |= prompts(heldout)
     # The demonstrations are other facts; this makes sure of it.
     trained_on = prompts(files["demonstrations"])
@@ -80,20 +84,21 @@ def make(source: Path, seed: int = SEED) -> dict[str, list[dict]]:
         raise UserError(
             f"{len(both)} held-out prompts are also trained on: the two rankings were split differently"
         )
-    once = sorted(prompts(files["quality_train"]))
-    files["prompts"] = [{"prompt": prompt} for prompt in once]
+    files["prompts"] = [{"prompt": prompt} for prompt in sorted(asked["quality"])]
     files["heldout"] = [{"prompt": prompt} for prompt in sorted(held_out)]
     return files
 
 
-def with_other_values(rows: list[dict]) -> list[dict]:
-    """Every row, and COPIES - 1 times with other names, kitchens and kinds of place, in the facts and in the text alike."""
+def with_other_values(rows: list[dict], copies: int) -> list[dict]:
+    """The rows, and copies - 1 times the same rows with other values in the facts and in the texts alike."""
     generator = random.Random(SEED)
-    result = only(rows, ("prompt", "completion"))
-    for _ in range(COPIES - 1):
+    result = list(rows)
+    for _ in range(copies - 1):
         for row in rows:
-            prompt, [completion] = other_values(row["prompt"], [row["completion"]], generator)
-            result.append({"prompt": prompt, "completion": completion})
+            texts = row.get("completions") or [row["completion"]]
+            prompt, texts = other_values(row["prompt"], texts, generator)
+            changed = {"completions": texts} if "completions" in row else {"completion": texts[0]}
+            result.append({**row, "prompt": prompt, **changed})
     return result
 
 
