@@ -13,8 +13,8 @@ last each model writes REPEATS sampled texts for every held-out list of facts, m
   coverage     share of the given facts in the text, counted; no method sees it
   kl           KL(policy || SFT) in nats per text; distinct_2: different pairs of words / all pairs of words
 
---split: seed of the split of the facts; settings were chosen on split 0. A finished stage is not run again, so the script can
-be continued. --record writes results/<date>.json and its picture.
+--split: seed of the split of the facts; settings were chosen on split 0. A finished stage is not run again, so the script
+can be continued. --record writes results/<date>.json and its picture.
 """
 
 import argparse
@@ -60,7 +60,15 @@ PROMPT, LENGTH = 120, 64  # tokens
 PER_PROMPT = 5  # completions for each of the 390 training prompts: 1,950
 BEST_OF = 16
 SHOWN = 10  # samples of each model in the record: the first held-out facts, unpicked
-METRICS = ("quality", "naturalness", "coverage", "kl", "eos_rate", "completion_length", "distinct_2")
+METRICS = (
+    "quality",
+    "naturalness",
+    "coverage",
+    "kl",
+    "eos_rate",
+    "completion_length",
+    "distinct_2",
+)
 # Heading of a method -> its recipe, its YAML in this folder, and the data it trains on.
 METHODS = {
     "expert iteration": ("sft", "expert", "best"),
@@ -74,11 +82,11 @@ METHODS = {
 }
 # TRL's names of the settings in ppo_separate.yaml, and those that make it compute the same; tests/algorithms has the parity.
 TRL = {
-    "total_episodes": COMPLETIONS, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1, "num_mini_batches": 2,
-    "num_ppo_epochs": 4, "response_length": LENGTH, "stop_token": "eos", "kl_estimator": "k1", "kl_coef": 0.05,
+    "total_episodes": COMPLETIONS, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1,
+    "num_mini_batches": 2, "num_ppo_epochs": 4, "response_length": LENGTH, "stop_token": "eos", "kl_estimator": "k1", "kl_coef": 0.05,
     "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False,
-    "missing_eos_penalty": 1.0, "temperature": 1.0, "learning_rate": 1e-4, "lr_scheduler_type": "constant", "weight_decay": 0.0,
-    "warmup_steps": 0, "adam_epsilon": 1e-5, "bf16": True, "gradient_checkpointing": False, "num_sample_generations": 0,
+    "missing_eos_penalty": 1.0, "temperature": 1.0, "learning_rate": 1e-4, "lr_scheduler_type": "constant",
+    "weight_decay": 0.0, "warmup_steps": 0, "adam_epsilon": 1e-5, "bf16": True, "gradient_checkpointing": False, "num_sample_generations": 0,
     "logging_steps": 1, "save_strategy": "no", "report_to": "none",
 }  # fmt: skip
 
@@ -148,7 +156,16 @@ def train_base(runs: Path, source: Path, split: int) -> dict[str, RunRecord]:
     """The stages that every method shares: tokenizer, SFT, and a reward model for each kind of ranking."""
     data = runs / "data"
     if not data.exists():
-        command = [sys.executable, "recipes/e2e.py", "--source", source, "--output", data, "--seed", split]
+        command = [
+            sys.executable,
+            "recipes/e2e.py",
+            "--source",
+            source,
+            "--output",
+            data,
+            "--seed",
+            split,
+        ]
         subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
     demonstrations = data / "demonstrations.jsonl"
     records = {"tokenizer": stage("tokenizer", runs / "tokenizer", dataset_name=demonstrations)}
@@ -238,9 +255,7 @@ def train_trl(folder: Path, runs: Path, seed: int, arguments) -> dict:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         command = [python, HERE / "trl_worker.py", folder / "job.json"]
         with open(folder / "log.txt", "w") as log:
-            subprocess.run(
-                command, check=True, stdout=log, stderr=log, env=environment, cwd=HERE
-            )
+            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment, cwd=HERE)
     return json.loads(result.read_text()) | {"code": RunRecord.load(runs / "sft").versions["code"]}
 
 
@@ -295,7 +310,9 @@ class Judge:
             ended=[drawn.ended[i] for i in best],
         )
         result = self.measured(self.reference, chosen, rows)
-        result["kl"] = math.log(n) - (n - 1) / n  # an upper bound of it: there are no log-probs of the choice
+        result["kl"] = (
+            math.log(n) - (n - 1) / n
+        )  # an upper bound of it: there are no log-probs of the choice
         return result
 
     def sampled(self, run: ChatRun, rows: list[dict]) -> RunCompletions:
