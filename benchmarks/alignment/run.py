@@ -83,11 +83,12 @@ METHODS = {
 # TRL's names of the settings in ppo_separate.yaml, and those that make it compute the same; tests/algorithms has the parity.
 TRL = {
     "total_episodes": COMPLETIONS, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1,
-    "num_mini_batches": 2, "num_ppo_epochs": 4, "response_length": LENGTH, "stop_token": "eos", "kl_estimator": "k1", "kl_coef": 0.05,
-    "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95, "whiten_rewards": False,
-    "missing_eos_penalty": 1.0, "temperature": 1.0, "learning_rate": 1e-4, "lr_scheduler_type": "constant",
-    "weight_decay": 0.0, "warmup_steps": 0, "adam_epsilon": 1e-5, "bf16": True, "gradient_checkpointing": False, "num_sample_generations": 0,
-    "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+    "num_mini_batches": 2, "num_ppo_epochs": 4, "response_length": LENGTH, "stop_token": "eos",
+    "kl_estimator": "k1", "kl_coef": 0.05, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1, "gamma": 1.0,
+    "lam": 0.95, "whiten_rewards": False, "missing_eos_penalty": 1.0, "temperature": 1.0, "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant", "weight_decay": 0.0, "warmup_steps": 0, "adam_epsilon": 1e-5, "bf16": True,
+    "gradient_checkpointing": False, "num_sample_generations": 0, "logging_steps": 1, "save_strategy": "no",
+    "report_to": "none",
 }  # fmt: skip
 
 
