@@ -41,6 +41,14 @@ def test_the_best_of_k_is_the_mean_over_all_subsets():
             assert mean == pytest.approx(sum(subsets) / len(subsets))
 
 
+def test_the_best_of_k_of_very_many_answers():
+    n = 3000
+    means = best_of_means(torch.arange(1.0, n + 1)[None])[0]
+    # The highest of k numbers from 1 to n, drawn without replacement, is k (n + 1) / (k + 1) on average.
+    for k in (1, 2, n // 2, n - 1, n):
+        assert float(means[k - 1]) == pytest.approx(k * (n + 1) / (k + 1), rel=1e-9)
+
+
 def test_the_kl_of_the_best_of_n_is_within_its_bound():
     assert kl_bound(1) == 0
     assert kl_bound(2) == pytest.approx(math.log(2) - 0.5)
