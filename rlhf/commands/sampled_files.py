@@ -21,6 +21,7 @@ from rlhf.completions.best_of_n import (
     Answers,
     best_of_means,
     demonstrations,
+    is_blank,
     kl_bound,
     ranking,
     usable,
@@ -196,7 +197,7 @@ def rows_to_train_on(
         counts["answers"] += len(texts)
         counts["without end"] += sum(not answer.ended for answer in item.answers)
         counts["repeated"] += len(texts) - len(set(texts))
-        counts["empty"] += texts.count("")
+        counts["empty"] += sum(map(is_blank, texts))
         kept = usable(item, keep_unended=keep_unended)
         demonstrated = demonstrations(item.prompt, kept, keep=keep, min_score=min_score)
         best += demonstrated

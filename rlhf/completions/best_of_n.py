@@ -18,6 +18,7 @@ from rlhf.completions.score import ScoringBatch
 from rlhf.data.chat import Prompt
 from rlhf.data.padding import left_pad
 from rlhf.data.ratings import ranks
+from rlhf.data.rows import CHECKS
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,12 @@ def usable(answers: Answers, *, keep_unended: bool) -> list[Answer]:
     for answer in answers.answers:
         if answer.ended or keep_unended:
             kept.setdefault(answer.completion, answer)
-    return [answer for answer in kept.values() if answer.completion]
+    return [answer for answer in kept.values() if not is_blank(answer.completion)]
+
+
+def is_blank(completion: str) -> bool:
+    """True for a text that no recipe reads: one of white space alone, for instance. One such row would stop a recipe."""
+    return CHECKS["completion"](completion) is not None
 
 
 def demonstrations(prompt: Prompt, answers: list[Answer], *, keep: int, min_score: float | None):
