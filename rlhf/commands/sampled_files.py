@@ -133,11 +133,11 @@ def identities(models) -> dict:
     """Of each model of a record, what another model would not share: it stays the same when it is shared on the Hub."""
     if not isinstance(models, dict):
         return {}
-    found = {}
+    facts = {}
     for role, entry in models.items():
         for name in IDENTITY:
-            found[f"{role} {name}"] = entry.get(name)
-    return found
+            facts[f"{role} {name}"] = entry.get(name)
+    return facts
 
 
 def difference(old, new) -> str:
