@@ -25,7 +25,7 @@ LAYERS = {
     "rlhf.online": (0, "huggingface_hub"),
     "rlhf.algorithms": (0, "torch"),
     "rlhf.task_table": (0, ""),  # pure data, which every layer may read
-    "rlhf.data": (1, "datasets pyarrow transformers numpy torch huggingface_hub"),
+    "rlhf.data": (1, "datasets pyarrow transformers numpy torch huggingface_hub jinja2"),
     "rlhf.feedback": (2, "numpy krippendorff choix"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
     "rlhf.models": (

@@ -6,6 +6,7 @@ Several processes share the prompts: accelerate launch --config_file LAYOUT -m r
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -217,6 +218,12 @@ def likely_tokens(temperature: float, top_k: int, top_p: float) -> Callable[[Ten
 
     def warp(logits: Tensor) -> Tensor:
         scores = logits.float() / temperature
+        # NaN would be sampled as the last token, whatever the prompt.
+        if not scores.amax(-1).isfinite().all():
+            raise UserError(
+                f"the model gives no finite numbers at --temperature {temperature}: use a higher one, or a model whose "
+                "training did not diverge"
+            )
         if top_k == 0 and top_p == 1:
             return scores
         # The engine has other settings for each row, and here they are all the same.
@@ -297,16 +304,27 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     if not 1 <= args.keep <= args.n:
         raise UserError(f"--keep {args.keep} must be between 1 and --n {args.n}")
-    if args.temperature <= 0:
+    if not 0 < args.temperature < math.inf:
         raise UserError(
-            f"--temperature {args.temperature} must be > 0: at 0 all answers to a prompt are the same"
+            f"--temperature {args.temperature} must be > 0 and finite: at 0 all answers to a prompt are the same"
         )
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top_p {args.top_p} must be > 0 and at most 1, which keeps all tokens")
     if args.top_k < 0:
         raise UserError(f"--top_k {args.top_k} must be at least 0, which keeps all tokens")
-    if args.min_margin < 0:
-        raise UserError(f"--min_margin {args.min_margin} must be at least 0")
+    check_rows_and_calls(args)
+
+
+def check_rows_and_calls(args: argparse.Namespace) -> None:
+    """UserError for limits of rows, and of calls of reward functions, that mean nothing."""
+    if not 0 <= args.min_margin < math.inf:
+        raise UserError(f"--min_margin {args.min_margin} must be at least 0 and finite")
+    if args.min_score is not None and not math.isfinite(args.min_score):
+        raise UserError(f"--min_score {args.min_score} must be a finite number")
+    if args.reward_timeout is not None and not args.reward_timeout > 0:
+        raise UserError(f"--reward_timeout {args.reward_timeout} must be > 0 s")
+    if args.reward_retries < 0:
+        raise UserError(f"--reward_retries {args.reward_retries} must be at least 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

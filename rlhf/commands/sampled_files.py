@@ -21,6 +21,7 @@ from rlhf.completions.best_of_n import (
     Answers,
     best_of_means,
     demonstrations,
+    is_blank,
     kl_bound,
     ranking,
     usable,
@@ -38,6 +39,7 @@ PLOT = "best_of_n.png"
 PART = "part-{}.jsonl"
 # Of the record: what a command that goes on must share with the one before.
 SAME = ("settings", "models", "data")
+IDENTITY = ("name", "revision", "sha256", "files")  # of a model's entry. Its card may change.
 # The note on kl_bound in the record.
 KL_SOURCE = (
     "log n - (n - 1) / n, in nats per answer: an upper bound of KL(best of n || what was sampled from) (arXiv 2401.01879). "
@@ -101,11 +103,14 @@ def check_same(folder: Path, record: dict) -> dict:
     """The record in the folder, which the new one continues; {} for a new folder. UserError where the two differ."""
     before = read_object(folder / SAMPLE_RECORD)
     if not before:
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        # A command that is killed as it writes its first record leaves a part of it.
+        own = f"{SAMPLE_RECORD}.tmp"
+        names = sorted(path.name for path in folder.iterdir())
+        others = [name for name in names if not name.startswith(".") and name != own]
         # A folder of something else is not written into.
         if others:
             raise UserError(
-                f"--output {folder} holds {', '.join(sorted(others)[:3])} and no {SAMPLE_RECORD}: give a new folder"
+                f"--output {folder} holds {', '.join(others[:3])} and no {SAMPLE_RECORD}: give a new folder"
             )
         return {}
     # A command that was refused, or killed before its first answer, binds nobody.
@@ -114,12 +119,25 @@ def check_same(folder: Path, record: dict) -> dict:
     # As it comes back from the file: a tuple is a list there.
     for part in SAME:
         old, new = before.get(part), json.loads(json.dumps(record[part]))
+        if part == "models":
+            old, new = identities(old), identities(new)
         if old != new:
             raise UserError(
                 f"--output {folder} was sampled with other {part} ({difference(old, new)}): give a new folder, or the same "
                 "command to go on"
             )
     return before
+
+
+def identities(models) -> dict:
+    """Of each model of a record, what another model would not share: it stays the same when it is shared on the Hub."""
+    if not isinstance(models, dict):
+        return {}
+    facts = {}
+    for role, entry in models.items():
+        for name in IDENTITY:
+            facts[f"{role} {name}"] = entry.get(name)
+    return facts
 
 
 def difference(old, new) -> str:
@@ -179,7 +197,7 @@ def rows_to_train_on(
         counts["answers"] += len(texts)
         counts["without end"] += sum(not answer.ended for answer in item.answers)
         counts["repeated"] += len(texts) - len(set(texts))
-        counts["empty"] += texts.count("")
+        counts["empty"] += sum(map(is_blank, texts))
         kept = usable(item, keep_unended=keep_unended)
         demonstrated = demonstrations(item.prompt, kept, keep=keep, min_score=min_score)
         best += demonstrated

@@ -18,6 +18,7 @@ from rlhf.completions.score import ScoringBatch
 from rlhf.data.chat import Prompt
 from rlhf.data.padding import left_pad
 from rlhf.data.ratings import ranks
+from rlhf.data.rows import CHECKS
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,12 @@ def usable(answers: Answers, *, keep_unended: bool) -> list[Answer]:
     for answer in answers.answers:
         if answer.ended or keep_unended:
             kept.setdefault(answer.completion, answer)
-    return [answer for answer in kept.values() if answer.completion]
+    return [answer for answer in kept.values() if not is_blank(answer.completion)]
+
+
+def is_blank(completion: str) -> bool:
+    """True for a text that no recipe reads: one of white space alone, for instance. One such row would stop a recipe."""
+    return CHECKS["completion"](completion) is not None
 
 
 def demonstrations(prompt: Prompt, answers: list[Answer], *, keep: int, min_score: float | None):
@@ -178,14 +184,16 @@ def best_of_means(scores: Tensor) -> Tensor:
     C(i-1, k-1) of the C(n, k) draws (the estimator of pass@k, arXiv 2107.03374, for numbers instead of passes).
     """
     n = scores.shape[1]
-    weights = torch.zeros(n, n, dtype=torch.float64)  # (k, i)
-    for k in range(1, n + 1):
-        draws = math.comb(n, k)
-        for i in range(k, n + 1):
-            weights[k - 1, i - 1] = math.comb(i - 1, k - 1) / draws
     # Sums of n terms, some of them tiny: in fp64.
     ordered = scores.double().sort(dim=1).values  # (P, n)
-    return ordered @ weights.T
+    smaller = torch.arange(n, dtype=torch.float64)  # the number of scores before each
+    weights = torch.full((n,), 1 / n, dtype=torch.float64)  # of k = 1
+    means = []
+    for k in range(1, n + 1):
+        means.append(ordered @ weights)
+        # From k to k + 1, as the binomials of a large n are too long to compute one by one.
+        weights = weights * (smaller - k + 1).clamp(min=0) * (k + 1) / (k * max(1, n - k))
+    return torch.stack(means, dim=1)
 
 
 def kl_bound(n: int) -> float:

@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from functools import lru_cache
+from math import isfinite
+
+from jinja2 import TemplateSyntaxError, meta
+from jinja2.sandbox import SandboxedEnvironment
 
 from rlhf.errors import UserError
 
@@ -72,6 +76,9 @@ def day_in_template(tokenizer) -> str:
 # The form of our assignments, in front of a template. The + keeps a line break behind them.
 ASSIGNMENT = "{{% set {} = {} +%}}"
 ASSIGNED = re.compile(r"\{% set (\w+) = ([^\n]*?) \+%\}")
+GENERATION = re.compile(
+    r"\{%-?\s*(end)?generation\s*-?%\}"
+)  # transformers' own tag, which Jinja does not know
 NOT_VARIABLES = (
     "messages",
     "tools",
@@ -102,8 +109,9 @@ def set_variables(tokenizer, variables: dict | str) -> None:
     while match := ASSIGNED.match(template):
         assigned[match[1]] = match[2]
         template = template[match.end() :]
+    read = _variables_of(tokenizer, template)
     for name, value in variables.items():
-        if name in NOT_VARIABLES or not re.search(rf"\b{re.escape(name)}\b", template):
+        if name in NOT_VARIABLES or name not in read:
             raise UserError(
                 f"chat_template_kwargs: the chat template of {tokenizer.name_or_path!r} has no variable {name!r}: drop "
                 f"it, or check its spelling in the template ({FILE})"
@@ -116,6 +124,15 @@ def set_variables(tokenizer, variables: dict | str) -> None:
         tokenizer.chat_template = head + template
 
 
+def _variables_of(tokenizer, template: str) -> set[str]:
+    """The variables that a template reads before it assigns them itself: not its comments, texts and attributes."""
+    environment = SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template)))
+    except TemplateSyntaxError as error:
+        raise _refusal(tokenizer, [], error) from error
+
+
 def _read_variables(variables: dict | str) -> dict:
     """The variables as a dict, whose values have the same form in JSON and in a template."""
     given = variables
@@ -126,7 +143,10 @@ def _read_variables(variables: dict | str) -> dict:
             variables = None
     is_map = isinstance(variables, dict)
     simple = (bool, int, float, str, type(None))
-    if not is_map or not all(isinstance(value, simple) for value in variables.values()):
+    # NaN and infinity have no spelling in a template.
+    values = list(variables.values()) if is_map else []
+    infinite = any(isinstance(value, float) and not isfinite(value) for value in values)
+    if not is_map or infinite or not all(isinstance(value, simple) for value in values):
         raise UserError(
             f"chat_template_kwargs: {given!r} is not a map of names to true, false, numbers or strings, as in "
             '{"enable_thinking": false}'

@@ -208,7 +208,8 @@ def _checked_note(policy, run_folder: str) -> dict:
         base = config["base_model_name_or_path"]
         raise UserError(
             f"{run_folder} was trained on another base ({base}) than the policy's: a trunk can only be shared by models "
-            "that start from the same SFT run; set model_name_or_path to that run, or drop share_trunk"
+            "that start from the same SFT run, with the same load_in_4bit or load_in_8bit; set model_name_or_path to that "
+            "run and the keys as they were, or drop share_trunk"
         )
     return note
 

@@ -56,12 +56,32 @@ def quantization_config(bits: str, dtype: torch.dtype):
 
 
 def check_can_be_quantized(config, path: str, bits: str) -> None:
-    """Refuse architectures whose matrices are stored transposed: unpacked, they would be saved the wrong way round."""
+    """Refuse models whose matrices cannot be packed.
+
+    config: of the model; None where it has none. Transposed matrices would be saved the wrong way round. A checkpoint that
+    is packed already would keep its own bits, whatever the key says.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(already_packed(path))
     if config is not None and config.model_type in TRANSPOSED:
         raise UserError(
             f"{path}: load_in_{bits} is not for {config.model_type} models, which store their matrices transposed, and are "
             "small: drop the key"
         )
+
+
+def already_packed(path: str) -> str:
+    """The message about a checkpoint that its authors have packed."""
+    return (
+        f"{path} holds matrices that are packed already, by its quantization_config: give the model in full precision that "
+        "it was made from, with load_in_4bit: true to pack that one"
+    )
+
+
+def check_packed_here(model: nn.Module) -> None:
+    """Refuse to train a checkpoint that came packed: `check_quantization` and `keep_layout` did not see it."""
+    if is_quantized(model):
+        raise UserError(already_packed(model.name_or_path))
 
 
 def is_quantized(model: nn.Module) -> bool:

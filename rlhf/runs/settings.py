@@ -240,6 +240,10 @@ class ModelSettings(RunSettings):
 
     def with_lora(self, model, *, task: str):
         """Add LoRA matrices to a model if use_peft is set; task as in `models.lora.add_lora`."""
+        if not self.quantization:
+            from rlhf.models.quantized import check_packed_here
+
+            check_packed_here(model)
         if not self.use_peft:
             return model
         from rlhf.models.lora import add_lora

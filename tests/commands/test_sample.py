@@ -12,6 +12,7 @@ from rlhf.commands.sample import add_arguments, likely_tokens, main
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
 from rlhf.models.load import save
+from rlhf.runs import durable
 from rlhf.runs.parents import sampling_record
 from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.run import start
@@ -133,6 +134,32 @@ def test_other_rows_are_made_without_sampling_again(sample, monkeypatch):
     assert not (sample("out", "--min_margin", 1e6) / "ranked.jsonl").exists()
 
 
+def test_a_command_killed_in_its_first_record_goes_on(sample, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "boundary", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sample("out")
+    assert (sample("out") / "best.jsonl").exists()
+
+
+def test_a_model_stays_the_same_when_it_gets_a_card_and_not_with_other_weights(sample, models):
+    sample("out")
+    card, weights = models / "sft" / "README.md", models / "sft" / "model.safetensors"
+    content = weights.read_bytes()
+    card.write_text("---\nlicense: mit\n---\n")
+    try:
+        sample("out", "--keep", 2)
+        weights.write_bytes((models / "reward" / "model.safetensors").read_bytes())
+        with pytest.raises(UserError, match="other models .policy files"):
+            sample("out")
+    finally:
+        card.unlink()
+        weights.write_bytes(content)
+
+
 def test_other_settings_do_not_go_on_in_the_same_folder(sample, tmp_path):
     sample("out")
     with pytest.raises(UserError, match="other settings .temperature: 3.0, now 0.5"):
@@ -175,6 +202,13 @@ def test_likely_tokens_by_hand():
     assert likely_tokens(1.0, 0, 0.7)(logits).tolist() == [[-inf, -inf, -inf, 6.0]]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_model_that_has_diverged_gives_no_answers(number):
+    logits = torch.tensor([[2.0, 0.0], [number, 0.0]])
+    with pytest.raises(UserError, match="no finite numbers"):
+        likely_tokens(1.0, 0, 1.0)(logits)
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -184,6 +218,13 @@ def test_likely_tokens_by_hand():
         (("--top_p", 0), "--top_p 0.0 must be > 0"),
         (("--top_k", -1), "--top_k -1"),
         (("--min_margin", -1), "--min_margin -1.0"),
+        (("--min_margin", "nan"), "--min_margin nan"),
+        (("--min_score", "nan"), "--min_score nan"),
+        (("--temperature", "nan"), "--temperature nan must be > 0 and finite"),
+        (("--temperature", "inf"), "--temperature inf must be > 0 and finite"),
+        (("--temperature", "1e-42"), "no finite numbers at --temperature 1e-42"),
+        (("--reward_timeout", 0), "--reward_timeout 0.0"),
+        (("--reward_retries", -1), "--reward_retries -1"),
         (("--max_completion_length", 48), "leaves no room for a prompt"),
         (("--max_prompt_length", 1), "every prompt is longer than 1 tokens"),
     ],

@@ -6,6 +6,7 @@ from itertools import combinations, product
 import pytest
 import torch
 
+from rlhf.commands.sampled_files import write_results
 from rlhf.completions.best_of_n import (
     Answer,
     Answers,
@@ -15,6 +16,7 @@ from rlhf.completions.best_of_n import (
     ranking,
     usable,
 )
+from rlhf.data.load import load_rows
 
 
 def answers(*entries):
@@ -41,6 +43,14 @@ def test_the_best_of_k_is_the_mean_over_all_subsets():
             assert mean == pytest.approx(sum(subsets) / len(subsets))
 
 
+def test_the_best_of_k_of_very_many_answers():
+    n = 3000
+    means = best_of_means(torch.arange(1.0, n + 1)[None])[0]
+    # The highest of k numbers from 1 to n, drawn without replacement, is k (n + 1) / (k + 1) on average.
+    for k in (1, 2, n // 2, n - 1, n):
+        assert float(means[k - 1]) == pytest.approx(k * (n + 1) / (k + 1), rel=1e-9)
+
+
 def test_the_kl_of_the_best_of_n_is_within_its_bound():
     assert kl_bound(1) == 0
     assert kl_bound(2) == pytest.approx(math.log(2) - 0.5)
@@ -62,6 +72,17 @@ def test_only_whole_and_different_answers_are_taught():
     sampled = answers(("cut", 9.0, False), ("b", 3.0), ("b", 3.0), ("", 2.5), ("c", 1.0))
     assert [item.completion for item in usable(sampled, keep_unended=False)] == ["b", "c"]
     assert [item.completion for item in usable(sampled, keep_unended=True)] == ["cut", "b", "c"]
+
+
+def test_no_row_holds_a_text_that_recipes_refuse(tmp_path):
+    sampled = answers((" ", 5.0), ("\n", 4.0), ("a\0b", 3.0), ("c\u2028d", 2.0), ("e ", 1.0))
+    rows = {"keep": 5, "min_score": None, "min_margin": 0.0, "keep_unended": False}
+    record = write_results(tmp_path, {}, [sampled], rows=rows)
+    assert record["counts"]["empty"] == 3
+    best = load_rows(str(tmp_path / "best.jsonl"), kinds=("prompt_completion",))
+    assert [row["completion"] for row in best.rows] == ["c\u2028d", "e "]
+    ranked = load_rows(str(tmp_path / "ranked.jsonl"), kinds=("ranking",))
+    assert [row["completions"] for row in ranked.rows] == [["c\u2028d", "e "]]
 
 
 def test_demonstrations_are_the_best_that_score_enough():

@@ -515,6 +515,10 @@ def test_values_mean_in_a_template_what_they_mean_in_a_yaml(value):
     [
         ({"enable_thinkin": False}, "has no variable 'enable_thinkin'"),
         ({"messages": "x"}, "has no variable 'messages'"),
+        # Words of the template, but none of its variables.
+        ({"message": "x"}, "has no variable 'message'"),
+        ({"role == 'user'": True}, "has no variable"),
+        ({"enable_thinking": float("nan")}, "is not a map"),
         ({"enable_thinking": [1]}, "is not a map of names"),
         ("enable_thinking=false", "is not a map of names"),
         ("[1]", "is not a map of names"),
@@ -522,6 +526,20 @@ def test_values_mean_in_a_template_what_they_mean_in_a_yaml(value):
 )
 def test_a_variable_that_would_do_nothing_is_refused(variables, reason, refused):
     assert reason in refused(set_variables, shipped_tokenizer.__wrapped__("qwen3"), variables)
+
+
+def test_a_variable_that_the_template_assigns_itself_is_refused(refused):
+    tokenizer = shipped_tokenizer.__wrapped__("qwen3")
+    tokenizer.chat_template = (
+        "{# style #}{% set system = 'x' %}{% if not day is defined %}{% set day = 'Monday' %}{% endif %}"
+        "{{ system }}{{ day }}{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    )
+    assert "has no variable 'system'" in refused(set_variables, tokenizer, {"system": "y"})
+    assert "has no variable 'style'" in refused(set_variables, tokenizer, {"style": "y"})
+    set_variables(tokenizer, {"day": "Friday"})
+    assert tokenizer.apply_chat_template([user("hi")], tokenize=False) == "xFridayhi"
+    tokenizer.chat_template = "{% if %}"
+    assert "not valid Jinja" in refused(set_variables, tokenizer, {"day": "Friday"})
 
 
 def test_a_tokenizer_without_a_template_has_no_variables(plain_tokenizer, refused):

@@ -90,6 +90,27 @@ def test_gpt2_and_encoders_are_not_packed(installed, tokenizer, make_policy, tmp
     assert "quantization" not in ModelSettings().load_options()
 
 
+@pytest.mark.parametrize("bits", [None, "4bit", "8bit"])
+def test_a_checkpoint_that_came_packed_is_not_trained(
+    bitsandbytes, folder, tmp_path, refused, bits
+):
+    """It would keep its own bits whatever the key says, and on some CPUs pass no gradient back."""
+    load_policy(folder, quantization="4bit").save_pretrained(tmp_path)
+    if bits:
+        message = refused(load_policy, str(tmp_path), quantization=bits)
+    else:
+        settings = ModelSettings(use_peft=True)
+        message = refused(settings.with_lora, load_policy(str(tmp_path)), task="CAUSAL_LM")
+        refused(ModelSettings().with_lora, load_policy(str(tmp_path)), task="CAUSAL_LM")
+    assert "packed already" in message and "in full precision" in message
+
+
+def test_a_checkpoint_that_came_packed_is_known_by_its_config(folder, refused):
+    config = Qwen3Config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    message = refused(quantized.check_can_be_quantized, config, folder, "8bit")
+    assert "packed already" in message
+
+
 def test_unmerged_lora_is_not_loaded_packed(folder, tmp_path, refused):
     add_lora(load_policy(folder), task="CAUSAL_LM", rank=2, alpha=4).save_pretrained(tmp_path)
     message = refused(load_policy, str(tmp_path), quantization="4bit")
