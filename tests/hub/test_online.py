@@ -237,6 +237,11 @@ def test_from_sft_to_ppo_through_the_hub(train, shelf, base, tmp_path, monkeypat
         *TRAINING,
     )  # fmt: skip
     assert check_shared(shelf, reward).parents["base"]["name"] == "alice/sft"
+    dpo = train(
+        "dpo", "--dataset_name", "trl-lib/ultrafeedback_binarized", "--model_name_or_path", f"alice/sft@{revision}",
+        "--max_completion_length", 4, *TRAINING,
+    )  # fmt: skip
+    assert check_shared(shelf, dpo).parents["policy"]["name"] == "alice/sft"
     ppo = train(
         "ppo", "--dataset_name", "trl-lib/tldr", "--model_name_or_path", "alice/sft", "--model_revision", revision,
         "--reward_model_path", "alice/reward", "--total_episodes", 4, "--rollout_batch_size", 4,
