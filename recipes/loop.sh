@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The loop of RLHF inside the app: chat, rank, reward model, PPO, blind comparison. Two cores, about five minutes after the demo.
+# The loop of RLHF inside the app: chat, rank, reward model, PPO, blind comparison. Two cores, about four minutes after the demo.
 #   RUN=runs/demo-caring-... bash recipes/loop.sh      uses the SFT model and the data of a demo; without RUN the newest one
 #   RANKINGS=40 EPISODES=512 COMPARISONS=20 bash recipes/loop.sh      a short one, to see that it runs
 # A scripted annotator ranks and compares through the endpoints of the running app, as people do in its tabs (docs/feedback.md).
