@@ -9,32 +9,28 @@ counts once. Losses, equations and sources: docs/preferences.md.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import Splits, load_splits
-from rlhf.direct_preference.alarms import PairAlarms
 from rlhf.direct_preference.config import PairConfig
 from rlhf.direct_preference.dpo import RankingDPOTrainer
+from rlhf.direct_preference.preparation import Prepared, make_trainer, train
 from rlhf.direct_preference.roles import (
     DirectSettings,
     check_is_held_out,
     check_reference,
     counts_line,
     load_roles,
-    sampling_of,
 )
 from rlhf.direct_preference.rows import encode_pairs_of_rankings
 from rlhf.hub.recording import recording
 from rlhf.reward_model.metrics import ranking_report
 from rlhf.reward_model.rankings import require_order
 from rlhf.reward_model.report import show_report
-from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import Run, start
-from rlhf.runs.trl_trainer import score_learned_tokens_only
 
 
 @dataclass
@@ -42,27 +38,14 @@ class DPOSettings(DirectSettings):
     """The model that learns, the reference, and the rankings."""
 
 
-@dataclass
-class PreparedDPO:
-    """The trainer of a run, and its tokenizer."""
-
-    trainer: RankingDPOTrainer
-    tokenizer: PreTrainedTokenizerBase
-
-
 def main(settings: DPOSettings, args: PairConfig) -> None:
     with recording("dpo", settings, args) as run:
         prepared = prepare(settings, args, run)
-        trainer = prepared.trainer
-        if not args.resume_from_checkpoint:  # whose record has it
-            before = trainer.evaluate()
-            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in trainer.sampled})
-        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
-        run.best_checkpoint(trainer)
-        evaluate_dpo(run, trainer)
+        train(run, args, prepared)
+        report_dpo(run, prepared.trainer)
 
 
-def prepare(settings: DPOSettings, args: PairConfig, run: Run) -> PreparedDPO:
+def prepare(settings: DPOSettings, args: PairConfig, run: Run) -> Prepared:
     """Read and check all that the run needs, without a step of training. All rows are read before a model is loaded."""
     set_seed(args.seed)
     tokenizer = settings.load_tokenizer()
@@ -71,21 +54,10 @@ def prepare(settings: DPOSettings, args: PairConfig, run: Run) -> PreparedDPO:
     check_reference(settings, tokenizer)
     roles = load_roles(settings, args, tokenizer, run)
     args.max_length = roles.limit
-    train, held_out = encode_splits(run, splits, tokenizer, roles.limit)
-    if args.device.type == "cpu":
-        score_learned_tokens_only()
-    trainer = RankingDPOTrainer(
-        model=roles.policy,
-        ref_model=roles.ref_model,
-        tokenizer=tokenizer,
-        args=args,
-        train_rows=train,
-        eval_rows=held_out,
-        sampling=sampling_of(settings, tokenizer, splits.eval, roles.context, run),
+    rows = encode_splits(run, splits, tokenizer, roles.limit)
+    return make_trainer(
+        RankingDPOTrainer, settings, args, run, roles=roles, rows=rows, asked=splits.eval
     )
-    use_run_progress(trainer, args.output_dir)
-    trainer.add_callback(PairAlarms())
-    return PreparedDPO(trainer, tokenizer)
 
 
 def read_rankings(run: Run, settings: DPOSettings, tokenizer, seed: int) -> Splits:
@@ -111,13 +83,10 @@ def encode_splits(run: Run, splits: Splits, tokenizer, limit: int) -> tuple[list
     return train, held_out
 
 
-def evaluate_dpo(run: Run, trainer: RankingDPOTrainer) -> None:
-    """Measure the policy on the held-out rankings, and let it answer their prompts."""
-    trainer.evaluate()
-    rewards = trainer.rewards()
-    run.metrics(trainer.sampled)
+def report_dpo(run: Run, trainer: RankingDPOTrainer) -> None:
+    """Report the last evaluation: the held-out rankings, and the answers of the policy to their prompts."""
     if run.main:
-        show_report(run, ranking_report(rewards, trainer.eval_rows))
+        show_report(run, ranking_report(trainer.held_out_rewards, trainer.eval_rows))
         run.say(trainer.table_of_samples())
 
 

@@ -9,30 +9,26 @@ or a feedback store, whose thumbs are read. Equations and sources: docs/preferen
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import Splits, load_splits
-from rlhf.direct_preference.alarms import PairAlarms
 from rlhf.direct_preference.config import ThumbConfig
 from rlhf.direct_preference.kto import ThumbKTOTrainer
 from rlhf.direct_preference.metrics import thumb_report
+from rlhf.direct_preference.preparation import Prepared, make_trainer, train
 from rlhf.direct_preference.roles import (
     DirectSettings,
     check_is_held_out,
     check_reference,
     counts_line,
     load_roles,
-    sampling_of,
 )
 from rlhf.direct_preference.rows import balance_advice, encode_thumbs, require_both_thumbs
 from rlhf.hub.recording import recording
-from rlhf.runs.progress import use_run_progress
 from rlhf.runs.run import Run, start
-from rlhf.runs.trl_trainer import score_learned_tokens_only
 
 
 @dataclass
@@ -40,27 +36,14 @@ class KTOSettings(DirectSettings):
     """The model that learns, the reference, and the rated answers."""
 
 
-@dataclass
-class PreparedKTO:
-    """The trainer of a run, and its tokenizer."""
-
-    trainer: ThumbKTOTrainer
-    tokenizer: PreTrainedTokenizerBase
-
-
 def main(settings: KTOSettings, args: ThumbConfig) -> None:
     with recording("kto", settings, args) as run:
         prepared = prepare(settings, args, run)
-        trainer = prepared.trainer
-        if not args.resume_from_checkpoint:  # whose record has it
-            before = trainer.evaluate()
-            run.metrics({f"{name}_before": before[f"eval_{name}"] for name in trainer.sampled})
-        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
-        run.best_checkpoint(trainer)
-        evaluate_kto(run, trainer)
+        train(run, args, prepared)
+        report_kto(run, prepared.trainer)
 
 
-def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> PreparedKTO:
+def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> Prepared:
     """Read and check all that the run needs, without a step of training. All rows are read before a model is loaded."""
     set_seed(args.seed)
     tokenizer = settings.load_tokenizer()
@@ -69,21 +52,10 @@ def prepare(settings: KTOSettings, args: ThumbConfig, run: Run) -> PreparedKTO:
     check_reference(settings, tokenizer)
     roles = load_roles(settings, args, tokenizer, run)
     args.max_length = roles.limit
-    train, held_out = encode_splits(run, splits, tokenizer, args)
-    if args.device.type == "cpu":
-        score_learned_tokens_only()
-    trainer = ThumbKTOTrainer(
-        model=roles.policy,
-        ref_model=roles.ref_model,
-        tokenizer=tokenizer,
-        args=args,
-        train_rows=train,
-        eval_rows=held_out,
-        sampling=sampling_of(settings, tokenizer, splits.eval, roles.context, run),
+    rows = encode_splits(run, splits, tokenizer, args)
+    return make_trainer(
+        ThumbKTOTrainer, settings, args, run, roles=roles, rows=rows, asked=splits.eval
     )
-    use_run_progress(trainer, args.output_dir)
-    trainer.add_callback(PairAlarms())
-    return PreparedKTO(trainer, tokenizer)
 
 
 def read_thumbs(run: Run, settings: KTOSettings, tokenizer, seed: int) -> Splits:
@@ -122,11 +94,9 @@ def encode_splits(
     return train, held_out
 
 
-def evaluate_kto(run: Run, trainer: ThumbKTOTrainer) -> None:
-    """Measure the policy on the held-out answers, and let it answer their prompts."""
-    trainer.evaluate()
-    rewards = [reward for (reward,) in trainer.rewards()]
-    run.metrics(trainer.sampled)
+def report_kto(run: Run, trainer: ThumbKTOTrainer) -> None:
+    """Report the last evaluation: the held-out answers, and the policy's own to their prompts."""
+    rewards = [reward for (reward,) in trainer.held_out_rewards]
     run.metrics(thumb_report(rewards, trainer.eval_rows))
     if run.main:
         run.say(trainer.table_of_samples())

@@ -106,7 +106,34 @@ def set_best_metric(args, default: str) -> None:
 
 
 @dataclass
-class PairConfig(DPOConfig):
+class DirectConfig:
+    """The settings that DPO and KTO share: a mixin for a config of trl, named first."""
+
+    max_length: int | None = field(
+        default=1024,
+        metadata={
+            "help": "Longest prompt + completion in tokens; longer ones are dropped and counted."
+        },
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the reference once, before the training, and keep no copy of it in memory."
+        },
+    )
+
+    BEST_METRIC: ClassVar[str]  # of an evaluation, by which the best checkpoint is chosen
+    RANGES: ClassVar[dict] = {"beta": more_than(0), "max_length": at_least(2)}
+
+    def __post_init__(self):
+        self.remove_unused_columns = False  # the collator needs all of them
+        self.logging_nan_inf_filter = False  # a NaN must be seen
+        set_best_metric(self, self.BEST_METRIC)
+        super().__post_init__()
+
+
+@dataclass
+class PairConfig(DirectConfig, DPOConfig):
     """TrainingArguments and trl's DPOConfig keep their meaning; a batch counts rankings, each with all its completions."""
 
     learning_rate: float = field(
@@ -127,31 +154,15 @@ class PairConfig(DPOConfig):
         default=0.0,
         metadata={"help": "robust: the share of swapped labels, as 0.1. exo_pair: as 1e-3."},
     )
-    max_length: int | None = field(
-        default=1024,
-        metadata={
-            "help": "Longest prompt + completion in tokens; longer ones are dropped and counted."
-        },
-    )
-    precompute_ref_log_probs: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the reference once, before the training, and keep no copy of it in memory."
-        },
-    )
 
-    RANGES: ClassVar[dict] = {
-        "beta": more_than(0),
+    BEST_METRIC = "accuracy"
+    RANGES: ClassVar[dict] = DirectConfig.RANGES | {
         "label_smoothing": Range(0, 0.5, without_high=True),
         "discopop_tau": more_than(0),
-        "max_length": at_least(2),
     }
     UNUSED: ClassVar[tuple] = UNUSED + PAIR_UNUSED
 
     def __post_init__(self):
-        self.remove_unused_columns = False  # the collator needs all of them
-        self.logging_nan_inf_filter = False  # a NaN must be seen
-        set_best_metric(self, "accuracy")
         super().__post_init__()
         check_losses(self)
 
@@ -176,7 +187,7 @@ def check_losses(args: PairConfig) -> None:
 
 
 @dataclass
-class ThumbConfig(KTOConfig):
+class ThumbConfig(DirectConfig, KTOConfig):
     """TrainingArguments and trl's KTOConfig keep their meaning; a batch counts answers."""
 
     learning_rate: float = field(
@@ -195,31 +206,15 @@ class ThumbConfig(KTOConfig):
     )
     desirable_weight: float = field(default=1.0, metadata={"help": "Weight of good answers."})
     undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of bad answers."})
-    max_length: int | None = field(
-        default=1024,
-        metadata={
-            "help": "Longest prompt + completion in tokens; longer rows are dropped and counted."
-        },
-    )
-    precompute_ref_log_probs: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the reference once, before the training, and keep no copy of it in memory."
-        },
-    )
 
-    RANGES: ClassVar[dict] = {
-        "beta": more_than(0),
+    BEST_METRIC = "auc"
+    RANGES: ClassVar[dict] = DirectConfig.RANGES | {
         "desirable_weight": more_than(0),
         "undesirable_weight": more_than(0),
-        "max_length": at_least(2),
     }
     UNUSED: ClassVar[tuple] = UNUSED + THUMB_UNUSED
 
     def __post_init__(self):
-        self.remove_unused_columns = False  # the collator needs all of them
-        self.logging_nan_inf_filter = False  # a NaN must be seen
-        set_best_metric(self, "auc")
         super().__post_init__()
         if self.loss_type not in ("kto", "apo_zero_unpaired"):
             raise UserError(f"loss_type={self.loss_type}: use kto or apo_zero_unpaired")

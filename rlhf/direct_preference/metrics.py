@@ -38,10 +38,11 @@ def thumb_report(rewards: Sequence[float], rows: Sequence[dict]) -> dict[str, fl
 def prompt_numbers(rows: Sequence[dict]) -> Tensor:
     """A number from 0 for the prompt of each row, the same for the same prompt: (N,)."""
     numbers: dict[str, int] = {}
+    of_rows = []
     for row in rows:
-        numbers.setdefault(prompt_key(row["row"], "unpaired_preference"), len(numbers))
-    keys = [prompt_key(row["row"], "unpaired_preference") for row in rows]
-    return torch.tensor([numbers[key] for key in keys])
+        key = prompt_key(row["row"], "unpaired_preference")
+        of_rows.append(numbers.setdefault(key, len(numbers)))
+    return torch.tensor(of_rows)
 
 
 def area_under_curve(values: Tensor, good: Tensor, weights: Tensor) -> Tensor:

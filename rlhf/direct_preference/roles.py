@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.chat import add_chat_template, encode_prompt, same_encoding
 from rlhf.data.splits import Splits, prompt_key
@@ -41,7 +42,7 @@ class DirectSettings(DataSettings, ModelSettings):
 
 @dataclass
 class DirectRoles:
-    """The models of a run.
+    """The models of a run, and the policy's tokenizer.
 
     ref_model: None, see `trainer.make_reference`. context: the most tokens that policy and reference read.
     limit: tokens of prompt + completion.
@@ -49,6 +50,7 @@ class DirectRoles:
 
     policy: nn.Module
     ref_model: nn.Module | None
+    tokenizer: PreTrainedTokenizerBase
     context: int
     limit: int
 
@@ -97,7 +99,7 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
     # LoRA goes over the fitted embeddings, and a copy is of the model without it.
     policy = settings.with_lora(policy, task="CAUSAL_LM")
     reference = make_reference(policy, named, args)
-    return DirectRoles(policy, reference, context=context, limit=min(limit, context))
+    return DirectRoles(policy, reference, tokenizer, context=context, limit=min(limit, context))
 
 
 def sampling_of(

@@ -66,6 +66,7 @@ class DirectTrainer(TrlTrainer):
     """
 
     eval_references: list[list[float]] | None = None  # log-probs, see `references_of_eval_rows`
+    held_out_rewards: list[list[float]] = []  # implicit ones, of the last evaluation
     samples: list[dict] = []  # of the last evaluation
     sampled: dict[str, float] = {}  # their means
 
@@ -221,7 +222,8 @@ class DirectTrainer(TrlTrainer):
         self.model.eval()  # trl's log tells training and evaluation apart by it
         samples = self.sample()
         self.samples, self.sampled = samples, sample_metrics(samples)
-        metrics = self.measure(self.rewards()) | self.sampled
+        self.held_out_rewards = self.rewards()
+        metrics = self.measure(self.held_out_rewards) | self.sampled
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / "samples.jsonl"
             for sample in samples:
