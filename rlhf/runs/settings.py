@@ -385,12 +385,15 @@ def _make_settings(classes: list[type], content: dict, flags: list[str]) -> tupl
 
 def _replace_nulls(classes: list[type], values: dict) -> None:
     """Let null be an empty list for a key with a list. UserError where a key needs a value."""
+    nulls = [name for name, value in values.items() if value is None]
+    if not nulls:
+        return  # to resolve the types of all keys takes a while
     hints = {}
     for cls in classes:
         hints |= get_type_hints(cls)
-    for name, value in values.items():
+    for name in nulls:
         kind = hints[name]
-        if value is not None or kind is Any or type(None) in get_args(kind):
+        if kind is Any or type(None) in get_args(kind):
             continue
         if get_origin(kind) is not list:
             raise UserError(f"{name}: null, and this key needs a value: drop it for its default")
