@@ -19,17 +19,19 @@ can be continued. --record writes results/<date>.json and its picture.
 
 import argparse
 import json
-import math
-import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
+from benchmarks.ppo_learning.run import EPISODES, make_job, short_rows  # noqa: E402
+from benchmarks.ppo_learning.run import train as train_side  # noqa: E402
 from benchmarks.record import (  # noqa: E402
     check_clean_tree,
     clean_commits,
@@ -46,17 +48,17 @@ from rlhf.comparison.compare import (  # noqa: E402
     load_runs,
     mean_estimate,
     measure,
+    score_values,
 )
+from rlhf.completions.best_of_n import kl_bound  # noqa: E402
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
-from rlhf.data.chat import encode_prompt  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
-from rlhf.models.load import load_tokenizer  # noqa: E402
-from rlhf.policy_gradient.rollouts import choose_rows  # noqa: E402
+from rlhf.models.load import load_policy, load_tokenizer, save  # noqa: E402
 from rlhf.runs.record import RunRecord, command_line  # noqa: E402
 
 REPEATS = 4  # samples per held-out list of facts
 COMPLETIONS = 1920  # that each method may sample and score
-PROMPT, LENGTH = 120, 64  # tokens
+LENGTH = 64  # tokens of a completion
 PER_PROMPT = 5  # completions for each of the 390 training prompts: 1,950
 BEST_OF = 16
 SHOWN = 10  # samples of each model in the record: the first held-out facts, unpicked
@@ -69,6 +71,7 @@ METRICS = (
     "completion_length",
     "distinct_2",
 )
+TRL_SIDE = "trl bf16"  # of benchmarks/ppo_learning, with the settings that it has for TRL
 # Heading of a method -> its recipe, its YAML in this folder, and the data it trains on.
 METHODS = {
     "expert iteration": ("sft", "expert", "best"),
@@ -80,16 +83,6 @@ METHODS = {
     "GRPO": ("ppo", "grpo", "prompts"),
     "PPO of TRL 1.12": ("trl", "", "prompts"),
 }
-# TRL's names of the settings in ppo_separate.yaml, and those that make it compute the same; tests/algorithms has the parity.
-TRL = {
-    "total_episodes": COMPLETIONS, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1,
-    "num_mini_batches": 2, "num_ppo_epochs": 4, "response_length": LENGTH, "stop_token": "eos",
-    "kl_estimator": "k1", "kl_coef": 0.05, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1, "gamma": 1.0,
-    "lam": 0.95, "whiten_rewards": False, "missing_eos_penalty": 1.0, "temperature": 1.0, "learning_rate": 1e-4,
-    "lr_scheduler_type": "constant", "weight_decay": 0.0, "warmup_steps": 0, "adam_epsilon": 1e-5, "bf16": True,
-    "gradient_checkpointing": False, "num_sample_generations": 0, "logging_steps": 1, "save_strategy": "no",
-    "report_to": "none",
-}  # fmt: skip
 
 
 def main() -> None:
@@ -128,7 +121,7 @@ def main() -> None:
             "data": base["sft"].data + base["reward"].data + base["reward_naturalness"].data,
             "stages": {name: stage_entry(record) for name, record in base.items()},
             "methods": summary,
-            "bound_of_best_of_n": math.log(BEST_OF) - (BEST_OF - 1) / BEST_OF,
+            "bound_of_best_of_n": kl_bound(BEST_OF),
             "samples": samples(results, judge.rows),
         }
         path = write_record(HERE, __doc__, rounded(content), commit=commit)
@@ -147,7 +140,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     add("--trl_venv", default=str(ROOT / ".venv-trl"), help="see benchmarks/ppo_parity/run.py")
     add("--record", action="store_true", help="write results/<date>.json and .png")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.trl_python = str(Path(arguments.trl_venv).absolute() / "bin" / "python")
+    if "PPO of TRL 1.12" in arguments.methods and not Path(arguments.trl_python).exists():
+        raise SystemExit(
+            f"{arguments.trl_venv} holds no Python: python benchmarks/ppo_parity/run.py makes it"
+        )
+    return arguments
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
@@ -200,8 +199,11 @@ def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, float, d
     recipe, config, data = METHODS[method]
     folder = runs / f"{method.replace(',', '').replace(' ', '_')}_{seed}"
     if recipe == "trl":
-        result = train_trl(folder, runs, seed, arguments)
-        return folder, result["seconds"], result["versions"] | {"code": result["code"]}
+        return (
+            folder,
+            train_trl(folder, runs, seed, arguments),
+            RunRecord.load(runs / "sft").versions,
+        )
     sampling = 0.0
     if data in ("best", "ranked"):
         file, sampling = sample(runs, seed, data)
@@ -219,45 +221,32 @@ def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, float, d
 def sample(runs: Path, seed: int, data: str) -> tuple[Path, float]:
     """PER_PROMPT scored completions of the SFT model for each training prompt -> (file, seconds), sampled once a seed."""
     folder = runs / f"samples_{seed}"
-    clock = folder.with_suffix(".json")
-    if not clock.exists():
-        start = time.perf_counter()
+    record = folder / "sample.json"
+    if not record.exists() or json.loads(record.read_text())["status"] != "done":
         command = [
             sys.executable, "-m", "rlhf", "sample", runs / "sft", "--reward_model", runs / "reward", "--n", PER_PROMPT,
             "--dataset_name", runs / "data" / "prompts.jsonl", "--max_completion_length", LENGTH, "--seed", seed,
             "--output", folder,
         ]  # fmt: skip
         subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
-        clock.write_text(json.dumps({"seconds": time.perf_counter() - start}))
-    return folder / f"{data}.jsonl", json.loads(clock.read_text())["seconds"]
+    return folder / f"{data}.jsonl", json.loads(record.read_text())["seconds"]
 
 
-def train_trl(folder: Path, runs: Path, seed: int, arguments) -> dict:
-    """Train with TRL's PPO in its own environment, on the prompts in the order in which ours draws them."""
-    result = folder / "result.json"
-    if not result.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = load_tokenizer(str(runs / "sft"))
-        rows = load_rows(str(runs / "data" / "prompts.jsonl"), kinds=("prompt",)).rows
-        prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
-        prompts = [ids for ids in prompts if len(ids) <= PROMPT]
-        order = choose_rows(len(prompts), COMPLETIONS, start=0, seed=seed)
-        job = {
-            "folder": str(folder),
-            "policy": str(runs / "sft"),
-            "reward": str(runs / "reward"),
-            "settings": TRL | {"seed": seed},
-            "prompt_ids": [prompts[index] for index in order],
-        }
-        (folder / "job.json").write_text(json.dumps(job))
-        python = Path(arguments.trl_venv).absolute() / "bin" / "python"
-        if not python.exists():
-            raise SystemExit(f"{python} is missing: python benchmarks/ppo_parity/run.py makes it")
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        command = [python, HERE / "trl_worker.py", folder / "job.json"]
-        with open(folder / "log.txt", "w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment, cwd=HERE)
-    return json.loads(result.read_text()) | {"code": RunRecord.load(runs / "sft").versions["code"]}
+def train_trl(folder: Path, runs: Path, seed: int, arguments) -> float:
+    """Train with TRL's PPO in its own environment, as benchmarks/ppo_learning does, and save the policy -> seconds."""
+    arguments.updates = arguments.every = COMPLETIONS // EPISODES
+    tokenizer = load_tokenizer(str(runs / "sft"))
+    prompts = load_rows(str(runs / "data" / "prompts.jsonl"), kinds=("prompt",)).rows
+    rows = short_rows(prompts, tokenizer)
+    job = make_job(TRL_SIDE, seed, rows, runs, folder, arguments)
+    result = train_side(TRL_SIDE, job, arguments)
+    if not (folder / "config.json").exists():
+        policy = load_policy(job["policy"])
+        policy.load_state_dict(
+            torch.load(folder / f"policy_{arguments.updates}.pt", weights_only=True)
+        )
+        save(policy, tokenizer, folder)
+    return sum(update["seconds"] for update in result["updates"])
 
 
 def stage_entry(record: RunRecord) -> dict:
@@ -283,27 +272,37 @@ class Judge:
         )
 
     def model(self, folder: Path) -> dict:
-        """Metrics of a model's samples: name -> mean, and "texts". Measured once: they are kept in the model's folder."""
-        path = self.runs / "measured" / f"{folder.name}.json"
-        if not path.exists():
+        """Metrics of a model's samples: name -> mean, and "texts"."""
+
+        def compute() -> dict:
             run = load_runs([str(folder)])[0]
             rows = self.rows * REPEATS
-            result = self.measured(run, self.sampled(run, rows), rows)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(result))
-        return json.loads(path.read_text())
+            return self.measured(run, self.sampled(run, rows), rows)
+
+        return self.kept(folder.name, compute)
 
     def best_of(self, n: int) -> dict:
-        """Metrics of the best of n samples of the SFT model by the reward model. KL is of the chosen texts."""
+        """Metrics of the best of n samples of the SFT model by the reward model. Its KL is the upper bound."""
+        return self.kept(f"best_of_{n}", lambda: self._best_of(n))
+
+    def kept(self, name: str, compute: Callable[[], dict]) -> dict:
+        """What `compute` returns, which is kept in a file, so that nothing is measured twice."""
+        path = self.runs / "measured" / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(compute()))
+        return json.loads(path.read_text())
+
+    def _best_of(self, n: int) -> dict:
         rows = self.rows * REPEATS
         drawn = self.sampled(self.reference, rows * n)
-        values = measure(
-            self.reference, drawn, rows * n, rewards=self.rewards, reference=None, temperature=1.0
-        )
+        # All n are scored by the model that chooses, and only the chosen ones by the others.
+        quality = WeightedSum({"quality": self.rewards.scorers["quality"]})
+        scores = score_values(self.reference, drawn, rows * n, quality)["score_quality"]
         best = []
         for i in range(len(rows)):  # the samples of row i are at i, i + len(rows), ...
             own = range(i, len(rows) * n, len(rows))
-            best.append(max(own, key=values["score_quality"].__getitem__))
+            best.append(max(own, key=scores.__getitem__))
         chosen = RunCompletions(
             texts=[drawn.texts[i] for i in best],
             prompt_ids=[drawn.prompt_ids[i] for i in best],
@@ -311,9 +310,7 @@ class Judge:
             ended=[drawn.ended[i] for i in best],
         )
         result = self.measured(self.reference, chosen, rows)
-        result["kl"] = (
-            math.log(n) - (n - 1) / n
-        )  # an upper bound of it: there are no log-probs of the choice
+        result["kl"] = kl_bound(n)  # of the choice there are no log-probs
         return result
 
     def sampled(self, run: ChatRun, rows: list[dict]) -> RunCompletions:
