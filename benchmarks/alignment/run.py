@@ -12,6 +12,7 @@ last each model writes REPEATS sampled texts for every held-out list of facts, m
   naturalness  a second reward model, trained on the naturalness rankings, which no method sees
   coverage     share of the given facts in the text, counted; no method sees it
   kl           KL(policy || SFT) in nats per text; distinct_2: different pairs of words / all pairs of words
+  seconds      of one core that the method's programs took, with their start: other load on the machine does not count
 
 --split: seed of the split of the facts; settings were chosen on split 0. A finished stage is not run again, so the script
 can be continued. --record writes results/<date>.json and its picture.
@@ -19,9 +20,11 @@ can be continued. --record writes results/<date>.json and its picture.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -96,7 +99,8 @@ def main() -> None:
     versions = [record.versions for record in base.values()]
     for seed in arguments.seeds:
         for method in arguments.methods:
-            folder, took, code = train(method, runs, seed, arguments)
+            folder, code = train(method, runs, seed, arguments)
+            took = core_seconds(folder, METHODS[method][2], runs / f"samples_{seed}")
             columns.setdefault(method, []).append(folder)
             seconds.setdefault(method, []).append(took)
             versions.append(code)
@@ -194,19 +198,16 @@ def stage(recipe: str, folder: Path, **keys) -> RunRecord:
     return run_recipe(recipe, folder, config=f"recipes/configs/{recipe}/e2e.yaml", **keys)
 
 
-def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, float, dict]:
-    """Train a method unless its folder is finished -> (folder, seconds with its samples, versions of the packages)."""
+def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, dict]:
+    """Train a method unless its folder is finished -> (folder, versions of the packages)."""
     recipe, config, data = METHODS[method]
     folder = runs / f"{method.replace(',', '').replace(' ', '_')}_{seed}"
     if recipe == "trl":
-        return (
-            folder,
-            train_trl(folder, runs, seed, arguments),
-            RunRecord.load(runs / "sft").versions,
-        )
-    sampling = 0.0
+        with counted(folder):
+            train_trl(folder, runs, seed, arguments)
+        return folder, RunRecord.load(runs / "sft").versions
     if data in ("best", "ranked"):
-        file, sampling = sample(runs, seed, data)
+        file = sample(runs, seed) / f"{data}.jsonl"
     else:
         file = runs / "data" / {"rankings": "quality_train.jsonl", "prompts": "prompts.jsonl"}[data]
     keys = {"dataset_name": file, "model_name_or_path": runs / "sft", "seed": seed}
@@ -214,12 +215,13 @@ def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, float, d
         keys["reward_model_path"] = runs / "reward"
     if recipe == "dpo":
         keys["eval_dataset_name"] = runs / "data" / "quality_heldout.jsonl"
-    record = run_recipe(recipe, folder, config=f"benchmarks/alignment/{config}.yaml", **keys)
-    return folder, record.seconds + sampling, record.versions
+    with counted(folder):
+        record = run_recipe(recipe, folder, config=f"benchmarks/alignment/{config}.yaml", **keys)
+    return folder, record.versions
 
 
-def sample(runs: Path, seed: int, data: str) -> tuple[Path, float]:
-    """PER_PROMPT scored completions of the SFT model for each training prompt -> (file, seconds), sampled once a seed."""
+def sample(runs: Path, seed: int) -> Path:
+    """PER_PROMPT scored completions of the SFT model for each training prompt -> their folder, written once a seed."""
     folder = runs / f"samples_{seed}"
     record = folder / "sample.json"
     if not record.exists() or json.loads(record.read_text())["status"] != "done":
@@ -228,25 +230,47 @@ def sample(runs: Path, seed: int, data: str) -> tuple[Path, float]:
             "--dataset_name", runs / "data" / "prompts.jsonl", "--max_completion_length", LENGTH, "--seed", seed,
             "--output", folder,
         ]  # fmt: skip
-        subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
-    return folder / f"{data}.jsonl", json.loads(record.read_text())["seconds"]
+        with counted(folder):
+            subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
+    return folder
 
 
-def train_trl(folder: Path, runs: Path, seed: int, arguments) -> float:
-    """Train with TRL's PPO in its own environment, as benchmarks/ppo_learning does, and save the policy -> seconds."""
+def train_trl(folder: Path, runs: Path, seed: int, arguments) -> None:
+    """Train with TRL's PPO in its own environment, as benchmarks/ppo_learning does, and save the policy."""
     arguments.updates = arguments.every = COMPLETIONS // EPISODES
     tokenizer = load_tokenizer(str(runs / "sft"))
     prompts = load_rows(str(runs / "data" / "prompts.jsonl"), kinds=("prompt",)).rows
     rows = short_rows(prompts, tokenizer)
     job = make_job(TRL_SIDE, seed, rows, runs, folder, arguments)
-    result = train_side(TRL_SIDE, job, arguments)
+    train_side(TRL_SIDE, job, arguments)
     if not (folder / "config.json").exists():
         policy = load_policy(job["policy"])
         policy.load_state_dict(
             torch.load(folder / f"policy_{arguments.updates}.pt", weights_only=True)
         )
         save(policy, tokenizer, folder)
-    return sum(update["seconds"] for update in result["updates"])
+
+
+@contextmanager
+def counted(folder: Path) -> Iterator[None]:
+    """Keep in `<folder>.seconds` the processor seconds of the programs that are started meanwhile, the first time."""
+    file = folder.with_name(f"{folder.name}.seconds")
+    before = children_seconds()
+    yield
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(children_seconds() - before))
+
+
+def children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def core_seconds(folder: Path, data: str, samples: Path) -> float:
+    """Processor seconds of a method, with the sampling of its data."""
+    files = [folder] + [samples] * (data in ("best", "ranked"))
+    return sum(float(file.with_name(f"{file.name}.seconds").read_text()) for file in files)
 
 
 def stage_entry(record: RunRecord) -> dict:
