@@ -2,12 +2,12 @@
 
 The pages hold every sentence. A comment names what belongs behind it, and the text up to its end is replaced:
 
-    <!-- number e2e reward_models.reward.accuracy .3f -->0.709<!-- /number -->
-        one value of the record of `e2e`: its keys, joined by dots, and Python's format for it.
+    <!-- number alignment stages.reward.metrics.accuracy .3f -->0.734<!-- /number -->
+        one value of the record of `alignment`: its keys, joined by dots, and Python's format for it.
         An index picks one item (-1 is the last one), and * takes all of them.
     <!-- table bert/tasks --> ... <!-- /table -->
         the table that the function for `bert/tasks` in TABLES makes of its record
-    <!-- record e2e -->...<!-- /record -->
+    <!-- record alignment -->...<!-- /record -->
         file, commit and number of cores of the record
     <!-- picture algorithms -->![any text](old.png)<!-- /picture -->
         the path of the picture with the record's name
@@ -32,7 +32,7 @@ METRICS = {"f1": "F1", "accuracy": "accuracy"}
 
 
 def newest(name: str) -> Path:
-    """The newest record of a benchmark such as `e2e`, or of one of its questions such as `bert/speed`."""
+    """The newest record of a benchmark such as `alignment`, or of one of its questions such as `bert/speed`."""
     folder, _, question = name.partition("/")
     prefix = re.escape(f"{question}-") if question else ""
     # the date follows at once: `speed` is not the question of speed-h100-2026-12-01.json
@@ -116,11 +116,6 @@ def with_interval(entry: dict, digits: int, factor: float = 1.0, unit: str = "")
     return text
 
 
-def of_seeds(entry: dict) -> str:
-    """The number of seeds behind an entry, as it is written in a header."""
-    return plural(len(entry["values"]), "seed")
-
-
 def demo(record: dict) -> str:
     """The report of the demo: a column for each model, sampled and greedy."""
     by_decoding = {"sampled": {}, "greedy": {}}
@@ -180,31 +175,40 @@ def demo_voices(record: dict) -> str:
     return lines_of(["voice", "model", *titles.values()], rows)
 
 
-def e2e(record: dict) -> str:
-    """SFT against PPO on the reward model alone and on reward model plus slot coverage."""
+def alignment(record: dict) -> str:
+    """A line per method: what its samples are worth, how far it went from SFT, and what it took."""
     titles = {
-        "score_slot_coverage": "slot coverage (counted)",
-        "score_quality": "quality reward model (PPO trains on it)",
-        "score_naturalness": "naturalness reward model (PPO never sees it)",
-        "kl": "KL to SFT, nats per text",
-        "completion_length": "length, tokens",
+        "quality": "quality (trained on)",
+        "naturalness": "naturalness (seen by none)",
+        "coverage": "facts in the text (counted)",
+        "kl": "KL, nats per text",
         "distinct_2": "distinct-2",
+        "seconds": "seconds of one core",
     }
-    alone, both = record["ppo_reward_model_alone"], record["ppo_both"]
-    header = [
-        "sampled text",
-        "SFT",
-        f"PPO, reward model alone ({of_seeds(alone['kl'])})",
-        f"PPO, reward model + 8 x slot coverage ({of_seeds(both['kl'])})",
-    ]
+    digits = {"kl": 1, "seconds": 0}
     rows = []
-    for name, title in titles.items():
-        sft = record["sft"][name]
-        if isinstance(sft, list):  # records until 2026-11-22 hold [mean, low, high] for SFT
-            sft = {"mean": sft[0], "sd": None}
-        entries = [sft, alone[name], both[name]]
-        rows.append([title, *[with_spread(entry, 2) for entry in entries]])
-    return lines_of(header, rows)
+    for method, entry in record["methods"].items():
+        cells = [method]
+        for name in titles:
+            cell = "-"
+            if name in entry:
+                cell = with_spread(entry[name], digits.get(name, 2))
+            if method.startswith("best of") and name == "kl":
+                cell = f"at most {cell}"
+            cells.append(cell)
+        rows.append(cells)
+    return lines_of(["method", *titles.values()], rows)
+
+
+def alignment_samples(record: dict) -> str:
+    """The first held-out facts and the first sample of some methods, unpicked."""
+    shown = ["SFT", "DPO, people's rankings", "PPO"]
+    rows = []
+    for sample in record["samples"]:
+        facts = sample["facts"].replace("\n", ", ")
+        texts = [sample["texts"][method].replace("\n", " ") for method in shown]
+        rows.append([cell.replace("|", "/") for cell in (facts, *texts)])
+    return lines_of(["facts", *shown], rows)
 
 
 def algorithms(record: dict) -> str:
@@ -231,39 +235,6 @@ def ppo_throughput(record: dict) -> str:
                 cells.append(f"{1 / ratio['memory']['median']:.2f}")  # the record has TRL's / ours
             rows.append(cells)
     return lines_of(header, rows)
-
-
-def ppo_learning(record: dict) -> str:
-    """The end of each learning curve, and its distance from TRL's."""
-    header = ["side", "seconds", "score", "slot coverage", "KL", "score minus TRL's (95 %)"]
-    header += ["coverage minus TRL's (95 %)", "90 % of its gain after"]
-    seed = record["seeds"][0]
-    rows = []
-    for side, curves in record["curves"].items():
-        end = curves[str(seed)][-1]
-        cells = [side, f"{end['seconds']:.0f}"]
-        cells += [f"{end[name]:.2f}" for name in ("score", "coverage", "kl")]
-        gaps = {
-            entry["of"]: entry
-            for entry in record["ours_minus_trl_at_the_end"]
-            if entry["side"] == side and entry["seed"] == seed
-        }
-        if gaps:
-            cells += [with_interval(gaps[name], 2) for name in ("score", "coverage")]
-        else:  # TRL itself
-            cells += ["-", "-"]
-        cells.append(first_with_share(record, side, seed))
-        rows.append(cells)
-    return lines_of(header, rows)
-
-
-def first_with_share(record: dict, side: str, seed: int, share: float = 0.9) -> str:
-    """After how many seconds and episodes a side has this share of TRL's gain in score."""
-    for entry in record["first_with_share_of_final_gain_of_trl"]:
-        same_run = entry["side"] == side and entry["seed"] == seed
-        if same_run and entry["of"] == "score" and entry["share"] == share:
-            return f"{entry['seconds']:.0f} s, {entry['episodes']:.0f} episodes"
-    return "-"
 
 
 def bert_tasks(record: dict) -> str:
@@ -365,10 +336,10 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "demo": demo,
     "demo:samples": demo_samples,
     "demo:voices": demo_voices,
-    "e2e": e2e,
+    "alignment": alignment,
+    "alignment:samples": alignment_samples,
     "algorithms": algorithms,
     "ppo_throughput": ppo_throughput,
-    "ppo_learning": ppo_learning,
     "bert/tasks": bert_tasks,
     "bert/speed": bert_speed,
     "bert/pretraining-stories": bert_pretraining,

@@ -107,20 +107,17 @@ def test_a_page_is_filled(readme, tmp_path, monkeypatch):
 
 
 def test_a_record_of_one_seed_or_of_several_fits_the_same_page(readme):
-    """The header of the table says how many seeds there were, so that no sentence of the page has to."""
-    names = "score_slot_coverage score_quality score_naturalness kl completion_length distinct_2"
+    """A spread is shown where there is one, and the KL of best of n is named as the bound that it is."""
+    names = "quality naturalness coverage kl distinct_2".split()
     one, three = (
         {"mean": 1.0, "sd": None, "values": [1]},
         {"mean": 2, "sd": 0.5, "values": [1, 2, 3]},
     )
-    record = {
-        "sft": dict.fromkeys(names.split(), three),
-        "ppo_both": dict.fromkeys(names.split(), three),
-        "ppo_reward_model_alone": dict.fromkeys(names.split(), one),
-    }
-    table = readme.TABLES["e2e"](record).splitlines()
-    assert "reward model alone (1 seed)" in table[0] and "slot coverage (3 seeds)" in table[0]
-    assert table[2].endswith("| 2.00 ± 0.50 | 1.00 | 2.00 ± 0.50 |")
+    methods = {"best of 16": dict.fromkeys(names, one), "PPO": dict.fromkeys(names, three)}
+    methods["PPO"]["seconds"] = {"mean": 229.4, "sd": 3.2, "values": [229]}
+    table = readme.TABLES["alignment"]({"methods": methods}).splitlines()
+    assert table[2] == "| best of 16 | 1.00 | 1.00 | 1.00 | at most 1.0 | 1.00 | - |"
+    assert table[3].endswith("| 2.00 ± 0.50 | 2.0 ± 0.5 | 2.00 ± 0.50 | 229 ± 3 |")
 
 
 ANSWERS = """\

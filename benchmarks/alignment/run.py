@@ -20,6 +20,7 @@ can be continued. --record writes results/<date>.json and its picture.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -27,14 +28,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
-from benchmarks.ppo_learning.run import EPISODES, make_job, short_rows  # noqa: E402
-from benchmarks.ppo_learning.run import train as train_side  # noqa: E402
 from benchmarks.record import (  # noqa: E402
     check_clean_tree,
     clean_commits,
@@ -55,8 +54,10 @@ from rlhf.comparison.compare import (  # noqa: E402
 )
 from rlhf.completions.best_of_n import kl_bound  # noqa: E402
 from rlhf.completions.score import FunctionScorer, RewardModelScorer, WeightedSum  # noqa: E402
+from rlhf.data.chat import encode_prompt  # noqa: E402
 from rlhf.data.load import load_rows  # noqa: E402
-from rlhf.models.load import load_policy, load_tokenizer, save  # noqa: E402
+from rlhf.models.load import load_tokenizer  # noqa: E402
+from rlhf.policy_gradient.rollouts import choose_rows  # noqa: E402
 from rlhf.runs.record import RunRecord, command_line  # noqa: E402
 
 REPEATS = 4  # samples per held-out list of facts
@@ -74,7 +75,6 @@ METRICS = (
     "completion_length",
     "distinct_2",
 )
-TRL_SIDE = "trl bf16"  # of benchmarks/ppo_learning, with the settings that it has for TRL
 # Heading of a method -> its recipe, its YAML in this folder, and the data it trains on.
 METHODS = {
     "expert iteration": ("sft", "expert", "best"),
@@ -84,7 +84,7 @@ METHODS = {
     "PPO, own value model": ("ppo", "ppo_separate", "prompts"),
     "RLOO": ("ppo", "rloo", "prompts"),
     "GRPO": ("ppo", "grpo", "prompts"),
-    "PPO of TRL 1.12": ("trl", "", "prompts"),
+    "PPO of TRL 1.12": ("trl", "trl", "prompts"),
 }
 
 
@@ -204,7 +204,7 @@ def train(method: str, runs: Path, seed: int, arguments) -> tuple[Path, dict]:
     folder = runs / f"{method.replace(',', '').replace(' ', '_')}_{seed}"
     if recipe == "trl":
         with counted(folder):
-            train_trl(folder, runs, seed, arguments)
+            train_trl(folder, runs, seed, arguments.trl_python)
         return folder, RunRecord.load(runs / "sft").versions
     if data in ("best", "ranked"):
         file = sample(runs, seed) / f"{data}.jsonl"
@@ -235,20 +235,33 @@ def sample(runs: Path, seed: int) -> Path:
     return folder
 
 
-def train_trl(folder: Path, runs: Path, seed: int, arguments) -> None:
-    """Train with TRL's PPO in its own environment, as benchmarks/ppo_learning does, and save the policy."""
-    arguments.updates = arguments.every = COMPLETIONS // EPISODES
+def train_trl(folder: Path, runs: Path, seed: int, python: str) -> None:
+    """Train with TRL's PPO in its own environment unless the folder holds its policy. Prompts come in our PPO's order."""
+    if (folder / "config.json").exists():
+        return
+    ours, settings = [
+        yaml.safe_load((HERE / f"{name}.yaml").read_text()) for name in ("ppo", "trl")
+    ]
     tokenizer = load_tokenizer(str(runs / "sft"))
-    prompts = load_rows(str(runs / "data" / "prompts.jsonl"), kinds=("prompt",)).rows
-    rows = short_rows(prompts, tokenizer)
-    job = make_job(TRL_SIDE, seed, rows, runs, folder, arguments)
-    train_side(TRL_SIDE, job, arguments)
-    if not (folder / "config.json").exists():
-        policy = load_policy(job["policy"])
-        policy.load_state_dict(
-            torch.load(folder / f"policy_{arguments.updates}.pt", weights_only=True)
-        )
-        save(policy, tokenizer, folder)
+    rows = load_rows(str(runs / "data" / "prompts.jsonl"), kinds=("prompt",)).rows
+    ids = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
+    ids = [row for row in ids if len(row) <= ours["max_prompt_length"]]
+    order = choose_rows(len(ids), settings["total_episodes"], start=0, seed=seed)
+    job = {
+        "settings": settings | {"seed": seed},
+        "policy": str(runs / "sft"),
+        "reward": str(runs / "reward"),
+        "prompt_ids": [ids[index] for index in order],
+        "output": str(folder),
+    }
+    file = folder.with_name(f"{folder.name}_job.json")
+    file.write_text(json.dumps(job))
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    subprocess.run([python, HERE / "trl_worker.py", file], check=True, env=environment, cwd=HERE)
 
 
 @contextmanager

@@ -1,20 +1,16 @@
 """TRL 1.12's PPOTrainer, in its own environment: python trl_worker.py JOB.json
 
-Two things are not as its script has them. Its loader is replaced by one that does not shuffle, since the job's prompts come
-in the order that ours takes them in. And a batch is one micro-batch of 64 cut into 2 mini-batches of 32, without
-accumulation: with accumulation it could not step more than once per epoch, as it steps after gradient_accumulation_steps
-micro-batches whatever num_mini_batches says (tests/algorithms/test_parity_with_trl.py, 5).
+Its loader is replaced by one that does not shuffle, since the job's prompts come in the order that our PPO takes them in.
+JOB.json: `settings` of PPOConfig, `policy` and `reward` (folders), `prompt_ids`, `output` (folder for the trained policy).
 """
 
 import json
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from snapshots import Snapshots
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -26,12 +22,12 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 def main(job: dict) -> None:
-    if job["settings"][
-        "bf16"
-    ]:  # as `accelerate launch --mixed_precision bf16` does: PPOConfig's own has no effect
+    output = Path(job["output"])
+    if job["settings"]["bf16"]:
+        # As `accelerate launch --mixed_precision bf16` does: PPOConfig's own key has no effect.
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     args = PPOConfig(
-        output_dir=str(Path(job["folder"]) / "trainer"),
+        output_dir=str(output.with_name(f"{output.name}_trainer")),
         use_cpu=not torch.accelerator.is_available(),
         disable_tqdm=True,
         **job["settings"],
@@ -47,7 +43,6 @@ def main(job: dict) -> None:
     policy, reference = (
         AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32) for _ in range(2)
     )
-    snapshots = Snapshots(job, policy, steps=1, score="objective/scores")
     trainer = PPOTrainer(
         args=args,
         processing_class=tokenizer,
@@ -56,26 +51,17 @@ def main(job: dict) -> None:
         reward_model=reward,
         value_model=value,
         train_dataset=Dataset.from_dict({"input_ids": job["prompt_ids"]}),
-        callbacks=[snapshots],
     )
     loader = DataLoader(
         trainer.train_dataset, batch_size=args.local_batch_size, collate_fn=trainer.data_collator
     )
     trainer.dataloader = trainer.accelerator.prepare(loader)
-    steps, step = [], trainer.optimizer.optimizer.step
-
-    def counted_step(*args, **kwargs):
-        steps.append(1)
-        return step(*args, **kwargs)
-
-    trainer.optimizer.optimizer.step = counted_step
     assert trainer.accelerator.mixed_precision == ("bf16" if args.bf16 else "no")
     assert trainer.optimizer.optimizer.defaults["eps"] == args.adam_epsilon
-    assert policy.generation_config.use_cache is not False
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as our recipes do
     trainer.train()
-    names = ("trl", "torch", "transformers", "accelerate", "datasets")
-    snapshots.write(optimizer_steps=len(steps), versions={name: version(name) for name in names})
+    tokenizer.save_pretrained(output)
+    policy.save_pretrained(output)
 
 
 if __name__ == "__main__":
