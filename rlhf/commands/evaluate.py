@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from transformers.utils import logging
+
 from rlhf.commands.predict import progress, table
 from rlhf.commands.report import report_folder
 from rlhf.comparison.compare import ChatRun, load_runs
@@ -17,6 +19,7 @@ from rlhf.data.load import Loaded, load_rows
 from rlhf.errors import UserError
 from rlhf.few_shot.evaluate import (
     Cell,
+    Evaluator,
     FewShotSettings,
     check_shots,
     evaluate_run,
@@ -43,6 +46,9 @@ RESULTS, ANSWERS, PICTURE = "evaluation.json", "answers.jsonl", "accuracy.png"
 
 def main(args: argparse.Namespace) -> int:
     settings = check_arguments(args)
+    # Loading has a bar, and tokenizers warn of long prompts before their shots are dropped.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     # All that needs no weights is checked before a model is loaded.
     loaded = read(args, args.dataset_name)
     shots_loaded = None
@@ -78,10 +84,9 @@ def main(args: argparse.Namespace) -> int:
     if args.export_lm_eval:
         folder = Path(args.export_lm_eval)
         name = args.task_name or default_task_name(args.dataset_name)
-        export(folder, name, questions, writers[0], settings)
-        print(
-            f"lm_eval --include_path {folder} --tasks {name} --model hf --model_args pretrained=RUN"
-        )
+        export(folder, name, questions, Evaluator(runs[0], writers[0], settings))
+        model = f"--model hf --model_args pretrained={args.runs[0]}"
+        print(f"lm_eval --include_path {folder} --tasks {name} {model}")
     cells = evaluate(runs, writers, questions, settings)
     sources = loaded.sources + (shots_loaded.sources if shots_loaded else [])
     write(args, settings, questions, cells, {"data": sources, "template": template})
@@ -269,5 +274,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of all runs [%(default)s]")
     add("--output", metavar="FOLDER", help="folder for the files; default: <last RUN>/few_shot")
     add("--json", action="store_true", help="print evaluation.json instead of the table")
-    add("--export_lm_eval", metavar="FOLDER", help="also write the task for lm_eval")
+    add(
+        "--export_lm_eval",
+        metavar="FOLDER",
+        help="also write the task for lm_eval, with the prompts of the first run",
+    )
     add("--task_name", metavar="NAME", help="of the exported task; default: name of the file")

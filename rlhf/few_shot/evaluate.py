@@ -112,7 +112,8 @@ def evaluate_run(
     advance: Callable[[], None],
 ) -> list[Cell]:
     """The results of a run for each number of shots. advance: called after each question."""
-    evaluator = Evaluator(run, writer, settings, advance)
+    evaluator = Evaluator(run, writer, settings)
+    evaluator.advance = advance
     cells = []
     for count in settings.shots:
         cell = Cell(run.label, count, {})
@@ -137,7 +138,7 @@ def fitting_questions(
     """The questions that fit into the context of every run without any shot, so that all runs answer the same ones."""
     kept = list(questions.evaluated)
     for run, writer in runs:
-        evaluator = Evaluator(run, writer, settings, lambda: None)
+        evaluator = Evaluator(run, writer, settings)
         kept = [question for question in kept if evaluator.size(question, [])[1] <= evaluator.limit]
     if not kept:
         raise UserError(
@@ -150,10 +151,9 @@ def fitting_questions(
 class Evaluator:
     """Answers questions with one run. limit: tokens that its context holds."""
 
-    def __init__(
-        self, run: ChatRun, writer: PromptWriter, settings: FewShotSettings, advance: Callable
-    ):
-        self.run, self.writer, self.settings, self.advance = run, writer, settings, advance
+    def __init__(self, run: ChatRun, writer: PromptWriter, settings: FewShotSettings):
+        self.run, self.writer, self.settings = run, writer, settings
+        self.advance: Callable[[], None] = lambda: None  # called after each question
         self.limit = context_length(run.model)
 
     def size(

@@ -1,6 +1,7 @@
 """The evaluation as tasks of lm_eval (EleutherAI's lm-evaluation-harness): one YAML and one .jsonl for each draw.
 
 The shots are part of the exported prompts, since lm_eval draws its own in another way. So both read the same tokens.
+lm_eval would cut a prompt that is too long at its start, so the prompts are those that fit into the context of one run.
 A group of the task's name runs all of them: lm_eval --include_path FOLDER --tasks NAME.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.few_shot.evaluate import FewShotSettings, number_of_draws
+from rlhf.few_shot.evaluate import Evaluator, number_of_draws
 from rlhf.few_shot.prompts import DELIMITER, PromptWriter
 from rlhf.few_shot.questions import Questions, draw_shots
 
@@ -43,10 +44,9 @@ def check_can_export(questions: Questions, writer: PromptWriter) -> None:
         )
 
 
-def export(
-    folder: Path, name: str, questions: Questions, writer: PromptWriter, settings: FewShotSettings
-) -> list[str]:
-    """Write the tasks and their group, and return the names of the tasks."""
+def export(folder: Path, name: str, questions: Questions, evaluator: Evaluator) -> list[str]:
+    """Write the tasks and their group, and return the names of the tasks. evaluator: of the run that reads the prompts."""
+    settings = evaluator.settings
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for count in settings.shots:
@@ -54,7 +54,7 @@ def export(
             task = task_name(name, count, draw)
             shots = draw_shots(questions.pool, count, seed=settings.seed, draw=draw)
             data = folder / f"{task}.jsonl"
-            data.write_text("".join(rows(questions, writer, shots)), encoding="utf-8")
+            data.write_text("".join(rows(questions, evaluator, shots)), encoding="utf-8")
             # lm_eval looks for relative paths where it was started.
             content = TASK | {"dataset_kwargs": {"data_files": {"test": str(data.resolve())}}}
             write_yaml(folder / f"{task}.yaml", {"task": task} | content)
@@ -67,10 +67,11 @@ def task_name(name: str, shots: int, draw: int) -> str:
     return f"{name}_{shots}_shots_draw_{draw}"
 
 
-def rows(questions: Questions, writer: PromptWriter, shots: list) -> Iterator[str]:
+def rows(questions: Questions, evaluator: Evaluator, shots: list) -> Iterator[str]:
     """The lines of the .jsonl of a task."""
     for question in questions.evaluated:
-        row = {"prompt": writer.text(shots, question.texts)}
+        _, kept = evaluator.fit(question, shots)
+        row = {"prompt": evaluator.writer.text(kept, question.texts)}
         row |= {"choices": list(question.answers), "gold": question.gold}
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
