@@ -215,6 +215,9 @@ class Evaluator:
         items = []
         for text in CONTENT_FREE:
             texts = dict.fromkeys(question.texts, text)
+            # "" in the template {text} leaves nothing that a model could read before an answer.
+            if not self.writer.encode(shots, texts):
+                continue
             empty = Question(texts, question.answers, question.gold, question.references)
             items.append(self.fit(empty, shots)[0])
         return content_free_bias(self.log_probs(items))

@@ -37,7 +37,7 @@ def check_template(template: str, kind: str, columns: Sequence[str]) -> str:
     braced = ", ".join(f"{{{name}}}" for name in allowed)
     for name in names:
         if name not in allowed:
-            raise UserError(f"--template: {{{name}}} is no column of {kind} rows: use {braced}")
+            raise UserError(f"--template: {{{name}}} is not a column of {kind} rows: use {braced}")
     if not set(names) & set(columns):
         raise UserError(f"--template: it holds no text of the row: use at least one of {braced}")
     if template != template.rstrip():

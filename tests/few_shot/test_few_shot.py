@@ -165,6 +165,20 @@ def test_the_bias_comes_from_texts_without_content(run):
     assert bias.exp().tolist() == pytest.approx(means.tolist(), rel=1e-4)
 
 
+def test_an_empty_prompt_is_not_a_text_without_content(run):
+    # The template is the text alone: "" would leave nothing to read before the answer.
+    writer = PromptWriter(run.tokenizer, "{text}", (), False)
+    bias = Evaluator(run, writer, settings()).bias(question("the river"), [])
+    means = torch.zeros(2, dtype=torch.float64)
+    for text in ("N/A", "[MASK]"):
+        start = len(run.tokenizer.encode(text))
+        sums = []
+        for answer in ("a red bridge", "river"):
+            sums.append(by_hand(run.model, run.tokenizer.encode(f"{text} {answer}"), start))
+        means += torch.tensor(sums, dtype=torch.float64).softmax(-1) / 2
+    assert bias.exp().tolist() == pytest.approx(means.tolist(), rel=1e-4)
+
+
 def test_the_first_of_equal_answers_wins():
     assert best(torch.tensor([1.0, 2.0, 2.0])) == (1, True)
 
@@ -247,7 +261,7 @@ def test_prompts(run):
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("{txt}:", "no column"), ("Label:", "no text of the row"), ("{text} ", "white space")],
+    [("{txt}:", "not a column"), ("Label:", "no text of the row"), ("{text} ", "white space")],
 )
 def test_bad_templates(template, message):
     with pytest.raises(UserError, match=message):
