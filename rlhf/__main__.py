@@ -43,6 +43,11 @@ COMMANDS = {
         "n scored answers to each prompt, best first: rows for SFT, reward models and DPO",
         PREPARE,
     ),
+    "evaluate": (
+        "rlhf.commands.evaluate",
+        "zero- and few-shot accuracy of language models on rows with answers",
+        LOOK,
+    ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
     "export": (
         "rlhf.commands.export",

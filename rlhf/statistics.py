@@ -51,3 +51,22 @@ def ranks(values: "Tensor | Sequence[float]") -> "Tensor":
     last_ranks = counts.cumsum(0).double()  # of each distinct value
     mean_ranks = last_ranks - (counts - 1) / 2
     return mean_ranks[index]
+
+
+def bootstrap_interval(values: "Tensor", *, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of (draws, rows) values, where both draws and rows are drawn again.
+
+    Two-way bootstrap (Owen 2007, "The pigeonhole bootstrap"): the mean of the values at resampled rows and columns.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    draws, rows = values.shape
+    means = []
+    for _ in range(resamples):
+        chosen_draws = torch.randint(draws, (draws,), generator=generator)
+        chosen_rows = torch.randint(rows, (rows,), generator=generator)
+        # The mean over chosen draws first: the order does not matter, and this one is small.
+        means.append(values[chosen_draws].mean(0)[chosen_rows].mean())
+    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))
+    return low.item(), high.item()
