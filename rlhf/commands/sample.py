@@ -18,6 +18,13 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from rlhf.commands.guiding import (
+    add_guiding_arguments,
+    check_guiding_arguments,
+    guiding_models,
+    guiding_settings,
+    load_guide,
+)
 from rlhf.commands.predict import progress
 from rlhf.commands.report import load_rewards
 from rlhf.commands.sampled_files import (
@@ -125,9 +132,11 @@ def begin(args: argparse.Namespace, splits: Splits, folder: Path) -> dict:
     models = {"policy": model_entry(args.run)}
     for number, path in enumerate(args.reward_model, start=1):
         models["reward" if number == 1 else f"reward_{number}"] = model_entry(path)
+    for role, path in guiding_models(args).items():
+        models[role] = model_entry(path)
     record = {
         "status": "running",
-        "settings": {name: getattr(args, name) for name in DECIDING},
+        "settings": {name: getattr(args, name) for name in DECIDING} | guiding_settings(args),
         "models": models,
         "data": splits.sources,
     }
@@ -176,6 +185,9 @@ def sample_missing(
         raise UserError(
             f"every prompt is longer than {limit} tokens: raise --max_prompt_length, or use --long_prompts cut"
         )
+    guide = guided = None
+    if args.decoding != "sample":
+        guide, guided = load_guide(args, run)
     settings = SamplingSettings(
         n=args.n,
         max_completion_length=args.max_completion_length,
@@ -184,6 +196,7 @@ def sample_missing(
         stop_token_ids=tuple(stop_token_ids(run.model, run.tokenizer)),
         warp=likely_tokens(args.temperature, args.top_k, args.top_p),
         columns=column_names(prompts.rows),
+        guided=guided,
     )
     # Whole prompts, as many as fill a batch.
     chunks = missing_chunks(prompts, done, max(1, args.per_device_batch_size // args.n))
@@ -195,6 +208,8 @@ def sample_missing(
             chosen = prompts.choose(chunk)
             append(part, sample_answers(run.model, run.tokenizer, chosen, rewards, settings))
             advance(len(chunk))
+    if guide is not None and index == 0:
+        print(guide.report())
     return too_long
 
 
@@ -312,6 +327,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--top_p {args.top_p} must be > 0 and at most 1, which keeps all tokens")
     if args.top_k < 0:
         raise UserError(f"--top_k {args.top_k} must be at least 0, which keeps all tokens")
+    check_guiding_arguments(args)
     check_rows_and_calls(args)
 
 
@@ -353,6 +369,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="[%(default)s]")
     add("--top_p", type=float, default=1.0, help="1: all tokens [%(default)s]")
     add("--top_k", type=int, default=0, help="0: all tokens [%(default)s]")
+    add_guiding_arguments(parser)
     add("--max_completion_length", type=int, default=64, help="in tokens [%(default)s]")
     add("--seed", type=int, default=0, help="of the sampling [%(default)s]")
     add(
