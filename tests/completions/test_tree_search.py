@@ -223,3 +223,26 @@ def test_the_passes_are_counted(guide):
     read = guide.passes["policy"]
     assert 2 <= read <= 1 + 5, "the root, and at most one new state for each simulation"
     assert guide.passes["value"] == (0 if shared else read)
+
+
+def test_the_values_are_those_that_ppo_trained(guide):
+    """The value of a state is what training reads before the state's next token."""
+    prompt, completion = PROMPTS[1], [4, 5, 6]
+    ids, mask = left_pad([prompt], 13)
+    after = torch.tensor([completion])
+    with torch.no_grad():
+        trained = guide.model(ids, mask, after, torch.ones_like(after).bool(), 1.0)
+        values = guide.values([prompt + completion[:size] for size in range(3)])
+        log_probs = guide.log_probs([prompt + completion[:size] for size in range(3)])
+    torch.testing.assert_close(values, trained.values[0], atol=1e-5, rtol=1e-5)
+    own = log_probs.gather(1, after.T).squeeze(1)
+    torch.testing.assert_close(own, trained.log_probs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_refused(guide, refused):
+    with torch.no_grad():
+        for parameter in guide.model.value_parameters() or guide.model.value_model.parameters():
+            parameter.fill_(float("nan"))
+    assert "no finite numbers" in refused(
+        decode_by_value, guide, PROMPTS, settings(), uniforms=None
+    )
