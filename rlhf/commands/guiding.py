@@ -72,7 +72,7 @@ def setting(args: argparse.Namespace, name: str) -> float:
 
 
 def guiding_settings(args: argparse.Namespace) -> dict:
-    """What a record says of the decoding: {} for plain sampling, so that its records stay as they were."""
+    """The part of a record about the decoding: {} for plain sampling, whose records stay as they were."""
     if args.decoding == SAMPLE:
         return {}
     names = (*FLAGS[args.decoding], "kl_coef")

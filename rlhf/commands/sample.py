@@ -115,8 +115,7 @@ def sample(args: argparse.Namespace, index: int, count: int) -> None:
         if record["status"] != "done" or not done:
             try:
                 # A part of the answers is on the disk, however this ends.
-                too_long = sample_missing(args, splits, done, index, count)
-                record["prompts_too_long"] = too_long
+                record |= sample_missing(args, splits, done, index, count)
                 wait_for_all()
             finally:
                 record["seconds"] += round(time.time() - started, 1)
@@ -167,8 +166,11 @@ def model_entry(path: str) -> dict:
 
 def sample_missing(
     args: argparse.Namespace, splits: Splits, done: set[int], index: int, count: int
-) -> int:
-    """Sample this process's share of the prompts that have no answers yet. Returns how many prompts are too long."""
+) -> dict:
+    """Sample this process's share of the prompts that have no answers yet. Returns counts for the record.
+
+    prompts_too_long: of all prompts. passes_per_token: of each model, where values guide this process.
+    """
     rewards = load_rewards(args, CallLimits(args.reward_timeout, args.reward_retries))
     [run] = load_runs([args.run], args.precision)
     room = context_length(run.model) - args.max_completion_length
@@ -208,9 +210,10 @@ def sample_missing(
             chosen = prompts.choose(chunk)
             append(part, sample_answers(run.model, run.tokenizer, chosen, rewards, settings))
             advance(len(chunk))
-    if guide is not None and index == 0:
-        print(guide.report())
-    return too_long
+    counts = {"prompts_too_long": too_long}
+    if guide is not None and guide.tokens:
+        counts["passes_per_token"] = guide.passes_per_token()
+    return counts
 
 
 def missing_chunks(prompts: Prompts, done: set[int], size: int) -> list[list[int]]:
@@ -282,6 +285,10 @@ def finish(args: argparse.Namespace, record: dict, folder: Path) -> None:
     if too_long:
         done = {"drop": "dropped", "cut": "cut to their end"}[args.long_prompts]
         print(f"{too_long} prompts are too long and were {done}")
+    passes = record.get("passes_per_token", {})
+    if passes:
+        parts = [f"{name} {count:.1f}" for name, count in passes.items()]
+        print(f"forward passes per token: {', '.join(parts)}")
     parts = [f"{count} {name}" for name, count in counts.items() if count]
     print(", ".join(parts))
     for name, entry in record["files"].items():

@@ -123,12 +123,9 @@ class Guide:
         ended = [completion[-1] in settings.stop_token_ids for completion in completions]
         return final(prompts, completions, ended)
 
-    def report(self) -> str:
+    def passes_per_token(self) -> dict[str, float]:
         """The rows that each model has read for one token of a completion, to compare with best of n."""
-        if not self.tokens:
-            return "no token was decoded"
-        parts = [f"{name} {count / self.tokens:.1f}" for name, count in self.passes.items()]
-        return f"forward passes per token: {', '.join(parts)}"
+        return {name: round(count / self.tokens, 3) for name, count in self.passes.items()}
 
     def _batches(self, rows: Rows):
         device = next(self.model.policy.parameters()).device

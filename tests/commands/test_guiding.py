@@ -70,6 +70,9 @@ def test_a_model_and_a_head_guide_the_sampling_and_the_record_says_so(sample, ru
                       "--value_run", runs / "model", "--ref_model", runs / "sft", "--kl_coef", 0.1)  # fmt: skip
     record = json.loads((searched / "sample.json").read_text())
     assert record["settings"]["simulations"] == 3 and record["settings"]["kl_coef"] == 0.1
+    # Both read each new state; so does the reference.
+    passes = record["passes_per_token"]
+    assert passes["policy"] == passes["value"] == passes["reference"] <= 3 + 3
     assert record["models"]["values"]["sha256"] and record["models"]["reference"]["sha256"]
     assert "forward passes per token: policy" in capsys.readouterr().out
 
