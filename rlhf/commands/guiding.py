@@ -12,7 +12,7 @@ from rlhf.data.chat import same_encoding
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import freeze, stop_token_ids
-from rlhf.models.snapshots import model_folder
+from rlhf.models.snapshots import is_local_model, model_folder
 from rlhf.models.value_functions import FOLDER, load_actor_critic
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
@@ -93,7 +93,8 @@ def value_folder(args: argparse.Namespace) -> str:
     """The folder whose weights give the values, for the record. A shared head has no model of its own there."""
     run = args.value_run or args.run
     folder = Path(model_folder(run)) / FOLDER
-    if (folder / "config.json").is_file():
+    # A commit of the Hub names the folders in it too.
+    if is_local_model(run) and (folder / "config.json").is_file():
         return str(folder)
     return run
 

@@ -13,7 +13,7 @@ from rlhf.data.chat import same_encoding
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, ValueHead
 from rlhf.models.load import load_reward_model, load_tokenizer
-from rlhf.models.parts import freeze, hidden_size
+from rlhf.models.parts import context_length, freeze, hidden_size
 from rlhf.models.snapshots import model_folder
 
 FOLDER = "value_model"
@@ -51,6 +51,11 @@ def load_actor_critic(
                 f"{folder} has another tokenizer than {run}: use the values of a run that started from the same model"
             )
         value = load_reward_model(str(folder))
+        if context_length(value) < context_length(policy):
+            raise UserError(
+                f"{folder} reads at most {context_length(value)} tokens and {run} {context_length(policy)}: use the values "
+                "of a run that started from the same model"
+            )
     value.to(next(policy.parameters()).device)
     return ActorCritic(policy, freeze(value))
 

@@ -12,7 +12,7 @@ from rlhf.commands.sample import add_arguments, main
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import save
 from rlhf.models.value_functions import load_actor_critic
-from rlhf.runs.record import read_jsonl
+from rlhf.runs.record import RunRecord, read_jsonl
 
 PROMPTS = [{"prompt": text} for text in ("a b", "c", "d e f")]
 
@@ -94,7 +94,7 @@ def test_flags_that_mean_nothing_are_refused(sample, refused, message):
 
 
 def test_values_that_do_not_belong_to_the_policy_are_refused(
-    runs, tmp_path, tokenizer, make_policy, refused
+    runs, tmp_path, tokenizer, make_policy, make_reward_model, refused
 ):
     policy = make_policy(tokenizer, factor=2.0, seed=1)
     load = (load_actor_critic, policy, tokenizer, str(runs / "sft"))
@@ -102,6 +102,12 @@ def test_values_that_do_not_belong_to_the_policy_are_refused(
     (tmp_path / "value_model").mkdir()
     save_file({}, tmp_path / "value_model" / "value_adapter.safetensors")
     assert "share_trunk" in refused(*load, value_run=str(tmp_path))
+    short = tmp_path / "short"
+    save(make_reward_model(tokenizer), tokenizer, short / "value_model")
+    longer = make_policy(tokenizer, context=64)
+    assert "reads at most 48 tokens" in refused(
+        load_actor_critic, longer, tokenizer, str(runs / "sft"), value_run=str(short)
+    )
     other = tmp_path / "other"
     save_values(other / "value_model", ValueHead(8))
     assert "8 numbers" in refused(load_actor_critic, policy, tokenizer, str(other))
@@ -109,3 +115,5 @@ def test_values_that_do_not_belong_to_the_policy_are_refused(
 
 def test_the_discount_is_that_of_the_ppo_run(tmp_path):
     assert discount(str(tmp_path)) == 1.0
+    RunRecord(recipe="ppo", config={"gamma": 0.9}).save(tmp_path)
+    assert discount(str(tmp_path)) == 0.9
