@@ -18,6 +18,13 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from rlhf.commands.guiding import (
+    add_guiding_arguments,
+    check_guiding_arguments,
+    guiding_models,
+    guiding_settings,
+    load_guide,
+)
 from rlhf.commands.predict import progress
 from rlhf.commands.report import load_rewards
 from rlhf.commands.sampled_files import (
@@ -108,8 +115,7 @@ def sample(args: argparse.Namespace, index: int, count: int) -> None:
         if record["status"] != "done" or not done:
             try:
                 # A part of the answers is on the disk, however this ends.
-                too_long = sample_missing(args, splits, done, index, count)
-                record["prompts_too_long"] = too_long
+                record |= sample_missing(args, splits, done, index, count)
                 wait_for_all()
             finally:
                 record["seconds"] += round(time.time() - started, 1)
@@ -125,9 +131,11 @@ def begin(args: argparse.Namespace, splits: Splits, folder: Path) -> dict:
     models = {"policy": model_entry(args.run)}
     for number, path in enumerate(args.reward_model, start=1):
         models["reward" if number == 1 else f"reward_{number}"] = model_entry(path)
+    for role, path in guiding_models(args).items():
+        models[role] = model_entry(path)
     record = {
         "status": "running",
-        "settings": {name: getattr(args, name) for name in DECIDING},
+        "settings": {name: getattr(args, name) for name in DECIDING} | guiding_settings(args),
         "models": models,
         "data": splits.sources,
     }
@@ -158,8 +166,11 @@ def model_entry(path: str) -> dict:
 
 def sample_missing(
     args: argparse.Namespace, splits: Splits, done: set[int], index: int, count: int
-) -> int:
-    """Sample this process's share of the prompts that have no answers yet. Returns how many prompts are too long."""
+) -> dict:
+    """Sample this process's share of the prompts that have no answers yet. Returns counts for the record.
+
+    prompts_too_long: of all prompts. passes_per_token: of each model, where values guide this process.
+    """
     rewards = load_rewards(args, CallLimits(args.reward_timeout, args.reward_retries))
     [run] = load_runs([args.run], args.precision)
     room = context_length(run.model) - args.max_completion_length
@@ -176,6 +187,9 @@ def sample_missing(
         raise UserError(
             f"every prompt is longer than {limit} tokens: raise --max_prompt_length, or use --long_prompts cut"
         )
+    guide = guided = None
+    if args.decoding != "sample":
+        guide, guided = load_guide(args, run)
     settings = SamplingSettings(
         n=args.n,
         max_completion_length=args.max_completion_length,
@@ -184,6 +198,7 @@ def sample_missing(
         stop_token_ids=tuple(stop_token_ids(run.model, run.tokenizer)),
         warp=likely_tokens(args.temperature, args.top_k, args.top_p),
         columns=column_names(prompts.rows),
+        guided=guided,
     )
     # Whole prompts, as many as fill a batch.
     chunks = missing_chunks(prompts, done, max(1, args.per_device_batch_size // args.n))
@@ -195,7 +210,10 @@ def sample_missing(
             chosen = prompts.choose(chunk)
             append(part, sample_answers(run.model, run.tokenizer, chosen, rewards, settings))
             advance(len(chunk))
-    return too_long
+    counts = {"prompts_too_long": too_long}
+    if guide is not None and guide.tokens:
+        counts["passes_per_token"] = guide.passes_per_token()
+    return counts
 
 
 def missing_chunks(prompts: Prompts, done: set[int], size: int) -> list[list[int]]:
@@ -267,6 +285,10 @@ def finish(args: argparse.Namespace, record: dict, folder: Path) -> None:
     if too_long:
         done = {"drop": "dropped", "cut": "cut to their end"}[args.long_prompts]
         print(f"{too_long} prompts are too long and were {done}")
+    passes = record.get("passes_per_token", {})
+    if passes:
+        parts = [f"{name} {count:.1f}" for name, count in passes.items()]
+        print(f"forward passes per token: {', '.join(parts)}")
     parts = [f"{count} {name}" for name, count in counts.items() if count]
     print(", ".join(parts))
     for name, entry in record["files"].items():
@@ -312,6 +334,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--top_p {args.top_p} must be > 0 and at most 1, which keeps all tokens")
     if args.top_k < 0:
         raise UserError(f"--top_k {args.top_k} must be at least 0, which keeps all tokens")
+    check_guiding_arguments(args)
     check_rows_and_calls(args)
 
 
@@ -353,6 +376,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="[%(default)s]")
     add("--top_p", type=float, default=1.0, help="1: all tokens [%(default)s]")
     add("--top_k", type=int, default=0, help="0: all tokens [%(default)s]")
+    add_guiding_arguments(parser)
     add("--max_completion_length", type=int, default=64, help="in tokens [%(default)s]")
     add("--seed", type=int, default=0, help="of the sampling [%(default)s]")
     add(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf.completions.batches import decode_in_batches
 from rlhf.completions.rollout import Prompts, completion_texts, unpadded
-from rlhf.completions.sample import uniform_numbers
+from rlhf.completions.sample import SampledTokens, uniform_numbers
 from rlhf.completions.score import ScoringBatch
 from rlhf.data.chat import Prompt
 from rlhf.data.padding import left_pad
@@ -31,6 +31,7 @@ class SamplingSettings:
     stop_token_ids: any of them ends an answer.
     warp: logits (B, V) -> the logits to sample from, the temperature included.
     columns: of the rows, for reward functions.
+    guided: f(prompt ids, uniforms) that decodes with values instead, see `guided`.
     """
 
     n: int
@@ -40,6 +41,7 @@ class SamplingSettings:
     stop_token_ids: tuple[int, ...]
     warp: Callable[[Tensor], Tensor]
     columns: tuple[str, ...]
+    guided: Callable[[list[list[int]], Tensor], SampledTokens] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,7 @@ def sample_answers(
     uniforms = []
     for number in prompts.numbers:
         uniforms.append(uniform_numbers(n, length, seed=settings.seed, stream=number))
-    ids, mask = left_pad(copies.ids, tokenizer.pad_token_id or 0)  # the mask excludes padding
-    device = next(model.parameters()).device
-    sampled = decode_in_batches(
-        model,
-        ids.to(device),
-        mask.to(device),
-        batch_size=settings.batch_size,
-        uniforms=torch.cat(uniforms),
-        stop_token_ids=settings.stop_token_ids,
-        max_completion_length=length,
-        temperature=1.0,  # `warp` has divided by it
-        warp=settings.warp,
-    )
+    sampled = decoded(model, tokenizer, copies.ids, torch.cat(uniforms), settings)
     completion_ids = unpadded(sampled.ids, sampled.mask)
     texts = completion_texts(tokenizer, completion_ids, sampled.ended)
     scores, parts = rewards(
@@ -123,6 +113,27 @@ def sample_answers(
         best_first = sorted(own, key=lambda answer: -answer.score)
         results.append(Answers(prompts.numbers[i], row["prompt"], best_first))
     return results
+
+
+def decoded(
+    model, tokenizer, prompt_ids: list[list[int]], uniforms: Tensor, settings: SamplingSettings
+) -> SampledTokens:
+    """One completion of each prompt. uniforms (B, max_completion_length)."""
+    if settings.guided is not None:
+        return settings.guided(prompt_ids, uniforms)
+    ids, mask = left_pad(prompt_ids, tokenizer.pad_token_id or 0)  # the mask excludes padding
+    device = next(model.parameters()).device
+    return decode_in_batches(
+        model,
+        ids.to(device),
+        mask.to(device),
+        batch_size=settings.batch_size,
+        uniforms=uniforms,
+        stop_token_ids=settings.stop_token_ids,
+        max_completion_length=settings.max_completion_length,
+        temperature=1.0,  # `warp` has divided by it
+        warp=settings.warp,
+    )
 
 
 # ---- rows to train on --------------------------------------------------------------------------------------------

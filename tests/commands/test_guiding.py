@@ -1,0 +1,119 @@
+"""`rlhf sample --decoding value` and `mcts`: which values are read, and what is refused before sampling."""
+
+import argparse
+import json
+
+import pytest
+from safetensors.torch import save_file
+from torch import nn
+
+from rlhf.commands.guiding import discount
+from rlhf.commands.sample import add_arguments, main
+from rlhf.models.actor_critic import ValueHead
+from rlhf.models.load import save
+from rlhf.models.value_functions import load_actor_critic
+from rlhf.runs.record import RunRecord, read_jsonl
+
+PROMPTS = [{"prompt": text} for text in ("a b", "c", "d e f")]
+
+
+def save_values(folder, value):
+    """A head's tensors, as `policy_gradient.checkpoints` writes them."""
+    folder.mkdir(parents=True)
+    save_file(value.state_dict(), folder / "value_head.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tokenizer, make_policy, make_reward_model):
+    """Three runs of the same policy: without values, with a model and with a head."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("sft", "model", "head"):
+        save(make_policy(tokenizer, factor=2.0, seed=1), tokenizer, folder / name)
+    save(make_reward_model(tokenizer), tokenizer, folder / "reward")
+    save(make_reward_model(tokenizer, seed=3), tokenizer, folder / "model" / "value_model")
+    head = ValueHead(16)
+    nn.init.normal_(head.weight)
+    save_values(folder / "head" / "value_model", head)
+    return folder
+
+
+@pytest.fixture
+def sample(runs, write, tmp_path):
+    """f(run, name, *flags) samples two answers to each prompt and returns the folder."""
+    prompts = write("prompts.jsonl", PROMPTS)
+
+    def sample(run, name, *flags):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        argv = [runs / run, "--dataset_name", prompts, "--output", tmp_path / name, "--n", 2]
+        argv += ["--max_completion_length", 4, "--reward_model", runs / "reward"]
+        main(parser.parse_args([*map(str, argv), *map(str, flags)]))
+        return tmp_path / name
+
+    return sample
+
+
+def texts(folder):
+    rows = read_jsonl(folder / "answers.jsonl")
+    return [answer["completion"] for row in rows for answer in row["answers"]]
+
+
+def test_a_model_and_a_head_guide_the_sampling_and_the_record_says_so(sample, runs, capsys):
+    plain = sample("sft", "plain", "--top_k", 4)
+    assert "decoding" not in json.loads((plain / "sample.json").read_text())["settings"]
+    still = sample("model", "still", "--top_k", 4, "--decoding", "value", "--value_coef", 0)
+    assert texts(still) == texts(plain)
+    for run in ("model", "head"):
+        guided = sample(run, f"{run} value", "--top_k", 4, "--decoding", "value", "--value_coef", 9)
+        assert texts(guided) != texts(plain)
+    searched = sample("sft", "mcts", "--top_k", 4, "--decoding", "mcts", "--simulations", 3,
+                      "--value_run", runs / "model", "--ref_model", runs / "sft", "--kl_coef", 0.1)  # fmt: skip
+    record = json.loads((searched / "sample.json").read_text())
+    assert record["settings"]["simulations"] == 3 and record["settings"]["kl_coef"] == 0.1
+    # Both read each new state; so does the reference.
+    passes = record["passes_per_token"]
+    assert passes["policy"] == passes["value"] == passes["reference"] <= 3 + 3
+    assert record["models"]["values"]["sha256"] and record["models"]["reference"]["sha256"]
+    assert "forward passes per token: policy" in capsys.readouterr().out
+
+
+REFUSED = {
+    "--value_coef is not read": ("sft", ["--value_coef", "1"]),
+    "--simulations is not read": ("model", ["--decoding", "value", "--simulations", "4"]),
+    "likeliest tokens": ("model", ["--decoding", "value"]),
+    "belong together": ("model", ["--decoding", "mcts", "--top_k", "4", "--kl_coef", "0.1"]),
+    "holds no value_model/": ("sft", ["--decoding", "mcts", "--top_k", "4"]),
+    "at least 1": ("model", ["--decoding", "mcts", "--top_k", "4", "--simulations", "0"]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_flags_that_mean_nothing_are_refused(sample, refused, message):
+    run, flags = REFUSED[message]
+    assert message in refused(sample, run, "refused", *flags)
+
+
+def test_values_that_do_not_belong_to_the_policy_are_refused(
+    runs, tmp_path, tokenizer, make_policy, make_reward_model, refused
+):
+    policy = make_policy(tokenizer, factor=2.0, seed=1)
+    load = (load_actor_critic, policy, tokenizer, str(runs / "sft"))
+    assert "head on the trunk" in refused(*load, value_run=str(runs / "head"))
+    (tmp_path / "value_model").mkdir()
+    save_file({}, tmp_path / "value_model" / "value_adapter.safetensors")
+    assert "share_trunk" in refused(*load, value_run=str(tmp_path))
+    short = tmp_path / "short"
+    save(make_reward_model(tokenizer), tokenizer, short / "value_model")
+    longer = make_policy(tokenizer, context=64)
+    assert "reads at most 48 tokens" in refused(
+        load_actor_critic, longer, tokenizer, str(runs / "sft"), value_run=str(short)
+    )
+    other = tmp_path / "other"
+    save_values(other / "value_model", ValueHead(8))
+    assert "8 numbers" in refused(load_actor_critic, policy, tokenizer, str(other))
+
+
+def test_the_discount_is_that_of_the_ppo_run(tmp_path):
+    assert discount(str(tmp_path)) == 1.0
+    RunRecord(recipe="ppo", config={"gamma": 0.9}).save(tmp_path)
+    assert discount(str(tmp_path)) == 0.9
