@@ -426,7 +426,8 @@ def plot(summary: dict, path: Path) -> None:
                 entry[name]["mean"],
                 xerr=entry["kl"]["sd"] or 0,
                 yerr=entry[name]["sd"] or 0,
-                fmt=MARKERS[index % len(MARKERS)],
+                # The second round of colours has other markers.
+                fmt=MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
                 color=COLOURS[index % len(COLOURS)],
                 label=method,
             )
