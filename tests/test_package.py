@@ -220,7 +220,7 @@ def test_version(capsys):
         (["rewards"], "no command 'rewards', did you mean 'reward'?"),
         (
             ["zzz"],
-            "no command 'zzz'; known: annotator, chat, classification, configs, demo, dpo, e2e, examples, export, finish",
+            "no command 'zzz'; known: annotator, chat, classification, configs, demo, dpo, e2e, evaluate, examples",
         ),
         (["sft", "--config", "dem"], "no sft config 'dem', did you mean 'demo'?"),
         (["sft", "--config", "demo/x"], "demo/x: no such config file"),

@@ -90,8 +90,9 @@ def strings(path: Path) -> list[str]:
 
 
 def may_name(name: str) -> set[Path]:
-    """Files that may name a task: the table, and the layouts of foreign files, which say which rows they become."""
+    """Files that may name a task: the table, the layouts of foreign files, and the prompts that rows become."""
     names = ("task_table.py", "data/importers.py", "serving/ui/tasks.py")
+    names += ("few_shot/questions.py", "few_shot/prompts.py", "few_shot/export.py")
     files = {ROOT / "rlhf" / name for name in names}
     return files | {ROOT / "recipes" / f"{name}.py"} | set((ROOT / "rlhf" / "tasks").rglob("*.py"))
 

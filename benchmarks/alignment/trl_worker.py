@@ -32,6 +32,7 @@ def main(job: dict) -> None:
         disable_tqdm=True,
         **job["settings"],
     )
+    # As TRL's script does it, before the models are made.
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(job["policy"], padding_side="left")
     reward, value = (
@@ -52,6 +53,7 @@ def main(job: dict) -> None:
         value_model=value,
         train_dataset=Dataset.from_dict({"input_ids": job["prompt_ids"]}),
     )
+    # Without the shuffling of TRL's own.
     loader = DataLoader(
         trainer.train_dataset, batch_size=args.local_batch_size, collate_fn=trainer.data_collator
     )

@@ -70,6 +70,7 @@ def decode_by_search(
     completions: Rows = [[] for _ in prompts]
     active = list(range(len(prompts)))
     roots = read_states(guide, prompts, completions, settings)
+    # All trees grow together: each simulation reads one new state of every prompt in one batch.
     for step in range(settings.max_completion_length):
         own = [prompts[i] for i in active]
         for _ in range(settings.simulations):
@@ -77,6 +78,7 @@ def decode_by_search(
         chosen = choose(visit_logits(roots), uniforms, active, step).tolist()
         next_active, next_roots = [], []
         for i, root, j in zip(active, roots, chosen, strict=True):
+            # The subtree of the chosen token is kept, with its visits, for the next token.
             child = root.children[j]
             completions[i] = child.completion
             # A complete text offers nothing.
@@ -97,6 +99,7 @@ def simulate(
     new = [i for i, path in enumerate(paths) if path.leaf is None]
     complete, open_ended = [], []
     for i in new:
+        # A complete text needs no forward pass of the policy.
         if is_complete(paths[i].new_completion(), settings, final):
             complete.append(i)
         else:
@@ -110,6 +113,7 @@ def simulate(
         values = values_of_complete(guide, prompts, paths, complete, settings, final)
         for i, value in zip(complete, values, strict=True):
             attach(paths[i], State(paths[i].new_completion(), value, complete=True))
+    # A path that ended at a known state is worth what that state is worth, and is backed up too.
     for path in paths:
         back_up(path, settings, scored=final is not None)
 

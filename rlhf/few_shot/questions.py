@@ -18,6 +18,7 @@ from rlhf.errors import UserError
 RANKED = ("classification", "pair_classification", "multiple_choice")  # kinds with given answers
 GENERATED = ("question_answering",)
 KINDS_READ = ("pair_classification", "classification", "multiple_choice", "question_answering")
+# A template that showed these would give the answer away.
 ANSWER_COLUMNS = ("label", "choices", "answers")  # not for the template
 LABELS_SHOWN = 5  # in a message
 
@@ -72,6 +73,7 @@ def label_texts(rows: Sequence[dict], names: Sequence[str] | None) -> dict[str, 
             "--shots_dataset_name"
         )
     if names is None:
+        # Numbers and truth values say nothing to a language model.
         if any(label_order(label)[0] == 0 or label in ("True", "False") for label in labels):
             raise UserError(
                 f"the labels are {shown(labels)}, which are no words for a language model: give their texts with "

@@ -37,6 +37,7 @@ def table_rows(results: Sequence[dict], baselines: dict[str, float]) -> list[dic
         row["interval"] = f"{per_cent(result['low'])} to {per_cent(result['high'])}"
         row["draws"] = len(result["by_draw"])
         rows.append(row)
+    # A number that needs no model has no shots and no method.
     for name, value in baselines.items():
         row = dict.fromkeys(COLUMNS, "")
         rows.append(row | {"run": name, "accuracy": per_cent(value)})
@@ -56,6 +57,7 @@ def draw_picture(results: Sequence[dict], baselines: dict[str, float], path: Pat
         for axis, run in zip(axes[0], runs):
             for style, method in zip(LINES, methods):
                 draw_line(axis, results, run, method, style)
+            # Grey lines, lighter from one to the next: below them a model has learned nothing.
             for i, (name, value) in enumerate(baselines.items()):
                 axis.axhline(value, color=f"{0.4 + 0.3 * i}", linewidth=0.8, label=name)
             axis.set(title=run, xlabel="shots", ylim=(0, 1))
@@ -85,6 +87,7 @@ def answer_lines(cells: Sequence[Cell], golds: Sequence[int]) -> list[str]:
     """answers.jsonl: for each run, shots, draw and question, the log-probabilities of its answers or the answer."""
     lines = []
     for cell in cells:
+        # Ranked questions have log-probs, generated ones a text.
         for draw, values in enumerate(cell.log_probs or cell.answers):
             name = "log_probs" if cell.log_probs else "answer"
             for index, (value, gold) in enumerate(zip(values, golds)):
