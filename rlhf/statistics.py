@@ -53,7 +53,7 @@ def ranks(values: "Tensor | Sequence[float]") -> "Tensor":
     return mean_ranks[index]
 
 
-def bootstrap_interval(values: "Tensor", *, resamples: int, seed: int) -> tuple[float, float]:
+def two_way_bootstrap(values: "Tensor", *, resamples: int, seed: int) -> tuple[float, float]:
     """95 % percentile interval of the mean of (draws, rows) values, where both draws and rows are drawn again.
 
     Two-way bootstrap (Owen 2007, "The pigeonhole bootstrap"): the mean of the values at resampled rows and columns.
@@ -68,5 +68,9 @@ def bootstrap_interval(values: "Tensor", *, resamples: int, seed: int) -> tuple[
         chosen_rows = torch.randint(rows, (rows,), generator=generator)
         # The mean over chosen draws first: the order does not matter, and this one is small.
         means.append(values[chosen_draws].mean(0)[chosen_rows].mean())
-    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))
-    return low.item(), high.item()
+    return middle_95(torch.stack(means))
+
+
+def middle_95(values: "Tensor") -> tuple[float, float]:
+    """The percentiles 2.5 and 97.5 of resampled values, the interval of a bootstrap."""
+    return values.quantile(0.025).item(), values.quantile(0.975).item()

@@ -164,6 +164,7 @@ PARTS = {
     "list.py",
     "record.py",
     "readme.py",
+    "trl_side.py",
     "ppo_parity/run.py",
     "ppo_parity/worker.py",
     "serving/make_model.py",

@@ -260,6 +260,7 @@ def train_trl(folder: Path, runs: Path, seed: int, python: str) -> None:
         "HF_HUB_OFFLINE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(ROOT),
     }
     subprocess.run([python, HERE / "trl_worker.py", file], check=True, env=environment, cwd=HERE)
 

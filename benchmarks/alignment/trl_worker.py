@@ -5,27 +5,21 @@ JOB.json: `settings` of PPOConfig, `policy` and `reward` (folders), `prompt_ids`
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    set_seed,
-)
+from transformers import AutoTokenizer, set_seed
 from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from benchmarks.trl_side import count_steps, load_models, use_precision
 
 
 def main(job: dict) -> None:
     output = Path(job["output"])
-    if job["settings"]["bf16"]:
-        # As `accelerate launch --mixed_precision bf16` does: PPOConfig's own key has no effect.
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    use_precision(bf16=job["settings"]["bf16"])
     args = PPOConfig(
         output_dir=str(output.with_name(f"{output.name}_trainer")),
         use_cpu=not torch.accelerator.is_available(),
@@ -35,35 +29,25 @@ def main(job: dict) -> None:
     # As TRL's script does it, before the models are made.
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(job["policy"], padding_side="left")
-    reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(
-            job["reward"], num_labels=1, dtype=torch.float32
-        )
-        for _ in range(2)
-    )
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32) for _ in range(2)
-    )
+    models = load_models(job["policy"], job["reward"])
     trainer = PPOTrainer(
         args=args,
         processing_class=tokenizer,
-        model=policy,
-        ref_model=reference,
-        reward_model=reward,
-        value_model=value,
         train_dataset=Dataset.from_dict({"input_ids": job["prompt_ids"]}),
+        **models,
     )
     # Without the shuffling of TRL's own.
     loader = DataLoader(
         trainer.train_dataset, batch_size=args.local_batch_size, collate_fn=trainer.data_collator
     )
     trainer.dataloader = trainer.accelerator.prepare(loader)
-    assert trainer.accelerator.mixed_precision == ("bf16" if args.bf16 else "no")
     assert trainer.optimizer.optimizer.defaults["eps"] == args.adam_epsilon
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as our recipes do
+    steps = count_steps(trainer)
     trainer.train()
+    updates = args.total_episodes // args.per_device_train_batch_size
+    assert len(steps) == updates * args.num_ppo_epochs * args.num_mini_batches, len(steps)
     tokenizer.save_pretrained(output)
-    policy.save_pretrained(output)
+    models["model"].save_pretrained(output)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ micro-batch (tests/algorithms/test_parity_with_trl.py, 5).
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -16,14 +15,10 @@ from pathlib import Path
 import torch
 from clock import Clock, peak_memory_gb
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import AutoTokenizer, TrainerCallback, set_seed
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+from benchmarks.trl_side import count_steps, load_models, use_precision
 
 
 class EndOfUpdate(TrainerCallback):
@@ -62,10 +57,7 @@ def watch(clock: Clock, shape: dict) -> None:
 def main(job: dict) -> None:
     imports, shape, folder = peak_memory_gb(), job["shape"], Path(job["folder"])
     prompts = json.loads((folder / "prompts.json").read_text())["ids"]
-    if job["settings"][
-        "bf16"
-    ]:  # as `accelerate launch --mixed_precision bf16` does: PPOConfig's own bf16 has no effect
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    use_precision(bf16=job["settings"]["bf16"])
     clock = Clock()
     watch(clock, shape)
     with tempfile.TemporaryDirectory() as output:
@@ -89,35 +81,15 @@ def main(job: dict) -> None:
         )
         set_seed(args.seed)
         tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
-        reward, value = (
-            AutoModelForSequenceClassification.from_pretrained(
-                folder / "reward", num_labels=1, dtype=torch.float32
-            )
-            for _ in range(2)
-        )
-        policy, reference = (
-            AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
-            for _ in range(2)
-        )
+        models = load_models(folder / "policy", folder / "reward")
         trainer = PPOTrainer(
             args=args,
             processing_class=tokenizer,
-            model=policy,
-            ref_model=reference,
-            reward_model=reward,
-            value_model=value,
             train_dataset=Dataset.from_dict({"input_ids": prompts}),
             callbacks=[EndOfUpdate(clock)],
+            **models,
         )
-        steps, step = [], trainer.optimizer.optimizer.step
-
-        def counted_step(*args, **kwargs):
-            steps.append(1)
-            return step(*args, **kwargs)
-
-        trainer.optimizer.optimizer.step = counted_step
-        assert trainer.accelerator.mixed_precision == ("bf16" if args.bf16 else "no")
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # as our recipes do
+        steps = count_steps(trainer)
         trainer.train()
     names = ("trl", "torch", "transformers", "accelerate", "datasets")
     result = {

@@ -11,16 +11,18 @@ passes: rows that policy and value model read for one token. The reward model of
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from benchmarks.record import check_clean_tree, write_record  # noqa: E402
 from rlhf.comparison.compare import mean_estimate  # noqa: E402
+from rlhf.completions.best_of_n import means_of_the_last  # noqa: E402
 from rlhf.runs.record import command_line, read_jsonl  # noqa: E402
 
 LENGTH = 64  # tokens of an answer, as the PPO run had
@@ -101,8 +103,9 @@ def measure(folder: Path, n: int, *, passes: float) -> dict:
     for metric, part in METRICS.items():
         means = []
         for row in rows:
-            values = [answer["parts"][part] for answer in row["answers"]]
-            means.append(expected_of_best(values, n))
+            # Answers are there best first.
+            values = [answer["parts"][part] for answer in reversed(row["answers"])]
+            means.append(means_of_the_last(torch.tensor([values]))[0, n - 1].item())
         estimate = mean_estimate(means)
         result[metric] = [
             round(number, 3) for number in (estimate.mean, estimate.low, estimate.high)
@@ -110,16 +113,6 @@ def measure(folder: Path, n: int, *, passes: float) -> dict:
     ended = [answer["ended"] for row in rows for answer in row["answers"]]
     result["eos_rate"] = round(sum(ended) / len(ended), 3)
     return result
-
-
-def expected_of_best(values: list[float], n: int) -> float:
-    """The expected value of the best of n answers that are drawn without replacement. values: of all, best answer first.
-
-    Answer i, counted from 0, is the best of C(total - 1 - i, n - 1) of the C(total, n) draws.
-    """
-    total = len(values)
-    weights = [math.comb(total - 1 - i, n - 1) / math.comb(total, n) for i in range(total)]
-    return sum(weight * value for weight, value in zip(weights, values))
 
 
 if __name__ == "__main__":

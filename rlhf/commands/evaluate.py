@@ -7,15 +7,16 @@ log-probability, others are generated. Writes evaluation.json, answers.jsonl and
 import argparse
 import json
 import re
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from transformers.utils import logging
 
 from rlhf.commands.predict import progress, table
-from rlhf.commands.report import report_folder
+from rlhf.commands.report import output_folder, read_file, report_folder
 from rlhf.comparison.compare import ChatRun, load_runs
-from rlhf.data.load import Loaded, load_rows
 from rlhf.errors import UserError
 from rlhf.few_shot.evaluate import (
     Cell,
@@ -45,15 +46,29 @@ RESULTS, ANSWERS, PICTURE = "evaluation.json", "answers.jsonl", "accuracy.png"
 
 
 def main(args: argparse.Namespace) -> int:
+    if not args.json:
+        evaluate_and_write(args)
+        return 0
+    # The terminal's other lines would break the JSON.
+    with redirect_stdout(sys.stderr):
+        text = evaluate_and_write(args)
+    print(text)
+    return 0
+
+
+def evaluate_and_write(args: argparse.Namespace) -> str:
+    """All of the command -> the text of evaluation.json, or the prompt of --show_prompt."""
     settings = check_arguments(args)
+    folder = output_folder(args.output or report_folder(args.runs[-1]).with_name("few_shot"))
     # Loading has a bar, and tokenizers warn of long prompts before their shots are dropped.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     # All that needs no weights is checked before a model is loaded.
-    loaded = read(args, args.dataset_name)
+    reading = {"columns": args.columns, "skip_bad": args.skip_bad}
+    loaded = read_file(args.dataset_name, KINDS_READ, **reading)
     shots_loaded = None
     if args.shots_dataset_name:
-        shots_loaded = read(args, args.shots_dataset_name, kinds=(loaded.kind,))
+        shots_loaded = read_file(args.shots_dataset_name, (loaded.kind,), **reading)
     questions = make_questions(
         loaded.rows,
         shots_loaded.rows if shots_loaded else None,
@@ -74,23 +89,31 @@ def main(args: argparse.Namespace) -> int:
     print_counts(questions, len(loaded.rows))
     if args.show_prompt:
         shots = draw_shots(questions.pool, max(settings.shots), seed=args.seed, draw=0)
-        print(writers[0].shown(shots, questions.evaluated[0].texts))
-        return 0
+        prompt = writers[0].shown(shots, questions.evaluated[0].texts)
+        print(prompt)
+        return prompt
     if args.export_lm_eval:
         for writer in writers:
             check_can_export(questions, writer)
     runs = load_runs(args.runs, args.precision)
     questions = only_fitting(runs, writers, questions, settings)
     if args.export_lm_eval:
-        folder = Path(args.export_lm_eval)
+        tasks = Path(args.export_lm_eval)
         name = args.task_name or default_task_name(args.dataset_name)
-        export(folder, name, questions, Evaluator(runs[0], writers[0], settings))
+        export(tasks, name, questions, Evaluator(runs[0], writers[0], settings))
         model = f"--model hf --model_args pretrained={args.runs[0]}"
-        print(f"lm_eval --include_path {folder} --tasks {name} {model}")
+        print(f"lm_eval --include_path {tasks} --tasks {name} {model}")
     cells = evaluate(runs, writers, questions, settings)
     sources = loaded.sources + (shots_loaded.sources if shots_loaded else [])
-    write(args, settings, questions, cells, {"data": sources, "template": template})
-    return 0
+    facts = {
+        "command": command_line(),
+        "versions": package_versions(),
+        "runs": args.runs,
+        "data": sources,
+        "template": template,
+        "settings": asdict(settings) | {"format": args.format, "precision": args.precision},
+    }
+    return write(folder, questions, cells, facts)
 
 
 def check_arguments(args: argparse.Namespace) -> FewShotSettings:
@@ -111,17 +134,6 @@ def check_arguments(args: argparse.Namespace) -> FewShotSettings:
         max_answer_length=args.max_answer_length,
         answer_unit=args.answer_unit,
     )
-
-
-def read(args: argparse.Namespace, name: str, kinds: tuple[str, ...] = KINDS_READ) -> Loaded:
-    """The rows of a file that a flag names. What was dropped is printed."""
-    try:
-        loaded = load_rows(name, kinds=kinds, columns=args.columns, skip_bad=args.skip_bad)
-    except UserError as error:
-        raise UserError(str(error).replace("skip_bad: true", "--skip_bad")) from error
-    for warning in loaded.warnings:
-        print(warning)
-    return loaded
 
 
 def make_writer(
@@ -182,34 +194,22 @@ def evaluate(
     return cells
 
 
-def write(
-    args: argparse.Namespace,
-    settings: FewShotSettings,
-    questions: Questions,
-    cells: list[Cell],
-    facts: dict,
-) -> None:
-    """Write the files, and print the table."""
-    results = result_rows(cells, args.seed)
+def write(folder: Path, questions: Questions, cells: list[Cell], facts: dict) -> str:
+    """Write the files, print the table, and return the text of evaluation.json. facts: what the record says first."""
+    results = result_rows(cells, facts["settings"]["seed"])
     baselines = {}
     if questions.is_ranked:
         baselines["majority"] = majority_baseline(questions)
         baselines["random"] = random_baseline(questions.evaluated)
-    record = {
-        "command": command_line(),
-        "versions": package_versions(),
-        "runs": args.runs,
+    record = facts | {
         "kind": questions.kind,
         "labels": list(questions.labels),
         "rows": len(questions.evaluated),
         "pool": len(questions.pool),
         "duplicates_dropped": questions.duplicates,
-        "settings": asdict(settings) | {"format": args.format, "precision": args.precision},
-        **facts,
         "baselines": baselines,
         "results": results,
     }
-    folder = Path(args.output or report_folder(args.runs[-1]).with_name("few_shot"))
     folder.mkdir(parents=True, exist_ok=True)
     golds = [question.gold for question in questions.evaluated]
     lines = "\n".join(answer_lines(cells, golds)) + "\n"
@@ -217,9 +217,6 @@ def write(
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
     draw_picture(results, baselines, folder / PICTURE)
-    if args.json:
-        print(text)
-        return
     print(table(COLUMNS, table_rows(results, baselines)))
     for cell in cells:
         if cell.dropped_shots:
@@ -230,6 +227,7 @@ def write(
         if ties:
             print(f"{cell.run}, {cell.shots} shots: {ties} ties, where the first answer counts")
     print(f"{folder}: {RESULTS}, {ANSWERS}, {PICTURE}")
+    return text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,7 +271,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--answer_unit", default="word", help="of F1: word (SQuAD), character (KorQuAD)")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of all runs [%(default)s]")
     add("--output", metavar="FOLDER", help="folder for the files; default: <last RUN>/few_shot")
-    add("--json", action="store_true", help="print evaluation.json instead of the table")
+    add("--json", action="store_true", help="print evaluation.json, and the table on stderr")
     add(
         "--export_lm_eval",
         metavar="FOLDER",

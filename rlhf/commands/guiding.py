@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from rlhf.comparison.compare import ChatRun
@@ -21,7 +22,11 @@ SAMPLE, VALUE, MCTS = "sample", "value", "mcts"
 # Flags that each way of decoding reads, and those that both with values read.
 FLAGS = {SAMPLE: (), VALUE: ("value_coef",), MCTS: ("simulations", "c_puct")}
 BOTH = ("value_run", "ref_model", "kl_coef")
-DEFAULTS = {"value_coef": 1.0, "simulations": 16, "c_puct": 1.0, "kl_coef": 0.0}
+DEFAULTS = {
+    field.name: field.default
+    for field in fields(GuideSettings)
+    if field.name in (*FLAGS[VALUE], *FLAGS[MCTS], "kl_coef")
+}
 
 
 def add_guiding_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from rlhf.comparison.compare import Report, ReportSettings, build_report
 from rlhf.comparison.report import plot, to_json, to_markdown, to_table
 from rlhf.completions.functions import CallLimits
 from rlhf.completions.score import RewardModelScorer, WeightedSum, load_scorers
-from rlhf.data.load import load_rows
+from rlhf.data.load import Loaded, load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.snapshots import is_local_model, model_folder, split_revision
@@ -30,12 +30,13 @@ def main(args: argparse.Namespace) -> int:
         record = RunRecord.load(last_run)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit} must be at least 1")
+    folder = output_folder(args.output or report_folder(args.runs[-1]))
     # Rows and rewards are checked before the runs are loaded, which takes longest.
     rows = held_out_rows(args, record)
     rewards = load_rewards(args)
     text_rows = None
     if args.text:
-        text_rows = read_file(args.text, ("text",), args, limit=None)
+        text_rows = read_file(args.text, ("text",), skip_bad=args.skip_bad).rows
     settings = ReportSettings(
         seed=args.seed,
         temperature=args.temperature,
@@ -45,7 +46,6 @@ def main(args: argparse.Namespace) -> int:
         precision=args.precision,
     )
     report = build_report(args.runs, rows, settings=settings, rewards=rewards, text_rows=text_rows)
-    folder = Path(args.output or report_folder(args.runs[-1]))
     files = write_report(report, folder)
     print(to_table(report))
     print(f"{folder}: {', '.join(files)}")
@@ -59,24 +59,31 @@ def report_folder(run: str) -> Path:
     return Path("report") / split_revision(run)[0].replace("/", "--")
 
 
-def read_file(
-    path: str, kinds: tuple[str, ...], args: argparse.Namespace, *, limit: int | None
-) -> list[dict]:
-    """The rows of a file that a flag names. What was dropped is printed."""
+def output_folder(path: str | Path) -> Path:
+    """The folder for the results. UserError where it cannot be one, before any work is done."""
+    folder = Path(path)
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise UserError(f"--output {folder}: {part} is a file: name a folder")
+    return folder
+
+
+def read_file(path: str, kinds: tuple[str, ...], *, skip_bad: bool, **options) -> Loaded:
+    """The rows of a file that a flag names. What was dropped is printed. options: further ones of `load_rows`."""
     try:
-        loaded = load_rows(path, kinds=kinds, limit=limit, skip_bad=args.skip_bad)
+        loaded = load_rows(path, kinds=kinds, skip_bad=skip_bad, **options)
     except UserError as error:
         raise UserError(str(error).replace("skip_bad: true", "--skip_bad")) from error
     for warning in loaded.warnings:
         print(warning)
-    return loaded.rows
+    return loaded
 
 
 def held_out_rows(args: argparse.Namespace, record: RunRecord | None) -> list[dict]:
     """The rows of --prompts; without it, the rows that the last run was evaluated on."""
     kinds = ("prompt_completion", "prompt")
     if args.prompts:
-        return read_file(args.prompts, kinds, args, limit=args.limit)
+        return read_file(args.prompts, kinds, skip_bad=args.skip_bad, limit=args.limit).rows
     if record is None or not record.config.get("dataset_name"):
         raise UserError(
             f"{args.runs[-1]} does not record which prompts were held out: give --prompts FILE"

@@ -189,14 +189,19 @@ def ranking(prompt: Prompt, answers: list[Answer], *, min_margin: float) -> dict
 
 
 def best_of_means(scores: Tensor) -> Tensor:
-    """The expected highest score of k of the n answers, for k = 1 to n: (P, n) -> (P, n), fp64. Unbiased for each k.
+    """The expected highest score of k of the n answers, for k = 1 to n: (P, n) -> (P, n), fp64. Unbiased for each k."""
+    return means_of_the_last(scores.double().sort(dim=1).values)
 
-    With a prompt's scores in ascending order s_1 ... s_n, s_i is the highest of k that are drawn without replacement in
-    C(i-1, k-1) of the C(n, k) draws (the estimator of pass@k, arXiv 2107.03374, for numbers instead of passes).
+
+def means_of_the_last(ordered: Tensor) -> Tensor:
+    """The expected value of the last of k of n values, for k = 1 to n: (P, n) -> (P, n), fp64.
+
+    ordered: by the score that chooses, which need not be the values themselves. The value at i = 1 ... n is the last of k
+    that are drawn without replacement in C(i-1, k-1) of the C(n, k) draws (the estimator of pass@k, arXiv 2107.03374, for
+    numbers instead of passes).
     """
-    n = scores.shape[1]
-    # Sums of n terms, some of them tiny: in fp64.
-    ordered = scores.double().sort(dim=1).values  # (P, n)
+    n = ordered.shape[1]
+    ordered = ordered.double()  # sums of n terms, some of them tiny
     smaller = torch.arange(n, dtype=torch.float64)  # the number of scores before each
     weights = torch.full((n,), 1 / n, dtype=torch.float64)  # of k = 1
     means = []

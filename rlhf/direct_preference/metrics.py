@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.splits import prompt_key
+from rlhf.statistics import middle_95
 
 RESAMPLES = 1000  # of the bootstrap
 
@@ -71,4 +72,4 @@ def bootstrap_interval(values: Tensor, good: Tensor, prompts: Tensor) -> tuple[f
     times = times.scatter_add(1, draws, torch.ones_like(draws, dtype=torch.double))
     areas = area_under_curve(values, good, times[:, prompts])
     areas = areas[~areas.isnan()]  # a draw may hold one kind alone
-    return areas.quantile(0.025).item(), areas.quantile(0.975).item()
+    return middle_95(areas)

@@ -26,7 +26,7 @@ from rlhf.few_shot.scores import (
     method_scores,
 )
 from rlhf.models.parts import context_length, stop_token_ids
-from rlhf.statistics import bootstrap_interval, wilson_interval
+from rlhf.statistics import two_way_bootstrap, wilson_interval
 from rlhf.tasks.question_answering.metrics import answer_scores
 
 QUESTIONS_AT_ONCE = 16  # whose answers are scored together, so that sequences of like length meet
@@ -94,7 +94,7 @@ def accuracies(cell: Cell, seed: int) -> list[Accuracy]:
         if len(values) == 1 and is_share:
             low, high = wilson_interval(mean, matrix.shape[1])
         else:
-            low, high = bootstrap_interval(matrix, resamples=RESAMPLES, seed=seed)
+            low, high = two_way_bootstrap(matrix, resamples=RESAMPLES, seed=seed)
         results.append(Accuracy(method, mean, low, high, matrix.mean(1).tolist()))
     return results
 

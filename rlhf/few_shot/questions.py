@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from rlhf.data.rows import KINDS
 from rlhf.errors import UserError
 
-RANKED = ("classification", "pair_classification", "multiple_choice")  # kinds with given answers
+RANKED = ("pair_classification", "classification", "multiple_choice")  # kinds with given answers
 GENERATED = ("question_answering",)
-KINDS_READ = ("pair_classification", "classification", "multiple_choice", "question_answering")
+KINDS_READ = RANKED + GENERATED
 # A template that showed these would give the answer away.
 ANSWER_COLUMNS = ("label", "choices", "answers")  # not for the template
 LABELS_SHOWN = 5  # in a message

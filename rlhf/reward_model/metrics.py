@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 from rlhf.data.chat import as_text
 from rlhf.errors import UserError
 from rlhf.runs.plots import saved_figure
-from rlhf.statistics import correlation
+from rlhf.statistics import correlation, middle_95
 
 RESAMPLES = 1000  # of the bootstrap
 BINS = 10  # of the calibration, over predictions from 0.5 to 1
@@ -105,8 +105,7 @@ def _bootstrap_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
     draws = torch.randint(count, (RESAMPLES, count), generator=generator)
     pairs_drawn = counts[draws].sum(1).clamp(min=1)  # all rows of a draw may be ties
     resampled = hits[draws].sum(1) / pairs_drawn
-    low, high = resampled.quantile(0.025), resampled.quantile(0.975)
-    return low.item(), high.item()
+    return middle_95(resampled)
 
 
 def _flat_scores_and_lengths(scores: list[list[float]], rows: list[dict]) -> tuple[Tensor, Tensor]:

@@ -61,8 +61,9 @@ def test_classification(run, write, tmp_path, capsys):
 def test_multiple_choice_and_generated_answers(run, write, tmp_path, capsys):
     flags = ["--shots", 0, 1, "--num_rows", 3, "--draws", 1, "--json", "--output", tmp_path / "out"]
     assert command(run, "--dataset_name", write("choices.jsonl", CHOICES), *flags) == 0
-    capsys.readouterr()
+    printed = capsys.readouterr()
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert json.loads(printed.out) == record and "3 of 6 rows are evaluated" in printed.err
     assert record["baselines"]["random"] == pytest.approx(1 / 3)
     assert command(run, "--dataset_name", write("spans.jsonl", SPANS), *flags) == 0
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
@@ -100,6 +101,7 @@ def test_a_chat_model_gets_turns(bytes_tokenizer, make_policy, write, tmp_path, 
         (REVIEWS, [*NAMES, "--draws", "0"], "at least 1"),
         (REVIEWS, [*NAMES, "--num_rows", "4", "--format", "chat"], "no chat template"),
         ([{"prompt": "Hi!"}], [], "classification"),
+        (REVIEWS, [*NAMES, "--output", __file__], "is a file: name a folder"),
     ],
 )
 def test_refused_before_a_model_is_loaded(run, write, rows, flags, message, monkeypatch):

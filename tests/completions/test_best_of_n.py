@@ -13,6 +13,7 @@ from rlhf.completions.best_of_n import (
     best_of_means,
     demonstrations,
     kl_bound,
+    means_of_the_last,
     ranking,
     usable,
 )
@@ -41,6 +42,12 @@ def test_the_best_of_k_is_the_mean_over_all_subsets():
         for row, mean in zip(scores.tolist(), means[:, k - 1].tolist()):
             subsets = [max(subset) for subset in combinations(row, k)]
             assert mean == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_another_value_of_the_best_of_k_by_hand():
+    # The best of 1 is the mean; of the pairs the last is 30 once and 20 twice; of all three it is 20.
+    means = means_of_the_last(torch.tensor([[10.0, 30.0, 20.0]]))
+    assert means.tolist() == [pytest.approx([20.0, 70 / 3, 20.0])]
 
 
 def test_the_best_of_k_of_very_many_answers():

@@ -35,7 +35,7 @@ from rlhf.few_shot.scores import (
     content_free_bias,
     method_scores,
 )
-from rlhf.statistics import bootstrap_interval
+from rlhf.statistics import two_way_bootstrap
 
 TEMPLATE = "Text: {text}\nLabel:"
 
@@ -151,32 +151,31 @@ def test_calibration_by_hand():
     assert best(log_probs) == (0, False) and best(q) == (1, False)
 
 
-def test_the_bias_comes_from_texts_without_content(run):
-    evaluator = Evaluator(run, writer_of(run), settings())
-    bias = evaluator.bias(question("the river"), [])
+def mean_of_prompts(run, prompts: list[str]) -> list[float]:
+    """p_cf of "a red bridge" and "river", counted by hand."""
     means = torch.zeros(2, dtype=torch.float64)
-    for text in ("N/A", "[MASK]", ""):
-        prompt = f"Text: {text}\nLabel:"
+    for prompt in prompts:
         start = len(run.tokenizer.encode(prompt))
         sums = []
         for answer in ("a red bridge", "river"):
             sums.append(by_hand(run.model, run.tokenizer.encode(f"{prompt} {answer}"), start))
-        means += torch.tensor(sums, dtype=torch.float64).softmax(-1) / 3
-    assert bias.exp().tolist() == pytest.approx(means.tolist(), rel=1e-4)
+        means += torch.tensor(sums, dtype=torch.float64).softmax(-1) / len(prompts)
+    return means.tolist()
+
+
+def test_the_bias_comes_from_texts_without_content(run):
+    evaluator = Evaluator(run, writer_of(run), settings())
+    bias = evaluator.bias(question("the river"), [])
+    prompts = [f"Text: {text}\nLabel:" for text in ("N/A", "[MASK]", "")]
+    assert bias.exp().tolist() == pytest.approx(mean_of_prompts(run, prompts), rel=1e-4)
 
 
 def test_an_empty_prompt_is_not_a_text_without_content(run):
     # The template is the text alone: "" would leave nothing to read before the answer.
     writer = PromptWriter(run.tokenizer, "{text}", (), False)
     bias = Evaluator(run, writer, settings()).bias(question("the river"), [])
-    means = torch.zeros(2, dtype=torch.float64)
-    for text in ("N/A", "[MASK]"):
-        start = len(run.tokenizer.encode(text))
-        sums = []
-        for answer in ("a red bridge", "river"):
-            sums.append(by_hand(run.model, run.tokenizer.encode(f"{text} {answer}"), start))
-        means += torch.tensor(sums, dtype=torch.float64).softmax(-1) / 2
-    assert bias.exp().tolist() == pytest.approx(means.tolist(), rel=1e-4)
+    expected = mean_of_prompts(run, ["N/A", "[MASK]"])
+    assert bias.exp().tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_first_of_equal_answers_wins():
@@ -359,13 +358,13 @@ def test_intervals():
     # Wilson by hand: p = 3/4, n = 4, z = 1.96
     assert (result.low, result.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
     values = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    assert bootstrap_interval(values, resamples=500, seed=0) == (0.0, 1.0)
-    assert bootstrap_interval(torch.ones(2, 5), resamples=50, seed=0) == (1.0, 1.0)
+    assert two_way_bootstrap(values, resamples=500, seed=0) == (0.0, 1.0)
+    assert two_way_bootstrap(torch.ones(2, 5), resamples=50, seed=0) == (1.0, 1.0)
 
 
 def test_the_bootstrap_agrees_with_the_normal_interval_of_independent_rows():
     values = (torch.arange(400) % 4 == 0).double().unsqueeze(0)  # p = 1/4
-    low, high = bootstrap_interval(values, resamples=2000, seed=0)
+    low, high = two_way_bootstrap(values, resamples=2000, seed=0)
     half = 1.96 * (0.25 * 0.75 / 400) ** 0.5
     assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
 
