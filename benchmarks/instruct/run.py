@@ -34,14 +34,15 @@ from rlhf.runs.record import RunRecord, read_jsonl  # noqa: E402
 GB = 2**30
 LOOK_EVERY = 0.2  # seconds between two looks at the memory
 ESTIMATE = re.compile(r"largest at one time\s+([\d.]+)")
-# Flags of each stage over its YAML. Rows have about 120 tokens, and each stage makes one update.
+# Flags of each stage over its YAML. Rows have about 120 tokens (Llama: 300, as its template says the date), and each stage
+# makes one update.
 FLAGS = {
     "sft": {"logging_steps": 1, "max_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
             "eval_strategy": "no", "eval_fraction": 0, "save_strategy": "no"},
     "reward": {"logging_steps": 1, "max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
                "eval_strategy": "no"},
     "ppo": {"total_episodes": 4, "rollout_batch_size": 4, "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2, "epochs_per_rollout": 1, "max_prompt_length": 128,
+            "gradient_accumulation_steps": 2, "epochs_per_rollout": 1, "max_prompt_length": 512,
             "max_completion_length": 32, "eval_fraction": 0, "save_every": 100},
     "dpo": {"logging_steps": 1, "max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
             "eval_limit": 1, "max_completion_length": 16},
