@@ -348,6 +348,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "bert/pretraining-reviews:fine_tuning": bert_fine_tuning,
     "instruct/smollm2_360m": instruct,
     "instruct/qwen3_0.6b": instruct,
+    "instruct/llama3.2_1b": instruct,
     "serving/small": serving,
     "serving/medium": serving,
 }
