@@ -1,5 +1,6 @@
 """Tiny tokenizers, models and trainers, made on the spot: no test needs the network, and each takes milliseconds."""
 
+import gc
 import gzip
 import json
 import os
@@ -42,6 +43,11 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "a b c d e f g h".split()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made out of garbage collection: each trainer looked through it, half a second a time."""
+    gc.freeze()
 
 
 def word_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
