@@ -38,8 +38,11 @@ from rlhf.data.chat import add_chat_template  # noqa: E402
 from rlhf.errors import UserError  # noqa: E402
 from rlhf.models.parts import fit_embeddings  # noqa: E402
 from rlhf.models.scratch import new_policy  # noqa: E402
+from rlhf.runs import plots  # noqa: E402
 
 torch.set_num_threads(1)
+# A figure of full size takes as long as the training of a tiny model. Recipes in processes of their own draw it.
+plots.DPI, plots.LAYOUT = 30, None
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "a b c d e f g h".split()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 DPI = 110
+LAYOUT = "constrained"
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def saved_figure(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
+    figure, axes = plt.subplots(rows, columns, layout=LAYOUT, **options)
     try:
         yield figure, axes
         figure.savefig(path, dpi=DPI)
