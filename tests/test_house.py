@@ -28,6 +28,7 @@ LAYERS = {
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch huggingface_hub jinja2"),
     "rlhf.feedback": (2, "numpy krippendorff choix"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
+    "rlhf.baselines": (1, "torch transformers"),  # below models, which load them
     "rlhf.models": (
         2,
         "numpy torch transformers tokenizers peft safetensors psutil huggingface_hub",
