@@ -123,8 +123,10 @@ class NgramForCausalLM(BaselineForCausalLM):
         """Log-probabilities (N, V) after histories (N, order - 1), oldest first, NOTHING before the start of a row."""
         if not len(self.grams_1):
             raise UserError("this n-gram model holds no counts: count it with recipes/pretrain.py")
-        # Many positions have the same history.
-        distinct, index = torch.unique(histories, dim=0, return_inverse=True)
+        if self.config.order == 1:  # all positions have the same history, which is empty
+            distinct, index = histories[:1], histories.new_zeros(len(histories))
+        else:
+            distinct, index = torch.unique(histories, dim=0, return_inverse=True)
         vocabulary = self.config.vocab_size
         probs = torch.full(
             (len(distinct), vocabulary), 1 / vocabulary, device=histories.device
