@@ -35,9 +35,11 @@ from rlhf.errors import UserError
 
 HIGHEST_ORDER = 5
 DEFAULT_DISCOUNT = 0.5  # where no gram occurs once
-ROWS_PER_MERGE = 4096  # rows whose windows are counted together
-COUNT_STEPS = ("is counted, not trained by gradient steps: count it with recipes/pretrain.py, and "
-               "start from an MLP, RNN, LSTM, GRU or Transformer here")
+ROWS_PER_MERGE = 16384  # rows whose windows are counted together
+COUNT_STEPS = (
+    "is counted, not trained by gradient steps: count it with recipes/pretrain.py, and "
+    "start from an MLP, RNN, LSTM, GRU or Transformer here"
+)
 
 
 class NgramConfig(PreTrainedConfig):
@@ -123,15 +125,15 @@ class NgramForCausalLM(BaselineForCausalLM):
         """Log-probabilities (N, V) after histories (N, order - 1), oldest first, NOTHING before the start of a row."""
         if not len(self.grams_1):
             raise UserError("this n-gram model holds no counts: count it with recipes/pretrain.py")
-        if self.config.order == 1:  # all positions have the same history, which is empty
-            distinct, index = histories[:1], histories.new_zeros(len(histories))
-        else:
-            distinct, index = torch.unique(histories, dim=0, return_inverse=True)
+        # Many positions have the same history.
+        index, count = ranks_of(histories)
+        distinct = histories.new_empty(count, histories.shape[1])
+        distinct[index] = histories
         vocabulary = self.config.vocab_size
-        probs = torch.full(
-            (len(distinct), vocabulary), 1 / vocabulary, device=histories.device
-        )  # p_0
-        for k in range(1, self.config.order + 1):
+        probs = torch.full((1, vocabulary), 1 / vocabulary, device=histories.device)  # p_0
+        self._interpolate(probs, self.nodes_of(distinct[:1, :0]), 1)
+        probs = probs.repeat(count, 1)  # all histories have the same p_1
+        for k in range(2, self.config.order + 1):
             nodes = self.nodes_of(distinct[:, distinct.shape[1] - (k - 1) :])
             self._interpolate(probs, nodes, k)
         return probs.log().to(self.discounts.dtype)[index]
@@ -166,7 +168,8 @@ class NgramForCausalLM(BaselineForCausalLM):
         lowered = self.discounts[k - 1].float()
         probs[known] *= (lowered * kinds / totals).unsqueeze(1)
         kept = (counts[child] - lowered) / totals[row]
-        probs.index_put_((known[row], grams[child] % vocabulary), kept, accumulate=True)
+        tokens = grams[child] % vocabulary
+        probs[known[row], tokens] += kept  # no entry twice
 
 
 # ---- counting ----------------------------------------------------------------------------------------------------
@@ -185,23 +188,41 @@ def count_windows(rows: Iterable[Sequence[int]], order: int) -> tuple[Tensor, Te
         padded = torch.cat([ids.new_full((1,), NOTHING), ids, ids.new_full((order - 1,), NOTHING)])
         parts.append(padded.unfold(0, order + 1, 1))  # (T, order + 1)
         if len(parts) == ROWS_PER_MERGE:
-            total = add_counts([total, _distinct(parts)])
+            total = _added(total, parts)
             parts = []
-    if parts:
-        total = add_counts([total, _distinct(parts)])
-    return total
+    return _added(total, parts)
 
 
-def _distinct(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.unique(torch.cat(parts), dim=0, return_counts=True)
+def _added(total: tuple[Tensor, Tensor], parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """`total` and one more of each window of the parts."""
+    once = [(part, torch.ones(len(part), dtype=torch.long)) for part in parts]
+    return add_counts([total, *once])
 
 
 def add_counts(counts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The sum of several results of `count_windows`, for example of several processes."""
     windows = torch.cat([part for part, _ in counts])
     times = torch.cat([part for _, part in counts])
-    distinct, index = torch.unique(windows, dim=0, return_inverse=True)
-    return distinct, torch.zeros(len(distinct), dtype=torch.long).index_add_(0, index, times)
+    index, number = ranks_of(windows)
+    distinct = windows.new_empty(number, windows.shape[1])
+    distinct[index] = windows
+    return distinct, torch.zeros(number, dtype=torch.long).index_add_(0, index, times)
+
+
+def ranks_of(rows: Tensor) -> tuple[Tensor, int]:
+    """The index of each row (N, K) among the distinct rows in lexicographic order, and the number of these.
+
+    A sort of single numbers per column. torch.unique(dim=0) gives the same and takes many times as long.
+    """
+    ranks = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    if not len(rows):
+        return ranks, 0
+    number = 1
+    for column in rows.unbind(1):
+        keys = ranks * (int(column.max()) + 2) + column + 1  # NOTHING is -1
+        distinct, ranks = torch.unique(keys, return_inverse=True)
+        number = len(distinct)
+    return ranks, number
 
 
 def tables_of(windows: Tensor, times: Tensor, vocabulary: int) -> list[tuple[Tensor, Tensor]]:

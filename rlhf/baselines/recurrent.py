@@ -92,7 +92,9 @@ class RecurrentModel(BaselinePreTrainedModel):
         inputs = self.dropout(self.embeddings(rows.align(input_ids)))  # (B, L, H)
         tensors = state_tensors(cache)
         initial = tensors
-        if tensors is not None and len(tensors) == 1:  # torch's LSTM takes a pair, the others a tensor
+        if (
+            tensors is not None and len(tensors) == 1
+        ):  # torch's LSTM takes a pair, the others a tensor
             initial = tensors[0]
         if rows.padded:
             states, last = self._read_padded(inputs, initial, rows.lengths)

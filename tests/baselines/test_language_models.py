@@ -104,9 +104,7 @@ def test_it_is_saved_loaded_and_generates(model, tmp_path):
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
     options = dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
     for beams in (1, 2):
-        completed = loaded.generate(
-            input_ids=ids, attention_mask=mask, num_beams=beams, **options
-        )
+        completed = loaded.generate(input_ids=ids, attention_mask=mask, num_beams=beams, **options)
         alone = loaded.generate(input_ids=ids[:1, 2:], num_beams=beams, **options)
         assert completed[0, 2:].tolist() == alone[0].tolist()
 
