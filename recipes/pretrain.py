@@ -2,7 +2,6 @@
 
     accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/demo.yaml          (causal, as GPT)
     accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/bert.yaml          (masked words, as BERT)
-    accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/lstm.yaml          (before the Transformer)
 
 Time: about a minute for the demo on two cores. Look at: perplexity on held-out text, and bits_per_byte, which is comparable
 over tokenizers (`tasks.pretraining.bits_per_byte`); for masked words also masked_accuracy

@@ -1,4 +1,4 @@
-"""What the language models before the Transformer share: padding, the state between two tokens, loss and sampling.
+"""Base classes of the language models before the Transformer: padding, the state between two tokens, loss and sampling.
 
 A batch may be padded on either side. The tokens that count are moved to the left of their row before a model reads them,
 and its outputs are moved back, so that a padded row gives the logits of the row alone.
@@ -34,7 +34,7 @@ class LanguageModelOutput(ModelOutput):
 
 
 class RowState:
-    """What a model remembers of each row between two tokens.
+    """The memory of a model for each row between two tokens.
 
     tensors: each with the rows of the batch in its dimension `dim`.
     """
@@ -89,7 +89,7 @@ class LeftAligned:
 
 
 def left_aligned(input_ids: Tensor, attention_mask: Tensor | None) -> LeftAligned:
-    """How to align the rows of input_ids (B, L). The mask (B, at least L) may also cover tokens that the state holds."""
+    """The alignment of the rows of input_ids (B, L). The mask (B, at least L) may also cover tokens that the state holds."""
     rows, width = input_ids.shape
     if attention_mask is None:
         mask = torch.ones_like(input_ids, dtype=torch.bool)
