@@ -2,7 +2,7 @@
 
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
-64 topics, about 240 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
+64 topics, about 270 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
 cannot answer (beyond.json: facts, tasks, arithmetic, other languages and more) have one right answer in each voice too,
 which says so. Follow-ups ("why?", "another one"; follow_ups.json) have an answer that depends on the topic before. All of it
 was written for this project.
@@ -37,11 +37,9 @@ DATA = Path(__file__).parent / "data"
 SOURCE = DATA / "smalltalk.jsonl"
 TEMPLATE = "chat_template.jinja"
 BEYOND = "beyond"  # the topic of all that small talk cannot answer
-# Phrasings per topic:
-HELD_OUT = 12  # and as many to tune on
-RANKED = 28
+RANKED = 28  # phrasings per topic
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 10000  # wordings made of the templates in beyond.json
+BEYOND_PROMPTS = 12000  # wordings made of the templates in beyond.json
 ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)
@@ -102,7 +100,7 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     rng = random.Random(seed)
     files: dict[str, list[dict]] = {name: [] for name in NAMES}
     topics = read_topics()
-    known, dev, test = split(topics, rng)
+    known, dev, test = split(topics)
     beyond = Beyond()
     out_of_scope = beyond.questions(BEYOND_PROMPTS, rng)
     dialogues = Dialogues(rng)
@@ -110,6 +108,8 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     files["text"] = text_lines([*known.values(), out_of_scope], rng)
     in_scope = [question for questions in known.values() for question in questions]
     hasty = [hurried(question, rng) for question in in_scope]
+    unseen = {plain(question.prompt) for question in (*dev, *test)}
+    hasty = [question for question in hasty if question.prompt not in unseen]
     files["sft"] = dialogues.conversations([*in_scope, *hasty, *out_of_scope])
     add_prompts(files, in_scope, out_of_scope, dialogues, voice)
     add_rankings(files, known, out_of_scope, dialogues, voice, rng)
@@ -142,23 +142,16 @@ def read_json(name: str) -> dict:
     return json.loads((DATA / name).read_text(encoding="utf-8"))
 
 
-def split(topics: list[dict], rng: random.Random) -> tuple[dict, list[Question], list[Question]]:
-    """Questions to train on by topic, to tune on, and to report: no phrasing is in two of them.
-
-    A phrasing that is also a follow-up, such as "what do you mean", is learned in dialogues and so never held out.
-    """
-    asked = read_json("follow_ups.json")["asked"]
-    follow_ups = {plain(text) for sides in asked.values() for text in sides["known"]}
+def split(topics: list[dict]) -> tuple[dict, list[Question], list[Question]]:
+    """Questions to train on by topic, to tune on, and to report: the file says which, so a new phrasing moves no other."""
     known, dev, test = {}, [], []
     for topic in topics:
-        phrasings = list(topic["phrasings"])
-        rng.shuffle(phrasings)
-        phrasings.sort(key=lambda text: plain(text) in follow_ups)  # stable: these come last
-        questions = [Question(text, topic["topic"], topic["answers"]) for text in phrasings]
-        dev += questions[:HELD_OUT]
-        test += questions[3 * HELD_OUT : 4 * HELD_OUT]
-        # Those between were the test of earlier versions: settings were chosen with their numbers in view.
-        known[topic["topic"]] = questions[HELD_OUT : 3 * HELD_OUT] + questions[4 * HELD_OUT :]
+        sides = []
+        for name in ("phrasings", "dev", "heldout"):
+            sides.append([Question(text, topic["topic"], topic["answers"]) for text in topic[name]])
+        known[topic["topic"]] = sides[0]
+        dev += sides[1]
+        test += sides[2]
     return known, dev, test
 
 
@@ -372,7 +365,9 @@ def add_rankings(
     files: dict, known: dict, out_of_scope: list, dialogues: Dialogues, voice: str, rng
 ) -> None:
     """Rankings of questions of every topic, of questions beyond them, and of dialogues."""
-    ranked = [question for questions in known.values() for question in questions[:RANKED]]
+    ranked = [
+        question for questions in known.values() for question in rng.sample(questions, RANKED)
+    ]
     single = [*ranked, *out_of_scope[: len(ranked) // 4]]
     rng.shuffle(single)
     asked = [*single, *dialogues.prompts(single[: len(single) // 3], voice)]
