@@ -17,6 +17,7 @@ was written for this project.
     dev.jsonl        prompts to tune on, whose wording no file above holds, with the closed list of right answers
     heldout.jsonl, heldout_beyond.jsonl, heldout_dialogues.jsonl    the same for the report, of other wordings; what is
                      beyond small talk is partly of kinds that no other file knows
+    turns.jsonl, turns_heldout.jsonl    text: a question and its answer without a template, for models that only continue text
     topics.jsonl, topics_heldout.jsonl    text, label: the phrasings with their topic, for classification
     chat_template.jinja    how the demo's models read a conversation: what the user says in lower case, and of all before
                      the last question only the first word of each message
@@ -46,7 +47,8 @@ TURNS = (1, 1, 2, 3)
 FOLLOW_UPS = 0.5
 NAMES = (
     *("text", "sft", "sft_dev", "rankings", "prompts", "dev"),
-    *("heldout", "heldout_beyond", "heldout_dialogues", "topics", "topics_heldout"),
+    *("heldout", "heldout_beyond", "heldout_dialogues", "turns", "turns_heldout"),
+    *("topics", "topics_heldout"),
 )
 
 
@@ -122,6 +124,8 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     files["dev"] = [evaluated(question, voice, i) for i, question in enumerate(tuned)]
     files["dev"] += dialogues.held_out(dev, "dev", voice)
     files["sft_dev"] = [demonstration(row) for row in files["dev"]]
+    files["turns"] = turns([*in_scope, *out_of_scope])
+    files["turns_heldout"] = turns([*test, *asked])
     files["topics"] = [labelled(question) for question in in_scope]
     files["topics_heldout"] = [labelled(question) for question in (*dev, *test)]
     for rows in files.values():
@@ -344,6 +348,15 @@ def demonstration(row: dict) -> dict:
     if isinstance(asked, str):
         asked = [{"role": "user", "content": asked}]
     return {"messages": [*asked, {"role": "assistant", "content": row["completion"]}]}
+
+
+def turns(questions: list[Question]) -> list[dict]:
+    """Rows of text: a question, and on the next line its answer in each voice in turn."""
+    rows = []
+    for i, question in enumerate(questions):
+        answer = question.answers[VOICES[i % len(VOICES)]]
+        rows.append({"text": f"{question.prompt}\n{answer}"})
+    return rows
 
 
 def labelled(question: Question) -> dict:
