@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+import torch
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from rlhf.baselines.table import BASELINES
@@ -35,7 +36,12 @@ from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.runs.sharding import GatheringTrainer
 from rlhf.task_table import PRETRAINING_HEADS
-from rlhf.tasks.pretraining.bits_per_byte import causal_metrics, causal_sums, predicted_bytes
+from rlhf.tasks.pretraining.bits_per_byte import (
+    causal_metrics,
+    causal_sums,
+    mean_nats,
+    predicted_bytes,
+)
 from rlhf.tasks.pretraining.counting import count_rows
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
@@ -381,7 +387,17 @@ def count(run: Run, trainer: Trainer, tokenizer) -> None:
 
 
 class CausalTrainer(GatheringTrainer, Trainer):
-    """transformers.Trainer for next words."""
+    """transformers.Trainer for next words, whose evaluation takes the loss from the sums of each row."""
+
+    @torch.no_grad()
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """(loss, sums (B, 2), labels) of a batch. The model computes no loss, so that there is one cross entropy only."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with self.compute_loss_context_manager():
+            logits = model(**inputs).logits  # (B, L, V)
+        sums = causal_sums(logits, labels)
+        return mean_nats(sums), sums, labels
 
 
 def metric_names(objective: str) -> tuple[str, ...]:
@@ -419,7 +435,6 @@ def make_trainer(
         eval_dataset=evaluation,
         data_collator=PadRows(tokenizer.eos_token_id),  # GPT-2 has no padding token
         compute_metrics=causal_metrics,
-        preprocess_logits_for_metrics=causal_sums,
     )
     use_run_progress(trainer, args.output_dir)
     if args.early_stopping_patience:

@@ -95,7 +95,8 @@ def left_aligned(input_ids: Tensor, attention_mask: Tensor | None) -> LeftAligne
         mask = torch.ones_like(input_ids, dtype=torch.bool)
     else:
         mask = attention_mask[:, -width:].bool()
-    order = torch.argsort((~mask).long(), dim=1, stable=True)
+    # Stable, so that the tokens that count keep their order.
+    order = torch.argsort((~mask).long(), dim=1, stable=True)  # (B, L)
     return LeftAligned(order, mask.sum(1), not bool(mask.all()))
 
 
@@ -107,7 +108,8 @@ def windows_of(ids: Tensor, past: Tensor, lengths: Tensor) -> tuple[Tensor, Tens
     """
     size = past.shape[1] + 1
     row = torch.cat([past, ids], dim=1)  # (B, W - 1 + L)
-    windows = row.unfold(1, size, 1)
+    windows = row.unfold(1, size, 1)  # (B, L, W), a view
+    # Padding comes last in a row, so the newest W - 1 tokens end where the row does.
     last = lengths.unsqueeze(1) + torch.arange(size - 1, device=ids.device)
     return windows, row.gather(1, last)
 
@@ -122,6 +124,7 @@ class BaselinePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
+            # Of the embeddings and the output layer.
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
@@ -195,6 +198,7 @@ class NeuralForCausalLM(BaselineForCausalLM):
         cache: of the tokens before these. logits_to_keep: last positions that need logits; 0: all.
         """
         output = self.model(input_ids, attention_mask, cache=cache, use_cache=use_cache)
+        # Before the output layer, which takes most of the time with a large vocabulary.
         hidden = output.last_hidden_state
         if logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]

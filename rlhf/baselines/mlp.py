@@ -77,9 +77,10 @@ class MlpModel(BaselinePreTrainedModel):
         else:
             (past,) = tensors
         windows, last = windows_of(rows.align(input_ids), past, rows.lengths)  # (B, L, W)
+        # Token 0 is looked up where there is no token, and its vector replaced by zeros.
         vectors = self.embeddings(windows.clamp(min=0))  # (B, L, W, H)
         vectors = vectors.masked_fill((windows == NOTHING).unsqueeze(-1), 0.0)
-        hidden = self.dropout(vectors).flatten(2)
+        hidden = self.dropout(vectors).flatten(2)  # (B, L, W * H)
         for layer in self.layers:
             hidden = self.dropout(torch.tanh(layer(hidden)))
         state = RowState((last,), dim=0) if use_cache else None

@@ -155,17 +155,20 @@ class NgramForCausalLM(BaselineForCausalLM):
         grams, counts = self.table(k)
         vocabulary = self.config.vocab_size
         known = torch.nonzero(nodes >= 0).squeeze(1)
+        # The tokens after a history are one interval, whose ends are looked up.
         first = torch.searchsorted(grams, nodes[known] * vocabulary)
         end = torch.searchsorted(grams, (nodes[known] + 1) * vocabulary)
         kinds = end - first  # N(u .)
         some = kinds > 0
         known, first, kinds = known[some], first[some], kinds[some]
+        # All intervals behind each other: `child` runs through the grams of each history in turn.
         row = torch.repeat_interleave(torch.arange(len(known), device=probs.device), kinds)
         start_of_row = kinds.cumsum(0) - kinds
         child = first[row] + torch.arange(len(row), device=probs.device) - start_of_row[row]
         totals = torch.zeros(len(known), device=probs.device)
         totals.index_add_(0, row, counts[child].float())
         lowered = self.discounts[k - 1].float()
+        # What the discounts have freed goes to p_{k-1}.
         probs[known] *= (lowered * kinds / totals).unsqueeze(1)
         kept = (counts[child] - lowered) / totals[row]
         tokens = grams[child] % vocabulary
@@ -185,6 +188,7 @@ def count_windows(rows: Iterable[Sequence[int]], order: int) -> tuple[Tensor, Te
     parts = []
     for row in rows:
         ids = torch.as_tensor(row, dtype=torch.long)
+        # One window per token: each begins a gram of every order.
         padded = torch.cat([ids.new_full((1,), NOTHING), ids, ids.new_full((order - 1,), NOTHING)])
         parts.append(padded.unfold(0, order + 1, 1))  # (T, order + 1)
         if len(parts) == ROWS_PER_MERGE:
@@ -229,12 +233,13 @@ def tables_of(windows: Tensor, times: Tensor, vocabulary: int) -> list[tuple[Ten
     """(sorted grams, counts c) of each order, from the windows of `count_windows`."""
     order = windows.shape[1] - 1
     tables = []
+    # The windows of a row are all of its grams: a gram of order k begins each that is long enough.
     nodes = torch.zeros(len(windows), dtype=torch.long)  # of the gram so far, in its table
     inside = torch.ones(len(windows), dtype=torch.bool)  # the gram ends before its row does
     for k in range(1, order + 1):
         tokens = windows[:, k]
         inside = inside & (tokens != NOTHING)
-        keys = nodes[inside] * vocabulary + tokens[inside]
+        keys = nodes[inside] * vocabulary + tokens[inside]  # one number per gram
         grams, index = torch.unique(keys, return_inverse=True)
         nodes = nodes.clone()
         nodes[inside] = index

@@ -92,17 +92,17 @@ class RecurrentModel(BaselinePreTrainedModel):
         inputs = self.dropout(self.embeddings(rows.align(input_ids)))  # (B, L, H)
         tensors = state_tensors(cache)
         initial = tensors
-        if (
-            tensors is not None and len(tensors) == 1
-        ):  # torch's LSTM takes a pair, the others a tensor
+        # torch's LSTM takes a pair (h, c), the others h alone.
+        if tensors is not None and len(tensors) == 1:
             initial = tensors[0]
         if rows.padded:
             states, last = self._read_padded(inputs, initial, rows.lengths)
         else:
             states, last = self.layers(inputs, initial)
-        states = rows.restore(self.dropout(states))
+        states = rows.restore(self.dropout(states))  # (B, L, H), at the columns of the tokens
         if not use_cache:
             return TrunkOutput(last_hidden_state=states)
+        # Each (layers, B, H), so that the rows are in dimension 1.
         if isinstance(last, Tensor):
             last = (last,)
         return TrunkOutput(last_hidden_state=states, cache=RowState(tuple(last), dim=1))

@@ -105,9 +105,17 @@ def register(model_type: str) -> None:
 
 def register_checkpoint(folder: str | Path) -> None:
     """`register` the model that the config.json of a folder names. A folder without one changes nothing."""
+    row = baseline_of(folder)
+    if row is not None:
+        register(row.model_type)
+
+
+def baseline_of(folder: str | Path) -> Baseline | None:
+    """The row of the model in a folder. None for any other model, and where there is no readable config.json."""
     try:
         config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # loading it says what is wrong
-    if isinstance(config, dict):
-        register(str(config.get("model_type")))
+        return None  # loading it says what is wrong
+    if not isinstance(config, dict):
+        return None
+    return BASELINES.get(str(config.get("model_type")))

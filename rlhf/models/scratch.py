@@ -75,6 +75,7 @@ def new_baseline(
         entries["order"] = order
     else:
         entries |= dict(hidden_size=hidden_size, num_hidden_layers=layers, dropout=dropout)
+    # Both predict a token from the same number of tokens before it.
     if model_type == "mlp":
         entries["window"] = order - 1
     register(model_type)

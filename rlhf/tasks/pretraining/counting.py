@@ -18,6 +18,7 @@ def count_rows(rows, order: int) -> tuple[Tensor, Tensor]:
     counts = count_windows((rows[i]["input_ids"] for i in bar), order)
     if not together:
         return counts
+    # Counts differ in size between processes, which a gather of tensors does not allow.
     parts = [None] * processes
     torch.distributed.all_gather_object(parts, counts)
     return add_counts(parts)
