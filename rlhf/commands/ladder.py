@@ -12,7 +12,6 @@ from pathlib import Path
 from rlhf.commands.report import load_rewards, output_folder, read_file
 from rlhf.comparison.compare import ReportSettings, choose_samples
 from rlhf.comparison.ladder import (
-    LADDER,
     draw,
     find_rungs,
     ladder_json,
@@ -22,6 +21,7 @@ from rlhf.comparison.ladder import (
     table_rows,
 )
 from rlhf.errors import UserError
+from rlhf.runs.folders import LADDER
 from rlhf.runs.replacement import replacement
 
 PICTURE, PAGE = "ladder.png", "ladder.md"

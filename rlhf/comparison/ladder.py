@@ -30,7 +30,6 @@ from rlhf.markdown import markdown_table
 from rlhf.runs.plots import saved_figure
 from rlhf.runs.record import RECORD, RunRecord, read_jsonl
 
-LADDER = "ladder.json"
 ALIGNED = "Transformer, aligned"
 TIMED_PROMPTS = 32  # for the tokens per second of decoding
 # Steps of the road that transformers or a recipe brings: year, paper, family. The models before are in BASELINES.
