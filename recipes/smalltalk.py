@@ -40,7 +40,7 @@ TEMPLATE = "chat_template.jinja"
 BEYOND = "beyond"  # the topic of all that small talk cannot answer
 RANKED = 28  # phrasings per topic
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 12000  # wordings made of the templates in beyond.json
+BEYOND_PROMPTS = 20000  # drawn from the templates in beyond.json; a message without braces counts once
 ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)
