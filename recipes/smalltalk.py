@@ -17,7 +17,7 @@ was written for this project.
     dev.jsonl        prompts to tune on, whose wording no file above holds, with the closed list of right answers
     heldout.jsonl, heldout_beyond.jsonl, heldout_dialogues.jsonl    the same for the report, of other wordings; what is
                      beyond small talk is partly of kinds that no other file knows
-    turns.jsonl, turns_heldout.jsonl    text: a question and its answer without a template, for models that only continue text
+    turns.jsonl, turns_heldout.jsonl    text: a question and its answer as plain text, for `make ladder`
     topics.jsonl, topics_heldout.jsonl    text, label: the phrasings with their topic, for classification
     chat_template.jinja    how the demo's models read a conversation: what the user says in lower case, and of all before
                      the last question only the first word of each message
@@ -40,7 +40,9 @@ TEMPLATE = "chat_template.jinja"
 BEYOND = "beyond"  # the topic of all that small talk cannot answer
 RANKED = 28  # phrasings per topic
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 20000  # drawn from the templates in beyond.json; a message without braces counts once
+BEYOND_PROMPTS = (
+    20000  # drawn from the templates in beyond.json; a message without braces counts once
+)
 ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)

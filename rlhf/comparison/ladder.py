@@ -40,6 +40,7 @@ RECIPES = {
     "kto": (2024, "Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization"),
     "ppo": (2022, "Ouyang et al., Training language models to follow instructions, step 3"),
 }
+ROAD = [*BASELINES, "a Transformer", *RECIPES]
 FAMILIES = {"ngram": "n-gram", "mlp": "MLP", "rnn": "recurrent", "lstm": "recurrent", "gru": "recurrent"}  # fmt: skip
 
 
@@ -51,6 +52,7 @@ class Rung:
     parameters: numbers that it has learned: weights, or counts of an n-gram.
     seconds: of its own run. The models that it starts from are rungs of their own.
     bits_per_byte: on held-out text, or None.
+    place: on the road; rungs are shown in this order.
     curve: (seconds, bits per byte) of the evaluations while it trained.
     tokens_per_second: of decoding TIMED_PROMPTS prompts together.
     rates: metric -> Estimate, of the answers.
@@ -65,6 +67,7 @@ class Rung:
     parameters: int
     seconds: float
     bits_per_byte: float | None
+    place: int
     curve: list[tuple[float, float]] = field(default_factory=list)
     tokens_per_second: float = 0.0
     rates: dict[str, Estimate] = field(default_factory=dict)
@@ -81,6 +84,9 @@ def read_rung(folder: Path) -> Rung | None:
     if record.status != "done" or record.recipe not in ("pretrain", *RECIPES):
         return None
     metrics = record.metrics
+    # In the order of the road: the models before the Transformer, it and all others, then what is learned from people.
+    step = model_type if record.recipe == "pretrain" else record.recipe
+    place = ROAD.index(step) if step in ROAD else len(BASELINES)
     if record.recipe in RECIPES:
         year, paper = RECIPES[record.recipe]
         family = ALIGNED
@@ -99,6 +105,7 @@ def read_rung(folder: Path) -> Rung | None:
         metrics.get("grams") or metrics.get("parameters") or 0,
         record.seconds,
         metrics.get("bits_per_byte"),
+        place,
         curve(folder, record),
     )
 
@@ -134,7 +141,7 @@ def find_rungs(folders: Sequence[Path]) -> list[Rung]:
         raise UserError(
             f"{', '.join(map(str, folders))}: no finished run of pretrain, sft, dpo, kto or ppo: `make ladder` trains them"
         )
-    return sorted(rungs.values(), key=lambda rung: (rung.family == ALIGNED, rung.year, rung.name))
+    return sorted(rungs.values(), key=lambda rung: (rung.place, rung.name))
 
 
 def measure_rung(
@@ -179,8 +186,6 @@ def measure_rung(
 def table_rows(rungs: list[Rung]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table."""
     scores = [name for name in rungs[0].rates if name.startswith("score")]
-    if len(scores) == 2:  # one reward alone is the total
-        scores = scores[1:]
     titles = [name.removeprefix("score_").replace("_", " ") for name in scores]
     header = ["rung", "year", "learned numbers", "seconds", "tokens/s", "bits per byte", *titles]
     cells = []
@@ -239,6 +244,7 @@ def draw(rungs: list[Rung], path: Path) -> bool:
                     axis.plot(*zip(*rung.curve, strict=True), color=options["color"], alpha=0.5)
                 axis.annotate(rung.name, (seconds, bits), textcoords="offset points", xytext=(6, 4))
         axis.set_xscale("log")
+        axis.margins(x=0.15)  # room for the names
         axis.set_xlabel("seconds of training")
         axis.set_ylabel("bits per byte, held-out text (lower is better)")
         axis.grid(alpha=0.3)
