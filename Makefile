@@ -5,11 +5,12 @@ VOICE ?= caring
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help install demo app test test-all style bench
+.PHONY: help install demo ladder app test test-all style bench
 
 help:
 	@echo "make demo              train the demo (a few minutes on two cores), print its report, open the chat"
 	@echo "make demo APP=no       end after the report;  VOICE=witty make demo  prefers another voice"
+	@echo "make ladder            every step from n-gram to PPO on the same text, side by side;  DEMO=runs/... takes a finished demo"
 	@echo "make app               chat with the newest run at http://127.0.0.1:$(PORT)"
 	@echo "make test              tests that need no network: a few minutes on two cores"
 	@echo "make test-all          also the slow tests: whole recipes, and that each algorithm learns"
@@ -40,6 +41,9 @@ demo: install
 ifneq ($(APP),no)
 	@$(MAKE) --no-print-directory app
 endif
+
+ladder: install
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/ladder.sh
 
 app: install
 	@$(BIN)/python app.py --runs runs --port $(PORT)

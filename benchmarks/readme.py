@@ -116,6 +116,18 @@ def with_interval(entry: dict, digits: int, factor: float = 1.0, unit: str = "")
     return text
 
 
+def ladder(record: dict) -> str:
+    """A row per rung: what it has learned from, and what it reaches."""
+    rows = []
+    for name, rung in record["rungs"].items():
+        bits = with_spread(rung["bits_per_byte"], 3) if rung["bits_per_byte"] else "-"
+        share = {key: 100 * (rung["on_topic"][key] or 0) for key in ("mean", "sd")}
+        row = [name, str(rung["year"]), f"{rung['parameters']:,}", bits, with_spread(share, 1)]
+        rows.append([*row, f"{rung['seconds']['mean']:.0f}"])
+    header = ["rung", "year", "learned numbers", "bits per byte", "on topic, %", "seconds"]
+    return lines_of(header, rows)
+
+
 def demo(record: dict) -> str:
     """The report of the demo: a column for each model, sampled and greedy."""
     by_decoding = {"sampled": {}, "greedy": {}}
@@ -338,6 +350,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "demo:voices": demo_voices,
     "alignment": alignment,
     "alignment:samples": alignment_samples,
+    "ladder": ladder,
     "algorithms": algorithms,
     "ppo_throughput": ppo_throughput,
     "bert/tasks": bert_tasks,

@@ -3,7 +3,8 @@
     accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/demo.yaml          (causal, as GPT)
     accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/bert.yaml          (masked words, as BERT)
 
-Time: about a minute for the demo on two cores. Look at: perplexity on held-out text; for masked words also masked_accuracy
+Time: about a minute for the demo on two cores. Look at: perplexity on held-out text, and bits_per_byte, which is comparable
+over tokenizers (`tasks.pretraining.bits_per_byte`); for masked words also masked_accuracy
 next to masked_baseline, and the table of words that the model fills in. Text is cut into blocks of `block_size` tokens that
 stay within a document unless `cross_documents` is set. sft.py (causal) or classification.py, ner.py and
 question_answering.py (masked) start from the run folder.
@@ -15,23 +16,33 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+import torch
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
+from rlhf.baselines.table import BASELINES
 from rlhf.data.chat import add_chat_template
 from rlhf.data.fingerprints import encoding_key, module_fingerprint
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.hub.recording import recording
-from rlhf.models.load import load_encoder, load_policy
+from rlhf.models.load import load_encoder, load_policy, save
 from rlhf.models.parts import context_length, fit_embeddings, fit_tokenizer
-from rlhf.models.scratch import new_encoder, new_policy
+from rlhf.models.scratch import new_baseline, new_encoder, new_policy
 from rlhf.runs.keys import Unused
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import append_jsonl, sample_table, use_run_progress
+from rlhf.runs.replacement import replacement
 from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.runs.sharding import GatheringTrainer
 from rlhf.task_table import PRETRAINING_HEADS
+from rlhf.tasks.pretraining.bits_per_byte import (
+    causal_metrics,
+    causal_sums,
+    mean_nats,
+    predicted_bytes,
+)
+from rlhf.tasks.pretraining.counting import count_rows
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
     Masking,
@@ -49,8 +60,36 @@ LEAST_BLOCK_SIZE = 8  # tokens
 LARGEST_LOSS = 50  # nats, so that a perplexity is finite
 
 
+# Keys that steps of gradient descent read, and an n-gram does not.
+OF_STEPS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "resume_from_checkpoint",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+)
+
+
 def learns_masked_words(run) -> bool:
     return run.objective != "causal"
+
+
+def is_counted(run) -> bool:
+    """True for an n-gram model. run: settings with `model_type`."""
+    row = BASELINES.get(run.model_type)
+    return row is not None and row.learns == "counts"
+
+
+def has_window(run) -> bool:
+    return run.model_type in ("ngram", "mlp")
 
 
 @dataclass
@@ -74,11 +113,32 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
     model_type: str = field(
         default="",
         metadata={
-            "help": "Architecture of a model from scratch. Default: gpt2 for causal, else bert."
+            "help": "Architecture of a model from scratch. Default: gpt2 for causal, else bert. Causal also: "
+            "ngram, mlp, rnn, lstm, gru."
         },
+    )
+    order: int = field(
+        default=5,
+        metadata={"help": "ngram (1 to 5) and mlp: predict a token from the order - 1 before it."},
     )
 
     UNUSED: ClassVar[tuple] = (
+        Unused(("order",), "only ngram and mlp have an order; drop it", has_window),
+        Unused(
+            ("heads", "context"),
+            "models before the Transformer have neither attention heads nor positions; drop it",
+            lambda run: run.model_type not in BASELINES,
+        ),
+        Unused(
+            ("hidden_size", "layers", "dropout", "gradient_checkpointing", *OF_STEPS),
+            "an n-gram model is counted in one pass over the text; drop it",
+            lambda run: not is_counted(run),
+        ),
+        Unused(
+            ("gradient_checkpointing",),
+            "models before the Transformer have no blocks to compute again; drop it",
+            lambda run: run.model_type not in BASELINES,
+        ),
         Unused(
             ("train_sampling_strategy",),
             "causal rows come in random order, which a resumed run can continue; drop it",
@@ -123,7 +183,10 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
     with recording("pretrain", settings, args) as run:
         prepared = prepare(settings, args, run)
         trainer = prepared.trainer
-        run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
+        if is_counted(settings):
+            count(run, trainer, prepared.tokenizer)
+        else:
+            run.train(trainer, partial(run.save_model, trainer, prepared.tokenizer))
         evaluate_pretraining(run, settings, prepared)
 
 
@@ -144,7 +207,8 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
         do_not_evaluate(args)
     model = load_model(settings, tokenizer, run)
     row_tokens = args.per_device_train_batch_size * settings.block_size
-    set_precision(run, settings, model, tokens=row_tokens, default="auto")
+    if not is_counted(settings):
+        set_precision(run, settings, model, tokens=row_tokens, default="auto")
     train, dropped = make_rows(settings, tokenizer, splits.train, args.seed)
     check_length(train, "training", settings)
     evaluation = None
@@ -170,6 +234,14 @@ def check_settings(settings: PretrainSettings) -> None:
         raise UserError(
             f"block_size={settings.block_size}: give a row at least {LEAST_BLOCK_SIZE} tokens"
         )
+    row = BASELINES.get(settings.model_type)
+    if row is not None and (settings.objective != "causal" or not row.is_causal()):
+        raise UserError(
+            f"model_type={settings.model_type}: it is not for objective={settings.objective}: use one of "
+            f"{', '.join(name for name, row in BASELINES.items() if row.is_causal())} with causal"
+        )
+    if settings.model_type == "mlp" and settings.order < 2:
+        raise UserError(f"order={settings.order}: an MLP needs at least 2, to read one token")
     if settings.use_peft:
         raise UserError("use_peft: pretraining trains all weights: set it to false")
     if settings.whole_words and settings.objective == "causal":
@@ -237,6 +309,15 @@ def new_model(settings: PretrainSettings, tokenizer):
     """A model with random weights."""
     sizes = settings.sizes()
     if settings.objective == "causal":
+        if settings.model_type in BASELINES:
+            return new_baseline(
+                tokenizer,
+                settings.model_type,
+                hidden_size=settings.hidden_size,
+                layers=settings.layers,
+                order=settings.order,
+                dropout=settings.dropout,
+            )
         sizes["model_type"] = settings.model_type or "gpt2"
         return new_policy(tokenizer, **sizes)
     sizes["model_type"] = settings.model_type or "bert"
@@ -293,8 +374,30 @@ def do_not_evaluate(args: PretrainConfig) -> None:
 # ---- training and after ------------------------------------------------------------------------------------------
 
 
+def count(run: Run, trainer: Trainer, tokenizer) -> None:
+    """Count the n-grams of the training rows, each process those of its share, and save the model."""
+    model = trainer.model
+    model.set_counts(*count_rows(trainer.train_dataset, model.config.order))
+    # The same in every process.
+    run.metrics({"grams": sum(model.config.table_sizes)})
+    model.to(trainer.args.device)
+    if run.main:
+        with replacement(run.folder) as folder:
+            save(model, tokenizer, folder)
+
+
 class CausalTrainer(GatheringTrainer, Trainer):
-    """transformers.Trainer for next words."""
+    """transformers.Trainer for next words, whose evaluation takes the loss from the sums of each row."""
+
+    @torch.no_grad()
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """(loss, sums (B, 2), labels) of a batch. The model computes no loss, so that there is one cross entropy only."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with self.compute_loss_context_manager():
+            logits = model(**inputs).logits  # (B, L, V)
+        sums = causal_sums(logits, labels)
+        return mean_nats(sums), sums, labels
 
 
 def metric_names(objective: str) -> tuple[str, ...]:
@@ -331,6 +434,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=evaluation,
         data_collator=PadRows(tokenizer.eos_token_id),  # GPT-2 has no padding token
+        compute_metrics=causal_metrics,
     )
     use_run_progress(trainer, args.output_dir)
     if args.early_stopping_patience:
@@ -346,11 +450,27 @@ def evaluate_pretraining(
     if rows is None:
         return
     is_causal = settings.objective == "causal"
-    run.metrics(eval_metrics(trainer.evaluate(), rows, is_causal=is_causal))
+    measured = trainer.evaluate()
+    run.metrics(eval_metrics(measured, rows, is_causal=is_causal))
+    if is_causal:
+        add_bits_per_byte(run, measured, prepared)
     if run.main and not is_causal:
         model = trainer.accelerator.unwrap_model(trainer.model)
         samples = filled_in(model, prepared.tokenizer, rows, count=8)
         show(run, samples, trainer.state.global_step)
+
+
+def add_bits_per_byte(run: Run, measured: dict, prepared: PreparedPretraining) -> None:
+    """The run's bits per byte, unless the tokenizer cannot spell the text."""
+    count, unknown = predicted_bytes(prepared.tokenizer, prepared.rows)
+    if unknown:
+        run.say(
+            f"no bits_per_byte: {unknown} of the held-out tokens are unknown, and a model that need not spell them would "
+            "look better than it is; use a tokenizer of bytes (byte_bpe) to compare"
+        )
+        run.metrics({"eval_unknown_tokens": unknown})
+        return
+    run.metrics({"bits_per_byte": measured["eval_nats"] / math.log(2) / count})
 
 
 def eval_metrics(measured: dict, rows, *, is_causal: bool) -> dict:

@@ -36,6 +36,7 @@ from rlhf.data.load import load_rows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
 from rlhf.hub.recording import recording
+from rlhf.models.activation_checkpointing import drop_default
 from rlhf.models.load import load_policy
 from rlhf.models.packed_rows import check_packing
 from rlhf.models.parts import context_length, fit_embeddings
@@ -157,6 +158,7 @@ def prepare(settings: SFTSettings, args: SFTConfig, run: Run) -> PreparedSFT:
     texts = read_texts(settings, run)
 
     model = load_or_make_policy(settings, tokenizer, run)
+    drop_default(args, model, run.say)
     if args.packing and args.packing_strategy != "wrapped":  # which lets examples read each other
         if args.world_size == 1:
             model.to(args.device)  # where kernels may keep apart what they mix on a CPU

@@ -2,7 +2,7 @@
 
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
-64 topics, about 240 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
+64 topics, about 270 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
 cannot answer (beyond.json: facts, tasks, arithmetic, other languages and more) have one right answer in each voice too,
 which says so. Follow-ups ("why?", "another one"; follow_ups.json) have an answer that depends on the topic before. All of it
 was written for this project.
@@ -17,6 +17,7 @@ was written for this project.
     dev.jsonl        prompts to tune on, whose wording no file above holds, with the closed list of right answers
     heldout.jsonl, heldout_beyond.jsonl, heldout_dialogues.jsonl    the same for the report, of other wordings; what is
                      beyond small talk is partly of kinds that no other file knows
+    turns.jsonl, turns_heldout.jsonl    text: a question and its answer as plain text, for `make ladder`
     topics.jsonl, topics_heldout.jsonl    text, label: the phrasings with their topic, for classification
     chat_template.jinja    how the demo's models read a conversation: what the user says in lower case, and of all before
                      the last question only the first word of each message
@@ -37,18 +38,19 @@ DATA = Path(__file__).parent / "data"
 SOURCE = DATA / "smalltalk.jsonl"
 TEMPLATE = "chat_template.jinja"
 BEYOND = "beyond"  # the topic of all that small talk cannot answer
-# Phrasings per topic:
-HELD_OUT = 12  # and as many to tune on
-RANKED = 28
+RANKED = 28  # phrasings per topic
 PER_LINE = 5  # prompts with answers in a line of text.txt
-BEYOND_PROMPTS = 10000  # wordings made of the templates in beyond.json
+BEYOND_PROMPTS = (
+    20000  # drawn from the templates in beyond.json; a message without braces counts once
+)
 ASKED = 6000  # prompts for PPO, more than its episodes
 # Shares: conversations of two and of three turns, and follow-ups among their later turns.
 TURNS = (1, 1, 2, 3)
 FOLLOW_UPS = 0.5
 NAMES = (
     *("text", "sft", "sft_dev", "rankings", "prompts", "dev"),
-    *("heldout", "heldout_beyond", "heldout_dialogues", "topics", "topics_heldout"),
+    *("heldout", "heldout_beyond", "heldout_dialogues", "turns", "turns_heldout"),
+    *("topics", "topics_heldout"),
 )
 
 
@@ -102,7 +104,7 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     rng = random.Random(seed)
     files: dict[str, list[dict]] = {name: [] for name in NAMES}
     topics = read_topics()
-    known, dev, test = split(topics, rng)
+    known, dev, test = split(topics)
     beyond = Beyond()
     out_of_scope = beyond.questions(BEYOND_PROMPTS, rng)
     dialogues = Dialogues(rng)
@@ -110,6 +112,8 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     files["text"] = text_lines([*known.values(), out_of_scope], rng)
     in_scope = [question for questions in known.values() for question in questions]
     hasty = [hurried(question, rng) for question in in_scope]
+    unseen = {plain(question.prompt) for question in (*dev, *test)}
+    hasty = [question for question in hasty if question.prompt not in unseen]
     files["sft"] = dialogues.conversations([*in_scope, *hasty, *out_of_scope])
     add_prompts(files, in_scope, out_of_scope, dialogues, voice)
     add_rankings(files, known, out_of_scope, dialogues, voice, rng)
@@ -122,6 +126,8 @@ def make(voice: str, *, seed: int = 0) -> dict[str, list[dict]]:
     files["dev"] = [evaluated(question, voice, i) for i, question in enumerate(tuned)]
     files["dev"] += dialogues.held_out(dev, "dev", voice)
     files["sft_dev"] = [demonstration(row) for row in files["dev"]]
+    files["turns"] = turns([*in_scope, *out_of_scope])
+    files["turns_heldout"] = turns([*test, *asked])
     files["topics"] = [labelled(question) for question in in_scope]
     files["topics_heldout"] = [labelled(question) for question in (*dev, *test)]
     for rows in files.values():
@@ -142,23 +148,16 @@ def read_json(name: str) -> dict:
     return json.loads((DATA / name).read_text(encoding="utf-8"))
 
 
-def split(topics: list[dict], rng: random.Random) -> tuple[dict, list[Question], list[Question]]:
-    """Questions to train on by topic, to tune on, and to report: no phrasing is in two of them.
-
-    A phrasing that is also a follow-up, such as "what do you mean", is learned in dialogues and so never held out.
-    """
-    asked = read_json("follow_ups.json")["asked"]
-    follow_ups = {plain(text) for sides in asked.values() for text in sides["known"]}
+def split(topics: list[dict]) -> tuple[dict, list[Question], list[Question]]:
+    """Questions to train on by topic, to tune on, and to report: the file says which, so a new phrasing moves no other."""
     known, dev, test = {}, [], []
     for topic in topics:
-        phrasings = list(topic["phrasings"])
-        rng.shuffle(phrasings)
-        phrasings.sort(key=lambda text: plain(text) in follow_ups)  # stable: these come last
-        questions = [Question(text, topic["topic"], topic["answers"]) for text in phrasings]
-        dev += questions[:HELD_OUT]
-        test += questions[3 * HELD_OUT : 4 * HELD_OUT]
-        # Those between were the test of earlier versions: settings were chosen with their numbers in view.
-        known[topic["topic"]] = questions[HELD_OUT : 3 * HELD_OUT] + questions[4 * HELD_OUT :]
+        sides = []
+        for name in ("phrasings", "dev", "heldout"):
+            sides.append([Question(text, topic["topic"], topic["answers"]) for text in topic[name]])
+        known[topic["topic"]] = sides[0]
+        dev += sides[1]
+        test += sides[2]
     return known, dev, test
 
 
@@ -353,6 +352,15 @@ def demonstration(row: dict) -> dict:
     return {"messages": [*asked, {"role": "assistant", "content": row["completion"]}]}
 
 
+def turns(questions: list[Question]) -> list[dict]:
+    """Rows of text: a question, and on the next line its answer in each voice in turn."""
+    rows = []
+    for i, question in enumerate(questions):
+        answer = question.answers[VOICES[i % len(VOICES)]]
+        rows.append({"text": f"{question.prompt}\n{answer}"})
+    return rows
+
+
 def labelled(question: Question) -> dict:
     return {"text": question.prompt, "label": question.topic}
 
@@ -372,7 +380,9 @@ def add_rankings(
     files: dict, known: dict, out_of_scope: list, dialogues: Dialogues, voice: str, rng
 ) -> None:
     """Rankings of questions of every topic, of questions beyond them, and of dialogues."""
-    ranked = [question for questions in known.values() for question in questions[:RANKED]]
+    ranked = [
+        question for questions in known.values() for question in rng.sample(questions, RANKED)
+    ]
     single = [*ranked, *out_of_scope[: len(ranked) // 4]]
     rng.shuffle(single)
     asked = [*single, *dialogues.prompts(single[: len(single) // 3], voice)]

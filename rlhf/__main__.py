@@ -49,6 +49,11 @@ COMMANDS = {
         LOOK,
     ),
     "report": ("rlhf.commands.report", "compare runs (base, SFT, PPO) on the same prompts", LOOK),
+    "ladder": (
+        "rlhf.commands.ladder",
+        "every rung from n-gram to PPO side by side: numbers, answers, picture",
+        LOOK,
+    ),
     "export": (
         "rlhf.commands.export",
         "write a trained encoder as ONNX, and compare its logits",

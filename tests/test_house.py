@@ -28,6 +28,7 @@ LAYERS = {
     "rlhf.data": (1, "datasets pyarrow transformers numpy torch huggingface_hub jinja2"),
     "rlhf.feedback": (2, "numpy krippendorff choix"),
     "rlhf.tokenizers": (1, "numpy transformers tokenizers"),
+    "rlhf.baselines": (1, "torch transformers"),  # below models, which load them
     "rlhf.models": (
         2,
         "numpy torch transformers tokenizers peft safetensors psutil huggingface_hub",
@@ -43,7 +44,7 @@ LAYERS = {
     # On the metrics of rlhf.reward_model and the alarms of rlhf.policy_gradient, hence above them.
     "rlhf.direct_preference": (5, "torch transformers trl datasets accelerate"),
     "rlhf.few_shot": (5, "torch transformers"),  # on the runs of rlhf.comparison
-    "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib"),
+    "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib tqdm"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
     "rlhf.hub": (
         4,

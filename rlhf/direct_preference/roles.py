@@ -11,6 +11,7 @@ from rlhf.data.chat import add_chat_template, encode_prompt, same_encoding
 from rlhf.data.splits import Splits, prompt_key
 from rlhf.direct_preference.trainer import Sampling, make_reference
 from rlhf.errors import UserError
+from rlhf.models.activation_checkpointing import drop_default
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, fit_embeddings
 from rlhf.runs.precision import set_precision
@@ -81,6 +82,7 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
     policy = load_policy(settings.model_name_or_path, **settings.load_options())
     run.parent("policy", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(policy, tokenizer)
+    drop_default(args, policy, run.say)
     context = context_length(policy)
     limit = min(args.max_length or 10**9, context)
     set_precision(run, settings, policy, tokens=args.per_device_train_batch_size * limit)

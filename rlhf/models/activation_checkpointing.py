@@ -8,6 +8,7 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.models.one_trunk import same_adapters
+from rlhf.models.parts import base_of
 
 
 def enable(
@@ -29,6 +30,20 @@ def enable(
         )
     except ValueError as error:  # an architecture without it
         raise UserError(f"gradient_checkpointing: {error}: set it to false") from error
+
+
+def drop_default(args, model: nn.Module, say) -> None:
+    """Switch it off in a model that cannot do it: trl has it on by default.
+
+    say: prints a sentence. A key that asks for it is refused earlier (`runs.settings.ModelSettings`).
+    """
+    base = base_of(model)
+    if not args.activation_checkpointing or base.supports_gradient_checkpointing:
+        return
+    args.activation_checkpointing = args.gradient_checkpointing = False
+    say(
+        f"no gradient_checkpointing: a {base.config.model_type} model has no layers to compute again"
+    )
 
 
 def check_activation_checkpointing(args, *, double_backward: bool = False) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from rlhf.baselines.table import register_checkpoint
 from rlhf.errors import UserError
 from rlhf.models.architectures import check_has_scores, check_policy, check_usable
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
@@ -305,6 +306,7 @@ def _config_of(path: str, revision: str | None):
     """The config of a folder or Hub id. None if there is none: loading the model then says what is wrong."""
     try:
         folder = model_folder(path, revision, weights=False)
+        register_checkpoint(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS:
         return None
@@ -350,6 +352,7 @@ def _from_pretrained(
     check_folder(path)
     has_weights = auto_class not in (AutoConfig, AutoTokenizer)
     folder = model_folder(path, revision, weights=has_weights)
+    register_checkpoint(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the callers report missing weights in their own words
     try:

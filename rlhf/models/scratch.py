@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rlhf.baselines.table import BASELINES, register
 from rlhf.errors import UserError
 from rlhf.models.parts import label_maps, set_causal_loss
 from rlhf.task_table import TASKS
@@ -55,6 +56,30 @@ def new_policy(tokenizer, **sizes) -> PreTrainedModel:
     """Make a GPT-2 class model with random weights; sizes: the fields of `Sizes`."""
     config = _new_config(tokenizer, ("gpt2",), Sizes(**sizes))
     return set_causal_loss(AutoModelForCausalLM.from_config(config))
+
+
+def new_baseline(
+    tokenizer, model_type: str, *, hidden_size: int, layers: int, order: int, dropout: float
+) -> PreTrainedModel:
+    """Make a language model of `baselines.table` with random weights, or of an n-gram without counts.
+
+    order: tokens of a window and the one after it, of an n-gram or MLP.
+    """
+    entries = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if BASELINES[model_type].learns == "counts":
+        entries["order"] = order
+    else:
+        entries |= dict(hidden_size=hidden_size, num_hidden_layers=layers, dropout=dropout)
+    # Both predict a token from the same number of tokens before it.
+    if model_type == "mlp":
+        entries["window"] = order - 1
+    register(model_type)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **entries))
 
 
 def new_encoder(

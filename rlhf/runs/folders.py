@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+LADDER = "ladder.json"  # what `rlhf ladder` measured, in the folder of the ladder
+
 
 def recipes_folder() -> Path:
     """The folder with the recipes, their configs/ and the process layouts in accelerate/."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
+from rlhf.baselines.table import baseline_of
 from rlhf.errors import UserError
 from rlhf.runs import keys
 from rlhf.runs.ranges import BELOW_ONE, at_least, check_ranges
@@ -84,6 +85,11 @@ class DataSettings:
 def resumes(run) -> bool:
     """True unless the run starts from the beginning."""
     return str(run.resume_from_checkpoint or "false").lower() != "false"
+
+
+def has_layers_to_compute_again(run) -> bool:
+    """False for a run that starts from a model before the Transformer, in a folder."""
+    return getattr(run, "from_scratch", False) or baseline_of(run.model_name_or_path) is None
 
 
 @dataclass
@@ -171,6 +177,12 @@ class ModelSettings(RunSettings):
     RANGES: ClassVar[dict] = {"lora_r": at_least(1), "lora_alpha": at_least(1)}
     UNUSED: ClassVar[tuple] = (
         keys.Unused(("lora_r", "lora_alpha"), "set use_peft: true too", lambda run: run.use_peft),
+        keys.Unused(
+            ("gradient_checkpointing", "activation_checkpointing"),
+            "models before the Transformer have no layers to compute again; drop it",
+            has_layers_to_compute_again,
+            fixed=False,
+        ),
     )
 
     def __post_init__(self):

@@ -17,6 +17,7 @@ from rlhf.serving.ui import (
     compare,
     consent,
     data,
+    ladder,
     rank,
     runs,
     share,
@@ -29,6 +30,7 @@ TITLE = "RLHF"
 TEXTS = {
     "page.chat": ("Chat", "채팅"),
     "page.compare": ("Compare", "비교"),
+    "page.ladder": ("Ladder", "사다리"),
     "page.rank": ("Rank", "순위"),
     "page.runs": ("Runs", "학습"),
     "page.data": ("Data", "데이터"),
@@ -75,6 +77,10 @@ def has_data(service: Service) -> bool:
     return service.jobs is not None or service.feedback is not None
 
 
+def has_ladder(service: Service) -> bool:
+    return bool(service.engine.runs) and ladder.find_ladder(service.runs) is not None
+
+
 def may_push(service: Service) -> bool:
     return service.jobs is not None and service.jobs.allowed.may_push
 
@@ -83,6 +89,7 @@ TABS = (
     Tab(chat, can_chat),
     Tab(compare, takes_feedback),
     Tab(rank, takes_feedback),
+    Tab(ladder, has_ladder),
     Tab(runs, starts_runs),
     Tab(data, has_data),
     Tab(share, may_push),

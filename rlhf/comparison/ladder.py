@@ -1,0 +1,262 @@
+"""The ladder: language models of every age that learned the same text, side by side.
+
+Each rung answers the same prompts, one after another, so that only one model is in memory. Bits per byte on held-out text
+come from the record of its run, where every model has the same unit (tasks.pretraining.bits_per_byte). Rungs that learned
+from conversations or from rewards have none: their text is another.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rlhf.baselines.table import BASELINES
+from rlhf.comparison.compare import (
+    Estimate,
+    ReportSettings,
+    add_estimates,
+    fitting,
+    generate,
+    load_runs,
+    make_column,
+    rate_names,
+)
+from rlhf.comparison.report import COLOURS, MARKERS
+from rlhf.completions.score import WeightedSum
+from rlhf.data.chat import as_text
+from rlhf.errors import UserError
+from rlhf.markdown import markdown_table
+from rlhf.runs.plots import saved_figure
+from rlhf.runs.record import RECORD, RunRecord, read_jsonl
+
+ALIGNED = "Transformer, aligned"
+TIMED_PROMPTS = 32  # for the tokens per second of decoding
+# Steps of the road that transformers or a recipe brings: year, paper, family. The models before are in BASELINES.
+TRANSFORMER = (2018, "Radford et al., Improving Language Understanding by Generative Pre-Training")
+RECIPES = {
+    "sft": (2022, "Ouyang et al., Training language models to follow instructions, step 1"),
+    "dpo": (2023, "Rafailov et al., Direct Preference Optimization"),
+    "kto": (2024, "Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization"),
+    "ppo": (2022, "Ouyang et al., Training language models to follow instructions, step 3"),
+}
+ROAD = [*BASELINES, "a Transformer", *RECIPES]
+FAMILIES = {"ngram": "n-gram", "mlp": "MLP", "rnn": "recurrent", "lstm": "recurrent", "gru": "recurrent"}  # fmt: skip
+
+
+@dataclass
+class Rung:
+    """One model of the ladder.
+
+    name: of its folder. path: the folder.
+    parameters: numbers that it has learned: weights, or counts of an n-gram.
+    seconds: of its own run. The models that it starts from are rungs of their own.
+    bits_per_byte: on held-out text, or None.
+    place: on the road; rungs are shown in this order.
+    curve: (seconds, bits per byte) of the evaluations while it trained.
+    tokens_per_second: of decoding TIMED_PROMPTS prompts together.
+    rates: metric -> Estimate, of the answers.
+    answers: to the prompts that are shown.
+    """
+
+    name: str
+    path: str
+    year: int
+    paper: str
+    family: str
+    parameters: int
+    seconds: float
+    bits_per_byte: float | None
+    place: int
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    tokens_per_second: float = 0.0
+    rates: dict[str, Estimate] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+
+
+def read_rung(folder: Path) -> Rung | None:
+    """The rung of a finished run, without its answers; None for a run that answers nothing, such as a tokenizer's."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        record = RunRecord.load(folder)
+    except (OSError, ValueError, KeyError, UserError):
+        return None
+    if record.status != "done" or record.recipe not in ("pretrain", *RECIPES):
+        return None
+    metrics = record.metrics
+    # In the order of the road: the models before the Transformer, it and all others, then what is learned from people.
+    step = model_type if record.recipe == "pretrain" else record.recipe
+    place = ROAD.index(step) if step in ROAD else len(BASELINES)
+    if record.recipe in RECIPES:
+        year, paper = RECIPES[record.recipe]
+        family = ALIGNED
+    elif model_type in BASELINES:
+        row = BASELINES[model_type]
+        year, paper, family = row.year, row.paper, FAMILIES.get(model_type, model_type)
+    else:
+        year, paper = TRANSFORMER
+        family = "Transformer"
+    return Rung(
+        folder.name,
+        str(folder),
+        year,
+        paper,
+        family,
+        metrics.get("grams") or metrics.get("parameters") or 0,
+        record.seconds,
+        metrics.get("bits_per_byte"),
+        place,
+        curve(folder, record),
+    )
+
+
+def curve(folder: Path, record: RunRecord) -> list[tuple[float, float]]:
+    """(seconds, bits per byte) of the evaluations of a pretraining run. Seconds are shared evenly among its steps."""
+    final, loss = record.metrics.get("bits_per_byte"), record.metrics.get("eval_loss")
+    if not final or not loss or not record.steps:
+        return []
+    points = []
+    for row in read_jsonl(folder / "metrics.jsonl"):
+        if "eval_loss" in row:
+            share = row["step"] / record.steps
+            # The loss is per token, of the same tokens and bytes each time.
+            points.append((share * record.seconds, row["eval_loss"] * final / loss))
+    return points
+
+
+def find_rungs(folders: Sequence[Path]) -> list[Rung]:
+    """The rungs among runs and folders of runs, by year. UserError where there is none."""
+    rungs = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+        runs = [folder]
+        if not (folder / RECORD).is_file():
+            runs = sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+        for run in runs:
+            rung = read_rung(run)
+            if rung is not None:
+                rungs[run.resolve()] = rung
+    if not rungs:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: no finished run of pretrain, sft, dpo, kto or ppo: `make ladder` trains them"
+        )
+    return sorted(rungs.values(), key=lambda rung: (rung.place, rung.name))
+
+
+def measure_rung(
+    rung: Rung,
+    rows: list[dict],
+    *,
+    settings: ReportSettings,
+    rewards: WeightedSum | None,
+    shown: Sequence[int],
+) -> None:
+    """Let a rung answer, and fill in its rates, answers and speed. rows: with a "prompt" and columns for the rewards.
+
+    shown: indices of the rows whose answers are kept.
+    """
+    (run,) = load_runs([rung.path], settings.precision)
+    if len(fitting(rows, [run], settings.max_completion_length)) < len(rows):
+        raise UserError(
+            f"{rung.path}: some prompts leave no room for {settings.max_completion_length} tokens in its context: "
+            "use a smaller --max_completion_length"
+        )
+    if not rung.parameters:
+        rung.parameters = sum(weight.numel() for weight in run.model.parameters())
+    column = make_column(run, rows, "sampled", settings, rewards, None)
+    scores = [name for name in column.values if name.startswith("score")]
+    add_estimates([column], rate_names([column], scores))
+    rung.rates = {name: column.metrics[name] for name in (*scores, "completion_length")}
+    rung.answers = [column.completions[i] for i in shown]
+    began = time.perf_counter()
+    timed = generate(
+        run,
+        rows[:TIMED_PROMPTS],
+        seed=settings.seed,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_length,
+    )
+    rung.tokens_per_second = sum(map(len, timed.ids)) / (time.perf_counter() - began)
+
+
+# ---- what is shown ------------------------------------------------------------------------------------------------
+
+
+def table_rows(rungs: list[Rung]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table."""
+    scores = [name for name in rungs[0].rates if name.startswith("score")]
+    titles = [name.removeprefix("score_").replace("_", " ") for name in scores]
+    header = ["rung", "year", "learned numbers", "seconds", "tokens/s", "bits per byte", *titles]
+    cells = []
+    for rung in rungs:
+        bits = "-" if rung.bits_per_byte is None else f"{rung.bits_per_byte:.3f}"
+        row = [rung.name, str(rung.year), f"{rung.parameters:,}", f"{rung.seconds:.0f}"]
+        row += [f"{rung.tokens_per_second:.0f}", bits]
+        row += [cell(rung.rates[name]) for name in scores]
+        cells.append(row)
+    return header, cells
+
+
+def cell(estimate: Estimate) -> str:
+    """A rate in per cent, or a mean, with its interval."""
+    low, high = estimate.low, estimate.high
+    if low is None:
+        return f"{estimate.mean:.3f}"
+    if 0 <= low and high <= 1:
+        return f"{estimate.mean:.1%} ({low:.1%} to {high:.1%})"
+    return f"{estimate.mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def answer_rows(rungs: list[Rung], prompts: list[str]) -> list[list[str]]:
+    """A row per rung: its answer to each prompt."""
+    return [[f"{rung.name} ({rung.year})", *rung.answers] for rung in rungs]
+
+
+def ladder_markdown(rungs: list[Rung], prompts: list[str], picture: str | None) -> str:
+    """The ladder as a page."""
+    parts = ["# The ladder", markdown_table(*table_rows(rungs))]
+    if picture:
+        parts.append(f"![bits per byte against seconds]({picture})")
+    parts += ["## Answers", "To prompts drawn by the seed, not picked."]
+    parts.append(markdown_table(["rung", *prompts], answer_rows(rungs, prompts)))
+    parts += ["## Papers", "\n".join(f"- {rung.name}: {rung.paper}, {rung.year}" for rung in rungs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(rungs: list[Rung], path: Path) -> bool:
+    """Draw bits per byte against seconds, a colour per family. False where no rung has bits per byte."""
+    measured = [rung for rung in rungs if rung.bits_per_byte is not None]
+    if not measured:
+        return False
+    families = list(dict.fromkeys(rung.family for rung in measured))
+    with saved_figure(path, figsize=(7.5, 5)) as (_, axis):
+        for i, family in enumerate(families):
+            members = [rung for rung in measured if rung.family == family]
+            options = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            ends = [(max(rung.seconds, 0.1), rung.bits_per_byte) for rung in members]
+            if family == "n-gram":  # one line over the orders
+                axis.plot(*zip(*sorted(ends), strict=True), label=family, **options)
+            else:
+                axis.plot(*zip(*ends, strict=True), linestyle="none", label=family, **options)
+            for rung, (seconds, bits) in zip(members, ends, strict=True):
+                if rung.curve:
+                    axis.plot(*zip(*rung.curve, strict=True), color=options["color"], alpha=0.5)
+                axis.annotate(rung.name, (seconds, bits), textcoords="offset points", xytext=(6, 4))
+        axis.set_xscale("log")
+        axis.margins(x=0.15)  # room for the names
+        axis.set_xlabel("seconds of training")
+        axis.set_ylabel("bits per byte, held-out text (lower is better)")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return True
+
+
+def ladder_json(rungs: list[Rung], prompts: list[str], settings: dict) -> str:
+    """Everything that the page and the app show."""
+    content = {"settings": settings, "prompts": prompts, "rungs": [asdict(rung) for rung in rungs]}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def shown_prompts(rows: list[dict], shown: Sequence[int]) -> list[str]:
+    return [as_text(rows[i]["prompt"]) for i in shown]
