@@ -51,6 +51,33 @@ def chosen_and_log_probs(quality: Tensor, token_ids: Tensor, *, temperature: flo
     return torch.stack([chosen, token_log_probs(quality, token_ids, temperature=temperature)])
 
 
+def answer_losses(
+    *,
+    quality: Tensor,
+    quality_log_probs: Tensor,
+    target: Tensor,
+    values: Tensor,
+    log_probs: Tensor,
+    bellman: Tensor,
+    expectile: float,
+) -> dict[str, Tensor]:
+    """The four terms of the loss for each token, (B, T) each. Equation 5, with one sum over both Q as in the authors' code.
+
+    quality, quality_log_probs (2, B, T): `chosen_and_log_probs` of Q1 and Q2. target (B, T): the smaller of their slowly
+    moving copies. values (B, T): V. log_probs (B, T): of the policy. bellman (B, T): `bellman_targets`.
+
+    q: (Q(s, a) - bellman)^2. v: the expectile loss of target - V. cql: -log softmax(Q(s, .))[a]. nll: -log pi(a|s).
+    Neither bellman nor target has a gradient.
+    """
+    assert quality.shape == quality_log_probs.shape == (2, *values.shape), quality.shape
+    return {
+        "q": ((quality - bellman.detach()) ** 2).sum(0),
+        "v": expectile_loss(target.detach() - values, expectile=expectile),
+        "cql": -quality_log_probs.sum(0),
+        "nll": -log_probs,
+    }
+
+
 def guided_logits(logits: Tensor, quality: Tensor, values: Tensor, *, coef: float) -> Tensor:
     """Logits (..., V) of pi(a|s) exp(coef (Q(s, a) - V(s))) / Z, the policy of ILQL (section 4.3; its beta is `coef`).
 

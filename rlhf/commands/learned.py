@@ -126,7 +126,10 @@ def _unpaired(row: dict) -> list[str]:
 
 
 def _scored(row: dict) -> list[str]:
-    return [*_prompt(row), f"assistant (score {number(row['score']):g}): {_short(row['completion'])}"]
+    return [
+        *_prompt(row),
+        f"assistant (score {number(row['score']):g}): {_short(row['completion'])}",
+    ]
 
 
 def _task_row(row: dict, kind: str) -> list[str]:
