@@ -5,7 +5,7 @@
 
 Time: minutes for E2E on two cores. Look at: q_correlation, the rank correlation of Q and score on prompts that were not
 trained on, kl, and the table of samples. Rows: prompt, completion and a number `score`; ranked.jsonl of `rlhf sample`;
-rankings, pairs, and thumbs. `rlhf sample` and `rlhf report` decode with the values, and so does the chat: docs/value_decoding.md.
+rankings, pairs, and thumbs. `rlhf sample`, `rlhf report` and the chat decode with the values: docs/value_decoding.md.
 """
 
 from dataclasses import dataclass, field

@@ -20,8 +20,8 @@ SENTENCES = {
     ),
     "preference": "reward, dpo and ilql: that chosen is better than rejected",
     "unpaired_preference": (
-        "kto and ilql: to give more of the answers with the label true, and fewer of the others; sft with good_answers: true learns "
-        "the good ones, and reward or dpo with rank_by: label learns from prompts with good and bad ones"
+        "kto and ilql: to give more of the answers with the label true, and fewer of the others; sft with good_answers: "
+        "true learns the good ones, and reward or dpo with rank_by: label learns from prompts with good and bad ones"
     ),
     "scored": "ilql: which answers score more; sft: every completion, whatever its score",
     "prompt_completion": "sft: the completion; the prompt is only read",

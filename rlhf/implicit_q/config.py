@@ -67,7 +67,7 @@ class ILQLConfig(TrainingArguments):
     nll_coef: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the policy's own loss on the answers. 0 with values_move_trunk: false keeps the policy as it is."
+            "help": "Weight of the policy's own loss on the answers. 0, with values_move_trunk: false, keeps it as it is."
         },
     )
     values_move_trunk: bool = field(
