@@ -93,6 +93,7 @@ def read_scored(run: Run, settings: ILQLSettings, tokenizer, seed: int) -> Split
     splits = load_splits(settings, KINDS, seed=seed, checks=template_checks(tokenizer))
     run.data(splits)
     check_is_held_out(splits, "ILQL")
+    require_different_scores(splits.train, splits.kind, "training")
     return splits
 
 
@@ -101,7 +102,6 @@ def encode_splits(run: Run, splits: Splits, tokenizer, limit: int) -> tuple[list
     encode = partial(encode_scored, tokenizer, kind=splits.kind, max_length=limit)
     train, too_long = encode(splits.train)
     held_out, held_out_too_long = encode(splits.eval)
-    require_different_scores(train, "training")
     scores = [row["score"] for row in train]
     run.say(
         f"{len(train)} answers with scores from {min(scores):.3g} to {max(scores):.3g}, on average "

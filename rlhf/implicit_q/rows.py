@@ -80,9 +80,11 @@ def encode_scored(
     return encoded, too_long
 
 
-def require_different_scores(encoded: Sequence[dict], side: str) -> None:
-    """UserError where all answers have one score. side: "training" or "evaluation"."""
-    scores = {row["score"] for row in encoded}
+def require_different_scores(rows: Sequence[dict], kind: str, side: str) -> None:
+    """UserError where all answers of rows of one of KINDS have one score. side: "training" or "evaluation"."""
+    scores = set()
+    for row in rows:
+        scores.update(score for _, score in scored_answers(row, kind))
     if len(scores) < 2:
         raise UserError(
             f"all answers of the {side} rows have the score {scores.pop():g}: there is nothing to tell good ones by. Give "

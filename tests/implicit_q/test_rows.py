@@ -82,7 +82,9 @@ def test_an_answer_is_closed_and_long_ones_are_counted(tokenizer, refused):
     assert len(encoded) == 1 and too_long == 1
     assert encoded[0]["completion_ids"][-1] == tokenizer.eos_token_id
     assert "no answer fits" in refused(encode_scored, tokenizer, rows, "scored", max_length=2)
-    assert "nothing to tell good ones by" in refused(require_different_scores, encoded, "training")
+    assert "nothing to tell good ones by" in refused(
+        require_different_scores, rows, "scored", "training"
+    )
 
 
 def test_a_batch_pads_prompts_left_and_completions_right():

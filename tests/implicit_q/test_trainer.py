@@ -81,7 +81,7 @@ def shares(trainer: ILQLTrainer, coef: float, count=200) -> dict[tuple, float]:
 
 @pytest.mark.slow
 def test_it_puts_the_best_answer_together_where_cloning_repeats_the_data(make):
-    """The policy clones: b d a fifth of the time. With an upper expectile V sees that b can go on well; the mean does not."""
+    """The policy clones: b d a fifth of the time. An upper expectile sees that b can go on well; the mean does not."""
     flags = dict(max_steps=400, target_update_rate=0.1, cql_coef=0.01, logging_steps=400)
     best = make(expectile=0.95, **flags)
     best.train()
@@ -127,9 +127,10 @@ CASES = {
     "heads alone": {"nll_coef": 0.0, "values_move_trunk": False},
     "not through the values": {"values_move_trunk": False},
 }
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("lora", "not through the values")]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["all", "heads alone", *SLOW])
 def test_every_trainable_parameter_moves_and_no_other_but_the_copies_of_q(make, case):
     trainer = make(max_steps=6, **CASES[case])
     names = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -150,6 +151,7 @@ def test_the_values_do_not_move_the_trunk_where_they_are_told_not_to(make):
     assert all(p.grad is None for p in trainer.model.policy.parameters())
 
 
+@pytest.mark.slow
 def test_batches_of_a_step_equal_one_batch(make, tokenizer, make_policy):
     """Answers of different lengths: each token weighs the same."""
     weights = []

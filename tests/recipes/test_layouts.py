@@ -73,8 +73,8 @@ RUNS = {
     "dpo-lora": f"dpo {ROWS} --model_name_or_path DATA/base {LORA} {ANSWERS}",
     "kto": f"kto {ROWS} --model_name_or_path DATA/base {ANSWERS}",
     "kto-before": f"kto {ROWS} --model_name_or_path DATA/base {ANSWERS} --precompute_ref_log_probs true",
-    "ilql": f"ilql {ROWS} --model_name_or_path DATA/base {CHECKPOINTS} --eval_strategy steps --eval_steps 2 {ANSWERS}",
-    "ilql-resumed": f"ilql {ROWS} --model_name_or_path DATA/base {CHECKPOINTS} --eval_strategy steps --eval_steps 2 {ANSWERS} "
+    "ilql": f"ilql {ROWS} --model_name_or_path DATA/base {CHECKPOINTS} {ANSWERS}",
+    "ilql-resumed": f"ilql {ROWS} --model_name_or_path DATA/base {CHECKPOINTS} {ANSWERS} "
     "--resume_from_checkpoint RUNS/ilql/checkpoint-2",
     "labels": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert",
     "best": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert {CHECKPOINTS} --eval_strategy steps "
