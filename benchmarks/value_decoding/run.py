@@ -2,8 +2,8 @@
 
     python benchmarks/value_decoding/run.py --runs runs/alignment/split_0 --record
 
-FOLDER of --runs is one that benchmarks/alignment writes: an SFT model, its scored samples (samples_0), a PPO run with a value
-model of its own, the reward model that it was trained on, another reward model of naturalness that no method sees, and
+FOLDER of --runs is one that benchmarks/alignment writes: an SFT model, its scored samples (samples_0), a PPO run with a
+value model of its own, the reward model that it was trained on, another reward model of naturalness that no method sees, and
 held-out facts. The script trains ILQL on the scored samples (ilql.yaml). Each way of decoding answers the same prompts once;
 the best of n chooses by the reward model.
 
