@@ -66,9 +66,11 @@ def prepare(settings: ILQLSettings, args: ILQLConfig, run: Run) -> ILQLTrainer:
     tokenizer = settings.load_tokenizer()
     add_chat_template(tokenizer)
     splits = read_scored(run, settings, tokenizer, args.seed)
+    # Rows with scores are all read by now: what is wrong with them is said in seconds.
     policy = load_policy(settings.model_name_or_path, **settings.load_options())
     run.parent("policy", settings.model_name_or_path, revision=settings.model_revision)
     fit_embeddings(policy, tokenizer)
+    # The advantage is added to what the output layer gives, and must be the last thing that happens to it.
     check_can_guide(policy)
     context = context_length(policy)
     limit = min(args.max_length, context)

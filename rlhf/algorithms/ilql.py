@@ -24,8 +24,10 @@ def bellman_targets(values: Tensor, mask: Tensor, scores: Tensor, *, gamma: floa
     The state after the last token is worth 0. A row without tokens has no target.
     """
     assert values.shape == mask.shape and scores.shape == mask.shape[:1], (values.shape, mask.shape)
+    # Padding may hold anything, also NaN.
     after = values.masked_fill(~mask, 0.0)[:, 1:]
     after = torch.nn.functional.pad(after, (0, 1))  # V(s_t+1), 0 behind the last token
+    # A token that counts, with none that counts behind it.
     last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
     targets = gamma * after + torch.where(last, scores.unsqueeze(1), 0.0)
     return targets.masked_fill(~mask, 0.0)
@@ -36,11 +38,12 @@ def expectile_loss(differences: Tensor, *, expectile: float) -> Tensor:
 
     expectile in (0, 1): 0.5 is half the squared error, and the mean is its minimum; 1 would be the maximum.
     """
+    # V below Q costs `expectile`, V above it 1 - expectile: so V rises until few of the Q are above it.
     weights = torch.where(differences < 0, 1 - expectile, expectile)
     return weights * differences**2
 
 
-def chosen_and_log_probs(quality: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+def chosen_and_log_probs(quality: Tensor, token_ids: Tensor, *, temperature: float) -> Tensor:
     """Q(s, a) of the tokens that were taken, and log softmax(Q(s, .))[a]: (N, V), (N,) -> (2, N), fp32.
 
     The second is minus the conservative term (CQL, Kumar et al. 2020, arXiv 2006.04779, equation 4): to raise it lowers the
@@ -83,6 +86,7 @@ def guided_logits(logits: Tensor, quality: Tensor, values: Tensor, *, coef: floa
 
     logits (..., V): of pi. quality (..., V): the smaller Q. values (...): V. coef >= 0: with 0 they are exactly those of pi.
     """
+    # Not a sum with zeros: the logits stay those of the policy bit for bit.
     if coef == 0:
         return logits
     return logits + coef * (quality - values.unsqueeze(-1))
@@ -90,6 +94,6 @@ def guided_logits(logits: Tensor, quality: Tensor, values: Tensor, *, coef: floa
 
 @torch.no_grad()
 def move_towards(targets: Iterable[Tensor], sources: Iterable[Tensor], *, rate: float) -> None:
-    """Polyak averaging, in place: target <- (1 - rate) target + rate source. rate in (0, 1]."""
+    """Polyak averaging, in place: target <- (1 - rate) target + rate source, of tensors of any shape. rate in (0, 1]."""
     for target, source in zip(targets, sources, strict=True):
         target.lerp_(source, rate)

@@ -86,7 +86,7 @@ def check_is_finite_from_0(args: argparse.Namespace, name: str) -> None:
 
 
 def advantage_coef(args: argparse.Namespace) -> float | None:
-    """How much the advantages of an ILQL run count: 0 where it is sampled without values, None for what the run says."""
+    """The weight of the advantages of an ILQL run: 0 where it is sampled without values, None for what the run says."""
     return 0.0 if args.decoding == SAMPLE else args.value_coef
 
 
@@ -103,7 +103,8 @@ def guiding_settings(args: argparse.Namespace) -> dict:
     if args.decoding == SAMPLE:
         return {}
     if has_action_values(args.run):
-        return {"decoding": VALUE, "value_coef": args.value_coef}  # None: what the run says
+        # None: what the run says, whose hash is in the record.
+        return {"decoding": VALUE, "value_coef": args.value_coef}
     names = (*FLAGS[args.decoding], "kl_coef")
     return {"decoding": args.decoding} | {name: setting(args, name) for name in names}
 

@@ -99,6 +99,7 @@ class ILQLConfig(TrainingArguments):
     def __post_init__(self):
         self.remove_unused_columns = False  # the collator needs all of them
         self.logging_nan_inf_filter = False  # a NaN must be seen
+        # The Trainer tells by them that a batch has something to be measured by.
         self.label_names = ["scores"]
         if self.load_best_model_at_end or self.save_strategy == "best":
             self.metric_for_best_model = self.metric_for_best_model or "loss"
@@ -106,6 +107,7 @@ class ILQLConfig(TrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.endswith("loss")
         super().__post_init__()
         check_activation_checkpointing(self)
+        # The policy's own output layer would go on reading states that mean something else.
         if self.nll_coef == 0 and self.values_move_trunk:
             raise UserError(
                 "nll_coef=0 with values_move_trunk: true: the values would change the trunk, and nothing would keep the "

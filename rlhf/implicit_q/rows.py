@@ -22,6 +22,7 @@ KINDS = ("scored", "ranking", "unpaired_preference")
 
 def scored_answers(row: dict, kind: str) -> Iterator[tuple[str, float]]:
     """(completion, score) of each answer of a row. UserError where two columns of it say how good its answers are."""
+    # A table writes its numbers as strings.
     if kind == "scored":
         yield row["completion"], float(number(row["score"]))
     elif kind == "unpaired_preference":
@@ -41,6 +42,7 @@ def scores_of_ranking(row: dict) -> list[float]:
     if scores is None and row["ranks"] == [0, 1]:  # a pair has the order of its scores
         return [float(score) for score in scores_of_pair(row)]
     if scores is None:
+        # Ranks are an order. That of three answers with a tie has two steps or one.
         last = max(row["ranks"])
         return [1 - rank / max(last, 1) for rank in row["ranks"]]
     numbers = [number(score) for score in scores] if isinstance(scores, list) else []
@@ -68,6 +70,7 @@ def encode_scored(
         prompt = encode_prompt(tokenizer, row["prompt"])
         for text, score in scored_answers(row, kind):
             completion = encode_completion(tokenizer, text)
+            # Cut off, it would end without what it was scored for.
             if len(prompt) + len(completion) > max_length:
                 too_long += 1
                 continue

@@ -102,6 +102,7 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the four terms, each a mean over the tokens of the whole optimiser step."""
         sums = self.summed_terms(model, inputs)
+        # An answer of 60 tokens has six times the weight of one of 10, in any batch.
         tokens = int(inputs["mask"].sum())
         count = self.count_for_mean(tokens, is_training=model.training)
         for name, value in sums.items():
@@ -118,6 +119,7 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
     def token_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The four terms of each token (B, T), and "target": the smaller Q of the token, without a gradient."""
         outputs = model(**{name: inputs[name] for name in FORWARD_INPUTS})
+        # V of this very forward pass: it has no slowly moving copy, Q has (section 4.2).
         bellman = bellman_targets(
             outputs.values.detach(), inputs["mask"], inputs["scores"], gamma=self.args.gamma
         )
@@ -130,8 +132,9 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
         return total + self.args.nll_coef * terms["nll"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log the four terms of the last step beside its loss."""
+        """Log the four terms of the last step, next to its loss."""
         if "loss" in logs and self.terms:
+            # Not since the last log: a run that resumes in between would log another mean.
             names = [*TERMS, "target", "tokens"]
             sums = torch.tensor([self.terms[name] for name in names], device=self.args.device)
             if self.args.world_size > 1:
@@ -177,12 +180,14 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
                 collate_scored(mine[start : start + size], self.tokenizer.pad_token_id)
             )
             mask = inputs["mask"]
+            # As in training: the forward pass of the wrapper has autocast around it.
             with self.accelerator.autocast():
                 losses = self.token_losses(model, inputs)
             columns = [masked_sum(losses[name], mask, 1) for name in (*TERMS, "target")]
             results += torch.stack([*columns, mask.sum(1)], dim=1).tolist()
         sums = torch.tensor(in_order(results, len(self.eval_rows), world), dtype=torch.double)
         tokens = sums[:, -1]
+        # Of all tokens of all answers, as in training.
         means = dict(
             zip(TERMS, (sums[:, : len(TERMS)].sum(0) / tokens.sum()).tolist(), strict=True)
         )
@@ -218,6 +223,7 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
                 model.policy, self.tokenizer, prompts, uniforms, self.args
             )
             log_probs = reference_log_probs(model.policy, batch, temperature=1.0)
+        # Outside of the context it is the policy without values.
         log_ratios = log_probs - reference_log_probs(model.policy, batch, temperature=1.0)
         sums = masked_sum(log_ratios, batch["mask"], 1)
         return [sample | {"kl": kl} for sample, kl in zip(samples, sums.tolist(), strict=True)]
@@ -238,6 +244,7 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
+        # The heads fit the merged trunk too: it gives the same states.
         save(model.policy, self.tokenizer, folder)
         durable.boundary(folder)
         save_heads(folder / FOLDER, model.heads, self.args.advantage_coef)
@@ -250,6 +257,7 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         tensors = {}
         for name, parameter in model.named_parameters():
+            # The copies of Q are not trained, and not a function of the trained weights either.
             if parameter.requires_grad or name.startswith("heads."):
                 tensors[name] = parameter.detach().contiguous()
         return tensors

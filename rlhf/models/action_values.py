@@ -32,6 +32,7 @@ COEF = "advantage_coef"  # in the metadata of the file: how much an advantage co
 def head(hidden_size: int, outputs: int) -> nn.Sequential:
     """(..., H) -> (..., outputs), at first 0."""
     last = nn.Linear(2 * hidden_size, outputs)
+    # A fresh Q of random numbers would guide at random.
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(hidden_size, 2 * hidden_size), nn.ReLU(), last)
@@ -130,9 +131,10 @@ class ImplicitQ(nn.Module):
         batch = (prompt_ids, prompt_mask, completion_ids, mask)
         hidden = hidden_before(trunk_of(self.policy), *batch)  # (B, T, H)
         log_probs = log_probs_of(self.policy, token_log_probs, hidden, completion_ids, mask, 1.0)
-        states = hidden if self.values_move_trunk else hidden.detach()
+        states = hidden if self.values_move_trunk else hidden.detach()  # (B, T, H)
         heads = self.heads
         quality = heads.of_tokens(heads.quality, states, completion_ids, mask)
+        # A regression target must not chase its own prediction.
         with torch.no_grad():
             slow = heads.of_tokens(heads.target_quality, states, completion_ids, mask)
         values = heads.values(states).masked_fill(~mask, 0.0)
@@ -159,7 +161,7 @@ def guide_by_advantage(policy: nn.Module, heads: ActionValueHeads, coef: float):
     """
 
     def add_advantage(module, inputs, logits):
-        states = inputs[0]
+        states = inputs[0]  # (B, L, H) of a forward pass, or (N, H) of chosen positions
         quality, values = heads.smaller_quality(states), heads.values(states)
         return guided_logits(logits, quality.to(logits), values.to(logits), coef=coef)
 
@@ -190,6 +192,7 @@ def load_heads(folder: Path, policy: nn.Module, hidden_size: int) -> tuple[Actio
     """The frozen heads of value_model/ on the policy's device, and their coefficient. UserError where they do not fit it."""
     path = folder / FILE
     tensors = load_file(path)
+    # The sizes are in the tensors, so that the file needs no config.
     width = tensors["value.0.weight"].shape[1]
     vocabulary = len(tensors["quality.0.2.bias"])
     outputs = policy.get_output_embeddings().out_features

@@ -80,6 +80,7 @@ def guide_ilql(policy: nn.Module, run: str, coef: float | None = None) -> float 
         return None
     folder = Path(model_folder(run)) / FOLDER
     heads, saved = load_heads(folder, policy, hidden_size(policy))
+    # 0 is a weight too.
     if coef is None:
         coef = saved
     guide_by_advantage(policy, heads, coef)

@@ -62,7 +62,7 @@ def test_the_mean_expectile_is_the_mean_and_larger_ones_are_nearer_to_the_best()
 
 def test_the_chosen_value_and_its_log_softmax_by_hand():
     quality = torch.tensor([[0.0, 0.0], [0.0, float(torch.tensor(3.0).log())]])
-    chosen, log_probs = chosen_and_log_probs(quality, torch.tensor([1, 1]))
+    chosen, log_probs = chosen_and_log_probs(quality, torch.tensor([1, 1]), temperature=1.0)
     assert chosen.tolist() == [0.0, quality[1, 1].item()]
     assert log_probs.exp().tolist() == pytest.approx([0.5, 0.75])
 
