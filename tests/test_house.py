@@ -43,6 +43,8 @@ LAYERS = {
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     # On the metrics of rlhf.reward_model and the alarms of rlhf.policy_gradient, hence above them.
     "rlhf.direct_preference": (5, "torch transformers trl datasets accelerate"),
+    # On the sampling of rlhf.direct_preference.
+    "rlhf.implicit_q": (6, "torch transformers safetensors"),
     "rlhf.few_shot": (5, "torch transformers"),  # on the runs of rlhf.comparison
     "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib tqdm"),
     "rlhf.comparison": (4, "torch matplotlib rich"),
@@ -58,7 +60,7 @@ LAYERS = {
     "rlhf.__main__": (7, ""),
     "rlhf.stages": (8, ""),  # runs the commands of __main__
     "rlhf.recipes": (6, ""),  # of a checkout: only says that the modules are in recipes/
-    "recipes": (6, "numpy torch transformers trl peft datasets tokenizers gradio_client"),
+    "recipes": (7, "numpy torch transformers trl peft datasets tokenizers gradio_client"),
     "app": (7, ""),
 }
 TRAINERS = (

@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import freeze, stop_token_ids
 from rlhf.models.snapshots import is_local_model, model_folder
-from rlhf.models.value_functions import FOLDER, load_actor_critic
+from rlhf.models.value_functions import FOLDER, has_action_values, load_actor_critic
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 
@@ -34,11 +34,14 @@ def add_guiding_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--decoding",
         choices=list(FLAGS),
-        default=SAMPLE,
-        help="value: re-rank the next tokens by PPO's values; mcts: search with them [%(default)s]",
+        help="value: weigh the next tokens by values; mcts: search with those of PPO [value for an ILQL run, else sample]",
     )
     add("--value_run", metavar="RUN", help="run whose value_model/ guides [RUN itself]")
-    add("--value_coef", type=float, help="value: weight of the advantage [1]")
+    add(
+        "--value_coef",
+        type=float,
+        help="value: weight of the advantage [1; of an ILQL run its advantage_coef]",
+    )
     add("--simulations", type=int, help="mcts: for each token [16]")
     add("--c_puct", type=float, help="mcts: exploration, in units of the score [1]")
     add("--ref_model", metavar="RUN", help="reference of the KL in the reward of each token")
@@ -46,14 +49,24 @@ def add_guiding_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_guiding_arguments(args: argparse.Namespace) -> None:
-    """UserError for flags that the decoding does not read, or that mean nothing."""
+    """Choose the decoding where no flag does. UserError for flags that it does not read, or that mean nothing."""
+    of_ilql = has_action_values(args.run)
+    if args.decoding is None:
+        args.decoding = VALUE if of_ilql else SAMPLE
     read = FLAGS[args.decoding]
-    if args.decoding != SAMPLE:
+    if args.decoding == MCTS and of_ilql:
+        raise UserError(
+            f"--decoding mcts searches with PPO's values, and {args.run} has those of ILQL: use --decoding value"
+        )
+    if args.decoding != SAMPLE and not of_ilql:
         read += BOTH
     for name in (*DEFAULTS, "value_run", "ref_model"):
         if getattr(args, name) is not None and name not in read:
             raise UserError(f"--{name} is not read with --decoding {args.decoding}: drop it")
     if args.decoding == SAMPLE:
+        return
+    if of_ilql:  # whose values are of all tokens
+        check_is_finite_from_0(args, "value_coef")
         return
     if args.top_k == 0 or args.top_p != 1:
         raise UserError(
@@ -64,8 +77,17 @@ def check_guiding_arguments(args: argparse.Namespace) -> None:
     if setting(args, "simulations") < 1:
         raise UserError(f"--simulations {args.simulations} must be at least 1")
     for name in ("value_coef", "c_puct", "kl_coef"):
-        if not 0 <= setting(args, name) < math.inf:
-            raise UserError(f"--{name} {setting(args, name)} must be at least 0 and finite")
+        check_is_finite_from_0(args, name)
+
+
+def check_is_finite_from_0(args: argparse.Namespace, name: str) -> None:
+    if not 0 <= setting(args, name) < math.inf:
+        raise UserError(f"--{name} {setting(args, name)} must be at least 0 and finite")
+
+
+def advantage_coef(args: argparse.Namespace) -> float | None:
+    """The weight of the advantages of an ILQL run: 0 where it is sampled without values, None for what the run says."""
+    return 0.0 if args.decoding == SAMPLE else args.value_coef
 
 
 def setting(args: argparse.Namespace, name: str) -> float:
@@ -80,6 +102,9 @@ def guiding_settings(args: argparse.Namespace) -> dict:
     """The part of a record about the decoding: {} for plain sampling, whose records stay as they were."""
     if args.decoding == SAMPLE:
         return {}
+    if has_action_values(args.run):
+        # None: what the run says, whose hash is in the record.
+        return {"decoding": VALUE, "value_coef": args.value_coef}
     names = (*FLAGS[args.decoding], "kl_coef")
     return {"decoding": args.decoding} | {name: setting(args, name) for name in names}
 

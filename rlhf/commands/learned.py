@@ -6,7 +6,7 @@ With a tokenizer, rows for SFT are shown as the model reads them: their token id
 from itertools import groupby
 
 from rlhf.data.chat import add_chat_template, as_messages, encode_examples
-from rlhf.data.rows import KINDS, shorten, thumb
+from rlhf.data.rows import KINDS, number, shorten, thumb
 from rlhf.errors import UserError
 from rlhf.task_table import TASKS
 
@@ -15,12 +15,15 @@ IDS_SHOWN = 300  # tokens of one row
 LEARNED_BY_SFT = ("prompt_completion", "messages", "text")
 
 SENTENCES = {
-    "ranking": "reward and dpo: which of two answers is better, for each pair with different ranks",
-    "preference": "reward and dpo: that chosen is better than rejected",
-    "unpaired_preference": (
-        "kto: to give more of the answers with the label true, and fewer of the others; sft with good_answers: true learns "
-        "the good ones, and reward or dpo with rank_by: label learns from prompts with good and bad ones"
+    "ranking": (
+        "reward and dpo: which of two answers is better, for each pair with different ranks; ilql: the score of each answer"
     ),
+    "preference": "reward, dpo and ilql: that chosen is better than rejected",
+    "unpaired_preference": (
+        "kto and ilql: to give more of the answers with the label true, and fewer of the others; sft with good_answers: "
+        "true learns the good ones, and reward or dpo with rank_by: label learns from prompts with good and bad ones"
+    ),
+    "scored": "ilql: which answers score more; sft: every completion, whatever its score",
     "prompt_completion": "sft: the completion; the prompt is only read",
     "messages": "sft: the assistant's turns; the others are only read",
     "prompt": "ppo: the policy's own answers to the prompt; no answer of the file is learned",
@@ -122,6 +125,13 @@ def _unpaired(row: dict) -> list[str]:
     return [*_prompt(row), f"assistant ({rating}): {_short(row['completion'])}"]
 
 
+def _scored(row: dict) -> list[str]:
+    return [
+        *_prompt(row),
+        f"assistant (score {number(row['score']):g}): {_short(row['completion'])}",
+    ]
+
+
 def _task_row(row: dict, kind: str) -> list[str]:
     """A row of an encoder task: its columns, with the answer marked."""
     answers = {task.answer for task in TASKS.values() if kind in task.trained_on}
@@ -144,5 +154,6 @@ SHOWN = {
     "preference": _preference,
     "ranking": _ranking,
     "unpaired_preference": _unpaired,
+    "scored": _scored,
     "text": lambda row: [f"text: {_mark(_short(row['text']))}"],
 }

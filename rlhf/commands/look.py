@@ -27,13 +27,14 @@ EVERY = 0.5  # seconds between two lines of progress
 PROBLEMS_SHOWN = 200
 # Recipe -> the kinds of rows that it reads as they are. Those of the tasks are in their table.
 KINDS_READ = {
-    "tokenizer": ("text", "prompt_completion"),
+    "tokenizer": ("text", "prompt_completion", "scored"),
     "pretrain": ("text",),
-    "sft": ("prompt_completion", "messages", "text"),
+    "sft": ("prompt_completion", "scored", "messages", "text"),
     "reward": ("ranking",),
     "dpo": ("ranking",),
     "kto": ("unpaired_preference",),
-    "ppo": ("prompt",),
+    "ilql": ("scored", "ranking", "unpaired_preference"),
+    "ppo": ("prompt", "scored"),
 }
 
 

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlhf.commands.guiding import (
     add_guiding_arguments,
+    advantage_coef,
     check_guiding_arguments,
     guiding_models,
     guiding_settings,
@@ -172,7 +173,7 @@ def sample_missing(
     prompts_too_long: of all prompts. passes_per_token: of each model, where values guide this process.
     """
     rewards = load_rewards(args, CallLimits(args.reward_timeout, args.reward_retries))
-    [run] = load_runs([args.run], args.precision)
+    [run] = load_runs([args.run], args.precision, advantage_coef=advantage_coef(args))
     room = context_length(run.model) - args.max_completion_length
     if room < 1:
         raise UserError(
@@ -188,7 +189,7 @@ def sample_missing(
             f"every prompt is longer than {limit} tokens: raise --max_prompt_length, or use --long_prompts cut"
         )
     guide = guided = None
-    if args.decoding != "sample":
+    if args.decoding != "sample" and run.advantage_coef is None:
         guide, guided = load_guide(args, run)
     settings = SamplingSettings(
         n=args.n,

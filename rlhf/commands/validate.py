@@ -204,14 +204,14 @@ def read_report(
 
 
 def count_column(report: ValidationReport, column: str, value, units: Units) -> None:
-    """Add one value of a row: labels, tags and ranks are counted, texts are measured."""
+    """Add one value of a row: labels, tags and ranks are counted, texts are measured. A score is neither."""
     if column == "label":
         report.labels.update(names_of(value))
     elif column == "tags":
         report.tags.update(value)
     elif column == "ranks":
         count_ranks(report, value)
-    else:
+    elif column != "score":  # a number
         if column == "answers":  # SQuAD's form: {"text": [...], "answer_start": [...]}
             report.answers_per_question[len(value["text"])] += 1
         lengths = report.lengths.setdefault(column, {unit: [] for unit in units})

@@ -27,6 +27,7 @@ from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
 from rlhf.models.snapshots import model_folder
+from rlhf.models.value_functions import guide_ilql
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
@@ -68,13 +69,17 @@ class ReportSettings:
 
 @dataclass
 class ChatRun:
-    """A run that can chat: label, path it was loaded from, record (if it has one), model and tokenizer."""
+    """A run that can chat: label, path it was loaded from, record (if it has one), model and tokenizer.
+
+    advantage_coef: of the values of ILQL that guide the model; None for other runs.
+    """
 
     label: str
     path: str
     record: RunRecord | None
     model: torch.nn.Module
     tokenizer: object
+    advantage_coef: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -203,8 +208,13 @@ def build_report(
     )
 
 
-def load_runs(paths: Sequence[str], precision: str = "fp32") -> list[ChatRun]:
-    """Load each run and give it a short, unique label."""
+def load_runs(
+    paths: Sequence[str], precision: str = "fp32", *, advantage_coef: float | None = None
+) -> list[ChatRun]:
+    """Load each run and give it a short, unique label. The values of ILQL runs guide them.
+
+    advantage_coef: of their values, instead of what the runs say; 0 gives their policies without values.
+    """
     runs: list[ChatRun] = []
     for path in paths:
         record = None
@@ -223,7 +233,8 @@ def load_runs(paths: Sequence[str], precision: str = "fp32") -> list[ChatRun]:
             )
         device = torch.device(best_device())
         model = convert_for_answers(freeze(load_policy(path)), precision, device)
-        runs.append(ChatRun(label, path, record, model, tokenizer))
+        coef = guide_ilql(model, path, advantage_coef)
+        runs.append(ChatRun(label, path, record, model, tokenizer, coef))
     return runs
 
 
@@ -261,6 +272,12 @@ def fitting(rows: list[dict], runs: list[ChatRun], max_completion_length: int) -
 def comparability_notes(runs: list[ChatRun], total: int, fitting: int) -> list[str]:
     """Notes on dropped prompts and on tokenizers that differ. total, fitting: numbers of prompts."""
     notes = []
+    for run in runs:
+        if run.advantage_coef is not None:
+            notes.append(
+                f"{run.label} decodes with its values, at advantage_coef {run.advantage_coef:g}; KL and perplexity are of "
+                "what it decodes from"
+            )
     if fitting < total:
         notes.append(f"{total - fitting} of {total} prompts are too long and were dropped")
     last = runs[-1].tokenizer

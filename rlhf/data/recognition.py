@@ -145,6 +145,8 @@ class Form:
             advice = f"; {GOOD_ANSWERS[self.source_kind]}"
         elif self.source_kind == "unpaired_preference" and "ranking" in self.kinds:
             advice = "; rank_by: label ranks the answers of the prompts that have good and bad ones"
+        elif self.source_kind == "scored" and "ranking" in self.kinds:
+            advice = "; rank_by: score ranks the answers to each prompt"
         elif self.source_kind == "prompt" and "prompt_completion" in self.kinds:
             answers = [name for name in names if name.lower() in ANSWER_NAMES]
             if answers:

@@ -30,6 +30,7 @@ class RowKind:
     example: a valid row.
     relation: a condition that ties columns to each other: a key of RELATIONS, then its columns.
     is_thumb: the column that must be true or false, where rows of another kind have the same columns.
+    has_number: the column that must be a number, likewise.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RowKind:
     example: dict
     relation: tuple[str, ...] = ()
     is_thumb: str = ""
+    has_number: str = ""
 
     def matches(self, row: Iterable[str]) -> bool:
         """True for a row of this kind, or for columns that one can have."""
@@ -45,6 +47,8 @@ class RowKind:
             return False
         if self.is_thumb and isinstance(row, dict):
             return thumb(row[self.is_thumb]) is not None
+        if self.has_number and isinstance(row, dict):
+            return number(row[self.has_number]) is not None
         return True
 
 
@@ -113,24 +117,32 @@ KINDS = {
         RowKind(
             "ranking",
             ("prompt", "completions", "ranks"),
-            ("reward", "dpo"),
+            ("reward", "dpo", "ilql"),
             {"prompt": "Hi!", "completions": ["Hello!", "What?", "Hey."], "ranks": [0, 1, 0]},
         ),
         # Two answers, of which one is better. The reward recipe reads it as a ranking of two.
         RowKind(
             "preference",
             ("prompt", "chosen", "rejected"),
-            ("reward", "dpo"),
+            ("reward", "dpo", "ilql"),
             {"prompt": "Hi!", "chosen": "Hello!", "rejected": "What?"},
         ),
         # One answer with a thumb up (true) or down (false), as KTO learns from.
         RowKind(
             "unpaired_preference",
             ("prompt", "completion", "label"),
-            ("kto", "sft (good_answers)"),
+            ("kto", "ilql", "sft (good_answers)"),
             {"prompt": "Hi!", "completion": "What?", "label": False},
             relation=("thumb", "label"),
             is_thumb="label",
+        ),
+        # One answer with a number, higher for a better one. SFT reads it as a demonstration.
+        RowKind(
+            "scored",
+            ("prompt", "completion", "score"),
+            ("ilql", "sft"),
+            {"prompt": "Hi!", "completion": "Hello!", "score": 0.9},
+            has_number="score",
         ),
         RowKind(
             "prompt_completion",
@@ -467,6 +479,12 @@ def _check_ranks(value) -> str | None:
     return f"a list of integers from 0 (the best) is expected, {_shown(value)} given"
 
 
+def _check_score(value) -> str | None:
+    if number(value) is not None:
+        return None
+    return f"a number is expected, {_shown(value)} given"
+
+
 def _check_label(value) -> str | None:
     """A label is a name, a list of names that may be empty, or a number to predict."""
     if isinstance(value, float):
@@ -611,6 +629,7 @@ CHECKS: dict[str, Callable[[object], str | None]] = {
     "messages": _check_messages,
     "completions": _check_completions,
     "ranks": _check_ranks,
+    "score": _check_score,
 }
 for _task in TASKS.values():
     for _rows in _task.rows.values():

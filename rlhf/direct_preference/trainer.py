@@ -269,37 +269,13 @@ class DirectTrainer(TrlTrainer):
 
     def _sample(self, prompts: list[dict], uniforms: Tensor) -> list[dict]:
         model = self.accelerator.unwrap_model(self.model)
-        ids = [encode_prompt(self.tokenizer, row["prompt"]) for row in prompts]
-        prompt_ids, prompt_mask = left_pad(ids, self.tokenizer.pad_token_id)
-        batch = {
-            "prompt_ids": prompt_ids.to(self.args.device),
-            "prompt_mask": prompt_mask.to(self.args.device),
-        }
         # As in training: the trunk is called without the wrapper that has it.
         with self.accelerator.autocast():
-            sampled = decode_in_batches(
-                model,
-                *batch.values(),
-                batch_size=self.args.per_device_eval_batch_size,
-                stop_token_ids=stop_token_ids(model, self.tokenizer),
-                max_completion_length=uniforms.shape[1],
-                temperature=1.0,
-                uniforms=uniforms,
-            )
-            batch |= {"completion_ids": sampled.ids, "mask": sampled.mask}
+            batch, samples = decode_prompts(model, self.tokenizer, prompts, uniforms, self.args)
             kl = self._log_ratios(model, batch)
-        texts = completion_texts(self.tokenizer, unpadded(sampled.ids, sampled.mask), sampled.ended)
-        samples = []
-        for i, text in enumerate(texts):
-            sample = {
-                "prompt": as_text(prompts[i]["prompt"]),
-                "completion": text,
-                "completion_length": int(sampled.mask[i].sum()),
-                "ended": bool(sampled.ended[i]),
-            }
-            if kl is not None:
-                sample["kl"] = float(kl[i])
-            samples.append(sample)
+        if kl is not None:
+            for sample, value in zip(samples, kl.tolist(), strict=True):
+                sample["kl"] = value
         return samples
 
     def _log_ratios(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor | None:
@@ -317,6 +293,44 @@ class DirectTrainer(TrlTrainer):
                 log_probs = log_probs - reference_log_probs(reference, part, temperature=1.0)
             ratios.append(masked_sum(log_probs, part["mask"], 1))
         return torch.cat(ratios)
+
+
+def decode_prompts(
+    model: nn.Module, tokenizer, prompts: list[dict], uniforms: Tensor, args
+) -> tuple[dict[str, Tensor], list[dict]]:
+    """Answer each prompt once, per_device_eval_batch_size at a time.
+
+    uniforms (B, max_completion_length): one number for each token. args: of the Trainer.
+    Returns prompt and completion ids with their masks, as `reference_log_probs` reads them, and for each prompt a sample
+    {prompt, completion, completion_length, ended}.
+    """
+    ids = [encode_prompt(tokenizer, row["prompt"]) for row in prompts]
+    prompt_ids, prompt_mask = left_pad(ids, tokenizer.pad_token_id)
+    batch = {
+        "prompt_ids": prompt_ids.to(args.device),
+        "prompt_mask": prompt_mask.to(args.device),
+    }
+    sampled = decode_in_batches(
+        model,
+        *batch.values(),
+        batch_size=args.per_device_eval_batch_size,
+        stop_token_ids=stop_token_ids(model, tokenizer),
+        max_completion_length=uniforms.shape[1],
+        temperature=1.0,
+        uniforms=uniforms,
+    )
+    batch |= {"completion_ids": sampled.ids, "mask": sampled.mask}
+    texts = completion_texts(tokenizer, unpadded(sampled.ids, sampled.mask), sampled.ended)
+    samples = []
+    for i, text in enumerate(texts):
+        sample = {
+            "prompt": as_text(prompts[i]["prompt"]),
+            "completion": text,
+            "completion_length": int(sampled.mask[i].sum()),
+            "ended": bool(sampled.ended[i]),
+        }
+        samples.append(sample)
+    return batch, samples
 
 
 def sample_metrics(samples: list[dict]) -> dict[str, float]:

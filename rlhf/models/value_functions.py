@@ -1,7 +1,8 @@
-"""The value function that a policy-gradient run keeps in `value_model/`, loaded to guide the decoding.
+"""The value functions that a run keeps in `value_model/`, loaded to guide the decoding.
 
-It is a model of its own, or a head on the policy's trunk, which only fits the policy it was trained with. The matrices of
-an adapter (share_trunk) fit the trunk before the policy's own adapter was merged into it, and are refused.
+That of a policy-gradient run is a model of its own, or a head on the policy's trunk, which only fits the policy it was
+trained with. The matrices of an adapter (share_trunk) fit the trunk before the policy's own adapter was merged into it, and
+are refused. The heads of an ILQL run guide its own policy (`guide_ilql`), and a search has no use for them.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from rlhf.data.chat import same_encoding
 from rlhf.errors import UserError
+from rlhf.models.action_values import FILE, guide_by_advantage, load_heads
 from rlhf.models.actor_critic import ActorCritic, ValueHead
 from rlhf.models.load import load_reward_model, load_tokenizer
 from rlhf.models.parts import context_length, freeze, hidden_size
@@ -32,6 +34,10 @@ def load_actor_critic(
     if not folder.is_dir():
         raise UserError(
             f"{path} holds no {FOLDER}/: give a PPO run, or name one whose values to use with --value_run"
+        )
+    if (folder / FILE).is_file():
+        raise UserError(
+            f"{folder} holds the values of ILQL, which guide {path} alone, with --decoding value and without --value_run"
         )
     if (folder / ADAPTER).is_file():
         raise UserError(
@@ -58,6 +64,27 @@ def load_actor_critic(
             )
     value.to(next(policy.parameters()).device)
     return ActorCritic(policy, freeze(value))
+
+
+def has_action_values(run: str) -> bool:
+    """True for a run of ILQL, whose own values are those of its tokens."""
+    return (Path(model_folder(run)) / FOLDER / FILE).is_file()
+
+
+def guide_ilql(policy: nn.Module, run: str, coef: float | None = None) -> float | None:
+    """Make the policy of an ILQL run the one that its values guide. Other runs stay as they are.
+
+    coef: how much an advantage counts, instead of what the run says. Returns it, None for other runs.
+    """
+    if not has_action_values(run):
+        return None
+    folder = Path(model_folder(run)) / FOLDER
+    heads, saved = load_heads(folder, policy, hidden_size(policy))
+    # 0 is a weight too.
+    if coef is None:
+        coef = saved
+    guide_by_advantage(policy, heads, coef)
+    return coef
 
 
 def load_head(path: Path, policy: nn.Module) -> ValueHead:

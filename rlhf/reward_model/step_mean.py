@@ -17,17 +17,19 @@ def count_ordered(batch: dict[str, Tensor]) -> int:
 class StepMean:
     """Mixin for a Trainer whose batches have `ranks` and `valid` (`rankings.collate_rankings`), named first.
 
-    mean_ordered: prompts with an ordered pair in a batch, on average over all batches of a step and all processes.
+    count_of_batch: the number of what a mean is over. Another Trainer may count tokens, for instance.
+    mean_ordered: that number, on average over all batches of a step and all processes.
     """
 
     mean_ordered: float | None = None
+    count_of_batch = staticmethod(count_ordered)
 
     def get_batch_samples(self, *args, **kwargs):
-        """The batches of the next step. Counts their prompts with an ordered pair, so that each weighs the same."""
+        """The batches of the next step. Counts what is in them, so that each prompt or token weighs the same."""
         batches, count = super().get_batch_samples(*args, **kwargs)
         total = torch.zeros(2, device=self.args.device)  # prompts, batches
         for batch in batches:
-            total += torch.tensor([count_ordered(batch), 1.0], device=self.args.device)
+            total += torch.tensor([self.count_of_batch(batch), 1.0], device=self.args.device)
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
         prompts, number = total.tolist()

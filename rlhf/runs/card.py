@@ -68,6 +68,8 @@ SUMMARIES = {
     "reward": "A reward model: it gives an answer to a prompt one score, learned from human rankings.",
     "dpo": "A chat model trained on rankings of answers, without a reward model (DPO).",
     "kto": "A chat model trained on answers that people found good or bad (KTO).",
+    "ilql": "A chat model trained on scored answers, with values of its tokens that guide it in `rlhf chat`, `rlhf sample` "
+    "and `rlhf report` (ILQL). Loaded by transformers alone it is the policy without them.",
     "ppo": "A chat model trained by {algorithm} to raise the score of its answers.",
 }
 MASKED_SUMMARY = "A language model trained on plain text by filling in masked words."

@@ -24,6 +24,7 @@ KINDS = {
     "reward": "reward",
     "dpo": "causal",
     "kto": "causal",
+    "ilql": "causal",
     "ppo": "causal",
 }
 # Kind of model -> the Hub's name of its task.
@@ -56,6 +57,7 @@ HUB_METRICS = {
     },
     "reward": {"accuracy": ("accuracy", "Accuracy on pairs of ranked answers")},
     "dpo": {"accuracy": ("accuracy", "Accuracy of the implicit reward on pairs of ranked answers")},
+    "ilql": {"q_correlation": ("spearmanr", "Rank correlation of Q and score on held-out answers")},
     "kto": {"auc": ("roc_auc", "Area under the curve of the implicit reward")},
     "ppo": {"score": ("reward", "Mean score of the reward model")},
 }

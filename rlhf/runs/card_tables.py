@@ -20,6 +20,7 @@ COUNTED = {
     "reward": ("pairs", "pairs of ranked answers to held-out prompts"),
     "dpo": ("pairs", "pairs of ranked answers to held-out prompts"),
     "kto": ("answers", "rated answers to held-out prompts"),
+    "ilql": ("answers", "scored answers to held-out prompts"),
     "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
     "tokenizer": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}

@@ -142,7 +142,7 @@ class ModelSettings(RunSettings):
         default=None,
         metadata={
             "help": "Of the computation: fp32; bf16, with float32 weights; auto: what is faster here, timed at the start. "
-            "Default: what bf16 and fp16 say; where they are unset, fp32 for ppo, reward, dpo and kto, else "
+            "Default: what bf16 and fp16 say; where they are unset, fp32 for ppo, reward, dpo, kto and ilql, else "
             "auto."
         },
     )

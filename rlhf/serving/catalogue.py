@@ -14,7 +14,7 @@ from rlhf.task_table import TASKS
 CHAT, REWARD = "causal", "reward"
 SERVED = (CHAT, REWARD, *TASKS)
 # The picker shows the latest stage of training first. An algorithm that is not named here ranks with ppo.
-STAGES = {"ppo": 0, "dpo": 0, "kto": 0, "sft": 1, "base": 2}
+STAGES = {"ppo": 0, "dpo": 0, "kto": 0, "ilql": 0, "sft": 1, "base": 2}
 # Models that cannot be tried, by kind.
 NOT_SERVED = {"masked": "a masked language model"}
 
@@ -40,7 +40,9 @@ def label_models(
         folder = Path(model_folder(name))
         kind = model_kind(folder)
         if kind not in SERVED:
-            recipes = ", ".join(["pretrain (causal)", "sft", "ppo", "dpo", "kto", REWARD, *TASKS])
+            recipes = ", ".join(
+                ["pretrain (causal)", "sft", "ppo", "dpo", "kto", "ilql", REWARD, *TASKS]
+            )
             raise UserError(
                 f"{name} holds {NOT_SERVED.get(kind, 'no model')}, which cannot be tried here: "
                 f"give the folder of a run of one of these recipes: {recipes}"

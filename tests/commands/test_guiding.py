@@ -1,14 +1,17 @@
-"""`rlhf sample --decoding value` and `mcts`: which values are read, and what is refused before sampling."""
+"""`rlhf sample` and `rlhf report` with values: which values are read, and what is refused before sampling."""
 
 import argparse
 import json
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from rlhf.commands.guiding import discount
 from rlhf.commands.sample import add_arguments, main
+from rlhf.comparison.compare import ReportSettings, build_report, load_runs
+from rlhf.models.action_values import ActionValueHeads, save_heads
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import save
 from rlhf.models.value_functions import load_actor_critic
@@ -25,15 +28,20 @@ def save_values(folder, value):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tokenizer, make_policy, make_reward_model):
-    """Three runs of the same policy: without values, with a model and with a head."""
+    """Four runs of the same policy: without values, with a model, with a head, and with the heads of ILQL."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("sft", "model", "head"):
+    for name in ("sft", "model", "head", "ilql"):
         save(make_policy(tokenizer, factor=2.0, seed=1), tokenizer, folder / name)
     save(make_reward_model(tokenizer), tokenizer, folder / "reward")
     save(make_reward_model(tokenizer, seed=3), tokenizer, folder / "model" / "value_model")
     head = ValueHead(16)
     nn.init.normal_(head.weight)
     save_values(folder / "head" / "value_model", head)
+    torch.manual_seed(0)
+    heads = ActionValueHeads(16, len(tokenizer))
+    for parameter in heads.parameters():
+        nn.init.normal_(parameter, std=0.25)
+    save_heads(folder / "ilql" / "value_model", heads, 3.0)
     return folder
 
 
@@ -77,7 +85,37 @@ def test_a_model_and_a_head_guide_the_sampling_and_the_record_says_so(sample, ru
     assert "forward passes per token: policy" in capsys.readouterr().out
 
 
+def test_an_ilql_run_decodes_with_its_own_values_unless_told_otherwise(sample, runs, capsys):
+    plain = texts(sample("sft", "plain of ilql"))
+    assert texts(sample("ilql", "unguided", "--decoding", "sample")) == plain
+    assert texts(sample("ilql", "zero", "--value_coef", 0)) == plain
+    own = sample("ilql", "own")
+    assert texts(own) != plain
+    assert texts(sample("ilql", "three", "--value_coef", 3)) == texts(own)
+    assert texts(sample("ilql", "less", "--value_coef", 0.3)) != texts(own)
+    record = json.loads((own / "sample.json").read_text())
+    assert record["settings"]["decoding"] == "value" and record["models"]["values"]
+
+
+def test_a_report_measures_what_an_ilql_run_decodes_from(runs):
+    report = build_report(
+        [str(runs / "sft"), str(runs / "ilql")],
+        PROMPTS,
+        settings=ReportSettings(max_completion_length=4),
+    )
+    plain, guided = report.columns
+    assert plain.completions != guided.completions
+    assert guided.metrics["kl"].mean > 0
+    assert any("ilql decodes with its values, at advantage_coef 3" in note for note in report.notes)
+    [unguided] = load_runs([str(runs / "ilql")], advantage_coef=0.0)
+    [sft] = load_runs([str(runs / "sft")])
+    ids = torch.tensor([[2, 3, 4]])
+    assert torch.equal(unguided.model(ids).logits, sft.model(ids).logits)
+
+
 REFUSED = {
+    "those of ILQL": ("ilql", ["--decoding", "mcts", "--top_k", "4"]),
+    "--value_run is not read": ("ilql", ["--value_run", "other"]),
     "--value_coef is not read": ("sft", ["--value_coef", "1"]),
     "--simulations is not read": ("model", ["--decoding", "value", "--simulations", "4"]),
     "likeliest tokens": ("model", ["--decoding", "value"]),
@@ -104,6 +142,7 @@ def test_values_that_do_not_belong_to_the_policy_are_refused(
     assert "share_trunk" in refused(*load, value_run=str(tmp_path))
     short = tmp_path / "short"
     save(make_reward_model(tokenizer), tokenizer, short / "value_model")
+    assert "guide" in refused(*load, value_run=str(runs / "ilql"))
     longer = make_policy(tokenizer, context=64)
     assert "reads at most 48 tokens" in refused(
         load_actor_critic, longer, tokenizer, str(runs / "sft"), value_run=str(short)

@@ -85,7 +85,7 @@ def test_another_kind_is_refused_with_its_recipe(write, refused):
     message = refused(load_rows, path, kinds=("prompt_completion", "messages"))
     assert message == (
         f"{path}: recognised as preference rows; this recipe takes prompt_completion or messages; "
-        "preference rows are for reward and dpo; good_answers: true learns the chosen answers"
+        "preference rows are for reward and dpo and ilql; good_answers: true learns the chosen answers"
     )
     foreign = write(
         "b.jsonl", [{"prompt": "p", "completion_0": "a", "completion_1": "b", "ranking": [0, 1]}]

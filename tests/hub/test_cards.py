@@ -34,7 +34,7 @@ ENCODERS = {
     "question_answering": BertForQuestionAnswering,
     "multiple_choice": BertForMultipleChoice,
 }
-DECODERS = ("sft", "dpo", "kto", "ppo", "reward", "value_model")
+DECODERS = ("sft", "dpo", "kto", "ilql", "ppo", "reward", "value_model")
 METRICS = {
     "accuracy": 0.75,
     "f1": 0.5,
@@ -45,6 +45,7 @@ METRICS = {
     "eval_rows": 12,
     "pairs": 12,
     "auc": 0.75,
+    "q_correlation": 0.5,
     "answers": 12,
 }
 

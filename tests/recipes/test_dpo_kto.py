@@ -1,4 +1,4 @@
-"""recipes/dpo.py and recipes/kto.py on a few rows: what they refuse, what they save, and that they go on after a kill."""
+"""recipes/dpo.py, kto.py and ilql.py on a few rows: what they refuse, what they save, and that they go on after a kill."""
 
 import json
 from contextlib import closing
@@ -25,6 +25,7 @@ FLAGS = (
     "--max_completion_length 4 --eval_limit 3 --logging_steps 1 --save_strategy no --gradient_checkpointing false"
 ).split()
 BOTH = pytest.mark.parametrize("name", ["dpo", "kto"])
+ALL = pytest.mark.parametrize("name", ["dpo", "kto", "ilql"])
 
 
 def rankings() -> list[dict]:
@@ -46,7 +47,15 @@ def thumbs() -> list[dict]:
     return rows
 
 
-ROWS = {"dpo": rankings, "kto": thumbs}
+def scored() -> list[dict]:
+    rows = []
+    for row in rankings():
+        for completion, rank in zip(row["completions"], row["ranks"], strict=True):
+            rows.append({"prompt": row["prompt"], "completion": completion, "score": -rank})
+    return rows
+
+
+ROWS = {"dpo": rankings, "kto": thumbs, "ilql": scored}
 
 
 @pytest.fixture
@@ -89,30 +98,27 @@ def failing(train, capsys):
 
 
 @pytest.mark.slow
-@BOTH
+@ALL
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_run_is_a_chat_model_with_its_record_card_samples_and_curves(train, tmp_path, name, lora):
     flags = ["--use_peft", "true", "--lora_r", "2"] if lora else []
     folder = train(name, *flags)
     record = RunRecord.load(folder)
-    metric = {"dpo": "accuracy", "kto": "auc"}[name]
     assert record.status == "done" and record.steps == 4
-    assert (
-        record.metrics[f"{metric}_low"]
-        <= record.metrics[metric]
-        <= record.metrics[f"{metric}_high"]
-    )
-    assert {
-        "kl",
-        "kl_before",
-        "completion_length",
-        "completion_length_before",
-    } <= record.metrics.keys()
+    if name == "ilql":
+        assert {"q_correlation", "kl", "completion_length"} <= record.metrics.keys()
+    else:
+        metric = {"dpo": "accuracy", "kto": "auc"}[name]
+        low, high = record.metrics[f"{metric}_low"], record.metrics[f"{metric}_high"]
+        assert low <= record.metrics[metric] <= high
+        assert {"kl_before", "completion_length_before"} <= record.metrics.keys()
     assert record.parents["policy"]["name"].endswith("base")
     samples = read_jsonl(folder / "samples.jsonl")
-    assert {sample["step"] for sample in samples} == {0, 4}
+    steps = {sample["step"] for sample in samples}
+    assert steps == ({4} if name == "ilql" else {0, 4})
     card = card_text(folder)
-    assert "Measured on" in card and "step 0" in card and "step 4" in card
+    assert "Measured on" in card
+    assert all(f"step {step}" in card for step in steps if len(steps) > 1)
     assert (folder / "plots" / "curves.png").is_file()
     AutoModelForCausalLM.from_pretrained(folder)
     AutoTokenizer.from_pretrained(folder)
@@ -127,13 +133,13 @@ def test_a_run_is_a_chat_model_with_its_record_card_samples_and_curves(train, tm
 
 
 @pytest.mark.slow
-@BOTH
+@ALL
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(train, name, lora):
     flags = ["--save_strategy", "steps", "--save_steps", "2"]
     flags += ["--use_peft", "true", "--lora_r", "2"] if lora else []
     folder = train(name, *flags)
-    whole = load_file(folder / "model.safetensors")
+    whole = weights(folder)
     rows = read_jsonl(folder / "metrics.jsonl")
     # As a kill between the last checkpoint and the end leaves it.
     (folder / "model.safetensors").unlink()
@@ -142,10 +148,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(train, name, lora):
     content = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(content | {"status": "running"}))
     train(name, *flags, "--resume_from_checkpoint", "auto")
-    resumed = load_file(folder / "model.safetensors")
+    resumed = weights(folder)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     again = read_jsonl(folder / "metrics.jsonl")
     assert [row.get("loss") for row in again] == [row.get("loss") for row in rows]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    """The policy's, and the values' where the run has them."""
+    tensors = load_file(folder / "model.safetensors")
+    values = folder / "value_model" / "action_values.safetensors"
+    if values.is_file():
+        tensors |= load_file(values)
+    return tensors
 
 
 @pytest.mark.slow
@@ -220,7 +235,8 @@ def never_loads(recipe_module, monkeypatch):
         def load(*args, **options):
             raise AssertionError("a model was loaded before the checks")
 
-        monkeypatch.setattr(module, "load_roles", load)
+        loader = "load_policy" if name == "ilql" else "load_roles"
+        monkeypatch.setattr(module, loader, load)
         return module
 
     return never_loads
@@ -231,6 +247,7 @@ def pair(chosen="c", rejected="d", prompt="a"):
 
 
 ONE_TIER = [{**row, "ranks": [0, 0, 0]} for row in rankings()]
+NOTHING = "--nll_coef 0 --values_move_trunk false --use_peft true"
 REFUSED = {
     "equal answers": ("dpo", [pair("c", "c"), pair(prompt="b")], "", "the same text as chosen"),
     "one tier": ("dpo", ONE_TIER, "", "they are all ties"),
@@ -245,6 +262,12 @@ REFUSED = {
     "all good": ("kto", [row | {"label": True} for row in thumbs()], "", "are good (true)"),
     "beta of kto": ("kto", None, "--beta 0", "beta=0.0 must be more than 0"),
     "one row": ("kto", None, "--per_device_train_batch_size 1", "use 2 or more"),
+    "one score": ("ilql", [row | {"score": 1} for row in scored()], "", "nothing to tell good"),
+    "no scores": ("ilql", [{"prompt": "a", "completion": "b"}], "", "rows are for sft"),
+    "no other prompts": ("ilql", None, "--eval_fraction 0", "prompts it has not seen"),
+    "expectile": ("ilql", None, "--expectile 1", "expectile=1.0 must be at least 0.5 and below 1"),
+    "no policy": ("ilql", None, "--nll_coef 0", "nothing would keep the policy"),
+    "lora of nothing": ("ilql", None, NOTHING, "drop use_peft"),
     "shuffled": ("kto", None, "--train_sampling_strategy random", "shuffled once, by seed"),
 }
 

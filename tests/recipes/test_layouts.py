@@ -73,6 +73,9 @@ RUNS = {
     "dpo-lora": f"dpo {ROWS} --model_name_or_path DATA/base {LORA} {ANSWERS}",
     "kto": f"kto {ROWS} --model_name_or_path DATA/base {ANSWERS}",
     "kto-before": f"kto {ROWS} --model_name_or_path DATA/base {ANSWERS} --precompute_ref_log_probs true",
+    "ilql": f"ilql {ROWS} --model_name_or_path DATA/base {CHECKPOINTS} {ANSWERS}",
+    "ilql-resumed": f"ilql {ROWS} --model_name_or_path DATA/base {CHECKPOINTS} {ANSWERS} "
+    "--resume_from_checkpoint RUNS/ilql/checkpoint-2",
     "labels": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert",
     "best": f"classification {ROWS} {SMALL} --tokenizer_name_or_path DATA/bert {CHECKPOINTS} --eval_strategy steps "
     "--eval_steps 2 --metric_for_best_model loss --greater_is_better true",
@@ -84,10 +87,12 @@ FILES = {
     "dpo": "reward",
     "dpo-resumed": "reward",
     "dpo-lora": "reward",
+    "ilql": "reward",
+    "ilql-resumed": "reward",
 }  # run -> the rows that it reads, where they have another name
 KINDS = {"ddp": "ddp_cpu", "zero2": "zero2_cpu", "zero3": "zero3_cpu", "fsdp2": "fsdp2"}
 # Not under layouts that split the weights: tests/direct_preference/test_trainers.py
-DIRECT = ("dpo", "dpo-resumed", "dpo-lora", "kto", "kto-before")
+DIRECT = ("dpo", "dpo-resumed", "dpo-lora", "kto", "kto-before", "ilql", "ilql-resumed")
 # tests/runs/test_sharding.py has the masked one.
 REFUSED = {"zero2": DIRECT, "zero3": DIRECT, "fsdp2": ("masked", *DIRECT)}
 NAMES = {"ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
@@ -201,7 +206,7 @@ def test_each_layout_gives_the_run_of_one_process(one, two, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ilql"])
 def test_a_resumed_run_equals_the_uninterrupted_one_in_each_layout(two, name):
     if name in REFUSED.get(two[2], ()):
         pytest.skip("refused")

@@ -282,6 +282,7 @@ def test_a_run_that_would_make_no_step_is_refused_before_it_trains(encoder):
 NAMES = {
     "classification": "--dataset_name",
     "dpo": "--ref_model",
+    "ilql": "--eval_dataset_name",
     "kto": "--eval_dataset_name",
     "multiple_choice": "--eval_dataset_name",
     "ner": "--model_name_or_path",

@@ -84,6 +84,7 @@ CASES = {
     "reward": Case("reward", DECODER, RANKINGS, CLASSIFIER),
     "dpo": Case("dpo", [*DECODER, *ANSWER], RANKINGS, CAUSAL),
     "kto": Case("kto", [*DECODER, *ANSWER], THUMBS, CAUSAL),
+    "ilql": Case("ilql", [*DECODER, *ANSWER], THUMBS, CAUSAL),
     "ppo": Case("ppo", PPO, PROMPTS, CAUSAL),
 }
 # What breaks after the training: a name in the recipe's module, or the path of an attribute.
@@ -105,6 +106,7 @@ STAGES = {
     "reward": [SCORES, "shift_scores", WRITE, RANKING_PLOT, CURVES, CARD],
     "dpo": [DIRECT_EVALUATE, WRITE, RANKING_PLOT, CURVES, CARD],
     "kto": [DIRECT_EVALUATE, "thumb_report", CURVES, CARD],
+    "ilql": ["rlhf.implicit_q.trainer.ILQLTrainer.evaluate", CURVES, CARD],
     "ppo": [PPO_EVALUATE, "sample_table", CURVES, CARD],
 }
 # Before these the scores of a reward model are centred.

@@ -13,6 +13,7 @@ from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
 from rlhf.models.snapshots import model_folder
+from rlhf.models.value_functions import guide_ilql
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.serving.engine.model_cache import LOADING
 from rlhf.serving.engine.prompts import PromptReader
@@ -24,6 +25,7 @@ STAMPED = (
     "config.json",
     "model.safetensors",
     "model.safetensors.index.json",
+    "value_model/action_values.safetensors",
     "adapter_model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -62,6 +64,7 @@ def load_for_answers(path: str, precision: str, device: str) -> ServedModel:
         tokenizer = load_tokenizer(path)
         model = freeze(load_policy(path))
     model = convert_for_answers(model, precision, torch.device(device))
+    guide_ilql(model, path)
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = tokenizer.eos_token_id

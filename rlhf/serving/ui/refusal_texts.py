@@ -181,10 +181,14 @@ TABLE = (
     ("{a}={b} is not open here: files may be in {c}", "{a}={b}: 여기서는 열 수 없습니다. 파일은 {c}에 있어야 합니다"),
     # what a recipe learns
     (
-        "reward and dpo: which of two answers is better, for each pair with different ranks",
-        "reward와 dpo: 순위가 다른 두 답변 중 어느 것이 나은지",
+        "reward and dpo: which of two answers is better, for each pair with different ranks; ilql: the score of each answer",
+        "reward와 dpo: 순위가 다른 두 답변 중 어느 것이 나은지. ilql: 답변마다의 점수",
     ),
-    ("reward and dpo: that chosen is better than rejected", "reward와 dpo: chosen이 rejected보다 낫다는 것"),
+    ("reward, dpo and ilql: that chosen is better than rejected", "reward, dpo, ilql: chosen이 rejected보다 낫다는 것"),
+    (
+        "ilql: which answers score more; sft: every completion, whatever its score",
+        "ilql: 어떤 답변의 점수가 더 높은지. sft: 점수와 상관없이 모든 답변(completion)",
+    ),
     ("sft: the completion; the prompt is only read", "sft: 답변(completion). 프롬프트는 읽기만 합니다"),
     (
         "sft: the assistant's turns; the others are only read",

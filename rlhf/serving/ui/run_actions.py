@@ -37,6 +37,7 @@ NEXT = {
     "reward": ("ppo", "reward_model_path"),
     "dpo": ("dpo", "model_name_or_path"),
     "kto": ("kto", "model_name_or_path"),
+    "ilql": ("ilql", "model_name_or_path"),
     "ppo": ("ppo", "model_name_or_path"),
 }
 

@@ -86,6 +86,13 @@ KOREAN = {
     "loss_type": "손실: sigmoid(DPO), ipo, robust, hinge 등. 여러 개도 됩니다.",
     "desirable_weight": "좋은 답변의 무게.",
     "undesirable_weight": "나쁜 답변의 무게.",
+    # ---- ILQL ----
+    "expectile": "V가 배우는 Q의 기댓값 위치: 0.5는 평균, 1에 가까울수록 답변이 보여 준 가장 좋은 값.",
+    "cql_coef": "어느 답변도 고르지 않은 토큰의 Q를 낮추는 항의 무게.",
+    "nll_coef": "답변에 대한 정책 자신의 손실의 무게. 0이고 values_move_trunk가 false이면 정책은 그대로입니다.",
+    "values_move_trunk": "가치가 정책의 몸통도 학습하게 합니다. false: 헤드만 학습합니다.",
+    "target_update_rate": "천천히 움직이는 Q의 사본이 한 단계마다 받아들이는 비율.",
+    "advantage_coef": "디코딩에서 Q - V의 무게. 학습과 함께 저장됩니다. 0: 가치 없는 정책.",
     # ---- policy gradients ----
     "algorithm": "reinforce, a2c, trpo, ppo, rloo, grpo, dr_grpo, dapo, gspo 중 하나.",
     "reward_model_path": "보상 모델. 여러 개도 됩니다.",

@@ -34,7 +34,7 @@ LOG_SHOWN = 4_000  # bytes of the end of a log
 FILES_SHOWN = 60
 FINISHED = ("done", "trained", "evaluation failed")
 # Recipes whose runs a Space can serve; the algorithms are all of ppo.
-SERVED = ("pretrain", "sft", "ppo", "dpo", "kto", "reward", *TASKS)
+SERVED = ("pretrain", "sft", "ppo", "dpo", "kto", "ilql", "reward", *TASKS)
 CODE = "rlhf/"  # of a Space
 WRITTEN_BY_PUSHES = ("hub.json", "push.json")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
