@@ -17,9 +17,11 @@ from typing import ClassVar
 
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
+from rlhf.baselines.table import BASELINES
 from rlhf.data.splits import Splits
 from rlhf.hub.recording import recording
 from rlhf.models.load import save
+from rlhf.runs.keys import Unused
 from rlhf.runs.progress import sample_table
 from rlhf.runs.ranges import at_least
 from rlhf.runs.run import Run, start
@@ -51,7 +53,8 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
     )
     model_type: str = field(
-        default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."}
+        default="bert",
+        metadata={"help": "Architecture of a model from scratch: bert, gpt2, rnn, lstm or gru."},
     )
     task: str = field(
         default="auto",
@@ -73,6 +76,13 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
     RANGES: ClassVar[dict] = {"consistency_coef": at_least(0)}
+    UNUSED: ClassVar[tuple] = (
+        Unused(
+            ("heads", "context", "gradient_checkpointing"),
+            "recurrent models have no attention heads, positions or blocks to compute again; drop it",
+            lambda run: not run.from_scratch or run.model_type not in BASELINES,
+        ),
+    )
 
 
 @dataclass
