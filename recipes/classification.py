@@ -40,13 +40,14 @@ from rlhf.tasks.classification.training import (
 )
 from rlhf.tasks.model import read_task, token_limit, with_lora
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
+from rlhf.word_vectors.embeddings import EmbeddingSettings, check_vector_size, start_from_vectors
 
 MISTAKES = 200  # wrong rows that are kept, the worst
 LABELS_SHOWN = 8  # labels in a message, rows of a table on the terminal
 
 
 @dataclass
-class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
+class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings, EmbeddingSettings):
     """The task, its rows and its model."""
 
     model_name_or_path: str = field(
@@ -113,6 +114,7 @@ def prepare(
     """Read and check all that the run needs, without a step of training."""
     set_seed(args.seed)
     check_class_weights(settings.class_weights)
+    check_vector_size(settings)
     form = LabelForm(settings.task)
     tokenizer, splits = read_task(
         run, settings, "classification", seed=args.seed, checks={"label": form}
@@ -123,6 +125,7 @@ def prepare(
     warn_of_rare_labels(run, splits, task)
     pairs = splits.kind == "pair_classification"
     model, task = start_classifier(run, settings, tokenizer, task, pairs=pairs)
+    start_from_vectors(run, settings, model, tokenizer)
 
     limit = token_limit(args, model, tokenizer)
     model.config.trained_max_length, model.config.trained_pairs = limit, pairs

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.runs.keys import Unused
+from rlhf.runs.run import Run
 from rlhf.word_vectors.vectors import WordVectors, load_vectors
 
 
@@ -80,6 +81,14 @@ def embedding_matrix(folder: str, tokenizer, size: int) -> EmbeddingRows:
             "the vectors on text of the same language"
         )
     return EmbeddingRows(torch.tensor(ids), vectors.vectors[rows], len(set(rows)))
+
+
+def start_from_vectors(run: Run, settings: EmbeddingSettings, model, tokenizer) -> None:
+    """Start the embeddings of a new model from `embeddings_from`, if the settings name it, and record its run."""
+    if not settings.embeddings_from:
+        return
+    run.say(start_embeddings(model, tokenizer, settings.embeddings_from))
+    run.parent("word_vectors", settings.embeddings_from)
 
 
 @torch.no_grad()
