@@ -6,6 +6,7 @@ Files, as word2vec and gensim have them:
 Blank lines and lines with # are passed over in both.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ def read_pairs(path: str) -> list[RatedPair]:
         cells = _cells(line)
         try:
             first, second, rating = cells[0], cells[1], float(cells[2])
+            if not math.isfinite(rating):
+                raise ValueError(rating)
         except (IndexError, ValueError) as error:
             if not pairs and number == 1 and len(cells) > 2:
                 continue  # the heading
