@@ -96,7 +96,7 @@ class PreparedVectors:
 
 
 def main(settings: WordVectorSettings, args: TrainingArguments) -> None:
-    import_gensim()
+    import_gensim()  # before a folder is made
     with recording("word_vectors", settings, args) as run:
         prepared = prepare(settings, args, run)
         if not run.main:
@@ -119,6 +119,7 @@ def prepare(settings: WordVectorSettings, args: TrainingArguments, run: Run) -> 
     held_out = cut_rows((row["text"] for row in splits.eval), lowercase=settings.lowercase)
     model = new_vectors(rows, settings, seed=args.seed)
     untrained = as_vectors(model, lowercase=settings.lowercase)
+    # before the training: the vocabulary is known now
     for word in settings.nearest_to:
         check_known(untrained, word)
     if analogies:
@@ -169,6 +170,7 @@ def log_loss(run: Run, prepared: PreparedVectors, epoch: int) -> None:
         return
     loss = held_out_loss(prepared.model, prepared.examples)
     append_jsonl(run.folder / "metrics.jsonl", {"step": epoch, "epoch": epoch, "eval_loss": loss})
+    # epoch 0 is before the training, when all contexts are equally likely
     run.metrics({"eval_loss_before" if epoch == 0 else "eval_loss": loss})
     run.say(f"epoch {epoch}: eval_loss {loss:.4f}")
 
@@ -177,6 +179,7 @@ def save(run: Run, vectors: WordVectors) -> None:
     """Write the vectors, and as text where that is small enough."""
     with replacement(run.folder) as folder:
         vectors.save(folder)
+        # Text takes three times the room, and many tools read it.
         if vectors.vectors.numel() <= LARGEST_TEXT:
             vectors.save_text(folder)
 
@@ -198,6 +201,7 @@ def measure(
         run.write("questions.json", report)
         run.metrics(report)
         say_questions(run, report)
+    # the same words in the table and in the picture
     words = settings.nearest_to or shown_words(vectors, SHOWN)
     show_nearest(run, vectors, words)
     draw(run, vectors, words)
@@ -232,6 +236,7 @@ def draw(run: Run, vectors: WordVectors, words: Sequence[str]) -> None:
     """plots/words.png: the words and their nearest in the plane of most variance."""
     shown = with_neighbours(vectors, words, NEAREST)
     rows = [vectors.index[word] for word in shown]
+    # Directions alone: a frequent word has a long vector.
     points, shares = principal_plane(vectors.units()[rows])
     path = run.folder / "plots" / "words.png"
     path.parent.mkdir(exist_ok=True)

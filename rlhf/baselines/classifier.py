@@ -23,6 +23,7 @@ class RecurrentForSequenceClassification(BaselinePreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = RecurrentModel(config)
+        # with a bias, which GPT-2's head has not
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.loss_type = "ForSequenceClassification"
         self.post_init()
@@ -55,6 +56,7 @@ class RecurrentForSequenceClassification(BaselinePreTrainedModel):
 def last_columns(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The column (B,) of the last token that counts in each row of input_ids (B, L); 0 in a row of padding alone."""
     rows, width = input_ids.shape
+    # not the sum of the mask, which is the column only where the padding is on the right
     columns = torch.arange(width, device=input_ids.device)
     if attention_mask is None:
         return columns[-1].expand(rows)

@@ -66,11 +66,14 @@ def embedding_matrix(folder: str, tokenizer, size: int) -> EmbeddingRows:
     """
     vectors = load_vectors(folder)
     check_size(folder, vectors, size)
+    # A role token of a chat may be spelt like a word.
     special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
     ids, rows = [], []
+    # by id, so that the rows do not depend on the order of a hash table
     for token, token_id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if token in special:
             continue
+        # The tokenizer knows its own marks, and how bytes become letters.
         row = vectors.find(tokenizer.convert_tokens_to_string([token]).strip())
         if row is not None:
             ids.append(token_id)
@@ -99,6 +102,7 @@ def start_embeddings(model, tokenizer, folder: str) -> str:
     """
     weight = model.get_input_embeddings().weight  # (V, D)
     known = embedding_matrix(folder, tokenizer, weight.shape[1])
+    # As they are: scaled to the spread of the random rows they trained no better (docs/word_vectors.md).
     weight[known.ids] = known.rows.to(weight)
     return (
         f"{folder}: {len(known.ids)} of {len(tokenizer)} tokens start from the vectors of {known.words} words, the others "

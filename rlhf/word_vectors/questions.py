@@ -56,12 +56,13 @@ def read_analogies(path: str) -> list[Analogy]:
 
 
 def read_pairs(path: str) -> list[RatedPair]:
-    """The rated pairs of a file. UserError with the line where one is no pair."""
+    """The rated pairs of a file. UserError with the line that is not one."""
     pairs = []
     for number, line in _lines(path, "similarity_pairs"):
         cells = _cells(line)
         try:
             first, second, rating = cells[0], cells[1], float(cells[2])
+            # "nan" is a number for float, and would make the correlation one too
             if not math.isfinite(rating):
                 raise ValueError(rating)
         except (IndexError, ValueError) as error:
@@ -79,6 +80,7 @@ def read_pairs(path: str) -> list[RatedPair]:
 def _lines(path: str, key: str):
     """(number, line) of each line that is neither blank nor a comment."""
     try:
+        # -sig: files from spreadsheets begin with a byte order mark, which would become a part of the first word
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}={path}: no such text file in UTF-8") from error
@@ -89,6 +91,7 @@ def _lines(path: str, key: str):
 
 
 def _cells(line: str) -> list[str]:
+    # the first of the two that occurs: with tabs, a comma belongs to a word
     for separator in ("\t", ","):
         if separator in line:
             return [cell.strip() for cell in line.split(separator)]
@@ -125,10 +128,12 @@ def analogy_report(vectors: WordVectors, questions: Sequence[Analogy]) -> dict:
         known.append(rows)
         sections.append(question.section)
     right = []
+    # In parts: all questions with all words would be gigabytes.
     for start in range(0, len(known), QUESTIONS_AT_ONCE):
         right += _right_answers(vectors, torch.tensor(known[start : start + QUESTIONS_AT_ONCE]))
     report = _share(right) | {"unknown": unknown}
     names = list(dict.fromkeys(sections))
+    # A file without sections has one, without a name.
     if names != [""]:
         by_section = {}
         for name in names:
@@ -141,10 +146,11 @@ def analogy_report(vectors: WordVectors, questions: Sequence[Analogy]) -> dict:
 
 
 def _right_answers(vectors: WordVectors, rows: torch.Tensor) -> list[bool]:
-    """Whether each question (Q, 4) of rows is answered with its fourth word."""
+    """True for each question (Q, 4) of rows whose answer is its fourth word."""
     units = vectors.units()
     a, b, c, d = rows.unbind(1)
     cosines = (units[b] - units[a] + units[c]) @ units.T  # (Q, V), each row times a constant
+    # The words of the question are nearest to it, nearly always.
     cosines.scatter_(1, rows[:, :3], -torch.inf)
     return (cosines.argmax(1) == d).tolist()
 
@@ -161,7 +167,7 @@ def pair_report(vectors: WordVectors, pairs: Sequence[RatedPair]) -> dict:
 
     Fewer than LEAST_PAIRS known pairs give no correlation.
     """
-    units = vectors.units()
+    units = vectors.units()  # once, not per pair
     cosines, ratings = [], []
     for pair in pairs:
         rows = rows_of(vectors, pair.words)

@@ -111,6 +111,7 @@ def cut_rows(texts: Iterable[str], *, lowercase: bool) -> list[list[str]]:
     known: dict[str, str] = {}  # one string in memory per word
     rows = []
     for text in texts:
+        # Without this, a large text would have an object per occurrence.
         words = [known.setdefault(word, word) for word in words_of(text, lowercase=lowercase)]
         for start in range(0, len(words), LONGEST_ROW):
             rows.append(words[start : start + LONGEST_ROW])
@@ -136,6 +137,7 @@ def new_vectors(rows: Sequence[Sequence[str]], settings: VectorSettings, *, seed
         workers=settings.workers,
         seed=seed,
     )
+    # gensim's own errors speak of its functions, and not of keys.
     if not rows:
         raise UserError("the text has no words: give other rows")
     check_min_count(Counter(chain.from_iterable(rows)), settings.min_count)
@@ -148,6 +150,7 @@ def check_min_count(counts: dict[str, int], min_count: int) -> None:
     kept = [word for word, count in counts.items() if count >= min_count]
     if len(kept) > 1:
         return
+    # the second largest count leaves two words
     most = sorted(counts.values())[-2:]
     if len(most) < 2:
         raise UserError("the text has only one word, many times: give other rows")
@@ -159,10 +162,12 @@ def check_min_count(counts: dict[str, int], min_count: int) -> None:
 
 def as_vectors(model, *, lowercase: bool) -> WordVectors:
     """A copy of what gensim has learned so far."""
+    # gensim has sorted them by their counts
     words = list(model.wv.index_to_key)
     counts = [model.wv.get_vecattr(word, "count") for word in words]
     return WordVectors(
         words,
+        # clone: gensim trains its arrays in place
         torch.from_numpy(model.wv.vectors).clone(),
         torch.from_numpy(model.syn1neg).clone(),
         torch.tensor(counts),
@@ -174,6 +179,7 @@ def train(model, rows: Sequence[Sequence[str]], after_epoch: Callable[[int], Non
     """Train gensim's model on the rows. after_epoch(number) is called before the training with 0, and after each epoch."""
     gensim = import_gensim()
 
+    # A class within: without gensim there is no base to inherit from.
     class Report(gensim.models.callbacks.CallbackAny2Vec):
         def __init__(self):
             self.epochs = 0
@@ -219,6 +225,7 @@ def held_out_examples(
     known = []
     for row in rows:
         known.append([vectors.index[word] for word in row if word in vectors.index])
+    # (row, position) of each word that has a neighbour
     places = []
     for number, row in enumerate(known):
         if len(row) > 1:
@@ -233,7 +240,9 @@ def held_out_examples(
         row = known[number]
         around = row[max(0, i - settings.window) : i] + row[i + 1 : i + 1 + settings.window]
         if settings.architecture == "skipgram":
+            # one pair per word, so that both architectures have as many examples
             around = [draw.choice(around)]
+        # to one width, so that all examples are one tensor
         contexts.append(around + [NONE] * (2 * settings.window - len(around)))
         targets.append(row[i])
     weights = vectors.counts.double() ** settings.ns_exponent
@@ -259,6 +268,7 @@ def negative_sampling_loss(
 
     hidden: h (N, D). outputs: u (V, D). targets: (N,). negatives: (N, k); one that is the target does not count.
     """
+    # The sign of the product tells a real context from a drawn one.
     right = (hidden * outputs[targets]).sum(-1)  # (N,)
     wrong = torch.einsum("nd,nkd->nk", hidden, outputs[negatives])
     counts = negatives != targets.unsqueeze(1)
@@ -267,6 +277,7 @@ def negative_sampling_loss(
 
 def held_out_loss(model, examples: Examples) -> float:
     """The mean loss of the examples, in nats per word, with what gensim has learned so far."""
+    # views of gensim's arrays, without a copy
     vectors, outputs = torch.from_numpy(model.wv.vectors), torch.from_numpy(model.syn1neg)
     hidden = mean_of_contexts(vectors, examples.contexts)
     losses = negative_sampling_loss(hidden, outputs, examples.targets, examples.negatives)

@@ -77,12 +77,13 @@ class WordVectors:
         """(word, cosine) of the `count` other words whose vectors point most in the direction of this row's."""
         units = self.units()
         cosines = units @ units[row]  # (V,)
-        cosines[row] = -torch.inf
+        cosines[row] = -torch.inf  # itself, at 1
         best = cosines.topk(min(count, len(self) - 1))
         return [(self.words[i], value) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write both files into a folder."""
+        # outputs too: with them the training can be continued, and the loss measured on other text
         tensors = {"vectors": self.vectors, "outputs": self.outputs, "counts": self.counts}
         save_file(
             {name: value.contiguous() for name, value in tensors.items()}, Path(folder, WEIGHTS)
@@ -112,6 +113,7 @@ def load_vectors(path: str) -> WordVectors:
             f"{path}: no word vectors ({WEIGHTS} and {WORDS}) can be read there: give a run folder of "
             f"recipes/word_vectors.py ({error})"
         ) from error
+    # Each file may be whole, and of another run.
     check_shapes(path, vectors)
     return vectors
 
@@ -132,6 +134,7 @@ def check_shapes(path: str, vectors: WordVectors) -> None:
 
 def shown_words(vectors: WordVectors, count: int) -> list[str]:
     """Words of letters alone from frequent to rare, at ranks that grow by the same factor."""
+    # Signs are among the most frequent words, and say little.
     known = [word for word in vectors.words if word.isalpha() and len(word) > 1]
     if not known:
         return vectors.words[:count]
@@ -147,6 +150,7 @@ def principal_plane(points: Tensor) -> tuple[Tensor, list[float]]:
     centred = points - points.mean(0)
     left, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
     coordinates = torch.zeros(len(points), 2)
+    # fewer where there are two words, or vectors of one number
     axes = min(2, len(sizes))
     coordinates[:, :axes] = left[:, :axes] * sizes[:axes]
     # Words of one vector have no variance to share.
