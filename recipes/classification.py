@@ -125,6 +125,7 @@ def prepare(
     warn_of_rare_labels(run, splits, task)
     pairs = splits.kind == "pair_classification"
     model, task = start_classifier(run, settings, tokenizer, task, pairs=pairs)
+    # after the tokenizer was fitted, which may add tokens
     start_from_vectors(run, settings, model, tokenizer)
 
     limit = token_limit(args, model, tokenizer)

@@ -111,6 +111,7 @@ def prepare(settings: WordVectorSettings, args: TrainingArguments, run: Run) -> 
     """Read and check all that the run needs, without a step of training."""
     if settings.architecture not in ARCHITECTURES:
         raise UserError(f"architecture={settings.architecture!r}: use {' or '.join(ARCHITECTURES)}")
+    # short files, before the text is read
     analogies = read_analogies(settings.analogies) if settings.analogies else []
     pairs = read_pairs(settings.similarity_pairs) if settings.similarity_pairs else []
     splits = load_splits(settings, ("text",), seed=args.seed)
@@ -188,6 +189,7 @@ def measure(
     run: Run, settings: WordVectorSettings, vectors: WordVectors, prepared: PreparedVectors
 ) -> None:
     """Put the questions to the vectors, and write the results, the table of nearest words and the picture."""
+    # words of other text that have a vector
     total = sum(map(len, prepared.held_out))
     if total:
         known = sum(word in vectors.index for row in prepared.held_out for word in row)
@@ -213,6 +215,7 @@ def say_questions(run: Run, report: dict) -> None:
             continue
         part = report[name]
         known = f"of {part['n']} questions; {part['unknown']} more have a word without a vector"
+        # below four pairs
         if metric not in part:
             run.say(f"{name}: no {metric}, for there are too few {known}")
             continue

@@ -45,6 +45,7 @@ class Baseline:
 
     def model_class(self, name: str) -> type:
         """The class that an entry of `classes` names."""
+        # without a colon the first part is empty
         module, _, name = name.rpartition(":")
         return getattr(import_module(module or self.module), name)
 

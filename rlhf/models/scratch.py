@@ -83,6 +83,7 @@ def new_baseline(
 
 def _baseline_config(tokenizer, model_type: str, entries: dict) -> PretrainedConfig:
     """The config of a model of `baselines.table`, for the vocabulary of a tokenizer."""
+    # AutoConfig knows it only from here on
     register(model_type)
     return AutoConfig.for_model(
         model_type,
@@ -127,6 +128,7 @@ def architectures_for(head: str) -> tuple[str, ...]:
 def _new_config(tokenizer, allowed: tuple[str, ...], sizes: Sizes) -> PretrainedConfig:
     if sizes.model_type not in allowed:
         raise UserError(f"model_type={sizes.model_type!r}: use one of {', '.join(allowed)}")
+    # They have no heads that would share the width.
     if sizes.model_type in BASELINES:
         return _baseline_config(tokenizer, sizes.model_type, sizes.config_entries())
     width, heads = sizes.hidden_size, sizes.heads

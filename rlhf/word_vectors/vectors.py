@@ -28,6 +28,7 @@ NO_JOINTS = ("", "")  # every hyphen and apostrophe is a word, as BERT's tokeniz
 
 def words_of(text: str, *, lowercase: bool) -> list[str]:
     """The words of a text in NFC: runs of letters and digits, and every other sign by itself, as BERT cuts a text."""
+    # Korean typed on a Mac comes as letters of syllables.
     text = unicodedata.normalize("NFC", text)
     if lowercase:
         text = text.lower()
