@@ -17,9 +17,11 @@ from typing import ClassVar
 
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
+from rlhf.baselines.table import BASELINES
 from rlhf.data.splits import Splits
 from rlhf.hub.recording import recording
 from rlhf.models.load import save
+from rlhf.runs.keys import Unused
 from rlhf.runs.progress import sample_table
 from rlhf.runs.ranges import at_least
 from rlhf.runs.run import Run, start
@@ -38,20 +40,22 @@ from rlhf.tasks.classification.training import (
 )
 from rlhf.tasks.model import read_task, token_limit, with_lora
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
+from rlhf.word_vectors.embeddings import EmbeddingSettings, check_vector_size, start_from_vectors
 
 MISTAKES = 200  # wrong rows that are kept, the worst
 LABELS_SHOWN = 8  # labels in a message, rows of a table on the terminal
 
 
 @dataclass
-class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
+class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings, EmbeddingSettings):
     """The task, its rows and its model."""
 
     model_name_or_path: str = field(
         default="bert-base-uncased", metadata={"help": "Run folder or Hub id to start from."}
     )
     model_type: str = field(
-        default="bert", metadata={"help": "Architecture of a model from scratch: bert or gpt2."}
+        default="bert",
+        metadata={"help": "Architecture of a model from scratch: bert, gpt2, rnn, lstm or gru."},
     )
     task: str = field(
         default="auto",
@@ -73,6 +77,13 @@ class ClassificationSettings(DataSettings, ModelSettings, ScratchSettings):
     )
 
     RANGES: ClassVar[dict] = {"consistency_coef": at_least(0)}
+    UNUSED: ClassVar[tuple] = (
+        Unused(
+            ("heads", "context", "gradient_checkpointing"),
+            "recurrent models have no attention heads, positions or blocks to compute again; drop it",
+            lambda run: not run.from_scratch or run.model_type not in BASELINES,
+        ),
+    )
 
 
 @dataclass
@@ -103,6 +114,7 @@ def prepare(
     """Read and check all that the run needs, without a step of training."""
     set_seed(args.seed)
     check_class_weights(settings.class_weights)
+    check_vector_size(settings)
     form = LabelForm(settings.task)
     tokenizer, splits = read_task(
         run, settings, "classification", seed=args.seed, checks={"label": form}
@@ -113,6 +125,8 @@ def prepare(
     warn_of_rare_labels(run, splits, task)
     pairs = splits.kind == "pair_classification"
     model, task = start_classifier(run, settings, tokenizer, task, pairs=pairs)
+    # after the tokenizer was fitted, which may add tokens
+    start_from_vectors(run, settings, model, tokenizer)
 
     limit = token_limit(args, model, tokenizer)
     model.config.trained_max_length, model.config.trained_pairs = limit, pairs

@@ -54,6 +54,7 @@ from rlhf.tasks.pretraining.encode import (
 )
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly, filled_in, masked_metrics, row_sums
 from rlhf.tasks.trainer import EarlyStopping, EncoderConfig, EncoderTrainer, set_best_metric
+from rlhf.word_vectors.embeddings import EmbeddingSettings, check_vector_size, start_from_vectors
 
 OBJECTIVES = ("causal", "masked", "masked_nsp")
 LEAST_BLOCK_SIZE = 8  # tokens
@@ -93,7 +94,7 @@ def has_window(run) -> bool:
 
 
 @dataclass
-class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
+class PretrainSettings(DataSettings, ModelSettings, ScratchSettings, EmbeddingSettings):
     """The objective, and the text to learn from."""
 
     objective: str = field(
@@ -130,7 +131,14 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings):
             lambda run: run.model_type not in BASELINES,
         ),
         Unused(
-            ("hidden_size", "layers", "dropout", "gradient_checkpointing", *OF_STEPS),
+            (
+                "hidden_size",
+                "layers",
+                "dropout",
+                "embeddings_from",
+                "gradient_checkpointing",
+                *OF_STEPS,
+            ),
             "an n-gram model is counted in one pass over the text; drop it",
             lambda run: not is_counted(run),
         ),
@@ -201,6 +209,7 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
     tokenizer = settings.load_tokenizer()
     # before any text is read
     check_tokenizer(settings, tokenizer)
+    check_vector_size(settings)
     splits = load_splits(settings, ("text",), seed=args.seed)
     run.data(splits)
     if not splits.eval:
@@ -290,6 +299,7 @@ def load_model(settings: PretrainSettings, tokenizer, run: Run):
     """A model from scratch or from a checkpoint, with the tokenizer fitted to it."""
     if settings.from_scratch:
         model = new_model(settings, tokenizer)
+        start_from_vectors(run, settings, model, tokenizer)
         run.parent("tokenizer", settings.tokenizer_name_or_path or settings.model_name_or_path)
     else:
         model = load_checkpoint(settings, tokenizer, run)

@@ -53,6 +53,18 @@ def ranks(values: "Tensor | Sequence[float]") -> "Tensor":
     return mean_ranks[index]
 
 
+def spearman_interval(rho: float, n: int) -> tuple[float, float]:
+    """95 % interval of Spearman's correlation of n >= 4 pairs (Bonett and Wright 2000), by Fisher's transformation.
+
+    tanh(atanh(rho) +- z sqrt((1 + rho^2 / 2) / (n - 3)))
+    """
+    if abs(rho) >= 1:  # atanh is infinite
+        return rho, rho
+    half_width = Z * math.sqrt((1 + rho * rho / 2) / (n - 3))
+    centre = math.atanh(rho)
+    return math.tanh(centre - half_width), math.tanh(centre + half_width)
+
+
 def two_way_bootstrap(values: "Tensor", *, resamples: int, seed: int) -> tuple[float, float]:
     """95 % percentile interval of the mean of (draws, rows) values, where both draws and rows are drawn again.
 

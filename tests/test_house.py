@@ -39,6 +39,7 @@ LAYERS = {
         "torch transformers trl datasets psutil yaml matplotlib rich tqdm huggingface_hub safetensors "
         "accelerate deepspeed",
     ),
+    "rlhf.word_vectors": (4, "torch safetensors gensim"),
     "rlhf.policy_gradient": (4, "numpy torch transformers accelerate safetensors tqdm"),
     "rlhf.reward_model": (4, "torch transformers accelerate matplotlib safetensors"),
     # On the metrics of rlhf.reward_model and the alarms of rlhf.policy_gradient, hence above them.

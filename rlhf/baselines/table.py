@@ -11,6 +11,7 @@ from pathlib import Path
 
 CAUSAL = "AutoModelForCausalLM"
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
+LABELS = "AutoModelForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Baseline:
     year, paper: where it comes from
     module: the file with its classes
     config: name of the config class
-    classes: pairs of an Auto class and the model class that it gives, such as (CAUSAL, "LstmForCausalLM")
+    classes: pairs of an Auto class and the model class that it gives, such as (CAUSAL, "LstmForCausalLM"); a class of
+        another file is "file:Class"
     learns: "gradient", or "counts" of a model that is counted in one pass and has no gradient
     """
 
@@ -36,6 +38,16 @@ class Baseline:
     def is_causal(self) -> bool:
         """True for a language model, which continues a text."""
         return CAUSAL in dict(self.classes)
+
+    def is_classifier(self) -> bool:
+        """True for a model that has a head for labels as well."""
+        return LABELS in dict(self.classes)
+
+    def model_class(self, name: str) -> type:
+        """The class that an entry of `classes` names."""
+        # without a colon the first part is empty
+        module, _, name = name.rpartition(":")
+        return getattr(import_module(module or self.module), name)
 
     def config_class(self) -> type:
         return getattr(import_module(self.module), self.config)
@@ -65,7 +77,10 @@ _ROWS = (
         "Elman, Finding Structure in Time",
         "rlhf.baselines.recurrent",
         "RnnConfig",
-        ((CAUSAL, "RnnForCausalLM"),),
+        (
+            (CAUSAL, "RnnForCausalLM"),
+            (LABELS, "rlhf.baselines.classifier:RnnForSequenceClassification"),
+        ),
     ),
     Baseline(
         "lstm",
@@ -73,7 +88,10 @@ _ROWS = (
         "Hochreiter and Schmidhuber, Long Short-Term Memory",
         "rlhf.baselines.recurrent",
         "LstmConfig",
-        ((CAUSAL, "LstmForCausalLM"),),
+        (
+            (CAUSAL, "LstmForCausalLM"),
+            (LABELS, "rlhf.baselines.classifier:LstmForSequenceClassification"),
+        ),
     ),
     Baseline(
         "gru",
@@ -81,7 +99,10 @@ _ROWS = (
         "Cho et al., Learning Phrase Representations using RNN Encoder-Decoder",
         "rlhf.baselines.recurrent",
         "GruConfig",
-        ((CAUSAL, "GruForCausalLM"),),
+        (
+            (CAUSAL, "GruForCausalLM"),
+            (LABELS, "rlhf.baselines.classifier:GruForSequenceClassification"),
+        ),
     ),
 )
 BASELINES = {row.model_type: row for row in _ROWS}
@@ -94,12 +115,11 @@ def register(model_type: str) -> None:
         return
     import transformers
 
-    module = import_module(row.module)
     config = row.config_class()
     transformers.AutoConfig.register(model_type, config, exist_ok=True)
     for auto_class, model_class in row.classes:
         getattr(transformers, auto_class).register(
-            config, getattr(module, model_class), exist_ok=True
+            config, row.model_class(model_class), exist_ok=True
         )
 
 

@@ -46,6 +46,7 @@ TEXTS = {
     "dtype": DTYPES,
     "precision": ("fp32", "bf16", "auto"),
     "overlap": ("error", "drop"),
+    "architecture": ("skipgram", "cbow"),
     "loss_type": tuple(PAIR_LOSSES),
     "objective": ("causal", "masked", "masked_nsp"),
     "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),

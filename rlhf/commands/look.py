@@ -28,6 +28,7 @@ PROBLEMS_SHOWN = 200
 # Recipe -> the kinds of rows that it reads as they are. Those of the tasks are in their table.
 KINDS_READ = {
     "tokenizer": ("text", "prompt_completion", "scored"),
+    "word_vectors": ("text",),
     "pretrain": ("text",),
     "sft": ("prompt_completion", "scored", "messages", "text"),
     "reward": ("ranking",),

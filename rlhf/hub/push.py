@@ -33,6 +33,7 @@ REPLACED = (
     "special_tokens_map.json",
     "tokenizer*",
     "vocab.*",
+    "words.json",
     "merges.txt",
     "chat_template.jinja",
     "plots/*",

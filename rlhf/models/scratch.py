@@ -15,7 +15,7 @@ from rlhf.task_table import TASKS
 class Sizes:
     """Architecture and sizes of a new model.
 
-    model_type: "gpt2" or "bert".
+    model_type: "gpt2", "bert", or one of `baselines.table`, which has neither heads nor positions.
     hidden_size: width, a multiple of `heads`.
     layers, heads: number of blocks, and of attention heads in each.
     context: positions, the longest sequence in tokens.
@@ -41,6 +41,12 @@ class Sizes:
                 embd_pdrop=self.dropout,
                 attn_pdrop=self.dropout,
             )
+        if self.model_type in BASELINES:
+            return dict(
+                hidden_size=self.hidden_size,
+                num_hidden_layers=self.layers,
+                dropout=self.dropout,
+            )
         return dict(
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
@@ -65,12 +71,7 @@ def new_baseline(
 
     order: tokens of a window and the one after it, of an n-gram or MLP.
     """
-    entries = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    entries = {}
     if BASELINES[model_type].learns == "counts":
         entries["order"] = order
     else:
@@ -78,8 +79,21 @@ def new_baseline(
     # Both predict a token from the same number of tokens before it.
     if model_type == "mlp":
         entries["window"] = order - 1
+    return AutoModelForCausalLM.from_config(_baseline_config(tokenizer, model_type, entries))
+
+
+def _baseline_config(tokenizer, model_type: str, entries: dict) -> PretrainedConfig:
+    """The config of a model of `baselines.table`, for the vocabulary of a tokenizer."""
+    # AutoConfig knows it only from here on
     register(model_type)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **entries))
+    return AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **entries,
+    )
 
 
 def new_encoder(
@@ -90,7 +104,7 @@ def new_encoder(
     problem_type: str | None = None,
     **sizes,
 ) -> PreTrainedModel:
-    """Make a BERT class model with random weights and a head, or a GPT-2 class model if a task with this head allows it.
+    """Make a BERT class model with random weights and a head, or one of another kind that the tasks with this head allow.
 
     head: name of an Auto class.
     labels: output i is labels[i].
@@ -113,6 +127,11 @@ def architectures_for(head: str) -> tuple[str, ...]:
 
 
 def _new_config(tokenizer, allowed: tuple[str, ...], sizes: Sizes) -> PretrainedConfig:
+    if sizes.model_type not in allowed:
+        raise UserError(f"model_type={sizes.model_type!r}: use one of {', '.join(allowed)}")
+    # They have no heads that would share the width.
+    if sizes.model_type in BASELINES:
+        return _baseline_config(tokenizer, sizes.model_type, sizes.config_entries())
     width, heads = sizes.hidden_size, sizes.heads
     # Each head takes an equal share of the width.
     if width % heads:
@@ -121,8 +140,6 @@ def _new_config(tokenizer, allowed: tuple[str, ...], sizes: Sizes) -> Pretrained
         raise UserError(
             f"hidden_size={width} is not a multiple of heads={heads}: use heads={nearest}"
         )
-    if sizes.model_type not in allowed:
-        raise UserError(f"model_type={sizes.model_type!r}: use one of {', '.join(allowed)}")
     # The 0.02 of BERT and GPT-2 is for their width of 768. A BERT of width 128 learned 64 topics to 46 % in five epochs
     # with it, to 84 % in four with this.
     scale = 0.02 * (768 / width) ** 0.5

@@ -22,7 +22,7 @@ from rlhf.runs.parents import (
 from rlhf.runs.record import RECORD, RunRecord
 
 # Roles of parents whose weights a run did not start from.
-NOT_THE_ORIGIN = ("reward", "value", "ref", "tokenizer", "feedback", "sampled")
+NOT_THE_ORIGIN = ("reward", "value", "ref", "tokenizer", "feedback", "sampled", "word_vectors")
 THIS_RUN = "this run"
 SHORT = 12  # characters of a hash in a picture
 

@@ -63,6 +63,7 @@ __all__ = ["base_model", "card_text", "front_matter", "write_card"]
 # Recipe that is not a task of TASKS -> its summary.
 SUMMARIES = {
     "tokenizer": "A tokenizer trained on your own text.",
+    "word_vectors": "Word vectors trained on plain text.",
     "pretrain": "A language model trained on plain text.",
     "sft": "A chat model, fine-tuned on demonstrations (SFT).",
     "reward": "A reward model: it gives an answer to a prompt one score, learned from human rankings.",
@@ -101,6 +102,10 @@ USES = {
     "tokenizer": (
         "Training a model from scratch on text like the text that it was trained on.",
         "A model that was trained with another tokenizer cannot use it. Other languages take many more tokens.",
+    ),
+    "word_vectors": (
+        "Similarity of words, and as the first embeddings of a model that is trained from scratch.",
+        "A word has one vector, whatever it means in its sentence. The vectors hold the prejudices of their text.",
     ),
     "": (
         "Texts like those of its training data.",

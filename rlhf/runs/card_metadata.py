@@ -19,6 +19,7 @@ from rlhf.task_table import TASKS
 # Recipe that is not a task of TASKS -> kind of model. The kind decides pipeline_tag, snippet and limits.
 KINDS = {
     "tokenizer": "tokenizer",
+    "word_vectors": "word_vectors",
     "pretrain": "causal",
     "sft": "causal",
     "reward": "reward",
@@ -33,6 +34,7 @@ PIPELINES = {
     "chat": "text-generation",
     "masked": "fill-mask",
     "reward": "text-classification",
+    "word_vectors": "feature-extraction",
 } | {name: task.pipeline for name, task in TASKS.items()}
 # Licences of models whose card was not read, as after a start offline.
 LICENCES = {

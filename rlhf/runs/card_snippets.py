@@ -74,6 +74,21 @@ tokenizer = AutoTokenizer.from_pretrained({path})
 ids = tokenizer({prompt})["input_ids"]
 print(tokenizer.convert_ids_to_tokens(ids), tokenizer.decode(ids))
 """,
+    "word_vectors": """import json
+import os
+
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+
+path = {path}
+folder = path if os.path.isdir(path) else snapshot_download(path)
+vectors = load_file(f"{{folder}}/word_vectors.safetensors")["vectors"]  # (words, numbers of a vector)
+with open(f"{{folder}}/words.json", encoding="utf-8") as file:
+    words = json.load(file)["words"]
+units = vectors / vectors.norm(dim=1, keepdim=True)
+cosines = units @ units[0]  # with the most frequent word
+print(words[0], [words[i] for i in cosines.topk(5).indices])
+""",
 } | {name: task.snippet for name, task in TASKS.items()}
 
 

@@ -23,6 +23,7 @@ COUNTED = {
     "ilql": ("answers", "scored answers to held-out prompts"),
     "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
     "tokenizer": ("eval_rows", "held-out texts"),
+    "word_vectors": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}
 
 

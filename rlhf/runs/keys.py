@@ -19,6 +19,8 @@ DATA_KEYS = (
     "pretraining_dataset",
     "ptx_dataset_name",
     "demonstrations",
+    "analogies",
+    "similarity_pairs",
 )
 MODEL_KEYS = (
     "model_name_or_path",
@@ -28,6 +30,7 @@ MODEL_KEYS = (
     "watch_reward_model_path",
     "value_model",
     "compare_tokenizers",
+    "embeddings_from",
 )
 ROLES = ("reward_model", "shared")  # values of value_model that are not paths
 

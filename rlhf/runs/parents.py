@@ -29,6 +29,7 @@ DECIDING = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "words.json",
 )
 TOKENIZER = "tokenizer.json"
 # In the folder of a run that was shared (`hub.share`): repo, commit, and when that run had started.

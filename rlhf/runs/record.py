@@ -28,6 +28,7 @@ PACKAGES = (
     "accelerate",
     "gradio",
     "tokenizers",
+    "gensim",
 )
 RECORD = "run.json"
 # Values of a record's status. A model is saved from TRAINED on.

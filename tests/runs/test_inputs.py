@@ -11,7 +11,10 @@ import torch.multiprocessing
 from rlhf.errors import UserError
 from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, check_inputs, check_same_rows
 
-RECIPES = "classification dpo ilql kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer".split()
+RECIPES = (
+    "classification dpo ilql kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer "
+    "word_vectors"
+).split()
 
 
 @pytest.fixture

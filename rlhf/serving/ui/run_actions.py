@@ -32,6 +32,7 @@ LARGEST_SETTINGS = 100_000  # characters of the settings of a form
 # A finished run of one recipe -> the recipe that it is used in, and by which key.
 NEXT = {
     "tokenizer": ("pretrain", "tokenizer_name_or_path"),
+    "word_vectors": ("pretrain", "embeddings_from"),
     "pretrain": ("sft", "model_name_or_path"),
     "sft": ("reward", "model_name_or_path"),
     "reward": ("ppo", "reward_model_path"),

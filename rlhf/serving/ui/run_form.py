@@ -23,6 +23,19 @@ FIRST_KEYS = {
         "seed",
     ),
     "tokenizer": ("dataset_name", "tokenizer_type", "vocab_size", "lowercase", "chat"),
+    "word_vectors": (
+        "dataset_name",
+        "architecture",
+        "vector_size",
+        "window",
+        "min_count",
+        "sample",
+        "epochs",
+        "nearest_to",
+        "analogies",
+        "similarity_pairs",
+        "seed",
+    ),
     "pretrain": (
         "dataset_name",
         "objective",
@@ -99,8 +112,16 @@ MODEL_KEYS = (
     "reward_model_path",
     "watch_reward_model_path",
     "value_model",
+    "embeddings_from",
 )
-FILE_KEYS = ("dataset_name", "eval_dataset_name", "ptx_dataset_name", "demonstrations")
+FILE_KEYS = (
+    "dataset_name",
+    "eval_dataset_name",
+    "ptx_dataset_name",
+    "demonstrations",
+    "analogies",
+    "similarity_pairs",
+)
 
 CSS = """
 .run-form {display: flex; flex-direction: column; gap: 14px;}
