@@ -1,7 +1,7 @@
 r"""Encoder and decoder of long short-term memory, with or without attention: a text is read, then another one is written.
 
-The encoder reads the source x_1 ... x_S in both directions and leaves a state at each token, h_j = [forward_j; backward_j]. The
-decoder starts from its last states and writes y_1 ... y_T, with s_t = LSTM(s_{t-1}, input_t) and
+The encoder reads the source x_1 ... x_S in both directions and leaves a state at each token, h_j = [forward_j; backward_j].
+The decoder starts from its last states and writes y_1 ... y_T, with s_t = LSTM(s_{t-1}, input_t) and
 
 - no attention (Sutskever et al. 2014): input_t = y_{t-1}, and p(y_t | y_<t, x) = softmax(V s_t + d). All that the decoder
   knows of the source is the one state that it starts from.
@@ -214,7 +214,7 @@ class LstmSeq2SeqForConditionalGeneration(BaselinePreTrainedModel, GenerationMix
         check_at_least(config, hidden_size=2, num_hidden_layers=1)
         if config.hidden_size % 2:
             raise UserError(
-                f"{config.model_type}: hidden_size={config.hidden_size} must be even: each direction of the encoder has a half"
+                f"{config.model_type}: hidden_size={config.hidden_size} must be even: each direction has a half"
             )
         if config.attention is not None and config.attention not in SCORES:
             raise UserError(
@@ -255,8 +255,8 @@ class LstmSeq2SeqForConditionalGeneration(BaselinePreTrainedModel, GenerationMix
         input_ids, attention_mask: (B, S), the source; or encoder_outputs, where it was read before.
         decoder_input_ids: (B, T), the target so far. Default: labels (B, T), one to the right (teacher forcing).
         cache: the state after the target tokens before these.
-        The output's loss is in mean nats per target token. Its cross_attentions is one (B, 1, T, S), the alignment as a layer
-        with one head has it, where output_attentions asks for it.
+        The output's loss is in mean nats per target token. Its cross_attentions is one (B, 1, T, S), the alignment as a
+        layer with one head has it, where output_attentions asks for it.
         """
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)

@@ -1,4 +1,4 @@
-"""Examples for SFT and for pairs of texts: token ids with labels, encoded once and mapped from the cache by every process."""
+"""Examples for SFT and for pairs of texts: token ids with labels, encoded once and mapped from the cache."""
 
 from collections.abc import Callable, Iterable, Sequence
 

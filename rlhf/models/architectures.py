@@ -115,8 +115,8 @@ def check_seq2seq(config: PretrainedConfig, path: str) -> None:
         )
     if kind in OF_MANY_LANGUAGES:
         raise UserError(
-            f"{path}: a {kind} model needs the two languages of each text, and the rows do not say them: start from a model of "
-            "two languages (Marian), or from T5 or BART"
+            f"{path}: a {kind} model needs the two languages of each text, and the rows do not say them: start from a model "
+            "of two languages (Marian), or from T5 or BART"
         )
     if kind not in SEQ2SEQ:
         raise UserError(

@@ -42,7 +42,7 @@ def _end_texts(tokenizer) -> None:
     """Let the tokenizer itself write the end of a text, so that whoever loads it later reads the same tokens."""
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} writes no eos_token at the end of a text, as T5's, BART's and Marian's "
+            f"the tokenizer {tokenizer.name_or_path!r} writes no eos_token at the end of a text, as T5's and BART's "
             "do: take one of these, or a fast tokenizer (tokenizer.json)"
         )
     eos = tokenizer.eos_token

@@ -80,6 +80,15 @@ def test_the_first_context_of_additive_attention_is_chosen_before_the_first_step
     assert not torch.equal(output[0].cross_attentions[0], output[1].cross_attentions[0])
 
 
+def test_additive_attention_reads_the_state_of_the_top_layer():
+    model = tiny("additive")
+    read = model.encoder(SOURCE[:1])
+    output = model(SOURCE[:1], decoder_input_ids=torch.tensor([[START]]), output_attentions=True)
+    scores = model.decoder.scores(read.hidden[:, -1:], read.last_hidden_state)
+    expected = alignment(scores, torch.ones(1, 5, dtype=torch.bool))
+    torch.testing.assert_close(output.cross_attentions[0][:, 0], expected)
+
+
 def test_padding_on_either_side_changes_nothing(model):
     padded = model(SOURCE, MASK, labels=TARGET, output_attentions=True)
     for row in range(len(SOURCE)):
@@ -103,7 +112,13 @@ def test_one_token_per_step_gives_the_logits_of_the_whole_target(model):
     outputs, cache = model.encoder(SOURCE, MASK), None
     for step in range(3):
         token = ids[:, step : step + 1]
-        output = model(attention_mask=MASK, decoder_input_ids=token, encoder_outputs=outputs, cache=cache, use_cache=True)  # fmt: skip
+        output = model(
+            attention_mask=MASK,
+            decoder_input_ids=token,
+            encoder_outputs=outputs,
+            cache=cache,
+            use_cache=True,
+        )
         cache = output.cache
         torch.testing.assert_close(output.logits[:, 0], whole[:, step], atol=1e-5, rtol=0)
 

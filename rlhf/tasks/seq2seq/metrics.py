@@ -20,7 +20,7 @@ MISSING = (
     'chrF and BLEU are computed by sacrebleu, which is not installed: pip install "rlhf[ladder]"'
 )
 # Fonts with more scripts than matplotlib's own; those that are installed are used.
-FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")  # fmt: skip
+FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic")
 
 
 def check_metrics(bleu_tokenize: str) -> None:
@@ -46,11 +46,11 @@ def corpus_scores(
     results = {}
     for name, metric in {"chrf": CHRF(), "bleu": BLEU(tokenize=bleu_tokenize)}.items():
         score = metric.corpus_score(list(written), [list(references)], n_bootstrap=resamples)
-        results[name] = score.score
+        results[name] = float(score.score)
         if resamples > 1:
             # sacrebleu gives half of the interval's width, around the mean of the samples.
-            results[f"{name}_low"] = max(0.0, score._mean - score._ci)
-            results[f"{name}_high"] = min(100.0, score._mean + score._ci)
+            results[f"{name}_low"] = max(0.0, float(score._mean - score._ci))
+            results[f"{name}_high"] = min(100.0, float(score._mean + score._ci))
         results[f"{name}_signature"] = str(metric.get_signature())
     return results
 
@@ -80,9 +80,9 @@ def scores_by_length(
                 "source_tokens": f"{lengths[inside].min()} to {lengths[inside].max()}",
                 "rows": len(inside),
                 "mean_tokens": float(lengths[inside].mean()),
-                "chrf": score.score,
-                "chrf_low": max(0.0, score._mean - score._ci),
-                "chrf_high": score._mean + score._ci,
+                "chrf": float(score.score),
+                "chrf_low": max(0.0, float(score._mean - score._ci)),
+                "chrf_high": float(score._mean + score._ci),
             }
         )
     return rows
