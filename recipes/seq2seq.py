@@ -14,6 +14,7 @@ from functools import partial
 from typing import ClassVar
 
 import numpy as np
+from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
@@ -174,6 +175,10 @@ class PairTrainer(GatheringTrainer, Seq2SeqTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         pool = POOL if args.train_sampling_strategy == "group_by_length" else 1
         return LengthSampler(self.lengths, group=group, seed=seed, pool=pool)
+
+    def _get_eval_sampler(self, eval_dataset):
+        # With group_by_length the Trainer would sort these rows, too, and texts would meet the references of other rows.
+        return SequentialSampler(eval_dataset)
 
 
 @dataclass
