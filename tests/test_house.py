@@ -44,7 +44,10 @@ LAYERS = {
     # On the metrics of rlhf.reward_model and the alarms of rlhf.policy_gradient, hence above them.
     "rlhf.direct_preference": (5, "torch transformers trl datasets accelerate"),
     "rlhf.few_shot": (5, "torch transformers"),  # on the runs of rlhf.comparison
-    "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib tqdm"),
+    "rlhf.tasks": (
+        4,
+        "numpy torch transformers tokenizers sklearn seqeval sacrebleu matplotlib tqdm",
+    ),
     "rlhf.comparison": (4, "torch matplotlib rich"),
     "rlhf.hub": (
         4,

@@ -34,6 +34,7 @@ KINDS_READ = {
     "dpo": ("ranking",),
     "kto": ("unpaired_preference",),
     "ppo": ("prompt",),
+    "seq2seq": ("prompt_completion",),
 }
 
 

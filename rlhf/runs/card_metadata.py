@@ -25,6 +25,7 @@ KINDS = {
     "dpo": "causal",
     "kto": "causal",
     "ppo": "causal",
+    "seq2seq": "seq2seq",
 }
 # Kind of model -> the Hub's name of its task.
 PIPELINES = {
@@ -32,6 +33,7 @@ PIPELINES = {
     "chat": "text-generation",
     "masked": "fill-mask",
     "reward": "text-classification",
+    "seq2seq": "text2text-generation",
 } | {name: task.pipeline for name, task in TASKS.items()}
 # Licences of models whose card was not read, as after a start offline.
 LICENCES = {
@@ -58,6 +60,10 @@ HUB_METRICS = {
     "dpo": {"accuracy": ("accuracy", "Accuracy of the implicit reward on pairs of ranked answers")},
     "kto": {"auc": ("roc_auc", "Area under the curve of the implicit reward")},
     "ppo": {"score": ("reward", "Mean score of the reward model")},
+    "seq2seq": {
+        "chrf": ("chrf", "chrF of texts that were written for held-out sources"),
+        "bleu": ("bleu", "BLEU of texts that were written for held-out sources"),
+    },
 }
 VALUE_MODEL = "value_model"  # the folder of a policy's value function
 

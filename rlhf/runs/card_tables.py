@@ -21,6 +21,7 @@ COUNTED = {
     "dpo": ("pairs", "pairs of ranked answers to held-out prompts"),
     "kto": ("answers", "rated answers to held-out prompts"),
     "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
+    "seq2seq": ("eval_rows", "held-out pairs"),
     "tokenizer": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}
 

@@ -16,7 +16,7 @@ from rlhf.serving.ui.texts import add_texts
 
 add_texts(TEXTS)
 RECIPES = (
-    "tokenizer pretrain sft reward dpo kto ppo classification ner question_answering multiple_choice"
+    "tokenizer pretrain sft reward dpo kto ppo classification ner question_answering multiple_choice seq2seq"
 ).split()
 
 

@@ -11,7 +11,7 @@ import torch.multiprocessing
 from rlhf.errors import UserError
 from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, check_inputs, check_same_rows
 
-RECIPES = "classification dpo kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer".split()
+RECIPES = "classification dpo kto multiple_choice ner ppo pretrain question_answering reward seq2seq sft tokenizer".split()
 
 
 @pytest.fixture

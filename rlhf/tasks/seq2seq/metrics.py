@@ -1,6 +1,8 @@
-"""How near written texts come to their references: chrF and BLEU by sacrebleu, also by length of the source; plots."""
+"""chrF and BLEU of written texts against their references, by sacrebleu, also by length of the source; plots."""
 
+import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,8 @@ from rlhf.runs.plots import saved_figure
 
 RESAMPLES = 1000  # of the bootstrap
 GROUPS = 4  # of sources by length, with about as many rows each
-BLEU_TOKENS = (
-    "13a",
-    "char",
-    "intl",
-    "zh",
-)  # how sacrebleu cuts words, of the ways that need no other package
+# How sacrebleu cuts words, of the ways that need no other package.
+BLEU_TOKENS = ("13a", "char", "intl", "zh")
 MISSING = (
     'chrF and BLEU are computed by sacrebleu, which is not installed: pip install "rlhf[ladder]"'
 )
@@ -27,10 +25,13 @@ def check_metrics(bleu_tokenize: str) -> None:
     """UserError where the evaluation could not be made."""
     if bleu_tokenize not in BLEU_TOKENS:
         raise UserError(f"bleu_tokenize={bleu_tokenize!r}: use one of {', '.join(BLEU_TOKENS)}")
-    try:
-        import sacrebleu  # noqa: F401
-    except ImportError as error:
-        raise UserError(MISSING) from error
+    if not is_installed():
+        raise UserError(MISSING)
+
+
+def is_installed() -> bool:
+    """True where sacrebleu is."""
+    return find_spec("sacrebleu") is not None
 
 
 def corpus_scores(
@@ -93,14 +94,14 @@ def scores_by_length(
 
 def plot_lengths(groups: Sequence[dict], path: Path) -> None:
     """chrF against the length of the source, with its intervals."""
-    places = [group["mean_tokens"] for group in groups]
+    tokens = [group["mean_tokens"] for group in groups]
     scores = np.array([group["chrf"] for group in groups])
     low = np.array([group["chrf_low"] for group in groups])
     high = np.array([group["chrf_high"] for group in groups])
     # The score may be outside of the interval by rounding.
     errors = np.clip([scores - low, high - scores], 0, None)
     with saved_figure(path, figsize=(5, 3.2)) as (_, axis):
-        axis.errorbar(places, scores, yerr=errors, marker="o", capsize=3)
+        axis.errorbar(tokens, scores, yerr=errors, marker="o", capsize=3)
         axis.set_xlabel("tokens of the source (mean of each group)")
         axis.set_ylabel("chrF, 95 % interval")
         axis.set_ylim(bottom=0)
@@ -116,7 +117,9 @@ def plot_alignment(item: dict, path: Path) -> None:
 
     source, target = item["source"], item["target"]
     size = (1.5 + 0.35 * len(source), 1.2 + 0.3 * len(target))
-    with matplotlib.rc_context({"font.family": _installed_fonts()}):
+    with warnings.catch_warnings(), matplotlib.rc_context({"font.family": _installed_fonts()}):
+        # One warning for each character that no font has; seq2seq.json holds the tokens as text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         with saved_figure(path, figsize=size) as (_, axis):
             axis.imshow(item["weights"], cmap="Blues", vmin=0, vmax=1, aspect="auto")
             axis.set_xticks(range(len(source)), source, rotation=90)

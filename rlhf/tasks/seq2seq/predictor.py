@@ -1,48 +1,92 @@
-"""Writing texts with a trained encoder-decoder: beam search as its generation config says, and its alignment."""
+"""A trained encoder-decoder at work: texts by beam search, as its generation config says, and its alignment."""
 
+import os
 from collections.abc import Sequence
 
 import torch
 
+from rlhf.errors import UserError
 from rlhf.models.load import load_seq2seq, load_tokenizer
-from rlhf.models.parts import freeze
-from rlhf.tasks.seq2seq.encode import encode_sources
+from rlhf.models.parts import context_length, freeze
+from rlhf.models.seq2seq import fit_pair_tokenizer
+from rlhf.tasks.answers import Answers, Table
+from rlhf.tasks.seq2seq.encode import check_text, encode_sources
+from rlhf.tasks.seq2seq.metrics import MISSING, corpus_scores, is_installed
 
 
 class Seq2SeqPredictor:
-    """A trained model of a run folder.
+    """A trained model of a run folder, or an encoder-decoder of the Hub.
 
     The config says what it was trained with: `trained_prefix`, and `trained_source_length`, the longest source in tokens.
     """
 
-    def __init__(self, folder, device: str = "cpu"):
+    def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
         self.tokenizer = load_tokenizer(str(folder))
         self.model = freeze(load_seq2seq(str(folder))).to(device)
+        # What a Hub's model lacks and training would have added.
+        fit_pair_tokenizer(self.tokenizer)
         config = self.model.config
         self.prefix = getattr(config, "trained_prefix", None) or ""
-        self.longest = getattr(config, "trained_source_length", None)
-        self.too_long = 0  # texts that were longer than those of the training, and were read whole
+        self.longest = getattr(config, "trained_source_length", None) or context_length(self.model)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 32) -> list[str]:
-        """The text that the model writes for each text, in their order."""
-        ids = encode_sources(self.tokenizer, list(texts), self.prefix)
-        if self.longest:
-            self.too_long += sum(len(row) > self.longest for row in ids)
+    def predict(self, rows: Sequence[dict], batch_size: int = 32) -> list[dict]:
+        """Rows with `prompt`, or with `text` -> {completion}, the text that the model writes for each, in their order.
+
+        UserError for a source that is longer than those of the training: it is not cut.
+        """
+        ids = self._encoded([row.get("prompt", row.get("text")) for row in rows])
         # Sources of one length together, so that there is little padding.
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        written = [""] * len(ids)
+        results: list[dict] = [{}] * len(ids)
         for first in range(0, len(order), batch_size):
             part = order[first : first + batch_size]
             output = self._generate([ids[i] for i in part])
             for i, text in zip(part, decoded(self.tokenizer, output), strict=True):
-                written[i] = text
-        return written
+                results[i] = {"completion": text}
+        return results
+
+    def _encoded(self, sources: list) -> list[list[int]]:
+        for source in sources:
+            reason = check_text(source)
+            if reason:
+                raise UserError(f"{str(source)[:80]!r}: {reason}")
+        ids = encode_sources(self.tokenizer, sources, self.prefix)
+        for source, row in zip(sources, ids):
+            if len(row) > self.longest:
+                raise UserError(
+                    f"{source[:80]!r} has {len(row)} tokens, and the model was trained on at most {self.longest}: split the "
+                    "text, or train with a larger max_source_length"
+                )
+        return ids
 
     @torch.no_grad()
     def _generate(self, ids: list[list[int]]):
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         batch = {name: value.to(self.model.device) for name, value in batch.items()}
         return self.model.generate(**batch)
+
+
+class Seq2SeqAnswers(Answers):
+    """chrF and BLEU of the written texts, where rows have a reference."""
+
+    columns = ("rows", "chrf", "chrf_low", "chrf_high", "bleu", "bleu_low", "bleu_high")
+
+    def __init__(self, predictor, run_config: dict):
+        super().__init__(predictor, run_config)
+        self.bleu_tokenize = run_config.get("bleu_tokenize") or "13a"
+        self.written: list[str] = []
+        self.references: list[str] = []
+
+    def add(self, answer, prediction: dict) -> bool:
+        self.written.append(prediction["completion"])
+        self.references.append(answer)
+        return True
+
+    def report(self) -> list[str | Table]:
+        if not is_installed():
+            return [MISSING]
+        scores = corpus_scores(self.written, self.references, self.bleu_tokenize)
+        return [Table(self.columns, [{"rows": len(self.written)} | scores])]
 
 
 def decoded(tokenizer, ids) -> list[str]:
