@@ -125,9 +125,9 @@ class AdditiveScores(nn.Module):
         self.key = nn.Linear(size, size)
         self.energy = nn.Linear(size, 1, bias=False)
 
-    def forward(self, states: Tensor, memory: Tensor) -> Tensor:
-        """States (B, T, H) and memory (B, S, H) -> scores (B, T, S)."""
-        hidden = self.query(states).unsqueeze(2) + self.key(memory).unsqueeze(1)  # (B, T, S, H)
+    def forward(self, states: Tensor, keys: Tensor) -> Tensor:
+        """States (B, T, H) and keys U h_j (B, S, H), which every step shares -> scores (B, T, S)."""
+        hidden = self.query(states).unsqueeze(2) + keys.unsqueeze(1)  # (B, T, S, H)
         return self.energy(hidden.tanh()).squeeze(-1)
 
 
@@ -138,9 +138,9 @@ class MultiplicativeScores(nn.Module):
         super().__init__()
         self.key = nn.Linear(size, size, bias=False)
 
-    def forward(self, states: Tensor, memory: Tensor) -> Tensor:
-        """States (B, T, H) and memory (B, S, H) -> scores (B, T, S)."""
-        return states @ self.key(memory).transpose(1, 2)
+    def forward(self, states: Tensor, keys: Tensor) -> Tensor:
+        """States (B, T, H) and keys W h_j (B, S, H) -> scores (B, T, S)."""
+        return states @ keys.transpose(1, 2)
 
 
 SCORES = {"additive": AdditiveScores, "multiplicative": MultiplicativeScores}
@@ -185,17 +185,17 @@ class Decoder(nn.Module):
             outputs, contexts, weights, state = self._write_one_by_one(inputs, memory, mask, state)
         else:
             outputs, state = self.layers(inputs, state)
-            weights = alignment(self.scores(outputs, memory), mask)
+            weights = alignment(self.scores(outputs, self.scores.key(memory)), mask)
             contexts = weights @ memory
         outputs = self.combine(torch.cat([contexts, outputs], dim=-1)).tanh()
         return outputs, weights, state
 
     def _write_one_by_one(self, inputs: Tensor, memory: Tensor, mask: Tensor, state):
         """Each context depends on the state before it, so that the steps cannot run at once."""
-        steps = []
+        keys, steps = self.scores.key(memory), []
         for t in range(inputs.shape[1]):
             top = state[0][-1].unsqueeze(1)  # (B, 1, H)
-            weights = alignment(self.scores(top, memory), mask)  # (B, 1, S)
+            weights = alignment(self.scores(top, keys), mask)  # (B, 1, S)
             context = weights @ memory
             output, state = self.layers(torch.cat([inputs[:, t : t + 1], context], dim=-1), state)
             steps.append((output, context, weights))

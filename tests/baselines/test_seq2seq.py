@@ -45,7 +45,7 @@ def test_additive_scores_and_their_alignment_by_hand():
     states = torch.tensor([[[2.0]]])
     memory = torch.tensor([[[0.0], [0.5], [9.0]]])
     expected = 3 * torch.tensor([[[0.0, 1.0, 18.0]]]).tanh()
-    torch.testing.assert_close(scores(states, memory), expected)
+    torch.testing.assert_close(scores(states, scores.key(memory)), expected)
     # The third token is padding: exp(0) against exp(3 tanh 1 = 2.284783).
     weights = alignment(expected, torch.tensor([[True, True, False]]))
     torch.testing.assert_close(
@@ -60,7 +60,7 @@ def test_multiplicative_scores_by_hand():
     states = torch.tensor([[[1.0, 3.0]]])
     memory = torch.tensor([[[1.0, 1.0], [4.0, -2.0]]])
     # W h = (3, -1) and (0, 2); times s: 0 and 6.
-    assert scores(states, memory).tolist() == [[[0.0, 6.0]]]
+    assert scores(states, scores.key(memory)).tolist() == [[[0.0, 6.0]]]
 
 
 def test_the_first_context_of_additive_attention_is_chosen_before_the_first_step():
@@ -84,7 +84,8 @@ def test_additive_attention_reads_the_state_of_the_top_layer():
     model = tiny("additive")
     read = model.encoder(SOURCE[:1])
     output = model(SOURCE[:1], decoder_input_ids=torch.tensor([[START]]), output_attentions=True)
-    scores = model.decoder.scores(read.hidden[:, -1:], read.last_hidden_state)
+    keys = model.decoder.scores.key(read.last_hidden_state)
+    scores = model.decoder.scores(read.hidden[:, -1:], keys)
     expected = alignment(scores, torch.ones(1, 5, dtype=torch.bool))
     torch.testing.assert_close(output.cross_attentions[0][:, 0], expected)
 
