@@ -311,6 +311,13 @@ def set_generation(settings, args: Seq2SeqConfig, model, longest: tuple[int, int
     config.max_length = args.generation_max_length or longest[1] + 1
     config.max_new_tokens = None
     config.num_beams = args.generation_num_beams
+    # BART's summarisers have one.
+    if (config.min_length or 0) > config.max_length:
+        raise UserError(
+            f"the model's generation config wants texts of at least {config.min_length} tokens, and max_target_length or "
+            f"generation_max_length ends them after {config.max_length}: raise it, or change min_length in its "
+            "generation_config.json"
+        )
     # Seq2SeqTrainer passes them to every evaluation.
     args.generation_max_length = config.max_length
     model.config.trained_prefix = settings.source_prefix

@@ -161,9 +161,11 @@ def bart(tokenizer):
         decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=32,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
-        forced_bos_token_id=tokenizer.cls_token_id, forced_eos_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    return BartForConditionalGeneration(config)
+    model = BartForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = tokenizer.cls_token_id
+    return model
 
 
 def marian(tokenizer):
@@ -304,7 +306,10 @@ def test_a_transformer_from_scratch_has_the_sines_of_its_paper(make_tokenizer, t
         ("--eval_fraction 0", "set eval_fraction or eval_dataset_name"),
         ("--max_source_length 2", "no training pair fits max_source_length=2"),
         ("--use_peft true", "set one of the two to false"),
-        ("--metric_for_best_model chrf", "metric_for_best_model=chrf: use one of loss"),
+        (
+            "--metric_for_best_model chrf --load_best_model_at_end true",
+            "metric_for_best_model=chrf: use one of loss",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(failing, flags, said):
