@@ -91,6 +91,19 @@ class Task:
         return tuple(name for name, rows in self.rows.items() if self.answer in rows.columns)
 
 
+@dataclass(frozen=True)
+class TextToText:
+    """A model that writes a text for a text, as `predict` knows it. The fields mean what they do in Task."""
+
+    title: str
+    answer: str
+    inputs: tuple[str, ...]
+    texts: tuple[str, ...]
+    predictor: str
+    answers: str
+    optional: tuple[str, ...] = ()
+
+
 # The heads of pretraining by the recipe's `objective`; masked_nsp has BERT's two, masked words and next sentence.
 PRETRAINING_HEADS = {"masked": "AutoModelForMaskedLM", "masked_nsp": "AutoModelForPreTraining"}
 
@@ -341,4 +354,17 @@ TASKS = {
             "choices": ["She went in.", "It is a fruit."],
         },
     ),
+}
+
+
+# Kind of model -> what `predict` needs to know of it.
+PREDICTED = TASKS | {
+    "seq2seq": TextToText(
+        title="Text to text",
+        answer="completion",
+        inputs=("prompt_completion", "prompt", "text"),
+        texts=("prompt",),
+        predictor="rlhf.tasks.seq2seq.predictor:Seq2SeqPredictor",
+        answers="rlhf.tasks.seq2seq.predictor:Seq2SeqAnswers",
+    )
 }

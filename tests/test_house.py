@@ -47,7 +47,10 @@ LAYERS = {
     # On the sampling of rlhf.direct_preference.
     "rlhf.implicit_q": (6, "torch transformers safetensors"),
     "rlhf.few_shot": (5, "torch transformers"),  # on the runs of rlhf.comparison
-    "rlhf.tasks": (4, "numpy torch transformers tokenizers sklearn seqeval matplotlib tqdm"),
+    "rlhf.tasks": (
+        4,
+        "numpy torch transformers tokenizers sklearn seqeval sacrebleu matplotlib tqdm",
+    ),
     "rlhf.comparison": (4, "torch matplotlib rich"),
     "rlhf.hub": (
         4,

@@ -23,7 +23,7 @@ from rlhf.runs.record import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (
-    "classification dpo ilql kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer "
+    "classification dpo ilql kto multiple_choice ner ppo pretrain question_answering reward seq2seq sft tokenizer "
     "word_vectors"
 ).split()
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -104,6 +104,14 @@ _ROWS = (
             (LABELS, "rlhf.baselines.classifier:GruForSequenceClassification"),
         ),
     ),
+    Baseline(
+        "lstm_seq2seq",
+        2014,
+        "Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks",
+        "rlhf.baselines.seq2seq",
+        "LstmSeq2SeqConfig",
+        ((SEQ2SEQ, "LstmSeq2SeqForConditionalGeneration"),),
+    ),
 )
 BASELINES = {row.model_type: row for row in _ROWS}
 

@@ -36,6 +36,7 @@ KINDS_READ = {
     "kto": ("unpaired_preference",),
     "ilql": ("scored", "ranking", "unpaired_preference"),
     "ppo": ("prompt", "scored"),
+    "seq2seq": ("prompt_completion",),
 }
 
 

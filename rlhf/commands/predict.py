@@ -1,4 +1,4 @@
-"""`python -m rlhf predict RUN FILE`: the predictions of a trained encoder for each row of a file.
+"""`python -m rlhf predict RUN FILE`: the predictions of a trained encoder or encoder-decoder for each row of a file.
 
 The file is read twice as a stream, first to check and count its rows, so that a bad one stops the command before any
 work is done. Each row is written with its own columns and the prediction's, which are named predicted_*. The output
@@ -20,11 +20,13 @@ from rlhf.models.snapshots import model_folder
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, model_kind, read_object
 from rlhf.serving.predictors import columns_of, open_encoder, resolve
-from rlhf.task_table import TASKS
+from rlhf.task_table import PREDICTED, TASKS
 from rlhf.tasks.answers import Table
 from rlhf.tasks.question_answering.encode import question_ids
 
 PREFIX = "predicted_"
+# Rows of a kind with the answer, whose other columns are given: rows of the tasks have a kind of their own for them.
+WITHOUT_ANSWER = {"prompt_completion": "prompt"}
 BATCHES_AT_ONCE = 16  # batches predicted together, so that rows of one length meet in them
 FINE_TUNING = ", ".join(f"recipes/{name}.py" for name in TASKS)
 # What to do with a model of another kind.
@@ -37,11 +39,11 @@ NO_MODEL = "no finished model: its config.json names none; give the output_dir o
 
 
 def kind_of_run(run: str) -> str:
-    """A key of TASKS; UserError for a folder that holds no model of these kinds."""
+    """A key of PREDICTED; UserError for a folder that holds no model of these kinds."""
     if not Path(run).is_dir():
         raise UserError(f"{run}: no such run folder: give the output_dir of a finished run")
     kind = model_kind(run)
-    if kind not in TASKS:
+    if kind not in PREDICTED:
         advice = OTHERS.get(kind, NO_MODEL)
         raise UserError(f"{run} holds {advice.format(run=run)}")
     return kind
@@ -49,7 +51,7 @@ def kind_of_run(run: str) -> str:
 
 def kinds_of_rows(kind: str, run: str) -> tuple[str, ...]:
     """The kinds of rows that the model of a run reads."""
-    task = TASKS[kind]
+    task = PREDICTED[kind]
     needed, taken = columns_of(kind, run)
     required = set(task.optional) & set(needed)
     allowed = set(task.optional) & {*needed, *taken}
@@ -91,11 +93,16 @@ def check_rows(
     return scan
 
 
+def given_columns(kind: str) -> tuple[str, ...]:
+    """The columns that a model reads in rows of this kind."""
+    return KINDS[WITHOUT_ANSWER.get(kind, kind)].columns
+
+
 def predict_rows(
     encoder, rows: Iterable[dict], kind: str, *, batch_size: int = 32
 ) -> Iterator[tuple[dict, dict]]:
     """(row, prediction) in the order of the rows. kind: of the rows. Only a part of them is in memory at a time."""
-    columns = KINDS[kind].columns
+    columns = given_columns(kind)
     rows = iter(rows)
     while chunk := list(islice(rows, BATCHES_AT_ONCE * batch_size)):
         # The predictor sees no answers.
@@ -107,11 +114,15 @@ def predict_rows(
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "run", help=f"folder or Hub id of a finished run of one of: {', '.join(TASKS)}"
+        "run", help=f"folder or Hub id of a finished run of one of: {', '.join(PREDICTED)}"
     )
     parser.add_argument(
         "file",
+        nargs="?",
         help="rows as the recipe reads them, with or without the answers; .txt: one text per line",
+    )
+    parser.add_argument(
+        "--text", nargs="+", help="predict for these texts, on the terminal, instead of a file"
     )
     parser.add_argument(
         "--output", default="predictions.jsonl", help="JSON lines; - for the terminal [%(default)s]"
@@ -136,6 +147,9 @@ def main(args) -> int:
     kind = kind_of_run(args.run)
     check_arguments(args, kind)
     kinds = kinds_of_rows(kind, args.run)
+    if args.text:
+        predict_texts(args, kind, kinds)
+        return 0
     # The first pass: after it, a failure is the model's or the disk's.
     ids = [] if args.squad else None
     checked = check_rows(args.file, kinds, args.columns, skip_bad=args.skip_bad, ids=ids)
@@ -168,6 +182,19 @@ def main(args) -> int:
     return 0
 
 
+def predict_texts(args, kind: str, kinds: tuple[str, ...]) -> None:
+    """Print the prediction for each text of the command line."""
+    if "text" not in kinds:
+        columns = ", ".join(PREDICTED[kind].texts)
+        raise UserError(f"--text: this model reads {columns}: write them into a file")
+    if not all(text.strip() for text in args.text):
+        raise UserError("--text: an empty text: write something to read")
+    encoder = open_encoder(kind, args.run, args.device or best_device())
+    rows = [{"text": text} for text in args.text]
+    for row, prediction in predict_rows(encoder, rows, "text", batch_size=args.batch_size):
+        sys.stdout.write(as_line(row | predicted_columns(prediction, "text")))
+
+
 def say(args, text: str) -> None:
     """Print a message, to the error stream where the rows themselves go to the terminal."""
     print(text, file=sys.stderr if args.output == "-" else sys.stdout)
@@ -175,7 +202,7 @@ def say(args, text: str) -> None:
 
 def predicted_columns(prediction: dict, kind: str) -> dict:
     """The columns that a row gets: what the model predicted, without what it was given."""
-    given = KINDS[kind].columns
+    given = given_columns(kind)
     return {PREFIX + name: value for name, value in prediction.items() if name not in given}
 
 
@@ -183,8 +210,12 @@ def check_arguments(args, kind: str) -> None:
     """UserError where flags do not fit each other or the model."""
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
-    if args.squad and "question" not in TASKS[kind].texts:
+    if args.squad and "question" not in PREDICTED[kind].texts:
         raise UserError(f"--squad is for question answering; {args.run} holds a {kind} model")
+    if bool(args.file) == bool(args.text):
+        raise UserError("give a FILE of rows, or --text TEXT: one of the two")
+    if args.text:
+        return
     for path in (args.output, args.squad):
         check_output(path, force=args.force)
 
@@ -239,7 +270,7 @@ class Scoring:
     """Gathers the answers that rows have, with the predictions, and prints how well they agree."""
 
     def __init__(self, kind: str, encoder, run: str):
-        task = TASKS[kind]
+        task = PREDICTED[kind]
         self.column = task.answer
         run_config = read_object(Path(run) / RECORD).get("config") or {}
         self.answers = resolve(task.answers)(encoder, run_config)

@@ -1,4 +1,4 @@
-"""Examples for SFT: token ids with labels, encoded once and mapped from the cache by every process that trains."""
+"""Examples for SFT and for pairs of texts: token ids with labels, encoded once and mapped from the cache."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -44,6 +44,29 @@ def stored_examples(
     name = key or generate_random_fingerprint()
     examples = Dataset(InMemoryTable(content.table), fingerprint=name)
     return examples, content.note["too_long"]
+
+
+def stored_pairs(
+    key: str | None, encode: Callable[[], Iterable[tuple[list[int], list[int]]]], longest: tuple
+) -> tuple[Dataset, list[int]]:
+    """(data set with input_ids, the source, and labels, the target; the indices of the pairs that are in it).
+
+    key: of the cache. encode: gives all pairs, and is not called where they are there already.
+    longest: tokens of a source and of a target; a pair with a longer one is dropped.
+    """
+
+    def fill(writer: Writer) -> dict:
+        kept = []
+        for i, (source, target) in enumerate(encode()):
+            if len(source) > longest[0] or len(target) > longest[1]:
+                continue
+            kept.append(i)
+            writer.add((source, target), size=BYTES_PER_TOKEN * (len(source) + len(target)))
+        return {"kept": kept}
+
+    content = stored(key, SCHEMA, fill, "encoding")
+    name = key or generate_random_fingerprint()
+    return Dataset(InMemoryTable(content.table), fingerprint=name), content.note["kept"]
 
 
 def labels_of(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:

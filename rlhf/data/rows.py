@@ -147,7 +147,7 @@ KINDS = {
         RowKind(
             "prompt_completion",
             ("prompt", "completion"),
-            ("sft",),
+            ("sft", "seq2seq"),
             {"prompt": "Hi!", "completion": "Hello!"},
         ),
         RowKind(

@@ -98,6 +98,32 @@ def check_policy(config, path: str) -> None:
         )
 
 
+# ---- encoder-decoder models --------------------------------------------------------------------
+
+SEQ2SEQ = ("bart", "lstm_seq2seq", "marian", "mt5", "pegasus", "t5", "umt5")
+# Their tokenizers write the languages of a text, which the rows do not say.
+OF_MANY_LANGUAGES = ("m2m_100", "mbart", "nllb-moe", "plbart")
+
+
+def check_seq2seq(config: PretrainedConfig, path: str) -> None:
+    """Refuse a model that does not read one text and write another one, and those that were not tried."""
+    kind = config.model_type
+    if not getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{path}: a {kind} model is not an encoder-decoder: start from a T5, BART or Marian model, or set from_scratch: "
+            "true; recipes/sft.py teaches a decoder such as GPT-2 to answer"
+        )
+    if kind in OF_MANY_LANGUAGES:
+        raise UserError(
+            f"{path}: a {kind} model needs the two languages of each text, and the rows do not say them: start from a model "
+            "of two languages (Marian), or from T5 or BART"
+        )
+    if kind not in SEQ2SEQ:
+        raise UserError(
+            f"{path}: {kind} models were not tried as encoder-decoders here: use one of {', '.join(SEQ2SEQ)}"
+        )
+
+
 # ---- heads -------------------------------------------------------------------------------------
 
 IMAGES = "it reads images besides text"

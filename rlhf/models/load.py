@@ -17,6 +17,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,7 +26,12 @@ from transformers.utils import logging
 
 from rlhf.baselines.table import register_checkpoint
 from rlhf.errors import UserError
-from rlhf.models.architectures import check_has_scores, check_policy, check_usable
+from rlhf.models.architectures import (
+    check_has_scores,
+    check_policy,
+    check_seq2seq,
+    check_usable,
+)
 from rlhf.models.parts import base_of, freeze_other_parts, label_maps, set_causal_loss
 from rlhf.models.quantized import check_can_be_quantized, keep_layout, merged, quantization_config
 from rlhf.models.scores import HEADS, forget_centre, reads_pairs, score_head
@@ -287,6 +293,29 @@ def load_encoder(
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     model.new_weights = sorted(info["missing_keys"])
+    return model
+
+
+def load_seq2seq(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load an encoder-decoder model, which reads a text and writes another one: T5, BART, Marian, or one of ours."""
+    config = _config_of(path, revision)
+    if config is not None:
+        check_seq2seq(config, path)
+    options = {"revision": revision, "dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    model, info = _from_pretrained(AutoModelForSeq2SeqLM, path, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        raise UserError(
+            f"{path} is not a trained encoder-decoder model: {_first(info['missing_keys'])} would be random"
+        )
+    drop_unused_settings(model)
     return model
 
 

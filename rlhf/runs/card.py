@@ -72,6 +72,7 @@ SUMMARIES = {
     "ilql": "A chat model trained on scored answers, with values of its tokens that guide it in `rlhf chat`, `rlhf sample` "
     "and `rlhf report` (ILQL). Loaded by transformers alone it is the policy without them.",
     "ppo": "A chat model trained by {algorithm} to raise the score of its answers.",
+    "seq2seq": "A model that reads a text and writes another one, trained on pairs of texts.",
 }
 MASKED_SUMMARY = "A language model trained on plain text by filling in masked words."
 VALUE_SUMMARY = "The value function of a {algorithm} policy: the reward that is still to come, after each token."
@@ -98,6 +99,11 @@ USES = {
     "value": (
         "Continuing the training of the policy that it belongs to.",
         "Its values are of answers of that policy, and of no other. They are not a measure of quality.",
+    ),
+    "seq2seq": (
+        "Sources of the kind, the length and the language of its training pairs.",
+        "It writes fluent text whether it has understood the source or not, and longer sources come out worse. A person who "
+        "reads both languages should check what anything depends on.",
     ),
     "tokenizer": (
         "Training a model from scratch on text like the text that it was trained on.",
@@ -256,6 +262,15 @@ def _use(card: Card) -> str:
     samples = read_jsonl(card.folder / "samples.jsonl")
     use = Use(card.kind, card.folder, card.record, card.model_id, card.adapter)
     parts = [fenced(snippet(use, samples), "python")]
+    if card.kind == "seq2seq":
+        model = shlex.quote(card.model_id)
+        parts += [
+            "On a file of sources, or on single ones, from a checkout of the project that made it:",
+            fenced(
+                f'python -m rlhf predict {model} FILE\npython -m rlhf predict {model} --text "..."',
+                "bash",
+            ),
+        ]
     if card.kind in TASKS:
         model = shlex.quote(card.model_id)
         parts += [

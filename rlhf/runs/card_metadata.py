@@ -27,6 +27,7 @@ KINDS = {
     "kto": "causal",
     "ilql": "causal",
     "ppo": "causal",
+    "seq2seq": "seq2seq",
 }
 # Kind of model -> the Hub's name of its task.
 PIPELINES = {
@@ -35,6 +36,7 @@ PIPELINES = {
     "masked": "fill-mask",
     "reward": "text-classification",
     "word_vectors": "feature-extraction",
+    "seq2seq": "text2text-generation",
 } | {name: task.pipeline for name, task in TASKS.items()}
 # Licences of models whose card was not read, as after a start offline.
 LICENCES = {
@@ -62,6 +64,10 @@ HUB_METRICS = {
     "ilql": {"q_correlation": ("spearmanr", "Rank correlation of Q and score on held-out answers")},
     "kto": {"auc": ("roc_auc", "Area under the curve of the implicit reward")},
     "ppo": {"score": ("reward", "Mean score of the reward model")},
+    "seq2seq": {
+        "chrf": ("chrf", "chrF of texts that were written for held-out sources"),
+        "bleu": ("bleu", "BLEU of texts that were written for held-out sources"),
+    },
 }
 VALUE_MODEL = "value_model"  # the folder of a policy's value function
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.baselines.table import BASELINES
 from rlhf.runs.record import RunRecord, read_object
 from rlhf.task_table import TASKS
 
@@ -68,6 +69,16 @@ states = model.base_model(**inputs).last_hidden_state  # (1, tokens, hidden size
 values = model.score(states)[0, :, 0]{centre}  # after each token, the reward that is still to come
 print(values.tolist())
 """,
+    # Beams and length are in its generation config.
+    "seq2seq": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+{register}
+path = {path}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSeq2SeqLM.from_pretrained(path)
+inputs = tokenizer({prompt}, return_tensors="pt")
+output = model.generate(**inputs)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+""",
     "tokenizer": """from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({path})
@@ -92,6 +103,11 @@ print(words[0], [words[i] for i in cosines.topk(5).indices])
 } | {name: task.snippet for name, task in TASKS.items()}
 
 
+REGISTER = """
+from rlhf.baselines.table import register
+
+register("{}")
+"""
 # The pipeline gives what the head gives.
 CENTRED_NUMBER = "# The number is this score minus classify.model.config.score_centre.\n"
 
@@ -120,10 +136,15 @@ def snippet(use: Use, samples: list[dict]) -> str:
     elif kind == "reward" and not has_chat_template(folder):
         form = "score"
     literals = {"prompt": first_short(samples, "prompt", LONGEST_PROMPT) or "Hello, how are you?"}
+    if kind == "seq2seq":
+        literals["prompt"] = (config.get("trained_prefix") or "") + literals["prompt"]
     if kind in TASKS:
         literals |= _task_inputs(kind, config, samples)
     values = {name: repr(value) for name, value in literals.items()}
     values |= {"path": json.dumps(use.path, ensure_ascii=False)}
+    # transformers does not know the models before the Transformer.
+    model_type = config.get("model_type")
+    values["register"] = REGISTER.format(model_type) if model_type in BASELINES else ""
     values["length"] = _new_tokens(config, use.record)
     # Words are tagged by their first token; where characters were tagged, each is a word of its own.
     tags_characters = config.get("trained_units") == "characters"

@@ -22,6 +22,7 @@ COUNTED = {
     "kto": ("answers", "rated answers to held-out prompts"),
     "ilql": ("answers", "scored answers to held-out prompts"),
     "ppo": ("", "held-out prompts"),  # counted in samples.jsonl
+    "seq2seq": ("eval_rows", "held-out pairs"),
     "tokenizer": ("eval_rows", "held-out texts"),
     "word_vectors": ("eval_rows", "held-out texts"),
 } | {name: ("eval_rows", "held-out rows") for name in TASKS}

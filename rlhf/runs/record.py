@@ -43,6 +43,8 @@ ARCHITECTURES = {
     "LMHeadModel": "causal",
     "ForCausalLM": "causal",
 } | {task.architecture: name for name, task in TASKS.items()}
+SEQ2SEQ = "seq2seq"  # a model that writes a text for a text, where its config says that it is an encoder-decoder
+SEQ2SEQ_ENDINGS = ("ForConditionalGeneration", "MTModel")
 
 
 @dataclass
@@ -295,7 +297,7 @@ def read_object(path: str | os.PathLike) -> dict:
 
 
 def model_kind(folder: str | os.PathLike) -> str:
-    """The kind of model in a folder: a value of ARCHITECTURES, "reward", or "" where config.json names none of these."""
+    """The kind of model in a folder: a value of ARCHITECTURES, SEQ2SEQ, "reward", or "" where config.json names none."""
     kind = _kind_by_architecture(folder)
     # A reward model is a text classifier with one output: only the recipe tells the two apart.
     if kind == ARCHITECTURES["ForSequenceClassification"]:
@@ -306,8 +308,13 @@ def model_kind(folder: str | os.PathLike) -> str:
 
 
 def _kind_by_architecture(folder: str | os.PathLike) -> str:
-    architectures = read_object(Path(folder) / "config.json").get("architectures") or []
+    config = read_object(Path(folder) / "config.json")
+    architectures = config.get("architectures") or []
+    # Decoders that read images besides text have the same ending.
+    is_encoder_decoder = config.get("is_encoder_decoder") is True
     for name in architectures:
+        if is_encoder_decoder and name.endswith(SEQ2SEQ_ENDINGS):
+            return SEQ2SEQ
         for ending, kind in ARCHITECTURES.items():
             if name.endswith(ending):
                 return kind

@@ -16,7 +16,10 @@ SERVED = (CHAT, REWARD, *TASKS)
 # The picker shows the latest stage of training first. An algorithm that is not named here ranks with ppo.
 STAGES = {"ppo": 0, "dpo": 0, "kto": 0, "ilql": 0, "sft": 1, "base": 2}
 # Models that cannot be tried, by kind.
-NOT_SERVED = {"masked": "a masked language model"}
+NOT_SERVED = {
+    "masked": "a masked language model",
+    "seq2seq": "an encoder-decoder (`python -m rlhf predict` runs it)",
+}
 
 Models = dict[str, dict[str, str]]  # kind -> label -> folder
 

@@ -10,7 +10,7 @@ from rlhf.data.rows import CHECKS
 from rlhf.errors import UserError
 from rlhf.runs.record import read_jsonl, read_object
 from rlhf.serving.engine.model_cache import LOADING, ModelCache, check_served
-from rlhf.task_table import TASKS
+from rlhf.task_table import PREDICTED, TASKS
 
 LIST_FORMS = ("choices",)  # forms of columns (rlhf.data.rows.FORMS) that are lists of texts
 EXAMPLE_CHARACTERS = 600  # of the longest text that is offered as an example
@@ -23,7 +23,7 @@ def resolve(name: str):
 
 
 def open_encoder(kind: str, folder: str, device: str = "cpu"):
-    """The predictor of a run folder. kind: a key of TASKS."""
+    """The predictor of a run folder. kind: a key of PREDICTED."""
     # Here, so that the app starts without them
     from transformers.utils.logging import disable_progress_bar
 
@@ -32,7 +32,7 @@ def open_encoder(kind: str, folder: str, device: str = "cpu"):
     # An unusable device would be an error after the weights are read.
     check_device(device)
     disable_progress_bar()  # loading takes a second: a bar would only litter a server's terminal
-    predictor = resolve(TASKS[kind].predictor)
+    predictor = resolve(PREDICTED[kind].predictor)
     return predictor(folder, device=device)
 
 
@@ -42,7 +42,7 @@ def columns_of(kind: str, folder: str) -> tuple[list[str], list[str]]:
     Where a task has optional columns, `trained_pairs` in the config says whether the model was trained on them. A model
     that does not say takes both forms.
     """
-    task = TASKS[kind]
+    task = PREDICTED[kind]
     needed, optional = list(task.texts), list(task.optional)
     if not optional:
         return needed, []

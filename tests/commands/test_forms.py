@@ -17,7 +17,7 @@ from rlhf.serving.ui.texts import add_texts
 add_texts(TEXTS)
 RECIPES = (
     "tokenizer pretrain sft reward dpo kto ilql ppo classification ner question_answering multiple_choice "
-    "word_vectors"
+    "seq2seq word_vectors"
 ).split()
 
 

@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.runs.inputs import DATA_KEYS, MODEL_KEYS, check_inputs, check_same_rows
 
 RECIPES = (
-    "classification dpo ilql kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer "
+    "classification dpo ilql kto multiple_choice ner ppo pretrain question_answering reward seq2seq sft tokenizer "
     "word_vectors"
 ).split()
 
