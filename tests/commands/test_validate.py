@@ -129,7 +129,7 @@ def test_thumbs_are_named_with_what_can_be_learned(tmp_path, capsys):
     assert main(arguments(path)) == 0
     out = capsys.readouterr().out
     assert "kto.json: unpaired_preference rows, imported from messages KTO" in out
-    assert "learned     kto: to give more of the answers with the label true" in out
+    assert "learned     kto and ilql: to give more of the answers with the label true" in out
     assert "labels      2: True 1, False 1" in out
     assert "- user: Hi!\n  assistant (good): It is True.\n- user" in out and "[[It" not in out
     assert main(arguments(path, "--good_answers")) == 0

@@ -24,7 +24,7 @@ def test_a_file_is_reported_as_validate_does(tmp_path):
     assert (report["kind"], report["total"], report["good"], report["bad"]) == ("ranking", 3, 1, 2)
     assert report["problem_count"] == 2 and f"{path}:2" in report["problems"][0]
     assert (report["pairs"], report["tied"]) == (3, 1)
-    assert report["recipes"] == ["reward", "dpo", "ppo"]
+    assert report["recipes"] == ["reward", "dpo", "ilql", "ppo"]
     assert report["learned"].startswith("reward and dpo:")
     assert report["shown"][0][:2] == ["user: a b", "rank 0: [[x]]"]
     words = [
