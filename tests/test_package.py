@@ -22,7 +22,10 @@ from rlhf.runs.folders import recipes_folder, short_path
 from rlhf.runs.record import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = "classification dpo kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer".split()
+RECIPES = (
+    "classification dpo kto multiple_choice ner ppo pretrain question_answering reward sft tokenizer "
+    "word_vectors"
+).split()
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 # Builds the source archive from the copy, so that a file missing from the archive is missing from the wheel.
 BUILD_SDIST = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
