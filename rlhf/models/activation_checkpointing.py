@@ -42,7 +42,7 @@ def drop_default(args, model: nn.Module, say) -> None:
         return
     args.activation_checkpointing = args.gradient_checkpointing = False
     say(
-        f"no gradient_checkpointing: a {base.config.model_type} model has no layers to compute again"
+        f"no gradient_checkpointing: {base.config.model_type} models have no layers to compute again"
     )
 
 
