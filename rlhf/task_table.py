@@ -8,6 +8,7 @@ Only data and only the standard library: every layer may import this file. Class
 imported where they are used.
 """
 
+from collections import ChainMap
 from dataclasses import dataclass, field
 
 
@@ -357,8 +358,8 @@ TASKS = {
 }
 
 
-# Kind of model -> what `predict` needs to know of it.
-PREDICTED = TASKS | {
+# Kind of model -> what `predict` needs to know of it: every task, and models that write a text for a text.
+TEXT_TO_TEXT = {
     "seq2seq": TextToText(
         title="Text to text",
         answer="completion",
@@ -368,3 +369,4 @@ PREDICTED = TASKS | {
         answers="rlhf.tasks.seq2seq.predictor:Seq2SeqAnswers",
     )
 }
+PREDICTED = ChainMap(TEXT_TO_TEXT, TASKS)  # a view, so that a task that is added later is in it

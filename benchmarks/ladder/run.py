@@ -13,13 +13,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
-from benchmarks.record import check_clean_tree, clean_commits, rounded, write_record  # noqa: E402
+from benchmarks.record import check_clean_tree, clean_commits, rounded, spread, write_record  # noqa: E402
 from rlhf.runs.record import RunRecord  # noqa: E402
 
 FACTS = ("year", "paper", "family", "parameters")
@@ -63,19 +62,15 @@ def summary(rungs: tuple[dict, ...]) -> dict:
     """One rung of all seeds. rungs: of ladder.json, the same name in each."""
     first = rungs[0]
     result = {name: first[name] for name in FACTS}
-    result["bits_per_byte"] = spread([rung["bits_per_byte"] for rung in rungs])
+    result["bits_per_byte"] = (
+        None
+        if first["bits_per_byte"] is None
+        else spread([rung["bits_per_byte"] for rung in rungs])
+    )
     result["on_topic"] = spread([rung["rates"][SCORE]["mean"] for rung in rungs])
     result["seconds"] = spread([rung["seconds"] for rung in rungs])
     result["tokens_per_second"] = spread([rung["tokens_per_second"] for rung in rungs])
     return result
-
-
-def spread(values: list[float | None]) -> dict | None:
-    """Mean, standard deviation and each value; None where a rung has no such number."""
-    if None in values:
-        return None
-    deviation = stdev(values) if len(values) > 1 else None
-    return {"mean": mean(values), "sd": deviation, "values": values}
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Rung:
     parameters: numbers that it has learned: weights, or counts of an n-gram.
     seconds: of its own run. The models that it starts from are rungs of their own.
     bits_per_byte: on held-out text, or None.
-    place: on the road; rungs are shown in this order.
+    position: on the road. Rungs are shown in this order.
     curve: (seconds, bits per byte) of the evaluations while it trained.
     tokens_per_second: of decoding TIMED_PROMPTS prompts together.
     rates: metric -> Estimate, of the answers.
@@ -67,7 +67,7 @@ class Rung:
     parameters: int
     seconds: float
     bits_per_byte: float | None
-    place: int
+    position: int
     curve: list[tuple[float, float]] = field(default_factory=list)
     tokens_per_second: float = 0.0
     rates: dict[str, Estimate] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def read_rung(folder: Path) -> Rung | None:
     metrics = record.metrics
     # In the order of the road: the models before the Transformer, it and all others, then what is learned from people.
     step = model_type if record.recipe == "pretrain" else record.recipe
-    place = ROAD.index(step) if step in ROAD else len(BASELINES)
+    position = ROAD.index(step) if step in ROAD else len(BASELINES)
     if record.recipe in RECIPES:
         year, paper = RECIPES[record.recipe]
         family = ALIGNED
@@ -105,7 +105,7 @@ def read_rung(folder: Path) -> Rung | None:
         metrics.get("grams") or metrics.get("parameters") or 0,
         record.seconds,
         metrics.get("bits_per_byte"),
-        place,
+        position,
         curve(folder, record),
     )
 
@@ -141,7 +141,7 @@ def find_rungs(folders: Sequence[Path]) -> list[Rung]:
         raise UserError(
             f"{', '.join(map(str, folders))}: no finished run of pretrain, sft, dpo, kto or ppo: `make ladder` trains them"
         )
-    return sorted(rungs.values(), key=lambda rung: (rung.place, rung.name))
+    return sorted(rungs.values(), key=lambda rung: (rung.position, rung.name))
 
 
 def measure_rung(

@@ -97,7 +97,7 @@ def decoded(tokenizer, ids) -> list[str]:
 
 @torch.no_grad()
 def align(model, tokenizer, source: list[int], target: list[int]) -> dict | None:
-    """How much each written token reads of each token of the source: the mean over the heads of the last layer.
+    """Share of each source token in what each written token reads: the mean over the heads of the last layer.
 
     source, target: token ids; the target without the token that it starts from. None for a model without attention.
     Returns the tokens of both as text, and weights, a list of S numbers for each of the T tokens of the target.
