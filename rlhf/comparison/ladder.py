@@ -117,6 +117,7 @@ def curve(folder: Path, record: RunRecord) -> list[tuple[float, float]]:
         return []
     points = []
     for row in read_jsonl(folder / "metrics.jsonl"):
+        # Rows of training steps have no evaluation.
         if "eval_loss" in row:
             share = row["step"] / record.steps
             # The loss is per token, of the same tokens and bytes each time.
