@@ -1,4 +1,4 @@
-"""Train a tokenizer on your own text: byte-level BPE (GPT-2's), WordPiece (BERT's) or Unigram (T5's and XLM-R's).
+"""Train a tokenizer on your own text: byte-level BPE (GPT-2's), WordPiece (BERT's), Unigram (T5's), words or characters.
 
     accelerate launch recipes/tokenizer.py --config recipes/configs/tokenizer/demo.yaml
     accelerate launch recipes/tokenizer.py --dataset_name reviews.txt --tokenizer_type wordpiece --vocab_size 8000 \\
@@ -27,7 +27,7 @@ from rlhf.runs.replacement import replacement
 from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings
 from rlhf.tokenizers.metrics import cut_text, tokenization_report
-from rlhf.tokenizers.train import KINDS, train_tokenizer
+from rlhf.tokenizers.train import BYTE_LEVEL, KINDS, train_tokenizer
 
 # of TrainingArguments
 READ = ("output_dir", "seed", "use_cpu", "local_rank", *PUSH)
@@ -48,14 +48,17 @@ class TokenizerSettings(DataSettings):
 
     tokenizer_type: str = field(
         default="byte_bpe",
-        metadata={"help": "byte_bpe (GPT-2), wordpiece (BERT) or unigram (T5, ALBERT, XLM-R)."},
+        metadata={
+            "help": "byte_bpe (GPT-2), wordpiece (BERT), unigram (T5, XLM-R), or words or characters, rare ones as bytes."
+        },
     )
     vocab_size: int = field(default=8192, metadata={"help": "Tokens, special ones included."})
     model_max_length: int = field(
         default=1024, metadata={"help": "Context length of the model that will use it."}
     )
     chat: bool = field(
-        default=True, metadata={"help": "byte_bpe: add the role tokens and the chat template."}
+        default=True,
+        metadata={"help": "Not wordpiece, unigram: add the role tokens and the chat template."},
     )
     chat_template_path: str | None = field(
         default=None,
@@ -82,19 +85,19 @@ class TokenizerSettings(DataSettings):
     UNUSED: ClassVar[tuple] = (
         Unused(
             ("chat",),
-            "only byte_bpe gets the role tokens and the chat template; drop it",
-            lambda run: run.tokenizer_type == "byte_bpe",
+            "encoders do not chat, so wordpiece and unigram get no chat template; drop it",
+            lambda run: run.tokenizer_type in BYTE_LEVEL,
             fixed=False,
         ),
         Unused(
             ("chat_template_path",),
-            "only a byte_bpe with chat: true gets a chat template; drop it",
-            lambda run: run.tokenizer_type == "byte_bpe" and run.chat,
+            "only a tokenizer with chat: true, neither wordpiece nor unigram, gets a chat template; drop it",
+            lambda run: run.tokenizer_type in BYTE_LEVEL and run.chat,
         ),
         Unused(
             ("lowercase",),
-            "byte_bpe keeps every character as it is; drop it, or use wordpiece or unigram",
-            lambda run: run.tokenizer_type != "byte_bpe",
+            "it keeps every character as it is; drop it, or use wordpiece or unigram",
+            lambda run: run.tokenizer_type not in BYTE_LEVEL,
             fixed=False,
         ),
         Unused(
@@ -173,9 +176,9 @@ def check(settings: TokenizerSettings) -> None:
         raise UserError(
             f"character_coverage={settings.character_coverage}: use 0.9 to 1, as in 0.9995"
         )
-    if settings.character_coverage < 1 and settings.tokenizer_type == "byte_bpe":
+    if settings.character_coverage < 1 and settings.tokenizer_type in BYTE_LEVEL:
         raise UserError(
-            "character_coverage is for wordpiece and unigram: byte_bpe knows every character; drop it"
+            "character_coverage is for wordpiece and unigram: the others know every character; drop it"
         )
 
 
@@ -198,8 +201,8 @@ def row_text(row: dict) -> str:
 
 def train(settings: TokenizerSettings, texts: list[str]):
     """The new tokenizer, with a chat template if the settings ask for one."""
-    # Encoders do not chat, so the setting is for byte_bpe only.
-    chat = settings.chat and settings.tokenizer_type == "byte_bpe"
+    # Encoders do not chat.
+    chat = settings.chat and settings.tokenizer_type in BYTE_LEVEL
     reserved = 0
     if chat:
         reserved = len(ROLE_TOKENS) + 1  # and the pad token

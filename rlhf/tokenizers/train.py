@@ -1,10 +1,12 @@
-"""Trains a tokenizer on texts: byte-level BPE (GPT-2), WordPiece (BERT) or Unigram (T5, ALBERT, XLM-R).
+"""Trains a tokenizer on texts: byte-level BPE (GPT-2), WordPiece (BERT), Unigram (T5, ALBERT, XLM-R), words or characters.
 
 Deviations, each with its reason:
 - BERT strips accents together with the case. Here they stay, because stripping takes Hangul apart into its letters.
   Instead text is brought to NFC, so that Korean typed on a Mac (NFD) is the same text. SentencePiece's NFKC is not used
   either: it turns the ㅋㅋ and ㅠㅠ of Korean chats into other letters, which no decoder can undo.
 - Unigram pieces do not run across punctuation, as in BERT: a name or an answer can be marked without the full stop.
+- Words and characters that are not in the vocabulary are spelled in bytes, where the models of their time had one token for
+  all unknown words. So every text can be written, and a model cannot look better for words that it need not spell.
 - The same text gives the same file. The trainer of `tokenizers` numbers WordPiece's ## letters in the order of a hash
   table, so they are given to it in alphabetical order.
 """
@@ -55,12 +57,13 @@ def train_tokenizer(
     actual_size = tokenizer.get_vocab_size() + reserved
     if actual_size > vocab_size:
         raise _too_small(kind, vocab_size, actual_size)
-    if actual_size < vocab_size:
+    # The characters of a text are as many as they are.
+    if actual_size < vocab_size and kind != "characters":
         raise UserError(
             f"vocab_size={vocab_size}: this text fills only {actual_size} tokens; set vocab_size to at most {actual_size}, "
             "or give more text"
         )
-    if kind == "byte_bpe":
+    if kind in BYTE_LEVEL:
         options = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)  # as GPT-2 has it
     else:
         options = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}  # pad_token, ...
@@ -71,7 +74,7 @@ def train_tokenizer(
 
 
 def _too_small(kind: str, vocab_size: int, needed: int) -> UserError:
-    if kind == "byte_bpe":
+    if kind in BYTE_LEVEL:
         reason = f"256 bytes and the special tokens need {needed}"
         remedy = "set vocab_size above that"
     else:
@@ -92,6 +95,38 @@ def _byte_bpe(texts: list[str], size: int, *_) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _words(texts: list[str], size: int, *_) -> Tokenizer:
+    """The most frequent words, each with the space before it, and the punctuation of GPT-2's rule."""
+    return _whole_pieces(texts, size, pre_tokenizers.ByteLevel(add_prefix_space=False))
+
+
+def _characters(texts: list[str], size: int, *_) -> Tokenizer:
+    """The most frequent characters. Those of one byte are the bytes themselves."""
+    single = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _whole_pieces(texts, size, pre_tokenizers.Sequence([single, as_bytes]))
+
+
+def _whole_pieces(texts: list[str], size: int, pre_tokenizer) -> Tokenizer:
+    """A vocabulary of the most frequent pieces that a pre-tokenizer cuts. A rarer piece becomes its bytes."""
+    vocabulary = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    known = set(vocabulary)
+    counts = _word_counts(texts, pre_tokenizer)
+    # sorted() keeps the alphabetical order of the counts among equals.
+    for piece in sorted(counts, key=counts.get, reverse=True):
+        if len(vocabulary) >= size:
+            break
+        if piece not in known:
+            vocabulary.append(piece)
+    ids = {piece: i for i, piece in enumerate(vocabulary)}
+    # Without merges a piece is a token as a whole, or bytes.
+    tokenizer = Tokenizer(models.BPE(ids, [], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
     return tokenizer
 
 
@@ -152,7 +187,14 @@ def _unigram(texts: list[str], size: int, lowercase: bool, coverage: float) -> T
     return _with_special_tokens(tokenizer)
 
 
-KINDS = {"byte_bpe": _byte_bpe, "wordpiece": _wordpiece, "unigram": _unigram}
+KINDS = {
+    "byte_bpe": _byte_bpe,
+    "wordpiece": _wordpiece,
+    "unigram": _unigram,
+    "words": _words,
+    "characters": _characters,
+}
+BYTE_LEVEL = ("byte_bpe", "words", "characters")  # each spells every byte, so nothing is unknown
 
 
 def _normalizer(lowercase: bool, *, chinese: bool):

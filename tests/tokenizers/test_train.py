@@ -153,3 +153,26 @@ def test_the_rarest_characters_are_left_unknown(kind):
     unknown = most.unk_token_id
     assert unknown in most("z")["input_ids"] and unknown not in most("aa bb")["input_ids"]
     assert unknown not in largest(kind, texts)("z")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_rare_words_and_characters_are_spelled_in_bytes_and_come_back(kind, tmp_path):
+    tokenizer = trained(kind, [*ENGLISH, *KOREAN], 275)
+    tokenizer.save_pretrained(tmp_path)
+    text = "the cat  sat on a zebra 🙂\n 영화 <|endoftext|>"
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = one(text, split_special_tokens=True)["input_ids"]
+        assert one.decode(ids) == text and one.eos_token_id not in ids
+
+
+def test_frequent_words_are_one_token_each_and_others_are_bytes():
+    tokenizer = trained("words", ["ab ab ab cd cd ef"], 259)  # the end, 256 bytes and two words
+    assert tokenizer.tokenize("ab ab cd ef") == ["a", "b", "Ġab", "Ġcd", "Ġ", "e", "f"]
+
+
+def test_characters_are_as_many_as_the_text_has_or_vocab_size_allows():
+    assert len(trained("characters", ["하나 둘"], 1000)) == 257 + 3
+    tokenizer = trained("characters", ["하하 나"], 258)
+    assert (
+        len(tokenizer.tokenize("하나")) == 1 + 3
+    )  # the frequent one is a token, the other three bytes

@@ -67,10 +67,10 @@ KOREAN = {
     "metric_for_best_model": "가장 좋은 체크포인트를 고르는 지표.",
     "early_stopping_patience": "이만큼 평가해도 metric_for_best_model이 나아지지 않으면 멈춥니다. 0: 멈추지 않음.",
     # ---- tokenizer, pretraining, question answering ----
-    "tokenizer_type": "byte_bpe(GPT-2), wordpiece(BERT), unigram(T5, ALBERT, XLM-R).",
+    "tokenizer_type": "byte_bpe(GPT-2), wordpiece(BERT), unigram(T5, XLM-R), words(단어), characters(글자).",
     "vocab_size": "특수 토큰을 포함한 토큰의 수.",
     "lowercase": "wordpiece, unigram: true는 bert-base-uncased처럼, false는 bert-base-cased처럼.",
-    "chat": "byte_bpe: 역할 토큰과 채팅 템플릿을 넣습니다.",
+    "chat": "wordpiece, unigram이 아니면 역할 토큰과 채팅 템플릿을 넣습니다.",
     "chat_template_path": "채팅 템플릿으로 쓸 Jinja 파일. 비우면 우리 템플릿입니다.",
     "character_coverage": "wordpiece, unigram: 0.9995이면 아주 드문 글자(한글, 한자)를 모르는 글자로 둡니다.",
     "model_max_length": "이 토크나이저를 쓸 모델의 문맥 길이.",
