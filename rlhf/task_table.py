@@ -8,6 +8,7 @@ Only data and only the standard library: every layer may import this file. Class
 imported where they are used.
 """
 
+from collections import ChainMap
 from dataclasses import dataclass, field
 
 
@@ -357,13 +358,16 @@ TASKS = {
 
 
 # Kind of model -> what `predict` needs to know of it.
-PREDICTED = TASKS | {
+WRITERS = {
     "seq2seq": TextToText(
         title="Text to text",
         answer="completion",
+        # Rows with a reference, which is compared with what is written; prompts; lines of a text file.
         inputs=("prompt_completion", "prompt", "text"),
         texts=("prompt",),
         predictor="rlhf.tasks.seq2seq.predictor:Seq2SeqPredictor",
         answers="rlhf.tasks.seq2seq.predictor:Seq2SeqAnswers",
     )
 }
+# A view, not a copy: a row that is added to TASKS is in it.
+PREDICTED = ChainMap(TASKS, WRITERS)
