@@ -209,11 +209,13 @@ def prepare(settings: Seq2SeqSettings, args: Seq2SeqConfig, run: Run) -> Prepare
     check_settings(settings, args)
     tokenizer = settings.load_tokenizer()
     fit_pair_tokenizer(tokenizer)
+    # A conversation would need a chat template, and an empty text teaches nothing.
     checks = {"prompt": check_text, "completion": check_text}
     splits = load_splits(settings, ("prompt_completion",), seed=args.seed, checks=checks)
     run.data(splits)
     check_can_evaluate(splits)
     model = load_or_make(settings, tokenizer, run)
+    # (source, target), in tokens
     longest = (
         min(settings.max_source_length, context_length(model)),
         min(settings.max_target_length, context_length(model)),
@@ -234,6 +236,7 @@ def prepare(settings: Seq2SeqSettings, args: Seq2SeqConfig, run: Run) -> Prepare
     train, train_rows = encode(splits.train)
     held_out, rows = encode(splits.eval)
     check_lengths(train, held_out, longest)
+    # Pairs are dropped whole: half a source has another translation.
     dropped = len(splits.train) - len(train_rows) + len(splits.eval) - len(rows)
     unknown = unknown_tokens(tokenizer, train)
     run.say(
@@ -328,7 +331,7 @@ def make_trainer(settings, args, tokenizer, *, model, train, held_out) -> PairTr
     lengths = []
     for row in train:
         lengths.append(len(row["input_ids"]) + len(row["labels"]))
-    metrics = None
+    metrics = None  # the loss alone
     if args.predict_with_generate:
         metrics = partial(written_metrics, tokenizer, settings.bleu_tokenize)
     trainer = PairTrainer(
@@ -365,6 +368,7 @@ def evaluate_seq2seq(run: Run, settings: Seq2SeqSettings, prepared: PreparedSeq2
     """Let the model write a text for each held-out source, and measure how near it comes to the reference."""
     trainer, rows = prepared.trainer, prepared.rows
     run.metrics({"train_rows": len(trainer.train_dataset), "rows_too_long": prepared.dropped})
+    # Here, because an evaluation during the training need not write.
     trainer.args.predict_with_generate, trainer.compute_metrics = True, None
     output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     loss = output.metrics["eval_loss"]
@@ -372,6 +376,7 @@ def evaluate_seq2seq(run: Run, settings: Seq2SeqSettings, prepared: PreparedSeq2
     if not run.main:
         return
     written = texts_of(prepared.tokenizer, output.predictions)
+    # The references are the texts themselves: tokens may not spell every character.
     references = [row["completion"] for row in rows]
     scores = corpus_scores(written, references, settings.bleu_tokenize)
     run.metrics({name: value for name, value in scores.items() if isinstance(value, float)})
@@ -400,6 +405,7 @@ def alignments_of(trainer: PairTrainer, tokenizer, written: list[str]) -> list[d
     alignments = []
     for row, text in zip(trainer.eval_dataset, written, strict=True):
         target = tokenizer(text_target=text)["input_ids"]
+        # Short enough for a picture, and long enough to show an order.
         if max(len(row["input_ids"]), len(target)) > LONGEST_ALIGNED or len(target) < 4:
             continue
         item = align(model, tokenizer, row["input_ids"], target)

@@ -186,8 +186,7 @@ TASKS = {
         texts=("text",),
         optional=("text_pair",),
         head="AutoModelForSequenceClassification",
-        # all but BERT read the label from the last token
-        model_types=("bert", "gpt2", "rnn", "lstm", "gru"),
+        model_types=("bert", "gpt2"),  # GPT-2 reads the label from its last token
         peft_type="SEQ_CLS",
         lora_excludes=("pre_classifier",),  # DistilBERT
         predictor="rlhf.tasks.classification.predictor:ClassificationPredictor",
@@ -358,15 +357,17 @@ TASKS = {
 }
 
 
-# Kind of model -> what `predict` needs to know of it: every task, and models that write a text for a text.
-TEXT_TO_TEXT = {
+# Kind of model -> what `predict` needs to know of it.
+WRITERS = {
     "seq2seq": TextToText(
         title="Text to text",
         answer="completion",
+        # Rows with a reference, which is compared with what is written; prompts; lines of a text file.
         inputs=("prompt_completion", "prompt", "text"),
         texts=("prompt",),
         predictor="rlhf.tasks.seq2seq.predictor:Seq2SeqPredictor",
         answers="rlhf.tasks.seq2seq.predictor:Seq2SeqAnswers",
     )
 }
-PREDICTED = ChainMap(TEXT_TO_TEXT, TASKS)  # a view, so that a task that is added later is in it
+# A view, not a copy: a row that is added to TASKS is in it.
+PREDICTED = ChainMap(TASKS, WRITERS)

@@ -192,6 +192,7 @@ class Decoder(nn.Module):
 
     def _write_one_by_one(self, inputs: Tensor, memory: Tensor, mask: Tensor, state):
         """Each context depends on the state before it, so that the steps cannot run at once."""
+        # U h_j is the same at every step (appendix A.2.2).
         keys, steps = self.scores.key(memory), []
         for t in range(inputs.shape[1]):
             top = state[0][-1].unsqueeze(1)  # (B, 1, H)

@@ -190,6 +190,7 @@ def predict_texts(args, kind: str, kinds: tuple[str, ...]) -> None:
     if not all(text.strip() for text in args.text):
         raise UserError("--text: an empty text: write something to read")
     encoder = open_encoder(kind, args.run, args.device or best_device())
+    # As the lines of a text file are.
     rows = [{"text": text} for text in args.text]
     for row, prediction in predict_rows(encoder, rows, "text", batch_size=args.batch_size):
         sys.stdout.write(as_line(row | predicted_columns(prediction, "text")))

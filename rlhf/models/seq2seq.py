@@ -78,6 +78,7 @@ def new_seq2seq(
         "decoder_start_token_id": start,
         "dropout": dropout,
     }
+    # An LSTM has no heads and no positions.
     if model_type == LSTM:
         entries |= dict(hidden_size=hidden_size, num_hidden_layers=layers, attention=attention)
     else:

@@ -89,7 +89,7 @@ def test_bad_input_is_one_line_and_exit_code_2(failing, train):
     assert "256 bytes and the special tokens need 261" in failing("--vocab_size", "200", name="c")
     rare = ["--tokenizer_type", "unigram", "--character_coverage"]
     assert "character_coverage=0.5: use 0.9 to 1" in failing(*rare, "0.5", name="d")
-    assert "byte_bpe knows every character" in failing("--character_coverage", "0.99", name="e")
+    assert "the others know every character" in failing("--character_coverage", "0.99", name="e")
     assert "no such model folder" in failing("--compare_tokenizers", "/no/such/place", name="f")
 
 

@@ -45,6 +45,7 @@ def corpus_scores(
     from sacrebleu.metrics import BLEU, CHRF
 
     results = {}
+    # Both see the same resamples of rows, by sacrebleu's fixed seed.
     for name, metric in {"chrf": CHRF(), "bleu": BLEU(tokenize=bleu_tokenize)}.items():
         score = metric.corpus_score(list(written), [list(references)], n_bootstrap=resamples)
         results[name] = float(score.score)
@@ -66,11 +67,12 @@ def scores_by_length(
     from sacrebleu.metrics import CHRF
 
     lengths = np.asarray(lengths)
+    # Quartiles that are lengths of rows, so that each group has some.
     edges = np.quantile(lengths, np.linspace(0, 1, GROUPS + 1)[1:-1], method="higher")
     groups = np.searchsorted(np.unique(edges), lengths, side="left")
     rows = []
     for group in np.unique(groups):
-        inside = np.flatnonzero(groups == group)
+        inside = np.flatnonzero(groups == group)  # indices of the rows
         score = CHRF().corpus_score(
             [written[i] for i in inside],
             [[references[i] for i in inside]],

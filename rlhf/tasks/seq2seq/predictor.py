@@ -51,6 +51,7 @@ class Seq2SeqPredictor:
             if reason:
                 raise UserError(f"{str(source)[:80]!r}: {reason}")
         ids = encode_sources(self.tokenizer, sources, self.prefix)
+        # A text that is cut would be translated in part, without a word about it.
         for source, row in zip(sources, ids):
             if len(row) > self.longest:
                 raise UserError(
@@ -97,19 +98,20 @@ def decoded(tokenizer, ids) -> list[str]:
 
 @torch.no_grad()
 def align(model, tokenizer, source: list[int], target: list[int]) -> dict | None:
-    """Share of each source token in what each written token reads: the mean over the heads of the last layer.
+    """The share of each source token in each written token: the mean over the heads of the last layer.
 
     source, target: token ids; the target without the token that it starts from. None for a model without attention.
     Returns the tokens of both as text, and weights, a list of S numbers for each of the T tokens of the target.
     """
-    ids = torch.tensor([source], device=model.device)
-    labels = torch.tensor([target], device=model.device)
+    ids = torch.tensor([source], device=model.device)  # (1, S)
+    labels = torch.tensor([target], device=model.device)  # (1, T)
     output = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
         output_attentions=True,
     )
+    # An LSTM without attention has none.
     if not output.cross_attentions:
         return None
     weights = output.cross_attentions[-1][0].float().mean(0)  # (T, S)
