@@ -25,6 +25,7 @@ from rlhf.baselines.language_model import (
     BaselineForCausalLM,
     LanguageModelOutput,
     RowState,
+    TrunkOutput,
     check_at_least,
     left_aligned,
     loss_of,
@@ -51,6 +52,35 @@ class NgramConfig(PreTrainedConfig):
     table_sizes: list[int] | None = None
 
 
+class HistoryModel(nn.Module):
+    """The trunk of an n-gram: its "state" at a token is the order - 1 tokens that the next one depends on."""
+
+    def __init__(self, order: int):
+        super().__init__()
+        self.order = order
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: RowState | None = None,
+        use_cache: bool | None = None,
+    ) -> TrunkOutput:
+        """Histories (B, L, order - 1) as token ids, oldest first, NOTHING before the start of a row."""
+        rows = left_aligned(input_ids, attention_mask)
+        tensors = state_tensors(cache)
+        if tensors is None:
+            past = input_ids.new_full((len(input_ids), max(self.order - 2, 0)), NOTHING)
+        else:
+            (past,) = tensors
+        windows, last = windows_of(rows.align(input_ids), past, rows.lengths)
+        windows = rows.restore(windows)
+        if self.order == 1:
+            windows = windows[..., :0]  # a unigram sees no token
+        state = RowState((last,), dim=0) if use_cache else None
+        return TrunkOutput(last_hidden_state=windows, cache=state)
+
+
 class NgramForCausalLM(BaselineForCausalLM):
     """The counts, and the distribution of the next token that they give. Logits are log-probabilities."""
 
@@ -66,6 +96,9 @@ class NgramForCausalLM(BaselineForCausalLM):
         for k, size in enumerate(sizes, start=1):
             self.register_buffer(f"grams_{k}", torch.zeros(size, dtype=torch.long))
             self.register_buffer(f"counts_{k}", torch.zeros(size, dtype=torch.long))
+        self.ngram = HistoryModel(config.order)
+        # Read by rlhf.models.logits: no layer turns histories into logits, the forward pass does.
+        self.logits_come_from = "own forward pass"
         # Not learned. A parameter, so that the model has a dtype and a device like any other.
         self.discounts = nn.Parameter(torch.zeros(config.order), requires_grad=False)
         self.loss_type = "ForCausalLM"
@@ -102,23 +135,13 @@ class NgramForCausalLM(BaselineForCausalLM):
         **kwargs,
     ) -> LanguageModelOutput:
         """Log-probabilities of the next tokens (B, L, V). The arguments are those of `NeuralForCausalLM`."""
-        rows = left_aligned(input_ids, attention_mask)
-        tensors = state_tensors(cache)
-        if tensors is None:
-            past = input_ids.new_full((len(input_ids), max(self.config.order - 2, 0)), NOTHING)
-        else:
-            (past,) = tensors
-        windows, last = windows_of(rows.align(input_ids), past, rows.lengths)
-        windows = rows.restore(windows)
+        output = self.ngram(input_ids, attention_mask, cache=cache, use_cache=use_cache)
+        histories = output.last_hidden_state
         if logits_to_keep:
-            windows = windows[:, -logits_to_keep:]
-        shape = windows.shape[:2]
-        if self.config.order == 1:
-            windows = windows[..., :0]  # a unigram sees no token
-        logits = self.log_probs(windows.flatten(0, 1)).view(*shape, -1)
-        state = RowState((last,), dim=0) if use_cache else None
+            histories = histories[:, -logits_to_keep:]
+        logits = self.log_probs(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
         loss = loss_of(self, logits, labels, kwargs)
-        return LanguageModelOutput(loss=loss, logits=logits, cache=state)
+        return LanguageModelOutput(loss=loss, logits=logits, cache=output.cache)
 
     @torch.no_grad()
     def log_probs(self, histories: Tensor) -> Tensor:

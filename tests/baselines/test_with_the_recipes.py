@@ -41,7 +41,7 @@ def tiny(tokenizer, name: str):
 # ---- policy gradients --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NEURAL)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_the_log_probs_of_a_rollout_are_those_it_was_sampled_with(tokenizer, name):
     """Two prompts of different length, so that one is padded on the left and its completion on the right."""
     model = tiny(tokenizer, name)
