@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rlhf.errors import UserError
 from rlhf.runs.plots import saved_figure
+from rlhf.statistics import middle_95
 
 RESAMPLES = 1000  # of the bootstrap
 GROUPS = 4  # of sources by length, with about as many rows each
@@ -45,15 +47,29 @@ def corpus_scores(
     from sacrebleu.metrics import BLEU, CHRF
 
     results = {}
-    # Both see the same resamples of rows, by sacrebleu's fixed seed.
     for name, metric in {"chrf": CHRF(), "bleu": BLEU(tokenize=bleu_tokenize)}.items():
-        score = metric.corpus_score(list(written), [list(references)], n_bootstrap=resamples)
-        results[name] = float(score.score)
-        if resamples > 1:
-            # sacrebleu gives half of the interval's width, around the mean of the samples.
-            results[f"{name}_low"] = max(0.0, float(score._mean - score._ci))
-            results[f"{name}_high"] = min(100.0, float(score._mean + score._ci))
+        results |= _with_interval(name, metric, written, references, resamples)
         results[f"{name}_signature"] = str(metric.get_signature())
+    return results
+
+
+def _with_interval(name: str, metric, written, references, resamples: int) -> dict[str, float]:
+    """The score of a corpus, and the middle 95 % of the scores of resampled rows.
+
+    sacrebleu's own intervals end with a TypeError where some resamples have a score of 0 and others have not.
+    """
+    score = metric.corpus_score(list(written), [list(references)])
+    results = {name: float(score.score)}
+    if resamples > 1:
+        counts = np.array(metric._extract_corpus_statistics(list(written), [list(references)]))
+        draw = np.random.default_rng(0)
+        scores = []
+        for _ in range(resamples):
+            rows = draw.integers(len(counts), size=len(counts))
+            total = counts[rows].sum(axis=0).tolist()
+            scores.append(float(metric._compute_score_from_stats(total).score))
+        low, high = middle_95(torch.tensor(scores))
+        results |= {f"{name}_low": low, f"{name}_high": high}
     return results
 
 
@@ -73,20 +89,20 @@ def scores_by_length(
     rows = []
     for group in np.unique(groups):
         inside = np.flatnonzero(groups == group)  # indices of the rows
-        score = CHRF().corpus_score(
+        score = _with_interval(
+            "chrf",
+            CHRF(),
             [written[i] for i in inside],
-            [[references[i] for i in inside]],
-            n_bootstrap=RESAMPLES,
+            [references[i] for i in inside],
+            RESAMPLES,
         )
         rows.append(
             {
                 "source_tokens": f"{lengths[inside].min()} to {lengths[inside].max()}",
                 "rows": len(inside),
                 "mean_tokens": float(lengths[inside].mean()),
-                "chrf": float(score.score),
-                "chrf_low": max(0.0, float(score._mean - score._ci)),
-                "chrf_high": float(score._mean + score._ci),
             }
+            | score
         )
     return rows
 
