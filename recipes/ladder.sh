@@ -15,9 +15,12 @@ fi
 RUNGS=$RUN/rungs
 TEXT="--dataset_name $DEMO/data/turns.jsonl --eval_dataset_name $DEMO/data/turns_heldout.jsonl --tokenizer_name_or_path $RUN/tokenizer"
 
-# A line for rlhf.stages, unless the run is finished.
+# A line for rlhf.stages, unless the run is finished. One that was cut off starts again: it takes a minute or two.
 line() { # FOLDER COMMAND...
-  [ -f "$1/run.json" ] && grep -q '"status": "done"' "$1/run.json" || echo "${@:2} --output_dir $1"
+  if ! grep -qs '"status": "done"' "$1/run.json"; then
+    rm -rf "$1"
+    echo "${@:2} --output_dir $1"
+  fi
 }
 stages() {
   line "$RUN/tokenizer" tokenizer --config ladder --dataset_name "$DEMO/data/turns.jsonl"
