@@ -186,7 +186,8 @@ TASKS = {
         texts=("text",),
         optional=("text_pair",),
         head="AutoModelForSequenceClassification",
-        model_types=("bert", "gpt2"),  # GPT-2 reads the label from its last token
+        # all but BERT read the label from the last token
+        model_types=("bert", "gpt2", "rnn", "lstm", "gru"),
         peft_type="SEQ_CLS",
         lora_excludes=("pre_classifier",),  # DistilBERT
         predictor="rlhf.tasks.classification.predictor:ClassificationPredictor",

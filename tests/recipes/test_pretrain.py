@@ -270,3 +270,37 @@ def test_stories_are_documents(real_data):
     rows = load_rows(path, kinds=("text",), separator="<|endoftext|>").rows
     assert len(rows) == 2317 and not any("endoftext" in row["text"] for row in rows)
     assert sum("\n" in row["text"] for row in rows) > 2000
+
+
+SMALL = "--from_scratch true --block_size 32 --report_to none --bf16 false".split()
+
+
+@pytest.mark.slow
+def test_an_lstm_resumed_in_the_middle_of_an_epoch_ends_the_same(trainer_of, stories):
+    train = trainer_of("pretrain", LETTERS, SMALL)
+    flags = [*stories, *"--model_type lstm --hidden_size 16 --layers 2 --dropout 0.2".split()]
+    flags += "--eval_fraction 0 --learning_rate 1e-2 --num_train_epochs 2 --save_steps 20".split()
+    flags += "--save_strategy steps --per_device_train_batch_size 8 --save_total_limit 9".split()
+    whole = train(*flags, kind="gpt2")
+    begun = whole / "checkpoint-20"
+    assert json.loads((begun / "trainer_state.json").read_text())["epoch"] % 1
+    resumed = train(*flags, "--resume_from_checkpoint", str(begun), kind="gpt2", name="resumed")
+    first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    before = load_file(begun / "model.safetensors")
+    assert not all(torch.equal(first[name], before[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_count_the_n_grams_of_one(trainer_of, launch, stories, tmp_path):
+    flags = [*stories, *"--model_type ngram --order 3 --eval_fraction 0.3 --use_cpu".split()]
+    alone = trainer_of("pretrain", LETTERS, SMALL)(*flags, kind="gpt2")
+    both = tmp_path / "two"
+    places = ["--tokenizer_name_or_path", tmp_path / "gpt2", "--output_dir", both]
+    launch(Path("recipes/pretrain.py"), *SMALL, *flags, *places, layout="ddp_cpu")
+    first, second = load_file(alone / "model.safetensors"), load_file(both / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    names = ("bits_per_byte", "grams", "train_tokens")
+    one, two = RunRecord.load(alone).metrics, RunRecord.load(both).metrics
+    assert [one[name] for name in names] == pytest.approx([two[name] for name in names], rel=1e-6)

@@ -149,8 +149,8 @@ def test_every_field_of_the_trainer_works_or_is_refused(recipe_module, recipe):
         ("classification", "--do_train true", ["do_train=true"]),
         ("pretrain", "--train_sampling_strategy group_by_length", ["random order"]),
         ("pretrain", "--head_learning_rate 0.1", ["one learning rate"]),
-        ("tokenizer", "--lowercase true", ["lowercase=true", "byte_bpe"]),
-        ("tokenizer", "--chat true --tokenizer_type wordpiece", ["chat=true", "only byte_bpe"]),
+        ("tokenizer", "--lowercase true", ["lowercase=true", "use wordpiece or unigram"]),
+        ("tokenizer", "--chat true --tokenizer_type wordpiece", ["chat=true", "get no chat template"]),
         ("tokenizer", "--learning_rate 0.1", ["learning_rate=0.1", "without training steps"]),
     ],
 )
