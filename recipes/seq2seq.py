@@ -180,6 +180,11 @@ class PairTrainer(GatheringTrainer, Seq2SeqTrainer):
         # With group_by_length the Trainer would sort these rows, too, and texts would meet the references of other rows.
         return SequentialSampler(eval_dataset)
 
+    def evaluation_loop(self, *args, **options):
+        # Seq2SeqTrainer keeps the rows that fill the last batch of several processes, and they would be scored twice.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **options)
+
 
 @dataclass
 class PreparedSeq2Seq:

@@ -3,13 +3,15 @@
     python benchmarks/ladder/run.py --demo runs/demo-caring-... [--seeds 0 1 2] [--folder runs/ladder_seeds]
 
 Runs recipes/ladder.sh for each seed, with SFT and PPO of one finished demo, and writes results/<date>.json: per rung the
-bits per byte on held-out text and the share of answers on topic, each with its value for every seed. Finished rungs in the
+bits per byte on held-out text and the share of answers on topic, each with its value for every seed. The picture is that of
+the first seed. Finished rungs in the
 folder are used as they are. Seconds are those of the wall clock.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +57,8 @@ def main() -> None:
         "prompts": ladders[0]["prompts"],
         "answers": {rung["name"]: rung["answers"] for rung in ladders[0]["rungs"]},
     }
-    write_record(HERE, __doc__, rounded(content, 6), commit=commit)
+    path = write_record(HERE, __doc__, rounded(content, 6), commit=commit)
+    shutil.copy(arguments.folder / str(arguments.seeds[0]) / "ladder.png", path.with_suffix(".png"))
 
 
 def summary(rungs: tuple[dict, ...]) -> dict:

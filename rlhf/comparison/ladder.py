@@ -226,30 +226,29 @@ def ladder_markdown(rungs: list[Rung], prompts: list[str], picture: str | None) 
 
 
 def draw(rungs: list[Rung], path: Path) -> bool:
-    """Draw bits per byte against seconds, a colour per family. False where no rung has bits per byte."""
+    """Draw bits per byte against seconds, a curve per rung that was trained in steps. False where none has bits per byte."""
     measured = [rung for rung in rungs if rung.bits_per_byte is not None]
     if not measured:
         return False
-    families = list(dict.fromkeys(rung.family for rung in measured))
+    trained = [rung for rung in measured if rung.curve]
     with saved_figure(path, figsize=(7.5, 5)) as (_, axis):
-        for i, family in enumerate(families):
-            members = [rung for rung in measured if rung.family == family]
+        for i, rung in enumerate(trained):
             options = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            ends = [(max(rung.seconds, 0.1), rung.bits_per_byte) for rung in members]
-            if family == "n-gram":  # one line over the orders
-                axis.plot(*zip(*sorted(ends), strict=True), label=family, **options)
-            else:
-                axis.plot(*zip(*ends, strict=True), linestyle="none", label=family, **options)
-            for rung, (seconds, bits) in zip(members, ends, strict=True):
-                if rung.curve:
-                    axis.plot(*zip(*rung.curve, strict=True), color=options["color"], alpha=0.5)
-                axis.annotate(rung.name, (seconds, bits), textcoords="offset points", xytext=(6, 4))
+            label = f"{rung.name}: {rung.bits_per_byte:.3f}"
+            axis.plot(*zip(*rung.curve, strict=True), markevery=[-1], label=label, **options)
+        for rung in measured:
+            if rung.curve:
+                continue
+            axis.plot(rung.seconds, rung.bits_per_byte, "k.")
+            point = (rung.seconds, rung.bits_per_byte)
+            axis.annotate(rung.name, point, textcoords="offset points", xytext=(5, 2), fontsize=8)
         axis.set_xscale("log")
         axis.margins(x=0.15)  # room for the names
         axis.set_xlabel("seconds of training")
         axis.set_ylabel("bits per byte, held-out text (lower is better)")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if trained:
+            axis.legend()
     return True
 
 

@@ -125,13 +125,19 @@ def test_a_run_leaves_scores_pictures_a_card_and_predicts(train, tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [[*LSTM, "--attention", "multiplicative"], [*LSTM, "--attention", "additive"], TRANSFORMER],
+    [
+        [*LSTM, "--attention", "multiplicative"],
+        [*LSTM, "--attention", "additive"],
+        TRANSFORMER,
+    ],
     ids=["multiplicative", "additive", "transformer"],
 )
 def test_learns_to_write_words_backwards(train, write, flags):
     data = ["--dataset_name", write("many.jsonl", pairs(400))]
     sizes = ["--hidden_size", "32", "--dropout", "0"]
-    fast = "--learning_rate 1e-2 --num_train_epochs 12 --lr_scheduler_type linear --warmup_steps 20"
+    fast = "--learning_rate 1e-2 --num_train_epochs 16 --lr_scheduler_type linear --warmup_steps 20"
+    if flags is TRANSFORMER:
+        fast += " --learning_rate 5e-3 --num_train_epochs 30"
     folder = train(*flags, *sizes, *data, *fast.split())
     assert RunRecord.load(folder).metrics["chrf"] > 90
 
@@ -363,8 +369,11 @@ def test_two_processes_train_what_one_does(launch_two, train, write, flags):
     two = launch_two("seq2seq", WORDS, *more, "--use_cpu", "--per_device_train_batch_size", "4")
     first, second = (load_file(Path(run) / "model.safetensors") for run in (one, two))
     for name in first:
+        if "k_proj.bias" in name:  # has no gradient but rounding, which Adam makes as large as any
+            continue
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
     ours, theirs = (RunRecord.load(run).metrics for run in (one, two))
     assert ours["eval_rows"] == theirs["eval_rows"]
-    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], abs=1e-3)
+    # A mean of the batches' means: the last one of two processes is filled with rows of the beginning.
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=0.01)
     assert ours["chrf"] == pytest.approx(theirs["chrf"], abs=0.5)

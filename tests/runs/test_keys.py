@@ -150,7 +150,11 @@ def test_every_field_of_the_trainer_works_or_is_refused(recipe_module, recipe):
         ("pretrain", "--train_sampling_strategy group_by_length", ["random order"]),
         ("pretrain", "--head_learning_rate 0.1", ["one learning rate"]),
         ("tokenizer", "--lowercase true", ["lowercase=true", "use wordpiece or unigram"]),
-        ("tokenizer", "--chat true --tokenizer_type wordpiece", ["chat=true", "get no chat template"]),
+        (
+            "tokenizer",
+            "--chat true --tokenizer_type wordpiece",
+            ["chat=true", "get no chat template"],
+        ),
         ("tokenizer", "--learning_rate 0.1", ["learning_rate=0.1", "without training steps"]),
     ],
 )
