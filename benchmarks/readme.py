@@ -128,6 +128,19 @@ def ladder(record: dict) -> str:
     return lines_of(header, rows)
 
 
+def pairs_of_texts(record: dict) -> str:
+    """A row per model, with chrF of all held-out pairs and of the shortest and the longest sources."""
+    rows = []
+    for name, model in record["models"].items():
+        groups = model["lengths"]
+        ends = [with_spread(groups[i]["chrf"], 1) for i in (0, -1)]
+        row = [name, with_spread(model["chrf"], 1), with_spread(model["bleu"], 1), *ends]
+        rows.append([*row, f"{model['core_seconds']['mean']:.0f}"])
+    first = next(iter(record["models"].values()))["lengths"]
+    lengths = [f"chrF, {first[i]['source_tokens']} tokens" for i in (0, -1)]
+    return lines_of(["model", "chrF", "BLEU", *lengths, "core seconds"], rows)
+
+
 def demo(record: dict) -> str:
     """The report of the demo: a column for each model, sampled and greedy."""
     by_decoding = {"sampled": {}, "greedy": {}}
@@ -351,6 +364,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "alignment": alignment,
     "alignment:samples": alignment_samples,
     "ladder": ladder,
+    "seq2seq": pairs_of_texts,
     "algorithms": algorithms,
     "ppo_throughput": ppo_throughput,
     "bert/tasks": bert_tasks,
