@@ -1,5 +1,7 @@
 """Tiny chat models, trained in a second to give two known answers, as finished run folders."""
 
+import shutil
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -66,6 +68,25 @@ def make_runs(root) -> None:
         record = RunRecord.begin(recipe, config={}, seed=0)
         record.status = "done"
         record.save(root / "demo" / recipe)
+
+
+CHROMIUM = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The system's Chromium, without a window: one for all tests, since a thread can drive one Playwright only."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=list(CHROMIUM))
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

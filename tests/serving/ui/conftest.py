@@ -1,6 +1,5 @@
 """A scripted engine and a store in memory, for the tests of the pages."""
 
-import shutil
 import socket
 import threading
 import time
@@ -199,25 +198,6 @@ def server(tmp_path_factory):
     server.service = service
     yield server
     server.stop()
-
-
-CHROMIUM = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """The system's Chromium, without a window."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=list(CHROMIUM))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The real page behind its guard, in the system's Chromium: it works, asks no other host, and cannot be framed."""
 
 import runpy
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,7 @@ from rlhf.serving.web.server import build_app
 
 SCRIPTED = runpy.run_path(str(Path(__file__).with_name("scripted.py")))
 serving = SCRIPTED["serving"]
-CHROMIUM = shutil.which("chromium")
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +28,9 @@ def url(tmp_path_factory):
         yield address
 
 
-def watched_page(browser, url: str, events: list[str]):
+def watched_page(chromium, url: str, events: list[str]):
     """A new page that writes errors of its console and requests to other hosts into `events`."""
-    page = browser.new_context(locale="en-US").new_page()
+    page = chromium.new_context(locale="en-US").new_page()
 
     def on_console(message):
         if message.type == "error":
@@ -61,9 +46,9 @@ def watched_page(browser, url: str, events: list[str]):
     return page
 
 
-def test_log_in_and_use_the_page_without_an_error_or_another_host(browser, url):
+def test_log_in_and_use_the_page_without_an_error_or_another_host(chromium, url):
     events: list[str] = []
-    page = watched_page(browser, url, events)
+    page = watched_page(chromium, url, events)
     page.goto(url)
     assert page.url == f"{url}/login"
     page.fill("#username", "mina")
@@ -83,8 +68,8 @@ def test_log_in_and_use_the_page_without_an_error_or_another_host(browser, url):
     assert page.evaluate("document.cookie") == ""  # scripts cannot read the session
 
 
-def test_another_site_cannot_frame_the_page(browser, url):
-    page = browser.new_page()
+def test_another_site_cannot_frame_the_page(chromium, url):
+    page = chromium.new_page()
     other = "http://other.example/"
     frame = f"<iframe src='{url}/login'></iframe>"
     page.route(other, lambda route: route.fulfill(body=frame, content_type="text/html"))
