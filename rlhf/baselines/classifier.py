@@ -28,12 +28,6 @@ class RecurrentForSequenceClassification(BaselinePreTrainedModel):
         self.loss_type = "ForSequenceClassification"
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embeddings = value
-
     def forward(
         self,
         input_ids: Tensor,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -114,12 +115,40 @@ def windows_of(ids: Tensor, past: Tensor, lengths: Tensor) -> tuple[Tensor, Tens
     return windows, row.gather(1, last)
 
 
+def past_tokens(cache: object | None, input_ids: Tensor, size: int) -> Tensor:
+    """The last `size` tokens before input_ids (B, L), as the state holds them: (B, size), NOTHING before a text."""
+    tensors = state_tensors(cache)
+    if tensors is None:
+        return input_ids.new_full((len(input_ids), size), NOTHING)
+    (past,) = tensors
+    return past
+
+
+def read_padded(layers: nn.RNNBase, inputs: Tensor, lengths: Tensor, initial=None):
+    """Run recurrent layers over left-aligned rows of different length.
+
+    inputs (B, L, H), lengths (B,). Returns the states (B, L, H), 0 at padding, and those after the last token of each row.
+    """
+    # A row of padding alone has no length for torch. It reads one token, and nobody reads its state.
+    counts = lengths.clamp(min=1).cpu()
+    packed = pack_padded_sequence(inputs, counts, batch_first=True, enforce_sorted=False)
+    states, last = layers(packed, initial)
+    states, _ = pad_packed_sequence(states, batch_first=True, total_length=inputs.shape[1])
+    return states, last
+
+
+def dropout_between_layers(config) -> float:
+    # torch warns of dropout in a single layer, where it has no effect.
+    return config.dropout if config.num_hidden_layers > 1 else 0.0
+
+
 class BaselinePreTrainedModel(PreTrainedModel):
     """Weights as in the papers' time: small and uniform where torch's own layers draw them, normal elsewhere."""
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
     _no_split_modules = ()
+    _input_embed_layer = "embeddings"  # of the trunk; read by transformers' get_input_embeddings
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,14 +161,18 @@ class BaselinePreTrainedModel(PreTrainedModel):
             module.reset_parameters()  # uniform within 1 / sqrt(H)
 
 
-class BaselineForCausalLM(BaselinePreTrainedModel, GenerationMixin):
-    """Sampling by transformers' generate, with a `RowState` instead of keys and values."""
+class StatefulModel(BaselinePreTrainedModel, GenerationMixin):
+    """A model that transformers' generate samples from, with a `RowState` instead of keys and values."""
 
     _is_stateful = True  # a state cannot be cut back to fewer tokens, as assisted decoding would
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+
+class BaselineForCausalLM(StatefulModel):
+    """A language model, which reads one token per step."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, cache: object | None = None, attention_mask=None, **_
@@ -170,18 +203,6 @@ class NeuralForCausalLM(BaselineForCausalLM):
         self.loss_type = "ForCausalLM"
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embeddings = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
-
     def forward(
         self,
         input_ids: Tensor,
@@ -211,13 +232,10 @@ def loss_of(model: PreTrainedModel, logits: Tensor, labels: Tensor | None, optio
     """transformers' own loss of the next tokens, None without labels. options: num_items_in_batch of the Trainer."""
     if labels is None:
         return None
+    count = options.get("num_items_in_batch")
     return model.loss_function(
-        logits, labels, vocab_size=model.config.vocab_size, **known_options(options)
+        logits, labels, vocab_size=model.config.vocab_size, num_items_in_batch=count
     )
-
-
-def known_options(options: dict) -> dict:
-    return {name: options[name] for name in ("num_items_in_batch",) if name in options}
 
 
 def check_at_least(config, **least: int) -> None:

@@ -20,7 +20,7 @@ from rlhf.baselines.language_model import (
     TrunkOutput,
     check_at_least,
     left_aligned,
-    state_tensors,
+    past_tokens,
     windows_of,
 )
 
@@ -59,9 +59,6 @@ class MlpModel(BaselinePreTrainedModel):
             # The sum over a window keeps the scale of its parts, so that tanh is not flat.
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
     def forward(
         self,
         input_ids: Tensor,
@@ -71,11 +68,7 @@ class MlpModel(BaselinePreTrainedModel):
     ) -> TrunkOutput:
         """The last layer at each token. input_ids (B, L); attention_mask (B, at least L), padded on either side."""
         rows = left_aligned(input_ids, attention_mask)
-        tensors = state_tensors(cache)
-        if tensors is None:
-            past = input_ids.new_full((len(input_ids), self.config.window - 1), NOTHING)
-        else:
-            (past,) = tensors
+        past = past_tokens(cache, input_ids, self.config.window - 1)
         windows, last = windows_of(rows.align(input_ids), past, rows.lengths)  # (B, L, W)
         # Token 0 is looked up where there is no token, and its vector replaced by zeros.
         vectors = self.embeddings(windows.clamp(min=0))  # (B, L, W, H)

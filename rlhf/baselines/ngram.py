@@ -29,7 +29,7 @@ from rlhf.baselines.language_model import (
     check_at_least,
     left_aligned,
     loss_of,
-    state_tensors,
+    past_tokens,
     windows_of,
 )
 from rlhf.errors import UserError
@@ -68,11 +68,7 @@ class HistoryModel(nn.Module):
     ) -> TrunkOutput:
         """Histories (B, L, order - 1) as token ids, oldest first, NOTHING before the start of a row."""
         rows = left_aligned(input_ids, attention_mask)
-        tensors = state_tensors(cache)
-        if tensors is None:
-            past = input_ids.new_full((len(input_ids), max(self.order - 2, 0)), NOTHING)
-        else:
-            (past,) = tensors
+        past = past_tokens(cache, input_ids, max(self.order - 2, 0))
         windows, last = windows_of(rows.align(input_ids), past, rows.lengths)
         windows = rows.restore(windows)
         if self.order == 1:

@@ -14,7 +14,6 @@ Then p(w_{t+1} | w_1 ... w_t) = softmax(V h_t + d). Deviations:
 """
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig
 
 from rlhf.baselines.language_model import (
@@ -23,7 +22,9 @@ from rlhf.baselines.language_model import (
     RowState,
     TrunkOutput,
     check_at_least,
+    dropout_between_layers,
     left_aligned,
+    read_padded,
     state_tensors,
 )
 
@@ -65,20 +66,15 @@ class RecurrentModel(BaselinePreTrainedModel):
         super().__init__(config)
         check_at_least(config, hidden_size=1, num_hidden_layers=1)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        # torch warns of dropout in a single layer, where it has no effect.
-        between = config.dropout if config.num_hidden_layers > 1 else 0.0
         self.layers = LAYERS[config.model_type](
             config.hidden_size,
             config.hidden_size,
             config.num_hidden_layers,
-            dropout=between,
+            dropout=dropout_between_layers(config),
             batch_first=True,
         )
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
 
     def forward(
         self,
@@ -96,7 +92,7 @@ class RecurrentModel(BaselinePreTrainedModel):
         if tensors is not None and len(tensors) == 1:
             initial = tensors[0]
         if rows.padded:
-            states, last = self._read_padded(inputs, initial, rows.lengths)
+            states, last = read_padded(self.layers, inputs, rows.lengths, initial)
         else:
             states, last = self.layers(inputs, initial)
         states = rows.restore(self.dropout(states))  # (B, L, H), at the columns of the tokens
@@ -106,15 +102,6 @@ class RecurrentModel(BaselinePreTrainedModel):
         if isinstance(last, Tensor):
             last = (last,)
         return TrunkOutput(last_hidden_state=states, cache=RowState(tuple(last), dim=1))
-
-    def _read_padded(self, inputs: Tensor, initial, lengths: Tensor):
-        """States (B, L, H), 0 at padding, and those after the last token of each row."""
-        # A row of padding alone has no length for torch. It reads one token, and nobody reads its state.
-        counts = lengths.clamp(min=1).cpu()
-        packed = pack_padded_sequence(inputs, counts, batch_first=True, enforce_sorted=False)
-        states, last = self.layers(packed, initial)
-        states, _ = pad_packed_sequence(states, batch_first=True, total_length=inputs.shape[1])
-        return states, last
 
 
 class RnnForCausalLM(NeuralForCausalLM):

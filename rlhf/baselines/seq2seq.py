@@ -23,16 +23,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils import ModelOutput
 
 from rlhf.baselines.language_model import (
-    BaselinePreTrainedModel,
     RowState,
+    StatefulModel,
     check_at_least,
+    dropout_between_layers,
     left_aligned,
+    read_padded,
     state_tensors,
 )
 from rlhf.errors import UserError
@@ -83,7 +84,7 @@ class Encoder(nn.Module):
             config.hidden_size,
             config.hidden_size // 2,
             config.num_hidden_layers,
-            dropout=_between_layers(config),
+            dropout=dropout_between_layers(config),
             bidirectional=True,
             batch_first=True,
         )
@@ -94,10 +95,7 @@ class Encoder(nn.Module):
         rows = left_aligned(input_ids, attention_mask)
         inputs = self.dropout(self.embeddings(rows.align(input_ids)))  # (B, S, H)
         # Packed, so that the backward direction begins at the last token of each row and not at padding.
-        counts = rows.lengths.clamp(min=1).cpu()
-        packed = pack_padded_sequence(inputs, counts, batch_first=True, enforce_sorted=False)
-        states, (hidden, cell) = self.layers(packed)
-        states, _ = pad_packed_sequence(states, batch_first=True, total_length=input_ids.shape[1])
+        states, (hidden, cell) = read_padded(self.layers, inputs, rows.lengths)
         return EncoderOutput(
             last_hidden_state=rows.restore(self.dropout(states)),
             hidden=_joined_directions(hidden),
@@ -109,11 +107,6 @@ def _joined_directions(states: Tensor) -> Tensor:
     """(2 * layers, B, H / 2), the two directions of a layer one after the other -> (B, layers, H)."""
     forward, backward = states[0::2], states[1::2]
     return torch.cat([forward, backward], dim=-1).transpose(0, 1).contiguous()
-
-
-def _between_layers(config: LstmSeq2SeqConfig) -> float:
-    # torch warns of dropout in a single layer, where it has no effect.
-    return config.dropout if config.num_hidden_layers > 1 else 0.0
 
 
 class AdditiveScores(nn.Module):
@@ -164,7 +157,7 @@ class Decoder(nn.Module):
             2 * size if self.chooses_before else size,
             size,
             config.num_hidden_layers,
-            dropout=_between_layers(config),
+            dropout=dropout_between_layers(config),
             batch_first=True,
         )
         self.scores = self.combine = None
@@ -204,11 +197,10 @@ class Decoder(nn.Module):
         return outputs, contexts, weights, state
 
 
-class LstmSeq2SeqForConditionalGeneration(BaselinePreTrainedModel, GenerationMixin):
+class LstmSeq2SeqForConditionalGeneration(StatefulModel):
     """Encoder, decoder and output layer. transformers' own `generate` gives greedy and beam search, and sampling."""
 
     config_class = LstmSeq2SeqConfig
-    _is_stateful = True  # a state cannot be cut back to fewer tokens, as assisted decoding would
 
     def __init__(self, config: LstmSeq2SeqConfig):
         super().__init__(config)
@@ -232,12 +224,6 @@ class LstmSeq2SeqForConditionalGeneration(BaselinePreTrainedModel, GenerationMix
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embeddings = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
 
     def forward(
         self,
@@ -299,10 +285,6 @@ class LstmSeq2SeqForConditionalGeneration(BaselinePreTrainedModel, GenerationMix
         return shifted.masked_fill(shifted == IGNORED, start)
 
     # ---- transformers' generate ----
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, cache=None, attention_mask=None, encoder_outputs=None, **kwargs
