@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # for benchmarks.record
 from benchmarks.record import check_clean_tree, clean_commits, rounded, spread, write_record  # noqa: E402
 from rlhf.runs.record import RunRecord  # noqa: E402
 
-FACTS = ("year", "paper", "family", "parameters")
+FACTS = ("year", "paper", "parameters")
 SCORE = "score_on_topic"
 
 

@@ -9,7 +9,14 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from rlhf.commands.report import load_rewards, output_folder, read_file
+from rlhf.commands.predict import table
+from rlhf.commands.report import (
+    add_reward_arguments,
+    check_limit,
+    load_rewards,
+    output_folder,
+    read_file,
+)
 from rlhf.comparison.compare import ReportSettings, choose_samples
 from rlhf.comparison.ladder import (
     draw,
@@ -17,10 +24,10 @@ from rlhf.comparison.ladder import (
     ladder_json,
     ladder_markdown,
     measure_rung,
+    notes,
     shown_prompts,
     table_rows,
 )
-from rlhf.errors import UserError
 from rlhf.runs.folders import LADDER
 from rlhf.runs.replacement import replacement
 
@@ -28,6 +35,7 @@ PICTURE, PAGE = "ladder.png", "ladder.md"
 
 
 def main(args: argparse.Namespace) -> int:
+    check_limit(args)
     folders = [Path(folder) for folder in args.folders]
     output = output_folder(args.output or folders[0])
     rungs = find_rungs(folders)
@@ -53,49 +61,19 @@ def main(args: argparse.Namespace) -> int:
         (temporary / PAGE).write_text(page, encoding="utf-8")
         content = ladder_json(rungs, prompts, asdict(settings) | {"prompts": len(rows)})
         (temporary / LADDER).write_text(content, encoding="utf-8")
-    print(terminal_table(*table_rows(rungs)))
+    cells = table_rows(rungs)
+    print(table(list(cells[0]), cells))
+    for note in notes(rungs):
+        print(note)
     print(f"{output}: {LADDER}, {PAGE}{', ' + PICTURE if has_picture else ''}")
     return 0
-
-
-def terminal_table(header: list[str], rows: list[list[str]]) -> str:
-    """The table for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table()
-    for i, title in enumerate(header):
-        shown.add_column(title, justify="left" if i == 0 else "right")
-    for row in rows:
-        shown.add_row(*row)
-    console = Console(width=max(120, min(140, Console().width)))
-    with console.capture() as capture:
-        console.print(shown, markup=False)
-    return capture.get()
-
-
-def limit(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise UserError(f"--limit {text}: must be at least 1")
-    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="runs, or folders of runs; others are ignored")
     add("--prompts", required=True, metavar="FILE", help="held-out prompts that every rung answers")
-    add(
-        "--reward_model", nargs="+", default=[], metavar="RUN", help="reward models for the answers"
-    )
-    add(
-        "--reward_functions",
-        nargs="+",
-        default=[],
-        metavar="MODULE:FUNCTION",
-        help="Python functions that score the answers",
-    )
-    add("--reward_weights", nargs="+", type=float, metavar="W", help="of the total score [1 each]")
+    add_reward_arguments(parser)
     add(
         "--output",
         metavar="FOLDER",
@@ -111,5 +89,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="sampling seed [%(default)s]")
     add("--temperature", type=float, default=0.5, help="of sampling [%(default)s]")
     add("--max_completion_length", type=int, default=32, help="in tokens [%(default)s]")
-    add("--limit", type=limit, metavar="N", help="use only the first N prompts")
+    add("--limit", type=int, metavar="N", help="use only the first N prompts")
     add("--skip_bad", action="store_true", help="drop bad rows, and count them")

@@ -28,8 +28,7 @@ def main(args: argparse.Namespace) -> int:
     record = None
     if (last_run / RECORD).is_file():
         record = RunRecord.load(last_run)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit} must be at least 1")
+    check_limit(args)
     folder = output_folder(args.output or report_folder(args.runs[-1]))
     # Rows and rewards are checked before the runs are loaded, which takes longest.
     rows = held_out_rows(args, record)
@@ -50,6 +49,11 @@ def main(args: argparse.Namespace) -> int:
     print(to_table(report))
     print(f"{folder}: {', '.join(files)}")
     return 0
+
+
+def check_limit(args: argparse.Namespace) -> None:
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit} must be at least 1")
 
 
 def report_folder(run: str) -> Path:
@@ -130,16 +134,9 @@ def write_report(report: Report, folder: Path) -> list[str]:
     return ["report.json", "report.md", *(path.name for path in pictures)]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_reward_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that `load_rewards` reads."""
     add = parser.add_argument
-    add(
-        "runs", nargs="+", metavar="RUN", help="run folders or Hub ids, in the order base, SFT, PPO"
-    )
-    add(
-        "--prompts",
-        metavar="FILE",
-        help="held-out prompts; default: those the last run was evaluated on",
-    )
     add(
         "--reward_model",
         nargs="+",
@@ -161,6 +158,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weights of the total score, reward models first [1 each]",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "runs", nargs="+", metavar="RUN", help="run folders or Hub ids, in the order base, SFT, PPO"
+    )
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="held-out prompts; default: those the last run was evaluated on",
+    )
+    add_reward_arguments(parser)
     add(
         "--text",
         metavar="FILE",

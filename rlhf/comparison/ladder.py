@@ -22,17 +22,16 @@ from rlhf.comparison.compare import (
     make_column,
     rate_names,
 )
-from rlhf.comparison.report import COLOURS, MARKERS
+from rlhf.comparison.report import COLOURS, MARKERS, estimate_text, logged_points
 from rlhf.completions.score import WeightedSum
 from rlhf.data.chat import as_text
 from rlhf.errors import UserError
 from rlhf.markdown import markdown_table
 from rlhf.runs.plots import saved_figure
-from rlhf.runs.record import RECORD, RunRecord, read_jsonl
+from rlhf.runs.record import DONE, RECORD, RunRecord, model_kind, read_object
 
-ALIGNED = "Transformer, aligned"
 TIMED_PROMPTS = 32  # for the tokens per second of decoding
-# Steps of the road that transformers or a recipe brings: year, paper, family. The models before are in BASELINES.
+# Steps of the road that transformers or a recipe brings: year, paper. The models before are in BASELINES.
 TRANSFORMER = (2018, "Radford et al., Improving Language Understanding by Generative Pre-Training")
 RECIPES = {
     "sft": (2022, "Ouyang et al., Training language models to follow instructions, step 1"),
@@ -41,7 +40,6 @@ RECIPES = {
     "ppo": (2022, "Ouyang et al., Training language models to follow instructions, step 3"),
 }
 ROAD = [*BASELINES, "a Transformer", *RECIPES]
-FAMILIES = {"ngram": "n-gram", "mlp": "MLP", "rnn": "recurrent", "lstm": "recurrent", "gru": "recurrent"}  # fmt: skip
 
 
 @dataclass
@@ -51,11 +49,11 @@ class Rung:
     name: of its folder. path: the folder.
     parameters: numbers that it has learned: weights, or counts of an n-gram.
     seconds: of its own run. The models that it starts from are rungs of their own.
-    bits_per_byte: on held-out text, or None.
+    bits_per_byte: on held-out text, or None. held_out: tells that text from others.
     position: on the road. Rungs are shown in this order.
     curve: (seconds, bits per byte) of the evaluations while it trained.
     tokens_per_second: of decoding TIMED_PROMPTS prompts together.
-    rates: metric -> Estimate, of the answers.
+    rates: score -> Estimate, of the answers. per_cent: those that are shares.
     answers: to the prompts that are shown.
     """
 
@@ -63,51 +61,69 @@ class Rung:
     path: str
     year: int
     paper: str
-    family: str
     parameters: int
     seconds: float
     bits_per_byte: float | None
+    held_out: str
     position: int
     curve: list[tuple[float, float]] = field(default_factory=list)
     tokens_per_second: float = 0.0
     rates: dict[str, Estimate] = field(default_factory=dict)
+    per_cent: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 
 
 def read_rung(folder: Path) -> Rung | None:
     """The rung of a finished run, without its answers; None for a run that answers nothing, such as a tokenizer's."""
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         record = RunRecord.load(folder)
-    except (OSError, ValueError, KeyError, UserError):
+    except (OSError, ValueError):
         return None
-    if record.status != "done" or record.recipe not in ("pretrain", *RECIPES):
+    # A pretrained encoder continues no text.
+    is_rung = record.recipe in ("pretrain", *RECIPES) and model_kind(folder) == "causal"
+    if record.status != DONE or not is_rung:
         return None
     metrics = record.metrics
     # In the order of the road: the models before the Transformer, it and all others, then what is learned from people.
-    step = model_type if record.recipe == "pretrain" else record.recipe
+    step = record.recipe
+    if step == "pretrain":
+        step = read_object(folder / "config.json").get("model_type")
     position = ROAD.index(step) if step in ROAD else len(BASELINES)
-    if record.recipe in RECIPES:
-        year, paper = RECIPES[record.recipe]
-        family = ALIGNED
-    elif model_type in BASELINES:
-        row = BASELINES[model_type]
-        year, paper, family = row.year, row.paper, FAMILIES.get(model_type, model_type)
-    else:
-        year, paper = TRANSFORMER
-        family = "Transformer"
+    year, paper = RECIPES.get(step, TRANSFORMER)
+    if step in BASELINES:
+        year, paper = BASELINES[step].year, BASELINES[step].paper
     return Rung(
         folder.name,
         str(folder),
         year,
         paper,
-        family,
         metrics.get("grams") or metrics.get("parameters") or 0,
         record.seconds,
         metrics.get("bits_per_byte"),
+        held_out_text(record),
         position,
         curve(folder, record),
     )
+
+
+def held_out_text(record: RunRecord) -> str:
+    """The hash of the held-out file; where rows were split off, also what decides which."""
+    hashes = [data["sha256"] for data in record.data]
+    if record.config.get("eval_dataset_name"):
+        return hashes[-1]
+    return " ".join([*hashes, str(record.config.get("eval_fraction")), str(record.seed)])
+
+
+def notes(rungs: list[Rung]) -> list[str]:
+    """Sentences on what cannot be compared."""
+    measured = [rung for rung in rungs if rung.bits_per_byte is not None]
+    others = [rung.name for rung in measured if rung.held_out != measured[0].held_out]
+    if not others:
+        return []
+    return [
+        f"the bits per byte of {', '.join(others)} are of other held-out text than those of {measured[0].name}: "
+        "they cannot be compared"
+    ]
 
 
 def curve(folder: Path, record: RunRecord) -> list[tuple[float, float]]:
@@ -115,18 +131,14 @@ def curve(folder: Path, record: RunRecord) -> list[tuple[float, float]]:
     final, loss = record.metrics.get("bits_per_byte"), record.metrics.get("eval_loss")
     if not final or not loss or not record.steps:
         return []
-    points = []
-    for row in read_jsonl(folder / "metrics.jsonl"):
-        # Rows of training steps have no evaluation.
-        if "eval_loss" in row:
-            share = row["step"] / record.steps
-            # The loss is per token, of the same tokens and bytes each time.
-            points.append((share * record.seconds, row["eval_loss"] * final / loss))
-    return points
+    # The loss is per token, of the same tokens and bytes each time.
+    per_step, per_nat = record.seconds / record.steps, final / loss
+    points = logged_points(folder, "step", "eval_loss")
+    return [(step * per_step, nats * per_nat) for step, nats in points]
 
 
 def find_rungs(folders: Sequence[Path]) -> list[Rung]:
-    """The rungs among runs and folders of runs, by year. UserError where there is none."""
+    """The rungs among runs and folders of runs, in the order of the road. UserError where there is none."""
     rungs = {}
     for folder in folders:
         if not folder.is_dir():
@@ -167,8 +179,9 @@ def measure_rung(
         rung.parameters = sum(weight.numel() for weight in run.model.parameters())
     column = make_column(run, rows, "sampled", settings, rewards, None)
     scores = [name for name in column.values if name.startswith("score")]
-    add_estimates([column], rate_names([column], scores))
-    rung.rates = {name: column.metrics[name] for name in (*scores, "completion_length")}
+    rung.per_cent = rate_names([column], scores)
+    add_estimates([column], rung.per_cent)
+    rung.rates = {name: column.metrics[name] for name in scores}
     rung.answers = [column.completions[i] for i in shown]
     began = time.perf_counter()
     timed = generate(
@@ -184,43 +197,37 @@ def measure_rung(
 # ---- what is shown ------------------------------------------------------------------------------------------------
 
 
-def table_rows(rungs: list[Rung]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table."""
-    scores = [name for name in rungs[0].rates if name.startswith("score")]
-    titles = [name.removeprefix("score_").replace("_", " ") for name in scores]
-    header = ["rung", "year", "learned numbers", "seconds", "tokens/s", "bits per byte", *titles]
-    cells = []
+def table_rows(rungs: list[Rung]) -> list[dict[str, str]]:
+    """Title -> cell, for each rung."""
+    rows = []
     for rung in rungs:
         bits = "-" if rung.bits_per_byte is None else f"{rung.bits_per_byte:.3f}"
-        row = [rung.name, str(rung.year), f"{rung.parameters:,}", f"{rung.seconds:.0f}"]
-        row += [f"{rung.tokens_per_second:.0f}", bits]
-        row += [cell(rung.rates[name]) for name in scores]
-        cells.append(row)
-    return header, cells
-
-
-def cell(estimate: Estimate) -> str:
-    """A rate in per cent, or a mean, with its interval."""
-    low, high = estimate.low, estimate.high
-    if low is None:
-        return f"{estimate.mean:.3f}"
-    if 0 <= low and high <= 1:
-        return f"{estimate.mean:.1%} ({low:.1%} to {high:.1%})"
-    return f"{estimate.mean:.3f} ({low:.3f} to {high:.3f})"
-
-
-def answer_rows(rungs: list[Rung], prompts: list[str]) -> list[list[str]]:
-    """A row per rung: its answer to each prompt."""
-    return [[f"{rung.name} ({rung.year})", *rung.answers] for rung in rungs]
+        row = {
+            "rung": rung.name,
+            "year": str(rung.year),
+            "learned numbers": f"{rung.parameters:,}",
+            "seconds": f"{rung.seconds:.0f}",
+            "tokens/s": f"{rung.tokens_per_second:.0f}",
+            "bits per byte": bits,
+        }
+        for name, estimate in rung.rates.items():
+            title = name.removeprefix("score_").replace("_", " ")
+            percent = name in rung.per_cent
+            row[f"{title}, %" if percent else title] = estimate_text(estimate, percent)
+        rows.append(row)
+    return rows
 
 
 def ladder_markdown(rungs: list[Rung], prompts: list[str], picture: str | None) -> str:
     """The ladder as a page."""
-    parts = ["# The ladder", markdown_table(*table_rows(rungs))]
+    rows = table_rows(rungs)
+    parts = ["# The ladder", markdown_table(list(rows[0]), [row.values() for row in rows])]
+    parts += notes(rungs)
     if picture:
         parts.append(f"![bits per byte against seconds]({picture})")
     parts += ["## Answers", "To prompts drawn by the seed, not picked."]
-    parts.append(markdown_table(["rung", *prompts], answer_rows(rungs, prompts)))
+    answers = [[f"{rung.name} ({rung.year})", *rung.answers] for rung in rungs]
+    parts.append(markdown_table(["rung", *prompts], answers))
     parts += ["## Papers", "\n".join(f"- {rung.name}: {rung.paper}, {rung.year}" for rung in rungs)]
     return "\n\n".join(parts) + "\n"
 

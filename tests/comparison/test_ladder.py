@@ -67,6 +67,25 @@ def test_the_curve_is_in_bits_per_byte_of_the_same_text(rungs):
     assert rung.curve == [(4.0, 3.0)]
 
 
+def test_bits_per_byte_of_another_text_are_named(rungs, tmp_path):
+    assert ladder.notes(ladder.find_rungs([rungs / "rnn", rungs / "lstm", rungs / "ppo"])) == []
+    other = finished(tmp_path / "gru", "gru", bits_per_byte=1.0)
+    record = RunRecord.load(other)
+    record.config, record.data = {"eval_dataset_name": "b"}, [{"sha256": "a"}, {"sha256": "b"}]
+    record.save(other)
+    found = ladder.find_rungs([rungs / "rnn", other])
+    (note,) = ladder.notes(found)
+    assert "of gru are of other held-out text than those of rnn" in note
+    assert note in ladder.ladder_markdown(found, [], None)
+
+
+def test_a_pretrained_encoder_is_no_rung(rungs, tmp_path):
+    folder = finished(tmp_path / "bert", "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    assert ladder.read_rung(rungs / "gpt2") is not None and ladder.read_rung(folder) is None
+
+
 def test_an_unfinished_run_is_no_rung(rungs, tmp_path):
     folder = finished(tmp_path / "lstm", "lstm")
     record = RunRecord.load(folder)

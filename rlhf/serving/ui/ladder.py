@@ -38,7 +38,6 @@ TEXTS = {
     "ladder.waiting": ("…", "…"),
     "ladder.gone": ("This model is not here any more.", "이 모델은 더 이상 없습니다."),
     "ladder.bits": ("{bits} bits per byte", "바이트당 {bits}비트"),
-    "ladder.on": ("{name} {rate}", "{name} {rate}"),
     "ladder.learned": ("{count} learned numbers", "학습된 수 {count}개"),
     "ladder.seconds": ("{seconds} s of training", "학습 {seconds}초"),
     "ladder.none": (
@@ -136,10 +135,9 @@ def facts_of(rung: dict, language: str) -> list[str]:
     facts = []
     if rung["bits_per_byte"] is not None:
         facts.append(text("ladder.bits", language, bits=f"{rung['bits_per_byte']:.3f}"))
-    for name, rate in rung["rates"].items():
-        if name.startswith("score_") and rate["low"] is not None and 0 <= rate["low"] <= rate["high"] <= 1:  # fmt: skip
-            shown = html.escape(name.removeprefix("score_").replace("_", " "))
-            facts.append(text("ladder.on", language, name=shown, rate=f"{rate['mean']:.0%}"))
+    for name in rung["per_cent"]:
+        shown = html.escape(name.removeprefix("score_").replace("_", " "))
+        facts.append(f"{shown} {rung['rates'][name]['mean']:.0%}")
     facts.append(text("ladder.learned", language, count=f"{rung['parameters']:,}"))
     facts.append(text("ladder.seconds", language, seconds=f"{rung['seconds']:.0f}"))
     return facts

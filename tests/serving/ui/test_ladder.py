@@ -33,8 +33,13 @@ class ScriptedEngine:
 def rung(path, **changes) -> dict:
     rate = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}
     numbers = {"bits_per_byte": 1.25, "parameters": 1234, "seconds": 7.0}
-    facts = {"name": path.name, "path": str(path), "year": 1990, "paper": "Elman", "family": "x"}
-    return facts | numbers | {"rates": {"score_on_topic": rate}} | changes
+    facts = {"name": path.name, "path": str(path), "year": 1990, "paper": "Elman"}
+    return (
+        facts
+        | numbers
+        | {"rates": {"score_on_topic": rate}, "per_cent": ["score_on_topic"]}
+        | changes
+    )
 
 
 @pytest.fixture
