@@ -8,16 +8,15 @@ trained on, kl, and the table of samples. Rows: prompt, completion and a number 
 rankings, pairs, and thumbs. `rlhf sample`, `rlhf report` and the chat decode with the values: docs/value_decoding.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 from transformers import set_seed
 
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
 from rlhf.data.splits import Splits, load_splits
-from rlhf.direct_preference.roles import check_is_held_out, sampling_of
+from rlhf.direct_preference.roles import SampledSettings, check_is_held_out, sampling_of
 from rlhf.errors import UserError
 from rlhf.hub.recording import recording
 from rlhf.implicit_q.config import ILQLConfig
@@ -28,24 +27,13 @@ from rlhf.models.load import load_policy
 from rlhf.models.parts import context_length, fit_embeddings, hidden_size
 from rlhf.runs.precision import set_precision
 from rlhf.runs.progress import use_run_progress
-from rlhf.runs.ranges import at_least
 from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings
 
 
 @dataclass
-class ILQLSettings(DataSettings, ModelSettings):
+class ILQLSettings(SampledSettings, DataSettings, ModelSettings):
     """The model that learns, and the scored answers it learns from."""
-
-    eval_limit: int = field(
-        default=64,
-        metadata={"help": "Held-out prompts that the policy answers at each evaluation, at most."},
-    )
-    max_completion_length: int = field(
-        default=128, metadata={"help": "Tokens of such an answer, at most."}
-    )
-
-    RANGES: ClassVar[dict] = {"eval_limit": at_least(0), "max_completion_length": at_least(1)}
 
 
 def main(settings: ILQLSettings, args: ILQLConfig) -> None:

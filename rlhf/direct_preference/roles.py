@@ -21,15 +21,9 @@ from rlhf.runs.settings import DataSettings, ModelSettings
 
 
 @dataclass
-class DirectSettings(DataSettings, ModelSettings):
-    """The model that learns, the reference, and the rows."""
+class SampledSettings:
+    """The answers of the policy that an evaluation looks at."""
 
-    ref_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Run folder or Hub id of another reference. Default: the model that the training starts from."
-        },
-    )
     eval_limit: int = field(
         default=64,
         metadata={"help": "Held-out prompts that the policy answers at each evaluation, at most."},
@@ -39,6 +33,18 @@ class DirectSettings(DataSettings, ModelSettings):
     )
 
     RANGES: ClassVar[dict] = {"eval_limit": at_least(0), "max_completion_length": at_least(1)}
+
+
+@dataclass
+class DirectSettings(SampledSettings, DataSettings, ModelSettings):
+    """The model that learns, the reference, and the rows."""
+
+    ref_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run folder or Hub id of another reference. Default: the model that the training starts from."
+        },
+    )
 
 
 @dataclass
@@ -105,7 +111,7 @@ def load_roles(settings: DirectSettings, args, tokenizer, run: Run) -> DirectRol
 
 
 def sampling_of(
-    settings: DirectSettings, tokenizer, rows: Sequence[dict], context: int, run: Run
+    settings: SampledSettings, tokenizer, rows: Sequence[dict], context: int, run: Run
 ) -> Sampling:
     """The first different prompts of the evaluation rows that leave room for an answer in `context` tokens."""
     room = context - settings.max_completion_length

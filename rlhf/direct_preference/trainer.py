@@ -7,7 +7,6 @@ model of its own, a frozen copy of the policy, or with LoRA the policy without i
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -31,7 +30,7 @@ from rlhf.models.actor_critic import frozen_copy, reference_log_probs
 from rlhf.models.one_trunk import adapter
 from rlhf.models.parts import base_of, disable_dropout, stop_token_ids
 from rlhf.runs.checkpoints import check_is_measured
-from rlhf.runs.progress import append_jsonl, sample_table
+from rlhf.runs.progress import publish_evaluation, sample_table
 from rlhf.runs.sharding import is_plain
 from rlhf.runs.trl_trainer import TrlTrainer
 
@@ -224,17 +223,7 @@ class DirectTrainer(TrlTrainer):
         self.samples, self.sampled = samples, sample_metrics(samples)
         self.held_out_rewards = self.rewards()
         metrics = self.measure(self.held_out_rewards) | self.sampled
-        if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / "samples.jsonl"
-            for sample in samples:
-                append_jsonl(path, {"step": self.state.global_step, **sample})
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        self.model.train()
-        return metrics
+        return publish_evaluation(self, metrics, metric_key_prefix, samples)
 
     def sampled_names(self) -> list[str]:
         """The metrics of the policy's own answers that an evaluation gives."""

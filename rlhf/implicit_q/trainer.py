@@ -27,7 +27,7 @@ from rlhf.models.value_functions import FOLDER
 from rlhf.reward_model.step_mean import StepMean
 from rlhf.runs import durable
 from rlhf.runs.checkpoints import check_is_measured
-from rlhf.runs.progress import append_jsonl, sample_table
+from rlhf.runs.progress import publish_evaluation, sample_table
 from rlhf.runs.sharding import is_plain
 from rlhf.runs.trainer import RunTrainer
 from rlhf.statistics import correlation, ranks
@@ -157,17 +157,7 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
         model = self.accelerator.unwrap_model(self.model).eval()
         self.samples = self.sample(model)
         metrics = self.measure(model) | sample_metrics(self.samples)
-        if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / "samples.jsonl"
-            for sample in self.samples:
-                append_jsonl(path, {"step": self.state.global_step, **sample})
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        self.model.train()
-        return metrics
+        return publish_evaluation(self, metrics, metric_key_prefix, self.samples)
 
     @torch.no_grad()
     def measure(self, model: ImplicitQ) -> dict[str, float]:

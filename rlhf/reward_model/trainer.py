@@ -26,6 +26,7 @@ from rlhf.reward_model.step_mean import StepMean
 from rlhf.runs import durable
 from rlhf.runs.checkpoints import check_is_measured
 from rlhf.runs.keys import EVALUATION_LOOP, OWN_MODULE, Unused
+from rlhf.runs.progress import publish_evaluation
 from rlhf.runs.ranges import at_least
 from rlhf.runs.sharding import GatheringTrainer, assign_whole_tensor
 
@@ -210,13 +211,8 @@ class RewardTrainer(StepMean, GatheringTrainer, Trainer):
         metrics = {}
         for name, value in report.items():
             if isinstance(value, int | float):
-                metrics[f"{metric_key_prefix}_{name}"] = value
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        self.model.train()  # `scores` has set evaluation mode
-        return metrics
+                metrics[name] = value
+        return publish_evaluation(self, metrics, metric_key_prefix)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a plain sequence classification folder, head included, LoRA merged.

@@ -176,6 +176,24 @@ def use_run_progress(trainer, folder: str | os.PathLike) -> None:
     trainer.add_callback(RunProgress(folder))
 
 
+def publish_evaluation(trainer, metrics: dict, prefix: str, samples=()) -> dict[str, float]:
+    """End a Trainer's evaluation: append the samples to samples.jsonl, log the metrics, and go back to training mode.
+
+    Returns the metrics under their logged names, which begin with `prefix`.
+    """
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir) / "samples.jsonl"
+        for sample in samples:
+            append_jsonl(path, {"step": trainer.state.global_step, **sample})
+    metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    trainer.log(metrics)
+    trainer.control = trainer.callback_handler.on_evaluate(
+        trainer.args, trainer.state, trainer.control, metrics
+    )
+    trainer.model.train()
+    return metrics
+
+
 def check_makes_steps(trainer) -> None:
     """UserError where a Trainer would make no step, and save an untrained model."""
     args, rows = trainer.args, trainer.train_dataset

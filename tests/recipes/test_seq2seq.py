@@ -139,7 +139,8 @@ def test_learns_to_write_words_backwards(train, write, flags):
     if flags is TRANSFORMER:
         fast += " --learning_rate 5e-3 --num_train_epochs 30"
     folder = train(*flags, *sizes, *data, *fast.split())
-    assert RunRecord.load(folder).metrics["chrf"] > 80
+    # The Transformer learns it more slowly.
+    assert RunRecord.load(folder).metrics["chrf"] > (80 if flags is TRANSFORMER else 90)
 
 
 # ---- checkpoints that people bring ----
