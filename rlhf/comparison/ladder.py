@@ -179,8 +179,9 @@ def measure_rung(
         rung.parameters = sum(weight.numel() for weight in run.model.parameters())
     column = make_column(run, rows, "sampled", settings, rewards, None)
     scores = [name for name in column.values if name.startswith("score")]
-    rung.per_cent = rate_names([column], scores)
-    add_estimates([column], rung.per_cent)
+    shares = rate_names([column], scores)
+    add_estimates([column], shares)
+    rung.per_cent = [name for name in scores if name in shares]
     rung.rates = {name: column.metrics[name] for name in scores}
     rung.answers = [column.completions[i] for i in shown]
     began = time.perf_counter()

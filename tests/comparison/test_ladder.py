@@ -107,6 +107,7 @@ def test_every_rung_answers_the_same_prompts_and_all_is_written(rungs, tmp_path)
         ladder.measure_rung(rung, rows, settings=settings, rewards=rewards, shown=[1])
         assert len(rung.answers) == 1 and rung.tokens_per_second > 0
         assert rung.rates["score_says"].n == 2
+        assert rung.per_cent == list(rung.rates) == ["score_says"]
     assert found[1].parameters == 10 and found[0].parameters > 0
     assert ladder.draw(found, tmp_path / "ladder.png")
     content = json.loads(ladder.ladder_json(found, ["cd"], {}))
