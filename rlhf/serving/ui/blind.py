@@ -23,6 +23,7 @@ from rlhf.feedback.events import Answer
 from rlhf.feedback.models import model_used
 from rlhf.serving.engine.requests import Busy, SamplingSettings, StreamEnd, TextChunk
 from rlhf.serving.service import Service
+from rlhf.serving.ui.remembered import remember
 from rlhf.serving.ui.settings_panel import DEFAULTS
 from rlhf.serving.ui.texts import label, language_among, text, told
 
@@ -352,11 +353,7 @@ def annotator_of(service: Service, request: gr.Request | None, name: str) -> str
 def name_box(page: gr.Blocks) -> gr.Textbox:
     """The box for the annotator's name. The browser keeps it for the next visit, and for the other tab."""
     box = gr.Textbox(label=label("judge.name"), info=label("judge.name_info"), max_length=100)
-    # The secret only encodes it, since whoever typed a name knows it.
-    kept = gr.BrowserState("", storage_key="rlhf-annotator", secret="rlhf")
-    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    page.load(lambda name: str(name or "")[:100], kept, box, **quiet)
-    box.blur(lambda name: name or "", box, kept, **quiet)
+    remember(page, box, box.blur, name="rlhf-annotator", default="")
     return box
 
 

@@ -2,6 +2,7 @@
 
 import gradio as gr
 
+from rlhf.serving.ui.remembered import remember
 from rlhf.serving.ui.texts import label
 
 TEXTS = {
@@ -18,10 +19,7 @@ def consent_box(page: gr.Blocks, elem_id: str) -> gr.Checkbox:
     box = gr.Checkbox(
         False, label=label("consent.box"), info=label("consent.help"), elem_id=elem_id
     )
-    kept = gr.BrowserState(False, storage_key="rlhf-consent", secret="rlhf")
-    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    page.load(is_given, kept, box, **quiet)
-    box.input(is_given, box, kept, **quiet)
+    remember(page, box, box.input, name="rlhf-consent", default=False)
     return box
 
 

@@ -101,3 +101,21 @@ def test_the_focus_stays_where_somebody_works(opened):
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('.variants').innerText.includes('1/2')")
     page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'Later version'")
+
+
+@pytest.mark.parametrize("script", ["", FULL, DENIED])
+def test_a_name_and_a_consent_are_for_the_next_visit(opened, script):
+    page, errors = opened(script)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Your name").first.fill("Ada")
+    page.get_by_label("My feedback may be published").locator("visible=true").check()
+    page.get_by_role("tab", name="Chat").click()
+    assert not errors
+    page.reload()
+    page.wait_for_selector("#chat-talk .welcome, #chat-talk .turn")
+    page.get_by_role("tab", name="Compare").click()
+    name = page.get_by_label("Your name").first
+    name.wait_for()
+    assert name.input_value() == ("" if script else "Ada")
+    ticked = page.get_by_label("My feedback may be published").locator("visible=true").is_checked()
+    assert ticked == (not script)
