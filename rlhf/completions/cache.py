@@ -4,11 +4,13 @@ Attention models remember keys and values, recurrent ones a state, and a few old
 different names, and not every cache can drop the rows of a batch that have finished.
 """
 
+import functools
 import inspect
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import (
+    DynamicCache,
     DynamicLayer,
     EncoderDecoderCache,
     LinearAttentionCacheLayerMixin,
@@ -18,8 +20,10 @@ from rlhf.models.actor_critic import position_ids
 from rlhf.models.parts import accepted_inputs, base_of
 
 # Names of the cache, as an argument and in the output of a forward pass.
-NAMES = ("past_key_values", "cache", "cache_params", "state")
+NAMES = ("cache", "past_key_values", "cache_params", "state")
 LIBRARY = "transformers.cache_utils"  # whose layers can drop rows
+# Rotary embeddings whose frequencies depend on the length of the batch.
+LENGTHENING = ("longrope", "dynamic")
 
 
 class Decoder:
@@ -32,8 +36,7 @@ class Decoder:
         self.policy, self.cache = policy, None
         self.tokens, self.attention = prompt_ids, prompt_mask
         self.positions = position_ids(prompt_mask)  # of the tokens that the cache does not hold
-        arguments = inspect.signature(base_of(policy).forward).parameters
-        self.argument = next((name for name in NAMES if name in arguments), None)
+        self.argument = cache_argument(type(base_of(policy)))
 
     def next_logits(self) -> Tensor:
         """Logits (B, V) after the newest token of each row."""
@@ -77,6 +80,14 @@ class Decoder:
         return True
 
 
+@functools.cache
+def cache_argument(kind: type) -> str | None:
+    """The argument by which the forward pass of a model takes its cache. None if it has none."""
+    # Looked up once per architecture: a signature takes longer than a small layer.
+    arguments = inspect.signature(kind.forward).parameters
+    return next((name for name in NAMES if name in arguments), None)
+
+
 def is_recurrent(cache) -> bool:
     """True for a cache of states alone, without keys and values of past tokens."""
     layers = getattr(cache, "layers", ())
@@ -104,3 +115,20 @@ def select_rows(cache, kept: Tensor) -> bool:
         else:
             layer.batch_select_indices(kept)
     return True
+
+
+def keeps_all_keys(model: nn.Module) -> bool:
+    """True if a model remembers the keys and values of every token, whatever is read after it.
+
+    False for sliding windows, the states of recurrent layers, and positions that turn with the length of the batch: a short
+    text would sense what else is read.
+    """
+    layers = DynamicCache(config=model.config).layers
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return False
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    # transformers holds them flat, or by the type of layer.
+    kinds = [parameters, *parameters.values()]
+    return not any(
+        isinstance(kind, dict) and kind.get("rope_type") in LENGTHENING for kind in kinds
+    )

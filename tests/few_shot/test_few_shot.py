@@ -18,7 +18,7 @@ from rlhf.few_shot.evaluate import (
     fitting_questions,
 )
 from rlhf.few_shot.export import export
-from rlhf.few_shot.prompts import PromptWriter, check_template
+from rlhf.few_shot.prompts import Candidates, PromptWriter, check_template
 from rlhf.few_shot.questions import (
     Question,
     Questions,
@@ -100,6 +100,43 @@ def test_answers_of_one_token_share_a_pass(run, monkeypatch):
     monkeypatch.setattr(model.transformer, "forward", counted)
     answer_log_probs(model, [item], pad_token_id=0, batch_size=8)
     assert sizes == [1]
+
+
+def shared_questions(shots: list[int]) -> list[Candidates]:
+    """A question with many answers and two with few, after the same shots."""
+    many = [[*shots, 5, 6, answer, answer + 1] for answer in (7, 9, 11, 13)]
+    few = [[[*shots, word, 8, 10], [*shots, word, 12, 4, 16]] for word in (15, 17)]
+    sequences = [many, *few]
+    starts = [len(shots) + 2, len(shots) + 1, len(shots) + 1]
+    return [Candidates(rows, start, [1] * len(rows)) for rows, start in zip(sequences, starts)]
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "llama", "opt", "bloom", "gpt_neo", "mistral", "mamba"]
+)
+def test_shots_that_are_read_once_change_nothing(model_type, make_architecture, monkeypatch):
+    model = make_architecture(model_type)
+    items = shared_questions([3, 9, 14, 20, 21, 2, 8, 6, 11])
+    options = {"pad_token_id": 0, "batch_size": 3}
+    again = answer_log_probs(model, items, **options)
+    monkeypatch.setattr("rlhf.few_shot.scores.keeps_all_keys", lambda model: False)
+    for values, expected in zip(again, answer_log_probs(model, items, **options)):
+        assert values.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_shots_are_read_once(make_architecture):
+    model = make_architecture("gpt2")
+    items = shared_questions([3, 9, 14, 20, 21, 2, 8, 6, 11])
+    answer_log_probs(model, items, pad_token_id=0, batch_size=8)  # tries the output layer
+    shapes = []
+
+    def see(module, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+
+    model.transformer.register_forward_pre_hook(see, with_kwargs=True)
+    answer_log_probs(model, items, pad_token_id=0, batch_size=8)
+    # The question and its four answers, then the shots and the others, each from its last shared token on.
+    assert shapes == [(1, 10), (4, 2), (1, 9), (4, 3)]
 
 
 def test_the_prompt_and_its_answer_are_encoded_together(run):

@@ -9,8 +9,6 @@ transformers' continuous batching was measured against this loop (benchmarks/ser
 is not used. What follows is built on transformers' caches.
 """
 
-import functools
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rlhf.completions.cache import cache_argument, keeps_all_keys
 from rlhf.models.parts import accepted_inputs, base_of, shape_of
 from rlhf.serving.engine.answers import Answer, Request
 from rlhf.serving.engine.models import ServedModel
@@ -30,10 +29,6 @@ STEP_TOKENS = 256  # of prompts that are read between two steps of the other ans
 ENOUGH_TOKENS = 256  # that fill a processor
 PADDING = 1.15  # most padded tokens per token, where there are enough
 CACHE_BYTES = 4e9  # most memory for the keys and values of a batch
-LENGTHENING = (
-    "longrope",
-    "dynamic",
-)  # rotary embeddings whose frequencies depend on the length of the batch
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
@@ -185,20 +180,12 @@ def _forward(model, rows: Rows, ids: Tensor, positions: Tensor) -> Tensor:
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": positions,
-        _cache_name(type(base_of(model))): rows.cache,
+        cache_argument(type(base_of(model))): rows.cache,
         "use_cache": True,
         "logits_to_keep": 1,
     }
     output = model(**accepted_inputs(base_of(model), inputs))
     return output.logits[:, -1].float()
-
-
-@functools.cache
-def _cache_name(kind: type) -> str:
-    """The argument of a model that takes the cache. transformers warns of the older name where it has a newer one."""
-    # Looked up once per architecture: a signature takes longer than a small layer.
-    named = inspect.signature(kind.forward).parameters
-    return "cache" if "cache" in named else "past_key_values"
 
 
 def _empty_cache(model) -> Cache:
@@ -213,22 +200,9 @@ def can_batch(model) -> bool:
     It is tried on the model itself: architectures differ in what their caches hold, and in the masks that they heed.
     """
     try:
-        layers = DynamicCache(config=model.config).layers
-        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-            return False  # sliding windows, or the states of a recurrent layer
-        if _rotates_by_length(model.config.get_text_config()):
-            return False
-        return _rows_agree(model)
+        return keeps_all_keys(model) and _rows_agree(model)
     except Exception:  # noqa: BLE001
         return False
-
-
-def _rotates_by_length(config) -> bool:
-    """True if the positions of all rows change with the longest row: a short text would sense what others ask."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # transformers holds them flat, or by the type of layer.
-    kinds = [parameters, *parameters.values()]  # of all layers, or of each type of layer
-    return any(isinstance(kind, dict) and kind.get("rope_type") in LENGTHENING for kind in kinds)
 
 
 def _rows_agree(model) -> bool:

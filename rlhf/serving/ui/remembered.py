@@ -4,7 +4,8 @@ import json
 
 import gradio as gr
 
-# A browser may have no storage, or forbid it: then the control starts with its default. gr.BrowserState ends in a page error there.
+# A browser may have no storage, or forbid it: then the control starts with its default. gr.BrowserState ends in a page
+# error there.
 READ = """() => {
   try {
     const value = JSON.parse(localStorage.getItem(NAME));
