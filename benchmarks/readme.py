@@ -141,6 +141,18 @@ def pairs_of_texts(record: dict) -> str:
     return lines_of(["model", "chrF", "BLEU", *lengths, "core seconds"], rows)
 
 
+def value_decoding(record: dict) -> str:
+    header = ["decoding", "passes per token", "quality", "naturalness", "coverage"]
+    rows = []
+    for name, entry in record["methods"].items():
+        cells = [name, f"{entry['passes_per_token']:.2g}"]
+        for metric in header[2:]:
+            estimate = dict(zip(("mean", "low", "high"), entry[metric], strict=True))
+            cells.append(with_interval(estimate, 2))
+        rows.append(cells)
+    return lines_of(header, rows)
+
+
 def demo(record: dict) -> str:
     """The report of the demo: a column for each model, sampled and greedy."""
     by_decoding = {"sampled": {}, "greedy": {}}
@@ -365,6 +377,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "alignment:samples": alignment_samples,
     "ladder": ladder,
     "seq2seq": pairs_of_texts,
+    "value_decoding": value_decoding,
     "algorithms": algorithms,
     "ppo_throughput": ppo_throughput,
     "bert/tasks": bert_tasks,
