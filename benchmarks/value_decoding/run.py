@@ -38,7 +38,9 @@ LENGTH = 64  # tokens of an answer, as the PPO run had
 BEST_OF = (4, 8, 16)
 TOP_K = ["--top_k", "8"]
 SFT, PPO, ILQL = "sft", "PPO_own_value_model_0", "ILQL_0"
-# Name -> run and flags of `rlhf sample`; each answers a prompt once.
+# Name -> run and flags of `rlhf sample`. The third shows what the tokens that values choose among do by themselves.
+SAMPLED = {"SFT": (SFT, []), "PPO": (PPO, []), "PPO, top 8": (PPO, TOP_K)}
+# The same; each answers a prompt once.
 METHODS = {
     "PPO, value, coefficient 1": (PPO, ["--decoding", "value", "--value_coef", "1", *TOP_K]),
     "PPO, value, coefficient 5": (PPO, ["--decoding", "value", "--value_coef", "5", *TOP_K]),
@@ -60,15 +62,19 @@ def main() -> None:
     ilql = train_ilql(runs)
 
     results = {}
-    for label, run in (("SFT", SFT), ("PPO", PPO)):
+    for label, (run, flags) in SAMPLED.items():
         # One set of answers serves each n up to its own.
         n = max(BEST_OF)
-        folder = sample(runs, run, prompts, output / f"sample_{run}", ["--n", str(n)])
-        kl = kl_to_sft(runs, run, folder, None)
+        folder = output / f"sample_{label.replace(' ', '_').replace(',', '')}"
+        sample(runs, run, prompts, folder, ["--n", str(n), *flags])
+        # Of the whole distribution: where unlikely tokens are cut off, it is not what was sampled.
+        kl = None if flags else kl_to_sft(runs, run, folder, None)
         results[f"{label}, sampling"] = measure(folder, 1, passes=1, of=n) | {"kl": kl}
         for k in BEST_OF:
-            result = measure(folder, k, passes=k, of=n)
-            results[f"{label}, best of {k}"] = result | {"kl_at_most": kl + kl_bound(k)}
+            bound = None if kl is None else kl + kl_bound(k)
+            results[f"{label}, best of {k}"] = measure(folder, k, passes=k, of=n) | {
+                "kl_at_most": bound
+            }
     for name in arguments.methods:
         run, flags = METHODS[name]
         folder = output / name.replace(" ", "_").replace(",", "")
