@@ -149,8 +149,8 @@ def value_decoding(record: dict) -> str:
         for metric in header[2:]:
             estimate = dict(zip(("mean", "low", "high"), entry[metric], strict=True))
             cells.append(with_interval(estimate, 2))
-        rows.append(cells)
-    return lines_of(header, rows)
+        rows.append([*cells, f"{entry['seconds']:.0f}"])
+    return lines_of([*header, "core seconds"], rows)
 
 
 def demo(record: dict) -> str:
