@@ -42,6 +42,7 @@ from rlhf.tasks.pretraining.bits_per_byte import (
     mean_nats,
     predicted_bytes,
 )
+from rlhf.tasks.pretraining.carried_state import CarriedState, Streams, check_is_recurrent
 from rlhf.tasks.pretraining.counting import count_rows
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
@@ -107,6 +108,13 @@ class PretrainSettings(DataSettings, ModelSettings, ScratchSettings, EmbeddingSe
     cross_documents: bool = field(
         default=False,
         metadata={"help": "One stream cut into full blocks, instead of blocks within documents."},
+    )
+    carry_state: bool = field(
+        default=False,
+        metadata={
+            "help": "rnn, lstm and gru: start a block from the state after the block before (truncated "
+            "backpropagation through time). Needs cross_documents."
+        },
     )
     whole_words: bool = field(
         default=False, metadata={"help": "Mask whole words instead of single tokens."}
@@ -204,7 +212,7 @@ def main(settings: PretrainSettings, args: PretrainConfig) -> None:
 def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> PreparedPretraining:
     """Read and check all that the run needs, without a step of training."""
     set_seed(args.seed)
-    check_settings(settings)
+    check_settings(settings, args)
     set_best_metric(args, metric_names(settings.objective))
     tokenizer = settings.load_tokenizer()
     # before any text is read
@@ -220,11 +228,17 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
         set_precision(run, settings, model, tokens=row_tokens, default="auto")
     train, dropped = make_rows(settings, tokenizer, splits.train, args.seed)
     check_length(train, "training", settings)
+    if settings.carry_state:
+        train = Streams(train, args.per_device_train_batch_size)
+        dropped += train.left_out
     evaluation = None
     if splits.eval:
         evaluation, eval_dropped = make_rows(settings, tokenizer, splits.eval, args.seed)
         check_length(evaluation, "evaluation", settings)
         dropped += eval_dropped
+        if settings.carry_state:
+            evaluation = Streams(evaluation, args.per_device_eval_batch_size)
+            dropped += evaluation.left_out
     tokens = sum(train.lengths)
     run.say(
         f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {dropped} dropped; "
@@ -235,7 +249,7 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
     return PreparedPretraining(trainer, tokenizer, evaluation)
 
 
-def check_settings(settings: PretrainSettings) -> None:
+def check_settings(settings: PretrainSettings, args: PretrainConfig) -> None:
     """UserError where the settings contradict each other."""
     if settings.objective not in OBJECTIVES:
         raise UserError(f"objective={settings.objective!r}: use one of {', '.join(OBJECTIVES)}")
@@ -257,9 +271,26 @@ def check_settings(settings: PretrainSettings) -> None:
         raise UserError(
             "whole_words: needs a masked objective: set it to false, or objective to masked"
         )
+    check_carries_state(settings, args)
     if settings.cross_documents and settings.objective == "masked_nsp":
         raise UserError(
             "cross_documents: next-sentence pairs are drawn within documents: set it to false"
+        )
+
+
+def check_carries_state(settings: PretrainSettings, args: PretrainConfig) -> None:
+    """UserError where the state of a model cannot be carried from block to block."""
+    if not settings.carry_state:
+        return
+    if settings.from_scratch:
+        check_is_recurrent(settings.model_type or "Transformer")
+    if not settings.cross_documents:
+        raise UserError(
+            "carry_state: a block must continue the block before: set cross_documents to true"
+        )
+    if args.world_size > 1:
+        raise UserError(
+            f"carry_state: {args.world_size} processes would read other streams than one: start one process"
         )
 
 
@@ -306,6 +337,8 @@ def load_model(settings: PretrainSettings, tokenizer, run: Run):
         run.parent("base", settings.model_name_or_path, revision=settings.model_revision)
         # The tokenizer may have more tokens than the checkpoint.
         fit_embeddings(model, tokenizer)
+        if settings.carry_state:
+            check_is_recurrent(model.config.model_type)
     if settings.objective != "causal":
         fit_tokenizer(tokenizer, model, pairs=False)
     if settings.block_size > context_length(model):
@@ -410,6 +443,26 @@ class CausalTrainer(GatheringTrainer, Trainer):
         return mean_nats(sums), sums, labels
 
 
+class CarryingTrainer(CausalTrainer):
+    """CausalTrainer whose model starts a batch from the state after the one before. Datasets: `Streams`."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        evaluation = self.eval_dataset.batches if self.eval_dataset is not None else 0
+        self.carried = CarriedState(
+            self.model, train=self.train_dataset.batches, evaluation=evaluation
+        )
+
+    def log_state(self) -> dict:
+        """What a checkpoint keeps besides the weights: also the state."""
+        return super().log_state() | {"carried": self.carried.to_json()}
+
+    def restore_log_state(self, state: dict) -> None:
+        super().restore_log_state(state)
+        if "carried" in state:  # not where resume_changed has set carry_state
+            self.carried.restore(state["carried"], self.args.device)
+
+
 def metric_names(objective: str) -> tuple[str, ...]:
     """The numbers that an evaluation of the objective gives, first the one that picks the best checkpoint."""
     return ("loss",) if objective == "causal" else ("masked_loss",)
@@ -438,7 +491,11 @@ def make_trainer(
         )
     # transformers' own order by length cannot be resumed in the middle
     args.train_sampling_strategy = "random"
-    trainer = CausalTrainer(
+    trainer_class = CausalTrainer
+    if settings.carry_state:
+        args.train_sampling_strategy = "sequential"
+        trainer_class = CarryingTrainer
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=train,

@@ -1,7 +1,8 @@
-"""Classification of a text by a recurrent model: the last state goes through a linear layer with softmax.
+"""Classification of a text by a recurrent model or an MLP: the last state goes through a linear layer with softmax.
 
 p(label | w_1 ... w_T) = softmax(W h_T + b), with h_T the state of the top layer after the last token (Tai et al. 2015,
-section 4.1: sentiment of sentences by an LSTM; Dai and Le 2015 start such a classifier from a language model).
+section 4.1: sentiment of sentences by an LSTM; Dai and Le 2015 start such a classifier from a language model). The state of
+an MLP knows no more than its window.
 
 The last token is the last one that counts, so that neither side's padding changes the logits. The head is called `score`,
 as in transformers' decoders, and reads the state at any token: such a model can also be a reward or value model.
@@ -13,16 +14,19 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rlhf.baselines.language_model import BaselinePreTrainedModel
+from rlhf.baselines.mlp import MlpConfig, MlpModel
 from rlhf.baselines.recurrent import GruConfig, LstmConfig, RecurrentModel, RnnConfig
 
 
-class RecurrentForSequenceClassification(BaselinePreTrainedModel):
-    """A recurrent trunk, `model`, and the head, `score`. A subclass names its config in `config_class`."""
+class BaselineForSequenceClassification(BaselinePreTrainedModel):
+    """A trunk, `model`, and the head, `score`. A subclass names its config in `config_class`, and its `trunk_class`."""
+
+    trunk_class: type = RecurrentModel
 
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = RecurrentModel(config)
+        self.model = self.trunk_class(config)
         # with a bias, which GPT-2's head has not
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.loss_type = "ForSequenceClassification"
@@ -57,19 +61,26 @@ def last_columns(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     return (columns * attention_mask.bool()).argmax(1)
 
 
-class RnnForSequenceClassification(RecurrentForSequenceClassification):
+class RnnForSequenceClassification(BaselineForSequenceClassification):
     """A classifier on Elman's network."""
 
     config_class = RnnConfig
 
 
-class LstmForSequenceClassification(RecurrentForSequenceClassification):
+class LstmForSequenceClassification(BaselineForSequenceClassification):
     """A classifier on long short-term memory."""
 
     config_class = LstmConfig
 
 
-class GruForSequenceClassification(RecurrentForSequenceClassification):
+class GruForSequenceClassification(BaselineForSequenceClassification):
     """A classifier on gated recurrent units."""
 
     config_class = GruConfig
+
+
+class MlpForSequenceClassification(BaselineForSequenceClassification):
+    """A classifier on the last window of a text."""
+
+    config_class = MlpConfig
+    trunk_class = MlpModel

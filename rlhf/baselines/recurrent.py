@@ -10,7 +10,8 @@ r"""Recurrent language models on torch's own layers: a state h_t sums up all tok
 Then p(w_{t+1} | w_1 ... w_t) = softmax(V h_t + d). Deviations:
 - Layers may be stacked, each reading the states of the one below, with dropout between them (Zaremba et al. 2014).
 - torch's GRU applies r after the product with U_n, Cho's before it.
-- Gradients go back to the start of a row: a row is as long as `block_size`, and its state starts at 0.
+- Gradients go back to the start of a row: a row is as long as `block_size`. Its state starts at 0, or with `carry_state` of
+  recipes/pretrain.py at that of the row before (Zaremba et al. 2014).
 """
 
 from torch import Tensor, nn

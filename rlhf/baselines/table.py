@@ -40,7 +40,7 @@ class Baseline:
         return CAUSAL in dict(self.classes)
 
     def is_classifier(self) -> bool:
-        """True for a model that has a head for labels as well."""
+        """True for a model that has a head for labels or scores as well."""
         return LABELS in dict(self.classes)
 
     def model_class(self, name: str) -> type:
@@ -69,7 +69,10 @@ _ROWS = (
         "Bengio et al., A Neural Probabilistic Language Model",
         "rlhf.baselines.mlp",
         "MlpConfig",
-        ((CAUSAL, "MlpForCausalLM"),),
+        (
+            (CAUSAL, "MlpForCausalLM"),
+            (LABELS, "rlhf.baselines.classifier:MlpForSequenceClassification"),
+        ),
     ),
     Baseline(
         "rnn",

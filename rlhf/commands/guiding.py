@@ -10,6 +10,7 @@ from rlhf.comparison.compare import ChatRun
 from rlhf.completions.guided import Guide, GuideSettings, decode_by_value
 from rlhf.completions.tree_search import decode_by_search
 from rlhf.data.chat import same_encoding
+from rlhf.digests import weight_files
 from rlhf.errors import UserError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import freeze, stop_token_ids
@@ -120,11 +121,11 @@ def guiding_models(args: argparse.Namespace) -> dict[str, str]:
 
 
 def value_folder(args: argparse.Namespace) -> str:
-    """The folder whose weights give the values, for the record. A shared head has no model of its own there."""
+    """The folder whose weights give the values, for the record: a model, a head on the policy's trunk, or those of ILQL."""
     run = args.value_run or args.run
     folder = Path(model_folder(run)) / FOLDER
     # A commit of the Hub names the folders in it too.
-    if is_local_model(run) and (folder / "config.json").is_file():
+    if is_local_model(run) and weight_files(folder):
         return str(folder)
     return run
 

@@ -8,6 +8,7 @@ it is either right in every respect or in one of these tables.
 from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
+from rlhf.baselines.table import BASELINES
 from rlhf.errors import UserError
 
 # ---- policies ----------------------------------------------------------------------------------
@@ -202,11 +203,14 @@ def check_usable(path: str, config: PretrainedConfig, head: str) -> None:
 
 
 def check_has_scores(path: str, config: PretrainedConfig) -> None:
-    """UserError unless transformers has a sequence classification model of this kind, which gives the scores."""
+    """UserError unless there is a sequence classification model of this kind, which gives the scores."""
     check_usable(path, config, "AutoModelForSequenceClassification")
+    row = BASELINES.get(config.model_type)
+    if row is not None and row.is_classifier():
+        return
     if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         return
     raise UserError(
-        f"{path} cannot be a reward model: transformers has no sequence classification model for {config.model_type}; "
+        f"{path} cannot be a reward model: there is no sequence classification model for {config.model_type}; "
         + OTHER_REWARD_MODELS
     )

@@ -71,7 +71,7 @@ print(values.tolist())
 """,
     # Beams and length are in its generation config.
     "seq2seq": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-{register}
+
 path = {path}
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSeq2SeqLM.from_pretrained(path)
@@ -107,6 +107,7 @@ REGISTER = """
 from rlhf.baselines.table import register
 
 register("{}")
+
 """
 # The pipeline gives what the head gives.
 CENTRED_NUMBER = "# The number is this score minus classify.model.config.score_centre.\n"
@@ -142,9 +143,6 @@ def snippet(use: Use, samples: list[dict]) -> str:
         literals |= _task_inputs(kind, config, samples)
     values = {name: repr(value) for name, value in literals.items()}
     values |= {"path": json.dumps(use.path, ensure_ascii=False)}
-    # transformers does not know the models before the Transformer.
-    model_type = config.get("model_type")
-    values["register"] = REGISTER.format(model_type) if model_type in BASELINES else ""
     values["length"] = _new_tokens(config, use.record)
     # Words are tagged by their first token; where characters were tagged, each is a word of its own.
     tags_characters = config.get("trained_units") == "characters"
@@ -160,6 +158,10 @@ def snippet(use: Use, samples: list[dict]) -> str:
         code += CENTRED_NUMBER
     if use.adapter:
         code = _of_adapter(code, kind)
+    # transformers does not know the models before the Transformer.
+    if config.get("model_type") in BASELINES:
+        imports, _, rest = code.partition("\n\n")
+        code = f"{imports}\n{REGISTER.format(config['model_type'])}{rest}"
     return code.rstrip()
 
 

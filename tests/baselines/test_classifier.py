@@ -1,4 +1,4 @@
-"""Recurrent classifiers: the state that they read, padding, files, and a start from a language model."""
+"""Recurrent classifiers and that of an MLP: the state that they read, padding, files, and a start from a language model."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from rlhf.baselines.table import BASELINES, register
 from rlhf.models.load import load_encoder, save
 from rlhf.models.scores import sequence_scores
 
-RECURRENT = [name for name, row in BASELINES.items() if row.is_classifier()]
+CLASSIFIERS = [name for name, row in BASELINES.items() if row.is_classifier()]
 WORDS = "a b c d e f g h good bad".split()
 IDS = torch.tensor([[0, 0, 1, 2, 3, 4], [1, 2, 6, 4, 5, 6], [7, 2, 0, 0, 0, 0]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
@@ -22,11 +22,11 @@ def tiny(name: str, auto=AutoModelForSequenceClassification, labels: int = 3):
     return auto.from_config(AutoConfig.for_model(name, **sizes, num_labels=labels)).eval()
 
 
-def test_there_are_three():
-    assert RECURRENT == ["rnn", "lstm", "gru"]
+def test_there_are_four():
+    assert CLASSIFIERS == ["mlp", "rnn", "lstm", "gru"]
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_padding_on_either_side_changes_no_logits(name):
     model = tiny(name)
     together = model(input_ids=IDS, attention_mask=MASK).logits
@@ -70,9 +70,10 @@ def test_the_loss_is_cross_entropy_of_the_labels():
     assert output.loss.item() == pytest.approx(-picked.mean().item(), abs=1e-6)
 
 
-def test_one_output_is_a_score_of_its_last_state():
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_one_output_is_a_score_of_its_last_state(name):
     """The head also works as that of a reward model, which reads states by itself."""
-    model = tiny("lstm", labels=1)
+    model = tiny(name, labels=1)
     scores = sequence_scores(model, IDS[1:], MASK[1:].bool())
     expected = model(input_ids=IDS[1:], attention_mask=MASK[1:]).logits.squeeze(-1)
     torch.testing.assert_close(scores, expected)

@@ -248,6 +248,34 @@ def test_ngram_agrees_with_the_definition_and_sums_to_one(order):
             assert probs[position, token].item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow  # for the import of nltk, two seconds
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+def test_ngram_agrees_with_nltk(order):
+    """nltk's KneserNeyInterpolated is interpolated Kneser-Ney too (Chen and Goodman 1998, section 2.7), and differs in this:
+
+    - It has one discount for all orders, and we have section 2.7's D_k = n_1 / (n_1 + 2 n_2). The test sets ours to nltk's.
+    - Its p_1 has no discount and no p_0 below it, so that a token that was never seen has probability 0. Ours here: D_1 = 0.
+    - Order 1 divides by 0: it counts the tokens before a token, and there are no bigrams to count them in.
+    - It counts only what it is given. One token before each row is the start that we count.
+    - A history that was not counted gives the lower order in both, and at the start of a row the order is lower.
+    """
+    lm = pytest.importorskip("nltk.lm", reason="nltk is not installed")
+    from nltk.util import everygrams
+
+    words = [str(token) for token in range(VOCABULARY)]  # nltk takes no numbers
+    rows = (["start", *(words[token] for token in text)] for text in TEXTS)
+    theirs = lm.KneserNeyInterpolated(order, discount=0.3)
+    theirs.fit((everygrams(row, max_len=order) for row in rows), words)
+    ours = ngram(TEXTS, order)
+    ours.discounts.data[:] = torch.tensor([0.0] + [0.3] * (order - 1))
+    for text in ([5, 1, 2, 6, 3, 3, 4], [1, 2, 3, 9, 4, 5, 1, 2]):  # 9 was never seen
+        probs = ours(input_ids=torch.tensor([text])).logits[0].exp()
+        for position in range(len(text)):
+            history = [words[token] for token in text[: position + 1]]
+            expected = torch.tensor([theirs.score(word, history) for word in words])
+            torch.testing.assert_close(probs[position], expected, atol=1e-6, rtol=0)
+
+
 def test_bigram_worked_by_hand():
     """Of the text 1 2 1 3: bigrams 12, 21, 13 once each, so D_2 = 1 and p(. | 1) is the unigrams' distribution.
 

@@ -1,5 +1,8 @@
 """The models before the Transformer in the rest of the house: policy gradients, the engine, keys, and what is refused."""
 
+import re
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -14,10 +17,12 @@ from rlhf.data.padding import IGNORED
 from rlhf.errors import UserError
 from rlhf.models.activation_checkpointing import drop_default
 from rlhf.models.actor_critic import hidden_before, log_probs_of, token_log_probs
-from rlhf.models.load import reward_model_outline, save
+from rlhf.models.load import load_reward_model, reward_model_outline, save
 from rlhf.models.lora import add_lora
 from rlhf.models.parts import fit_embeddings, trunk_of
 from rlhf.models.scratch import new_baseline
+from rlhf.runs.card import card_text
+from rlhf.runs.record import RunRecord
 from rlhf.runs.settings import ModelSettings, parse
 from rlhf.serving.engine.batched import can_batch
 from rlhf.serving.engine.engine import Engine
@@ -100,10 +105,9 @@ def test_an_ngram_is_refused_where_gradients_train(tokenizer):
         fit_embeddings(tiny(tokenizer, "ngram"), tokenizer)
 
 
-@pytest.mark.parametrize("name", ["ngram", "mlp"])
-def test_a_model_without_scores_is_no_reward_model(tokenizer, tmp_path, name):
-    save(tiny(tokenizer, name), tokenizer, tmp_path)
-    with pytest.raises(UserError, match=f"no sequence classification model for {name}"):
+def test_an_ngram_is_no_reward_model(tokenizer, tmp_path):
+    save(tiny(tokenizer, "ngram"), tokenizer, tmp_path)
+    with pytest.raises(UserError, match="no sequence classification model for ngram"):
         reward_model_outline(str(tmp_path))
 
 
@@ -158,6 +162,26 @@ def test_the_engine_answers(tokenizer, tmp_path, name):
     assert isinstance(end, StreamEnd)
     text = "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
     assert text.strip() == expected.strip()
+
+
+# ---- the card ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "lstm"])
+@pytest.mark.parametrize("recipe", ["pretrain", "sft", "reward", "classification"])
+def test_the_snippet_runs_in_a_process_of_its_own(tokenizer, tmp_path, recipe, name):
+    """Only a new process does not know the model's classes yet."""
+    model = tiny(tokenizer, name)
+    save(model, tokenizer, tmp_path)
+    if recipe in ("reward", "classification"):
+        model = load_reward_model(str(tmp_path), new_head=True)
+        save(model, tokenizer, tmp_path)
+    RunRecord(recipe, status="done").save(tmp_path)
+    card = card_text(tmp_path, model_id=str(tmp_path))
+    code = re.search(r"^```python\n(.*?)^```", card, flags=re.M | re.S)[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- bits per byte -----------------------------------------------------------------------------------------------

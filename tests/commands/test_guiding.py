@@ -2,15 +2,18 @@
 
 import argparse
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.commands.guiding import discount
 from rlhf.commands.sample import add_arguments, main
 from rlhf.comparison.compare import ReportSettings, build_report, load_runs
+from rlhf.errors import UserError
 from rlhf.models.action_values import ActionValueHeads, save_heads
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import save
@@ -95,6 +98,21 @@ def test_an_ilql_run_decodes_with_its_own_values_unless_told_otherwise(sample, r
     assert texts(sample("ilql", "less", "--value_coef", 0.3)) != texts(own)
     record = json.loads((own / "sample.json").read_text())
     assert record["settings"]["decoding"] == "value" and record["models"]["values"]
+
+
+@pytest.mark.parametrize("values", ["ilql", "head"])
+def test_answers_of_values_that_were_trained_again_are_not_kept(sample, runs, tmp_path, values):
+    """The policy is the same, so that only the heads tell the two runs apart."""
+    shutil.copytree(runs / values, tmp_path / "again")
+    flags = ["--decoding", "value", *([] if values == "ilql" else ["--top_k", 4])]
+    first = texts(sample(tmp_path / "again", "answers", *flags))
+    assert texts(sample(tmp_path / "again", "answers", *flags)) == first
+    (path,) = (tmp_path / "again" / "value_model").iterdir()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: -tensor for name, tensor in load_file(path).items()}, path, metadata)
+    with pytest.raises(UserError, match=r"sampled with other models \(values"):
+        sample(tmp_path / "again", "answers", *flags)
 
 
 def test_a_report_measures_what_an_ilql_run_decodes_from(runs):

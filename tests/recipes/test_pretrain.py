@@ -1,6 +1,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from transformers import (
     BertModel,
 )
 
+from rlhf.baselines.table import register
+from rlhf.errors import UserError
 from rlhf.models.load import load_encoder
 from rlhf.runs.card import front_matter
 from rlhf.runs.record import RunRecord, read_jsonl
@@ -276,9 +279,11 @@ SMALL = "--from_scratch true --block_size 32 --report_to none --bf16 false".spli
 
 
 @pytest.mark.slow
-def test_an_lstm_resumed_in_the_middle_of_an_epoch_ends_the_same(trainer_of, stories):
+@pytest.mark.parametrize("carried", ["false", "true"])
+def test_an_lstm_resumed_in_the_middle_of_an_epoch_ends_the_same(trainer_of, stories, carried):
     train = trainer_of("pretrain", LETTERS, SMALL)
     flags = [*stories, *"--model_type lstm --hidden_size 16 --layers 2 --dropout 0.2".split()]
+    flags += ["--carry_state", carried, "--cross_documents", carried, "--block_size", "8"]
     flags += "--eval_fraction 0 --learning_rate 1e-2 --num_train_epochs 2 --save_steps 20".split()
     flags += "--save_strategy steps --per_device_train_batch_size 8 --save_total_limit 9".split()
     whole = train(*flags, kind="gpt2")
@@ -304,3 +309,61 @@ def test_two_processes_count_the_n_grams_of_one(trainer_of, launch, stories, tmp
     names = ("bits_per_byte", "grams", "train_tokens")
     one, two = RunRecord.load(alone).metrics, RunRecord.load(both).metrics
     assert [one[name] for name in names] == pytest.approx([two[name] for name in names], rel=1e-6)
+
+
+def test_carried_states_are_used_by_training_and_evaluation(trainer_of, tmp_path):
+    """The losses are those of each stream of the text read in one piece; no block's first token is predicted."""
+    train = trainer_of("pretrain", LETTERS, SMALL)
+    draw, texts, flags = random.Random(0), {}, "--model_type gru --hidden_size 16".split()
+    for name in ("dataset_name", "eval_dataset_name"):
+        texts[name] = " ".join(draw.choice(LETTERS) for _ in range(8 * 11))
+        (tmp_path / name).with_suffix(".txt").write_text(texts[name])
+        flags += [f"--{name}", str(tmp_path / f"{name}.txt")]
+    flags += "--layers 1 --dropout 0 --cross_documents true --carry_state true".split()
+    flags += "--per_device_train_batch_size 2 --per_device_eval_batch_size 3 --max_steps 6".split()
+    flags += "--block_size 8 --learning_rate 0 --logging_steps 1 --save_strategy no".split()
+    folder = train(*flags, kind="gpt2")
+    register("gru")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def losses(name: str, streams: int):
+        """Of each batch, whose rows are blocks of `streams` equal parts of the text."""
+        ids, batches = torch.tensor(tokenizer(texts[name]).input_ids), 11 // streams
+        parts = ids[: streams * batches * 8].view(streams, -1)
+        with torch.no_grad():
+            log_probs = model(input_ids=parts).logits[:, :-1].log_softmax(-1)
+        picked = log_probs.gather(2, parts[:, 1:, None]).squeeze(2)  # (streams, batches * 8 - 1)
+        padded = torch.nn.functional.pad(picked, (1, 0)).view(streams, batches, 8)
+        return -padded[:, :, 1:].mean((0, 2))
+
+    logged = [line["loss"] for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
+    expected = losses("dataset_name", 2)
+    assert logged == pytest.approx([*expected.tolist(), expected[0].item()], abs=1e-4)
+    metrics = RunRecord.load(folder).metrics
+    assert metrics["eval_loss"] == pytest.approx(
+        losses("eval_dataset_name", 3).mean().item(), abs=1e-4
+    )
+    assert metrics["eval_rows"] == 9 and metrics["train_tokens"] == 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model_type gpt2 --cross_documents true", "a gpt2 model has no recurrent state"),
+        ("--cross_documents true", "a Transformer model has no recurrent state"),
+        ("--model_type lstm", "set cross_documents to true"),
+    ],
+)
+def test_a_state_that_cannot_be_carried_is_refused(trainer_of, stories, capsys, flags, said):
+    with pytest.raises(SystemExit):
+        trainer_of("pretrain", LETTERS, SMALL)(*stories, "--carry_state", "true", *flags.split())
+    assert said in capsys.readouterr().err
+
+
+def test_carried_states_are_for_one_process(recipe_module):
+    settings = SimpleNamespace(
+        carry_state=True, from_scratch=True, model_type="lstm", cross_documents=True
+    )
+    with pytest.raises(UserError, match="2 processes would read other streams than one"):
+        recipe_module("pretrain").check_carries_state(settings, SimpleNamespace(world_size=2))

@@ -14,10 +14,11 @@ from transformers import (
     LlamaConfig,
 )
 
+from rlhf.baselines.table import BASELINES
 from rlhf.completions.score import RewardModelScorer, ScoringBatch
 from rlhf.models.load import load_reward_model, save
 from rlhf.models.parts import fit_embeddings
-from rlhf.models.scratch import new_policy
+from rlhf.models.scratch import new_baseline, new_policy
 from rlhf.runs.record import RunRecord, read_jsonl
 from rlhf.runs.run import Run, start
 
@@ -47,6 +48,9 @@ def bases(tokenizer, bert_tokenizer, tmp_path):
             model = AutoModelForCausalLM.from_config(config)
             fit_embeddings(model, tokenizer)
             save(model, tokenizer, folder)
+        elif kind in BASELINES:
+            sizes = dict(hidden_size=16, layers=1, order=5, dropout=0.0)
+            save(new_baseline(tokenizer, kind, **sizes), tokenizer, folder)
         else:
             sizes = dict(hidden_size=16, layers=1, heads=2, context=24, dropout=0.0)
             save(new_policy(tokenizer, model_type="gpt2", **sizes), tokenizer, folder)
@@ -96,6 +100,7 @@ def mean_score(folder, rows, completion) -> float:
     ("kind", "lora"),
     [
         ("llama", False),
+        ("lstm", False),
         pytest.param("bert", True, marks=pytest.mark.slow),
         pytest.param("gpt2", False, marks=pytest.mark.slow),
         pytest.param("gpt2", True, marks=pytest.mark.slow),
@@ -115,6 +120,7 @@ def test_demonstrations_score_0_and_the_record_says_where_that_is_stored(train, 
         "gpt2": "the bias of the last layer norm",
         "llama": "score_centre in config.json",
         "bert": "the bias of the head",
+        "lstm": "the bias of the head",
     }
     assert metrics["score_centre_in"] == expected[kind]
     config = json.loads((folder / "config.json").read_text())
@@ -122,6 +128,31 @@ def test_demonstrations_score_0_and_the_record_says_where_that_is_stored(train, 
         metrics["score_centre"] if kind == "llama" else None, abs=1e-6
     )
     assert ("model.config.score_centre" in (folder / "README.md").read_text()) == (kind == "llama")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["gru", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lstm", "rnn", "mlp"))],
+)
+def test_a_model_before_the_transformer_learns_to_rank(train, kind):
+    """Its scores depend neither on the rest of a batch nor on the loader, and plain transformers gives the same."""
+    folder = train("--max_steps", "12", "--learning_rate", "5e-2", kind=kind)
+    assert RunRecord.load(folder).metrics["accuracy"] == 1.0
+    completions = ["c c c", "c", "d d c", "c d c a b e f"]
+    scorer = RewardModelScorer.load(str(folder))
+    together = scorer(ScoringBatch(["a b"] * 4, completions))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for score, completion in zip(together, completions, strict=True):
+        alone = scorer(ScoringBatch(["a b"], [completion]))
+        assert alone.item() == pytest.approx(score.item(), abs=1e-5)
+        messages = [
+            {"role": "user", "content": "a b"},
+            {"role": "assistant", "content": completion},
+        ]
+        inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            assert model(**inputs).logits.item() == pytest.approx(score.item(), abs=1e-5)
 
 
 def test_an_encoder_learns_from_pairs_and_scores_them_as_plain_transformers_does(train):

@@ -97,6 +97,7 @@ KOREAN = {
     "objective": "causal(GPT), masked(BERT의 단어), masked_nsp(다음 문장도).",
     "block_size": "한 행의 토큰 수. 특수 토큰을 포함합니다.",
     "cross_documents": "문서 안에서 자르지 않고, 이어 붙여 꽉 찬 블록으로 자릅니다.",
+    "carry_state": "rnn, lstm, gru: 블록을 앞 블록의 마지막 상태에서 시작합니다. cross_documents가 필요합니다.",
     "whole_words": "토큰 하나가 아니라 단어 전체를 가립니다.",
     "stride": "긴 지문을 나눈 두 창이 겹치는 토큰 수.",
     "max_answer_length": "가장 긴 답의 토큰 수. BERT: 30.",
