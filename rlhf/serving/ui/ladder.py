@@ -36,7 +36,10 @@ TEXTS = {
     ),
     "ladder.ask": ("Ask every rung", "모든 단계에 묻기"),
     "ladder.waiting": ("…", "…"),
-    "ladder.gone": ("This model is not in the folder of the runs.", "이 모델은 학습 폴더에 없습니다."),
+    "ladder.gone": (
+        "This model is not in the folder of the runs.",
+        "이 모델은 학습 폴더에 없습니다.",
+    ),
     "ladder.bits": ("{bits} bits per byte", "바이트당 {bits}비트"),
     "ladder.learned": ("{count} learned numbers", "학습된 수 {count}개"),
     "ladder.seconds": ("{seconds} s of training", "학습 {seconds}초"),
