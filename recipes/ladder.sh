@@ -56,6 +56,6 @@ stages() {
     # Plain text has no right answers.
     [ -z "${DEMO:-}" ] && [ ! -f "$FILES/sft.jsonl" ] || answers+=" --reward_functions rlhf.recipes.rewards:$REWARD"
   fi
-  echo ladder "$models" "$answers" --output "$RUN"
+  echo ladder "$models" "$answers" --samples 5 --output "$RUN"
 }
 stages | python -m rlhf.stages
