@@ -14,9 +14,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || sysctl -n hw.nc
 SEED=${SEED:-0}
 CONFIG=${CONFIG:-ladder}
 if [ -n "${DATA:-}" ]; then
+  DEMO=
   name=$(basename "$DATA")
   RUN=${RUN:-runs/ladder-${name%%.*}}
-  FILES=$RUN/data TEXT=text REWARD=chrf
+  FILES=$RUN/data TEXT=text
   # Unquoted: several flags.
   python -m rlhf ladder_data "$DATA" ${DATA_FLAGS:-} --output "$FILES"
 else
@@ -25,7 +26,7 @@ else
     DEMO=$RUN/demo
     [ -f "$DEMO/ppo/small_talk.json" ] || RUN=$DEMO bash "$(dirname "$0")/demo.sh"
   fi
-  FILES=$DEMO/data TEXT=turns REWARD=on_topic
+  FILES=$DEMO/data TEXT=turns
 fi
 RUNGS=$RUN/rungs
 
@@ -38,7 +39,7 @@ line() { # FOLDER COMMAND...
 }
 stages() {
   local text="--dataset_name $FILES/$TEXT.jsonl --eval_dataset_name $FILES/${TEXT}_heldout.jsonl --tokenizer_name_or_path $RUN/tokenizer"
-  local models=$RUNGS answers=""
+  local models=$RUNGS answers="--prompts $FILES/heldout.jsonl"
   line "$RUN/tokenizer" tokenizer --config ladder --dataset_name "$FILES/$TEXT.jsonl" --vocab_size "${VOCAB:-3072}"
   for order in 1 2 3 4 5; do
     line "$RUNGS/$order-gram" pretrain --config ladder_ngram "$text" --order "$order"
@@ -47,14 +48,12 @@ stages() {
     line "$RUNGS/$model" pretrain --config "${CONFIG}_$model" "$text" --seed "$SEED" "${FLAGS:-}"
   done
   if [ -n "${DEMO:-}" ]; then
-    models="$RUNGS $DEMO/sft $DEMO/ppo"
+    models="$RUNGS $DEMO/sft $DEMO/ppo" answers+=" --reward_functions rlhf.recipes.rewards:on_topic"
   elif [ -f "$FILES/sft.jsonl" ]; then
     line "$RUNGS/sft" sft --config "$CONFIG" --dataset_name "$FILES/sft.jsonl" --eval_dataset_name "$FILES/sft_dev.jsonl" --model_name_or_path "$RUNGS/gpt2" --seed "$SEED"
-  fi
-  if [ -f "$FILES/heldout.jsonl" ]; then
-    answers="--prompts $FILES/heldout.jsonl"
-    # Plain text has no right answers.
-    [ -z "${DEMO:-}" ] && [ ! -f "$FILES/sft.jsonl" ] || answers+=" --reward_functions rlhf.recipes.rewards:$REWARD"
+    answers+=" --reward_functions rlhf.recipes.rewards:chrf"
+  elif [ ! -f "$FILES/heldout.jsonl" ]; then # texts of one line
+    answers=""
   fi
   echo ladder "$models" "$answers" --samples 5 --output "$RUN"
 }
