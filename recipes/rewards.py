@@ -5,6 +5,8 @@ Named in a YAML as `reward_functions: [rlhf.recipes.rewards:slot_coverage]`; col
 
 import re
 
+from rlhf.tasks.seq2seq.metrics import chrf_of_each
+
 
 def slot_coverage(prompts, completions, **columns) -> list[float]:
     """Share of the given facts whose value occurs in the text, ignoring case.
@@ -44,6 +46,11 @@ def preferred_voice(prompts, completions, *, answers, voice, **columns) -> list[
     for by_voice, name in zip(answers, voice, strict=True):
         spoken.add(plain(by_voice[name]))
     return [float(plain(completion) in spoken) for completion in completions]
+
+
+def chrf(prompts, completions, *, completion, **columns) -> list[float]:
+    """chrF with the answer of the row, 0 to 100: how many of its character n-grams are there, up to 6 characters."""
+    return chrf_of_each(completions, completion)
 
 
 def honest(prompts, completions, *, refusals, **columns) -> list[float]:

@@ -171,6 +171,7 @@ def test_every_recipe_is_a_command_and_the_reward_functions_are_not():
         "annotator",
         "e2e",
         "examples",
+        "ladder_data",
         "smalltalk",
     ]
     assert not scripts.keys() & COMMANDS.keys()

@@ -19,8 +19,10 @@ from rlhf.commands.report import (
 )
 from rlhf.comparison.compare import ReportSettings, choose_samples
 from rlhf.comparison.ladder import (
+    Rung,
     draw,
     find_rungs,
+    fitting_rows,
     ladder_json,
     ladder_markdown,
     measure_rung,
@@ -28,6 +30,7 @@ from rlhf.comparison.ladder import (
     shown_prompts,
     table_rows,
 )
+from rlhf.completions.score import WeightedSum
 from rlhf.runs.folders import LADDER
 from rlhf.runs.replacement import replacement
 
@@ -39,9 +42,10 @@ def main(args: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in args.folders]
     output = output_folder(args.output or folders[0])
     rungs = find_rungs(folders)
-    rows = read_file(
-        args.prompts, ("prompt_completion", "prompt"), skip_bad=args.skip_bad, limit=args.limit
-    ).rows
+    rows = []
+    if args.prompts:
+        kinds = ("prompt_completion", "prompt")
+        rows = read_file(args.prompts, kinds, skip_bad=args.skip_bad, limit=args.limit).rows
     rewards = load_rewards(args)
     settings = ReportSettings(
         seed=args.seed,
@@ -49,11 +53,9 @@ def main(args: argparse.Namespace) -> int:
         max_completion_length=args.max_completion_length,
         samples=args.samples,
     )
-    shown = choose_samples(len(rows), settings)
-    for rung in rungs:
-        print(f"{rung.name}: answers {len(rows)} prompts", flush=True)
-        measure_rung(rung, rows, settings=settings, rewards=rewards, shown=shown)
-    prompts = shown_prompts(rows, shown)
+    if rows:
+        rows = measure(rungs, rows, settings, rewards)
+    prompts = shown_prompts(rows, choose_samples(len(rows), settings))
     output.mkdir(parents=True, exist_ok=True)
     with replacement(output) as temporary:
         has_picture = draw(rungs, temporary / PICTURE)
@@ -69,10 +71,28 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def measure(
+    rungs: list[Rung], rows: list[dict], settings: ReportSettings, rewards: WeightedSum | None
+) -> list[dict]:
+    """Let every rung answer the rows. Returns those that fit all rungs, which were answered."""
+    fit = fitting_rows(rungs, rows, settings)
+    if len(fit) < len(rows):
+        print(f"{len(rows) - len(fit)} of {len(rows)} prompts are too long and were dropped")
+    shown = choose_samples(len(fit), settings)
+    for rung in rungs:
+        print(f"{rung.name}: answers {len(fit)} prompts", flush=True)
+        measure_rung(rung, fit, settings=settings, rewards=rewards, shown=shown)
+    return fit
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="runs, or folders of runs; others are ignored")
-    add("--prompts", required=True, metavar="FILE", help="held-out prompts that every rung answers")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="held-out prompts that every rung answers; without it there are no answers",
+    )
     add_reward_arguments(parser)
     add(
         "--output",

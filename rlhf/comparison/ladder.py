@@ -52,7 +52,7 @@ class Rung:
     bits_per_byte: on held-out text, or None. held_out: tells that text from others.
     position: on the road. Rungs are shown in this order.
     curve: (seconds, bits per byte) of the evaluations while it trained.
-    tokens_per_second: of decoding TIMED_PROMPTS prompts together.
+    tokens_per_second: of decoding TIMED_PROMPTS prompts together; 0 where it answered none.
     rates: score -> Estimate, of the answers. per_cent: those that are shares.
     answers: to the prompts that are shown.
     """
@@ -157,6 +157,15 @@ def find_rungs(folders: Sequence[Path]) -> list[Rung]:
     return sorted(rungs.values(), key=lambda rung: (rung.position, rung.name))
 
 
+def fitting_rows(rungs: list[Rung], rows: list[dict], settings: ReportSettings) -> list[dict]:
+    """The rows whose prompt leaves room for an answer in every rung, so that all rungs answer the same rows."""
+    for rung in rungs:
+        rows = fitting(
+            rows, load_runs([rung.path], settings.precision), settings.max_completion_length
+        )
+    return rows
+
+
 def measure_rung(
     rung: Rung,
     rows: list[dict],
@@ -167,14 +176,10 @@ def measure_rung(
 ) -> None:
     """Let a rung answer, and fill in its rates, answers and speed. rows: with a "prompt" and columns for the rewards.
 
+    They fit every rung, see fitting_rows.
     shown: indices of the rows whose answers are kept.
     """
     (run,) = load_runs([rung.path], settings.precision)
-    if len(fitting(rows, [run], settings.max_completion_length)) < len(rows):
-        raise UserError(
-            f"{rung.path}: some prompts leave no room for {settings.max_completion_length} tokens in its context: "
-            "use a smaller --max_completion_length"
-        )
     if not rung.parameters:
         rung.parameters = sum(weight.numel() for weight in run.model.parameters())
     column = make_column(run, rows, "sampled", settings, rewards, None)
@@ -208,7 +213,7 @@ def table_rows(rungs: list[Rung]) -> list[dict[str, str]]:
             "year": str(rung.year),
             "learned numbers": f"{rung.parameters:,}",
             "seconds": f"{rung.seconds:.0f}",
-            "tokens/s": f"{rung.tokens_per_second:.0f}",
+            "tokens/s": f"{rung.tokens_per_second:.0f}" if rung.tokens_per_second else "-",
             "bits per byte": bits,
         }
         for name, estimate in rung.rates.items():
@@ -226,9 +231,10 @@ def ladder_markdown(rungs: list[Rung], prompts: list[str], picture: str | None) 
     parts += notes(rungs)
     if picture:
         parts.append(f"![bits per byte against seconds]({picture})")
-    parts += ["## Answers", "To prompts drawn by the seed, not picked."]
-    answers = [[f"{rung.name} ({rung.year})", *rung.answers] for rung in rungs]
-    parts.append(markdown_table(["rung", *prompts], answers))
+    if prompts:
+        parts += ["## Answers", "To prompts drawn by the seed, not picked."]
+        answers = [[f"{rung.name} ({rung.year})", *rung.answers] for rung in rungs]
+        parts.append(markdown_table(["rung", *prompts], answers))
     parts += ["## Papers", "\n".join(f"- {rung.name}: {rung.paper}, {rung.year}" for rung in rungs)]
     return "\n\n".join(parts) + "\n"
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf.__main__ import main
 from rlhf.comparison import ladder
 from rlhf.comparison.compare import ReportSettings
 from rlhf.completions.functions import FunctionScorer
@@ -114,6 +115,31 @@ def test_every_rung_answers_the_same_prompts_and_all_is_written(rungs, tmp_path)
     assert [rung["name"] for rung in content["rungs"]] == ["rnn", "gpt2"]
     page = ladder.ladder_markdown(found, ["cd"], "ladder.png")
     assert "Elman" in page and "2.500" in page and "(ladder.png)" in page
-    too_long = [{"prompt": "a" * 200}]
+
+
+def test_prompts_that_do_not_fit_a_rung_are_asked_of_none(rungs):
+    rows = [{"prompt": "a" * 200}, {"prompt": "ab"}]
+    found = ladder.find_rungs([rungs / name for name in ("rnn", "gpt2")])
+    settings = ReportSettings(max_completion_length=5)
+    assert ladder.fitting_rows(found[:1], rows, settings) == rows  # an RNN has no longest text
+    assert ladder.fitting_rows(found, rows, settings) == rows[1:]
     with pytest.raises(UserError, match="max_completion_length"):
-        ladder.measure_rung(found[1], too_long, settings=settings, rewards=rewards, shown=[])
+        ladder.fitting_rows(found, rows[:1], settings)
+
+
+def test_without_prompts_there_are_numbers_and_no_answers(rungs, tmp_path, capsys):
+    folders = [str(rungs / "rnn"), str(rungs / "gpt2")]
+    assert main(["ladder", *folders, "--output", str(tmp_path)]) == 0
+    page = (tmp_path / "ladder.md").read_text()
+    assert "2.500" in page and "Answers" not in page
+    assert json.loads((tmp_path / "ladder.json").read_text())["prompts"] == []
+    assert "answers" not in capsys.readouterr().out
+
+
+def test_the_command_counts_prompts_that_are_too_long(rungs, tmp_path, capsys):
+    rows = [{"prompt": "a" * 200}, {"prompt": "ab"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--prompts", str(tmp_path / "prompts.jsonl"), "--max_completion_length", "5"]
+    assert main(["ladder", str(rungs / "gpt2"), *flags, "--output", str(tmp_path / "out")]) == 0
+    assert "1 of 2 prompts are too long and were dropped" in capsys.readouterr().out
+    assert "| rung | ab |" in (tmp_path / "out" / "ladder.md").read_text()

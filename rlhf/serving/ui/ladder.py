@@ -138,9 +138,12 @@ def facts_of(rung: dict, language: str) -> list[str]:
     facts = []
     if rung["bits_per_byte"] is not None:
         facts.append(text("ladder.bits", language, bits=f"{rung['bits_per_byte']:.3f}"))
-    for name in rung["per_cent"]:
+    for name, rate in rung["rates"].items():
         shown = html.escape(name.removeprefix("score_").replace("_", " "))
-        facts.append(f"{shown} {rung['rates'][name]['mean']:.0%}")
+        number = f"{rate['mean']:.1f}"
+        if name in rung["per_cent"]:
+            number = f"{rate['mean']:.0%}"
+        facts.append(f"{shown} {number}")
     facts.append(text("ladder.learned", language, count=f"{rung['parameters']:,}"))
     facts.append(text("ladder.seconds", language, seconds=f"{rung['seconds']:.0f}"))
     return facts

@@ -73,6 +73,17 @@ def _with_interval(name: str, metric, written, references, resamples: int) -> di
     return results
 
 
+def chrf_of_each(written: Sequence[str], references: Sequence[str]) -> list[float]:
+    """chrF (Popovic 2015) of each text with its reference, 0 to 100. UserError where sacrebleu is not installed."""
+    if not is_installed():
+        raise UserError(MISSING)
+    from sacrebleu.metrics import CHRF
+
+    metric = CHRF()
+    pairs = zip(written, references, strict=True)
+    return [float(metric.sentence_score(text, [reference]).score) for text, reference in pairs]
+
+
 def scores_by_length(
     written: Sequence[str], references: Sequence[str], lengths: Sequence[int]
 ) -> list[dict]:

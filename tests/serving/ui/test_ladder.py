@@ -90,6 +90,12 @@ def test_the_newest_ladder_is_shown_and_without_one_there_is_no_tab(service, tmp
     assert not has_ladder(service)
 
 
+def test_a_score_that_is_no_share_is_shown_as_a_number(service):
+    rates = {"score_chrf": {"mean": 23.46, "low": 22.0, "high": 25.0, "n": 9}}
+    facts = ladder.facts_of(rung(service.runs / "gru", rates=rates, per_cent=[]), "ko")
+    assert "chrf 23.5" in facts and not any("%" in fact for fact in facts)
+
+
 @pytest.mark.parametrize("language", texts.LANGUAGES)
 def test_names_papers_and_answers_are_shown_as_text(service, language):
     *_, rungs = ladder.Ladder(service).ask("hello", SETTINGS, "session")
