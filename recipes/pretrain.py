@@ -42,7 +42,12 @@ from rlhf.tasks.pretraining.bits_per_byte import (
     mean_nats,
     predicted_bytes,
 )
-from rlhf.tasks.pretraining.carried_state import CarriedState, Streams, check_is_recurrent
+from rlhf.tasks.pretraining.carried_state import (
+    CarriedState,
+    Streams,
+    check_is_recurrent,
+    evaluation_streams,
+)
 from rlhf.tasks.pretraining.counting import count_rows
 from rlhf.tasks.pretraining.encode import (
     MaskedRows,
@@ -237,7 +242,8 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
         check_length(evaluation, "evaluation", settings)
         dropped += eval_dropped
         if settings.carry_state:
-            evaluation = Streams(evaluation, args.per_device_eval_batch_size)
+            evaluation = evaluation_streams(evaluation, args.per_device_eval_batch_size)
+            args.per_device_eval_batch_size = evaluation.batch_size
             dropped += evaluation.left_out
     tokens = sum(train.lengths)
     run.say(

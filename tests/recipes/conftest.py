@@ -8,6 +8,17 @@ import pytest
 from rlhf.runs.run import start
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+# The packages of the extra rlhf[ladder], which a recipe needs.
+EXTRAS = {"seq2seq": "sacrebleu", "word_vectors": "gensim"}
+
+
+@pytest.fixture(autouse=True)
+def skipped_without_its_package(request):
+    """A test with the parameter `recipe` is skipped where the package that the recipe needs is not installed."""
+    parameters = getattr(request.node, "callspec", None)
+    recipe = parameters.params.get("recipe") if parameters else None
+    if recipe in EXTRAS:
+        pytest.importorskip(EXTRAS[recipe], reason=f"{EXTRAS[recipe]} is not installed")
 
 
 @pytest.fixture

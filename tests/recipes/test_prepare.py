@@ -263,6 +263,36 @@ def test_a_metric_that_does_not_exist_is_refused_before_rows_are_read(encoder, n
         encoder(recipe, LABELLED, "--metric_for_best_model", "f2", module=module)
 
 
+BEST = "--load_best_model_at_end true --eval_strategy epoch --save_strategy epoch"
+
+
+@pytest.mark.parametrize("recipe", ["seq2seq"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (f"--metric_for_best_model f2 {BEST}", "metric_for_best_model=f2: use one of loss"),
+        ("--model_type bert", "use one of lstm_seq2seq, marian"),
+        ("--bleu_tokenize words", "bleu_tokenize"),
+    ],
+)
+def test_seq2seq_is_checked_before_pairs_are_read(encoder, never_loads, recipe, flags, said):
+    module = never_loads(recipe, "load_splits")
+    with pytest.raises(UserError, match=said):
+        encoder(recipe, [], *flags.split(), module=module)
+
+
+@pytest.mark.parametrize("recipe", ["word_vectors"])
+@pytest.mark.parametrize("file", ["analogies", "similarity_pairs"])
+def test_word_vectors_read_the_questions_before_the_text(
+    prepare, never_loads, tmp_path, recipe, file
+):
+    module = never_loads(recipe, "load_splits")
+    (tmp_path / "questions.txt").write_text("a b\n")
+    flags = ["--dataset_name", "text.txt", "--output_dir", tmp_path / "run"]
+    with pytest.raises(UserError, match="questions.txt:1: "):
+        prepare(recipe, *flags, f"--{file}", tmp_path / "questions.txt", module=module)
+
+
 def test_pretraining_is_checked_before_text_is_read(encoder, never_loads):
     module = never_loads("pretrain", "load_splits")
     for flags in ("--objective cloze", "--block_size 2", "--metric_for_best_model f1"):
@@ -290,8 +320,10 @@ NAMES = {
     "pretrain": "--tokenizer_name_or_path",
     "question_answering": "--dataset_name",
     "reward": "--demonstrations",
+    "seq2seq": "--model_name_or_path",
     "sft": "--pretraining_dataset",
     "tokenizer": "--compare_tokenizers",
+    "word_vectors": "--analogies",
 }
 
 

@@ -17,6 +17,13 @@ ROWS = {
     "ner": '{"tokens": ["a"], "tags": ["O"]}',
     "question_answering": '{"question": "a", "context": "b", "answers": {"text": ["b"], "answer_start": [0]}}',
     "multiple_choice": '{"text": "a", "choices": ["b", "c"], "label": 0}',
+    "seq2seq": '{"prompt": "a", "completion": "b"}',
+    "word_vectors": '{"text": "a b"}',
+}
+# Those that start from no model, with a flag that they refuse.
+WITHOUT_A_MODEL = {
+    "tokenizer": ["--vocab_size", "0"],
+    "word_vectors": ["--architecture", "none"],
 }
 COMMON = "--use_cpu --report_to none"
 
@@ -44,16 +51,18 @@ def model_flags(tmp_path_factory, make_tokenizer):
     home = tmp_path_factory.mktemp("models")
     save(tiny_policy(word_tokenizer()), word_tokenizer(), home / "base")
     make_tokenizer(["a", "b"]).save_pretrained(home / "bert")
+    make_tokenizer(["a", "b"], "gpt2").save_pretrained(home / "gpt2")
 
     def model_flags(recipe: str) -> list[str]:
         base = ["--model_name_or_path", str(home / "base")]
-        if recipe == "tokenizer":
+        if recipe in WITHOUT_A_MODEL:
             return []
         if recipe == "ppo":
             return [*base, "--reward_model_path", str(home / "base")]
         if recipe in ("sft", "reward"):
             return base
-        flags = ["--from_scratch", "true", "--tokenizer_name_or_path", str(home / "bert")]
+        kind = "gpt2" if recipe == "seq2seq" else "bert"
+        flags = ["--from_scratch", "true", "--tokenizer_name_or_path", str(home / kind)]
         return [*flags, "--objective", "masked"] if recipe == "pretrain" else flags
 
     return model_flags
@@ -62,8 +71,8 @@ def model_flags(tmp_path_factory, make_tokenizer):
 @pytest.mark.parametrize("recipe", ROWS)
 def test_a_refused_run_leaves_no_folder(refuse, model_flags, recipe, tmp_path):
     gone = ["--model_name_or_path", str(tmp_path / "gone")]
-    if recipe == "tokenizer":
-        gone = ["--vocab_size", "0"]
+    if recipe in WITHOUT_A_MODEL:
+        gone = WITHOUT_A_MODEL[recipe]
     assert refuse(recipe, ROWS[recipe], *gone).startswith("error: ")
     # In the middle of the data, when the folder is there and locked.
     said = refuse(recipe, f"{ROWS[recipe]}\n{{", *model_flags(recipe))

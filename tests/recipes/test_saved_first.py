@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -79,6 +80,7 @@ CASES = {
         "question_answering", [*ENCODER, "--stride", "2"], QUESTIONS, READER
     ),
     "multiple_choice": Case("multiple_choice", ENCODER, CHOICES, AutoModelForMultipleChoice),
+    "seq2seq": Case("seq2seq", ENCODER, ANSWERS, AutoModelForSeq2SeqLM),
     "pretrain": Case("pretrain", [*ENCODER, "--block_size", "8"], TEXTS, CAUSAL),
     "sft": Case("sft", DECODER, ANSWERS, CAUSAL),
     "reward": Case("reward", DECODER, RANKINGS, CLASSIFIER),
@@ -101,6 +103,7 @@ STAGES = {
     "ner": [PREDICT, WRITE, SAMPLES, "plot_entities", CURVES, CARD],
     "question_answering": [PREDICT, "add_to_config", WRITE, SAMPLES, CURVES, CARD],
     "multiple_choice": [PREDICT, WRITE, SAMPLES, CURVES, CARD],
+    "seq2seq": [PREDICT, "corpus_scores", WRITE, "draw", SAMPLES, CURVES, CARD],
     "pretrain": [EVALUATE, CURVES, CARD],
     "sft": [EVALUATE, CURVES, CARD],
     "reward": [SCORES, "shift_scores", WRITE, RANKING_PLOT, CURVES, CARD],
@@ -118,12 +121,14 @@ IN_SHORT = {
 
 
 def all_stages() -> list:
+    """(recipe, case, stage)."""
     parameters = []
     for case, stages in STAGES.items():
         for stage in stages:
             marks = [] if (case, stage) in IN_SHORT else [pytest.mark.slow]
             name = f"{case}-{stage.rpartition('.')[2]}"
-            parameters.append(pytest.param(case, stage, marks=marks, id=name))
+            recipe = CASES[case].recipe
+            parameters.append(pytest.param(recipe, case, stage, marks=marks, id=name))
     return parameters
 
 
@@ -144,7 +149,7 @@ def run_case(recipe_module, make_tokenizer, tokenizer, tmp_path_factory):
         data.write_text("".join(json.dumps(row) + "\n" for row in case.rows))
         flags = [str(home / "base") if flag == "BASE" else flag for flag in case.flags]
         if "--from_scratch" in flags:
-            kind = "gpt2" if case.recipe == "pretrain" else "bert"
+            kind = "gpt2" if case.recipe in ("pretrain", "seq2seq") else "bert"
             flags += ["--tokenizer_name_or_path", str(home / kind)]
         folder = home / folder
         start(module.main, "", [*flags, "--dataset_name", str(data), "--output_dir", str(folder)])
@@ -190,12 +195,12 @@ def breaks_after_training(monkeypatch, module, stage: str) -> None:
     monkeypatch.setattr(target, name, broken)
 
 
-@pytest.mark.parametrize(("name", "stage"), all_stages())
+@pytest.mark.parametrize(("recipe", "name", "stage"), all_stages())
 def test_an_error_after_the_training_loses_no_model(
-    run_case, weights_of_whole_run, recipe_module, monkeypatch, capsys, name, stage
+    run_case, weights_of_whole_run, recipe_module, monkeypatch, capsys, recipe, name, stage
 ):
     expected = weights_of_whole_run(name)
-    module = recipe_module(CASES[name].recipe)
+    module = recipe_module(recipe)
     breaks_after_training(monkeypatch, module, stage)
     folder = f"{name}-{stage.rpartition('.')[2]}"
     with pytest.raises(RuntimeError, match="a defect after the training"):

@@ -35,8 +35,8 @@ def text(tmp_path):
 def train(recipe_module, tmp_path, text):
     """f(*flags, name): the folder of a run."""
 
-    def train(*flags, name="vectors"):
-        module, folder = recipe_module("word_vectors"), tmp_path / name
+    def train(*flags, name="vectors", module=None):
+        module, folder = module or recipe_module("word_vectors"), tmp_path / name
         words = ["--dataset_name", text, "--output_dir", str(folder), *QUIET, *map(str, flags)]
         start(module.main, module.__doc__, words)
         return folder
@@ -126,6 +126,23 @@ def refuse_one(train, capsys, tmp_path):
         return capsys.readouterr().err
 
     return refuse_one
+
+
+@pytest.mark.parametrize("step", ["measure", "show_nearest", "draw"])
+def test_an_error_after_the_training_loses_no_vectors(
+    train, recipe_module, monkeypatch, tmp_path, step
+):
+    expected = load_vectors(str(train("--epochs", 1, name="whole")))
+    module = recipe_module("word_vectors")
+
+    def broken(*args):
+        raise RuntimeError("a defect after the training")
+
+    monkeypatch.setattr(module, step, broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train("--epochs", 1, module=module, name="broken")
+    saved = load_vectors(str(tmp_path / "broken"))
+    assert torch.equal(saved.vectors, expected.vectors) and saved.words == expected.words
 
 
 def test_gensim_that_is_missing_is_named(refuse_one, monkeypatch):

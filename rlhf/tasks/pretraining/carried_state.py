@@ -49,6 +49,14 @@ class Streams(Dataset):
         return self.blocks[stream * self.batches + batch]
 
 
+def evaluation_streams(blocks: CausalRows, largest: int) -> Streams:
+    """Streams for batches of about `largest` rows, more than half as many, that leave out as few blocks as possible."""
+    largest = min(largest, len(blocks))
+    sizes = range(largest, largest // 2, -1)
+    # The first of equals, which is the largest.
+    return Streams(blocks, min(sizes, key=lambda size: len(blocks) % size))
+
+
 class CarriedState:
     """Hooks by which each forward pass of a model starts from the state after the one before. Epochs start from 0.
 
