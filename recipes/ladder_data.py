@@ -9,8 +9,8 @@ is when others are added.
     text.jsonl, text_dev.jsonl, text_heldout.jsonl    text to learn from, to choose settings on, and to measure on: a
                      question and on the next line its answer, or a text as it is
     sft.jsonl, sft_dev.jsonl    prompt, completion: the same questions and answers
-    heldout.jsonl    prompt, completion, other columns: what every rung answers. The first line of a plain text is its
-                     prompt, and texts of one line have none.
+    heldout.jsonl    prompt, reference: what every rung answers, and the answer in the file. Of a plain text its first line
+                     and the rest; texts of one line are not there.
 The last three are written only where they have rows.
 """
 
@@ -69,7 +69,7 @@ def make(loaded: Loaded) -> dict[str, list[dict]]:
     if loaded.kind == "prompt_completion":
         files["sft"] = demonstrations(train)
         files["sft_dev"] = demonstrations(dev)
-        files["heldout"] = list(heldout)
+        files["heldout"] = questions(heldout)
     else:
         files["heldout"] = openings(heldout)
     return {name: rows for name, rows in files.items() if rows}
@@ -87,13 +87,22 @@ def demonstrations(rows: Sequence[dict]) -> list[dict]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
+def questions(rows: Sequence[dict]) -> list[dict]:
+    """The questions, each with its answer and the row's other columns, such as a label."""
+    asked = []
+    for row in rows:
+        others = {name: value for name, value in row.items() if name != "completion"}
+        asked.append({**others, "reference": row["completion"]})
+    return asked
+
+
 def openings(rows: Sequence[dict]) -> list[dict]:
     """The first line of each text as its prompt, and the rest as what follows. Texts of one line are not there."""
     prompts = []
     for row in rows:
         first, _, rest = row["text"].strip().partition("\n")
         if rest:
-            prompts.append({"prompt": first, "completion": rest})
+            prompts.append({"prompt": first, "reference": rest})
     return prompts
 
 

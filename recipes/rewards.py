@@ -48,9 +48,9 @@ def preferred_voice(prompts, completions, *, answers, voice, **columns) -> list[
     return [float(plain(completion) in spoken) for completion in completions]
 
 
-def chrf(prompts, completions, *, completion, **columns) -> list[float]:
-    """chrF with the answer of the row, 0 to 100: how many of its character n-grams are there, up to 6 characters."""
-    return chrf_of_each(completions, completion)
+def chrf(prompts, completions, *, reference, **columns) -> list[float]:
+    """chrF with the row's own answer, 0 to 100: how many of its character n-grams are there, up to 6 characters."""
+    return chrf_of_each(completions, reference)
 
 
 def honest(prompts, completions, *, refusals, **columns) -> list[float]:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from rlhf.completions.functions import FunctionScorer
+from rlhf.completions.score import ScoringBatch, column_names
 from rlhf.errors import UserError
 
 
@@ -49,8 +51,8 @@ def test_no_question_is_on_two_sides_and_every_row_on_one(run):
         row["text"].split("\n")[0] for row in files["text"]
     ]
     assert set(files["sft"][0]) == {"prompt", "completion"}
-    assert set(files["heldout"][0]) == {"prompt", "completion", "label"}
-    texts = [f"{row['prompt']}\n{row['completion']}" for row in files["heldout"]]
+    assert set(files["heldout"][0]) == {"prompt", "reference", "label"}
+    texts = [f"{row['prompt']}\n{row['reference']}" for row in files["heldout"]]
     assert texts == [row["text"] for row in files["text_heldout"]]
 
 
@@ -72,7 +74,7 @@ def test_plain_text_is_kept_whole_and_its_first_lines_are_prompts(run):
     assert sorted(texts) == sorted(stories)
     asked = [row["text"] for row in files["text_heldout"] if "\n" in row["text"]]
     assert asked and files["heldout"] == [
-        {"prompt": text.split("\n")[0], "completion": "It goes on."} for text in asked
+        {"prompt": text.split("\n")[0], "reference": "It goes on."} for text in asked
     ]
 
 
@@ -94,3 +96,12 @@ def test_answers_need_sacrebleu_before_anything_is_written(ladder_data, run, tmp
         run("chat.csv", questions(200))
     assert not (tmp_path / "data").exists()
     assert run("lines.txt", "\n".join(f"Line {i}." for i in range(100)))
+
+
+def test_answers_are_scored_by_chrf_with_those_of_the_file(run):
+    rows = run("chat.csv", questions(200))["heldout"][:3]
+    columns = {name: [row[name] for row in rows] for name in column_names(rows)}
+    written = [rows[0]["reference"], "xyz", rows[2]["reference"][:-1]]
+    batch = ScoringBatch([row["prompt"] for row in rows], written, columns)
+    scores = FunctionScorer.load("rlhf.recipes.rewards:chrf")(batch).tolist()
+    assert scores[0] == pytest.approx(100) and scores[1] == 0 and 0 < scores[2] < 100
