@@ -235,7 +235,7 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
     check_length(train, "training", settings)
     if settings.carry_state:
         train = Streams(train, args.per_device_train_batch_size)
-        dropped += train.left_out
+        dropped += train.dropped
     evaluation = None
     if splits.eval:
         evaluation, eval_dropped = make_rows(settings, tokenizer, splits.eval, args.seed)
@@ -244,7 +244,7 @@ def prepare(settings: PretrainSettings, args: PretrainConfig, run: Run) -> Prepa
         if settings.carry_state:
             evaluation = evaluation_streams(evaluation, args.per_device_eval_batch_size)
             args.per_device_eval_batch_size = evaluation.batch_size
-            dropped += evaluation.left_out
+            dropped += evaluation.dropped
     tokens = sum(train.lengths)
     run.say(
         f"{len(train)} rows of at most {settings.block_size} tokens, {tokens} in all, {dropped} dropped; "
@@ -460,7 +460,7 @@ class CarryingTrainer(CausalTrainer):
         )
 
     def log_state(self) -> dict:
-        """What a checkpoint keeps besides the weights: also the state."""
+        """The numbers that a checkpoint keeps besides the weights, and the carried state."""
         return super().log_state() | {"carried": self.carried.to_json()}
 
     def restore_log_state(self, state: dict) -> None:

@@ -25,10 +25,10 @@ def check_is_recurrent(model_type: str) -> None:
 
 
 class Streams(Dataset):
-    """Blocks in the order of B streams. Those at the end that fill no whole batch are left out.
+    """Blocks in the order of B streams. Those at the end that fill no whole batch are dropped.
 
     batch_size: B, or the number of blocks if there are fewer. batches: of an epoch. lengths: tokens of each block.
-    left_out: tokens.
+    dropped: tokens.
     """
 
     def __init__(self, blocks: CausalRows, batch_size: int):
@@ -37,7 +37,7 @@ class Streams(Dataset):
         self.batches = len(blocks) // self.batch_size
         # all blocks are full
         self.lengths, rest = blocks.lengths[: len(self)], blocks.lengths[len(self) :]
-        self.left_out = sum(rest)
+        self.dropped = sum(rest)
 
     def __len__(self) -> int:
         return self.batch_size * self.batches
@@ -50,7 +50,7 @@ class Streams(Dataset):
 
 
 def evaluation_streams(blocks: CausalRows, largest: int) -> Streams:
-    """Streams for batches of about `largest` rows, more than half as many, that leave out as few blocks as possible."""
+    """Streams for batches of about `largest` rows, more than half as many, that drop as few blocks as possible."""
     largest = min(largest, len(blocks))
     sizes = range(largest, largest // 2, -1)
     # The first of equals, which is the largest.

@@ -40,14 +40,14 @@ def tiny(name: str = "lstm"):
 def test_each_row_of_a_batch_continues_that_of_the_batch_before():
     streams = Streams(Blocks(), 3)
     assert list(streams) == [0, 2, 4, 1, 3, 5] and streams.batches == 2
-    assert streams.left_out == 4 and streams.lengths == [4] * 6
+    assert streams.dropped == 4 and streams.lengths == [4] * 6
     assert list(Streams(Blocks(), 16)) == list(range(7))
 
 
 def test_an_evaluation_leaves_out_as_little_as_possible():
     for largest, size, left_out in ((16, 7, 0), (6, 6, 4), (4, 3, 4), (2, 2, 4), (1, 1, 0)):
         streams = evaluation_streams(Blocks(), largest)
-        assert (streams.batch_size, streams.left_out) == (size, left_out)
+        assert (streams.batch_size, streams.dropped) == (size, left_out)
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
