@@ -177,6 +177,7 @@ WORKERS = {
     "trl_worker.py",
     "snapshots.py",
     "clock.py",
+    "positions.py",
     "make_models.py",
 }
 SCRIPTS = [

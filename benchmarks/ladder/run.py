@@ -12,7 +12,6 @@ as they are. Seconds are those of the wall clock.
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.record
 
+from rlhf.recipes.pretrain import PretrainConfig, PretrainSettings  # noqa: E402
+
+from benchmarks.ladder.positions import bits_by_position  # noqa: E402
 from benchmarks.record import check_clean_tree, clean_commits, rounded, spread, write_record  # noqa: E402
+from rlhf.comparison.ladder import draw, find_rungs  # noqa: E402
 from rlhf.runs.record import RunRecord  # noqa: E402
 
 FACTS = ("year", "paper", "parameters")
@@ -56,12 +59,15 @@ def main() -> None:
         )
         ladders.append(json.loads((folder / "ladder.json").read_text(encoding="utf-8")))
     rungs = {}
+    records = []
     for same in zip(*[ladder["rungs"] for ladder in ladders], strict=True):
-        rungs[same[0]["name"]] = summary(same)
-    records = [RunRecord.load(Path(rung["path"])) for ladder in ladders for rung in ladder["rungs"]]
+        runs = [RunRecord.load(Path(rung["path"])) for rung in same]
+        records += runs
+        rungs[same[0]["name"]] = summary(same) | measured(same, runs)
     content = {
         "seeds": arguments.seeds,
         "commits": clean_commits(record.versions for record in records),
+        "flags": {key: environment[key] for key in SETTINGS if environment[key]},
         "settings": ladders[0]["settings"],
         "data": records[0].data,
         "rungs": rungs,
@@ -69,7 +75,7 @@ def main() -> None:
         "answers": {rung["name"]: rung["answers"] for rung in ladders[0]["rungs"]},
     }
     path = write_record(HERE, __doc__, rounded(content, 6), commit=commit, name=arguments.name)
-    shutil.copy(arguments.folder / str(arguments.seeds[0]) / "ladder.png", path.with_suffix(".png"))
+    draw_first(ladders[0]["rungs"], path.with_suffix(".png"))
 
 
 def summary(rungs: tuple[dict, ...]) -> dict:
@@ -87,6 +93,49 @@ def summary(rungs: tuple[dict, ...]) -> dict:
     result["seconds"] = spread([rung["seconds"] for rung in rungs])
     result["tokens_per_second"] = spread([rung["tokens_per_second"] for rung in rungs])
     return result
+
+
+def measured(rungs: tuple[dict, ...], runs: list[RunRecord]) -> dict:
+    """Processor seconds, and of a pretrained rung the tokens learned in each, and bits per byte by position.
+
+    rungs: of ladder.json, one per seed; runs: their records.
+    """
+    result = {"cpu_seconds": spread([run.cpu_seconds for run in runs])}
+    if rungs[0]["bits_per_byte"] is None:
+        return result
+    rates, positions = [], []
+    for rung, run in zip(rungs, runs, strict=True):
+        if not run.cpu_seconds:
+            raise SystemExit(f"{rung['path']}: its run.json has no cpu_seconds: delete the folder")
+        rates.append(passes(run) * run.metrics["train_tokens"] / run.cpu_seconds)
+        size = run.config.get("block_size", PretrainSettings.block_size)
+        positions.append(
+            bits_by_position(Path(rung["path"]), run.config["eval_dataset_name"], size)
+        )
+    result["train_tokens_per_cpu_second"] = spread(rates)
+    groups = {}
+    for group in positions[0]:
+        groups[group] = spread([bits[group] for bits in positions])
+    return result | {"bits_per_byte_by_tokens_before": groups}
+
+
+def passes(run: RunRecord) -> float:
+    """How often a run has read its text. An n-gram counts it once."""
+    if not run.steps:
+        return 1
+    # A record has the settings that differ from their default.
+    return run.config.get("num_train_epochs", PretrainConfig.num_train_epochs)
+
+
+def draw_first(rungs: list[dict], path: Path) -> None:
+    """Draw the rungs of ladder.json over processor seconds, which other work on the cores does not stretch."""
+    drawn = []
+    for rung in find_rungs([Path(rung["path"]) for rung in rungs]):
+        factor = RunRecord.load(Path(rung.path)).cpu_seconds / rung.seconds
+        rung.seconds *= factor
+        rung.curve = [(seconds * factor, bits) for seconds, bits in rung.curve]
+        drawn.append(rung)
+    draw(drawn, path)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class RunRecord:
     metrics: final numbers, each with n where it is a mean.
     steps: optimiser steps made by the last checkpoint, or by the end.
     seconds: wall time; of a resumed run the sum over its parts.
+    cpu_seconds: processor time of all threads of the main process, which other programs do not lengthen as they do the
+        wall time; of a resumed run the sum over its parts.
     parts: of a resumed run, each part with its start, seconds, command, and the step that it began from.
     machine: `cpu`, its name, `cores`, and `gpu`, the name of the GPU that was used.
     precision: what it computed in, the reason, and the measured rates (`runs.precision.Precision`).
@@ -87,6 +89,7 @@ class RunRecord:
     started: str = ""
     steps: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     parts: list[dict] = field(default_factory=list)
     peak_memory_gb: float = 0.0
     peak_gpu_memory_gb: float | None = None
@@ -124,6 +127,7 @@ class RunRecord:
         # The command that makes the whole run. The others are in the parts.
         self.command, self.started = before.command, before.started
         self.steps, self.seconds = step, before.seconds
+        self.cpu_seconds = before.cpu_seconds
         self.peak_memory_gb = before.peak_memory_gb
         self.peak_gpu_memory_gb = before.peak_gpu_memory_gb
         for name, value in before.metrics.items():

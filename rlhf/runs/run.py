@@ -190,6 +190,8 @@ class Run:
         config = changed_settings(settings, args)
         self.record = RunRecord.begin(recipe, config=config, seed=args.seed)
         self._continue_record()
+        # So that the processor time of this process is added to that of the parts before.
+        self.cpu_offset = self.record.cpu_seconds - time.process_time()
         # Read now: the record of a resumed run is about to be replaced.
         self.record.precision = precision_of_resumed(args.resume_from_checkpoint)
 
@@ -498,9 +500,10 @@ class Run:
             self.record.save(self.folder)
 
     def measure(self) -> None:
-        """Record the time, and the most memory that this process has had, and on a GPU its tensors."""
+        """Record the times, and the most memory that this process has had, and on a GPU its tensors."""
         record = self.record
         record.set_seconds(round(time.time() - self.started, 1))
+        record.cpu_seconds = round(self.cpu_offset + time.process_time(), 1)
         record.peak_memory_gb = max(record.peak_memory_gb, round(peak_memory_gb(), 3))
         on_gpu = peak_gpu_memory_gb(self.args.device)
         if on_gpu is not None:

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import subprocess
+import time
+from itertools import count
 
 import pytest
 
@@ -135,6 +137,7 @@ def test_the_record_of_a_resumed_run_keeps_what_the_first_part_knew(toy, tmp_pat
     first = json.loads((folder / "run.json").read_text())
     first |= {
         "seconds": 100.0,
+        "cpu_seconds": 50.0,
         "peak_memory_gb": 9000.0,
         "started": "2026-01-01T00:00:00Z",
         "command": "first",
@@ -152,6 +155,7 @@ def test_the_record_of_a_resumed_run_keeps_what_the_first_part_knew(toy, tmp_pat
         "started": "2026-01-01T00:00:00Z", "seconds": 100.0, "command": "first", "from_step": 0
     }  # fmt: skip
     assert 100.0 < record.seconds == round(100.0 + record.parts[1]["seconds"], 1) < 200
+    assert 50.0 < record.cpu_seconds < 100
 
 
 @pytest.mark.slow
@@ -165,6 +169,13 @@ def test_a_run_that_is_killed_has_its_time_up_to_the_last_checkpoint(toy, tmp_pa
     assert toy.run(tmp_path / "run", "--max_steps", 6) == 0
     assert [record.steps for record in seen] == [0, 4]
     assert seen[1].status == "running" and seen[1].peak_memory_gb > 0
+
+
+def test_the_processor_time_is_that_of_the_run_alone(toy, tmp_path, monkeypatch):
+    seconds = count(1000)  # a second passes with each look at the clock
+    monkeypatch.setattr(time, "process_time", lambda: next(seconds))
+    assert toy.run(tmp_path / "run", "--max_steps", 1) == 0
+    assert 0 < RunRecord.load(tmp_path / "run").cpu_seconds < 1000
 
 
 def test_the_command_that_continues(monkeypatch):
