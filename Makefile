@@ -11,6 +11,7 @@ help:
 	@echo "make demo              train the demo (a few minutes on two cores), print its report, open the chat"
 	@echo "make demo APP=no       end after the report;  VOICE=witty make demo  prefers another voice"
 	@echo "make ladder            every step from n-gram to PPO on the same text, side by side;  DEMO=runs/... takes a finished demo"
+	@echo "                       DATA=chat.csv make ladder  trains it on questions with answers, or plain text, of your own"
 	@echo "make app               chat with the newest run at http://127.0.0.1:$(PORT)"
 	@echo "make test              tests that need no network: a few minutes on two cores"
 	@echo "make test-all          also the slow tests: whole recipes, and that each algorithm learns"

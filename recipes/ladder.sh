@@ -8,7 +8,7 @@
 # that is finished is not trained again, so after an error the same command goes on.
 #   SEED=1 RUN=runs/ladder-1 bash recipes/ladder.sh      other random weights and another order of the text
 #   VOCAB=1024 FLAGS="--num_train_epochs 4" DATA=...     a smaller vocabulary, and further flags of the trained rungs
-#   CONFIG=korean DATA=...     settings of configs/pretrain/korean_mlp.yaml and so on, and sft/korean.yaml
+#   CONFIG=mine DATA=...     settings of configs/pretrain/mine_mlp.yaml and so on, and sft/mine.yaml
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 ACCELERATE_USE_CPU=true
 SEED=${SEED:-0}
