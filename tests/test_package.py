@@ -149,7 +149,7 @@ def test_an_installed_package_has_its_own_reward_functions(installed):
 def test_an_installed_recipe_runs_by_name_alone_and_under_accelerate(installed):
     text = "".join(f"some words of text number {i}\n" for i in range(300))
     (installed.folder / "text.txt").write_text(text)
-    flags = ["tokenizer", "--config", "demo", "--dataset_name", "text.txt", "--vocab_size", "300"]
+    flags = ["tokenizer", "--config", "ladder", "--dataset_name", "text.txt", "--vocab_size", "300"]
     installed("-m", "rlhf", *flags, "--output_dir", "alone")
     layout = installed.site / "rlhf" / "recipes" / "accelerate" / "one_process.yaml"
     launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", layout]

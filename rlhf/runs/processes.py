@@ -15,6 +15,8 @@ HUGE_PAGE = 2**21  # bytes
 # Numbers from glibc's malloc.h and Linux's mman.h
 M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
 
+_store = None  # see meet_in_new_store
+
 
 def requested_processes() -> int | None:
     """Number of processes that `accelerate launch` was started with, read from its command line.
@@ -49,6 +51,28 @@ def launcher() -> int | None:
     if is_torchrun or _is_accelerate_launch(command):
         return parent.pid
     return None
+
+
+def meet_in_new_store() -> None:
+    """After an elastic restart, let the processes meet in a TCPStore of process 0, at another MASTER_PORT.
+
+    torchrun's own store outlives the processes (torch 2.13). A restarted one may find the address of a dead one in it, and
+    ends with "Gloo connectFullMesh failed". Here it carries only the port of the new store.
+    """
+    global _store
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch.distributed import TCPStore
+
+    address = os.environ["MASTER_ADDR"]
+    old = TCPStore(address, int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+    key = f"rlhf/restart_{attempt}/port"
+    if os.environ["RANK"] == "0":
+        # It listens as long as it is referred to. Port 0: any free one.
+        _store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        old.set(key, str(_store.port))
+    os.environ["MASTER_PORT"] = old.get(key).decode()  # waits for process 0
 
 
 def on_main(function: Callable[[], T]) -> T:

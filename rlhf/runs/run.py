@@ -72,6 +72,7 @@ from rlhf.runs.processes import (
     is_launched,
     keep_freed_memory,
     launcher,
+    meet_in_new_store,
     on_main,
     peak_gpu_memory_gb,
     peak_memory_gb,
@@ -111,6 +112,7 @@ def start(main, description: str, argv: list[str] | None = None) -> None:
         try:
             hints = typing.get_type_hints(main)
             hints.pop("return", None)
+            meet_in_new_store()
             main(*parse(list(hints.values()), description, argv))
         except (Exception, Interrupted, KeyboardInterrupt) as error:
             code = report(error)

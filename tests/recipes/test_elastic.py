@@ -22,9 +22,6 @@ LAUNCHERS = {
     "standalone": "torch.distributed.run --nproc-per-node 2 --max-restarts 2 --standalone",
     "accelerate": "accelerate.commands.launch --config_file LAYOUT --main_process_port 0 --max_restarts 2",
 }
-# torchrun's own store, which --standalone shares with the processes, still holds the addresses of those before the restart.
-# A script of torch alone then ends with "Gloo connectFullMesh failed", and with this variable it does not (torch 2.13).
-OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +48,6 @@ def start(launcher: str, folder: Path, output: str) -> subprocess.Popen:
     flags = f"--dataset_name {folder}/sft.jsonl --model_name_or_path {folder}/policy --max_steps {STEPS} --save_steps 2"
     flags += " --logging_steps 1 --per_device_train_batch_size 2 --precision fp32 --report_to none --use_cpu true"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if launcher == "standalone":
-        environment |= OWN_STORE
     return subprocess.Popen(
         [sys.executable, "-m", *words, "-m", "rlhf", "sft", *flags.split(), "--output_dir", f"{folder}/{output}"],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -66,6 +61,16 @@ def worker(launcher: subprocess.Popen, rank: str) -> psutil.Process:
     raise AssertionError(f"no process {rank}")
 
 
+def end(process: subprocess.Popen) -> None:
+    """Wait until the launcher ends without error."""
+    try:
+        printed = process.communicate(timeout=180)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()  # its processes end with it
+        raise
+    assert process.returncode == 0, printed[-3000:]
+
+
 def wait_for(path: Path, launcher: subprocess.Popen) -> None:
     while not path.exists():
         assert launcher.poll() is None, launcher.stdout.read()[-3000:]
@@ -75,8 +80,7 @@ def wait_for(path: Path, launcher: subprocess.Popen) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
     process = start("torchrun", folder, "whole")
-    printed = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, printed[-3000:]
+    end(process)
     return load_file(folder / "whole" / "model.safetensors")
 
 
@@ -89,8 +93,7 @@ def test_a_killed_process_costs_the_steps_since_the_checkpoint(
     process = start(launcher, folder, output)
     wait_for(folder / output / "checkpoint-4" / "manifest.json", process)
     worker(process, rank).kill()
-    printed = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, printed[-3000:]
+    end(process)
     record = RunRecord.load(folder / output)
     assert record.status == "done"
     assert len(record.parts) == 2 and record.parts[1]["from_step"] >= 4

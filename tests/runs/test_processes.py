@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 from transformers import TrainingArguments
 
 from rlhf.runs import processes
@@ -150,3 +151,26 @@ def test_the_number_of_processes_is_that_of_the_launcher(monkeypatch, tmp_path, 
         words.append(flag)
     command = ["python", "/usr/bin/accelerate", "launch", *words, "recipe.py"]
     assert processes._number_of_processes(command) == number
+
+
+def test_after_an_elastic_restart_all_meet_in_a_new_store(monkeypatch):
+    agent = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ports = []
+    for attempt, rank in (("0", "0"), ("1", "0"), ("1", "1")):
+        variables = {
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": attempt,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(agent.port),
+            "RANK": rank,
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        processes.meet_in_new_store()
+        ports.append(int(os.environ["MASTER_PORT"]))
+    first, *restarted = ports
+    assert first == agent.port
+    assert restarted[0] == restarted[1] != agent.port
+    agent.set("address of a dead process", "")
+    new = TCPStore("localhost", restarted[0], wait_for_workers=False)
+    assert not new.check(["address of a dead process"])
