@@ -1,5 +1,7 @@
 """The part that the trainers on trl share: logs that go on after a resume, and logits where there is a loss."""
 
+import torch
+from torch.nn.functional import linear, log_softmax, nll_loss
 from trl.trainer import utils as trl_utils
 
 from rlhf.runs.sharding import GatheringTrainer
@@ -34,6 +36,40 @@ class TrlTrainer(GatheringTrainer):
         self._total_train_tokens = state["tokens"]
 
 
+class QuickHead:
+    """trl's log-probabilities of the learned tokens, from logits that are kept for the gradient where they are few.
+
+    trl computes them twice, part by part, to save memory. Half of an update of the demo's model went into that.
+    """
+
+    MOST = 2**24  # logits: 64 MB
+    tiled = None  # trl's own way
+
+    @classmethod
+    def apply(cls, hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs):
+        """(log-probabilities, entropies, None, None, whether a target is the most likely token), each (N,).
+
+        hidden: (N, H); weight: (V, H); bias: (V,) or None; targets: (N,). outputs: names of what else is wanted, as of trl.
+        """
+        is_plain = (temperature, softcap, scale) == (1.0, None, 1.0)
+        is_known = {"log_probs", "entropy", "is_top1"}.issuperset(outputs)
+        is_exact = hidden.dtype == weight.dtype == torch.float32
+        is_exact = is_exact and not torch.is_autocast_enabled(hidden.device.type)
+        if not (is_plain and is_known and is_exact) or len(hidden) * len(weight) > cls.MOST:
+            return cls.tiled(
+                hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs
+            )
+        all_log_probs = log_softmax(linear(hidden, weight, bias), dim=1)
+        log_probs = -nll_loss(all_log_probs, targets, reduction="none")
+        entropy = is_top1 = None
+        with torch.no_grad():  # what is only logged
+            if "entropy" in outputs:
+                entropy = -torch.linalg.vecdot(all_log_probs.exp(), all_log_probs)
+            if "is_top1" in outputs:
+                is_top1 = all_log_probs.argmax(1) == targets
+        return log_probs, entropy, None, None, is_top1
+
+
 def score_learned_tokens_only() -> None:
     """Let trl compute logits where there is a loss, as it does on GPUs; on others it would at every token of the prompt.
 
@@ -41,3 +77,7 @@ def score_learned_tokens_only() -> None:
     """
     if hasattr(trl_utils, "_use_triton"):
         trl_utils._use_triton = lambda device: True
+    function = getattr(trl_utils, "_ChunkedLogProbFunction", QuickHead)
+    if function is not QuickHead:
+        QuickHead.tiled = staticmethod(function.apply)
+        trl_utils._ChunkedLogProbFunction = QuickHead
