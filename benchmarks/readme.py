@@ -26,6 +26,26 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 METRICS = {"f1": "F1", "accuracy": "accuracy"}
+# Titles of the columns of a ladder.
+LADDER = {
+    "rung": "rung",
+    "year": "year",
+    "parameters": "learned numbers",
+    "bits_per_byte": "bits per byte",
+    "on_topic": "on topic, %",
+    "chrf": "chrF",
+    "seconds": "seconds",
+    "cpu_seconds": "processor seconds",
+}
+LADDER_KOREAN = {
+    "rung": "단계",
+    "year": "연도",
+    "parameters": "학습된 수",
+    "bits_per_byte": "바이트당 비트",
+    "chrf": "chrF",
+    "seconds": "초",
+    "cpu_seconds": "프로세서 초",
+}
 
 
 # ---- records ----
@@ -100,11 +120,11 @@ def lines_of(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines])
 
 
-def with_spread(entry: dict, digits: int) -> str:
+def with_spread(entry: dict, digits: int, factor: float = 1.0) -> str:
     """Mean and standard deviation of {mean, sd}. One seed has no deviation."""
-    text = f"{entry['mean']:.{digits}f}"
+    text = f"{entry['mean'] * factor:.{digits}f}"
     if entry["sd"] is not None:
-        text += f" ± {entry['sd']:.{digits}f}"
+        text += f" ± {entry['sd'] * factor:.{digits}f}"
     return text
 
 
@@ -116,16 +136,33 @@ def with_interval(entry: dict, digits: int, factor: float = 1.0, unit: str = "")
     return text
 
 
-def ladder(record: dict) -> str:
-    """A row per rung: what it has learned from, and what it reaches."""
+def ladder(record: dict, titles: dict[str, str] = LADDER) -> str:
+    """A row per rung: what it has learned from, and what it reaches. titles: of the columns, as LADDER."""
     rows = []
     for name, rung in record["rungs"].items():
-        bits = with_spread(rung["bits_per_byte"], 3) if rung["bits_per_byte"] else "-"
-        share = {key: 100 * (rung["on_topic"][key] or 0) for key in ("mean", "sd")}
-        row = [name, str(rung["year"]), f"{rung['parameters']:,}", bits, with_spread(share, 1)]
-        rows.append([*row, f"{rung['seconds']['mean']:.0f}"])
-    header = ["rung", "year", "learned numbers", "bits per byte", "on topic, %", "seconds"]
-    return lines_of(header, rows)
+        cells = {"rung": name, "year": str(rung["year"]), "parameters": f"{rung['parameters']:,}"}
+        cells["bits_per_byte"] = "-"
+        if rung["bits_per_byte"]:
+            cells["bits_per_byte"] = with_spread(rung["bits_per_byte"], 3)
+        # the scores that the answers to this text have
+        for score, factor in (("on_topic", 100), ("chrf", 1)):
+            if score in rung:
+                cells[score] = with_spread(rung[score], 1, factor)
+        # records until 2026-11-28 have the wall clock alone
+        seconds = "cpu_seconds" if "cpu_seconds" in rung else "seconds"
+        cells[seconds] = f"{rung[seconds]['mean']:.0f}"
+        rows.append(cells)
+    header = [titles[key] for key in rows[0]]
+    return lines_of(header, [list(cells.values()) for cells in rows])
+
+
+def ladder_answers(record: dict, title: str) -> str:
+    """The answers of every rung to the prompts of a record, unpicked. title: of the first column."""
+    rows = []
+    for name, answers in record["answers"].items():
+        cells = [" ".join(answer.replace("|", "/").split()) for answer in answers]
+        rows.append([name, *cells])
+    return lines_of([title, *record["prompts"]], rows)
 
 
 def pairs_of_texts(record: dict) -> str:

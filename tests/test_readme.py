@@ -120,6 +120,27 @@ def test_a_record_of_one_seed_or_of_several_fits_the_same_page(readme):
     assert table[3].endswith("| 2.00 ± 0.50 | 2.0 ± 0.5 | 2.00 ± 0.50 | 229 ± 3 |")
 
 
+def test_a_ladder_shows_the_scores_that_its_record_has(readme):
+    numbers = {"mean": 0.25, "sd": 0.1, "values": [0.15, 0.25, 0.35]}
+    once = {"mean": 7.0, "sd": None, "values": [7]}
+    rung = {"year": 1990, "parameters": 1234, "bits_per_byte": numbers, "seconds": once}
+    shown = {"rungs": {"rnn": rung | {"on_topic": numbers}}}
+    assert readme.ladder(shown).splitlines() == [
+        "| rung | year | learned numbers | bits per byte | on topic, % | seconds |",
+        "|---|---|---|---|---|---|",
+        "| rnn | 1990 | 1,234 | 0.250 ± 0.100 | 25.0 ± 10.0 | 7 |",
+    ]
+    taken = once | {"mean": 3.0}
+    rung |= {"cpu_seconds": taken}
+    shown = {"rungs": {"sft": rung | {"bits_per_byte": None, "chrf": once}}}
+    table = readme.ladder(shown, readme.LADDER_KOREAN).splitlines()
+    assert table[0] == "| 단계 | 연도 | 학습된 수 | 바이트당 비트 | chrF | 프로세서 초 |"
+    assert table[2] == "| sft | 1990 | 1,234 | - | 7.0 | 3 |"
+    assert readme.ladder({"rungs": {"rnn": rung}}).splitlines()[2].count("|") == 6
+    answers = {"prompts": ["안녕?"], "answers": {"rnn": ["a|b\nc"]}}
+    assert readme.ladder_answers(answers, "단계").endswith("| rnn | a/b c |")
+
+
 ANSWERS = """\
 {"prompt": "Hi there!!", "completions": ["Hello.", "What?", "Hey, how are you now"], "ranks": [0, 1, 0]}
 {"prompt": "How are you??!", "completions": ["Fine.", "Bad..."], "ranks": [0, 1]}

@@ -178,6 +178,7 @@ WORKERS = {
     "snapshots.py",
     "clock.py",
     "positions.py",
+    "retrieval.py",
     "make_models.py",
 }
 SCRIPTS = [

@@ -22,6 +22,8 @@ STARTS = (1, 8, 32, 64, 128)  # the fewest tokens before, of each group
 def bits_by_position(folder: Path, text: str, block_size: int) -> dict[str, float]:
     """Bits per byte of the model in a folder for each group of tokens, as "8 to 31", by the tokens before them.
 
+    Groups without tokens are not there.
+
     text: file of rows with a "text". block_size: tokens per row.
     """
     texts = [row["text"] for row in load_rows(text, kinds=("text",)).rows]
@@ -43,5 +45,6 @@ def bits_by_position(folder: Path, text: str, block_size: int) -> dict[str, floa
         if start < block_size:
             stop = min(stop, block_size)
             bits = nats[start:stop].sum() / math.log(2)
-            groups[f"{start} to {stop - 1}"] = float(bits / sizes[start:stop].sum())
+            if sizes[start:stop].any():  # some row is as long
+                groups[f"{start} to {stop - 1}"] = float(bits / sizes[start:stop].sum())
     return groups

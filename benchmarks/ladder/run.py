@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # for benchmarks.record
 from rlhf.recipes.pretrain import PretrainConfig, PretrainSettings  # noqa: E402
 
 from benchmarks.ladder.positions import bits_by_position  # noqa: E402
+from benchmarks.ladder.retrieval import chrf_without_model  # noqa: E402
 from benchmarks.record import check_clean_tree, clean_commits, rounded, spread, write_record  # noqa: E402
 from rlhf.comparison.ladder import draw, find_rungs  # noqa: E402
 from rlhf.runs.record import RunRecord  # noqa: E402
@@ -64,6 +65,7 @@ def main() -> None:
         runs = [RunRecord.load(Path(rung["path"])) for rung in same]
         records += runs
         rungs[same[0]["name"]] = summary(same) | measured(same, runs)
+    files = arguments.folder / str(arguments.seeds[0]) / "data"
     content = {
         "seeds": arguments.seeds,
         "commits": clean_commits(record.versions for record in records),
@@ -74,6 +76,9 @@ def main() -> None:
         "prompts": ladders[0]["prompts"],
         "answers": {rung["name"]: rung["answers"] for rung in ladders[0]["rungs"]},
     }
+    # questions with answers
+    if arguments.data and (files / "sft.jsonl").is_file():
+        content["chrf_without_model"] = chrf_without_model(files)
     path = write_record(HERE, __doc__, rounded(content, 6), commit=commit, name=arguments.name)
     draw_first(ladders[0]["rungs"], path.with_suffix(".png"))
 

@@ -55,3 +55,9 @@ def test_one_group_is_the_bits_per_byte_of_the_run(written):
         size += len(block) - 1
     expected = nats / math.log(2) / (size - 1)  # the end of the second text has no bytes
     assert bits_by_position(folder, path, 8) == {"1 to 7": pytest.approx(expected, rel=1e-5)}
+
+
+def test_a_group_that_no_text_reaches_is_not_there(written):
+    folder, path = written(lambda model: None)
+    groups = bits_by_position(folder, path, 128)  # rows of 41 and 4 tokens
+    assert list(groups) == ["1 to 7", "8 to 31", "32 to 63"]
