@@ -20,7 +20,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -413,6 +413,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "alignment": alignment,
     "alignment:samples": alignment_samples,
     "ladder": ladder,
+    "ladder/korean": partial(ladder, titles=LADDER_KOREAN),
+    "ladder/korean:answers": partial(ladder_answers, title=LADDER_KOREAN["rung"]),
     "seq2seq": pairs_of_texts,
     "value_decoding": value_decoding,
     "algorithms": algorithms,
