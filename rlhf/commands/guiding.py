@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from rlhf.comparison.compare import ChatRun
+from rlhf.comparison.compare import ChatRun, discount
 from rlhf.completions.guided import Guide, GuideSettings, decode_by_value
 from rlhf.completions.tree_search import decode_by_search
 from rlhf.data.chat import same_encoding
@@ -17,7 +17,6 @@ from rlhf.models.parts import freeze, stop_token_ids
 from rlhf.models.snapshots import is_local_model, model_folder
 from rlhf.models.value_functions import FOLDER, has_action_values, load_actor_critic
 from rlhf.runs.processes import best_device
-from rlhf.runs.record import RECORD, RunRecord
 
 SAMPLE, VALUE, MCTS = "sample", "value", "mcts"
 # Flags that each way of decoding reads, and those that both with values read.
@@ -167,11 +166,3 @@ def load_reference(args: argparse.Namespace, run: ChatRun):
             f"--ref_model {args.ref_model} has another tokenizer than {args.run}: give the model that PPO started from"
         )
     return freeze(load_policy(args.ref_model)).to(best_device())
-
-
-def discount(run: str) -> float:
-    """gamma of the PPO run whose values are used; a record holds only what differs from the default of 1."""
-    folder = Path(model_folder(run))
-    if not (folder / RECORD).is_file():
-        return 1.0
-    return float(RunRecord.load(folder).config.get("gamma", 1.0))

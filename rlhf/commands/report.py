@@ -6,6 +6,7 @@ Writes report.json, report.md and plots. docs/metrics.md explains the numbers.
 """
 
 import argparse
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from rlhf.data.load import Loaded, load_rows
 from rlhf.data.splits import load_splits
 from rlhf.errors import UserError
 from rlhf.models.snapshots import is_local_model, model_folder, split_revision
+from rlhf.models.value_functions import has_state_values
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 
@@ -29,6 +31,7 @@ def main(args: argparse.Namespace) -> int:
     if (last_run / RECORD).is_file():
         record = RunRecord.load(last_run)
     check_limit(args)
+    check_value_flags(args)
     folder = output_folder(args.output or report_folder(args.runs[-1]))
     # Rows and rewards are checked before the runs are loaded, which takes longest.
     rows = held_out_rows(args, record)
@@ -41,6 +44,8 @@ def main(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         max_completion_length=completion_length(args, record),
         greedy=args.greedy,
+        value_coef=args.value_coef,
+        value_top_k=args.top_k,
         samples=args.samples,
         precision=args.precision,
     )
@@ -54,6 +59,22 @@ def main(args: argparse.Namespace) -> int:
 def check_limit(args: argparse.Namespace) -> None:
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit} must be at least 1")
+
+
+def check_value_flags(args: argparse.Namespace) -> None:
+    """UserError for values that mean nothing, or that no run has."""
+    if args.value_coef is None:
+        if args.top_k != DEFAULTS.value_top_k:
+            raise UserError("--top_k is read with --value_coef alone: give both, or neither")
+        return
+    if not 0 <= args.value_coef < math.inf:
+        raise UserError(f"--value_coef {args.value_coef} must be at least 0 and finite")
+    if args.top_k < 1:
+        raise UserError(f"--top_k {args.top_k} must be at least 1")
+    if not any(map(has_state_values, args.runs)):
+        raise UserError(
+            "--value_coef: none of the runs keeps a value_model/, as those of PPO do: drop it"
+        )
 
 
 def report_folder(run: str) -> Path:
@@ -207,5 +228,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of all runs; bf16 takes half the memory [%(default)s]",
     )
     add("--greedy", action="store_true", help="add greedy completions to the sampled ones")
+    add(
+        "--value_coef",
+        type=float,
+        help="add completions that the value model of a PPO run re-ranks with this weight (docs/value_decoding.md)",
+    )
+    add(
+        "--top_k",
+        type=int,
+        default=DEFAULTS.value_top_k,
+        help="--value_coef: tokens that are re-ranked [%(default)s]",
+    )
     add("--limit", type=int, metavar="N", help="use only the first N prompts")
     add("--skip_bad", action="store_true", help="drop and count bad rows of the files")

@@ -9,15 +9,17 @@ Read from top to bottom: build_report, the steps it calls in that order, then th
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rlhf.algorithms.masking import masked_sum
 from rlhf.completions.diversity import n_grams
-from rlhf.completions.sample import decode, uniform_numbers
+from rlhf.completions.guided import Guide, GuideSettings, decode_by_value
+from rlhf.completions.sample import SampledTokens, decode, uniform_numbers
 from rlhf.completions.score import ScoringBatch, WeightedSum, column_names
 from rlhf.data.chat import as_text, completion_text, encode_example, encode_prompt, same_encoding
 from rlhf.data.padding import left_pad, right_pad
@@ -27,12 +29,13 @@ from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.parts import context_length, freeze, stop_token_ids
 from rlhf.models.precision import convert_for_answers
 from rlhf.models.snapshots import model_folder
-from rlhf.models.value_functions import guide_ilql
+from rlhf.models.value_functions import guide_ilql, has_state_values, load_actor_critic
 from rlhf.runs.processes import best_device
 from rlhf.runs.record import RECORD, RunRecord
 from rlhf.statistics import Z, wilson_interval
 
 BATCH = 32  # rows per forward pass
+SAMPLED, GREEDY, VALUES = "sampled", "greedy", "values"  # ways of decoding
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ReportSettings:
     temperature: must be > 0. KL compares the distributions at this temperature.
     max_completion_length: in tokens.
     greedy: add greedy completions to the sampled ones.
+    value_coef, value_top_k: add completions that the value model of a PPO run guides, see `GuideSettings`. None: do not.
     samples: number of prompts to show side by side.
     precision: fp32 or bf16, of the weights of all runs.
     """
@@ -51,6 +55,8 @@ class ReportSettings:
     temperature: float = 1.0
     max_completion_length: int = 64
     greedy: bool = False
+    value_coef: float | None = None
+    value_top_k: int = 8
     samples: int = 10
     precision: str = "fp32"
 
@@ -60,11 +66,14 @@ class ReportSettings:
                 f"--temperature {self.temperature} must be > 0: use 1.0, or add --greedy for greedy answers"
             )
 
-    @property
-    def decodings(self) -> list[str]:
+    def decodings(self, run: "ChatRun") -> list[str]:
+        """The ways in which a run answers, each a column of the report."""
+        names = [SAMPLED]
         if self.greedy:
-            return ["sampled", "greedy"]
-        return ["sampled"]
+            names.append(GREEDY)
+        if self.value_coef is not None and has_state_values(run.path):
+            names.append(VALUES)
+        return names
 
 
 @dataclass
@@ -185,18 +194,18 @@ def build_report(
 
     columns = []
     for run in runs:
-        # The sampled and the greedy column of a run are neighbours in the tables.
-        for decoding in settings.decodings:
+        # The columns of a run are neighbours in the tables.
+        for decoding in settings.decodings(run):
             column = make_column(run, prompt_rows, decoding, settings, rewards, reference)
             # Perplexity does not depend on the decoding: once per run is enough.
-            if text_rows and decoding == "sampled":
+            if text_rows and decoding == SAMPLED:
                 notes += add_perplexity(column, run, text_rows)
             columns.append(column)
 
     score_names = [name for name in columns[0].values if name.startswith("score")]
     rates = rate_names(columns, score_names)
     add_estimates(columns, rates)
-    add_win_rates(columns, score_names, settings.decodings)
+    add_win_rates(columns, score_names)
     return Report(
         columns=columns,
         prompts=[as_text(row["prompt"]) for row in prompt_rows],
@@ -298,16 +307,17 @@ def make_column(
     reference: ChatRun | None,
 ) -> Column:
     """Generate the run's completions and measure them. The metrics hold only distinct_1 and distinct_2 so far."""
-    completions = generate(
-        run,
-        rows,
-        seed=settings.seed,
-        temperature=settings.temperature,
-        max_completion_length=settings.max_completion_length,
-        greedy=decoding == "greedy",
-    )
-    if decoding == "greedy":
-        reference = None  # KL is an expectation over samples
+    options = {
+        "seed": settings.seed,
+        "temperature": settings.temperature,
+        "max_completion_length": settings.max_completion_length,
+        "greedy": decoding == GREEDY,
+    }
+    if decoding == VALUES:
+        options["guided"] = guided_by_values(run, settings)
+    completions = generate(run, rows, **options)
+    if decoding != SAMPLED:
+        reference = None  # KL is an expectation over samples of the policy
     values = measure(
         run,
         completions,
@@ -358,9 +368,9 @@ def add_estimates(columns: list[Column], rates: list[str]) -> None:
                 column.metrics[name] = mean_estimate(values)
 
 
-def add_win_rates(columns: list[Column], score_names: list[str], decodings: list[str]) -> None:
+def add_win_rates(columns: list[Column], score_names: list[str]) -> None:
     """Compare the last run with the one before it, for each way of decoding."""
-    for decoding in decodings:
+    for decoding in (SAMPLED, GREEDY, VALUES):
         same_decoding = [column for column in columns if column.decoding == decoding]
         if len(same_decoding) < 2:  # a single run has no opponent
             continue
@@ -416,8 +426,12 @@ def generate(
     temperature: float,
     max_completion_length: int,
     greedy: bool = False,
+    guided: Callable[[list[list[int]], Tensor], SampledTokens] | None = None,
 ) -> RunCompletions:
-    """One completion per row. The random numbers depend only on the seed and the row's index, never on the run."""
+    """One completion per row. The random numbers depend only on the seed and the row's index, never on the run.
+
+    guided: f(prompt ids, random numbers) draws the tokens, instead of the policy alone.
+    """
     # (N, max_completion_length) for all N rows, before they are split into batches
     uniforms = uniform_numbers(len(rows), max_completion_length, seed=seed, stream=0)
     prompt_ids = [encode_prompt(run.tokenizer, row["prompt"]) for row in rows]
@@ -425,19 +439,19 @@ def generate(
     ended: list[bool] = []
     for start in range(0, len(rows), BATCH):
         batch = slice(start, start + BATCH)
-        padded, mask = left_pad(prompt_ids[batch], run.pad_token_id)  # (B, P)
-        batch_uniforms = None
-        if not greedy:
-            batch_uniforms = uniforms[batch]
-        decoded = decode(
-            run.model,
-            padded.to(run.device),
-            mask.to(run.device),
-            stop_token_ids=stop_token_ids(run.model, run.tokenizer),
-            max_completion_length=max_completion_length,
-            temperature=temperature,
-            uniforms=batch_uniforms,
-        )
+        if guided is not None:
+            decoded = guided(prompt_ids[batch], uniforms[batch])
+        else:
+            padded, mask = left_pad(prompt_ids[batch], run.pad_token_id)  # (B, P)
+            decoded = decode(
+                run.model,
+                padded.to(run.device),
+                mask.to(run.device),
+                stop_token_ids=stop_token_ids(run.model, run.tokenizer),
+                max_completion_length=max_completion_length,
+                temperature=temperature,
+                uniforms=None if greedy else uniforms[batch],
+            )
         # ids, mask (B, T): the mask drops the padding behind the stop token.
         for row, counts in zip(decoded.ids.cpu(), decoded.mask.cpu(), strict=True):
             ids.append(row[counts].tolist())
@@ -446,6 +460,35 @@ def generate(
     for row, has_ended in zip(ids, ended, strict=True):
         texts.append(completion_text(run.tokenizer, row, ended=has_ended))
     return RunCompletions(texts, prompt_ids, ids, ended)
+
+
+def guided_by_values(
+    run: ChatRun, settings: ReportSettings
+) -> Callable[[list[list[int]], Tensor], SampledTokens]:
+    """f(prompt ids, random numbers): decoding with the value model of a PPO run, for `generate`."""
+    guide = Guide(
+        load_actor_critic(run.model, run.tokenizer, run.path),
+        pad_token_id=run.pad_token_id,
+        temperature=settings.temperature,
+    )
+    options = GuideSettings(
+        top_k=settings.value_top_k,
+        stop_token_ids=tuple(stop_token_ids(run.model, run.tokenizer)),
+        max_completion_length=settings.max_completion_length,
+        value_coef=settings.value_coef,
+        gamma=discount(run.path),
+    )
+    return lambda prompt_ids, uniforms: decode_by_value(
+        guide, prompt_ids, options, uniforms=uniforms
+    )
+
+
+def discount(path: str) -> float:
+    """gamma of the PPO run whose values are used; a record holds only what differs from the default of 1."""
+    folder = Path(model_folder(path))
+    if not (folder / RECORD).is_file():
+        return 1.0
+    return float(RunRecord.load(folder).config.get("gamma", 1.0))
 
 
 def measure(

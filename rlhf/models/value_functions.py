@@ -71,6 +71,11 @@ def has_action_values(run: str) -> bool:
     return (Path(model_folder(run)) / FOLDER / FILE).is_file()
 
 
+def has_state_values(run: str) -> bool:
+    """True of a run that keeps PPO's value function."""
+    return (Path(model_folder(run)) / FOLDER).is_dir() and not has_action_values(run)
+
+
 def guide_ilql(policy: nn.Module, run: str, coef: float | None = None) -> float | None:
     """Make the policy of an ILQL run the one that its values guide. Other runs stay as they are.
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf.commands.guiding import discount
+from rlhf.commands import report as report_command
 from rlhf.commands.sample import add_arguments, main
-from rlhf.comparison.compare import ReportSettings, build_report, load_runs
+from rlhf.comparison.compare import ReportSettings, build_report, discount, load_runs
 from rlhf.errors import UserError
 from rlhf.models.action_values import ActionValueHeads, save_heads
 from rlhf.models.actor_critic import ValueHead
@@ -113,6 +113,40 @@ def test_answers_of_values_that_were_trained_again_are_not_kept(sample, runs, tm
     save_file({name: -tensor for name, tensor in load_file(path).items()}, path, metadata)
     with pytest.raises(UserError, match=r"sampled with other models \(values"):
         sample(tmp_path / "again", "answers", *flags)
+
+
+def test_a_report_shows_what_the_values_of_a_ppo_run_choose(runs):
+    def columns(value_coef):
+        settings = ReportSettings(
+            max_completion_length=4, value_coef=value_coef, value_top_k=10**6, samples=2
+        )
+        report = build_report([str(runs / "sft"), str(runs / "model")], PROMPTS, settings=settings)
+        assert [column.decoding for column in report.columns] == ["sampled", "sampled", "values"]
+        return report.columns[1:]
+
+    plain, unguided = columns(0.0)
+    assert unguided.completions == plain.completions
+    plain, guided = columns(20.0)
+    assert guided.completions != plain.completions
+    assert "kl" in plain.metrics and "kl" not in guided.metrics
+
+
+@pytest.mark.parametrize(
+    ("run", "flags", "message"),
+    [
+        ("sft", ["--value_coef", "1"], "none of the runs keeps a value_model/"),
+        ("ilql", ["--value_coef", "1"], "none of the runs keeps a value_model/"),
+        ("model", ["--value_coef", "nan"], "at least 0 and finite"),
+        ("model", ["--value_coef", "1", "--top_k", "0"], "--top_k 0"),
+        ("model", ["--top_k", "4"], "read with --value_coef alone"),
+    ],
+)
+def test_a_report_refuses_values_that_it_cannot_use(runs, run, flags, message):
+    parser = argparse.ArgumentParser()
+    report_command.add_arguments(parser)
+    args = parser.parse_args([str(runs / run), *flags])
+    with pytest.raises(UserError, match=message):
+        report_command.check_value_flags(args)
 
 
 def test_a_report_measures_what_an_ilql_run_decodes_from(runs):
