@@ -30,7 +30,7 @@ from rlhf.data.chat import (
     learned_column,
     text_pieces,
 )
-from rlhf.data.examples import in_order, stored_examples
+from rlhf.data.examples import in_order, lengths_of, stored_examples
 from rlhf.data.fingerprints import encoding_key
 from rlhf.data.load import load_rows
 from rlhf.data.splits import Splits, load_splits
@@ -112,11 +112,13 @@ class DemonstrationTrainer(TrlTrainer, SFTTrainer):
     """trl.SFTTrainer on rows that are encoded already."""
 
     def _get_train_sampler(self, train_dataset=None):
-        """The sampler of transformers, with batches of one length in random order."""
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler = BatchesOfOneLength(sampler.batch_size, lengths=sampler.lengths)
-        return sampler
+        """The sampler of transformers, or batches of one length in random order."""
+        args = self.args
+        if args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = lengths_of(train_dataset or self.train_dataset)
+        size = args.train_batch_size * args.gradient_accumulation_steps
+        return BatchesOfOneLength(size, lengths=lengths)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow
+import pyarrow.compute
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
@@ -76,6 +77,14 @@ def labels_of(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
         if not counts:
             labels[i] = IGNORED
     return labels
+
+
+def lengths_of(examples: Sequence[dict]) -> list[int]:
+    """Token ids of each example, read as a column where they are one."""
+    if isinstance(examples, Dataset):
+        column = examples.with_format("arrow")[:].column("input_ids")
+        return pyarrow.compute.list_value_length(column).to_pylist()
+    return [len(example["input_ids"]) for example in examples]
 
 
 def in_order(first: Sequence[dict], second: Sequence[dict], order: Sequence[int]) -> Sequence[dict]:

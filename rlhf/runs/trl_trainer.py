@@ -66,7 +66,7 @@ class QuickHead:
             if "entropy" in outputs:
                 entropy = -torch.linalg.vecdot(all_log_probs.exp(), all_log_probs)
             if "is_top1" in outputs:
-                is_top1 = all_log_probs.argmax(1) == targets
+                is_top1 = log_probs >= all_log_probs.amax(1)  # many times as fast as argmax
         return log_probs, entropy, None, None, is_top1
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from rlhf.data.examples import in_order, stored_examples
+from rlhf.data.examples import in_order, lengths_of, stored_examples
 from rlhf.data.fingerprints import encoding_key, tokenizer_fingerprint
 from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
@@ -71,4 +71,6 @@ def test_examples_of_two_sources_in_one_order():
     order = [2, 0, 2, 1]
     expected = [second[0], first[0], second[0], first[1]]
     assert in_order(first, second, order) == expected
-    assert list(in_order(Dataset.from_list(first), second, order)) == expected
+    mixed = in_order(Dataset.from_list(first), second, order)
+    assert list(mixed) == expected
+    assert lengths_of(mixed) == lengths_of(expected) == [len(row["input_ids"]) for row in expected]
