@@ -7,7 +7,7 @@ import numpy as np
 
 from rlhf.completions.rollout import Prompts
 from rlhf.data.chat import encode_prompt
-from rlhf.data.encodings import Columns, Made, encode_once
+from rlhf.data.encodings import Columns, Converted, encode_once
 from rlhf.data.stored_numbers import NUMBER, NUMBERS
 from rlhf.data.stored_rows import take
 
@@ -25,7 +25,7 @@ def fitting_prompts(
     settings = {"limit": limit, "long_prompts": long_prompts}
     encoded = encode_once(prompts, tokenizer, rows, COLUMNS, **settings)
     numbers = np.fromiter(encoded.columns["in_row"], dtype=np.int64)
-    ids = Made(lambda entry: entry["input_ids"], encoded.only("input_ids"))
+    ids = Converted(lambda entry: entry["input_ids"], encoded.only("input_ids"))
     fitting = Prompts(take(rows, numbers), ids, numbers.tolist(), name)
     return fitting, encoded.counts["long"]
 

@@ -15,7 +15,7 @@ Columns = dict[str, pyarrow.DataType]
 
 
 class EncodedRows(Sequence):
-    """Rows with the columns of an Arrow file, read like dictionaries of numbers and lists, each time anew.
+    """Rows with the columns of an Arrow file, read like dictionaries of numbers and lists, again each time.
 
     table: the columns. A number in the column `row` stands for the row of `rows` that was encoded.
     counts: what the encoder counted, by its name; 0 for all other names.
@@ -47,6 +47,7 @@ class EncodedRows(Sequence):
         if self.order is not None:
             index = self.order[index]
         entry = {name: self.columns[name].plain(index) for name in self.names}
+        # The file has its index. The row itself, with its texts, is only read where it is asked for.
         if "row" in entry:
             entry["row"] = self.rows[entry["row"]]
         return entry
@@ -63,6 +64,10 @@ class EncodedRows(Sequence):
         """The rows with some of the columns."""
         return EncodedRows(self.table, self.rows, self.counts, self.name, names, self.order)
 
+    def without(self, *names: str) -> "EncodedRows":
+        """The rows with the other columns."""
+        return self.only(*(name for name in self.names if name not in names))
+
     def by_length(self) -> "EncodedRows":
         """The shortest row first, so that batches have little padding. Rows of one length stay in their order."""
         order = np.argsort(self.lengths, kind="stable")
@@ -71,17 +76,17 @@ class EncodedRows(Sequence):
         return EncodedRows(self.table, self.rows, self.counts, self.name, self.names, order)
 
 
-class Made(Sequence):
-    """What a function makes of each row, when it is read."""
+class Converted(Sequence):
+    """Rows that a function converts whenever they are read."""
 
-    def __init__(self, make: Callable[[dict], object], rows: EncodedRows):
-        self.make, self.rows = make, rows
+    def __init__(self, convert: Callable[[dict], object], rows: EncodedRows):
+        self.convert, self.rows = convert, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int):
-        return self.make(self.rows[index])
+        return self.convert(self.rows[index])
 
 
 def encode_once(
@@ -91,7 +96,7 @@ def encode_once(
     columns: Columns,
     **settings,
 ) -> EncodedRows:
-    """What an encoder makes of rows, from the cache where it is there.
+    """Rows of token ids that an encoder makes of rows, from the cache where they are there.
 
     encode: a function of a module, f(tokenizer, rows, counts, **settings), which gives the values of each row that it makes
     by the names of `columns`, and counts in the Counter `counts`. Nothing else may decide what it gives.
@@ -105,7 +110,7 @@ def encode_once(
 def encode_for_now(
     encode: Callable[..., Iterator[dict]], tokenizer, rows, columns: Columns, **settings
 ) -> EncodedRows:
-    """The same in a file that is gone with the process. settings: any values."""
+    """Encode rows into a file that is gone with the process. settings: any values."""
     return _encoded(None, encode, tokenizer, rows, columns, settings)
 
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import pyarrow
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
@@ -12,10 +11,10 @@ from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_examples
 from rlhf.data.encodings import Columns, EncodedRows
 from rlhf.data.padding import IGNORED
-from rlhf.data.stored_numbers import NUMBERS
+from rlhf.data.stored_numbers import LARGE_NUMBERS, NUMBERS
 
 # The types that `datasets` gives to columns of these names.
-COLUMNS: Columns = {"input_ids": NUMBERS, "labels": pyarrow.list_(pyarrow.int64())}
+COLUMNS: Columns = {"input_ids": NUMBERS, "labels": LARGE_NUMBERS}
 
 
 def demonstrations(
@@ -36,7 +35,11 @@ def demonstrations(
 
 def labels_of(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
     """The ids that are learned, IGNORED for the others."""
-    return [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)]
+    labels = list(ids)
+    for i, counts in enumerate(mask):
+        if not counts:
+            labels[i] = IGNORED
+    return labels
 
 
 def dataset_of(rows: EncodedRows) -> Dataset:

@@ -8,6 +8,9 @@ import pyarrow
 NUMBER = pyarrow.int32()
 NUMBERS = pyarrow.list_(NUMBER)
 LISTS = pyarrow.list_(NUMBERS)  # of numbers
+LARGE_NUMBERS = pyarrow.list_(pyarrow.int64())
+REAL = pyarrow.float64()
+FLAG = pyarrow.bool_()
 
 
 def number_columns(*names: str) -> pyarrow.Schema:
@@ -20,9 +23,8 @@ class StoredNumbers(Sequence):
 
     def __init__(self, column: pyarrow.ChunkedArray):
         self.parts = [_parts(chunk) for chunk in column.chunks]
-        self.starts = np.cumsum(
-            [0, *map(len, column.chunks)]
-        )  # of the chunks, and the end of the last
+        # Of the chunks, and the end of the last.
+        self.starts = np.cumsum([0, *map(len, column.chunks)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -55,7 +57,7 @@ class StoredNumbers(Sequence):
 
 def _parts(chunk: pyarrow.Array) -> list[np.ndarray]:
     """All numbers of a chunk, and before them where each list begins and the last ends: the outer ones first."""
-    # to_numpy would import pandas, which takes half a second.
+    # to_numpy would import pandas, which takes half a second. Without the masks of missing values, of which there are none.
     *offsets, values = chunk.buffers()[1::2]
     kind, count, parts = chunk.type, len(chunk), []
     for buffer in offsets:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-import pyarrow
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -17,7 +16,7 @@ from rlhf.data.examples import dataset_of
 from rlhf.data.padding import right_pad
 from rlhf.data.rows import thumb
 from rlhf.data.splits import prompt_key
-from rlhf.data.stored_numbers import NUMBER, NUMBERS
+from rlhf.data.stored_numbers import FLAG, NUMBER, NUMBERS
 from rlhf.errors import UserError
 from rlhf.reward_model.rankings import COLUMNS, collate_rankings, rankings
 
@@ -26,7 +25,7 @@ RANKING_COLUMNS = ("input_ids", "ranks", "lengths")
 ANSWER_COLUMNS: Columns = {
     "prompt_ids": NUMBERS,
     "completion_ids": NUMBERS,
-    "label": pyarrow.bool_(),
+    "label": FLAG,
     "row": NUMBER,
 }
 
@@ -145,6 +144,7 @@ def mixed_thumbs(
     check_answers(tokenizer, rows)
     newest = newest_thumbs(rows)
     counts["thumbs_changed_later"] = len(rows) - len(newest)
+    # Two passes: the other completion of the first answer in this order may be that of the last.
     answers = encode_for_now(
         fitting_answers, tokenizer, rows, ANSWER_COLUMNS, indices=newest, max_length=max_length
     )
@@ -235,7 +235,7 @@ def require_both_thumbs(rows: Sequence[dict], side: str) -> None:
 
 def thumbs_dataset(rows: EncodedRows) -> Dataset:
     """Encoded thumbs as trl's KTOTrainer wants its rows."""
-    return dataset_of(rows.only(*(name for name in rows.names if name != "row")))
+    return dataset_of(rows.without("row"))
 
 
 def balance_advice(encoded: Sequence[dict], *, desirable: float, undesirable: float) -> str:

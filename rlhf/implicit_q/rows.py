@@ -10,7 +10,6 @@ Three kinds of rows have scores:
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import pyarrow
 from torch import Tensor, tensor
 
 from rlhf.data.answers import check_answers
@@ -18,11 +17,11 @@ from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.encodings import Columns, EncodedRows, encode_once
 from rlhf.data.padding import left_pad, right_pad
 from rlhf.data.rows import number, scores_of_pair, thumb
-from rlhf.data.stored_numbers import NUMBERS
+from rlhf.data.stored_numbers import NUMBERS, REAL
 from rlhf.errors import UserError
 
 KINDS = ("scored", "ranking", "unpaired_preference")
-COLUMNS: Columns = {"prompt_ids": NUMBERS, "completion_ids": NUMBERS, "score": pyarrow.float64()}
+COLUMNS: Columns = {"prompt_ids": NUMBERS, "completion_ids": NUMBERS, "score": REAL}
 
 
 def scored_answers(row: dict, kind: str) -> Iterator[tuple[str, float]]:

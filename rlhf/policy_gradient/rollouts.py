@@ -115,12 +115,11 @@ class RolloutMaker:
         self.roles, self.model, self.tokenizer = roles, model, tokenizer
         self.args, self.accelerator = args, accelerator
         limit = args.prompt_limit(context_length(roles.policy))
-        self.prompts = encode_prompts(rows, tokenizer, args, limit=limit, name="training")
+        encode = partial(encode_prompts, tokenizer=tokenizer, args=args, limit=limit)
+        self.prompts = encode(rows, name="training")
         self.eval_prompts = None
         if eval_rows:
-            self.eval_prompts = encode_prompts(
-                eval_rows, tokenizer, args, limit=limit, name="evaluation"
-            )
+            self.eval_prompts = encode(eval_rows, name="evaluation")
         self.columns = column_names(chain(rows, eval_rows or []))
         self.stop_token_ids = tuple(stop_token_ids(roles.policy, tokenizer))
         self.kl_coef = args.kl_coef

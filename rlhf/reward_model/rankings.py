@@ -9,12 +9,12 @@ from rlhf.completions.reward_inputs import encode_conversations, encode_pairs
 from rlhf.data.answers import check_answers
 from rlhf.data.encodings import Columns, EncodedRows, encode_once
 from rlhf.data.padding import right_pad
-from rlhf.data.stored_numbers import LISTS, NUMBER, NUMBERS
+from rlhf.data.stored_numbers import LARGE_NUMBERS, LISTS, NUMBER, NUMBERS
 from rlhf.errors import UserError
 
 COLUMNS: Columns = {
     "input_ids": LISTS,
-    "ranks": NUMBERS,
+    "ranks": LARGE_NUMBERS,  # any whole number may be a rank
     "lengths": NUMBERS,
     "places": NUMBERS,
     "row": NUMBER,

@@ -1,5 +1,7 @@
 """Encoded rows are what the encoder gave, and it is asked once for all that decides it."""
 
+import errno
+import shutil
 import sys
 from collections import Counter
 
@@ -7,7 +9,7 @@ import pyarrow
 import pytest
 
 from rlhf.data import cache, fingerprints
-from rlhf.data.encodings import EncodedRows, Made, encode_for_now, encode_once, input_columns
+from rlhf.data.encodings import Converted, EncodedRows, encode_for_now, encode_once, input_columns
 from rlhf.data.fingerprints import module_fingerprint
 from rlhf.data.load import load_rows
 from rlhf.data.stored_numbers import LISTS, NUMBER, NUMBERS, StoredNumbers
@@ -58,7 +60,9 @@ def test_numbers_and_lists_come_back(rows, tokenizer, monkeypatch, rows_in_batch
     assert list(encoded) == expected and encoded[-1] == expected[-1]
     assert encoded[1:3] == expected[1:3] and encoded[::-2] == expected[::-2]
     assert type(encoded[0]["good"]) is bool and type(encoded[0]["input_ids"][0]) is int
-    assert list(encoded.only("score")) == [{"score": entry["score"]} for entry in ENTRIES]
+    assert list(encoded.only("row", "score").without("row")) == [
+        {"score": entry["score"]} for entry in ENTRIES
+    ]
     with pytest.raises(IndexError):
         encoded[4]
 
@@ -70,7 +74,7 @@ def test_the_shortest_row_comes_first(rows, tokenizer):
     assert ordered.lengths == [0, 1, 2, 3] and ordered.by_length().lengths == ordered.lengths
     assert [row["score"] for row in ordered] == [-2.5, 1e300, 3.0, 0.1]
     assert ordered.only("score")[3] == {"score": 0.1}
-    assert list(Made(lambda row: row["score"] * 2, ordered.only("score")))[2] == 6.0
+    assert list(Converted(lambda row: row["score"] * 2, ordered.only("score")))[2] == 6.0
 
 
 def test_the_length_of_several_lists_is_that_of_the_longest(rows, tokenizer, monkeypatch):
@@ -95,6 +99,44 @@ def test_rows_are_encoded_once_for_all_that_decides_it(rows, tokenizer):
         encode_once(encode, tokenizer, list(rows), COLUMNS)
         encode_for_now(encode, tokenizer, rows, COLUMNS)
     assert len(calls) == 8
+
+
+def unwritable(folder, monkeypatch):
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder would be")
+
+
+def full(folder, monkeypatch):
+    write = pyarrow.ipc.RecordBatchStreamWriter.write_batch
+
+    def write_one(self, batch, **options):
+        if self.written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.written = True
+        write(self, batch, **options)
+
+    class OneBatch(pyarrow.ipc.RecordBatchStreamWriter):
+        written = False
+        write_batch = write_one
+
+    monkeypatch.setattr(pyarrow.ipc, "new_stream", OneBatch)
+
+
+def torn(folder, monkeypatch):
+    for path in folder.glob("encode-*.arrow"):
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("disk, times", [(unwritable, 2), (full, 1), (torn, 2)])
+def test_a_disk_that_fails_costs_only_time(rows, tokenizer, tmp_path, monkeypatch, disk, times):
+    monkeypatch.setattr(cache, "BATCH_ROWS", 1)
+    expected = list(encode_once(encode, tokenizer, rows, COLUMNS, longest=9))
+    disk(tmp_path / "cache", monkeypatch)
+    calls.clear()
+    assert list(encode_once(encode, tokenizer, rows, COLUMNS, longest=9)) == expected
+    # What the cache has not had yet.
+    assert list(encode_once(encode, tokenizer, rows, COLUMNS, longest=8)) == expected
+    assert len(calls) == times
 
 
 def test_an_encoder_that_refuses_a_row_does_so_each_time(rows, tokenizer):

@@ -25,6 +25,7 @@ def choice_inputs(
     tokenizer, rows: Sequence[dict], counts: Counter[str], *, max_length: int
 ) -> Iterator[list[dict]]:
     """Yields for each row the inputs of its choices. Counts the sequences that were cut."""
+    # One stream of all choices of all rows: the tokenizer is fast on long lists.
     pairs = (
         {"text": row["text"], "text_pair": choice} for row in rows for choice in row["choices"]
     )

@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
-from rlhf.data.encodings import EncodedRows, Made, encode_once, input_columns
+from rlhf.data.encodings import Converted, EncodedRows, encode_once, input_columns
 from rlhf.data.fingerprints import fingerprint
 from rlhf.data.padding import IGNORED
 from rlhf.data.stored_numbers import LISTS, NUMBER, NUMBERS
@@ -374,7 +374,8 @@ def token_windows(
         )
         ids = encoded["input_ids"]
         heads = _heads(text, starts, encoded["offset_mapping"])
-        tokens = [token for token, _, _ in heads]  # in order
+        # In order, so that the heads of a window are a slice: a row may be a whole book.
+        tokens = [token for token, _, _ in heads]
         for span in _spans(len(ids), room):
             window_ids = [*before, *ids[span.start : span.stop], *after]
             shift = len(before) - span.start  # from a token of the text to one of the window
@@ -463,12 +464,12 @@ def labelled_windows(
 
 def to_train_on(encoded: EncodedRows) -> EncodedRows:
     """The columns of stored windows that the model takes."""
-    return encoded.only(*(name for name in encoded.names if name not in ("heads", "in_row")))
+    return encoded.without("heads", "in_row")
 
 
 def windows_of(encoded: EncodedRows) -> Sequence[TokenWindow]:
     """Stored windows as windows without inputs."""
-    return Made(
+    return Converted(
         lambda entry: TokenWindow(entry["in_row"], {}, entry["heads"]),
         encoded.only("in_row", "heads"),
     )

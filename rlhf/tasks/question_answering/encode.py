@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.data.encodings import EncodedRows, Made, encode_once, input_columns
+from rlhf.data.encodings import Converted, EncodedRows, encode_once, input_columns
 from rlhf.data.stored_numbers import NUMBER, NUMBERS
 from rlhf.errors import UserError
 
@@ -72,25 +72,24 @@ def labelled_windows(
 ) -> Iterator[dict]:
     """Yields what `stored_windows` describes."""
     for window in question_windows(tokenizer, rows, counts, **sizes):
-        place = {"in_row": window.row, "first": window.first, "offsets": window.offsets.ravel()}
-        yield window.feature | place
+        rest = {"in_row": window.row, "first": window.first, "offsets": window.offsets.ravel()}
+        yield window.feature | rest
 
 
 def to_train_on(encoded: EncodedRows) -> EncodedRows:
     """The columns of stored windows that the model takes."""
-    return encoded.only(
-        *(name for name in encoded.names if name not in ("in_row", "first", "offsets"))
-    )
+    return encoded.without("in_row", "first", "offsets")
 
 
 def windows_of(encoded: EncodedRows) -> Sequence[QuestionWindow]:
     """Stored windows as windows without features."""
 
     def window(entry: dict) -> QuestionWindow:
+        # A column has flat lists: the first and the last character of each token, one after the other.
         offsets = np.array(entry["offsets"], dtype=np.int32).reshape(-1, 2)
         return QuestionWindow({}, entry["in_row"], entry["first"], offsets)
 
-    return Made(window, encoded.only("in_row", "first", "offsets"))
+    return Converted(window, encoded.only("in_row", "first", "offsets"))
 
 
 def question_windows(
