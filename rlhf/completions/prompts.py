@@ -24,6 +24,7 @@ def fitting_prompts(
     """
     settings = {"limit": limit, "long_prompts": long_prompts}
     encoded = encode_once(prompts, tokenizer, rows, COLUMNS, **settings)
+    # Rows of prompts that were dropped are not there.
     numbers = np.fromiter(encoded.columns["in_row"], dtype=np.int64)
     ids = Converted(lambda entry: entry["input_ids"], encoded.only("input_ids"))
     fitting = Prompts(take(rows, numbers), ids, numbers.tolist(), name)

@@ -178,6 +178,7 @@ class DirectTrainer(TrlTrainer):
         # Flat, so that rows with many answers do not make batches larger.
         answers = chain.from_iterable(map(self.answers_of, rows))
         rank, world = self.args.process_index, self.args.world_size
+        # One batch at a time: the rows are mapped from a file.
         mine, values = islice(answers, rank, None, world), []
         while part := list(islice(mine, self.args.per_device_eval_batch_size)):
             batch = answer_batch(part, self.tokenizer.pad_token_id, self.args.device)
