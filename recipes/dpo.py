@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
+from rlhf.data.encodings import EncodedRows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.direct_preference.config import PairConfig
 from rlhf.direct_preference.dpo import RankingDPOTrainer
@@ -70,7 +71,9 @@ def read_rankings(run: Run, settings: DPOSettings, tokenizer, seed: int) -> Spli
     return splits
 
 
-def encode_splits(run: Run, splits: Splits, tokenizer, limit: int) -> tuple[list[dict], list[dict]]:
+def encode_splits(
+    run: Run, splits: Splits, tokenizer, limit: int
+) -> tuple[EncodedRows, EncodedRows]:
     """(training rows, held-out rows), encoded; what was dropped is said and recorded."""
     train, counts = encode_pairs_of_rankings(tokenizer, splits.train, max_length=limit)
     held_out, eval_counts = encode_pairs_of_rankings(tokenizer, splits.eval, max_length=limit)

@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
+from rlhf.data.encodings import EncodedRows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.direct_preference.roles import SampledSettings, check_is_held_out, sampling_of
 from rlhf.errors import UserError
@@ -87,12 +88,14 @@ def read_scored(run: Run, settings: ILQLSettings, tokenizer, seed: int) -> Split
     return splits
 
 
-def encode_splits(run: Run, splits: Splits, tokenizer, limit: int) -> tuple[list[dict], list[dict]]:
+def encode_splits(
+    run: Run, splits: Splits, tokenizer, limit: int
+) -> tuple[EncodedRows, EncodedRows]:
     """(training rows, held-out rows), encoded, one for each answer; what was dropped is said and recorded."""
     encode = partial(encode_scored, tokenizer, kind=splits.kind, max_length=limit)
     train, too_long = encode(splits.train)
     held_out, held_out_too_long = encode(splits.eval)
-    scores = [row["score"] for row in train]
+    scores = [row["score"] for row in train.only("score")]
     run.say(
         f"{len(train)} answers with scores from {min(scores):.3g} to {max(scores):.3g}, on average "
         f"{sum(scores) / len(scores):.3g}; {len(held_out)} held out, at most {limit} tokens"

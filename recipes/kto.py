@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
+from rlhf.data.encodings import EncodedRows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.direct_preference.config import ThumbConfig
 from rlhf.direct_preference.kto import ThumbKTOTrainer
@@ -71,21 +72,22 @@ def read_thumbs(run: Run, settings: KTOSettings, tokenizer, seed: int) -> Splits
 
 def encode_splits(
     run: Run, splits: Splits, tokenizer, args: ThumbConfig
-) -> tuple[list[dict], list[dict]]:
+) -> tuple[EncodedRows, EncodedRows]:
     """(training rows, held-out rows), encoded; what was dropped is said and recorded."""
     options = {"max_length": args.max_length, "seed": args.seed}
     estimates_kl = args.loss_type == "kto"
     train, counts = encode_thumbs(tokenizer, splits.train, estimates_kl=estimates_kl, **options)
     held_out, eval_counts = encode_thumbs(tokenizer, splits.eval, estimates_kl=False, **options)
-    require_both_thumbs(train, "training")
-    require_both_thumbs(held_out, "evaluation")
-    good = sum(row["label"] for row in train)
+    labels = train.only("label")
+    require_both_thumbs(labels, "training")
+    require_both_thumbs(held_out.only("label"), "evaluation")
+    good = sum(row["label"] for row in labels)
     run.say(
         f"{len(train)} answers, {good} of them good; {len(held_out)} held out; at most {args.max_length} tokens"
     )
     lines = [counts_line(counts, "train"), counts_line(eval_counts, "eval")]
     lines.append(
-        balance_advice(train, desirable=args.desirable_weight, undesirable=args.undesirable_weight)
+        balance_advice(labels, desirable=args.desirable_weight, undesirable=args.undesirable_weight)
     )
     for line in filter(None, lines):
         run.say(line)

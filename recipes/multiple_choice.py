@@ -10,6 +10,7 @@ Look at: accuracy on rows that were not trained on, next to chance, and the tabl
 by number of choices, errors.jsonl has the wrong rows, the surest first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -55,7 +56,7 @@ class PreparedMultipleChoice:
 
     trainer: EncoderTrainer
     tokenizer: PreTrainedTokenizerBase
-    rows: list[dict]
+    rows: Sequence[dict]
     cut: int
 
 
@@ -120,7 +121,7 @@ def metrics_of(output) -> dict[str, float]:
     return {name: report[name] for name in METRICS}
 
 
-def write_results(run: Run, rows: list[dict], output, report: dict) -> None:
+def write_results(run: Run, rows: Sequence[dict], output, report: dict) -> None:
     """The report, the mistakes and some samples in the run folder; a table of mistakes on the terminal."""
     probabilities = choice_probabilities(output.predictions, output.label_ids)
     mistakes = wrong_choices(rows, right_choices(output.label_ids), probabilities)

@@ -9,6 +9,7 @@ are split into windows, never cut. Look at: f1, of whole entities in sentences t
 plots/entities.png; the table of errors on the terminal. ner.json has every type, errors.jsonl every wrong sentence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,21 +21,22 @@ from rlhf.runs.run import Run, start
 from rlhf.runs.settings import DataSettings, ModelSettings, ScratchSettings
 from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.ner.encode import (
+    RowsInBio,
     TokenWindow,
     check_held_out,
-    cut_windows,
     decode_windows,
-    encode_windows,
     entities,
     find_joints,
     find_units,
     in_bio,
     join,
     out_of_reach,
+    stored_windows,
     tag_names,
     tags_of_windows,
+    to_train_on,
     warnings_of,
-    windows_added,
+    windows_of,
 )
 from rlhf.tasks.ner.metrics import entity_scores, plot_entities, tagging_report, wrong_sentences
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
@@ -68,8 +70,8 @@ class PreparedNER:
 
     trainer: EncoderTrainer
     tokenizer: PreTrainedTokenizerBase
-    rows: list[dict]
-    windows: list[TokenWindow]
+    rows: RowsInBio
+    windows: Sequence[TokenWindow]
     labels: list[str]
     units: str
     counts: dict[str, int]
@@ -100,12 +102,14 @@ def prepare(settings: NERSettings, args: EncoderConfig, run: Run) -> PreparedNER
     # The predictor cuts a text into tokens as these rows were.
     trained = {"trained_units": units, "trained_joints": find_joints(train)}
     model.config.update(trained | {"trained_length": limit})
-    parts = cut_windows(tokenizer, train, units=units, max_length=limit)
-    held_out_parts = cut_windows(tokenizer, held_out, units=units, max_length=limit)
-    # The evaluation reads windows in this order; by length, its batches have little padding.
-    held_out_parts.sort(key=lambda part: len(part.inputs["input_ids"]))
-    added = windows_added(parts) + windows_added(held_out_parts)
-    lost = out_of_reach(held_out_parts, held_out)
+    sizes = {"labels": labels, "units": units, "max_length": limit}
+    parts = stored_windows(tokenizer, train, **sizes)
+    # The evaluation reads windows in this order.
+    held_out_parts = stored_windows(tokenizer, held_out, **sizes).by_length()
+    windows = windows_of(held_out_parts)
+    # Each row has one window at least.
+    added = len(parts) - len(train) + len(held_out_parts) - len(held_out)
+    lost = out_of_reach(windows, held_out)
     run.say(
         f"{len(train)} rows, {len(held_out)} held out, {units} tagged in {scheme}: {', '.join(labels)}"
     )
@@ -115,8 +119,8 @@ def prepare(settings: NERSettings, args: EncoderConfig, run: Run) -> PreparedNER
     trainer = EncoderTrainer(
         model=with_lora(model, settings, "ner"),
         args=args,
-        train=encode_windows(parts, train, labels),
-        evaluation=encode_windows(held_out_parts, held_out, labels),
+        train=to_train_on(parts),
+        evaluation=to_train_on(held_out_parts),
         metrics=WATCHED,
         smooths=True,
         compute_metrics=lambda output: watched_scores(prepared, output),
@@ -127,7 +131,7 @@ def prepare(settings: NERSettings, args: EncoderConfig, run: Run) -> PreparedNER
     counts = {"train_rows": len(train), "labels": len(labels), "windows_added": added}
     counts |= {"entities_out_of_reach": lost, "tags_repaired": repaired}
     # The evaluations of the trainer read it too.
-    prepared = PreparedNER(trainer, tokenizer, held_out, held_out_parts, labels, units, counts)
+    prepared = PreparedNER(trainer, tokenizer, held_out, windows, labels, units, counts)
     return prepared
 
 
@@ -162,7 +166,9 @@ def best_labels(logits, labels):
     return logits.argmax(-1)
 
 
-def write_results(run: Run, rows: list[dict], predicted: list, report: dict, units: str) -> None:
+def write_results(
+    run: Run, rows: Sequence[dict], predicted: list, report: dict, units: str
+) -> None:
     """The report, the mistakes, samples and a plot in the run folder; tables on the terminal."""
     run.write("ner.json", report)
     run.write("errors.jsonl", wrong_sentences(rows, predicted))

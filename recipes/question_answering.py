@@ -12,6 +12,7 @@ both by kind of question, predictions.json (and na_prob.json, v2) is what SQuAD'
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,11 @@ from rlhf.tasks.model import read_task, start_encoder, token_limit, with_lora
 from rlhf.tasks.question_answering.encode import (
     QuestionWindow,
     best_answers,
-    encode_windows,
     has_unanswerable,
     question_ids,
+    stored_windows,
+    to_train_on,
+    windows_of,
 )
 from rlhf.tasks.question_answering.metrics import check_unit, reading_report, wrong_answers
 from rlhf.tasks.trainer import EncoderConfig, EncoderTrainer, set_best_metric
@@ -88,9 +91,9 @@ class PreparedQuestionAnswering:
     trainer: EncoderTrainer
     tokenizer: PreTrainedTokenizerBase
     settings: QuestionAnsweringSettings
-    rows: list[dict]
+    rows: Sequence[dict]
     ids: list[str]
-    windows: list[QuestionWindow]
+    windows: Sequence[QuestionWindow]
     train_rows: int
     missed: int
     unanswerable: bool
@@ -124,23 +127,22 @@ def prepare(
         "max_answer_length": settings.max_answer_length,
     }
     model.config.reader_windows = sizes  # the predictor reads contexts in the same windows
-    train = encode_windows(tokenizer, splits.train, **sizes)
-    held_out = encode_windows(tokenizer, splits.eval, **sizes)
-    # The evaluation reads windows in this order; by length, its batches have little padding.
-    windows = sorted(held_out.windows, key=lambda window: len(window.feature["input_ids"]))
-    missed = train.missed + held_out.missed
+    train = stored_windows(tokenizer, splits.train, **sizes)
+    # The evaluation reads windows in this order.
+    held_out = stored_windows(tokenizer, splits.eval, **sizes).by_length()
+    counts = train.counts + held_out.counts
     run.say(
-        f"{len(splits.train)} questions in {len(train.windows)} windows of at most {sizes['max_length']} tokens, "
-        f"{len(splits.eval)} held out in {len(windows)}; {train.cut + held_out.cut} questions cut, "
-        f"{missed} answers are no span of tokens within reach"
+        f"{len(splits.train)} questions in {len(train)} windows of at most {sizes['max_length']} tokens, "
+        f"{len(splits.eval)} held out in {len(held_out)}; {counts['cut']} questions cut, "
+        f"{counts['missed']} answers are no span of tokens within reach"
     )
     # The Trainer looks for "labels" by itself.
     args.label_names = ["start_positions", "end_positions"]
     trainer = EncoderTrainer(
         model=with_lora(model, settings, "question_answering"),
         args=args,
-        train=[window.feature for window in train.windows],
-        evaluation=[window.feature for window in windows],
+        train=to_train_on(train),
+        evaluation=to_train_on(held_out),
         metrics=METRICS,
         compute_metrics=lambda output: numbers_of(answers_and_report(prepared, output)[1]),
         processing_class=tokenizer,
@@ -153,9 +155,9 @@ def prepare(
         settings,
         rows=splits.eval,
         ids=ids,
-        windows=windows,
+        windows=windows_of(held_out),
         train_rows=len(splits.train),
-        missed=missed,
+        missed=counts["missed"],
         unanswerable=unanswerable,
     )
     return prepared
@@ -203,7 +205,7 @@ def numbers_of(report: dict) -> dict[str, float]:
 
 
 def write_results(
-    run: Run, rows: list[dict], ids: list[str], answers: list[dict], report: dict
+    run: Run, rows: Sequence[dict], ids: list[str], answers: list[dict], report: dict
 ) -> None:
     """The report, the official prediction files and samples in the run folder; the mistakes on the terminal."""
     scores = report.pop("rows_scored")

@@ -17,6 +17,7 @@ from rlhf.completions.reward_inputs import RewardInput, RewardInputs
 from rlhf.completions.score import RewardModelScorer
 from rlhf.data.answers import template_checks
 from rlhf.data.chat import add_chat_template
+from rlhf.data.encodings import EncodedRows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
 from rlhf.hub.recording import recording
@@ -59,7 +60,7 @@ class PreparedReward:
 
     trainer: RewardTrainer
     tokenizer: PreTrainedTokenizerBase
-    rows: list[dict]
+    rows: EncodedRows
     centred_on: list[RewardInput]
 
 
@@ -129,7 +130,7 @@ def start_model(run: Run, settings: RewardSettings, tokenizer):
 
 def encode_splits(
     run: Run, splits: Splits, inputs: RewardInputs, limit: int
-) -> tuple[list[dict], list[dict]]:
+) -> tuple[EncodedRows, EncodedRows]:
     """(training rows, held-out rows), encoded, both with an ordered pair that is not too long."""
     options = {"max_length": limit, "pairs": inputs.pairs}
     train, too_long = encode_rankings(inputs.tokenizer, splits.train, **options)
@@ -149,7 +150,7 @@ def encode_splits(
 
 
 def choose_centre(
-    run: Run, demonstrations: list[dict], inputs: RewardInputs, train: list[dict], limit: int
+    run: Run, demonstrations: list[dict], inputs: RewardInputs, train: EncodedRows, limit: int
 ) -> list[RewardInput]:
     """The inputs whose scores will be 0 on average: the demonstrations, or the best completions of the rankings."""
     if demonstrations:

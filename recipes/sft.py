@@ -22,16 +22,15 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from rlhf.data.answers import check_answers, template_checks
+from rlhf.data.answers import template_checks
 from rlhf.data.chat import (
     add_chat_template,
     as_messages,
-    encode_examples,
     learned_column,
     text_pieces,
 )
-from rlhf.data.examples import in_order, lengths_of, stored_examples
-from rlhf.data.fingerprints import encoding_key
+from rlhf.data.encodings import encode_once
+from rlhf.data.examples import COLUMNS, dataset_of, demonstrations, in_order, lengths_of
 from rlhf.data.load import load_rows
 from rlhf.data.splits import Splits, load_splits
 from rlhf.errors import UserError
@@ -260,19 +259,12 @@ def encode(tokenizer, rows: Sequence[dict], max_length: int) -> tuple[Dataset, i
 
     Returns them, and how many were too long.
     """
-
-    def examples():
-        check_answers(tokenizer, rows)
-        for row in rows:
-            yield from encode_examples(tokenizer, row)
-
-    key = encoding_key("sft", rows, tokenizer, max_length)
-    encoded, too_long = stored_examples(key, examples, longest=max_length)
-    if not len(encoded):
+    encoded = encode_once(demonstrations, tokenizer, rows, COLUMNS, longest=max_length)
+    if not encoded:
         raise UserError(
             f"no row fits max_length={max_length} tokens: raise it, up to the model's context"
         )
-    return encoded, too_long
+    return dataset_of(encoded), encoded.counts["too_long"]
 
 
 def examples_line(

@@ -70,11 +70,12 @@ def encoded(task: str, source: Path, work: Path):
         return model, tokenizer, *sides, judge, DataCollatorWithPadding
     if task == "ner":
         from rlhf.tasks.ner.encode import (
-            cut_windows,
             decode_windows,
-            encode_windows,
             in_bio,
+            stored_windows,
             tag_names,
+            to_train_on,
+            windows_of,
         )
         from rlhf.tasks.ner.metrics import entity_scores
 
@@ -84,38 +85,40 @@ def encoded(task: str, source: Path, work: Path):
             minilm(), "AutoModelForTokenClassification", labels=labels, new_head=True
         )
         fit_tokenizer(tokenizer, model, pairs=False)
-        found = [
-            cut_windows(tokenizer, part, units="words", max_length=128) for part in (train, test)
-        ]
-        found[1].sort(key=lambda window: len(window.inputs["input_ids"]))
-        sides = [
-            encode_windows(part, rows, labels)
-            for part, rows in zip(found, (train, test), strict=True)
-        ]
+        sizes = dict(labels=labels, units="words", max_length=128)
+        encoded = stored_windows(tokenizer, train, **sizes)
+        held_out = stored_windows(tokenizer, test, **sizes).by_length()
+        sides = [to_train_on(encoded), to_train_on(held_out)]
+        windows = windows_of(held_out)
 
         def judge(output) -> float:
             best = output.predictions.argmax(-1)
             marks = [
                 [labels[best[i][token]] for token, _, _ in window.heads]
-                for i, window in enumerate(found[1])
+                for i, window in enumerate(windows)
             ]
             return entity_scores(
-                [row["tags"] for row in test], decode_windows(found[1], marks, test)
+                [row["tags"] for row in test], decode_windows(windows, marks, test)
             )["f1"]
 
         return model, tokenizer, *sides, judge, DataCollatorForTokenClassification
-    from rlhf.tasks.question_answering.encode import best_answers, encode_windows
+    from rlhf.tasks.question_answering.encode import (
+        best_answers,
+        stored_windows,
+        to_train_on,
+        windows_of,
+    )
     from rlhf.tasks.question_answering.metrics import reading_report
 
     model = load_encoder(minilm(), "AutoModelForQuestionAnswering", new_head=True)
     fit_tokenizer(tokenizer, model, pairs=True)
     reading = {"max_length": 384, "stride": 128, "max_answer_length": 30}
-    found = [encode_windows(tokenizer, part, **reading).windows for part in (train, test)]
-    found[1].sort(key=lambda window: len(window.feature["input_ids"]))
-    sides = [[window.feature for window in part] for part in found]
+    held_out = stored_windows(tokenizer, test, **reading).by_length()
+    sides = [to_train_on(stored_windows(tokenizer, train, **reading)), to_train_on(held_out)]
+    windows = windows_of(held_out)
 
     def judge(output) -> float:
-        answers = best_answers(test, found[1], list(zip(*output.predictions)), max_answer_length=30)
+        answers = best_answers(test, windows, list(zip(*output.predictions)), max_answer_length=30)
         return reading_report(test, answers, answer_unit="word", with_threshold=False)["f1"]
 
     return model, tokenizer, *sides, judge, DataCollatorWithPadding

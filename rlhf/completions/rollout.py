@@ -1,7 +1,8 @@
 """Prompts -> Rollout: completions of the current policy with everything an update needs to know about them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -81,10 +82,15 @@ def choose(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 class Prompts:
     """Data rows with their prompts as token ids and their numbers in the data. name: "training" or "evaluation"."""
 
-    rows: list[dict]
-    ids: list[list[int]]
-    numbers: list[int]
+    rows: Sequence[dict]
+    ids: Sequence[list[int]]
+    numbers: Sequence[int]
     name: str
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.ids))
 
     def choose(self, indices: list[int]) -> "Prompts":
         rows = [self.rows[i] for i in indices]

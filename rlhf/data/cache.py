@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -181,11 +181,20 @@ def _locked(path: Path):
             file.close()
 
 
-def _array(values: Sequence, kind: pyarrow.DataType) -> pyarrow.Array:
-    """Values as an Arrow array: bytes, or lists of numbers.
+def _array(values: Iterable, kind: pyarrow.DataType) -> pyarrow.Array:
+    """Values as an Arrow array: bytes, numbers, or lists of numbers or of such lists.
 
     pyarrow.array does the same, but imports pandas for it, which takes half a second.
     """
+    if pyarrow.types.is_primitive(kind):
+        numbers = values
+        if not isinstance(values, np.ndarray):
+            numbers = np.fromiter(values, kind.to_pandas_dtype())
+        data = numbers.astype(kind.to_pandas_dtype(), copy=False)
+        if pyarrow.types.is_boolean(kind):
+            data = np.packbits(data, bitorder="little")
+        return pyarrow.Array.from_buffers(kind, len(numbers), [None, pyarrow.py_buffer(data)])
+    values = list(values)
     lengths = [len(value) for value in values]
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
@@ -193,13 +202,11 @@ def _array(values: Sequence, kind: pyarrow.DataType) -> pyarrow.Array:
     if pyarrow.types.is_binary(kind):
         buffers.append(pyarrow.py_buffer(b"".join(values)))
         return pyarrow.Array.from_buffers(kind, len(lengths), buffers)
-    item = kind.value_type.to_pandas_dtype()
     if values and isinstance(values[0], np.ndarray):
-        numbers = np.concatenate(values, dtype=item)
+        inner = np.concatenate(values)
     else:
-        numbers = np.fromiter(chain.from_iterable(values), item)
-    data = [None, pyarrow.py_buffer(numbers)]
-    items = pyarrow.Array.from_buffers(kind.value_type, len(numbers), data)
+        inner = chain.from_iterable(values)
+    items = _array(inner, kind.value_type)
     return pyarrow.Array.from_buffers(kind, len(lengths), buffers, children=[items])
 
 

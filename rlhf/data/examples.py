@@ -1,73 +1,37 @@
-"""Examples for SFT and for pairs of texts: token ids with labels, encoded once and mapped from the cache."""
+"""Examples for SFT and for pairs of texts: token ids with labels. Encoded rows as data sets of `datasets`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-import pyarrow
 import pyarrow.compute
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
-from rlhf.data.cache import Writer, stored
+from rlhf.data.answers import check_answers
+from rlhf.data.chat import encode_examples
+from rlhf.data.encodings import Columns, EncodedRows
 from rlhf.data.padding import IGNORED
+from rlhf.data.stored_numbers import LARGE_NUMBERS, NUMBERS
 
 # The types that `datasets` gives to columns of these names.
-SCHEMA = pyarrow.schema(
-    [
-        ("input_ids", pyarrow.list_(pyarrow.int32())),
-        ("labels", pyarrow.list_(pyarrow.int64())),
-    ]
-)
-BYTES_PER_TOKEN = 12  # an id and a label
-
-Example = tuple[list[int], Sequence[bool]]  # token ids, and True where a token is learned
+COLUMNS: Columns = {"input_ids": NUMBERS, "labels": LARGE_NUMBERS}
 
 
-def stored_examples(
-    key: str | None, encode: Callable[[], Iterable[Example]], longest: int
-) -> tuple[Dataset, int]:
-    """(data set with input_ids and labels, how many examples of more than `longest` tokens were dropped).
+def demonstrations(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, longest: int
+) -> Iterator[dict]:
+    """Yields COLUMNS of the examples of rows, with labels IGNORED where nothing is learned.
 
-    key: of the cache. encode: gives the examples, and is not called where they are there already.
+    Counts too_long, those of more than `longest` tokens, which are dropped.
     """
-
-    def fill(writer: Writer) -> dict:
-        too_long = 0
-        for ids, mask in encode():
+    check_answers(tokenizer, rows)
+    for row in rows:
+        for ids, mask in encode_examples(tokenizer, row):
             if len(ids) > longest:
-                too_long += 1
-                continue
-            writer.add((ids, labels_of(ids, mask)), size=BYTES_PER_TOKEN * len(ids))
-        return {"too_long": too_long}
-
-    content = stored(key, SCHEMA, fill, "encoding")
-    # `datasets` would hash all of a table to name it.
-    name = key or generate_random_fingerprint()
-    examples = Dataset(InMemoryTable(content.table), fingerprint=name)
-    return examples, content.note["too_long"]
-
-
-def stored_pairs(
-    key: str | None, encode: Callable[[], Iterable[tuple[list[int], list[int]]]], longest: tuple
-) -> tuple[Dataset, list[int]]:
-    """(data set with input_ids, the source, and labels, the target; the indices of the pairs that are in it).
-
-    key: of the cache. encode: gives all pairs, and is not called where they are there already.
-    longest: tokens of a source and of a target; a pair with a longer one is dropped.
-    """
-
-    def fill(writer: Writer) -> dict:
-        kept = []
-        for i, (source, target) in enumerate(encode()):
-            if len(source) > longest[0] or len(target) > longest[1]:
-                continue
-            kept.append(i)
-            writer.add((source, target), size=BYTES_PER_TOKEN * (len(source) + len(target)))
-        return {"kept": kept}
-
-    content = stored(key, SCHEMA, fill, "encoding")
-    name = key or generate_random_fingerprint()
-    return Dataset(InMemoryTable(content.table), fingerprint=name), content.note["kept"]
+                counts["too_long"] += 1
+            else:
+                yield {"input_ids": ids, "labels": labels_of(ids, mask)}
 
 
 def labels_of(ids: Sequence[int], mask: Sequence[bool]) -> list[int]:
@@ -85,6 +49,13 @@ def lengths_of(examples: Sequence[dict]) -> list[int]:
         column = examples.with_format("arrow")[:].column("input_ids")
         return pyarrow.compute.list_value_length(column).to_pylist()
     return [len(example["input_ids"]) for example in examples]
+
+
+def dataset_of(rows: EncodedRows) -> Dataset:
+    """Encoded rows in the order of their file, without copying them."""
+    table = InMemoryTable(rows.table.select(rows.names))
+    # `datasets` would hash all of a table to name it.
+    return Dataset(table, fingerprint=rows.name or generate_random_fingerprint())
 
 
 def in_order(first: Sequence[dict], second: Sequence[dict], order: Sequence[int]) -> Sequence[dict]:

@@ -5,6 +5,7 @@ A name is a hash. None means that something decides it which cannot be named, so
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from rlhf.data.templates import day_in_template
 from rlhf.digests import file_sha256
 
 VERSION = 1  # of the cached files: raise it when their form changes
+IMPORT = re.compile(r"^from (rlhf[\w.]*) import ", re.MULTILINE)
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2")  # whose versions decide, too
 
 
@@ -41,11 +43,17 @@ def code_fingerprint() -> str:
 
 @lru_cache(maxsize=64)
 def module_fingerprint(module: str) -> str | None:
-    """A hash of the source of an imported module, which code_fingerprint may not include."""
-    source = getattr(sys.modules.get(module), "__file__", None)
-    if not source:
-        return None
-    return file_sha256(Path(source))
+    """A hash of the source of an imported module and of those of rlhf that it imports, directly or not."""
+    texts: dict[str, str] = {}
+    names = [module]
+    while names:
+        name = names.pop()
+        source = getattr(sys.modules.get(name), "__file__", None)
+        if source and name not in texts:
+            texts[name] = Path(source).read_text(encoding="utf-8")
+            names += IMPORT.findall(texts[name])
+    # Not the names: the recipe that is started is called __main__.
+    return fingerprint(sorted(texts.values())) if module in texts else None
 
 
 def checks_fingerprint(checks: dict[str, Callable]) -> str | None:
@@ -97,7 +105,5 @@ def encoding_key(name: str, rows: Sequence[dict], tokenizer, *arguments) -> str 
     name: of the encoder. arguments: what decides its result besides the rows and the tokenizer.
     """
     source = getattr(rows, "fingerprint", None)
-    encoder = tokenizer_fingerprint(tokenizer)
-    if source is None or encoder is None:
-        return None
-    return f"{name}-{fingerprint(source, encoder, arguments)}"
+    encoder = source and tokenizer_fingerprint(tokenizer)
+    return encoder and f"{name}-{fingerprint(source, encoder, arguments)}"

@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from rlhf.algorithms import call
 from rlhf.algorithms.preference import PAIR_LOSSES, pair_weights, pairs_of_ranks
+from rlhf.data.encodings import EncodedRows
 from rlhf.direct_preference.config import PairConfig
 from rlhf.direct_preference.log_probs import Answer, summed_log_probs
 from rlhf.direct_preference.rows import collate_pairs, rankings_dataset
@@ -33,7 +34,7 @@ class RankingDPOTrainer(StepMean, DirectTrainer, DPOTrainer):
             **options,
         )
 
-    def dataset_of(self, rows: list[dict]) -> Dataset:
+    def dataset_of(self, rows: EncodedRows) -> Dataset:
         return rankings_dataset(rows)
 
     def answers_of(self, row: dict) -> list[Answer]:
@@ -45,7 +46,7 @@ class RankingDPOTrainer(StepMean, DirectTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The rows with the log-probs of their answers under the reference, before the first step."""
-        values = self.log_probs_of(list(dataset), self.reference_log_probs)
+        values = self.log_probs_of(dataset, self.reference_log_probs)
         if name == "eval":
             self.eval_references = values
         return dataset.add_column("ref_log_probs", values)

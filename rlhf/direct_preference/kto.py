@@ -7,6 +7,7 @@ trl takes that of the neighbour in a batch, which may answer the same prompt, so
 from datasets import Dataset
 from trl import KTOTrainer
 
+from rlhf.data.encodings import EncodedRows
 from rlhf.direct_preference.log_probs import Answer
 from rlhf.direct_preference.metrics import thumb_report
 from rlhf.direct_preference.rows import thumbs_dataset
@@ -16,7 +17,7 @@ from rlhf.direct_preference.trainer import DirectTrainer
 class ThumbKTOTrainer(DirectTrainer, KTOTrainer):
     """Rows as from `rows.encode_thumbs`; arguments as of `DirectTrainer`."""
 
-    def dataset_of(self, rows: list[dict]) -> Dataset:
+    def dataset_of(self, rows: EncodedRows) -> Dataset:
         return thumbs_dataset(rows)
 
     def answers_of(self, row: dict) -> list[Answer]:
@@ -42,11 +43,10 @@ class ThumbKTOTrainer(DirectTrainer, KTOTrainer):
         if name == "eval":  # rows that `evaluate` reads elsewhere
             self.references_of_eval_rows()
             return dataset
-        columns = {"ref_logps": list(dataset)}
+        columns = {"ref_logps": dataset}
         if self.calculate_KL:
-            columns["ref_KL_logps"] = [
-                row | {"completion_ids": row["KL_completion_ids"]} for row in dataset
-            ]
+            others = dataset.remove_columns("completion_ids")
+            columns["ref_KL_logps"] = others.rename_column("KL_completion_ids", "completion_ids")
         for column, rows in columns.items():
             values = self.log_probs_of(rows, self.reference_log_probs)
             dataset = dataset.add_column(column, [value for (value,) in values])

@@ -6,6 +6,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.encodings import EncodedRows
 from rlhf.direct_preference.alarms import PairAlarms
 from rlhf.direct_preference.roles import DirectRoles, DirectSettings, sampling_of
 from rlhf.direct_preference.trainer import DirectTrainer
@@ -29,7 +30,7 @@ def make_trainer(
     run: Run,
     *,
     roles: DirectRoles,
-    rows: tuple[list[dict], list[dict]],
+    rows: tuple[EncodedRows, EncodedRows],
     asked: Sequence[dict],
 ) -> Prepared:
     """The trainer with its progress bar and alarms.

@@ -1,7 +1,9 @@
 """Rankings and thumbs as rows of token ids, and their batches."""
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 
 import torch
 from datasets import Dataset
@@ -9,14 +11,23 @@ from torch import Tensor
 
 from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.encodings import Columns, EncodedRows, encode_for_now, encode_once
+from rlhf.data.examples import dataset_of
 from rlhf.data.padding import right_pad
 from rlhf.data.rows import thumb
 from rlhf.data.splits import prompt_key
+from rlhf.data.stored_numbers import FLAG, NUMBER, NUMBERS
 from rlhf.errors import UserError
-from rlhf.reward_model.rankings import collate_rankings, encode_rankings
+from rlhf.reward_model.rankings import COLUMNS, collate_rankings, rankings
 
 # Columns of an encoded ranking that the trainer reads. The others are for the report.
 RANKING_COLUMNS = ("input_ids", "ranks", "lengths")
+ANSWER_COLUMNS: Columns = {
+    "prompt_ids": NUMBERS,
+    "completion_ids": NUMBERS,
+    "label": FLAG,
+    "row": NUMBER,
+}
 
 
 # ---- rankings ----------------------------------------------------------------------------------------------------
@@ -24,29 +35,33 @@ RANKING_COLUMNS = ("input_ids", "ranks", "lengths")
 
 def encode_pairs_of_rankings(
     tokenizer, rows: Sequence[dict], *, max_length: int
-) -> tuple[list[dict], dict[str, int]]:
+) -> tuple[EncodedRows, dict[str, int]]:
     """Encode rankings, as `encode_rankings` does for a reward model, without those that order nothing.
 
     Completions of the same tokens are one, with the best of their ranks. Returns the rows, and counts of what they lack by
     its name. UserError where no row is left.
     """
-    encoded, too_long = encode_rankings(tokenizer, rows, max_length=max_length)
-    distinct = [without_repeats(row) for row in encoded]
-    repeated = 0
-    for before, after in zip(encoded, distinct, strict=True):
-        repeated += len(before["ranks"]) - len(after["ranks"])
-    ordered = [row for row in distinct if len(set(row["ranks"])) > 1]
+    ordered = encode_once(ordered_rankings, tokenizer, rows, COLUMNS, max_length=max_length)
     if not ordered:
         raise UserError(
             "no strictly ordered pair in the rankings: their answers are equal, all tie, or are longer than "
             f"max_length={max_length} tokens"
         )
     counts = {
-        "completions_repeated": repeated,
-        "completions_too_long": too_long,
-        "rankings_without_order": len(rows) - len(ordered),
+        name: ordered.counts[name] for name in ("completions_repeated", "completions_too_long")
     }
-    return ordered, counts
+    return ordered, counts | {"rankings_without_order": len(rows) - len(ordered)}
+
+
+def ordered_rankings(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, max_length: int
+) -> Iterator[dict]:
+    """Yields `rankings` without equal completions, if two of them differ in rank. Also counts completions_repeated."""
+    for entry in rankings(tokenizer, rows, counts, max_length=max_length):
+        distinct = without_repeats(entry)
+        counts["completions_repeated"] += len(entry["ranks"]) - len(distinct["ranks"])
+        if len(set(distinct["ranks"])) > 1:
+            yield distinct
 
 
 def without_repeats(entry: dict) -> dict:
@@ -60,10 +75,9 @@ def without_repeats(entry: dict) -> dict:
     return entry | {name: [values[i] for i in first.values()] for name, values in columns.items()}
 
 
-def rankings_dataset(rows: Sequence[dict]) -> Dataset:
+def rankings_dataset(rows: EncodedRows) -> Dataset:
     """Encoded rankings as trl wants its rows: the columns that are trained on."""
-    columns = {name: [row[name] for row in rows] for name in RANKING_COLUMNS}
-    return Dataset.from_dict(columns)
+    return dataset_of(rows.only(*RANKING_COLUMNS))
 
 
 def collate_pairs(rows: list[dict], pad_token_id: int) -> dict[str, Tensor]:
@@ -93,7 +107,7 @@ def last_tokens(mask: Tensor, lengths: Tensor) -> Tensor:
 
 def encode_thumbs(
     tokenizer, rows: Sequence[dict], *, max_length: int, seed: int, estimates_kl: bool = True
-) -> tuple[list[dict], dict[str, int]]:
+) -> tuple[EncodedRows, dict[str, int]]:
     """Encode rows {"prompt", "completion", "label"} in an order that `seed` draws.
 
     estimates_kl: true for rows that KTO's own loss is trained on
@@ -107,58 +121,103 @@ def encode_thumbs(
     Returns the rows, and counts of those that were dropped. UserError where no row is left, or with estimates_kl where
     all have one prompt.
     """
+    columns = ANSWER_COLUMNS
+    if estimates_kl:
+        columns = columns | {"KL_completion_ids": NUMBERS}
+    settings = {"max_length": max_length, "seed": seed, "estimates_kl": estimates_kl}
+    encoded = encode_once(mixed_thumbs, tokenizer, rows, columns, **settings)
+    return encoded, {
+        name: encoded.counts[name] for name in ("rows_too_long", "thumbs_changed_later")
+    }
+
+
+def mixed_thumbs(
+    tokenizer,
+    rows: Sequence[dict],
+    counts: Counter[str],
+    *,
+    max_length: int,
+    seed: int,
+    estimates_kl: bool,
+) -> Iterator[dict]:
+    """Yields what `encode_thumbs` describes, with the index of the row. Counts rows_too_long and thumbs_changed_later."""
     check_answers(tokenizer, rows)
     newest = newest_thumbs(rows)
-    encoded, too_long = [], 0
-    for row in newest:
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        completion = encode_completion(tokenizer, row["completion"])
-        if len(prompt) + len(completion) > max_length:
-            too_long += 1
-            continue
-        entry = {"prompt_ids": prompt, "completion_ids": completion, "label": thumb(row["label"])}
-        encoded.append(entry | {"row": row})
-    if not encoded:
+    counts["thumbs_changed_later"] = len(rows) - len(newest)
+    # Two passes: the other completion of the first answer in this order may be that of the last.
+    answers = encode_for_now(
+        fitting_answers, tokenizer, rows, ANSWER_COLUMNS, indices=newest, max_length=max_length
+    )
+    counts.update(answers.counts)
+    if not answers:
         raise UserError(
             f"no row fits max_length={max_length} tokens: raise it (prompt + completion counts)"
         )
     # trl's KTO reads its rows in their order.
-    random.Random(seed).shuffle(encoded)
+    order = list(range(len(answers)))
+    random.Random(seed).shuffle(order)
+    others = order
     if estimates_kl:
-        add_other_completions(encoded, max_length)
-    return encoded, {"rows_too_long": too_long, "thumbs_changed_later": len(rows) - len(newest)}
+        others = other_answers(answers, order, max_length)
+    columns = answers.columns
+    for index, other in zip(order, others, strict=True):
+        entry = {name: column[index] for name, column in columns.items()}
+        yield entry | {"KL_completion_ids": columns["completion_ids"][other]}
 
 
-def newest_thumbs(rows: Sequence[dict]) -> list[dict]:
-    """The rows without thumbs that the same person changed later. Rows of a feedback store name their annotator."""
-    kept: dict[tuple, dict] = {}
+def fitting_answers(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, indices: list[int], max_length: int
+) -> Iterator[dict]:
+    """Yields ANSWER_COLUMNS of some of the rows. Counts rows_too_long."""
+    for index in indices:
+        row = rows[index]
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        completion = encode_completion(tokenizer, row["completion"])
+        if len(prompt) + len(completion) > max_length:
+            counts["rows_too_long"] += 1
+            continue
+        entry = {"prompt_ids": prompt, "completion_ids": completion, "label": thumb(row["label"])}
+        yield entry | {"row": index}
+
+
+def newest_thumbs(rows: Sequence[dict]) -> list[int]:
+    """The indices of the rows without thumbs that the same person changed later.
+
+    Rows of a feedback store name their annotator.
+    """
+    kept: dict = {}
     for i, row in enumerate(rows):
-        person = row.get("annotator") or i  # nobody's thumbs all count
-        kept[prompt_key(row, "unpaired_preference"), row["completion"], person] = row
+        key = i  # nobody's thumbs all count
+        if row.get("annotator"):
+            key = (prompt_key(row, "unpaired_preference"), row["completion"], row["annotator"])
+        kept[key] = i
     return list(kept.values())
 
 
-def add_other_completions(encoded: list[dict], max_length: int) -> None:
-    """Give each row the completion of the nearest row before it that has another prompt and fits, as KL_completion_ids.
+def other_answers(answers: EncodedRows, order: list[int], max_length: int) -> Iterator[int]:
+    """For each answer in this order the nearest one before it that has another prompt and fits.
 
     trl takes the row before in the batch, whatever its prompt is. Here it does not depend on the size of the batches.
     """
-    keys = [tuple(entry["prompt_ids"]) for entry in encoded]  # as the template writes a prompt
+    prompts, completions = answers.columns["prompt_ids"], answers.columns["completion_ids"]
+    # As the template writes a prompt.
+    keys = [sha256(prompts[index]).digest() for index in order]
     if len(set(keys)) < 2:
         raise UserError(
             "all training rows have one prompt, and KTO compares answers with those of other prompts: give more prompts"
         )
-    for i, entry in enumerate(encoded):
-        room = max_length - len(entry["prompt_ids"])
+    tokens, needed = prompts.lengths, completions.lengths
+    for i, index in enumerate(order):
+        room = max_length - tokens[index]
         # From the first row on to the last ones: the order is a circle.
-        for distance in range(1, len(encoded)):
-            other = encoded[i - distance]
-            if keys[i - distance] != keys[i] and len(other["completion_ids"]) <= room:
-                entry["KL_completion_ids"] = other["completion_ids"]
+        for distance in range(1, len(order)):
+            other = order[i - distance]
+            if keys[i - distance] != keys[i] and needed[other] <= room:
+                yield other
                 break
         else:
             raise UserError(
-                f"max_length={max_length}: a prompt of {len(entry['prompt_ids'])} tokens has no room for the completion of "
+                f"max_length={max_length}: a prompt of {tokens[index]} tokens has no room for the completion of "
                 "another prompt, by which KTO estimates the KL: raise max_length, or drop the longest prompts"
             )
 
@@ -174,12 +233,9 @@ def require_both_thumbs(rows: Sequence[dict], side: str) -> None:
         )
 
 
-def thumbs_dataset(rows: Sequence[dict]) -> Dataset:
+def thumbs_dataset(rows: EncodedRows) -> Dataset:
     """Encoded thumbs as trl's KTOTrainer wants its rows."""
-    names = ["prompt_ids", "completion_ids", "label"]
-    if "KL_completion_ids" in rows[0]:
-        names.append("KL_completion_ids")
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in names})
+    return dataset_of(rows.without("row"))
 
 
 def balance_advice(encoded: Sequence[dict], *, desirable: float, undesirable: float) -> str:

@@ -7,6 +7,7 @@ model of its own, a frozen copy of the policy, or with LoRA the policy without i
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from accelerate.utils import gather_object
@@ -18,6 +19,7 @@ from rlhf.completions.batches import decode_in_batches
 from rlhf.completions.rollout import completion_texts, unpadded
 from rlhf.completions.sample import uniform_numbers
 from rlhf.data.chat import as_text, encode_prompt
+from rlhf.data.encodings import EncodedRows
 from rlhf.data.padding import left_pad
 from rlhf.direct_preference.log_probs import (
     Answer,
@@ -76,8 +78,8 @@ class DirectTrainer(TrlTrainer):
         ref_model: nn.Module | None,
         tokenizer,
         args,
-        train_rows: list[dict],
-        eval_rows: list[dict],
+        train_rows: EncodedRows,
+        eval_rows: EncodedRows,
         sampling: Sampling,
         collator=None,
     ):
@@ -121,7 +123,7 @@ class DirectTrainer(TrlTrainer):
 
     # ---- for the subclasses --------------------------------------------------------------------------------------
 
-    def dataset_of(self, rows: list[dict]) -> Dataset:
+    def dataset_of(self, rows: EncodedRows) -> Dataset:
         """Encoded rows as trl wants them."""
         raise NotImplementedError
 
@@ -172,25 +174,17 @@ class DirectTrainer(TrlTrainer):
 
         log_probs: `reference_log_probs` or `policy_log_probs`.
         """
+        counts = [self.count_of(row) for row in rows]
         # Flat, so that rows with many answers do not make batches larger.
-        answers: list[Answer] = []
-        for row in rows:
-            answers += self.answers_of(row)
+        answers = chain.from_iterable(map(self.answers_of, rows))
         rank, world = self.args.process_index, self.args.world_size
-        mine, values = answers[rank::world], []
-        size = self.args.per_device_eval_batch_size
-        for start in range(0, len(mine), size):
-            batch = answer_batch(
-                mine[start : start + size], self.tokenizer.pad_token_id, self.args.device
-            )
+        # One batch at a time: the rows are mapped from a file.
+        mine, values = islice(answers, rank, None, world), []
+        while part := list(islice(mine, self.args.per_device_eval_batch_size)):
+            batch = answer_batch(part, self.tokenizer.pad_token_id, self.args.device)
             values += log_probs(batch).tolist()
-        values = in_order(values, len(answers), world)
-        grouped = []
-        for row in rows:
-            count = self.count_of(row)
-            grouped.append(values[:count])
-            values = values[count:]
-        return grouped
+        in_turn = iter(in_order(values, sum(counts), world))
+        return [list(islice(in_turn, count)) for count in counts]
 
     def count_of(self, row: dict) -> int:
         """The number of answers of a row."""

@@ -7,17 +7,21 @@ Three kinds of rows have scores:
     unpaired_preference: 1 for a good answer and 0 for a bad one
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, tensor
 
 from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.encodings import Columns, EncodedRows, encode_once
 from rlhf.data.padding import left_pad, right_pad
 from rlhf.data.rows import number, scores_of_pair, thumb
+from rlhf.data.stored_numbers import NUMBERS, REAL
 from rlhf.errors import UserError
 
 KINDS = ("scored", "ranking", "unpaired_preference")
+COLUMNS: Columns = {"prompt_ids": NUMBERS, "completion_ids": NUMBERS, "score": REAL}
 
 
 def scored_answers(row: dict, kind: str) -> Iterator[tuple[str, float]]:
@@ -55,32 +59,36 @@ def scores_of_ranking(row: dict) -> list[float]:
 
 def encode_scored(
     tokenizer, rows: Sequence[dict], kind: str, *, max_length: int
-) -> tuple[list[dict], int]:
+) -> tuple[EncodedRows, int]:
     """Encode the answers of rows of one of KINDS. Returns one row for each answer, and the number of those too long.
 
     An encoded row has
         prompt_ids, completion_ids: token ids, the completion closed by its end-of-turn token
         score: of the answer
-        prompt: as it was read
     UserError where no answer fits.
     """
+    encoded = encode_once(answers, tokenizer, rows, COLUMNS, kind=kind, max_length=max_length)
+    if not encoded:
+        raise UserError(
+            f"no answer fits max_length={max_length} tokens: raise it (prompt + completion counts)"
+        )
+    return encoded, encoded.counts["too_long"]
+
+
+def answers(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, kind: str, max_length: int
+) -> Iterator[dict]:
+    """Yields what `encode_scored` describes. Counts too_long."""
     check_answers(tokenizer, rows)
-    encoded, too_long = [], 0
     for row in rows:
         prompt = encode_prompt(tokenizer, row["prompt"])
         for text, score in scored_answers(row, kind):
             completion = encode_completion(tokenizer, text)
             # Cut off, it would end without what it was scored for.
             if len(prompt) + len(completion) > max_length:
-                too_long += 1
+                counts["too_long"] += 1
                 continue
-            entry = {"prompt_ids": prompt, "completion_ids": completion}
-            encoded.append(entry | {"score": score, "prompt": row["prompt"]})
-    if not encoded:
-        raise UserError(
-            f"no answer fits max_length={max_length} tokens: raise it (prompt + completion counts)"
-        )
-    return encoded, too_long
+            yield {"prompt_ids": prompt, "completion_ids": completion, "score": score}
 
 
 def require_different_scores(rows: Sequence[dict], kind: str, side: str) -> None:

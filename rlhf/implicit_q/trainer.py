@@ -5,6 +5,7 @@ Read it in the order of a step: `compute_loss` runs the model and adds up the fo
 and how well Q tells good answers from bad ones, and answers held-out prompts with the guided policy.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,8 +61,8 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
         heads: ActionValueHeads,
         tokenizer,
         args: ILQLConfig,
-        train_rows: list[dict],
-        eval_rows: list[dict],
+        train_rows: Sequence[dict],
+        eval_rows: Sequence[dict],
         sampling: Sampling,
     ):
         disable_dropout(policy)
@@ -163,12 +164,11 @@ class ILQLTrainer(StepMean, RunTrainer, Trainer):
     def measure(self, model: ImplicitQ) -> dict[str, float]:
         """The numbers of MEASURED, of the held-out answers, split over processes."""
         rank, world = self.args.process_index, self.args.world_size
-        mine, results = self.eval_rows[rank::world], []
+        mine, results = range(rank, len(self.eval_rows), world), []
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(mine), size):
-            inputs = self._prepare_inputs(
-                collate_scored(mine[start : start + size], self.tokenizer.pad_token_id)
-            )
+            rows = [self.eval_rows[i] for i in mine[start : start + size]]
+            inputs = self._prepare_inputs(collate_scored(rows, self.tokenizer.pad_token_id))
             mask = inputs["mask"]
             # As in training: the forward pass of the wrapper has autocast around it.
             with self.accelerator.autocast():

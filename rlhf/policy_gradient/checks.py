@@ -115,10 +115,9 @@ def check_reading_length(trainer, name: str, scorer: RewardModelScorer) -> None:
     """
     if scorer.inputs.pairs or not same_encoding(trainer.tokenizer, scorer.tokenizer):
         return
-    prompts = list(trainer.rollouts.prompts.ids)
+    prompt = trainer.rollouts.prompts.longest
     if trainer.rollouts.eval_prompts is not None:
-        prompts += trainer.rollouts.eval_prompts.ids
-    prompt = max(map(len, prompts))
+        prompt = max(prompt, trainer.rollouts.eval_prompts.longest)
     completion = trainer.args.max_completion_length
     if prompt + completion > scorer.limit:
         raise UserError(
@@ -137,7 +136,7 @@ def try_reward_model(trainer, scorer: RewardModelScorer) -> None:
         prompts=[prompts.rows[0]["prompt"]],
         completions=[TRIED_COMPLETION],
         tokenizer=tokenizer,
-        prompt_ids=prompts.ids[:1],
+        prompt_ids=[prompts.ids[0]],
         completion_ids=[ids],
     )
     # The policy's layers may be those of the reward model.

@@ -58,7 +58,7 @@ def estimate_run_memory(trainer) -> Memory:
         ema=args.ema_decay is not None,
         micro_batch=args.per_device_train_batch_size,
         rollout_batch=at_a_time,
-        prompt_length=max(map(len, rollouts.prompts.ids)),
+        prompt_length=rollouts.prompts.longest,
         completion_length=args.max_completion_length,
         chunk=CHUNK,
         computes_in_16_bit=args.bf16 or args.fp16,

@@ -5,10 +5,11 @@ resumed run makes the same ones.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 
 import torch
 from accelerate.utils import gather
@@ -41,7 +42,7 @@ EVALUATION_STREAM = 2**40  # of random numbers: no run has so many rollouts
 
 
 def encode_prompts(
-    rows: list[dict], tokenizer, args: PolicyGradientConfig, *, limit: int, name: str
+    rows: Sequence[dict], tokenizer, args: PolicyGradientConfig, *, limit: int, name: str
 ) -> Prompts:
     """Encode the prompts. Those longer than `limit` tokens are dropped or cut, and counted. name: for messages."""
     prompts, long = fitting_prompts(
@@ -108,19 +109,18 @@ class RolloutMaker:
         args: PolicyGradientConfig,
         accelerator,
         *,
-        rows: list[dict],
-        eval_rows: list[dict] | None,
+        rows: Sequence[dict],
+        eval_rows: Sequence[dict] | None,
     ):
         self.roles, self.model, self.tokenizer = roles, model, tokenizer
         self.args, self.accelerator = args, accelerator
         limit = args.prompt_limit(context_length(roles.policy))
-        self.prompts = encode_prompts(rows, tokenizer, args, limit=limit, name="training")
+        encode = partial(encode_prompts, tokenizer=tokenizer, args=args, limit=limit)
+        self.prompts = encode(rows, name="training")
         self.eval_prompts = None
         if eval_rows:
-            self.eval_prompts = encode_prompts(
-                eval_rows, tokenizer, args, limit=limit, name="evaluation"
-            )
-        self.columns = column_names([*rows, *(eval_rows or [])])
+            self.eval_prompts = encode(eval_rows, name="evaluation")
+        self.columns = column_names(chain(rows, eval_rows or []))
         self.stop_token_ids = tuple(stop_token_ids(roles.policy, tokenizer))
         self.kl_coef = args.kl_coef
         self.statistics: dict[str, float] = {}  # of the last rollout, for the log

@@ -1,5 +1,7 @@
 """The completions whose scores are 0 on average after the training of a reward model (InstructGPT, C.2)."""
 
+from collections.abc import Sequence
+
 from rlhf.completions.reward_inputs import RewardInput, RewardInputs
 from rlhf.data.load import load_rows
 from rlhf.errors import UserError
@@ -28,7 +30,7 @@ def encode_demonstrations(
     return fitting, len(encoded) - len(fitting)
 
 
-def best_completions(rankings: list[dict]) -> tuple[list[RewardInput], int]:
+def best_completions(rankings: Sequence[dict]) -> tuple[list[RewardInput], int]:
     """The best completion of each of the first rankings, and how many rankings were passed over.
 
     rankings: as from `encode_rankings`. One whose best completion was too long is passed over, for the next best is not

@@ -1,5 +1,6 @@
 """Metrics of a reward model: how well its scores order ranked completions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Pair(NamedTuple):
     gap: int
 
 
-def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
+def ranking_report(scores: list[list[float]], rows: Sequence[dict]) -> dict:
     """Evaluate scores on all strictly ordered pairs of the rows.
 
     Accuracy with its 95 % interval over prompts (bootstrap), loss, accuracy by rank gap, margins, calibration (predicted
@@ -69,14 +70,14 @@ def ranking_report(scores: list[list[float]], rows: list[dict]) -> dict:
     }
 
 
-def metric_names(rows: list[dict]) -> list[str]:
+def metric_names(rows: Sequence[dict]) -> list[str]:
     """The names of the numbers that `ranking_report` gives for the rows, whatever their scores are."""
     zeros = [[0.0] * len(row["ranks"]) for row in rows]
     report = ranking_report(zeros, rows)
     return [name for name, value in report.items() if isinstance(value, int | float)]
 
 
-def ordered_pairs(scores: list[list[float]], rows: list[dict]) -> list[Pair]:
+def ordered_pairs(scores: list[list[float]], rows: Sequence[dict]) -> list[Pair]:
     """All pairs of completions of one row whose ranks differ."""
     pairs = []
     for index, (values, row) in enumerate(zip(scores, rows, strict=True)):
@@ -108,7 +109,9 @@ def _bootstrap_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
     return middle_95(resampled)
 
 
-def _flat_scores_and_lengths(scores: list[list[float]], rows: list[dict]) -> tuple[Tensor, Tensor]:
+def _flat_scores_and_lengths(
+    scores: list[list[float]], rows: Sequence[dict]
+) -> tuple[Tensor, Tensor]:
     """Scores, and lengths in tokens, of all completions."""
     flat, lengths = [], []
     for values in scores:
@@ -145,7 +148,7 @@ def _calibration(margins: Tensor, correct: Tensor) -> list[dict]:
     return calibration
 
 
-def _worst(pairs: list[Pair], rows: list[dict]) -> list[dict]:
+def _worst(pairs: list[Pair], rows: Sequence[dict]) -> list[dict]:
     """The pairs with the lowest margins below 0, as text."""
     worst = []
     for pair in sorted(pairs, key=lambda pair: pair.margin)[:WORST]:

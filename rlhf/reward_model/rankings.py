@@ -1,16 +1,29 @@
 """Rankings as batches of token ids."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
 from torch import Tensor
 
 from rlhf.completions.reward_inputs import encode_conversations, encode_pairs
 from rlhf.data.answers import check_answers
+from rlhf.data.encodings import Columns, EncodedRows, encode_once
 from rlhf.data.padding import right_pad
+from rlhf.data.stored_numbers import LARGE_NUMBERS, LISTS, NUMBER, NUMBERS
 from rlhf.errors import UserError
+
+COLUMNS: Columns = {
+    "input_ids": LISTS,
+    "ranks": LARGE_NUMBERS,  # any whole number may be a rank
+    "lengths": NUMBERS,
+    "places": NUMBERS,
+    "row": NUMBER,
+}
 
 
 def encode_rankings(
-    tokenizer, rows: list[dict], *, max_length: int, pairs: bool = False
-) -> tuple[list[dict], int]:
+    tokenizer, rows: Sequence[dict], *, max_length: int, pairs: bool = False
+) -> tuple[EncodedRows, int]:
     """Encode rows {"prompt", "completions", "ranks"}. Returns the encoded rows and the number of completions too long.
 
     pairs: for an encoder, as `models.scores.reads_pairs` tells
@@ -25,37 +38,46 @@ def encode_rankings(
     A row with fewer than two completions left is dropped. If no row is left, it is an error, and so is a chat template that
     does not write the completions as they are.
     """
+    columns = COLUMNS
+    if pairs and encode_pairs(tokenizer, "a", ["a"])[0].types is not None:
+        columns = COLUMNS | {"token_type_ids": LISTS}
+    encoded = encode_once(rankings, tokenizer, rows, columns, max_length=max_length, pairs=pairs)
+    return encoded, encoded.counts["completions_too_long"]
+
+
+def rankings(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, max_length: int, pairs: bool = False
+) -> Iterator[dict]:
+    """Yields what `encode_rankings` describes, with the index of the row. Counts completions_too_long."""
     if pairs:
         encode = encode_pairs
     else:
         encode = encode_conversations
         check_answers(tokenizer, rows)
-    encoded, too_long = [], 0
-    for row in rows:
+    none_fits = True
+    for index, row in enumerate(rows):
         candidates = encode(tokenizer, row["prompt"], row["completions"])
         fitting = [i for i, one in enumerate(candidates) if len(one.ids) <= max_length]
-        too_long += len(candidates) - len(fitting)
+        counts["completions_too_long"] += len(candidates) - len(fitting)
         if len(fitting) < 2:
             continue
+        none_fits = False
         kept = [candidates[i] for i in fitting]
-        entry = {
+        yield {
             "input_ids": [one.ids for one in kept],
+            "token_type_ids": [one.types for one in kept],
             "ranks": [row["ranks"][i] for i in fitting],
             "lengths": [one.completion_tokens for one in kept],
             "places": fitting,
-            "row": row,
+            "row": index,
         }
-        if kept[0].types is not None:
-            entry["token_type_ids"] = [one.types for one in kept]
-        encoded.append(entry)
-    if not encoded:
+    if none_fits:
         raise UserError(
             f"no ranking fits max_length={max_length} tokens: raise it (prompt + completion counts)"
         )
-    return encoded, too_long
 
 
-def require_order(rows: list[dict], side: str) -> None:
+def require_order(rows: Sequence[dict], side: str) -> None:
     """UserError unless a row has two completions of different ranks. side: "training" or "evaluation"."""
     for row in rows:
         if len(set(row["ranks"])) > 1:

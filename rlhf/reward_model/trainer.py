@@ -5,6 +5,7 @@ forward pass each. Every prompt has the same weight, whatever its K; pairs are K
 batch is fixed, not the number of pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -129,8 +130,8 @@ class RewardTrainer(StepMean, GatheringTrainer, Trainer):
         model,
         tokenizer,
         args: RewardConfig,
-        train_rows: list[dict],
-        eval_rows: list[dict] | None,
+        train_rows: Sequence[dict],
+        eval_rows: Sequence[dict] | None,
         callbacks=None,
     ):
         self.tokenizer = tokenizer
@@ -171,25 +172,25 @@ class RewardTrainer(StepMean, GatheringTrainer, Trainer):
         return loss
 
     @torch.no_grad()
-    def scores(self, rows: list[dict]) -> list[list[float]]:
+    def scores(self, rows: Sequence[dict]) -> list[list[float]]:
         """Scores of every completion of every row, in the order of the rows; split over processes."""
         from accelerate.utils import gather_object
 
         rank, world = self.args.process_index, self.args.world_size
         with self.whole_model() as model:
-            scores = self._scores_of(model.eval().model, rows[rank::world])
+            scores = self._scores_of(model.eval().model, rows, range(rank, len(rows), world))
         if world == 1:
             return scores
         by_process = gather_object([scores])
         # Row i was scored by process i % world as its row i // world.
         return [by_process[i % world][i // world] for i in range(len(rows))]
 
-    def _scores_of(self, model, rows: list[dict]) -> list[list[float]]:
-        """Scores of the rows of this process."""
+    def _scores_of(self, model, rows: Sequence[dict], mine: range) -> list[list[float]]:
+        """Scores of the rows of this process. mine: their indices."""
         size = self.args.per_device_eval_batch_size
         scores = []
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
+        for start in range(0, len(mine), size):
+            batch = [rows[i] for i in mine[start : start + size]]
             inputs = collate_rankings(batch, self.pad_token_id)
             for name in ("ranks", "valid"):
                 inputs.pop(name)

@@ -6,7 +6,9 @@ import json
 import pytest
 from datasets import Dataset
 
-from rlhf.data.examples import in_order, lengths_of, stored_examples
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.encodings import encode_for_now
+from rlhf.data.examples import COLUMNS, dataset_of, demonstrations, in_order, lengths_of
 from rlhf.data.fingerprints import encoding_key, tokenizer_fingerprint
 from rlhf.data.load import load_rows
 from rlhf.data.padding import IGNORED
@@ -21,28 +23,30 @@ def rows(tmp_path, monkeypatch):
     return load_rows(str(path), kinds=("text",)).rows
 
 
-EXAMPLES = [([5, 6, 7], [False, True, True]), ([5] * 9, [True] * 9), ([8, 9], [True, False])]
 ENCODED = [
     {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]},
     {"input_ids": [8, 9], "labels": [8, IGNORED]},
 ]
 
 
-def test_examples_are_encoded_once(rows, tokenizer):
-    calls = []
+def test_the_data_set_has_the_types_that_datasets_gives(rows, tokenizer):
+    def encode(*arguments):
+        yield from ENCODED
 
-    def encode():
-        calls.append(1)
-        yield from EXAMPLES
+    examples = dataset_of(encode_for_now(encode, tokenizer, rows, COLUMNS))
+    assert list(examples) == ENCODED
+    assert examples.features == Dataset.from_list(ENCODED).features
 
-    key = encoding_key("sft", rows, tokenizer, 4)
-    for _ in range(2):
-        examples, too_long = stored_examples(key, encode, longest=4)
-        assert list(examples) == ENCODED and too_long == 1
-        assert examples.features == Dataset.from_list(ENCODED).features
-    assert len(calls) == 1
-    stored_examples(None, encode, longest=4)
-    assert len(calls) == 2
+
+def test_what_is_learned_of_rows_and_what_is_too_long(tokenizer):
+    rows = [{"prompt": "a", "completion": "b c"}, {"text": "d"}, {"text": "d " * 9}]
+    encoded = encode_for_now(demonstrations, tokenizer, rows, COLUMNS, longest=8)
+    answered, text = encoded
+    assert encoded.counts["too_long"] == 1
+    learned = encode_completion(tokenizer, "b c")
+    assert answered["labels"] == [IGNORED] * len(encode_prompt(tokenizer, "a")) + learned
+    assert answered["input_ids"][-len(learned) :] == learned
+    assert text["labels"] == text["input_ids"]
 
 
 def test_the_key_names_all_that_decides_the_ids(rows, tokenizer):

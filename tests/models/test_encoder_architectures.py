@@ -7,6 +7,8 @@ its last token. Models that cannot do so are in `models.architectures.UNUSABLE` 
 The sweep is slow. A sample runs in `make test`.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 import transformers
@@ -31,11 +33,10 @@ from rlhf.tasks.classification.encode import encode_texts
 from rlhf.tasks.forward import load_trained, run_batches
 from rlhf.tasks.multiple_choice.encode import PadChoices, choice_loss, training_rows
 from rlhf.tasks.multiple_choice.predictor import OneChoiceAtATime
-from rlhf.tasks.ner.encode import cut_windows
-from rlhf.tasks.ner.encode import encode_windows as encode_tags
+from rlhf.tasks.ner.encode import cut_windows, stored_windows, to_train_on
 from rlhf.tasks.pretraining.encode import MaskedRows, Masking, PadRows, masked_blocks
 from rlhf.tasks.pretraining.masked_lm import MaskedPlacesOnly
-from rlhf.tasks.question_answering.encode import encode_windows
+from rlhf.tasks.question_answering.encode import question_windows
 
 CONTEXT = 24  # tokens of the tiny models
 SIZES = dict(
@@ -223,7 +224,8 @@ def features_of(task: str, model, tokenizer) -> list[dict]:
     if task == "question_answering":
         rows = [{"question": row["question"], "context": row["context"]} for row in QUESTIONS]
         sizes = dict(max_length=limit, stride=4, max_answer_length=4)
-        return [window.feature for window in encode_windows(tokenizer, rows, **sizes).windows]
+        windows = question_windows(tokenizer, rows, Counter(), **sizes)
+        return [window.feature for window in windows]
     if task == "multiple_choice":
         rows, _ = training_rows(tokenizer, CHOICES, max_length=limit)
         names = [name for name in rows[0] if name != "labels"]
@@ -258,12 +260,12 @@ def batch_of(task: str, model, tokenizer) -> dict:
             row["labels"] = label
         return DataCollatorWithPadding(tokenizer)(rows)
     if task == "ner":
-        windows = cut_windows(tokenizer, TAGGED, units="words", max_length=limit)
-        rows = encode_tags(windows, TAGGED, LABELS)
-        return DataCollatorForTokenClassification(tokenizer)(rows)
+        sizes = dict(labels=LABELS, units="words", max_length=limit)
+        rows = to_train_on(stored_windows(tokenizer, TAGGED, **sizes))
+        return DataCollatorForTokenClassification(tokenizer)(list(rows))
     if task == "question_answering":
         sizes = dict(max_length=limit, stride=4, max_answer_length=4)
-        windows = encode_windows(tokenizer, QUESTIONS, **sizes).windows
+        windows = question_windows(tokenizer, QUESTIONS, Counter(), **sizes)
         return DataCollatorWithPadding(tokenizer)([window.feature for window in windows])
     if task == "multiple_choice":
         return PadChoices(tokenizer)(training_rows(tokenizer, CHOICES, max_length=limit)[0])

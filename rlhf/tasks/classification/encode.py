@@ -5,16 +5,15 @@ The labels decide which one it is: a list is several labels, a number with a fra
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import isfinite
 from statistics import fmean, pstdev
 
 import numpy as np
 
-from rlhf.data.cache import Writer, stored
-from rlhf.data.fingerprints import encoding_key, module_fingerprint
-from rlhf.data.stored_numbers import StoredNumbers, number_columns
+from rlhf.data.encodings import EncodedRows, encode_once, input_columns
 from rlhf.errors import UserError
 
 PROBLEMS = {  # task -> the name that transformers gives it in a model's config
@@ -293,12 +292,9 @@ def encode_texts(
     max_length: int,
 ) -> tuple[list[dict], int]:
     """Rows of token ids, and how many were cut. No text can spell a special token."""
-    encoded: list[dict] = []
-    cut = 0
-    for feature, is_cut in _features(tokenizer, rows, pairs=pairs, max_length=max_length):
-        encoded.append(feature)
-        cut += is_cut
-    return encoded, cut
+    counts: Counter[str] = Counter()
+    encoded = list(text_inputs(tokenizer, rows, counts, pairs=pairs, max_length=max_length))
+    return encoded, counts["cut"]
 
 
 def stored_texts(
@@ -307,49 +303,22 @@ def stored_texts(
     *,
     pairs: bool,
     max_length: int,
-) -> tuple["StoredFeatures", int]:
+) -> tuple[EncodedRows, int]:
     """The same, encoded once for all processes and runs, and mapped from the cache."""
-
-    def fill(writer: Writer) -> dict:
-        cut = 0
-        for feature, is_cut in _features(tokenizer, rows, pairs=pairs, max_length=max_length):
-            values = tuple(feature[name] for name in names)
-            writer.add(values, size=4 * len(names) * len(values[0]))
-            cut += is_cut
-        return {"cut": cut}
-
-    names = list(tokenizer("a"))
-    code = module_fingerprint(__name__)
-    key = encoding_key("texts", rows, tokenizer, code, pairs, max_length)
-    content = stored(key, number_columns(*names), fill, "encoding")
-    return StoredFeatures(content.table), content.note["cut"]
+    columns = input_columns(tokenizer)
+    encoded = encode_once(text_inputs, tokenizer, rows, columns, pairs=pairs, max_length=max_length)
+    return encoded, encoded.counts["cut"]
 
 
-class StoredFeatures(Sequence):
-    """Rows of token ids in an Arrow file, which has a column for each input of the model.
-
-    lengths: tokens of each row.
-    """
-
-    def __init__(self, table):
-        self.columns = {name: StoredNumbers(table.column(name)) for name in table.column_names}
-        self.lengths: list[int] = self.columns["input_ids"].lengths.tolist()
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict:
-        return {name: column[index].tolist() for name, column in self.columns.items()}
-
-
-def _features(
+def text_inputs(
     tokenizer,
-    rows: Sequence[dict],
+    rows: Iterable[dict],
+    counts: Counter[str],
     *,
     pairs: bool,
     max_length: int,
-) -> Iterator[tuple[dict, bool]]:
-    """Yields (inputs of a row, True if it was cut)."""
+) -> Iterator[dict]:
+    """Yields the inputs of each row. Counts those that were cut."""
     # A pair needs room for at least a token of each text.
     least = tokenizer.num_special_tokens_to_add(pair=pairs) + (2 if pairs else 1)
     if max_length < least:
@@ -358,16 +327,15 @@ def _features(
         )
     columns = ("text", "text_pair") if pairs else ("text",)
     options = {"split_special_tokens": True, "verbose": False}
-    for start in range(0, len(rows), TEXTS_PER_CALL):
-        chunk = rows[start : start + TEXTS_PER_CALL]
+    rows = iter(rows)
+    while chunk := list(islice(rows, TEXTS_PER_CALL)):
         texts = []
         for column in columns:
             texts.append([start_of(tokenizer, row[column], max_length) for row in chunk])
         batch = tokenizer(*texts, **options)
         for i in range(len(chunk)):
             feature = {name: values[i] for name, values in batch.items()}
-            is_cut = len(feature["input_ids"]) > max_length
-            if is_cut:
+            if len(feature["input_ids"]) > max_length:
                 row_texts = [column_texts[i] for column_texts in texts]
                 # Only the tokenizer knows how to share max_length between two texts.
                 shorter = tokenizer(
@@ -377,4 +345,5 @@ def _features(
                     **options,
                 )
                 feature = dict(shorter)
-            yield feature, is_cut
+                counts["cut"] += 1
+            yield feature

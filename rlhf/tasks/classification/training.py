@@ -11,12 +11,13 @@ from rlhf.algorithms.losses import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
 )
+from rlhf.data.encodings import EncodedRows
 from rlhf.data.stored_rows import take
 from rlhf.errors import UserError
 from rlhf.models.load import trained_labels
 from rlhf.models.scores import scale_scores, score_centre, shift_scores
 from rlhf.runs.run import Run
-from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, StoredFeatures, stored_texts
+from rlhf.tasks.classification.encode import PROBLEMS, LabelTask, stored_texts
 from rlhf.tasks.classification.predictor import softmax_or_sigmoid
 from rlhf.tasks.model import start_encoder
 
@@ -83,7 +84,7 @@ class LabelledRows(Sequence):
     lengths: tokens of each row.
     """
 
-    def __init__(self, features: StoredFeatures, targets: Sequence, order: Sequence[int]):
+    def __init__(self, features: EncodedRows, targets: Sequence, order: Sequence[int]):
         self.features = features
         self.targets = targets
         self.order = order

@@ -5,42 +5,33 @@ pair, the head gives it one score, and a softmax over the K scores is the predic
 rows. A batch repeats the last choice of the shorter rows, and the loss ignores these repetitions.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from rlhf.data.encodings import EncodedRows, encode_once, input_columns
 from rlhf.data.padding import IGNORED
-from rlhf.tasks.classification.encode import encode_texts
+from rlhf.data.stored_numbers import LISTS, NUMBER
+from rlhf.tasks.classification.encode import text_inputs
 
 RIGHT = 1
 
 
-class ChoiceRows(list):
-    """Encoded rows with their lengths, by which the trainer arranges batches: tokens of the longest choice."""
-
-    @property
-    def lengths(self) -> list[int]:
-        return [max(map(len, row["input_ids"])) for row in self]
-
-
-def encode_choices(
-    tokenizer, rows: Sequence[dict], *, max_length: int
-) -> tuple[list[list[dict]], int]:
-    """(for each row the token ids of its choices, the number of sequences that were cut)."""
-    # All choices of all rows in one call: the tokenizer is fast on long lists.
-    pairs = []
+def choice_inputs(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, max_length: int
+) -> Iterator[list[dict]]:
+    """Yields for each row the inputs of its choices. Counts the sequences that were cut."""
+    # One stream of all choices of all rows: the tokenizer is fast on long lists.
+    pairs = (
+        {"text": row["text"], "text_pair": choice} for row in rows for choice in row["choices"]
+    )
+    encoded = text_inputs(tokenizer, pairs, counts, pairs=True, max_length=max_length)
     for row in rows:
-        for choice in row["choices"]:
-            pairs.append({"text": row["text"], "text_pair": choice})
-    encoded, cut = encode_texts(tokenizer, pairs, pairs=True, max_length=max_length)
-    features, start = [], 0
-    for row in rows:
-        end = start + len(row["choices"])
-        features.append(encoded[start:end])
-        start = end
-    return features, cut
+        yield list(islice(encoded, len(row["choices"])))
 
 
 def label_index(row: dict) -> int:
@@ -48,17 +39,21 @@ def label_index(row: dict) -> int:
     return int(row["label"])
 
 
-def training_rows(tokenizer, rows: Sequence[dict], *, max_length: int) -> tuple[ChoiceRows, int]:
+def training_rows(tokenizer, rows: Sequence[dict], *, max_length: int) -> tuple[EncodedRows, int]:
     """Rows for the trainer, each input a list of K sequences, and the number of sequences that were cut."""
-    encoded, cut = encode_choices(tokenizer, rows, max_length=max_length)
-    features = ChoiceRows()
-    for row, choices in zip(rows, encoded):
-        feature: dict = {}
-        for name in choices[0]:
-            feature[name] = [choice[name] for choice in choices]
-        feature["labels"] = label_index(row)
-        features.append(feature)
-    return features, cut
+    columns = input_columns(tokenizer, LISTS) | {"labels": NUMBER}
+    encoded = encode_once(labelled_choices, tokenizer, rows, columns, max_length=max_length)
+    return encoded, encoded.counts["cut"]
+
+
+def labelled_choices(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, max_length: int
+) -> Iterator[dict]:
+    """Yields what `training_rows` describes."""
+    encoded = choice_inputs(tokenizer, rows, counts, max_length=max_length)
+    for row, choices in zip(rows, encoded, strict=True):
+        feature: dict = {name: [choice[name] for choice in choices] for name in choices[0]}
+        yield feature | {"labels": label_index(row)}
 
 
 class PadChoices:

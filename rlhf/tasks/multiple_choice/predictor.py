@@ -1,6 +1,7 @@
 """A trained multiple choice model: a text and its choices -> the right choice and the probability of each."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
@@ -11,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.models.parts import context_length, fit_tokenizer
 from rlhf.tasks.answers import Answers, Table
 from rlhf.tasks.forward import check_texts, load_trained, run_batches
-from rlhf.tasks.multiple_choice.encode import encode_choices, label_index
+from rlhf.tasks.multiple_choice.encode import choice_inputs, label_index
 from rlhf.tasks.multiple_choice.metrics import by_number_of_choices, choice_accuracy
 
 
@@ -47,7 +48,7 @@ class MultipleChoicePredictor:
             reason = CHECKS["choices"](row.get("choices"))
             if reason:
                 raise UserError(f"row {i}: choices: {reason}")
-        encoded, _ = encode_choices(self.tokenizer, rows, max_length=self.max_length)
+        encoded = choice_inputs(self.tokenizer, rows, Counter(), max_length=self.max_length)
         features = list(chain.from_iterable(encoded))  # one per choice, in the order of the rows
         scores = torch.empty(len(features))
         scorer = OneChoiceAtATime(self.model)

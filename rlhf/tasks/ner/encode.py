@@ -9,14 +9,18 @@ costs.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
+from rlhf.data.encodings import Converted, EncodedRows, encode_once, input_columns
+from rlhf.data.fingerprints import fingerprint
 from rlhf.data.padding import IGNORED
+from rlhf.data.stored_numbers import LISTS, NUMBER, NUMBERS
 from rlhf.data.words import URL
 from rlhf.errors import UserError
 
@@ -43,6 +47,7 @@ Entity = tuple[str, int, int]  # type, first and last unit
 # ---- schemes -----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1024)
 def split_tag(tag: str) -> tuple[str, str]:
     """(letter, type) of a tag: ("B", "per") of "B-per", ("", "per") of a bare "per", ("O", "") outside."""
     if tag == OUTSIDE:
@@ -55,45 +60,42 @@ def split_tag(tag: str) -> tuple[str, str]:
     return "", tag
 
 
-def find_scheme(sentences: Sequence[Sequence[str]]) -> str:
+def find_scheme(sentences: Iterable[Sequence[str]]) -> str:
     """BIO, IOB1, BIOES or IO (bare types), decided on the tags of all sentences.
 
     UserError where bare types are mixed with tags that have a letter.
     """
     bare_types: Counter[str] = Counter()
+    first: dict[str, int] = {}  # number of the sentence in which a bare type is first
     letters: set[str] = set()
-    for tags in sentences:
-        for tag in tags:
+    # IOB1 writes B- only between two neighbours of one type, BIO at the start of every entity.
+    begins_with_i = begins_with_b = False
+    for number, tags in enumerate(sentences, start=1):
+        for before, tag in pairwise([OUTSIDE, *tags]):
             letter, kind = split_tag(tag)
             letters.add(letter)
             if not letter:
                 bare_types[kind] += 1
+                first.setdefault(kind, number)
+            if kind != split_tag(before)[1]:
+                begins_with_i |= letter == "I"
+                begins_with_b |= letter == "B"
     if bare_types and letters & {"B", "I", "E", "S"}:
-        raise UserError(_mixed_schemes(sentences, bare_types))
+        raise UserError(_mixed_schemes(bare_types, first))
     if bare_types:
         return "IO"
     if letters & {"E", "S"}:
         return "BIOES"
-    # IOB1 writes B- only between two neighbours of one type, BIO at the start of every entity.
-    begins_with_i = begins_with_b = False
-    for tags in sentences:
-        for before, tag in pairwise([OUTSIDE, *tags]):
-            letter, kind = split_tag(tag)
-            if kind != split_tag(before)[1]:
-                begins_with_i |= letter == "I"
-                begins_with_b |= letter == "B"
     if begins_with_i and not begins_with_b:
         return "IOB1"
     return "BIO"
 
 
-def _mixed_schemes(sentences: Sequence[Sequence[str]], bare_types: Counter[str]) -> str:
+def _mixed_schemes(bare_types: Counter[str], first: dict[str, int]) -> str:
     """Error text that names the most frequent bare type and where it first occurs."""
     tag, count = bare_types.most_common(1)[0]
-    numbered = enumerate(sentences, start=1)
-    number = next(number for number, tags in numbered if tag in tags)
     return (
-        f"the tag {tag!r} ({count} times, first in sentence {number}) is neither O nor a letter and a type as in "
+        f"the tag {tag!r} ({count} times, first in sentence {first[tag]}) is neither O nor a letter and a type as in "
         "B-person, which the other tags are: write all in one scheme (BIO, IOB1, BIOES, BILOU, or bare types)"
     )
 
@@ -147,16 +149,42 @@ def entities(tags: Iterable[str]) -> list[Entity]:
     return spans
 
 
-def in_bio(train: list[dict], evaluation: list[dict]) -> tuple[list[dict], list[dict], str, int]:
+class RowsInBio(Sequence):
+    """Tagged rows in BIO, which are converted from their scheme whenever they are read."""
+
+    def __init__(self, rows: Sequence[dict], scheme: str):
+        self.rows, self.scheme = rows, scheme
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._converted(self.rows[index])
+
+    def __iter__(self) -> Iterator[dict]:
+        return map(self._converted, self.rows)
+
+    def _converted(self, row: dict) -> dict:
+        tags, _ = to_bio(row["tags"], self.scheme)
+        return {**row, "tags": tags}
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A name of these rows, or None."""
+        source = getattr(self.rows, "fingerprint", None)
+        return source and fingerprint(source, self.scheme)
+
+
+def in_bio(
+    train: Sequence[dict], evaluation: Sequence[dict]
+) -> tuple[RowsInBio, RowsInBio, str, int]:
     """Both sets of rows in BIO, the scheme they were written in, and how many of their tags break it."""
-    scheme = find_scheme([row["tags"] for row in train + evaluation])
-    converted = []
-    total_broken = 0
-    for row in train + evaluation:
-        tags, broken = to_bio(row["tags"], scheme)
-        converted.append({**row, "tags": tags})
-        total_broken += broken
-    return converted[: len(train)], converted[len(train) :], scheme, total_broken
+    scheme = find_scheme(row["tags"] for row in chain(train, evaluation))
+    # Only counted here: the rows are converted whenever they are read.
+    broken = 0
+    for row in chain(train, evaluation):
+        broken += to_bio(row["tags"], scheme)[1]
+    return RowsInBio(train, scheme), RowsInBio(evaluation, scheme), scheme, broken
 
 
 def type_counts(rows: Iterable[dict]) -> Counter:
@@ -319,6 +347,13 @@ def cut_windows(
     A longer text is split into windows that overlap. A unit's tag is decided in the window where the unit is closer to the
     middle.
     """
+    return list(token_windows(tokenizer, rows, units=units, max_length=max_length))
+
+
+def token_windows(
+    tokenizer, rows: Iterable[dict], *, units: str, max_length: int
+) -> Iterator[TokenWindow]:
+    """Yields what `cut_windows` gives."""
     if not tokenizer.is_fast:
         raise UserError(
             "tags need a tokenizer that knows where its tokens are in the text: use a fast one"
@@ -329,7 +364,6 @@ def cut_windows(
         raise UserError(
             f"max_length={max_length} leaves no room for a text: raise it, up to the model's context"
         )
-    windows = []
     for row_index, row in enumerate(rows):
         text, starts = join(row["tokens"], units)
         encoded = tokenizer(
@@ -341,17 +375,16 @@ def cut_windows(
         )
         ids = encoded["input_ids"]
         heads = _heads(text, starts, encoded["offset_mapping"])
+        # In order, so that the heads of a window are a slice: a row may be a whole book.
+        tokens = [token for token, _, _ in heads]
         for span in _spans(len(ids), room):
             window_ids = [*before, *ids[span.start : span.stop], *after]
             shift = len(before) - span.start  # from a token of the text to one of the window
-            window_heads = [
-                (token + shift, unit, last)
-                for token, unit, last in heads
-                if span.first_decided <= token < span.stop_decided
-            ]
+            first = bisect_left(tokens, span.first_decided)
+            stop = bisect_left(tokens, span.stop_decided)
+            window_heads = [(token + shift, unit, last) for token, unit, last in heads[first:stop]]
             inputs = _model_inputs(tokenizer, window_ids)
-            windows.append(TokenWindow(row_index, inputs, window_heads))
-    return windows
+            yield TokenWindow(row_index, inputs, window_heads)
 
 
 def _special_ids(tokenizer) -> tuple[list[int], list[int]]:
@@ -404,19 +437,43 @@ def _spans(length: int, room: int) -> list[_Span]:
     return [_Span(start, start + room, *part) for start, part in zip(starts, decided)]
 
 
-def encode_windows(
-    windows: Iterable[TokenWindow], rows: Sequence[dict], labels: Sequence[str]
-) -> list[dict]:
-    """Windows as rows to train on: the number of a unit's tag at its first token, IGNORED everywhere else."""
+def stored_windows(
+    tokenizer, rows: Sequence[dict], *, labels: Sequence[str], units: str, max_length: int
+) -> EncodedRows:
+    """The windows of rows in BIO as rows to train on, encoded once for all processes and runs, and mapped from the cache.
+
+    Each has the inputs of the model; labels: the number of a unit's tag at its first token, IGNORED everywhere else; heads
+    as of a TokenWindow; and in_row, the index of its row.
+    """
+    columns = input_columns(tokenizer) | {"labels": NUMBERS, "heads": LISTS, "in_row": NUMBER}
+    settings = {"labels": labels, "units": units, "max_length": max_length}
+    return encode_once(labelled_windows, tokenizer, rows, columns, **settings)
+
+
+def labelled_windows(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], *, labels: Sequence[str], **settings
+) -> Iterator[dict]:
+    """Yields what `stored_windows` describes. settings: of `cut_windows`."""
     number_of = {label: i for i, label in enumerate(labels)}
-    encoded = []
-    for window in windows:
+    for window in token_windows(tokenizer, rows, **settings):
         tags = rows[window.row]["tags"]
         numbers = [IGNORED] * len(window.inputs["input_ids"])
         for token, unit, _ in window.heads:
             numbers[token] = number_of[tags[unit]]
-        encoded.append({**window.inputs, "labels": numbers})
-    return encoded
+        yield {**window.inputs, "labels": numbers, "heads": window.heads, "in_row": window.row}
+
+
+def to_train_on(encoded: EncodedRows) -> EncodedRows:
+    """The columns of stored windows that the model takes."""
+    return encoded.without("heads", "in_row")
+
+
+def windows_of(encoded: EncodedRows) -> Sequence[TokenWindow]:
+    """Stored windows as windows without inputs."""
+    return Converted(
+        lambda entry: TokenWindow(entry["in_row"], {}, entry["heads"]),
+        encoded.only("in_row", "heads"),
+    )
 
 
 def decode_windows(
@@ -479,11 +536,6 @@ def out_of_reach(windows: Sequence[TokenWindow], rows: Sequence[dict]) -> int:
     for row, best_tags in zip(rows, decode_windows(windows, perfect_marks, rows), strict=True):
         count += len(set(entities(row["tags"])) - set(entities(best_tags)))
     return count
-
-
-def windows_added(windows: Sequence[TokenWindow]) -> int:
-    """The number of windows beyond one per row."""
-    return len(windows) - len({window.row for window in windows})
 
 
 def tags_of_windows(

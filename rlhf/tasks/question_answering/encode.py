@@ -8,11 +8,14 @@ Deviations from BERT's code:
 - An answer is cut out of the context by characters.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf.data.encodings import Converted, EncodedRows, encode_once, input_columns
+from rlhf.data.stored_numbers import NUMBER, NUMBERS
 from rlhf.errors import UserError
 
 MAX_QUESTION_LENGTH = 64  # tokens; BERT's max_query_length
@@ -42,41 +45,76 @@ class QuestionWindow:
     offsets: np.ndarray
 
 
-@dataclass(frozen=True)
-class EncodedQuestions:
-    """windows: in the order of the rows. cut: the number of questions that were shortened.
-
-    missed: the number of rows with an answer that no span of tokens can give: it ends inside a token, is longer than
-    max_answer_length, or crosses from one window into the next.
-    """
-
-    windows: list[QuestionWindow]
-    cut: int
-    missed: int
+LABELS = ("start_positions", "end_positions")
 
 
-def encode_windows(
+def stored_windows(
     tokenizer,
     rows: Sequence[dict],
     *,
     max_length: int,
     stride: int,
     max_answer_length: int,
-) -> EncodedQuestions:
-    """Windows of at most max_length tokens, `stride` of which repeat the window before.
+) -> EncodedRows:
+    """The windows of `question_windows` with their labels, encoded once for all processes and runs, mapped from the cache.
+
+    Each has the columns that the model takes, and in_row, first and offsets as of a QuestionWindow, offsets in one list.
+    counts: those of `question_windows`.
+    """
+    columns = input_columns(tokenizer) | dict.fromkeys((*LABELS, "in_row", "first"), NUMBER)
+    columns["offsets"] = NUMBERS
+    sizes = {"max_length": max_length, "stride": stride, "max_answer_length": max_answer_length}
+    return encode_once(labelled_windows, tokenizer, rows, columns, **sizes)
+
+
+def labelled_windows(
+    tokenizer, rows: Sequence[dict], counts: Counter[str], **sizes
+) -> Iterator[dict]:
+    """Yields what `stored_windows` describes."""
+    for window in question_windows(tokenizer, rows, counts, **sizes):
+        rest = {"in_row": window.row, "first": window.first, "offsets": window.offsets.ravel()}
+        yield window.feature | rest
+
+
+def to_train_on(encoded: EncodedRows) -> EncodedRows:
+    """The columns of stored windows that the model takes."""
+    return encoded.without("in_row", "first", "offsets")
+
+
+def windows_of(encoded: EncodedRows) -> Sequence[QuestionWindow]:
+    """Stored windows as windows without features."""
+
+    def window(entry: dict) -> QuestionWindow:
+        # A column has flat lists: the first and the last character of each token, one after the other.
+        offsets = np.array(entry["offsets"], dtype=np.int32).reshape(-1, 2)
+        return QuestionWindow({}, entry["in_row"], entry["first"], offsets)
+
+    return Converted(window, encoded.only("in_row", "first", "offsets"))
+
+
+def question_windows(
+    tokenizer,
+    rows: Sequence[dict],
+    counts: Counter[str],
+    *,
+    max_length: int,
+    stride: int,
+    max_answer_length: int,
+) -> Iterator[QuestionWindow]:
+    """Yields windows of at most max_length tokens, `stride` of which repeat the window before, in the order of the rows.
 
     Rows have question and context. If they have answers {text, answer_start}, the windows have start_positions and
     end_positions, those of the first answer that they hold. No text can spell a special token.
+
+    Counts cut, the questions that were shortened, and missed, the rows with an answer that no span of tokens can give: it
+    ends inside a token, is longer than max_answer_length, or crosses from one window into the next.
     """
     question_length = _question_length(tokenizer, max_length, stride)
-    windows: list[QuestionWindow] = []
-    reached: set[int] = set()  # rows with an answer that a window can give exactly
-    cut = 0
     for start in range(0, len(rows), ROWS_PER_CALL):
         chunk = rows[start : start + ROWS_PER_CALL]
         questions = [row["question"] for row in chunk]
         shortened = _shortened(tokenizer, questions, question_length)
-        cut += sum(short != question for short, question in zip(shortened, questions))
+        counts["cut"] += sum(short != question for short, question in zip(shortened, questions))
         batch = tokenizer(
             shortened,
             [row["context"] for row in chunk],
@@ -87,6 +125,7 @@ def encode_windows(
             return_offsets_mapping=True,
             split_special_tokens=True,
         )
+        reached: set[int] = set()  # rows with an answer that a window can give exactly
         # index in the chunk of each window's row; the windows of a row follow one another
         owners = batch["overflow_to_sample_mapping"]
         for i, owner in enumerate(owners):
@@ -96,14 +135,13 @@ def encode_windows(
                 is_first = i == 0 or owners[i - 1] != owner
                 is_last = i + 1 == len(owners) or owners[i + 1] != owner
                 covered = _covered(window, row["context"], is_first=is_first, is_last=is_last)
-                (first, last), exact = _label(window, row, covered, max_answer_length)
-                window.feature["start_positions"] = first
-                window.feature["end_positions"] = last
+                positions, exact = _label(window, row, covered, max_answer_length)
+                window.feature.update(zip(LABELS, positions, strict=True))
                 if exact:
-                    reached.add(window.row)
-            windows.append(window)
-    answered = sum(bool(row.get("answers", {}).get("text")) for row in rows)
-    return EncodedQuestions(windows, cut, missed=answered - len(reached))
+                    reached.add(owner)
+            yield window
+        answered = sum(bool(row.get("answers", {}).get("text")) for row in chunk)
+        counts["missed"] += answered - len(reached)
 
 
 def _question_length(tokenizer, max_length: int, stride: int) -> int:

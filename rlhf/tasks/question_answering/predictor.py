@@ -1,13 +1,14 @@
 """A trained question answering model: questions and contexts -> answers, which are parts of the contexts."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
 from rlhf.models.parts import context_length, fit_tokenizer
 from rlhf.tasks.answers import Answers, Table
 from rlhf.tasks.forward import check_texts, load_trained, run_batches
-from rlhf.tasks.question_answering.encode import best_answers, decide, encode_windows
+from rlhf.tasks.question_answering.encode import best_answers, decide, question_windows
 from rlhf.tasks.question_answering.metrics import answer_scores
 
 # BERT's own, for models that were not trained here.
@@ -48,7 +49,7 @@ class QuestionAnsweringPredictor:
             check_texts(row, ("question", "context"), i)
             # Without the answers, which would be encoded as labels.
             questions.append({"question": row["question"], "context": row["context"]})
-        windows = encode_windows(self.tokenizer, questions, **self.windows).windows
+        windows = list(question_windows(self.tokenizer, questions, Counter(), **self.windows))
         features = [window.feature for window in windows]
         # (start, end) logits of each window, (L,) each; they come in the order of the lengths
         logits: list = [None] * len(windows)

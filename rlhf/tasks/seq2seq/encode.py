@@ -1,10 +1,15 @@
 """Pairs of texts as token ids: the source that is read, and the target that is written."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from rlhf.data.examples import stored_pairs
-from rlhf.data.fingerprints import encoding_key, module_fingerprint
+import numpy as np
+
+from rlhf.data.encodings import encode_once
+from rlhf.data.examples import COLUMNS, dataset_of
+from rlhf.data.stored_numbers import NUMBER
+from rlhf.data.stored_rows import take
 
 TOGETHER = 1000  # texts that a tokenizer gets at once
 
@@ -28,21 +33,34 @@ def encode_pairs(tokenizer, rows: Sequence[dict], *, prefix: str, start: int, lo
     prefix: text before each source. start: the token that a target begins with, which is not predicted.
     longest: tokens of a source and of a target; rows with longer ones are dropped.
     """
-    code = module_fingerprint(__name__)
-    key = encoding_key("seq2seq", rows, tokenizer, code, prefix, start, longest)
-    encoded, kept = stored_pairs(key, lambda: _pairs(tokenizer, rows, prefix, start), longest)
-    return encoded, [rows[i] for i in kept]
+    columns = COLUMNS | {"row": NUMBER}
+    settings = {"prefix": prefix, "start": start, "longest": longest}
+    encoded = encode_once(pairs, tokenizer, rows, columns, **settings)
+    kept = np.array(encoded.columns["row"], dtype=np.int64)
+    return dataset_of(encoded.only(*COLUMNS)), take(rows, kept)
 
 
-def _pairs(tokenizer, rows, prefix: str, start: int) -> Iterator[tuple[list[int], list[int]]]:
-    texts = iter(rows)
-    while part := list(islice(texts, TOGETHER)):
-        sources = encode_sources(tokenizer, [row["prompt"] for row in part], prefix)
+def pairs(
+    tokenizer,
+    rows: Sequence[dict],
+    counts: Counter[str],
+    *,
+    prefix: str,
+    start: int,
+    longest: Sequence[int],
+) -> Iterator[dict]:
+    """Yields what `encode_pairs` describes, with the index of the row."""
+    numbered = enumerate(rows)
+    while part := list(islice(numbered, TOGETHER)):
+        sources = encode_sources(tokenizer, [row["prompt"] for _, row in part], prefix)
         # Marian's tokenizers have other pieces for the target.
-        targets = tokenizer(text_target=[row["completion"] for row in part])["input_ids"]
-        for source, target in zip(sources, targets, strict=True):
+        targets = tokenizer(text_target=[row["completion"] for _, row in part])["input_ids"]
+        for (index, _), source, target in zip(part, sources, targets, strict=True):
             # BERT's [CLS]: the decoder begins with it, and does not predict it.
-            yield source, target[1:] if target[0] == start else target
+            if target[0] == start:
+                target = target[1:]
+            if len(source) <= longest[0] and len(target) <= longest[1]:
+                yield {"input_ids": source, "labels": target, "row": index}
 
 
 def encode_sources(tokenizer, texts: list[str], prefix: str) -> list[list[int]]:

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from rlhf.models.scratch import new_policy
 from rlhf.tasks.multiple_choice.encode import (
     IGNORED,
     PadChoices,
+    choice_inputs,
     choice_loss,
-    encode_choices,
     label_index,
     training_rows,
 )
@@ -23,11 +24,13 @@ ROWS = [
 
 
 def test_each_choice_is_the_second_text_of_a_pair(bert_tokenizer):
-    encoded, cut = encode_choices(bert_tokenizer, ROWS, max_length=16)
-    assert [len(choices) for choices in encoded] == [3, 2] and cut == 0
+    counts = Counter()
+    encoded = list(choice_inputs(bert_tokenizer, ROWS, counts, max_length=16))
+    assert [len(choices) for choices in encoded] == [3, 2] and counts["cut"] == 0
     expected = bert_tokenizer("a b", "d e")["input_ids"]
     assert encoded[0][1]["input_ids"] == expected
-    assert encode_choices(bert_tokenizer, ROWS, max_length=6)[1] == 1  # only the longest pair
+    list(choice_inputs(bert_tokenizer, ROWS, counts, max_length=6))
+    assert counts["cut"] == 1  # only the longest pair
 
 
 def test_a_batch_repeats_choices_and_marks_the_repetitions(bert_tokenizer):

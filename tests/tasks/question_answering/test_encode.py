@@ -1,5 +1,7 @@
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from rlhf.tasks.question_answering.encode import (
     QuestionWindow,
     best_answers,
     decide,
-    encode_windows,
     question_ids,
+    question_windows,
 )
 
 WORDS = "who what when a b c d e f g h i j ##x ##은 서울 .".split()
@@ -56,9 +58,10 @@ def row(
 
 
 def encode(tokenizer, rows, max_length=9, stride=2, max_answer_length=30):
-    return encode_windows(
-        tokenizer, rows, max_length=max_length, stride=stride, max_answer_length=max_answer_length
-    )
+    sizes = dict(max_length=max_length, stride=stride, max_answer_length=max_answer_length)
+    counts = Counter()
+    windows = list(question_windows(tokenizer, rows, counts, **sizes))
+    return SimpleNamespace(windows=windows, cut=counts["cut"], missed=counts["missed"])
 
 
 def perfect_logits(window):
