@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from rlhf.data.answers import template_checks
+from rlhf.data.answers import check_answers, template_checks
 from rlhf.data.chat import (
     add_chat_template,
     as_messages,
@@ -259,7 +259,10 @@ def encode(tokenizer, rows: Sequence[dict], max_length: int) -> tuple[Dataset, i
 
     Returns them, and how many were too long.
     """
-    encoded = encode_once(demonstrations, tokenizer, rows, COLUMNS, longest=max_length)
+    check_answers(tokenizer, rows)
+    encoded = encode_once(
+        demonstrations, tokenizer, rows, COLUMNS, row_by_row=True, longest=max_length
+    )
     if not encoded:
         raise UserError(
             f"no row fits max_length={max_length} tokens: raise it, up to the model's context"

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow
 
 from rlhf.data.cache import Writer, stored
 from rlhf.data.fingerprints import encoding_key, module_fingerprint
+from rlhf.data.parallel import encode_in_parts
 from rlhf.data.stored_numbers import NUMBERS, StoredNumbers
 
 Columns = dict[str, pyarrow.DataType]
@@ -94,16 +95,21 @@ def encode_once(
     tokenizer,
     rows: Sequence[dict],
     columns: Columns,
+    *,
+    row_by_row: bool = False,
     **settings,
 ) -> EncodedRows:
     """Rows of token ids that an encoder makes of rows, from the cache where they are there.
 
     encode: a function of a module, f(tokenizer, rows, counts, **settings), which gives the values of each row that it makes
     by the names of `columns`, and counts in the Counter `counts`. Nothing else may decide what it gives.
+    row_by_row: the encoder reads each row by itself, so that several processes may share the rows.
     settings: values that JSON can hold.
     """
     code = module_fingerprint(encode.__module__)
     key = encoding_key(encode.__name__, rows, tokenizer, code, list(columns), settings)
+    if row_by_row:
+        encode = partial(encode_in_parts, encode)
     return _encoded(key, encode, tokenizer, rows, columns, settings)
 
 

@@ -8,7 +8,6 @@ from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
-from rlhf.data.answers import check_answers
 from rlhf.data.chat import encode_examples
 from rlhf.data.encodings import Columns, EncodedRows
 from rlhf.data.padding import IGNORED
@@ -25,7 +24,6 @@ def demonstrations(
 
     Counts too_long, those of more than `longest` tokens, which are dropped.
     """
-    check_answers(tokenizer, rows)
     for row in rows:
         for ids, mask in encode_examples(tokenizer, row):
             if len(ids) > longest:

@@ -41,7 +41,10 @@ def encode_pairs_of_rankings(
     Completions of the same tokens are one, with the best of their ranks. Returns the rows, and counts of what they lack by
     its name. UserError where no row is left.
     """
-    ordered = encode_once(ordered_rankings, tokenizer, rows, COLUMNS, max_length=max_length)
+    check_answers(tokenizer, rows)
+    ordered = encode_once(
+        ordered_rankings, tokenizer, rows, COLUMNS, row_by_row=True, max_length=max_length
+    )
     if not ordered:
         raise UserError(
             "no strictly ordered pair in the rankings: their answers are equal, all tie, or are longer than "

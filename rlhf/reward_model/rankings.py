@@ -41,7 +41,15 @@ def encode_rankings(
     columns = COLUMNS
     if pairs and encode_pairs(tokenizer, "a", ["a"])[0].types is not None:
         columns = COLUMNS | {"token_type_ids": LISTS}
-    encoded = encode_once(rankings, tokenizer, rows, columns, max_length=max_length, pairs=pairs)
+    if not pairs:
+        check_answers(tokenizer, rows)
+    encoded = encode_once(
+        rankings, tokenizer, rows, columns, row_by_row=True, max_length=max_length, pairs=pairs
+    )
+    if not encoded:
+        raise UserError(
+            f"no ranking fits max_length={max_length} tokens: raise it (prompt + completion counts)"
+        )
     return encoded, encoded.counts["completions_too_long"]
 
 
@@ -49,19 +57,13 @@ def rankings(
     tokenizer, rows: Sequence[dict], counts: Counter[str], *, max_length: int, pairs: bool = False
 ) -> Iterator[dict]:
     """Yields what `encode_rankings` describes, with the index of the row. Counts completions_too_long."""
-    if pairs:
-        encode = encode_pairs
-    else:
-        encode = encode_conversations
-        check_answers(tokenizer, rows)
-    none_fits = True
+    encode = encode_pairs if pairs else encode_conversations
     for index, row in enumerate(rows):
         candidates = encode(tokenizer, row["prompt"], row["completions"])
         fitting = [i for i, one in enumerate(candidates) if len(one.ids) <= max_length]
         counts["completions_too_long"] += len(candidates) - len(fitting)
         if len(fitting) < 2:
             continue
-        none_fits = False
         kept = [candidates[i] for i in fitting]
         yield {
             "input_ids": [one.ids for one in kept],
@@ -71,10 +73,6 @@ def rankings(
             "places": fitting,
             "row": index,
         }
-    if none_fits:
-        raise UserError(
-            f"no ranking fits max_length={max_length} tokens: raise it (prompt + completion counts)"
-        )
 
 
 def require_order(rows: Sequence[dict], side: str) -> None:
