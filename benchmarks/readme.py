@@ -413,6 +413,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "alignment": alignment,
     "alignment:samples": alignment_samples,
     "ladder": ladder,
+    "ladder/stories": ladder,
     "ladder/korean": partial(ladder, titles=LADDER_KOREAN),
     "ladder/korean:answers": partial(ladder_answers, title=LADDER_KOREAN["rung"]),
     "seq2seq": pairs_of_texts,

@@ -250,12 +250,13 @@ def draw(rungs: list[Rung], path: Path) -> bool:
             options = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             label = f"{rung.name}: {rung.bits_per_byte:.3f}"
             axis.plot(*zip(*rung.curve, strict=True), markevery=[-1], label=label, **options)
-        for rung in measured:
-            if rung.curve:
-                continue
-            axis.plot(rung.seconds, rung.bits_per_byte, "k.")
+        counted = [rung for rung in measured if not rung.curve]
+        for i, rung in enumerate(counted):
             point = (rung.seconds, rung.bits_per_byte)
-            axis.annotate(rung.name, point, textcoords="offset points", xytext=(5, 2), fontsize=8)
+            axis.plot(*point, "k.")
+            # n-grams are near each other: names above and below in turn
+            offset = (5, 3 if i % 2 else -10)
+            axis.annotate(rung.name, point, textcoords="offset points", xytext=offset, fontsize=8)
         axis.set_xscale("log")
         axis.margins(x=0.15)  # room for the names
         axis.set_xlabel("seconds of training")
