@@ -250,20 +250,18 @@ def draw(rungs: list[Rung], path: Path) -> bool:
             options = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             label = f"{rung.name}: {rung.bits_per_byte:.3f}"
             axis.plot(*zip(*rung.curve, strict=True), markevery=[-1], label=label, **options)
-        counted = [rung for rung in measured if not rung.curve]
-        for i, rung in enumerate(counted):
-            point = (rung.seconds, rung.bits_per_byte)
-            axis.plot(*point, "k.")
-            # n-grams are near each other: names above and below in turn
-            offset = (5, 3 if i % 2 else -10)
-            axis.annotate(rung.name, point, textcoords="offset points", xytext=offset, fontsize=8)
+        for rung in measured:
+            if rung.curve:
+                continue
+            # the order of an n-gram as its mark: their points are near each other
+            options = {"color": "black", "marker": f"${rung.name[0]}$", "linestyle": "none"}
+            label = f"{rung.name}: {rung.bits_per_byte:.3f}"
+            axis.plot(rung.seconds, rung.bits_per_byte, label=label, **options)
         axis.set_xscale("log")
-        axis.margins(x=0.15)  # room for the names
         axis.set_xlabel("seconds of training")
         axis.set_ylabel("bits per byte, held-out text (lower is better)")
         axis.grid(alpha=0.3)
-        if trained:
-            axis.legend()
+        axis.legend()
     return True
 
 

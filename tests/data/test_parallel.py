@@ -69,9 +69,10 @@ def test_the_first_error_is_that_of_the_first_row():
 
 
 SLEEPER = """
-import os, sys, time
+import os, signal, sys, time
 from collections import Counter
 from rlhf.data import parallel
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 parallel.PART = 1
 parallel.os.sched_getaffinity = lambda pid: {0, 1}
 def encode(tokenizer, rows, counts):
