@@ -205,7 +205,7 @@ def build_report(
     score_names = [name for name in columns[0].values if name.startswith("score")]
     rates = rate_names(columns, score_names)
     add_estimates(columns, rates)
-    add_win_rates(columns, score_names)
+    add_win_rates(columns, score_names, [run.label for run in runs[-2:]])
     return Report(
         columns=columns,
         prompts=[as_text(row["prompt"]) for row in prompt_rows],
@@ -368,13 +368,13 @@ def add_estimates(columns: list[Column], rates: list[str]) -> None:
                 column.metrics[name] = mean_estimate(values)
 
 
-def add_win_rates(columns: list[Column], score_names: list[str]) -> None:
-    """Compare the last run with the one before it, for each way of decoding."""
+def add_win_rates(columns: list[Column], score_names: list[str], compared: list[str]) -> None:
+    """Compare the last run with the one before it, for each way of decoding that both have. compared: their labels."""
     for decoding in (SAMPLED, GREEDY, VALUES):
-        same_decoding = [column for column in columns if column.decoding == decoding]
-        if len(same_decoding) < 2:  # a single run has no opponent
+        both = [one for one in columns if one.decoding == decoding and one.label in compared]
+        if len(both) < 2:  # a single run has no opponent
             continue
-        opponent, last = same_decoding[-2:]
+        opponent, last = both
         for name in score_names:
             wins = win_rate(last.values[name], opponent.values[name])
             # Ties count half, and Wilson's interval is for zeros and ones only.
@@ -408,6 +408,8 @@ def shown_settings(
         "weights": {},
         "reference": None,
     }
+    if settings.value_coef is not None:
+        shown |= {"value_coef": settings.value_coef, "value_top_k": settings.value_top_k}
     if rewards:
         shown["weights"] = rewards.weights
     if reference:

@@ -214,6 +214,11 @@ def explanations(report: Report) -> list[str]:
     ]
     if settings["reference"]:
         lines.append(f"KL and win rates are against {settings['reference']}; ties count half.")
+    if "value_coef" in settings:
+        lines.append(
+            f"(values): the {settings['value_top_k']} likeliest tokens, re-ranked by the run's value model with the weight "
+            f"{settings['value_coef']:g}."
+        )
     return lines + report.notes
 
 

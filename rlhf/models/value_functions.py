@@ -72,8 +72,9 @@ def has_action_values(run: str) -> bool:
 
 
 def has_state_values(run: str) -> bool:
-    """True of a run that keeps PPO's value function."""
-    return (Path(model_folder(run)) / FOLDER).is_dir() and not has_action_values(run)
+    """True of a run that keeps a value function of PPO that `load_actor_critic` takes."""
+    folder = Path(model_folder(run)) / FOLDER
+    return folder.is_dir() and not any((folder / name).is_file() for name in (FILE, ADAPTER))
 
 
 def guide_ilql(policy: nn.Module, run: str, coef: float | None = None) -> float | None:

@@ -54,14 +54,16 @@ def launcher() -> int | None:
 
 
 def meet_in_new_store() -> None:
-    """After an elastic restart, let the processes meet in a TCPStore of process 0, at another MASTER_PORT.
+    """After an elastic restart on one machine, let the processes meet in a TCPStore of process 0, at another MASTER_PORT.
 
     torchrun's own store outlives the processes (torch 2.13). A restarted one may find the address of a dead one in it, and
-    ends with "Gloo connectFullMesh failed". Here it carries only the port of the new store.
+    ends with "Gloo connectFullMesh failed". Here it carries only the port of the new store. On several machines each agent
+    counts its restarts by itself, so that the count names no round of all.
     """
     global _store
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if attempt == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if attempt == 0 or not shares_store or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return
     from torch.distributed import TCPStore
 

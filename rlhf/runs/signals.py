@@ -20,6 +20,7 @@ from contextlib import contextmanager
 
 from transformers import TrainerCallback
 
+from rlhf.data.parallel import end_with
 from rlhf.errors import Interrupted
 
 # The kernel sends this one when the launcher dies. A signal to the whole group reaches the launcher and this process, so
@@ -28,7 +29,6 @@ LAUNCHER_DIED = getattr(signal, "SIGUSR2", None)
 HANDLED = [signal.SIGTERM, signal.SIGINT]
 if LAUNCHER_DIED is not None:  # None on Windows
     HANDLED.append(LAUNCHER_DIED)
-SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl.h
 SAME_SIGNAL = 0.5  # seconds in which a launcher and a terminal may both pass on one signal
 DEAF = 5.0  # seconds without the handler, after which a process waits in code of C
 
@@ -163,14 +163,8 @@ def _handle_in_child(number: int) -> None:
 
 
 def end_with_launcher(launcher: int) -> None:
-    """Ask Linux to signal this process when its parent, the launcher with this process id, dies."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(LAUNCHER_DIED))
-    if os.getppid() != launcher:  # it died before
-        os.kill(os.getpid(), LAUNCHER_DIED)
+    """Let the launcher's death, the parent with this process id, be a signal to this process. Linux alone has that."""
+    end_with(launcher, LAUNCHER_DIED)
 
 
 def agreed_signal() -> int:

@@ -55,6 +55,7 @@ class QuickHead:
         is_known = {"log_probs", "entropy", "is_top1"}.issuperset(outputs)
         is_exact = hidden.dtype == weight.dtype == torch.float32
         is_exact = is_exact and not torch.is_autocast_enabled(hidden.device.type)
+        is_exact = is_exact and not hasattr(weight, "ds_id")  # ZeRO-3, for which trl gathers it
         if not (is_plain and is_known and is_exact) or len(hidden) * len(weight) > cls.MOST:
             return cls.tiled(
                 hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs
@@ -66,7 +67,10 @@ class QuickHead:
             if "entropy" in outputs:
                 entropy = -torch.linalg.vecdot(all_log_probs.exp(), all_log_probs)
             if "is_top1" in outputs:
-                is_top1 = log_probs >= all_log_probs.amax(1)  # many times as fast as argmax
+                if all_log_probs.requires_grad:  # the log of training: much faster, and right but for ties
+                    is_top1 = log_probs >= all_log_probs.amax(1)
+                else:
+                    is_top1 = all_log_probs.argmax(1) == targets
         return log_probs, entropy, None, None, is_top1
 
 

@@ -13,11 +13,14 @@ from torch import nn
 from rlhf.commands import report as report_command
 from rlhf.commands.sample import add_arguments, main
 from rlhf.comparison.compare import ReportSettings, build_report, discount, load_runs
+from rlhf.comparison.report import explanations
+from rlhf.completions.functions import FunctionScorer
+from rlhf.completions.score import WeightedSum
 from rlhf.errors import UserError
 from rlhf.models.action_values import ActionValueHeads, save_heads
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.load import save
-from rlhf.models.value_functions import load_actor_critic
+from rlhf.models.value_functions import ADAPTER, load_actor_critic
 from rlhf.runs.record import RunRecord, read_jsonl
 
 PROMPTS = [{"prompt": text} for text in ("a b", "c", "d e f")]
@@ -45,6 +48,8 @@ def runs(tmp_path_factory, tokenizer, make_policy, make_reward_model):
     for parameter in heads.parameters():
         nn.init.normal_(parameter, std=0.25)
     save_heads(folder / "ilql" / "value_model", heads, 3.0)
+    (folder / "adapter" / "value_model").mkdir(parents=True)
+    (folder / "adapter" / "value_model" / ADAPTER).touch()  # of a trunk that is merged now
     return folder
 
 
@@ -131,11 +136,30 @@ def test_a_report_shows_what_the_values_of_a_ppo_run_choose(runs):
     assert "kl" in plain.metrics and "kl" not in guided.metrics
 
 
+def test_win_rates_are_those_of_the_last_two_runs_alone(runs):
+    paths = [str(runs / name) for name in ("model", "sft", "head")]
+    scorer = FunctionScorer(
+        lambda prompts, completions, **columns: list(map(len, completions)), "length"
+    )
+    settings = ReportSettings(max_completion_length=4, value_coef=1.0, samples=0)
+    rewards = WeightedSum({"length": scorer}, None)
+    report = build_report(paths, PROMPTS, settings=settings, rewards=rewards)
+    compared = [
+        (column.label, column.decoding)
+        for column in report.columns
+        if any(name.startswith("win_rate") for name in column.metrics)
+    ]
+    assert compared == [("head", "sampled")]
+    assert report.settings["value_coef"] == 1.0
+    assert "re-ranked by the run's value model with the weight 1" in explanations(report)[-1]
+
+
 @pytest.mark.parametrize(
     ("run", "flags", "message"),
     [
         ("sft", ["--value_coef", "1"], "none of the runs keeps a value_model/"),
         ("ilql", ["--value_coef", "1"], "none of the runs keeps a value_model/"),
+        ("adapter", ["--value_coef", "1"], "none of the runs keeps a value_model/"),
         ("model", ["--value_coef", "nan"], "at least 0 and finite"),
         ("model", ["--value_coef", "1", "--top_k", "0"], "--top_k 0"),
         ("model", ["--top_k", "4"], "read with --value_coef alone"),

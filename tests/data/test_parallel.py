@@ -65,7 +65,44 @@ def test_the_first_error_is_that_of_the_first_row():
     rows[35] = {"number": -35}
     with pytest.raises(UserError, match="-20 is negative"):
         list(parallel.encode_in_parts(squares, None, rows, Counter(), highest=100))
-    assert parallel._task is None
+
+
+def test_the_rest_is_encoded_here_where_a_child_is_killed():
+    first = os.getpid()
+
+    def encode(tokenizer, rows, counts):
+        for i, row in enumerate(rows):
+            if row["number"] == 20 and os.getpid() != first:
+                os.kill(os.getpid(), signal.SIGKILL)
+            counts["rows"] += 1
+            yield {"value": row["number"], "row": i}
+
+    counts = Counter()
+    entries = list(parallel.encode_in_parts(encode, None, numbers(40), counts))
+    assert entries == [{"value": number, "row": number} for number in range(40)]
+    assert counts == {"rows": 40}
+
+
+def test_no_more_parts_are_encoded_than_are_read_soon(tmp_path):
+    def encode(tokenizer, rows, counts):
+        (tmp_path / str(rows[0]["number"])).touch()
+        yield from rows
+
+    entries = parallel.encode_in_parts(encode, None, numbers(7 * 50), Counter())
+    next(entries)
+    time.sleep(0.2)
+    assert len(list(tmp_path.iterdir())) <= 2 * 2 + 1
+    entries.close()
+
+
+def test_one_process_encodes_where_none_can_be_started(monkeypatch):
+    def refuse(*arguments):
+        raise OSError("no /dev/shm")
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", refuse)
+    rows = numbers(30)
+    entries = parallel.encode_in_parts(squares, None, rows, Counter(), highest=100)
+    assert [entry["row"] for entry in entries] == [i for i in range(30) for _ in range(2)]
 
 
 SLEEPER = """

@@ -156,9 +156,10 @@ def test_the_number_of_processes_is_that_of_the_launcher(monkeypatch, tmp_path, 
 def test_after_an_elastic_restart_all_meet_in_a_new_store(monkeypatch):
     agent = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ports = []
-    for attempt, rank in (("0", "0"), ("1", "0"), ("1", "1")):
+    for attempt, rank, machines in (("0", "0", "1"), ("1", "0", "2"), ("1", "0", "1"), ("1", "1", "1")):
         variables = {
             "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "GROUP_WORLD_SIZE": machines,
             "TORCHELASTIC_RESTART_COUNT": attempt,
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(agent.port),
@@ -168,8 +169,8 @@ def test_after_an_elastic_restart_all_meet_in_a_new_store(monkeypatch):
             monkeypatch.setenv(name, value)
         processes.meet_in_new_store()
         ports.append(int(os.environ["MASTER_PORT"]))
-    first, *restarted = ports
-    assert first == agent.port
+    first, of_two_machines, *restarted = ports
+    assert first == of_two_machines == agent.port
     assert restarted[0] == restarted[1] != agent.port
     agent.set("address of a dead process", "")
     new = TCPStore("localhost", restarted[0], wait_for_workers=False)
