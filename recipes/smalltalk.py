@@ -2,7 +2,7 @@
 
     python recipes/smalltalk.py --voice caring --output runs/demo/data
 
-64 topics, about 440 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
+64 topics, about 270 phrasings each, and one right answer per topic in each of five voices. Questions that small talk
 cannot answer (beyond.json: facts, tasks, arithmetic, other languages and more) have one right answer in each voice too,
 which says so. Follow-ups ("why?", "another one"; follow_ups.json) have an answer that depends on the topic before. All of it
 was written for this project.
