@@ -59,9 +59,12 @@ def test_a_stage_of_one_process_has_the_weights_of_a_process_of_its_own(tmp_path
     (tmp_path / "text.txt").write_text("\n".join(lines))
     text = str(tmp_path / "text.txt")
     flags = f"--dataset_name {text} --report_to none"
-    tokenizer = f"tokenizer --config ladder {flags} --vocab_size 300 --output_dir {tmp_path}/RUN/tokenizer"
-    base = f"pretrain --config demo {flags} --tokenizer_name_or_path {tmp_path}/RUN/tokenizer --output_dir {tmp_path}/RUN/base "
-    base += "--hidden_size 16 --heads 2 --layers 1 --max_steps 4 --context 32 --block_size 16 --eval_fraction 0.2"
+    tokenizer = (
+        f"tokenizer --config ladder {flags} --vocab_size 300 --output_dir {tmp_path}/RUN/tokenizer"
+    )
+    base = f"pretrain --config demo {flags} --tokenizer_name_or_path {tmp_path}/RUN/tokenizer "
+    base += f"--output_dir {tmp_path}/RUN/base --hidden_size 16 --heads 2 --layers 1 --max_steps 4 "
+    base += "--context 32 --block_size 16 --eval_fraction 0.2"
     done = run_stages(f"{tokenizer}\n{base}\n".replace("RUN", "stages"))
     assert done.returncode == 0, done.stderr
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file"]

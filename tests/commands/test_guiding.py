@@ -36,6 +36,7 @@ def save_values(folder, value):
 def runs(tmp_path_factory, tokenizer, make_policy, make_reward_model):
     """Four runs of the same policy: without values, with a model, with a head, and with the heads of ILQL."""
     folder = tmp_path_factory.mktemp("runs")
+    tokenizer("a b c", truncation=True, max_length=2)  # which is saved, and means nothing
     for name in ("sft", "model", "head", "ilql"):
         save(make_policy(tokenizer, factor=2.0, seed=1), tokenizer, folder / name)
     save(make_reward_model(tokenizer), tokenizer, folder / "reward")

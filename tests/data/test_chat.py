@@ -197,6 +197,9 @@ def test_same_encoding(tokenizer, eos_is_pad, bytes_tokenizer, tmp_path):
         tokenizer, AutoTokenizer.from_pretrained(tmp_path)
     )
     assert not same_encoding(tokenizer, bytes_tokenizer)
+    cut = deepcopy(tokenizer)
+    cut("a b c", truncation=True, max_length=2, padding="max_length")
+    assert same_encoding(tokenizer, cut)  # the setting of a call
 
 
 @pytest.mark.parametrize("text", ["안녕, see you \N{GRINNING FACE}", "two\nlines"])
