@@ -115,7 +115,7 @@ class DemonstrationTrainer(TrlTrainer, SFTTrainer):
         args = self.args
         if args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        lengths = lengths_of(train_dataset or self.train_dataset)
+        lengths = lengths_of(self.train_dataset if train_dataset is None else train_dataset)
         size = args.train_batch_size * args.gradient_accumulation_steps
         return BatchesOfOneLength(size, lengths=lengths)
 

@@ -8,7 +8,6 @@ that one. It has the arguments, the environment and the random state of a proces
 Where a fork is not safe (not Linux), each command is a new process. The first that fails ends the line with its exit code.
 """
 
-import ctypes
 import gc
 import os
 import shlex
@@ -22,9 +21,9 @@ from importlib import import_module
 from rlhf.__main__ import COMMANDS
 from rlhf.__main__ import main as run_command
 from rlhf.commands.recipes import find_scripts
+from rlhf.data.parallel import end_with
 from rlhf.errors import UserError
 
-PR_SET_PDEATHSIG = 1  # of prctl, on Linux
 # What the recipes import late: transformers looks for a model's class only when it is asked for.
 LATE = (
     "matplotlib.pyplot",
@@ -101,7 +100,7 @@ def run_forked(argv: list[str]) -> int:
     if child == 0:
         for number, handler in before.items():
             signal.signal(number, handler)
-        end_with(parent)
+        end_with(parent, signal.SIGTERM)
         leave(argv)
     for number in caught:  # came before there was a child
         os.kill(child, number)
@@ -115,14 +114,6 @@ def run_forked(argv: list[str]) -> int:
     if code == 0 and caught:
         return 128 + caught[0]
     return code if code >= 0 else 128 - code  # as a shell counts
-
-
-def end_with(parent: int) -> None:
-    """Ask the system to end this process as by SIGTERM when its parent dies, however that happens."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # too late
-        os._exit(128 + signal.SIGTERM)
 
 
 def leave(argv: list[str]) -> None:

@@ -6,10 +6,10 @@ Writes report.json, report.md and plots. docs/metrics.md explains the numbers.
 """
 
 import argparse
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
+from rlhf.commands.guiding import check_is_finite_from_0
 from rlhf.comparison.compare import Report, ReportSettings, build_report
 from rlhf.comparison.report import plot, to_json, to_markdown, to_table
 from rlhf.completions.functions import CallLimits
@@ -67,8 +67,7 @@ def check_value_flags(args: argparse.Namespace) -> None:
         if args.top_k != DEFAULTS.value_top_k:
             raise UserError("--top_k is read with --value_coef alone: give both, or neither")
         return
-    if not 0 <= args.value_coef < math.inf:
-        raise UserError(f"--value_coef {args.value_coef} must be at least 0 and finite")
+    check_is_finite_from_0(args, "value_coef")
     if args.top_k < 1:
         raise UserError(f"--top_k {args.top_k} must be at least 1")
     if not any(map(has_state_values, args.runs)):

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 
 PART = 1000  # rows
 MOST_PROCESSES = 8
@@ -77,10 +78,11 @@ def _begin(task: Task, parent: int) -> None:
 
 
 def end_with(parent: int, number: int) -> None:
-    """Ask Linux for a signal to this process when its parent dies, whose process id is given."""
-    if sys.platform != "linux":
+    """Have this process sent a signal when its parent, whose process id is given, dies. Only Linux can do it."""
+    if sys.platform == "win32":
         return
-    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(number))
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(number))
     if os.getppid() != parent:  # it died before
         os.kill(os.getpid(), number)
 
